@@ -1,0 +1,50 @@
+# make demo    install, fetch the model, train it, show the result
+# make test    install what tests need and run them
+# make help    every target
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := pyproject.toml constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint format bench clean
+
+help:  ## This list
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 14
+
+demo: $(VENV)/.demo  ## Install, fetch SmolLM2-135M-Instruct, teach it addition, write a report
+	$(BIN)/interlock demo
+
+test: $(VENV)/.test  ## Install what tests need and run them (at most 10 minutes on two cores)
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: $(VENV)/.test  ## The tests that `make test` leaves out for their length
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+lint: $(VENV)/.lint  ## ruff, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.lint  ## Rewrite the sources in the house format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.bench  ## The benchmarks of bench/RESULTS.md (about an hour on two cores)
+	$(BIN)/python bench/rollout.py
+	$(BIN)/python bench/grpo_step.py
+	$(BIN)/python bench/demo_seeds.py
+
+clean:  ## Remove the virtual environment and caches; runs/ stays
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+
+# One stamp per extra: `make demo` installs no test tools.
+$(VENV)/.%: $(SOURCES) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$*]"
+	touch $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Interlock needs Python 3.11 or newer; run: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 2; }
+	$(PYTHON) -m venv $(VENV)

@@ -1,0 +1,301 @@
+"""The run config: a TOML recipe read into typed, frozen structs. Unknown keys and wrong types are errors.
+
+    recipe.toml + key=value overrides ──load()──> Recipe ──dump()──> config.json in the run directory
+
+Every default a run can use stands in this file and nowhere else.
+"""
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+import msgspec.inspect
+from msgspec import Meta
+
+from interlock.errors import ConfigError
+from interlock.records import Sampling
+
+Positive = Annotated[int, Meta(gt=0)]
+NonNegative = Annotated[int, Meta(ge=0)]
+Rate = Annotated[float, Meta(gt=0, le=1e9)]  # finite
+Share = Annotated[float, Meta(ge=0, le=1)]
+
+
+class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of every table of a recipe."""
+
+
+class Model(_Section):
+    """`path`: a Hugging Face directory, a hub id ("org/name"), or "smollm2-135m-instruct"."""
+
+    path: str
+    chat_template: str | None = None  # a Jinja file that replaces the model's own
+
+
+class Generator(_Section):
+    """One generation worker."""
+
+    engine: Literal["torch"] = "torch"
+    device: str = "cpu"
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    slots: Positive = 64  # completions decoded at the same time
+
+
+class Optimizer(_Section):
+    """AdamW on fp32 masters, linear warm-up, then `schedule` down to `final_lr` times the peak."""
+
+    lr: Rate = 1e-5
+    betas: tuple[Share, Share] = (0.9, 0.95)
+    eps: Rate = 1e-8
+    weight_decay: Annotated[float, Meta(ge=0)] = 0.0
+    warmup_steps: NonNegative = 0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    final_lr: Share = 0.1  # share of lr left at the last step of a linear or cosine schedule
+    clip_norm: Rate = 1.0
+
+
+class Learner(_Section):
+    """Where and how the weights are updated; the same for every stage of the recipe."""
+
+    device: str = "cpu"
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"  # of the forward and backward pass
+    micro_batch_tokens: Positive = 4096  # tokens per forward pass; the rest is accumulated
+    logits_chunk: Positive = 1024  # rows of the vocabulary projection held at a time
+    activation_checkpointing: bool = False
+    max_bad_steps: Positive = 5  # non-finite steps in a row before the run stops
+
+
+class Task(_Section):
+    """A source of problems and its verifier; `options` are the task's own and are checked by it.
+
+    `name`: "arithmetic", "gsm8k", "jsonl", or "reasoning-gym/<generator>".
+    """
+
+    name: str
+    options: dict[str, Any] = {}
+    seed: int = 0
+    held_out: Positive = 128  # problems kept away from training
+    system: str | None = None  # a system turn put before every problem
+    workers: Positive = 1  # verifier processes
+    timeout_s: Rate = 5.0  # per answer
+    memory_mb: Positive = 1024  # address space a verifier may add to the worker's own
+
+
+class Evaluation(_Section):
+    """Greedy accuracy on the held-out problems; always done before the first and after the last step."""
+
+    every: NonNegative = 0  # steps; 0: only before and after
+    problems: Positive = 128
+
+
+class Loss(_Section):
+    """The policy-gradient loss; sources of each formula in learner/loss.py and recipes/grpo.py."""
+
+    clip_low: Annotated[float, Meta(gt=0, lt=1)] = 0.2
+    clip_high: Rate = 0.2  # DAPO: 0.28
+    normalize: Literal["token", "sequence", "constant"] = "token"  # DAPO / GRPO / Dr.GRPO
+    advantage: Literal["mean_std", "mean"] = "mean_std"  # GRPO / Dr.GRPO
+    kl_beta: Annotated[float, Meta(ge=0)] = 0.0  # weight of k3 against the model the stage began with
+    tis_cap: Rate = 2.0  # truncated importance sampling, learner against sampler
+    tis_veto: Annotated[float, Meta(ge=0)] = 1e-4  # a token whose ratio is lower counts 0
+
+
+class Grpo(_Section, tag_field="kind", tag="grpo"):
+    task: Task
+    steps: Positive
+    problems_per_step: Positive = 8
+    completions: Annotated[int, Meta(ge=2)] = 8  # G, per problem
+    updates_per_step: Positive = 1  # optimizer steps on one batch of groups
+    sampling: Sampling = Sampling()
+    loss: Loss = Loss()
+    optimizer: Optimizer = Optimizer()
+    eval: Evaluation = Evaluation()
+
+
+class Sft(_Section, tag_field="kind", tag="sft"):
+    """`data`: JSONL, each line {"messages": […]} (loss on the assistant's tokens) or {"text": …}."""
+
+    data: str
+    steps: Positive
+    batch_size: Positive = 16  # rows per optimizer step
+    max_tokens: Positive = 1024  # rows longer than this are left out, and counted
+    optimizer: Optimizer = Optimizer()
+    task: Task | None = None  # when given, held-out accuracy is measured before and after
+    sampling: Sampling = Sampling(temperature=0.0)
+    eval: Evaluation = Evaluation()
+
+
+Stage = Grpo | Sft
+STAGES = (Grpo, Sft)
+
+
+class Recipe(_Section):
+    model: Model
+    stage: Annotated[list[Stage], Meta(min_length=1)]
+    name: str = "run"
+    seed: int = 0
+    learner: Learner = Learner()
+    generator: Annotated[list[Generator], Meta(min_length=1)] = msgspec.field(
+        default_factory=lambda: [Generator()]
+    )
+    checkpoint_every: NonNegative = 20  # steps; 0: only at the end of a stage
+    keep_checkpoints: Positive = 1
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a TOML recipe and apply `section.key=value` overrides (values in TOML, or a bare string).
+
+    Raises ConfigError, which names the file, the setting and what is expected.
+    """
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"no recipe at {path}; give the path of a .toml file") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path} is a directory; give the path of a .toml file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    for override in overrides:
+        _apply(tree, override)
+    return parse(tree, source=str(path))
+
+
+def parse(tree: dict[str, Any], source: str = "recipe") -> Recipe:
+    """Turn a plain tree into a Recipe. Raises ConfigError on any unknown key or wrong value."""
+    try:
+        recipe = msgspec.convert(tree, Recipe, strict=True)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{source}: {_explain(str(error), tree)}") from None
+    _check_combinations(recipe, source)
+    return recipe
+
+
+def to_tree(recipe: Recipe) -> dict[str, Any]:
+    """The resolved config as plain dicts and lists; `parse` reads it back."""
+    return msgspec.to_builtins(recipe)
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    """Set one dotted `key=value`. A list of one table, such as a lone [[stage]], needs no index."""
+    key, equals, text = override.partition("=")
+    if not equals or not re.fullmatch(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*", key):
+        raise ConfigError(f"cannot read the override {override!r}; write section.key=value")
+    parts: list[str] = key.split(".")
+    node: Any = tree
+    for depth, part in enumerate(parts):
+        where = ".".join(parts[: depth + 1])
+        if isinstance(node, list):
+            node = _element(node, part, where)
+            if part.isdigit():
+                continue
+        if not isinstance(node, dict):
+            raise ConfigError(f"cannot set {key}: {where} is not a table")
+        if depth == len(parts) - 1:
+            node[part] = _value(text)
+        else:
+            node = node.setdefault(part, {})
+
+
+def _element(tables: list[Any], part: str, where: str) -> Any:
+    if part.isdigit() and int(part) < len(tables):
+        return tables[int(part)]
+    if len(tables) == 1 and not part.isdigit():
+        return tables[0]
+    raise ConfigError(f"cannot set {where}: give an index from 0 to {len(tables) - 1} after the list")
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _explain(message: str, tree: dict[str, Any]) -> str:
+    """Turn msgspec's "Expected `int`, got `str` - at `$.stage[0].steps`" into our words."""
+    complaint, _, path = message.partition(" - at `")
+    keys = re.findall(r"\.([A-Za-z0-9_]+)|\[(\d+|\.\.\.)\]", path)
+    where = ".".join(name or index for name, index in keys)
+    if unknown := re.fullmatch(r"Object contains unknown field `(.+)`", complaint):
+        name = unknown[1]
+        setting = f"{where}.{name}" if where else name
+        near = _nearest(setting)
+        return f"unknown setting {setting!r}" + (f"; did you mean {near!r}?" if near else "")
+    if missing := re.fullmatch(r"Object missing required field `(.+)`", complaint):
+        setting = f"{where}.{missing[1]}" if where else missing[1]
+        return f"the setting {setting!r} is missing"
+    value = _lookup(tree, where)
+    complaint = complaint[0].lower() + complaint[1:].replace("`", "").replace("object", "a table")
+    if where.endswith(".kind"):
+        complaint = f"the kinds of stage are {', '.join(kind.__struct_config__.tag for kind in STAGES)}"
+    return f"{where or 'the recipe'} = {value!r}: {complaint}"
+
+
+def _lookup(tree: Any, where: str) -> Any:
+    for part in filter(None, where.split(".")):
+        if isinstance(tree, dict):
+            tree = tree.get(part)
+        elif isinstance(tree, list) and part.isdigit():
+            tree = tree[int(part)]
+    return tree
+
+
+def _nearest(setting: str) -> str | None:
+    """The known setting that an unknown one was most likely meant to be."""
+    known = sorted(set(_settings(msgspec.inspect.type_info(Recipe), "")))
+    plain = ".".join(part for part in setting.split(".") if not part.isdigit())
+    leaf = plain.rsplit(".", 1)[-1]
+    same_leaf = [path for path in known if path.rsplit(".", 1)[-1] == leaf]
+    near = difflib.get_close_matches(plain, same_leaf or known, n=1, cutoff=0.0 if same_leaf else 0.6)
+    return near[0] if near else None
+
+
+def _settings(kind: msgspec.inspect.Type, prefix: str) -> Iterator[str]:
+    """Every setting below `kind`, as dotted paths without list indices."""
+    match kind:
+        case msgspec.inspect.StructType():
+            for field in kind.fields:
+                yield prefix + field.name
+                yield from _settings(field.type, f"{prefix}{field.name}.")
+        case msgspec.inspect.ListType():
+            yield from _settings(kind.item_type, prefix)
+        case msgspec.inspect.UnionType():
+            for member in kind.types:
+                yield from _settings(member, prefix)
+
+
+def _check_combinations(recipe: Recipe, source: str) -> None:
+    if len(recipe.generator) > 1:
+        raise ConfigError(
+            f"{source}: {len(recipe.generator)} [[generator]] tables, but this version runs one; "
+            "remove the others"
+        )
+    for index, stage in enumerate(recipe.stage):
+        at = f"{source}: stage.{index}"
+        if stage.optimizer.warmup_steps >= stage.steps:
+            raise ConfigError(
+                f"{at}.optimizer.warmup_steps = {stage.optimizer.warmup_steps} leaves none of the "
+                f"{stage.steps} steps for training; lower it"
+            )
+        if stage.task is not None and stage.eval.problems > stage.task.held_out:
+            raise ConfigError(
+                f"{at}.eval.problems = {stage.eval.problems} is more than task.held_out = "
+                f"{stage.task.held_out}; lower the one or raise the other"
+            )
+        if isinstance(stage, Grpo):
+            if stage.sampling.temperature == 0:
+                raise ConfigError(
+                    f"{at}.sampling.temperature = 0 makes all completions of a group equal; "
+                    "GRPO needs a temperature above 0"
+                )
+            if stage.updates_per_step > stage.problems_per_step:
+                raise ConfigError(
+                    f"{at}.updates_per_step = {stage.updates_per_step} is more than "
+                    f"problems_per_step = {stage.problems_per_step}; an update needs a group"
+                )

@@ -1,0 +1,40 @@
+"""Every error that Interlock raises on purpose.
+
+    InterlockError
+    ├── UserError           the user can mend it: one line, names the bad value and the remedy; exit code 2
+    │   ├── ConfigError     a recipe, a setting or a command-line value
+    │   ├── ModelError      a model directory that is missing, unsafe, truncated or of an unknown family
+    │   ├── TaskError       a task, its data or its verifier cannot be set up
+    │   └── RunError        a run directory: locked, not empty, unreadable, read-only, disk full
+    └── TrainingError       the run cannot go on (non-finite steps in a row, …); exit code 1
+
+Anything else that escapes is a bug and keeps its traceback.
+"""
+
+
+class InterlockError(Exception):
+    """Base of everything raised on purpose."""
+
+
+class UserError(InterlockError):
+    """The user can mend it; the message is one line that names the bad value and the remedy."""
+
+
+class ConfigError(UserError):
+    """A recipe, a setting or a command-line value is wrong."""
+
+
+class ModelError(UserError):
+    """A model directory is missing, unsafe, damaged or of a family the decoder does not know."""
+
+
+class TaskError(UserError):
+    """A task, its data or its verifier cannot be set up."""
+
+
+class RunError(UserError):
+    """A run directory is locked, occupied, unreadable, read-only or out of space."""
+
+
+class TrainingError(InterlockError):
+    """The run cannot go on, though the settings were well formed."""
