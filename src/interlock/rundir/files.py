@@ -1,0 +1,225 @@
+"""Writing that a kill, a power cut or a full disk cannot leave half done.
+
+    bytes     ── write_atomically ──> temporary sibling ── fsync ──> rename ── fsync of the parent
+    directory ── atomic_directory ──> temporary sibling ── fsync of all in it ──> rename ── fsync …
+    one line  ── JsonLines.append ──> end of the file ── fsync; what failed is cut off again
+
+Whoever owns a directory calls `recover` on it before writing: it puts away what a killed process
+left. Nothing here locks anything; one writer at a time is the caller's duty (see `run.py`).
+"""
+
+import errno
+import os
+import re
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from interlock.errors import RunError
+
+_TEMPORARY = ".tmp-"  # not finished: of no use once its writer is gone
+_ASIDE = ".old-"  # finished, moved aside for the moment in which its successor takes the name
+
+_FULL = "no space left on the disk; free some, then go on with --resume"
+_READ_ONLY = "the file system is read-only; remount it, or choose another directory"
+_NO_PERMISSION = "no permission to write; change its owner or mode, or choose another directory"
+_DISK_ERROR = "the disk failed or refused a write; check it and `ulimit -f`, then use --resume"
+
+_ERRNO_REMEDIES = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EROFS: _READ_ONLY,
+    errno.EACCES: _NO_PERMISSION,
+    errno.EPERM: _NO_PERMISSION,
+    errno.EIO: _DISK_ERROR,
+    errno.EFBIG: _DISK_ERROR,
+    errno.ENOTDIR: "a part of this path is a file; choose another directory",
+    errno.EEXIST: "a file of this name is in the way; choose another directory",
+    errno.ENAMETOOLONG: "the name is too long; choose another directory",
+}
+_SQLITE_REMEDIES = {
+    sqlite3.SQLITE_FULL: _FULL,
+    sqlite3.SQLITE_READONLY: _READ_ONLY,
+    sqlite3.SQLITE_CANTOPEN: "cannot open the ledger; check that the directory may be written to",
+    sqlite3.SQLITE_IOERR: _DISK_ERROR,
+    sqlite3.SQLITE_BUSY: "another process keeps the ledger locked; end it and use --resume",
+    sqlite3.SQLITE_CORRUPT: "the ledger is damaged; restore it from a copy, or start a new run",
+    sqlite3.SQLITE_NOTADB: "the ledger is not an SQLite file; restore it, or start a new run",
+}
+
+
+@contextmanager
+def storage_errors(directory: Path) -> Iterator[None]:
+    """Turn what disks do wrong inside the block into a one-line RunError about `directory`.
+
+    Covers OSError, SQLite's errors, and errors of Rust libraries (safetensors, tokenizers), which
+    carry their errno as "(os error N)". Anything that is not the disk's doing passes unchanged.
+    """
+    try:
+        yield
+    except Exception as error:
+        remedy = _remedy(error)
+        if remedy is None:
+            raise
+        raise RunError(f"{directory}: {remedy}") from error
+
+
+def _remedy(error: Exception) -> str | None:
+    if isinstance(error, OSError):
+        return _ERRNO_REMEDIES.get(error.errno or 0)
+    if isinstance(error, sqlite3.Error):
+        extended = getattr(error, "sqlite_errorcode", 0)
+        return _SQLITE_REMEDIES.get(extended & 0xFF)  # the low byte is the primary result code
+    told = re.search(r"\(os error (\d+)\)", str(error))
+    return _ERRNO_REMEDIES.get(int(told[1])) if told else None
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace `path` by `data`; a reader or a kill sees the old content or the new, never a part.
+
+    Raises RunError when the disk is full, read-only or out of bounds; `path` is then as before.
+    """
+    temporary = _temporary(path)
+    with storage_errors(path.parent):
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.rename(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync(path.parent)
+
+
+@contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """Yield an empty directory to fill; it becomes `path`, replacing any before it, on success.
+
+    When the block raises, or the disk does (RunError), what was written is removed and `path` is
+    as before. A kill leaves `path` old or new, or absent until `recover` brings the old one back.
+    """
+    temporary = _temporary(path)
+    with storage_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        try:
+            yield temporary
+            for directory, _, files in os.walk(temporary):
+                for name in files:
+                    _sync(Path(directory, name))
+                _sync(Path(directory))
+            _take_name(temporary, path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+def remove_directory(path: Path) -> None:
+    """Remove a tree so that a kill leaves all of it or, under its own name, nothing."""
+    temporary = _temporary(path)
+    with storage_errors(path.parent):
+        os.rename(path, temporary)
+        shutil.rmtree(temporary)
+
+
+def recover(directory: Path) -> list[str]:
+    """Put away what a killed writer left directly in `directory`; return the names it left.
+
+    Unfinished entries are removed. One that was moved aside takes its name again if its successor
+    never did. Only safe while no other process writes here.
+    """
+    found = sorted(name for name in os.listdir(directory) if name.startswith((_TEMPORARY, _ASIDE)))
+    with storage_errors(directory):
+        for name in found:
+            path = directory / name
+            home = directory / name.removeprefix(_ASIDE)
+            if name.startswith(_ASIDE) and not home.exists():
+                os.rename(path, home)
+            elif path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        _sync(directory)
+    return found
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
+
+
+def _take_name(new: Path, path: Path) -> None:
+    """Rename `new` to `path`. rename(2) does not replace a directory that holds anything."""
+    aside = path.with_name(_ASIDE + path.name)
+    if path.exists():
+        os.rename(path, aside)
+    os.rename(new, path)
+    _sync(path.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class JsonLines:
+    """An append-only file of JSON objects, one a line. Non-finite numbers are written as null."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Add one line, durable on return. Raises RunError; the file is then as it was before."""
+        data = memoryview(msgspec.json.encode(record) + b"\n")
+        with storage_errors(self.path.parent), open(self.path, "ab", buffering=0) as file:
+            start = file.tell()
+            try:
+                while data:
+                    data = data[file.write(data) :]
+                os.fsync(file.fileno())
+            except BaseException:
+                file.truncate(start)
+                raise
+            if start == 0:
+                _sync(self.path.parent)
+
+    def repair(self) -> int:
+        """Cut off a last line that a kill left unfinished; return how many bytes that were."""
+        if not self.path.exists():
+            return 0
+        data = self.path.read_bytes()
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):
+            with storage_errors(self.path.parent), open(self.path, "r+b") as file:
+                file.truncate(whole)
+                os.fsync(file.fileno())
+        return len(data) - whole
+
+    def read(self) -> list[dict[str, Any]]:
+        """All finished lines, oldest first; [] when there is no file.
+
+        Raises RunError naming the line that is not a JSON object.
+        """
+        if not self.path.exists():
+            return []
+        *lines, _unfinished = self.path.read_bytes().split(b"\n")
+        return [self._parse(line, number) for number, line in enumerate(lines, start=1)]
+
+    def _parse(self, line: bytes, number: int) -> dict[str, Any]:
+        try:
+            return msgspec.json.decode(line, type=dict[str, Any])
+        except msgspec.MsgspecError as error:
+            raise RunError(
+                f"{self.path} line {number} is damaged ({error}); delete that line and try again"
+            ) from None

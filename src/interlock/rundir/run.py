@@ -1,0 +1,353 @@
+"""One run, one directory, one writer at a time.
+
+    config.json     the resolved config; a resumed run must match it
+    manifest.json   versions, platform, when and how the run began and ended; written last at
+                    creation: a directory with a manifest is a run
+    lock            held (flock) by the writing process; its pid inside
+    metrics.jsonl   one line per optimizer step
+    events.jsonl    one line per event: resumed, non-finite step skipped, verifier killed, …
+    ledger.sqlite   scored groups and evaluations
+    checkpoints/    stage00-step000020/ …: all it takes to go on; only the newest are kept
+    weights/        the final model in the Hugging Face layout
+    report.html     written from the above by `report`
+
+Steps count from 1 within each stage; an evaluation or a checkpoint at step s is of the weights
+after s updates, so an evaluation at step 0 is of the weights the stage began with. After a resume
+a step may be logged again: the last line of each (stage, step) counts.
+"""
+
+import fcntl
+import os
+import platform
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self, TextIO
+
+import msgspec
+
+from interlock.errors import RunError
+from interlock.rundir.files import (
+    JsonLines,
+    atomic_directory,
+    recover,
+    remove_directory,
+    storage_errors,
+    write_atomically,
+)
+from interlock.rundir.ledger import Ledger
+
+# Settings that a resumed run may change: they decide when things are written, not what is learned.
+_FREE_TO_CHANGE = frozenset({"name", "checkpoint_every", "keep_checkpoints"})
+_LOCK_PATIENCE = 1.0  # seconds; a reader holds the lock for an instant to learn the status
+
+
+class Session(msgspec.Struct):
+    """One process's time on the run, unix seconds; `ended` is None while it runs or if killed."""
+
+    started: float
+    ended: float | None = None
+
+
+class Manifest(msgspec.Struct):
+    """How the run began and ended. `status`: running, finished, failed or interrupted."""
+
+    versions: dict[str, str]
+    platform: str
+    created: float  # unix seconds
+    sessions: list[Session]
+    status: str = "running"
+    reason: str | None = None  # one line, when failed
+
+
+class Checkpoint(NamedTuple):
+    stage: int
+    step: int
+    path: Path
+
+
+class RunView:
+    """What a run wrote, for reading only: changes no file, and works on a run that is going on.
+
+    (SQLite may leave its own empty -wal and -shm files beside the ledger.)
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises RunError when `path` holds no run, or one that cannot be read."""
+        self.path = path
+        self.manifest = self._read_json("manifest.json", Manifest)
+        self.config = self._read_json("config.json", dict[str, Any])
+        self.ledger = self._open_ledger()
+
+    def _read_json(self, name: str, kind: Any) -> Any:
+        try:
+            return msgspec.json.decode((self.path / name).read_bytes(), type=kind)
+        except (FileNotFoundError, NotADirectoryError):
+            raise RunError(
+                f"no run in {self.path} ({name} is missing); give the directory a run was "
+                "written to"
+            ) from None
+        except (OSError, msgspec.MsgspecError) as error:
+            raise RunError(f"cannot read {self.path / name}: {error}") from None
+
+    def _open_ledger(self) -> Ledger:
+        return Ledger.read_only(self.path / "ledger.sqlite")
+
+    @property
+    def status(self) -> str:
+        """running, finished, failed or interrupted (stopped by the user, or killed)."""
+        if self.manifest.status == "running" and not self._is_locked():
+            return "interrupted"
+        return self.manifest.status
+
+    def _is_locked(self) -> bool:
+        try:
+            with open(self.path / "lock") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """One line per (stage, step), in order: the last that was logged."""
+        lines = JsonLines(self.path / "metrics.jsonl").read()
+        try:
+            last = {(line["stage"], line["step"]): line for line in lines}
+        except KeyError as error:
+            raise RunError(
+                f"{self.path}/metrics.jsonl: a line without {error}; delete it"
+            ) from None
+        return [last[key] for key in sorted(last)]
+
+    def events(self) -> list[dict[str, Any]]:
+        """All events, oldest first: "time" (unix seconds), "kind", "message", more by kind."""
+        return JsonLines(self.path / "events.jsonl").read()
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """The finished checkpoints, oldest first."""
+        found = []
+        for path in (self.path / "checkpoints").glob("stage*-step*"):
+            if name := re.fullmatch(r"stage(\d+)-step(\d+)", path.name):
+                found.append(Checkpoint(int(name[1]), int(name[2]), path))
+        return sorted(found)
+
+    def latest_checkpoint(self) -> Checkpoint | None:
+        return max(self.checkpoints(), default=None)
+
+    def check_same_config(self, tree: dict[str, Any]) -> None:
+        """Raise RunError naming the first setting in which `tree` differs from the run's config."""
+        given = msgspec.json.decode(msgspec.json.encode(tree))  # tuples become lists, as on disk
+        difference = _first_difference(self.config, given, "")
+        if difference is not None:
+            raise RunError(
+                f"{self.path} was run with {difference}; resume it with its own settings, or give "
+                "another directory"
+            )
+
+    def close(self) -> None:
+        self.ledger.close()
+
+
+class RunDir(RunView):
+    """A run being written. As a context manager it records how the run ended and lets go of it."""
+
+    def __init__(self, path: Path, lock: TextIO) -> None:
+        """Use `create` or `open`."""
+        super().__init__(path)
+        self._lock = lock
+        self._metrics = JsonLines(path / "metrics.jsonl")
+        self._events = JsonLines(path / "events.jsonl")
+
+    def _open_ledger(self) -> Ledger:
+        return Ledger(self.path / "ledger.sqlite")
+
+    @classmethod
+    def create(cls, path: Path, config: dict[str, Any], versions: dict[str, str]) -> "RunDir":
+        """Start a run in a new or empty directory.
+
+        Raises RunError when it holds a run or anything else, is in use, or cannot be written to.
+        """
+        with storage_errors(path):
+            path.mkdir(parents=True, exist_ok=True)
+            ours = {"lock", "config.json", "manifest.json"}
+            strangers = sorted(set(os.listdir(path)) - ours)
+        if (path / "manifest.json").exists():
+            raise RunError(f"{path} holds a run already; add --resume, or give another directory")
+        if any(not name.startswith(".tmp-") for name in strangers):
+            raise RunError(f"{path} is not empty and holds no run; give another directory")
+        now = time.time()
+        manifest = Manifest(
+            versions, f"{platform.system()} {platform.machine()}", now, [Session(now)]
+        )
+        lock = _acquire(path)
+        try:
+            recover(path)
+            _write_json(path / "config.json", config)
+            _write_json(path / "manifest.json", manifest)
+            return cls(path, lock)
+        except BaseException:
+            lock.close()
+            raise
+
+    @classmethod
+    def open(cls, path: Path, config: dict[str, Any] | None = None) -> "RunDir":
+        """Go on with a run: repair what a kill left torn, and note it as an event.
+
+        Raises RunError when there is no run, when it is in use, or when `config` is given and
+        differs from the recorded one; then nothing was changed.
+        """
+        view = RunView(path)
+        view.close()
+        if config is not None:
+            view.check_same_config(config)
+        lock = _acquire(path)
+        try:
+            run = cls(path, lock)
+            run._resume()
+            return run
+        except BaseException:
+            lock.close()
+            raise
+
+    @classmethod
+    def read(cls, path: Path) -> RunView:
+        """A read-only view, for reports. Raises RunError when `path` holds no run."""
+        return RunView(path)
+
+    def _resume(self) -> None:
+        leftovers = recover(self.path)
+        if (self.path / "checkpoints").is_dir():
+            leftovers += recover(self.path / "checkpoints")
+        torn = self._metrics.repair() + self._events.repair()
+        self.manifest.sessions.append(Session(time.time()))
+        self._set_status("running")
+        newest = self.latest_checkpoint()
+        where = f"stage {newest.stage} step {newest.step}" if newest else "the beginning"
+        self.event("resumed", f"resumed from {where}")
+        if leftovers or torn:
+            removed = ", ".join(leftovers) or "nothing"
+            self.event("recovered", f"unfinished: {removed}; {torn} bytes of torn lines cut off")
+
+    def log(self, metrics: dict[str, Any]) -> None:
+        """Append the line of one step ("stage" and "step" given, "time" added); durable."""
+        assert "stage" in metrics and "step" in metrics, metrics
+        self._metrics.append({"time": time.time()} | metrics)
+
+    def event(self, kind: str, message: str, **facts: Any) -> None:
+        """Append one event; durable."""
+        self._events.append({"time": time.time(), "kind": kind, "message": message} | facts)
+
+    @contextmanager
+    def checkpoint(self, stage: int, step: int, keep: int) -> Iterator[Path]:
+        """Yield a directory to fill; it appears whole, then all but the newest `keep` go."""
+        name = f"stage{stage:02d}-step{step:06d}"
+        with atomic_directory(self.path / "checkpoints" / name) as directory:
+            yield directory
+        for old in self.checkpoints()[:-keep]:
+            remove_directory(old.path)
+
+    @contextmanager
+    def weights(self) -> Iterator[Path]:
+        """Yield a directory to fill; it becomes weights/ as a whole."""
+        with atomic_directory(self.path / "weights") as directory:
+            yield directory
+
+    def finish(self, status: str = "finished", reason: str | None = None) -> None:
+        """Record how the run ended, and let go of the directory."""
+        try:
+            self.manifest.sessions[-1].ended = time.time()
+            self._set_status(status, reason)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Let go of the directory; the status stays as it is."""
+        super().close()
+        self._lock.close()
+
+    def _set_status(self, status: str, reason: str | None = None) -> None:
+        self.manifest.status, self.manifest.reason = status, reason
+        _write_json(self.path / "manifest.json", self.manifest)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.finish()
+            return
+        with suppress(RunError):  # a full disk must not hide the error that is on its way up
+            if isinstance(error, Exception):
+                reason = " ".join(str(error).split()) or type(error).__name__
+                self.finish("failed", reason)
+            else:
+                self.finish("interrupted")
+
+
+def _write_json(path: Path, content: Any) -> None:
+    write_atomically(path, msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")
+
+
+def _acquire(directory: Path) -> TextIO:
+    """Lock `directory` until the file is closed or the process ends, however it ends."""
+    with storage_errors(directory):
+        file = open(directory / "lock", "a+")  # noqa: SIM115  the open file is the lock
+    deadline = time.monotonic() + _LOCK_PATIENCE
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() < deadline:
+                time.sleep(0.05)
+                continue
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            file.close()
+            raise RunError(
+                f"{directory} is in use by process {holder}; wait for it, or give another directory"
+            ) from None
+    with storage_errors(directory):
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+    return file
+
+
+def _first_difference(recorded: Any, given: Any, key: str) -> str | None:
+    """ "key = old, not new" for the first leaf that differs, walking in the recorded order."""
+    if isinstance(recorded, dict) and isinstance(given, dict):
+        names = [*recorded, *(name for name in given if name not in recorded)]
+        pairs = [(f"{key}.{name}" if key else name, name) for name in names]
+        for path, name in pairs:
+            if path in _FREE_TO_CHANGE:
+                continue
+            found = _first_difference(recorded.get(name), given.get(name), path)
+            if found is not None:
+                return found
+        return None
+    if isinstance(recorded, list) and isinstance(given, list) and len(recorded) == len(given):
+        for index, (old, new) in enumerate(zip(recorded, given, strict=True)):
+            found = _first_difference(old, new, f"{key}[{index}]")
+            if found is not None:
+                return found
+        return None
+    if recorded == given:
+        return None
+    old, new = (_brief(value) for value in (recorded, given))
+    return f"{key} = {old}, not {new}"
+
+
+def _brief(value: Any) -> str:
+    text = msgspec.json.encode(value).decode()
+    return text if len(text) <= 60 else f"{text[:57]}…"

@@ -1,0 +1,152 @@
+import errno
+import os
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from interlock.errors import RunError
+from interlock.rundir.files import (
+    JsonLines,
+    atomic_directory,
+    recover,
+    remove_directory,
+    storage_errors,
+    write_atomically,
+)
+
+
+def test_write_atomically_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
+    target = tmp_path / "a.txt"
+    write_atomically(target, b"old")
+    write_atomically(target, b"new")
+    assert target.read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_write_atomically_keeps_the_old_file_when_the_rename_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "a.txt"
+    write_atomically(target, b"old")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "rename", full)
+    with pytest.raises(RunError, match="no space left"):
+        write_atomically(target, b"new")
+    assert target.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_atomic_directory_replaces_whole(tmp_path: Path) -> None:
+    target = tmp_path / "weights"
+    for content, names in (("1", ["a", "b"]), ("2", ["a"])):
+        with atomic_directory(target) as directory:
+            for name in names:
+                (directory / name).write_text(content)
+    assert {path.name: path.read_text() for path in target.iterdir()} == {"a": "2"}
+    assert os.listdir(tmp_path) == ["weights"]
+
+
+def test_atomic_directory_that_fails_changes_nothing(tmp_path: Path) -> None:
+    target = tmp_path / "weights"
+    with atomic_directory(target) as directory:
+        (directory / "a").write_text("1")
+    with pytest.raises(ZeroDivisionError), atomic_directory(target) as directory:
+        (directory / "a").write_text("2")
+        raise ZeroDivisionError
+    assert (target / "a").read_text() == "1"
+    assert os.listdir(tmp_path) == ["weights"]
+
+
+def test_recover_removes_the_unfinished_and_brings_back_what_was_moved_aside(
+    tmp_path: Path,
+) -> None:
+    for name in (".tmp-7-x", ".old-lost", ".old-kept", "kept"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    (tmp_path / ".tmp-7-y").write_text("torn")
+    assert recover(tmp_path) == [".old-kept", ".old-lost", ".tmp-7-x", ".tmp-7-y"]
+    assert sorted(os.listdir(tmp_path)) == ["kept", "lost"]
+    assert (tmp_path / "kept" / "file").read_text() == "kept"
+    assert (tmp_path / "lost" / "file").read_text() == ".old-lost"
+
+
+def test_remove_directory(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "file").write_text("x")
+    remove_directory(tmp_path / "a")
+    assert os.listdir(tmp_path) == []
+
+
+def test_json_lines_append_and_read(tmp_path: Path) -> None:
+    lines = JsonLines(tmp_path / "x.jsonl")
+    assert lines.read() == []
+    lines.append({"step": 1, "loss": 0.5})
+    lines.append({"step": 2, "loss": float("nan"), "text": "two\nlines"})
+    assert lines.read() == [
+        {"step": 1, "loss": 0.5},
+        {"step": 2, "loss": None, "text": "two\nlines"},
+    ]
+
+
+@pytest.mark.parametrize("torn", [b"{", b'{"step": 3, "lo', b'{"step": 3}', b"\x00\x00"])
+def test_a_torn_last_line_is_not_read_and_is_cut_off(tmp_path: Path, torn: bytes) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b'{"step":1}\n{"step":2}\n' + torn)
+    lines = JsonLines(path)
+    assert lines.read() == [{"step": 1}, {"step": 2}]
+    assert lines.repair() == len(torn)
+    assert lines.repair() == 0
+    lines.append({"step": 3})
+    assert path.read_bytes() == b'{"step":1}\n{"step":2}\n{"step":3}\n'
+
+
+@pytest.mark.parametrize("damage", [b"", b"nonsense", b"[1]", b"\xff"])
+def test_a_damaged_whole_line_is_named(tmp_path: Path, damage: bytes) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b'{"step":1}\n' + damage + b'\n{"step":3}\n')
+    with pytest.raises(RunError, match="line 2 is damaged"):
+        JsonLines(path).read()
+
+
+def test_a_failed_append_is_cut_off_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.jsonl"
+    lines = JsonLines(path)
+    lines.append({"step": 1})
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunError, match="no space left"):
+        lines.append({"step": 2})
+    assert path.read_bytes() == b'{"step":1}\n'
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        (OSError(errno.ENOSPC, ""), "no space left"),
+        (OSError(errno.EROFS, ""), "read-only"),
+        (PermissionError(errno.EACCES, ""), "no permission"),
+        (NotADirectoryError(errno.ENOTDIR, ""), "is a file"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), "no space left"),
+    ],
+)
+def test_storage_errors_name_the_directory_and_the_remedy(error: Exception, remedy: str) -> None:
+    with pytest.raises(RunError) as caught, storage_errors(Path("runs/x")):
+        raise error
+    message = str(caught.value)
+    assert message.startswith("runs/x: ") and remedy in message and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOENT, ""), sqlite3.IntegrityError("x"), KeyError("x")]
+)
+def test_what_is_not_the_disks_doing_passes_unchanged(error: Exception) -> None:
+    with pytest.raises(type(error)) as caught, storage_errors(Path("runs/x")):
+        raise error
+    assert caught.value is error

@@ -1,0 +1,209 @@
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from interlock.config import parse, to_tree
+from interlock.errors import RunError
+from interlock.records import ScoredGroup
+from interlock.rundir import RunDir
+
+TREE: dict[str, Any] = {
+    "name": "test",
+    "model": {"path": "m"},
+    "stage": [{"kind": "sft", "data": "a", "steps": 2, "optimizer": {"betas": (0.9, 0.95)}}],
+    "checkpoint_every": 20,
+}
+VERSIONS = {"interlock": "0.1", "python": "3.11"}
+
+
+def create(path: Path) -> RunDir:
+    return RunDir.create(path, TREE, VERSIONS)
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    """All files but the empty index files that SQLite may leave beside a database it only read."""
+    files = [path for path in directory.iterdir() if not path.name.endswith(("-shm", "-wal"))]
+    return {path.name: path.read_bytes() for path in files}
+
+
+def test_a_run_is_recorded_and_read_back(tmp_path: Path, make_group: Callable[..., Any]) -> None:
+    with create(tmp_path / "run") as run:
+        run.log({"stage": 0, "step": 1, "loss": 0.5})
+        run.event("worker_lost", "worker w1 ended with signal 9", worker="w1")
+        run.ledger.record(0, 1, [make_group("a", 1.0)])
+        with run.weights() as directory:
+            (directory / "config.json").write_text("{}")
+        assert RunDir.read(run.path).status == "running"
+    view = RunDir.read(tmp_path / "run")
+    assert view.status == "finished"
+    assert view.config["stage"][0]["optimizer"]["betas"] == [0.9, 0.95]
+    assert view.manifest.versions == VERSIONS
+    [line] = view.metrics()
+    assert (line["stage"], line["step"], line["loss"]) == (0, 1, 0.5) and line["time"] > 1e9
+    [event] = view.events()
+    assert (event["kind"], event["worker"]) == ("worker_lost", "w1")
+    assert view.ledger.read(0, 1) == [make_group("a", 1.0)]
+    assert os.listdir(view.path / "weights") == ["config.json"]
+    [session] = view.manifest.sessions
+    assert session.ended is not None and session.ended >= session.started
+
+
+def test_the_last_line_of_a_step_counts(tmp_path: Path) -> None:
+    run = create(tmp_path)
+    for stage, step, loss in [(0, 1, 1.0), (0, 2, 2.0), (1, 1, 9.0), (0, 2, 2.5), (0, 10, 3.0)]:
+        run.log({"stage": stage, "step": step, "loss": loss})
+    lines = [(line["stage"], line["step"], line["loss"]) for line in run.metrics()]
+    assert lines == [(0, 1, 1.0), (0, 2, 2.5), (0, 10, 3.0), (1, 1, 9.0)]
+
+
+def test_a_directory_in_use_or_with_strangers_is_refused(tmp_path: Path) -> None:
+    create(tmp_path / "run").finish()
+    with pytest.raises(RunError, match="holds a run already; add --resume"):
+        create(tmp_path / "run")
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.tex").write_text("x")
+    with pytest.raises(RunError, match="not empty and holds no run"):
+        create(tmp_path / "home")
+    with pytest.raises(RunError, match="a file of this name is in the way"):
+        create(tmp_path / "home" / "thesis.tex")
+    with pytest.raises(RunError, match="a part of this path is a file"):
+        create(tmp_path / "home" / "thesis.tex" / "run")
+    assert os.listdir(tmp_path / "home") == ["thesis.tex"]
+
+
+def test_what_a_kill_during_creation_left_is_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / "lock").write_text("1\n")
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / ".tmp-1-manifest.json").write_text("{")
+    create(tmp_path).finish()
+    assert RunDir.read(tmp_path).config["name"] == "test"
+    assert not (tmp_path / ".tmp-1-manifest.json").exists()
+
+
+@pytest.mark.parametrize("how", [RunDir.open, RunDir.read])
+def test_no_run_is_an_error_and_nothing_is_created(
+    tmp_path: Path, how: Callable[[Path], Any]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    for name in ("empty", "missing"):
+        with pytest.raises(RunError, match=f"no run in .*{name}"):
+            how(tmp_path / name)
+    assert os.listdir(tmp_path) == ["empty"] and os.listdir(tmp_path / "empty") == []
+
+
+def test_a_damaged_manifest_is_named(tmp_path: Path) -> None:
+    create(tmp_path).finish()
+    (tmp_path / "manifest.json").write_text('{"versions": 3}')
+    with pytest.raises(RunError, match=r"cannot read .*manifest\.json"):
+        RunDir.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 1}, "seed = null, not 1"),
+        ({"model": {"path": "n"}}, 'model.path = "m", not "n"'),
+        ({"stage": [TREE["stage"][0] | {"steps": 3}]}, r"stage\[0\]\.steps = 2, not 3"),
+        ({"stage": [*TREE["stage"], *TREE["stage"]]}, r"stage = \[\{.*…, not \[\{.*…"),
+    ],
+)
+def test_resuming_with_another_config_is_refused_and_changes_nothing(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    create(tmp_path).finish()
+    before = contents(tmp_path)
+    with pytest.raises(RunError, match=message):
+        RunDir.open(tmp_path, TREE | change)
+    assert contents(tmp_path) == before
+
+
+def test_a_whole_recipe_compares_equal_to_itself(tmp_path: Path) -> None:
+    recipe = to_tree(parse(TREE))
+    RunDir.create(tmp_path, recipe, VERSIONS).finish()
+    run = RunDir.open(tmp_path, recipe | {"checkpoint_every": 1, "name": "other"})
+    run.finish()
+    assert run.config == msgspec.json.decode(msgspec.json.encode(recipe))
+
+
+def test_how_a_run_ended(tmp_path: Path) -> None:
+    with pytest.raises(ValueError), create(tmp_path / "failed"):
+        raise ValueError("bad\nvalue")
+    with pytest.raises(KeyboardInterrupt), create(tmp_path / "stopped"):
+        raise KeyboardInterrupt
+    create(tmp_path / "killed").close()  # what a SIGKILL leaves: "running", and no lock
+    views = {name: RunDir.read(tmp_path / name) for name in ("failed", "stopped", "killed")}
+    assert views["failed"].manifest.reason == "bad value"
+    assert [view.status for view in views.values()] == ["failed", "interrupted", "interrupted"]
+
+
+def test_resume_repairs_and_says_so(tmp_path: Path) -> None:
+    run = create(tmp_path)
+    run.log({"stage": 0, "step": 1})
+    with run.checkpoint(0, 1, keep=1) as directory:
+        (directory / "x").write_text("1")
+    run.close()
+    with open(tmp_path / "metrics.jsonl", "ab") as file:
+        file.write(b'{"stage": 0, "st')
+    (tmp_path / "checkpoints" / ".tmp-9-stage00-step000002").mkdir()
+    with RunDir.open(tmp_path, TREE) as run:
+        run.log({"stage": 0, "step": 2})
+    view = RunDir.read(tmp_path)
+    assert [line["step"] for line in view.metrics()] == [1, 2]
+    assert [event["kind"] for event in view.events()] == ["resumed", "recovered"]
+    assert view.events()[0]["message"] == "resumed from stage 0 step 1"
+    assert ".tmp-9-stage00-step000002; 16 bytes" in view.events()[1]["message"]
+    assert os.listdir(tmp_path / "checkpoints") == ["stage00-step000001"]
+    assert len(view.manifest.sessions) == 2 and view.manifest.sessions[0].ended is None
+    assert view.status == "finished"
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
+    run = create(tmp_path)
+    assert run.latest_checkpoint() is None
+    for stage, step in [(0, 9), (0, 10), (0, 1000000), (1, 2)]:
+        with run.checkpoint(stage, step, keep=2) as directory:
+            (directory / "x").write_text(f"{stage} {step}")
+    assert [(kept.stage, kept.step) for kept in run.checkpoints()] == [(0, 1000000), (1, 2)]
+    latest = run.latest_checkpoint()
+    assert latest is not None and (latest.path / "x").read_text() == "1 2"
+    with pytest.raises(ZeroDivisionError), run.checkpoint(1, 3, keep=2):
+        raise ZeroDivisionError
+    assert len(os.listdir(tmp_path / "checkpoints")) == 2
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from interlock.rundir import RunDir
+run = RunDir.create(Path(sys.argv[1]), {}, {})
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_two_processes_cannot_write_one_run(tmp_path: Path, child: Callable[..., Any]) -> None:
+    holder = child(HOLD, tmp_path)
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(RunError, match=f"in use by process {holder.pid};"):
+        RunDir.open(tmp_path)
+    assert RunDir.read(tmp_path).status == "running"
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    assert RunDir.read(tmp_path).status == "interrupted"
+    RunDir.open(tmp_path).finish()
+    assert RunDir.read(tmp_path).status == "finished"
+
+
+def test_a_reader_writes_nothing(tmp_path: Path, make_group: Callable[..., ScoredGroup]) -> None:
+    with create(tmp_path) as run:
+        run.ledger.record(0, 1, [make_group("a", 1.0)])
+    before = contents(tmp_path)
+    view = RunDir.read(tmp_path)
+    assert view.ledger.count() == 1
+    view.close()
+    assert contents(tmp_path) == before
