@@ -1,0 +1,188 @@
+"""The page: one HTML file with everything inlined, that loads nothing and runs no foreign text.
+
+All text of a run (answers, questions, events, settings) is shown escaped, with control characters
+made visible; a content security policy lets only the page's own two scripts run.
+"""
+
+import base64
+import math
+import unicodedata
+from collections import Counter
+from contextlib import closing
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from interlock.errors import RunError
+from interlock.report import plots, summary
+from interlock.rundir import RunDir, RunView, storage_errors, write_atomically
+
+_HERE = Path(__file__).parent
+_COMPARISONS, _GROUPS, _COMPLETIONS = 3, 2, 4
+_EVENTS = 100  # shown; the rest is counted
+_TEXT = 4000  # characters of one answer shown; the rest is counted
+
+
+def write_report(run_dir: Path, out: Path | None = None) -> Path:
+    """See `interlock.report.write_report`."""
+    out = out or run_dir / "report.html"
+    if out.is_dir():
+        raise RunError(f"{out} is a directory; give the name of a file to write the report to")
+    with closing(RunDir.read(run_dir)) as run:
+        page = _render(run)
+    with storage_errors(out.parent):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, page.encode())
+    return out
+
+
+def _render(run: RunView) -> str:
+    metrics, events = run.metrics(), run.events()
+    found = summary.evaluations(run, metrics)
+    pair = summary.before_after(run, found)
+    timeline = plots.Timeline(metrics, found)
+    shown = plots.plots(metrics, found, timeline)
+    figures = {plot.id: plot.figure(timeline) for plot in shown}
+    plotly, script = get_plotlyjs(), (_HERE / "page.js").read_text(encoding="utf-8")
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            name=run.config.get("name", run.path.name),
+            model=(run.config.get("model") or {}).get("path", ""),
+            status=run.status,
+            reason=run.manifest.reason,
+            stages=len(run.config.get("stage", [])),
+            facts=_facts(run, metrics, events),
+            pair=pair,
+            comparisons=summary.comparisons(run, pair, _COMPARISONS),
+            samples=summary.samples(run, _GROUPS, _COMPLETIONS),
+            counts=_counts(metrics, events),
+            events=[(_duration(e["time"] - run.manifest.created), e) for e in events[-_EVENTS:]],
+            events_left_out=max(0, len(events) - _EVENTS),
+            plots=shown,
+            config=to_toml(run.config),
+            versions={**run.manifest.versions, "platform": run.manifest.platform},
+            figures=json_in_script(figures),
+            style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
+            scripts=[Markup(plotly), Markup(script)],
+            script_hashes=[_hash(plotly), _hash(script)],
+        )
+    )
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=lambda value: visible(value) if type(value) is str else value,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = lambda share: f"{100 * share:.1f} %"
+    environment.filters["clip"] = _clip
+    return environment
+
+
+def visible(text: str) -> str:
+    """Make what does not print, or reorders what does, visible: ESC as ␛, others as ⟨U+202E⟩.
+
+    Line feeds and tabs stay as they are.
+    """
+    return "".join(_visible(character) for character in text)
+
+
+def _visible(character: str) -> str:
+    if character in "\n\t" or unicodedata.category(character) not in _UNPRINTED:
+        return character
+    code = ord(character)
+    if code < 0x20:
+        return chr(0x2400 + code)  # the block of control pictures
+    return f"⟨U+{code:04X}⟩"
+
+
+_UNPRINTED = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+
+
+def _clip(text: str) -> str:
+    if len(text) <= _TEXT:
+        return text
+    return f"{text[:_TEXT]}… ({len(text) - _TEXT:,} more characters)"
+
+
+def _facts(
+    run: RunView, metrics: list[dict[str, Any]], events: list[dict[str, Any]]
+) -> dict[str, str]:
+    """The line under the headline."""
+    times = [time for line in [*metrics, *events] if (time := summary.number(line, "time"))]
+    sessions = run.manifest.sessions
+    begun = datetime.fromtimestamp(run.manifest.created, UTC)
+    facts = {
+        "stages": " → ".join(str(stage.get("kind")) for stage in run.config.get("stage", [])),
+        "steps": f"{sum(line['step'] > 0 for line in metrics):,}",
+        "time": _duration(summary.active_seconds(sessions, times)),
+        "begun": f"{begun:%Y-%m-%d %H:%M} UTC",
+        "resumed": f"{len(sessions) - 1} times" if len(sessions) > 1 else "",
+    }
+    return {name: value for name, value in facts.items() if value}
+
+
+def _counts(metrics: list[dict[str, Any]], events: list[dict[str, Any]]) -> dict[str, str]:
+    """What a reader should know before trusting the curves."""
+    labels = {
+        "generated_tokens": "tokens generated",
+        "trained_tokens": "tokens trained on",
+        "groups": "groups",
+        "groups_skipped": "groups skipped: all rewards equal",
+        "bad_steps": "bad steps: not finite, skipped",
+        "verifier_errors": "verifier errors: counted as reward 0",
+    }
+    sums = {label: summary.total(metrics, key) for key, label in labels.items()}
+    counts = {label: f"{value:,.0f}" for label, value in sums.items() if value is not None}
+    kinds = Counter(str(event.get("kind", "event")).replace("_", " ") for event in events)
+    return counts | {f"events: {kind}": f"{count:,}" for kind, count in kinds.items()}
+
+
+def _duration(seconds: float) -> str:
+    whole = max(0, math.floor(seconds))
+    hours, minutes = whole // 3600, whole // 60 % 60
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {whole % 60:02d} s" if minutes else f"{whole} s"
+
+
+def to_toml(tree: dict[str, Any], prefix: str = "") -> str:
+    """The config as TOML to read; a setting of None, which TOML cannot say, is a comment."""
+    plain: list[str] = []
+    tables: list[str] = []
+    for key, value in tree.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, dict) and value:
+            tables.append(f"\n[{path}]\n{to_toml(value, f'{path}.')}")
+        elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+            tables += [f"\n[[{path}]]\n{to_toml(item, f'{path}.')}" for item in value]
+        elif value is None:
+            plain.append(f"# {key} is not set\n")
+        else:
+            plain.append(f"{key} = {msgspec.json.encode(value).decode()}\n")
+    return "".join(plain + tables)
+
+
+def json_in_script(content: Any) -> Markup:
+    """JSON that cannot end the script element it stands in."""
+    text = msgspec.json.encode(content).decode()
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
+
+
+def _hash(script: str) -> str:
+    """The source expression with which the content security policy admits this very script."""
+    return f"sha256-{base64.b64encode(sha256(script.encode()).digest()).decode()}"

@@ -1,0 +1,179 @@
+"""What a run amounts to: accuracy before and after, duration, counts, sample answers.
+
+Reads a run directory; draws nothing.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from interlock.records import ScoredGroup
+from interlock.rundir import RunView, Session
+
+_Z95 = 1.959963984540054  # standard normal quantile of a two-sided 95 % interval
+Metrics = Sequence[dict[str, Any]]
+
+
+class Evaluation(NamedTuple):
+    """Greedy accuracy on held-out problems after `step` updates of a stage."""
+
+    stage: int
+    step: int
+    accuracy: float  # mean reward: the share of right answers where rewards are 0 or 1
+    problems: int | None  # None when the answers are not in the ledger
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % Wilson interval of `accuracy`; None when it is no share of known problems.
+
+        With rewards between 0 and 1 it is wider than it need be.
+        """
+        if not self.problems or not 0 <= self.accuracy <= 1:
+            return None
+        return wilson(self.accuracy, self.problems)
+
+
+class BeforeAfter(NamedTuple):
+    """The first and the last evaluation on one and the same set of problems."""
+
+    before: Evaluation
+    after: Evaluation | None  # None when the run was evaluated once
+
+
+class Answer(NamedTuple):
+    text: str
+    reward: float
+    error: str | None  # what the verifier ran into
+    cut: bool  # ended by max_tokens
+
+
+class Comparison(NamedTuple):
+    question: str
+    reference: str
+    before: Answer
+    after: Answer
+
+
+class Sample(NamedTuple):
+    """Completions of one problem, drawn while training."""
+
+    stage: int
+    step: int
+    question: str
+    reference: str
+    answers: list[Answer]
+
+
+def wilson(share: float, total: int) -> tuple[float, float]:
+    """95 % interval of a share seen in `total` trials (Wilson 1927); 0 <= low <= high <= 1."""
+    spread = _Z95**2 / total
+    centre = (share + spread / 2) / (1 + spread)
+    half = _Z95 / (1 + spread) * math.sqrt(share * (1 - share) / total + spread / (4 * total))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def number(line: dict[str, Any], key: str) -> float | None:
+    """The finite number logged under `key`, or None."""
+    value = line.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return value
+
+
+def total(metrics: Metrics, key: str) -> float | None:
+    """The sum over all steps that logged `key`; None when none did."""
+    values = [value for line in metrics if (value := number(line, key)) is not None]
+    return sum(values) if values else None
+
+
+def evaluations(run: RunView, metrics: Metrics) -> list[Evaluation]:
+    """Every evaluation, in order.
+
+    The accuracy is the logged one; where none was logged, the mean of the recorded rewards.
+    """
+    logged = {
+        (line["stage"], line["step"]): accuracy
+        for line in metrics
+        if (accuracy := number(line, "accuracy")) is not None
+    }
+    recorded = set(run.ledger.evaluation_steps())
+    found = []
+    for stage, step in sorted(logged.keys() | recorded):
+        scored = run.ledger.read_evaluation(stage, step)
+        rewards = [reward for group in scored for reward in group.rewards]
+        accuracy = logged.get((stage, step))
+        if accuracy is None:
+            accuracy = math.fsum(rewards) / len(rewards)
+        found.append(Evaluation(stage, step, accuracy, len(rewards) or None))
+    return found
+
+
+def before_after(run: RunView, found: Sequence[Evaluation]) -> BeforeAfter | None:
+    """Compare the last evaluation with the first on the same problems; None without any."""
+    if not found:
+        return None
+    last = found[-1]
+    same = _problem_ids(run, last)
+    first = next(evaluation for evaluation in found if _problem_ids(run, evaluation) == same)
+    return BeforeAfter(first, last if last is not first else None)
+
+
+def comparisons(run: RunView, pair: BeforeAfter | None, count: int) -> list[Comparison]:
+    """The answers to the first `count` held-out problems, before and after: not picked."""
+    if pair is None or pair.after is None:
+        return []
+    before = run.ledger.read_evaluation(pair.before.stage, pair.before.step)
+    after = run.ledger.read_evaluation(pair.after.stage, pair.after.step)
+    return [
+        Comparison(_question(old), old.group.problem.answer, _answers(old)[0], _answers(new)[0])
+        for old, new in zip(before[:count], after[:count], strict=True)
+    ]
+
+
+def samples(run: RunView, groups: int, completions: int) -> list[Sample]:
+    """The first completions of the first groups of the first, middle and last recorded step."""
+    steps = run.ledger.steps()
+    if not steps:
+        return []
+    chosen = sorted({0, len(steps) // 2, len(steps) - 1})
+    return [
+        Sample(
+            *steps[index],
+            _question(scored),
+            scored.group.problem.answer,
+            _answers(scored)[:completions],
+        )
+        for index in chosen
+        for scored in run.ledger.read(*steps[index])[:groups]
+    ]
+
+
+def active_seconds(sessions: Sequence[Session], times: Sequence[float]) -> float:
+    """Time spent running, pauses between sessions left out.
+
+    A killed session ends with the last of `times` (when lines were logged) that falls into it.
+    """
+    starts = [session.started for session in sessions]
+    spent = 0.0
+    for session, following in zip(sessions, [*starts[1:], math.inf], strict=True):
+        inside = [time for time in times if session.started <= time < following]
+        ended = session.ended or max(inside, default=session.started)
+        spent += max(0.0, ended - session.started)
+    return spent
+
+
+def _problem_ids(run: RunView, evaluation: Evaluation) -> list[str]:
+    scored = run.ledger.read_evaluation(evaluation.stage, evaluation.step)
+    return [group.group.problem.id for group in scored]
+
+
+def _question(scored: ScoredGroup) -> str:
+    turns = [turn for turn in scored.group.problem.messages if turn.get("role") == "user"]
+    return turns[-1].get("content", "") if turns else ""
+
+
+def _answers(scored: ScoredGroup) -> list[Answer]:
+    return [
+        Answer(completion.text, verdict.reward, verdict.error, completion.finish == "length")
+        for completion, verdict in zip(scored.group.completions, scored.verdicts, strict=True)
+    ]

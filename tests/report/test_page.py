@@ -1,0 +1,249 @@
+import base64
+import json
+import tomllib
+import unicodedata
+from collections.abc import Callable
+from hashlib import sha256
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from interlock.config import parse, to_tree
+from interlock.errors import RunError
+from interlock.records import Verdict
+from interlock.report import write_report
+from interlock.report.page import json_in_script, to_toml, visible
+from interlock.rundir import RunDir
+
+MakeRun = Callable[..., RunDir]
+ATTACKS = [
+    "<script>alert(1)</script>",
+    "</script><script>alert(2)</script>",
+    "--></style></pre><img src=x onerror=alert(3)>",
+    "{{ 7 * 7 }}{% raw %}",
+    "'\"><a href='https://example.org'>",
+]
+
+
+class Page(HTMLParser):
+    """The elements, the visible text and the scripts of a page."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self.text = ""
+        self._inside = ""
+        self.feed(path.read_text(encoding="utf-8"))
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        self._inside = tag
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = ""
+        self.text += " "
+
+    def handle_data(self, data: str) -> None:
+        if self._inside == "script":
+            self.scripts[-1] += data
+        elif self._inside != "style":
+            self.text += data
+
+    def attribute(self, name: str) -> list[str | None]:
+        return [attributes[name] for _, attributes in self.elements if name in attributes]
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        return json.loads(self.scripts[0])
+
+
+def full_run(run: RunDir, grpo_step: Callable[..., Any], make_group: Callable[..., Any]) -> None:
+    run.log({"stage": 0, "kind": "grpo", "step": 0, "accuracy": 0.0})
+    for step in (1, 2, 3):
+        run.ledger.record(0, step, [make_group(f"q{step}", ("mm", 0.0), ("nn", 1.0))])
+        run.log(grpo_step(0, step, accuracy=0.5 if step == 3 else None))
+    run.ledger.record_evaluation(0, 0, [make_group(f"e{i}", ("old", 0.0)) for i in range(2)])
+    after = [make_group("e0", ("new", 1.0)), make_group("e1", ("new", 0.0))]
+    run.ledger.record_evaluation(0, 3, after)
+    run.event("worker_lost", "worker w1 ended with signal 9")
+
+
+def test_the_page_shows_the_run(
+    make_run: MakeRun, grpo_step: Callable[..., Any], make_group: Callable[..., Any]
+) -> None:
+    with make_run() as run:
+        full_run(run, grpo_step, make_group)
+    path = write_report(run.path)
+    assert path == run.path / "report.html"
+    page = Page(path)
+    for words in ("finished", "0.0 %", "50.0 %", "+50.0", "95 % interval 9.5 % to 90.5 %"):
+        assert words in " ".join(page.text.split())
+    for words in ("worker lost", "signal 9", "2.13.0", 'kind = "grpo"', "e0!", "q2!", "old", "new"):
+        assert words in page.text
+    reward = page.figures["reward"]["data"][0]
+    assert (reward["x"], reward["y"]) == ([0, 1, 2, 3], [None, 0.01, 0.02, 0.03])
+    accuracy = page.figures["accuracy"]["data"][0]
+    assert (accuracy["x"], accuracy["y"]) == ([0, 3], [0.0, 0.5])
+    counts = " ".join(page.text.split())
+    assert "steps 3 " in counts  # step 0 is the evaluation before the first
+    for words in ("tokens generated 6,000", "groups 24", "all rewards equal 6", "reward 0 3"):
+        assert words in counts
+    shown = {f"plot-{name}" for name in page.figures}
+    assert shown == {name for name in page.attribute("id") if name and name.startswith("plot-")}
+
+
+def test_the_page_stands_alone(
+    make_run: MakeRun, grpo_step: Callable[..., Any], make_group: Callable[..., Any]
+) -> None:
+    run = make_run()
+    full_run(run, grpo_step, make_group)
+    page = Page(write_report(run.path))
+    assert page.attribute("src") == page.attribute("href") == []
+    assert not {"link", "iframe", "object", "embed", "img"} & {tag for tag, _ in page.elements}
+    style = (Path(write_report(run.path)).read_text().split("<style>")[1]).split("</style>")[0]
+    assert "url(" not in style and "@import" not in style
+    _, plotly, script = page.scripts
+    [policy] = [text for text in page.attribute("content") if text and "script-src" in text]
+    assert policy.startswith("default-src 'none';")
+    digests = [base64.b64encode(sha256(x.encode()).digest()).decode() for x in (plotly, script)]
+    assert policy.endswith(f"script-src 'sha256-{digests[0]}' 'sha256-{digests[1]}'")
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_foreign_text_is_inert(
+    make_run: MakeRun,
+    grpo_step: Callable[..., Any],
+    make_group: Callable[..., Any],
+    attack: str,
+) -> None:
+    config = {"name": attack, "model": {"path": attack}, "stage": [{"kind": attack, attack: 1}]}
+    with pytest.raises(ValueError), make_run(config) as run:
+        scored = make_group(attack, (attack, 0.0), ("x", 0.0))
+        scored.verdicts[1] = Verdict(0.0, error=attack)
+        run.ledger.record(0, 1, [scored])
+        run.ledger.record_evaluation(0, 0, [make_group(attack, (attack, 0.0))])
+        run.ledger.record_evaluation(0, 1, [make_group(attack, (attack, 1.0))])
+        run.log(grpo_step(0, 1, kind=attack))
+        run.log(grpo_step(1, 1, kind=attack))
+        run.event(attack.replace("_", " "), attack)
+        raise ValueError(attack)
+    page = Page(write_report(run.path))
+    tags = [tag for tag, _ in page.elements]
+    assert tags.count("script") == 3
+    assert not {"img", "a"} & set(tags)
+    assert not [name for _, found in page.elements for name in found if name.startswith("on")]
+    # title, heading, model, stage, reason, samples 4, comparison 4, event 2 + its count, config
+    assert page.text.count(attack) >= 14
+    assert "</" not in page.scripts[0]
+
+
+def test_terminal_escapes_and_control_characters_are_made_visible(
+    make_run: MakeRun, make_group: Callable[..., Any]
+) -> None:
+    run = make_run()
+    text = "\x1b[31mred\x1b[0m\x00\x07\x7f\x9b\r\u202eevil\u200b\ttab\nline"
+    run.ledger.record(0, 1, [make_group("q", (text, 0.0))])
+    run.event("odd", text)
+    page = Page(write_report(run.path))
+    assert "␛[31mred␛[0m␀␇⟨U+007F⟩⟨U+009B⟩␍⟨U+202E⟩evil⟨U+200B⟩\ttab\nline" in page.text
+    assert not [x for x in page.text if unicodedata.category(x) == "Cc" and x not in "\n\t"]
+
+
+@given(st.text(st.characters(exclude_categories=[])))
+def test_visible_text_prints_and_can_be_written(text: str) -> None:
+    shown = visible(text)
+    shown.encode()
+    assert all(unicodedata.category(x)[0] != "C" or x in "\n\t" for x in shown)
+    assert visible(shown) == shown
+
+
+@given(st.dictionaries(st.text(), st.text()))
+@example({"</script>": "<!-- <script> & \u2028\u2029"})
+def test_json_reads_back_and_cannot_end_its_script(content: dict[str, str]) -> None:
+    text = str(json_in_script(content))
+    assert json.loads(text) == content
+    assert not set("<>&\u2028\u2029") & set(text)
+
+
+def test_a_long_answer_is_cut_and_says_so(
+    make_run: MakeRun, make_group: Callable[..., Any]
+) -> None:
+    run = make_run()
+    run.ledger.record(0, 1, [make_group("q", ("y" * 10_000, 0.0))])
+    page = Page(write_report(run.path))
+    assert "y" * 4000 + "… (6,000 more characters)" in page.text
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_a_run_killed_early_gives_a_page(
+    make_run: MakeRun, grpo_step: Callable[..., Any], steps: int
+) -> None:
+    run = make_run()
+    for step in range(1, steps + 1):
+        run.log(grpo_step(0, step))
+    run.close()
+    (run.path / "ledger.sqlite").unlink()
+    with open(run.path / "metrics.jsonl", "ab") as file:
+        file.write(b'{"stage": 0, "st')
+    page = Page(write_report(run.path))
+    assert "interrupted" in page.text
+    assert ("No steps yet" in page.text) == (steps == 0)
+    assert len(page.figures) == (0 if steps == 0 else 8)
+
+
+def test_an_sft_run_has_no_reward_plots(make_run: MakeRun) -> None:
+    line = {"kind": "sft", "loss": 2.0, "grad_norm": 1.0, "lr": 1e-5, "seconds_step": 2.0}
+    with make_run({"name": "s", "model": {"path": "m"}, "stage": [{"kind": "sft"}]}) as run:
+        for step in (1, 2):
+            run.log({"stage": 0, "step": step, "trained_tokens": 100} | line)
+    page = Page(write_report(run.path))
+    assert list(page.figures) == ["loss", "gradient", "time", "speed"]
+    assert "Accuracy" not in page.text
+
+
+def test_only_so_many_events_are_listed_and_the_rest_counted(make_run: MakeRun) -> None:
+    run = make_run()
+    for index in range(103):
+        run.event("verifier_error", f"number {index};")
+    page = Page(write_report(run.path))
+    assert "number 2;" not in page.text and "number 3;" in page.text
+    assert "The last 100; 3 earlier ones" in page.text
+    assert "events: verifier error 103" in " ".join(page.text.split())
+
+
+def test_the_config_reads_back_as_toml() -> None:
+    tree = to_tree(
+        parse(
+            {
+                "model": {"path": 'a "quoted" \\ path'},
+                "stage": [
+                    {"kind": "sft", "data": "x", "steps": 1},
+                    {"kind": "grpo", "task": {"name": "arithmetic"}, "steps": 2},
+                ],
+            }
+        )
+    )
+    text = to_toml(tree)
+    again = to_tree(parse(tomllib.loads(text)))
+    assert again == tree
+    assert "# chat_template is not set" in text
+
+
+def test_where_the_report_goes(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run()
+    target = tmp_path / "new" / "page.html"
+    assert write_report(run.path, target) == target
+    assert target.read_text().startswith("<!DOCTYPE html>")
+    assert not (run.path / "report.html").exists()
+    with pytest.raises(RunError, match="is a directory"):
+        write_report(run.path, tmp_path)
+    with pytest.raises(RunError, match="no run in"):
+        write_report(tmp_path / "missing")

@@ -1,0 +1,117 @@
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from interlock.report import summary
+from interlock.rundir import Session
+
+MakeRun = Callable[..., Any]
+MakeGroup = Callable[..., Any]
+
+
+@pytest.mark.parametrize(
+    ("right", "total", "low", "high"),
+    [  # Newcombe, Statistics in Medicine 17 (1998), table I, method 3
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_wilson(right: int, total: int, low: float, high: float) -> None:
+    assert summary.wilson(right / total, total) == pytest.approx((low, high), abs=5e-5)
+
+
+@given(st.integers(1, 10_000), st.floats(0, 1))
+def test_wilson_ends_solve_the_score_equation(total: int, share: float) -> None:
+    low, high = summary.wilson(share, total)
+    assert 0 <= low <= share + 1e-12 and share - 1e-12 <= high <= 1
+    for end in (low, high):
+        if 1e-9 < end < 1 - 1e-9:
+            score = abs(share - end) / math.sqrt(end * (1 - end) / total)
+            assert score == pytest.approx(1.959964, rel=1e-3)
+
+
+def test_evaluations_take_the_logged_accuracy_else_the_mean_reward(
+    make_run: MakeRun, make_group: MakeGroup
+) -> None:
+    run = make_run()
+    answers = [("x", 1.0)], [("y", 0.5)], [("z", 0.0)], [("w", 1.0)]
+    scored = [make_group(f"q{i}", *answer) for i, answer in enumerate(answers)]
+    run.ledger.record_evaluation(0, 0, scored)
+    run.ledger.record_evaluation(0, 2, scored)
+    run.log({"stage": 0, "step": 1, "accuracy": None})
+    run.log({"stage": 0, "step": 2, "accuracy": 0.75})
+    run.log({"stage": 0, "step": 3, "accuracy": 0.25})
+    assert summary.evaluations(run, run.metrics()) == [
+        (0, 0, 0.625, 4),
+        (0, 2, 0.75, 4),
+        (0, 3, 0.25, None),
+    ]
+
+
+def test_no_interval_where_rewards_are_no_shares_or_their_number_is_unknown() -> None:
+    assert summary.Evaluation(0, 0, -0.5, 10).interval is None
+    assert summary.Evaluation(0, 0, 1.5, 10).interval is None
+    assert summary.Evaluation(0, 0, 0.5, None).interval is None
+    assert summary.Evaluation(0, 0, 0.8, 10).interval == summary.wilson(0.8, 10)
+
+
+def test_before_and_after_are_of_the_same_problems(
+    make_run: MakeRun, make_group: MakeGroup
+) -> None:
+    run = make_run()
+    run.ledger.record_evaluation(0, 0, [make_group("other", ("?", 0.0))])
+    run.ledger.record_evaluation(1, 0, [make_group("q", ("wrong", 0.0))])
+    run.ledger.record_evaluation(1, 5, [make_group("q", ("middling", 0.5))])
+    run.ledger.record_evaluation(1, 9, [make_group("q", ("right", 1.0))])
+    pair = summary.before_after(run, summary.evaluations(run, []))
+    assert pair is not None and pair.after is not None
+    assert (pair.before.stage, pair.before.step, pair.before.accuracy) == (1, 0, 0.0)
+    assert (pair.after.stage, pair.after.step, pair.after.accuracy) == (1, 9, 1.0)
+    [comparison] = summary.comparisons(run, pair, 3)
+    assert (comparison.question, comparison.reference) == ("q", "q!")
+    assert (comparison.before.text, comparison.after.text) == ("wrong", "right")
+    assert (comparison.before.reward, comparison.after.reward) == (0.0, 1.0)
+
+
+def test_one_evaluation_is_a_before_without_an_after(
+    make_run: MakeRun, make_group: MakeGroup
+) -> None:
+    run = make_run()
+    assert summary.before_after(run, []) is None
+    run.ledger.record_evaluation(0, 0, [make_group("q", ("a", 1.0))])
+    pair = summary.before_after(run, summary.evaluations(run, []))
+    assert pair is not None and pair.before.accuracy == 1.0 and pair.after is None
+    assert summary.comparisons(run, pair, 3) == []
+
+
+def test_samples_are_of_the_first_middle_and_last_step(
+    make_run: MakeRun, make_group: MakeGroup
+) -> None:
+    run = make_run()
+    assert summary.samples(run, 2, 2) == []
+    for step in range(1, 8):
+        groups = [make_group(f"{step}{x}", ("a", 0), ("b", 1), ("c", 0)) for x in "xyz"]
+        run.ledger.record(0, step, groups)
+    chosen = summary.samples(run, groups=2, completions=2)
+    assert [sample.question for sample in chosen] == ["1x", "1y", "4x", "4y", "7x", "7y"]
+    assert [answer.text for answer in chosen[0].answers] == ["a", "b"]
+
+
+def test_pauses_and_what_a_kill_cut_short_do_not_count_as_time() -> None:
+    sessions = [Session(100.0, 160.0), Session(1000.0), Session(5000.0, 5030.0)]
+    times = [110.0, 150.0, 1005.0, 1042.0, 5001.0]
+    assert summary.active_seconds(sessions, times) == 60.0 + 42.0 + 30.0
+    assert summary.active_seconds([Session(100.0)], []) == 0.0
+
+
+@pytest.mark.parametrize("value", [None, "3", True, math.nan, math.inf, [1]])
+def test_what_is_no_finite_number_is_left_out(value: Any) -> None:
+    assert summary.number({"x": value}, "x") is None
+    assert summary.total([{"x": value}, {}], "x") is None
+    assert summary.total([{"x": value}, {"x": 2}, {"x": 3.5}], "x") == 5.5
