@@ -1,0 +1,42 @@
+"""Tasks: where problems come from and who judges the answers.
+
+    config.Task ── open_task ──> TaskSource ── train(step, count), held_out(count) ──> Problem
+               └── VerifierPool ── verify([(Problem, answer), …]) ──> [Verdict, …]
+
+A task's module offers `open_source(task) -> TaskSource`. Its verifier is loaded only in the worker
+processes of `verifier_pool`, so the caller never imports a verifier's libraries.
+"""
+
+import importlib
+
+from interlock.config import Task
+from interlock.errors import TaskError
+from interlock.tasks.options import unknown
+from interlock.tasks.sources import TaskSource
+
+_SOURCES = {
+    "arithmetic": "interlock.tasks.arithmetic",
+    "gsm8k": "interlock.tasks.jsonl",
+    "jsonl": "interlock.tasks.jsonl",
+    "reasoning-gym": "interlock.tasks.gym",
+}
+
+
+def open_task(task: Task) -> TaskSource:
+    """Open the task's problems and set its held-out ones aside.
+
+    Raises TaskError for an unknown name or option, for data that cannot be read, for too few
+    problems, and for a missing package.
+    """
+    kind, slash, _ = task.name.partition("/")
+    if kind not in _SOURCES or bool(slash) != (kind == "reasoning-gym"):
+        names = {*_SOURCES, "reasoning-gym/<generator>"} - {"reasoning-gym"}
+        raise unknown("task", task.name, names)
+    try:
+        module = importlib.import_module(_SOURCES[kind])
+    except ModuleNotFoundError as error:
+        raise TaskError(
+            f"task {task.name!r} needs the package {error.name!r}; pip install 'interlock[tasks]'"
+        ) from None
+    source: TaskSource = module.open_source(task)
+    return source

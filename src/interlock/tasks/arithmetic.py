@@ -1,0 +1,91 @@
+"""Sums, differences and products of two whole numbers: "What is 12 + 34?".
+
+`12 + 34` and `34 + 12` belong to one family, which is either trained on or held out, never both.
+"""
+
+import string
+from collections.abc import Callable
+from decimal import Decimal
+from random import Random
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from interlock.config import Task
+from interlock.errors import TaskError
+from interlock.records import Problem
+from interlock.tasks import answers
+from interlock.tasks.options import read_options
+from interlock.tasks.sources import ProceduralSource, prompt
+
+Digits = Annotated[int, Meta(ge=1, le=6)]
+# Not tuple[Digits, Digits]: beside a bounded int in a union it makes msgspec 0.22 corrupt memory.
+DigitRange = Annotated[tuple[Digits, ...], Meta(min_length=2, max_length=2)]
+Operator = Literal["+", "-", "*"]
+
+_OPERATIONS: dict[str, Callable[[int, int], int]] = {
+    "+": int.__add__,
+    "-": int.__sub__,
+    "*": int.__mul__,
+}
+
+
+class Arithmetic(msgspec.Struct, frozen=True):
+    """`digits` of each operand: one number, or the least and the most, each count as likely."""
+
+    digits: Digits | DigitRange = 2
+    operators: Annotated[tuple[Operator, ...], Meta(min_length=1)] = ("+",)
+    template: str = "What is {a} {op} {b}?"
+
+
+def open_source(task: Task) -> ProceduralSource:
+    options = read_options(task, Arithmetic)
+    _check_template(options.template)
+    digits = options.digits
+    fewest, most = digits if isinstance(digits, tuple) else (digits, digits)
+    if fewest > most:
+        raise TaskError(f"task 'arithmetic': digits = [{fewest}, {most}]; put the smaller first")
+
+    def operand(rng: Random) -> int:
+        length = rng.randint(fewest, most)
+        return rng.randint(0 if length == 1 else 10 ** (length - 1), 10**length - 1)
+
+    def draw(rng: Random) -> Problem:
+        a, op, b = operand(rng), rng.choice(options.operators), operand(rng)
+        return Problem(
+            id=f"arithmetic:{a}{op}{b}",
+            messages=prompt(task, options.template.format(a=a, op=op, b=b)),
+            answer=str(_OPERATIONS[op](a, b)),
+            meta={"a": a, "op": op, "b": b},
+        )
+
+    return ProceduralSource(draw, task.seed, task.held_out, family=_family)
+
+
+def open_verifier(task: Task) -> Callable[[Problem, str], float]:
+    return verify
+
+
+def verify(problem: Problem, answer: str) -> float:
+    """1.0 when the last number in the answer is the right one, else 0.0."""
+    number = answers.last_number(answer)
+    return float(number is not None and Decimal(number) == Decimal(problem.answer))
+
+
+def _family(problem: Problem) -> str:
+    low, high = sorted((problem.meta["a"], problem.meta["b"]))
+    return f"{low}{problem.meta['op']}{high}"
+
+
+def _check_template(template: str) -> None:
+    try:
+        fields = {
+            field for _, field, _, _ in string.Formatter().parse(template) if field is not None
+        }
+    except ValueError as error:
+        raise TaskError(f"task 'arithmetic': template = {template!r}: {error}") from None
+    if not {"a", "b"} <= fields <= {"a", "b", "op"}:
+        raise TaskError(
+            f"task 'arithmetic': template = {template!r}: use {{a}}, {{b}} and, if wanted, {{op}}"
+        )

@@ -1,0 +1,167 @@
+"""Question/answer files: one JSON object a line. "gsm8k" is the same with its own defaults.
+
+`path` is a .jsonl file, a directory with train.jsonl and perhaps test.jsonl, or the id of a hub
+dataset with those files ("org/name"). With a test.jsonl the held-out problems come from it alone;
+without, they are a random choice of the training rows. Rows that repeat an earlier question, and
+training rows that repeat a test question, are dropped and counted.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import msgspec
+
+from interlock.config import Task
+from interlock.errors import TaskError
+from interlock.records import Problem
+from interlock.tasks.options import read_options
+from interlock.tasks.sources import ListSource, prompt
+
+
+class Jsonl(msgspec.Struct, frozen=True):
+    """`answer_after`: the reference is what follows this mark in the answer field ("####")."""
+
+    path: str
+    question_field: str = "question"
+    answer_field: str = "answer"
+    answer_after: str | None = None
+    instruction: str = ""  # put after every question
+    verifier: str | None = None  # "path/to/file.py:function" instead of math-verify
+
+
+class Gsm8k(Jsonl, frozen=True):
+    answer_after: str | None = "####"
+
+
+def options_of(task: Task) -> Jsonl:
+    """The task's options. Raises TaskError."""
+    return read_options(task, Gsm8k if task.name == "gsm8k" else Jsonl)
+
+
+def open_source(task: Task) -> ListSource:
+    options = options_of(task)
+    if options.verifier is not None:
+        split_verifier(options.verifier)
+    train_file, test_file = _find_files(options.path)
+    training, dropped = _distinct(_read(train_file, task, options))
+    rng = Random(f"{task.seed}/held-out")
+    if test_file is None:
+        ids = rng.sample(list(training), min(task.held_out, len(training)))
+        held_out = [training.pop(id) for id in ids]
+    else:
+        test, repeated = _distinct(_read(test_file, task, options))
+        held_out = rng.sample(list(test.values()), min(task.held_out, len(test)))
+        shared = training.keys() & test.keys()
+        dropped += repeated + len(shared)
+        training = {id: problem for id, problem in training.items() if id not in shared}
+    if len(held_out) < task.held_out or not training:
+        raise TaskError(
+            f"{test_file or train_file} has too few problems to hold out {task.held_out}; "
+            "lower held_out"
+        )
+    return ListSource(list(training.values()), held_out, task.seed, dropped)
+
+
+def split_verifier(verifier: str) -> tuple[Path, str]:
+    """ "file.py:function" as (path, function name). Raises TaskError."""
+    path, colon, function = verifier.rpartition(":")
+    if not colon or not function.isidentifier():
+        raise TaskError(f"verifier = {verifier!r}: write path/to/file.py:function")
+    if not Path(path).is_file():
+        raise TaskError(f"verifier = {verifier!r}: there is no file {path}")
+    return Path(path), function
+
+
+def _find_files(path: str) -> tuple[Path, Path | None]:
+    """(file to train on, file to hold out from or None)."""
+    place = Path(path)
+    if not place.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", path) and place.suffix != ".jsonl":
+        place = _download(path)
+    if place.is_file():
+        return place, None
+    train_file, test_file = place / "train.jsonl", place / "test.jsonl"
+    if not train_file.is_file():
+        what = f"{path} has no train.jsonl" if place.is_dir() else f"there is no {path}"
+        raise TaskError(f"{what}; give a .jsonl file, or a directory with train.jsonl")
+    return train_file, test_file if test_file.is_file() else None
+
+
+def _download(dataset: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise TaskError(
+            f"there is no {dataset} here; to fetch it from the hub, pip install 'interlock[hub]'"
+        ) from None
+    try:
+        return Path(snapshot_download(dataset, repo_type="dataset", allow_patterns="*.jsonl"))
+    except Exception as error:  # the hub's client raises its own, its HTTP library's and OSError
+        reason = str(error).strip().partition("\n")[0]
+        raise TaskError(
+            f"there is no {dataset} here, and the hub did not give it: {reason}"
+        ) from None
+
+
+def _distinct(problems: Iterator[Problem]) -> tuple[dict[str, Problem], int]:
+    """(problems by id, number of rows that repeated an earlier one)."""
+    found: dict[str, Problem] = {}
+    repeated = 0
+    for problem in problems:
+        repeated += problem.id in found
+        found.setdefault(problem.id, problem)
+    return found, repeated
+
+
+def _read(path: Path, task: Task, options: Jsonl) -> Iterator[Problem]:
+    """The rows as problems, blank lines passed over. Raises TaskError with file and line."""
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise TaskError(f"cannot read {path}: {error.strerror}") from None
+    if not any(line.strip() for line in lines):
+        raise TaskError(f"{path}:1: the file is empty")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            yield _problem(line.decode(), task, options)
+        except ValueError as error:  # bad UTF-8, bad JSON or a bad row
+            raise TaskError(f"{path}:{number}: {error}") from None
+
+
+def _problem(line: str, task: Task, options: Jsonl) -> Problem:
+    row = json.loads(line)
+    if not isinstance(row, dict):
+        raise ValueError("expected a JSON object")
+    question = _field(row, options.question_field)
+    answer = _field(row, options.answer_field)
+    if options.answer_after is not None:
+        _, mark, answer = answer.rpartition(options.answer_after)
+        if not mark:
+            raise ValueError(f"the answer has no {options.answer_after!r}")
+    if not answer.strip():
+        raise ValueError("the answer is empty")
+    digest = hashlib.sha256(" ".join(question.split()).encode()).hexdigest()
+    return Problem(
+        id=f"{task.name}:{digest[:16]}",
+        messages=prompt(task, f"{question}\n{options.instruction}".rstrip("\n")),
+        answer=answer.strip(),
+    )
+
+
+def _field(row: dict[str, Any], name: str) -> str:
+    """A non-empty text, or a number as text. Raises ValueError."""
+    if name not in row:
+        raise ValueError(f"no field {name!r}; the row has {', '.join(map(repr, row))}")
+    value = row[name]
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"the field {name!r} is {json.dumps(value)[:80]}, not a text or a number")
+    value.encode()  # a lone surrogate could not be sent on; UnicodeEncodeError is a ValueError
+    return value

@@ -1,0 +1,32 @@
+"""The options of a task, read into a typed struct. Unknown names and wrong types are errors."""
+
+import difflib
+from collections.abc import Collection
+from typing import TypeVar
+
+import msgspec
+
+from interlock.config import Task
+from interlock.errors import TaskError
+
+Options = TypeVar("Options", bound=msgspec.Struct)
+
+
+def read_options(task: Task, kind: type[Options]) -> Options:
+    """`task.options` as a `kind`. Raises TaskError, which names the task and the option."""
+    known = kind.__struct_fields__
+    for name in task.options:
+        if name not in known:
+            raise unknown(f"option of task {task.name!r}", name, known)
+    try:
+        return msgspec.convert(task.options, kind, strict=True)
+    except msgspec.ValidationError as error:
+        complaint = str(error).replace("`", "").replace(" - at $.", " at option ")
+        raise TaskError(f"task {task.name!r}: {complaint[0].lower()}{complaint[1:]}") from None
+
+
+def unknown(what: str, name: str, known: Collection[str]) -> TaskError:
+    """The error for a name that nobody knows, with the nearest names or, failing that, all."""
+    near = difflib.get_close_matches(name, known, n=3)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(sorted(known))}"
+    return TaskError(f"unknown {what}: {name!r}; {hint}")

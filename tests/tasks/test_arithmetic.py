@@ -1,0 +1,134 @@
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from interlock.config import Task
+from interlock.errors import TaskError
+from interlock.records import Problem, from_bytes, to_bytes
+from interlock.tasks import open_task
+from interlock.tasks.arithmetic import verify
+
+
+def _open(seed: int = 0, held_out: int = 128, **options: Any) -> Any:
+    return open_task(Task("arithmetic", options, seed=seed, held_out=held_out))
+
+
+def _problem(answer: int) -> Problem:
+    return Problem(id="arithmetic", messages=[], answer=str(answer))
+
+
+def test_a_problem_says_what_it_asks() -> None:
+    [problem] = _open().train(step=3, count=1)
+    a, b = problem.meta["a"], problem.meta["b"]
+    assert 10 <= a <= 99 and 10 <= b <= 99
+    assert problem.id == f"arithmetic:{a}+{b}"
+    assert problem.messages == [{"role": "user", "content": f"What is {a} + {b}?"}]
+    assert problem.answer == str(a + b)
+    assert from_bytes(to_bytes(problem), Problem) == problem
+
+
+def test_steps_are_reproducible_in_any_order_and_differ() -> None:
+    first, second = _open(), _open()
+    forward = [first.train(step, 8) for step in range(5)]
+    backward = [second.train(step, 8) for step in reversed(range(5))]
+    assert forward == backward[::-1]
+    assert len({problem.id for step in forward for problem in step}) > 30
+    assert first.held_out(128) == second.held_out(128)
+    assert _open(seed=1).train(0, 8) != forward[0]
+    assert _open(seed=1).held_out(8) != first.held_out(8)
+
+
+def test_the_draws_are_pinned() -> None:
+    """A change here changes every run that is resumed after it."""
+    assert [problem.id for problem in _open().train(0, 3)] == [
+        "arithmetic:64+31",
+        "arithmetic:65+82",
+        "arithmetic:47+22",
+    ]
+
+
+@given(seed=st.integers(0, 100), step=st.integers(0, 10**6))
+def test_no_family_is_on_both_sides(seed: int, step: int) -> None:
+    def families(problems: list[Problem]) -> list[tuple[int, int]]:
+        return [tuple(sorted((p.meta["a"], p.meta["b"]))) for p in problems]
+
+    source = _open(seed=seed, held_out=300)
+    held_out, training = families(source.held_out(300)), families(source.train(step, 64))
+    assert len(set(held_out)) == 300 and len(set(training)) == 64
+    assert not set(held_out) & set(training)
+
+
+def test_operators_and_digits() -> None:
+    source = _open(digits=[1, 3], operators=["+", "-", "*"])
+    problems = [problem for step in range(30) for problem in source.train(step, 32)]
+    seen = {(p.meta["op"], len(str(p.meta["a"])), len(str(p.meta["b"]))) for p in problems}
+    assert len(seen) == 3 * 3 * 3
+    for p in problems:
+        expected = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}[p.meta["op"]]
+        assert p.answer == str(expected(p.meta["a"], p.meta["b"]))
+        assert p.messages[0]["content"] == f"What is {p.meta['a']} {p.meta['op']} {p.meta['b']}?"
+
+
+def test_one_digit_starts_at_zero_and_has_55_families() -> None:
+    source = _open(digits=1, held_out=5)
+    problems = source.train(0, 50)
+    assert min(p.meta["a"] for p in problems) == 0
+    with pytest.raises(TaskError, match="found 50 of 51"):
+        source.train(0, 51)
+
+
+def test_a_template_of_ones_own() -> None:
+    [problem] = _open(template="{a}{op}{b}=").train(0, 1)
+    assert problem.messages[0]["content"] == problem.id.removeprefix("arithmetic:") + "="
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"digts": 2}, "'digts'; did you mean digits?"),
+        ({"digits": 7}, "int <= 6 at option digits"),
+        ({"digits": 0}, "int >= 1 at option digits"),
+        ({"digits": "2"}, "got str at option digits"),
+        ({"digits": [3, 1]}, "put the smaller first"),
+        ({"digits": [1, 2, 3]}, "length <= 2 at option digits"),
+        ({"operators": ["/"]}, "'/' at option operators[0]"),
+        ({"operators": []}, "length >= 1 at option operators"),
+        ({"template": "{a} and {c}"}, "use {a}, {b} and, if wanted, {op}"),
+        ({"template": "{a.__class__} {b}"}, "use {a}, {b}"),
+        ({"template": "{a} {b"}, "template = '{a} {b'"),
+    ],
+)
+def test_bad_options_are_named(options: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(TaskError) as caught:
+        _open(**options)
+    assert complaint in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "reward"),
+    [
+        ("46", 1.0),
+        ("12 + 34 = 46.", 1.0),
+        ("12 + 34 = 46.0", 1.0),
+        ("46 is the sum of 12 and 34", 0.0),  # the last number counts
+        ("46 or 47", 0.0),
+        ("47 or 46", 1.0),
+        ("-46", 0.0),
+        ("46.5", 0.0),
+        ("", 0.0),
+        ("forty-six", 0.0),
+        ("9" * 10_000, 0.0),
+        ("\x00\ud800 46", 1.0),
+    ],
+)
+def test_verdicts_for_46(text: str, reward: float) -> None:
+    assert verify(_problem(46), text) == reward
+
+
+@given(st.integers(0, 10**6), st.integers(0, 10**6), st.integers(-(10**7), 10**7))
+def test_a_sum_is_right_exactly_when_it_equals(a: int, b: int, claim: int) -> None:
+    assert verify(_problem(a + b), f"{a} + {b} = {a + b:,}.") == 1.0
+    assert verify(_problem(a + b), f"It is {claim}") == float(claim == a + b)
+    assert verify(_problem(a - b), f"{a} - {b} = {a - b}") == 1.0

@@ -1,0 +1,123 @@
+import json
+import subprocess
+import sys
+from typing import Any
+
+import msgspec
+import numpy
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from interlock.config import Task
+from interlock.errors import TaskError
+from interlock.records import Problem
+from interlock.tasks import open_task
+from interlock.tasks.gym import open_verifier, pack, unpack
+
+# Plain answers, several right answers, tuples in the entry, numpy scalars in the entry.
+GENERATORS = ["chain_sum", "countdown", "arc_1d", "knights_knaves", "binary_matrix"]
+
+
+def _task(generator: str, held_out: int = 4, **options: Any) -> Task:
+    return Task(f"reasoning-gym/{generator}", options, held_out=held_out)
+
+
+def _over_the_wire(problem: Problem) -> Problem:
+    return msgspec.msgpack.decode(msgspec.msgpack.encode(problem), type=Problem)
+
+
+@pytest.mark.parametrize("generator", GENERATORS)
+def test_the_gold_answer_scores_one_and_nonsense_does_not(generator: str) -> None:
+    task = _task(generator)
+    source, verify = open_task(task), open_verifier(task)
+    for problem in map(_over_the_wire, source.held_out(4) + source.train(0, 4)):
+        assert verify(problem, problem.answer) == 1.0
+        tagged = f"<think>no <answer>x</answer></think> so <answer> {problem.answer} </answer>."
+        assert verify(problem, tagged) == 1.0
+        assert verify(problem, "<answer>nonsense</answer>") < 0.5
+
+
+def test_problems_are_reproducible_distinct_and_split() -> None:
+    source, again = open_task(_task("chain_sum")), open_task(_task("chain_sum"))
+    assert source.train(5, 8) == again.train(5, 8)
+    assert source.train(5, 8) != source.train(6, 8)
+    assert source.held_out(4) == again.held_out(4)
+    held_out = {problem.messages[0]["content"] for problem in source.held_out(4)}
+    training = [p.messages[0]["content"] for step in range(20) for p in source.train(step, 8)]
+    assert not held_out & set(training)
+
+
+def test_a_generator_with_few_questions_drops_and_counts_repeats() -> None:
+    task = _task("coin_flip", held_out=3, size=8, min_trials=1, max_trials=2)
+    source = open_task(task)
+    ids = {p.id for step in range(10) for p in source.train(step, 2)}
+    assert not ids & {p.id for p in source.held_out(3)} and source.dropped > 0
+
+
+def test_another_process_draws_the_same_problems() -> None:
+    """`list_functions` and `pool_matrix` use the global generators of Python and numpy."""
+    script = (
+        "import json; from interlock.config import Task; from interlock.tasks import open_task\n"
+        "for name in 'list_functions', 'pool_matrix':\n"
+        "    source = open_task(Task(f'reasoning-gym/{name}', held_out=1))\n"
+        "    print(json.dumps([problem.id for problem in source.train(0, 60)]))"
+    )
+    env = {"PYTHONPATH": ":".join(filter(None, sys.path))}
+    command = [sys.executable, "-c", script]
+    other = subprocess.run(command, env=env, capture_output=True, check=True).stdout
+    for name, line in zip(["list_functions", "pool_matrix"], other.splitlines()[-2:], strict=True):
+        source = open_task(_task(name, held_out=1))
+        assert json.loads(line) == [problem.id for problem in source.train(0, 60)]
+
+
+def test_a_generator_without_an_order_is_refused() -> None:
+    if not sys.flags.hash_randomization:
+        pytest.skip("PYTHONHASHSEED=0 is set")
+    with pytest.raises(TaskError, match="set PYTHONHASHSEED=0"):
+        open_task(_task("ransom_note"))
+
+
+@pytest.mark.parametrize(
+    ("generator", "options", "complaint"),
+    [
+        ("chain_sm", {}, "did you mean chain_sum"),
+        ("chain_sum", {"min_term": 2}, "did you mean min_terms"),
+        ("chain_sum", {"seed": 3}, "unknown option of task 'reasoning-gym/chain_sum': 'seed'"),
+        ("chain_sum", {"min_terms": 5, "max_terms": 2}, "refuses the options"),
+        ("chain_sum", {"min_terms": "2"}, "refuses the options"),
+    ],
+)
+def test_bad_names_and_options_are_named(
+    generator: str, options: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(TaskError) as caught:
+        open_task(_task(generator, **options))
+    assert complaint in str(caught.value) and "\n" not in str(caught.value)
+
+
+_HASHABLE = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3).map(tuple) | st.frozensets(inner, max_size=3),
+    max_leaves=5,
+)
+_VALUES = st.recursive(
+    _HASHABLE | st.sets(_HASHABLE, max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_HASHABLE, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(_VALUES)
+def test_entries_survive_the_wire_with_their_types(value: Any) -> None:
+    wire = msgspec.msgpack.decode(msgspec.msgpack.encode(pack(value)))
+    assert repr(unpack(wire)) == repr(value) or unpack(wire) == value
+    assert type(unpack(wire)) is type(value)
+
+
+def test_numpy_values_become_plain_and_others_are_refused() -> None:
+    entry = {"a": numpy.float64(0.5), "b": numpy.str_("x"), "c": numpy.array([[1, 2]])}
+    plain = unpack(msgspec.msgpack.decode(msgspec.msgpack.encode(pack(entry))))
+    assert plain == {"a": 0.5, "b": "x", "c": [[1, 2]]}
+    with pytest.raises(TaskError, match="a object into a problem"):
+        pack({"a": object()})

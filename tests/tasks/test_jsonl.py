@@ -1,0 +1,176 @@
+import os
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from interlock.config import Task
+from interlock.errors import TaskError
+from interlock.tasks import open_task
+
+GSM8K = Path(os.environ.get("INTERLOCK_GSM8K", "../shared/data/gsm8k"))
+WriteJsonl = Callable[..., Path]
+
+
+def _row(number: int) -> dict[str, str]:
+    return {"question": f"Question {number}?", "answer": str(number)}
+
+
+def _open(path: Path | str, held_out: int = 2, name: str = "jsonl", **options: Any) -> Any:
+    return open_task(Task(name, {"path": str(path), **options}, held_out=held_out))
+
+
+def _answers(problems: list[Any]) -> set[str]:
+    return {problem.answer for problem in problems}
+
+
+def test_one_file_is_split_without_overlap(write_jsonl: WriteJsonl) -> None:
+    source = _open(write_jsonl("a.jsonl", *map(_row, range(10))), held_out=4)
+    held_out, training = _answers(source.held_out(4)), _answers(source.train(0, 6))
+    assert held_out | training == {str(i) for i in range(10)}
+    assert len(held_out) == 4 and len(training) == 6 and source.dropped == 0
+
+
+def test_repeated_questions_are_dropped_and_counted(write_jsonl: WriteJsonl) -> None:
+    again = {"question": " Question  1? ", "answer": "other"}  # the same but for white space
+    path = write_jsonl("a.jsonl", *map(_row, range(5)), again, "", _row(4))
+    source = _open(path, held_out=1)
+    assert source.dropped == 2
+    assert _answers(source.train(0, 4) + source.held_out(1)) == set("01234")
+
+
+def test_held_out_comes_from_test_jsonl_alone(write_jsonl: WriteJsonl) -> None:
+    write_jsonl("d/train.jsonl", *map(_row, range(6)))
+    path = write_jsonl("d/test.jsonl", *map(_row, [5, 6, 7, 8, 8])).parent
+    source = _open(path, held_out=4)
+    assert _answers(source.held_out(4)) == set("5678")
+    assert _answers(source.train(0, 5)) == set("01234")
+    assert source.dropped == 2  # question 5 from training, the second 8 from the test file
+    small = _open(path, held_out=1)
+    assert _answers(small.train(0, 5)) == set("01234"), "unused test rows never reach training"
+
+
+def test_fields_mark_instruction_and_system(write_jsonl: WriteJsonl) -> None:
+    row = {"q": "How many?", "a": "one and two\n#### 3"}
+    path = write_jsonl("a.jsonl", row, {"q": "Half?", "a": "#### x #### 0.5"})
+    options = {"path": str(path), "question_field": "q", "answer_field": "a"}
+    options |= {"answer_after": "####", "instruction": "Box it."}
+    source = open_task(Task("jsonl", options, held_out=1, system="S"))
+    problems = source.train(0, 1) + source.held_out(1)
+    by_answer = {problem.answer: problem for problem in problems}
+    assert set(by_answer) == {"3", "0.5"}
+    assert by_answer["3"].messages == [
+        {"role": "system", "content": "S"},
+        {"role": "user", "content": "How many?\nBox it."},
+    ]
+
+
+def test_ids_follow_the_content_not_the_place(write_jsonl: WriteJsonl) -> None:
+    def ids(path: Path) -> dict[str, str]:
+        source = _open(path, held_out=1)
+        return {p.answer: p.id for p in source.train(0, 2) + source.held_out(1)}
+
+    first = ids(write_jsonl("a.jsonl", *map(_row, [1, 2, 3])))
+    assert first == ids(write_jsonl("b.jsonl", *map(_row, [3, 1, 2])))
+    assert first["1"].startswith("jsonl:") and len(set(first.values())) == 3
+
+
+def test_numbers_serve_as_answers(write_jsonl: WriteJsonl) -> None:
+    rows = [{"question": "a", "answer": 3}, {"question": "b", "answer": 0.5}]
+    source = _open(write_jsonl("a.jsonl", *rows), held_out=1)
+    assert _answers(source.train(0, 1) + source.held_out(1)) == {"3", "0.5"}
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("{", "Expecting property name"),
+        ("[1]", "expected a JSON object"),
+        ('{"question": "a"}', "no field 'answer'; the row has 'question'"),
+        ('{"question": "", "answer": "1"}', "the field 'question' is \"\""),
+        ('{"question": ["a"], "answer": "1"}', "the field 'question' is [\"a\"]"),
+        ('{"question": "a", "answer": true}', "the field 'answer' is true"),
+        ('{"question": "a", "answer": null}', "the field 'answer' is null"),
+        ('{"question": "\\ud800", "answer": "1"}', "surrogates not allowed"),
+        ("\ufeff" + '{"question": "a", "answer": "1"}', "BOM"),
+    ],
+)
+def test_bad_rows_are_named_by_file_and_line(
+    write_jsonl: WriteJsonl, line: str, complaint: str
+) -> None:
+    path = write_jsonl("a.jsonl", _row(1), "", line)
+    with pytest.raises(TaskError) as caught:
+        _open(path)
+    assert str(caught.value).startswith(f"{path}:3: ")
+    assert complaint in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_bad_files_and_options_are_named(write_jsonl: WriteJsonl, tmp_path: Path) -> None:
+    good = write_jsonl("good.jsonl", *map(_row, range(3)))
+    empty = write_jsonl("empty.jsonl", "")
+    latin = tmp_path / "latin.jsonl"
+    latin.write_bytes('{"question": "é"}'.encode("latin-1"))
+    unmarked = {"answer_after": "####"}
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"path": tmp_path / "none.jsonl"}, "there is no"),
+        ({"path": tmp_path}, "has no train.jsonl"),
+        ({"path": empty}, "empty.jsonl:1: the file is empty"),
+        ({"path": latin}, "latin.jsonl:1: 'utf-8' codec can't decode"),
+        ({"path": good, "held_out": 3}, "too few problems to hold out 3; lower held_out"),
+        ({"path": good, "held_out": 4}, "too few problems to hold out 4; lower held_out"),
+        ({"path": good, **unmarked}, "good.jsonl:1: the answer has no '####'"),
+        ({"path": good, "question": "q"}, "did you mean question_field?"),
+        ({"path": good, "verifier": "x"}, "write path/to/file.py:function"),
+        ({"path": good, "verifier": "none.py:f"}, "there is no file none.py"),
+    ]
+    for options, complaint in cases:
+        with pytest.raises(TaskError) as caught:
+            _open(**options)
+        assert complaint in str(caught.value)
+    with pytest.raises(TaskError, match="required field path"):
+        open_task(Task("gsm8k"))
+
+
+def _fake_hub(monkeypatch: pytest.MonkeyPatch, download: Callable[..., str]) -> None:
+    hub = types.ModuleType("huggingface_hub")
+    hub.snapshot_download = download  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+
+
+def test_a_hub_id_is_downloaded(write_jsonl: WriteJsonl, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_jsonl("hub/train.jsonl", *map(_row, range(3))).parent
+    asked = []
+
+    def download(dataset: str, repo_type: str, allow_patterns: str) -> str:
+        asked.append((dataset, repo_type, allow_patterns))
+        return str(path)
+
+    _fake_hub(monkeypatch, download)
+    assert len(_open("some-org/some-data", held_out=1).train(0, 2)) == 2
+    assert asked == [("some-org/some-data", "dataset", "*.jsonl")]
+
+
+def test_a_hub_that_fails_or_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> str:
+        raise RuntimeError("no route\nand a long story")
+
+    _fake_hub(monkeypatch, fail)
+    with pytest.raises(TaskError, match=r"the hub did not give it: no route$"):
+        _open("some-org/some-data")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(TaskError, match=r"pip install 'interlock\[hub\]'"):
+        _open("some-org/some-data")
+
+
+@pytest.mark.skipif(not GSM8K.is_dir(), reason="no GSM8K data; set INTERLOCK_GSM8K")
+def test_gsm8k_splits_the_real_data() -> None:
+    source = _open(GSM8K, held_out=1319, name="gsm8k")
+    held_out, training = source.held_out(1319), source.train(0, 7473 - source.dropped)
+    questions = [{p.messages[-1]["content"] for p in side} for side in (held_out, training)]
+    assert [len(side) for side in questions] == [1319, 7473 - source.dropped]
+    assert not questions[0] & questions[1]
+    first = next(p for p in training if p.messages[-1]["content"].startswith("Natalia sold clips"))
+    assert first.answer == "72"
