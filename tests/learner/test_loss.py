@@ -1,0 +1,201 @@
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from interlock.config import Loss
+from interlock.errors import TrainingError
+from interlock.learner.loss import Sums, Terms, chunked_loss, k3, policy_loss, sums, token_logprobs
+
+PPO = Loss(clip_low=0.2, clip_high=0.28, tis_cap=2.0, tis_veto=1e-4)
+
+
+def problem(rows: int, vocab: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """hidden, head, targets, weights of a random problem."""
+    noise = torch.Generator().manual_seed(rows)
+    hidden = torch.randn(rows, 8, generator=noise).to(dtype).requires_grad_()
+    head = torch.randn(vocab, 8, generator=noise).requires_grad_()
+    targets = torch.randint(0, vocab, (rows,), generator=noise)
+    return hidden, head, targets, torch.randn(rows, generator=noise)
+
+
+def weighted(weights: Tensor) -> Callable[[Tensor, slice], Tensor]:
+    return lambda logprobs, rows: -weights[rows] * logprobs
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 100])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_values_and_gradients_equal_plain_log_softmax(chunk: int, temperature: float) -> None:
+    hidden, head, targets, weights = problem(7, 11, torch.float32)
+    every = (hidden @ head.T / temperature).log_softmax(-1)
+    plain = every.gather(1, targets[:, None])[:, 0]
+    plain_entropy = -(every.exp() * every).sum(-1)
+    expected = torch.autograd.grad((-weights * plain).sum() * 3, [hidden, head])
+
+    loss, logprobs, entropy = chunked_loss(
+        hidden, head, targets, temperature, chunk, weighted(weights)
+    )
+    found = torch.autograd.grad(loss * 3, [hidden, head])
+    again = token_logprobs(hidden, head, targets, temperature, chunk)
+    close = {"atol": 1e-6, "rtol": 1e-5}
+    torch.testing.assert_close(loss, (-weights * plain).sum(), **close)
+    torch.testing.assert_close(logprobs, plain, **close)
+    torch.testing.assert_close(entropy, plain_entropy, **close)
+    torch.testing.assert_close(found[0], expected[0], **close)
+    torch.testing.assert_close(found[1], expected[1], **close)
+    assert torch.equal(again[0], logprobs) and torch.equal(again[1], entropy)
+    assert not logprobs.requires_grad and not entropy.requires_grad
+
+
+def test_a_gradient_worked_by_hand() -> None:
+    # Two words, logits (0, log 3), so p = (1/4, 3/4). With weight 2 on word 0 the loss is
+    # -2 log 1/4 = 4 log 2, d loss / d logits = -2 (1 - 1/4, -3/4) = (-3/2, 3/2),
+    # d hidden = 3/2 log 3, d head = (-3/2, 3/2).
+    hidden = torch.tensor([[1.0]], requires_grad=True)
+    head = torch.tensor([[0.0], [math.log(3)]], requires_grad=True)
+    loss, logprobs, entropy = chunked_loss(
+        hidden, head, torch.tensor([0]), 1.0, 4, weighted(torch.tensor([2.0]))
+    )
+    loss.backward()
+    assert hidden.grad is not None and head.grad is not None
+    assert loss.item() == pytest.approx(4 * math.log(2))
+    assert logprobs.item() == pytest.approx(-2 * math.log(2))
+    # H = 1/4 log 4 + 3/4 log 4/3 = 2 log 2 - 3/4 log 3
+    assert entropy.item() == pytest.approx(2 * math.log(2) - 0.75 * math.log(3))
+    assert hidden.grad.item() == pytest.approx(1.5 * math.log(3))
+    assert head.grad.flatten().tolist() == pytest.approx([-1.5, 1.5])
+
+
+def test_a_sure_token_keeps_its_small_gradient_in_bfloat16() -> None:
+    # p = 0.9990889 rounds to 1 in bf16, but the gradient 1 - p = 0.000911 must not become 0.
+    hidden = torch.tensor([[1.0]], dtype=torch.bfloat16, requires_grad=True)
+    head = torch.tensor([[7.0], [0.0]], requires_grad=True)
+    loss, _, _ = chunked_loss(
+        hidden, head, torch.tensor([0]), 1.0, 1, weighted(torch.tensor([1.0]))
+    )
+    loss.backward()
+    assert head.grad is not None and head.grad.dtype == torch.float32
+    share = 1 / (1 + math.exp(7))
+    assert head.grad.flatten().tolist() == pytest.approx([-share, share], rel=2**-8)
+
+
+class Largest(TorchDispatchMode):
+    """The most elements any operator returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(tensor, Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return out
+
+
+def test_no_tensor_is_larger_than_a_chunk_of_logits() -> None:
+    hidden, head, targets, weights = problem(40, 1000, torch.float32)
+    with Largest() as mode:
+        loss, _, _ = chunked_loss(hidden, head, targets, 1.0, 10, weighted(weights))
+        loss.backward()
+    assert mode.elements == 10 * 1000  # head and its gradient: 8 * 1000; all logits: 40 * 1000
+
+
+# weight, ratio, loss with clip_low 0.2 and clip_high 0.28, d loss / d logprob
+CLIPPING = [
+    (1.0, 1.5, -1.28, 0.0),  # good and already likelier: no more
+    (1.0, 1.1, -1.1, -1.1),
+    (1.0, 0.5, -0.5, -0.5),  # good but unlikelier: not clipped
+    (-1.0, 1.5, 1.5, 1.5),  # bad and likelier: not clipped
+    (-1.0, 0.9, 0.9, 0.9),
+    (-1.0, 0.5, 0.8, 0.0),  # bad and already unlikelier: no more
+    (2.0, 1.1, -2.2, -2.2),
+    (0.0, 3.0, 0.0, 0.0),
+]
+
+
+@pytest.mark.parametrize(("weight", "ratio", "loss", "slope"), CLIPPING)
+def test_clipping_by_hand(weight: float, ratio: float, loss: float, slope: float) -> None:
+    old = torch.tensor([-2.0])
+    logprobs = (old + math.log(ratio)).requires_grad_()
+    terms = Terms(torch.tensor([weight]), sampler=old, old=old)
+    value = policy_loss(logprobs, terms, PPO)
+    value.sum().backward()
+    assert value.item() == pytest.approx(loss, abs=1e-6)
+    assert logprobs.grad is not None
+    assert logprobs.grad.item() == pytest.approx(slope, abs=1e-6)  # d r / d logprob = r
+
+
+# rho = pi_old / mu, what the token's loss is multiplied by
+TRUNCATION = [(1.0, 1.0), (0.5, 0.5), (1.9, 1.9), (3.0, 2.0), (2e-4, 2e-4), (0.5e-4, 0.0)]
+
+
+@pytest.mark.parametrize(("rho", "factor"), TRUNCATION)
+def test_truncated_importance_sampling_by_hand(rho: float, factor: float) -> None:
+    # On-policy, r = 1 with slope 1: loss and slope are -w factor; the factor has no gradient.
+    logprobs = torch.tensor([-1.0], requires_grad=True)
+    terms = Terms(torch.tensor([3.0]), sampler=torch.tensor([-1.0 - math.log(rho)]))
+    value = policy_loss(logprobs, terms, PPO)
+    value.sum().backward()
+    assert logprobs.grad is not None
+    assert value.item() == pytest.approx(-3 * factor, rel=1e-5)
+    assert logprobs.grad.item() == pytest.approx(-3 * factor, rel=1e-5)
+
+
+def test_likelihood_and_kl_by_hand() -> None:
+    # x = pi_ref / pi = e^(-1 + 2) = e; k3 = e - 1 - 1; d k3 / d logprob = 1 - e
+    logprobs = torch.tensor([-2.0], requires_grad=True)
+    terms = Terms(
+        torch.tensor([3.0]), reference=torch.tensor([-1.0]), kl_weights=torch.tensor([0.5])
+    )
+    value = policy_loss(logprobs, terms, None)
+    value.sum().backward()
+    assert logprobs.grad is not None
+    assert value.item() == pytest.approx(6 + 0.5 * (math.e - 2))
+    assert logprobs.grad.item() == pytest.approx(-3 + 0.5 * (1 - math.e))
+
+
+def test_k3_is_exact_for_small_ratios() -> None:
+    # x - 1 - log x = u^2 / 2 + u^3 / 6 + … with u = log x; a plain fp32 exp would give 0 or 1.2e-7.
+    assert k3(torch.tensor(1e-3)).item() == pytest.approx(1e-6 / 2 + 1e-9 / 6, rel=2e-4)
+
+
+def test_missing_logprobs_are_an_error() -> None:
+    logprobs, weights = torch.tensor([-1.0]), torch.tensor([1.0])
+    with pytest.raises(TrainingError, match="has no sampler log-probabilities, which this loss n"):
+        policy_loss(logprobs, Terms(weights), PPO)
+    with pytest.raises(TrainingError, match="has sampler log-probabilities, which this loss does"):
+        policy_loss(logprobs, Terms(weights, sampler=logprobs), None)
+    with pytest.raises(TrainingError, match="holds no reference policy"):
+        policy_loss(logprobs, Terms(weights, kl_weights=weights), None)
+
+
+def test_statistics_by_hand() -> None:
+    # log pi_old - log mu: log 3, -log 2, -12, 0; pi / pi_old: 1, 1.5, 0.5, 1.5
+    old = torch.tensor([-1.0, -2.0, -14.0, -3.0])
+    terms = Terms(
+        weights=torch.tensor([1.0, 1.0, -1.0, 0.0]),
+        sampler=torch.tensor([-1.0 - math.log(3), -2 + math.log(2), -2.0, -3.0]),
+        old=old,
+    )
+    logprobs = old + torch.tensor([1, 1.5, 0.5, 1.5]).log()
+    found = sums(logprobs, torch.tensor([0.5, 1.0, 1.5, 2.0]), terms, PPO)
+    mismatch = (3 - 1 - math.log(3)) + (0.5 - 1 + math.log(2)) + (math.exp(-12) - 1 + 12)
+    assert found.tokens == 4
+    # -1 · 2 · 1, -1 · 1/2 · 1.28, vetoed, weight 0
+    assert found.loss == pytest.approx(-2 - 0.64)
+    assert found.entropy == 5.0
+    assert found.mismatch == pytest.approx(mismatch)
+    assert found.mismatch_max == 12.0
+    assert (found.above_two, found.vetoed, found.clipped) == (1, 1, 2)
+    total = found + Sums(tokens=2, loss=1.0, mismatch_max=13.0, clipped=1)
+    assert (total.tokens, total.mismatch_max, total.clipped) == (6, 13.0, 3)
+    assert total.loss == pytest.approx(-1.64)
+    assert (found + Sums(mismatch_max=1.0)).mismatch_max == 12.0
