@@ -1,0 +1,170 @@
+"""One decoder for the model families Interlock trains and serves, in basic operators only.
+
+    tokens [N] ─ embed ─ x ─┬─ norm ─ attention ─┬─ + ─┬─ norm ─ mlp or experts ─┬─ + ─ … ─ norm
+                            └────────────────────┘     └─────────────────────────┘           │
+    logits [N, V] <─ head ─ hidden [N, d] <──────────────────────────────────────────────────┘
+
+It knows nothing of batches, caches or padding: tokens come as one flat stream with their positions,
+and an `Attend` (attention.py) decides who sees whom. Activations run in `dtype`, whatever the
+parameters' own precision. `layout` says which part of which parameter every Hugging Face tensor is;
+loading, publishing and saving all go through it.
+
+Legend: N tokens, d hidden size, V vocabulary, H query heads, K key/value heads, D head size
+"""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from interlock.errors import ModelError
+from interlock.models.architecture import Architecture
+from interlock.models.attention import Attend
+from interlock.models.latent import LatentAttention
+from interlock.models.layers import Entry, Linear, Mlp, Part, RMSNorm
+from interlock.models.moe import Experts
+from interlock.models.rope import Angles, Rotary, rotate
+
+# Hugging Face name -> (parameter name, index into it)
+Layout = dict[str, Part]
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions; biases (Qwen2) and QK-norm (Qwen3) if any."""
+
+    def __init__(self, arch: Architecture, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.heads, self.kv_heads, self.head_dim = arch.heads, arch.kv_heads, arch.head_dim
+        rows = (arch.heads + 2 * arch.kv_heads) * arch.head_dim
+        self.qkv = Linear(arch.hidden, rows, bias=arch.qkv_bias)
+        self.out = Linear(arch.heads * arch.head_dim, arch.hidden, bias=arch.out_bias)
+        self.q_norm = RMSNorm(arch.head_dim, arch.norm_eps) if arch.qk_norm else None
+        self.k_norm = RMSNorm(arch.head_dim, arch.norm_eps) if arch.qk_norm else None
+        self.scale = arch.head_dim**-0.5
+
+    def forward(self, x: Tensor, angles: Angles, attend: Attend) -> Tensor:
+        qkv = self.qkv(x).view(len(x), -1, self.head_dim)  # [N, H + 2K, D]
+        q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = rotate(q, angles), rotate(k, angles)
+        return self.out(attend(self.layer, q, k, v, self.scale).flatten(1))
+
+    def layout(self, ours: str, theirs: str) -> Iterator[Entry]:
+        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        rows = {f"{theirs}.q_proj": q, f"{theirs}.k_proj": kv, f"{theirs}.v_proj": kv}
+        yield from self.qkv.stacked(f"{ours}.qkv", rows)
+        yield from self.out.layout(f"{ours}.out", f"{theirs}.o_proj")
+        if self.q_norm is not None and self.k_norm is not None:
+            yield from self.q_norm.layout(f"{ours}.q_norm", f"{theirs}.q_norm")
+            yield from self.k_norm.layout(f"{ours}.k_norm", f"{theirs}.k_norm")
+
+
+class Layer(nn.Module):
+    """Pre-norm residual block."""
+
+    def __init__(self, arch: Architecture, index: int) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(arch.hidden, arch.norm_eps)
+        self.attention = (LatentAttention if arch.latent else Attention)(arch, index)
+        self.mlp_norm = RMSNorm(arch.hidden, arch.norm_eps)
+        self.mlp: Mlp | Experts = Mlp(arch.hidden, arch.inner)
+        if arch.routing is not None and index in arch.routing.layers:
+            self.mlp = Experts(arch.hidden, arch.routing)
+
+    def forward(self, x: Tensor, angles: Angles, attend: Attend) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), angles, attend)
+        return x + self.mlp(self.mlp_norm(x))
+
+    def layout(self, ours: str, theirs: str) -> Iterator[Entry]:
+        yield from self.attention.layout(f"{ours}.attention", f"{theirs}.self_attn")
+        yield from self.mlp.layout(f"{ours}.mlp", f"{theirs}.mlp")
+        yield from self.attention_norm.layout(f"{ours}.attention_norm", f"{theirs}.input_layernorm")
+        yield from self.mlp_norm.layout(f"{ours}.mlp_norm", f"{theirs}.post_attention_layernorm")
+
+
+class Decoder(nn.Module):
+    """The model. Parameters are left uninitialised: checkpoint.py fills every one of them.
+
+    One with requires_grad False is not trained by gradient, and stays fp32 (see moe.py).
+    `dtype` is that of the activations. With `checkpointing`, only the input of each layer is kept
+    for the backward pass, which computes the rest again.
+    """
+
+    def __init__(self, arch: Architecture) -> None:
+        super().__init__()
+        self.arch = arch
+        self.rotary = Rotary(arch.rope, arch.rope_dim)
+        self.embed = nn.Parameter(torch.empty(arch.vocab, arch.hidden))
+        self.layers = nn.ModuleList(Layer(arch, index) for index in range(arch.layers))
+        self.norm = RMSNorm(arch.hidden, arch.norm_eps)
+        self.unembed = None if arch.tied else nn.Parameter(torch.empty(arch.vocab, arch.hidden))
+        self.dtype = torch.float32
+        self.checkpointing = False
+
+    @property
+    def head(self) -> nn.Parameter:
+        """The vocabulary projection [V, d]; the embedding itself when the model ties them."""
+        return self.embed if self.unembed is None else self.unembed
+
+    def forward(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """tokens [N] int64, positions [N] int64 -> hidden [N, d] after the last norm."""
+        learning = torch.is_grad_enabled()
+        x = F.embedding(tokens, self.embed).to(self.dtype)
+        angles = self.rotary(positions)
+        for layer in self.layers:
+            if learning and self.checkpointing:
+                x = checkpoint(
+                    layer, x, angles, attend, use_reentrant=False, preserve_rng_state=False
+                )
+            else:
+                x = layer(x, angles, attend)
+        if learning:
+            for experts in self._experts():
+                experts.count()
+        return self.norm(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden [..., d] -> logits [..., V] in the compute dtype."""
+        return F.linear(hidden, self.head.to(hidden.dtype))
+
+    def balance_experts(self, speed: float) -> None:
+        """Move each expert's bias by `speed` against the load it had since the last call (moe.py).
+
+        The load counts the forward passes made while gradients were recorded. Raises ModelError
+        when the family has no such bias.
+        """
+        family, routing = self.arch.family, self.arch.routing
+        if routing is None or not routing.corrected:
+            raise ModelError(f"{family} has no expert bias to balance; leave balancing off")
+        for experts in self._experts():
+            experts.balance(speed)
+
+    def layout(self) -> Layout:
+        """Which part of which parameter every Hugging Face tensor is, in checkpoint order."""
+        layout: Layout = {"model.embed_tokens.weight": ("embed", ())}
+        for index, layer in enumerate(self.layers):
+            assert isinstance(layer, Layer)
+            layout.update(layer.layout(f"layers.{index}", f"model.layers.{index}"))
+        layout["model.norm.weight"] = ("norm.weight", ())
+        if self.unembed is not None:
+            layout["lm_head.weight"] = ("unembed", ())
+        return layout
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Hugging Face name -> a view into the parameter that holds it, outside of autograd."""
+        parameters = {name: parameter.detach() for name, parameter in self.named_parameters()}
+        return {name: parameters[owner][index] for name, (owner, index) in self.layout().items()}
+
+    def published(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+        """Hugging Face name and a copy in `dtype`, one at a time; what moe.py keeps fp32 stays."""
+        layout = self.layout()
+        for name, view in self.tensors().items():
+            exact = layout[name][0].endswith("router.correction")
+            yield name, view.to(torch.float32 if exact else dtype, copy=True)
+
+    def _experts(self) -> Iterator[Experts]:
+        return (module for module in self.modules() if isinstance(module, Experts))

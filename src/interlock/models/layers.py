@@ -1,0 +1,81 @@
+"""The parts that every family's layers are made of: linear maps, norms and the dense MLP.
+
+Weights are cast to the activations' dtype at their use: fp32 masters train under bf16 compute with
+the very weights that are published. Parameters that are read together are stored together; a
+module's `layout` says which part of which parameter every Hugging Face tensor is.
+
+Legend: N tokens, d hidden size
+"""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# (parameter name, index into it)
+Part = tuple[str, tuple[int | slice, ...]]
+# Hugging Face name and where it is kept
+Entry = tuple[str, Part]
+
+
+class Linear(nn.Module):
+    """y = x Wᵀ + b, with W [out, in] cast to x's dtype."""
+
+    def __init__(self, inputs: int, outputs: int, bias: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs))
+        self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, self.weight.to(x.dtype), bias)
+
+    def layout(self, ours: str, theirs: str) -> Iterator[Entry]:
+        """As one tensor of its own."""
+        yield from self.stacked(ours, {theirs: self.weight.shape[0]})
+
+    def stacked(self, ours: str, rows: dict[str, int]) -> Iterator[Entry]:
+        """As several tensors, stacked in the order of `rows`: Hugging Face module -> its rows."""
+        for kind in ("weight",) if self.bias is None else ("weight", "bias"):
+            start = 0
+            for theirs, count in rows.items():
+                yield f"{theirs}.{kind}", (f"{ours}.{kind}", (slice(start, start + count),))
+                start += count
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last dimension; computed in fp32, returned in x's dtype."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x.float()
+        h = h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + self.eps)
+        # The weight is rounded to the compute dtype first, as the published one is.
+        return (h * self.weight.to(x.dtype)).to(x.dtype)
+
+    def layout(self, ours: str, theirs: str) -> Iterator[Entry]:
+        yield f"{theirs}.weight", (f"{ours}.weight", ())
+
+
+class Mlp(nn.Module):
+    """SwiGLU (arXiv 2002.05202): down(silu(gate(x)) * up(x)), x [N, d] -> [N, d]."""
+
+    def __init__(self, hidden: int, inner: int) -> None:
+        super().__init__()
+        self.inner = inner
+        self.gate_up = Linear(hidden, 2 * inner)
+        self.down = Linear(inner, hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+    def layout(self, ours: str, theirs: str) -> Iterator[Entry]:
+        rows = {f"{theirs}.gate_proj": self.inner, f"{theirs}.up_proj": self.inner}
+        yield from self.gate_up.stacked(f"{ours}.gate_up", rows)
+        yield from self.down.layout(f"{ours}.down", f"{theirs}.down_proj")

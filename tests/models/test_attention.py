@@ -1,0 +1,90 @@
+"""Packed groups against each sequence on its own, in float64, output and gradients."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from interlock.models import attention as module
+from interlock.models.attention import Groups, attention
+
+CPU = torch.device("cpu")
+HEADS, KV_HEADS, SIZE, V_SIZE, SCALE = 4, 2, 6, 5, 0.37
+
+lengths = st.lists(
+    st.tuples(st.integers(1, 6), st.lists(st.integers(0, 5), max_size=4)), min_size=1, max_size=4
+)
+
+
+def alone(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention of one sequence, a query and a head at a time."""
+    rows = []
+    for at in range(len(q)):
+        for head in range(HEADS):
+            kv_head = head * KV_HEADS // HEADS
+            weights = (k[: at + 1, kv_head] @ q[at, head] * SCALE).softmax(0)
+            rows.append(weights @ v[: at + 1, kv_head])
+    return torch.stack(rows).view(len(q), HEADS, V_SIZE)
+
+
+def one_by_one(q: Tensor, k: Tensor, v: Tensor, groups: list[tuple[int, list[int]]]) -> Tensor:
+    """The oracle: every completion behind its own copy of the prompt."""
+    out, at = [], 0
+    for prompt, completions in groups:
+        head = list(range(at, at + prompt))
+        out.append(alone(q[head], k[head], v[head]))
+        at += prompt
+        for length in completions:
+            rows = head + list(range(at, at + length))
+            out.append(alone(q[rows], k[rows], v[rows])[prompt:])
+            at += length
+    return torch.cat(out)
+
+
+@pytest.mark.parametrize("fused_above", [0, 10**9], ids=["fused", "explicit"])
+@settings(max_examples=40, deadline=None)
+@given(groups=lengths)
+def test_groups_equal_separate_sequences(
+    fused_above: int, groups: list[tuple[int, list[int]]]
+) -> None:
+    prompts, completions = [p for p, _ in groups], [c for _, c in groups]
+    count = sum(prompts) + sum(map(sum, completions))
+    generator = torch.Generator().manual_seed(count)
+    q, k, v, weight = (
+        torch.randn(count, heads, size, dtype=torch.float64, generator=generator)
+        for heads, size in ((HEADS, SIZE), (KV_HEADS, SIZE), (KV_HEADS, V_SIZE), (HEADS, V_SIZE))
+    )
+    inputs = [x.requires_grad_() for x in (q, k, v)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "FUSED_ABOVE", fused_above)
+        found = Groups(prompts, completions, CPU)(0, q, k, v, SCALE)
+        found_gradients = torch.autograd.grad((found * weight).sum(), inputs)
+    expected = one_by_one(q, k, v, groups)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(
+        found_gradients, torch.autograd.grad((expected * weight).sum(), inputs)
+    )
+
+
+def test_positions_go_on_behind_the_prompt() -> None:
+    groups = Groups([2, 1], [[3, 0, 1], []], CPU)
+    assert groups.positions.tolist() == [0, 1, 2, 3, 4, 2, 0]
+
+
+@pytest.mark.parametrize("fused_above", [0, 10**9], ids=["fused", "explicit"])
+def test_bf16_stays_in_its_band(fused_above: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FUSED_ABOVE", fused_above)
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(8, 40, heads, 16, generator=generator) for heads in (4, 2, 2))
+    mask = torch.ones(1, 40, 40, dtype=torch.bool).tril()
+    exact = attention(q, k, v, mask, 0.25)
+    rounded = attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), mask, 0.25)
+    # Inputs, weights and result are rounded to 8 bits, relative to values of about one.
+    torch.testing.assert_close(rounded.float(), exact, atol=0.03, rtol=0.03)
+
+
+def test_a_query_that_sees_nothing_gives_a_number() -> None:
+    x = torch.ones(1, 1, 2, 4)
+    nothing = torch.zeros(1, 1, 1, dtype=torch.bool)
+    assert attention(x, x, x, nothing, 0.5).isfinite().all()

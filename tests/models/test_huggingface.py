@@ -1,0 +1,224 @@
+"""What config.json may say, and what is refused rather than computed wrongly."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from interlock.errors import ModelError
+from interlock.models.architecture import DefaultRope, LinearRope, Llama3Rope, YarnRope
+from interlock.models.huggingface import read_architecture
+
+LLAMA: dict[str, Any] = {
+    "model_type": "llama",
+    "vocab_size": 100,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 2048,
+}
+QWEN3_MOE = LLAMA | {
+    "model_type": "qwen3_moe",
+    "head_dim": 32,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "norm_topk_prob": True,
+}
+# As published, with the sizes cut down.
+V3 = LLAMA | {
+    "model_type": "deepseek_v3",
+    "auto_map": {
+        "AutoConfig": "configuration_deepseek.DeepseekV3Config",
+        "AutoModelForCausalLM": "modeling_deepseek.DeepseekV3ForCausalLM",
+    },
+    "attention_bias": False,
+    "ep_size": 1,
+    "first_k_dense_replace": 1,
+    "kv_lora_rank": 32,
+    "moe_intermediate_size": 16,
+    "moe_layer_freq": 1,
+    "n_group": 4,
+    "n_routed_experts": 16,
+    "n_shared_experts": 1,
+    "norm_topk_prob": True,
+    "num_experts_per_tok": 4,
+    "num_nextn_predict_layers": 1,
+    "q_lora_rank": 48,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "rope_scaling": {
+        "beta_fast": 32,
+        "beta_slow": 1,
+        "factor": 40,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+        "original_max_position_embeddings": 4096,
+        "type": "yarn",
+    },
+    "rope_theta": 10000,
+    "routed_scaling_factor": 2.5,
+    "scoring_func": "sigmoid",
+    "topk_group": 2,
+    "topk_method": "noaux_tc",
+    "v_head_dim": 12,
+}
+V2 = V3 | {
+    "model_type": "deepseek_v2",
+    "norm_topk_prob": False,
+    "scoring_func": "softmax",
+    "topk_method": "greedy",
+}
+
+
+def write(directory: Path, config: Any) -> Path:
+    text = config if isinstance(config, str) else json.dumps(config)
+    (directory / "config.json").write_text(text)
+    return directory
+
+
+def test_deepseek_v3_as_published(tmp_path: Path) -> None:
+    arch = read_architecture(write(tmp_path, V3))
+    assert (arch.head_dim, arch.rope_dim, arch.value_dim, arch.kv_heads) == (24, 8, 12, 4)
+    assert arch.latent is not None and arch.latent.interleaved
+    assert arch.rope == YarnRope(
+        rope_theta=10000,
+        factor=40,
+        original_max_position_embeddings=4096,
+        mscale=1.0,
+        mscale_all_dim=1.0,
+    )
+    routing = arch.routing
+    assert routing is not None and routing.layers == {1} and routing.corrected
+    assert (routing.groups, routing.kept_groups, routing.group_top) == (4, 2, 2)
+    assert routing.shared_inner == 16
+
+
+@pytest.mark.parametrize(
+    ("keys", "rope"),
+    [
+        ({}, DefaultRope(rope_theta=10_000.0)),
+        ({"rope_theta": 5e5, "rope_scaling": None}, DefaultRope(rope_theta=5e5)),
+        (
+            {"rope_theta": 7, "rope_scaling": {"type": "linear", "factor": 2}},
+            LinearRope(rope_theta=7, factor=2),
+        ),
+        (
+            {"rope_parameters": {"rope_type": "linear", "rope_theta": 7.0, "factor": 2.0}},
+            LinearRope(rope_theta=7, factor=2),
+        ),
+        (
+            {
+                "rope_scaling": {
+                    "rope_type": "llama3",
+                    "factor": 8.0,
+                    "low_freq_factor": 1.0,
+                    "high_freq_factor": 4.0,
+                    "original_max_position_embeddings": 512,
+                }
+            },
+            Llama3Rope(
+                factor=8,
+                low_freq_factor=1,
+                high_freq_factor=4,
+                original_max_position_embeddings=512,
+            ),
+        ),
+        (
+            {"rope_scaling": {"type": "yarn", "rope_type": "yarn", "factor": 4.0}},
+            YarnRope(factor=4, original_max_position_embeddings=2048),
+        ),
+    ],
+)
+def test_both_spellings_of_rope(tmp_path: Path, keys: dict[str, Any], rope: Any) -> None:
+    assert read_architecture(write(tmp_path, LLAMA | keys)).rope == rope
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (LLAMA | {"model_type": "mamba"}, "model_type 'mamba' is not supported"),
+        ({}, "model_type None"),
+        (LLAMA | {"model_type": ["llama"]}, "model_type"),
+        ("{", "cannot read"),
+        ("[1]", "no JSON object"),
+        ("[" * 100_000, "cannot read"),
+        (LLAMA | {"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
+        (LLAMA | {"auto_map": {"AutoModel": "modeling_evil.Model"}}, "modeling_evil"),
+        (LLAMA | {"auto_map": {"AutoModel": "modeling_deepseek.Model"}}, "modeling_deepseek"),
+        (V3 | {"auto_map": {"AutoModel": "else/where--modeling_deepseek.Model"}}, "where"),
+        (LLAMA | {"auto_map": "modeling_evil"}, "auto_map"),
+        (LLAMA | {"hidden_act": "gelu"}, 'hidden_act "gelu"'),
+        (LLAMA | {"mlp_bias": True}, "mlp_bias true"),
+        (LLAMA | {"attention_dropout": 0.1}, "attention_dropout 0.1"),
+        (LLAMA | {"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
+        (LLAMA | {"model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window true"),
+        (LLAMA | {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
+        (LLAMA | {"layer_types": 5}, "layer_types"),
+        (LLAMA | {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic'"),
+        (LLAMA | {"rope_scaling": {"type": "linear"}}, "`factor`"),
+        (LLAMA | {"rope_scaling": {"type": "linear", "factor": 2.0, "odd": 1}}, "`odd`"),
+        (LLAMA | {"rope_scaling": "yarn"}, "rope"),
+        (LLAMA | {"rope_scaling": {"type": "linear", "factor": 0}}, "factor"),
+        (LLAMA | {"rope_theta": 0}, "rope_theta"),
+        (
+            LLAMA
+            | {
+                "rope_scaling": {
+                    "rope_type": "llama3",
+                    "factor": 8.0,
+                    "low_freq_factor": 4.0,
+                    "high_freq_factor": 4.0,
+                }
+            },
+            "high_freq_factor",
+        ),
+        (LLAMA | {"hidden_size": "64"}, "hidden_size"),
+        (LLAMA | {"hidden_size": 0}, "hidden_size"),
+        (LLAMA | {"num_hidden_layers": 10**9}, "num_hidden_layers"),
+        (LLAMA | {"num_key_value_heads": 3}, "3 key/value heads"),
+        (LLAMA | {"head_dim": 15}, "rotary dimension of 15"),
+        (LLAMA | {"hidden_size": 66}, "hidden_size 66"),
+        (LLAMA | {"model_type": "qwen3"}, "`head_dim`"),
+        (QWEN3_MOE | {"num_experts_per_tok": 9}, "num_experts_per_tok 9"),
+        (V3 | {"n_group": 3}, "n_group 3"),
+        (V3 | {"n_group": 16}, "n_group 16"),
+        (V3 | {"topk_group": 5}, "topk_group 5"),
+        (V3 | {"num_experts_per_tok": 9}, "num_experts_per_tok 9"),
+        (V3 | {"moe_layer_freq": 2}, "moe_layer_freq 2"),
+        (V3 | {"attention_bias": True}, "attention_bias true"),
+        (V3 | {"scoring_func": "softmax"}, 'scoring_func "softmax"'),
+        (V3 | {"topk_method": "greedy"}, 'topk_method "greedy"'),
+        (V2 | {"norm_topk_prob": True}, "norm_topk_prob true"),
+        (V2 | {"topk_method": "noaux_tc"}, "topk_method"),
+        (V3 | {"num_key_value_heads": 2}, "num_key_value_heads"),
+    ],
+)
+def test_refused(tmp_path: Path, config: Any, message: str) -> None:
+    with pytest.raises(ModelError) as raised:
+        read_architecture(write(tmp_path, config))
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("config", [LLAMA, QWEN3_MOE, V2, V3], ids=lambda c: c["model_type"])
+def test_a_missing_key_is_named(tmp_path: Path, config: dict[str, Any]) -> None:
+    may_miss = {
+        "model_type", "auto_map", "attention_bias", "ep_size", "moe_layer_freq", "rope_scaling",
+        "num_nextn_predict_layers", "rope_theta", "scoring_func",
+    }  # fmt: skip
+    may_miss |= {"topk_method"} if config is V3 else {"n_group", "topk_group", "norm_topk_prob"}
+    if config is QWEN3_MOE:
+        may_miss.discard("norm_topk_prob")
+    for key in config.keys() - may_miss:
+        rest = {name: value for name, value in config.items() if name != key}
+        with pytest.raises(ModelError, match=f"missing required field `{key}`"):
+            read_architecture(write(tmp_path, rest))
+
+
+def test_no_directory(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="give a Hugging Face model directory"):
+        read_architecture(tmp_path / "absent")

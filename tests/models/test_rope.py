@@ -1,0 +1,61 @@
+"""Rotary frequencies of real sizes against transformers."""
+
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+from transformers import LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from interlock.models.architecture import Rope, YarnRope
+from interlock.models.rope import Rotary, frequencies, rotate, rotate_interleaved
+
+DIM = 64
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+YARN = {"rope_type": "yarn", "factor": 40.0, "original_max_position_embeddings": 4096}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"rope_type": "linear", "factor": 4.0},
+        LLAMA3,
+        YARN,
+        YARN | {"truncate": False},
+        YARN | {"beta_fast": 16, "beta_slow": 2},
+        YARN | {"mscale": 0.9, "mscale_all_dim": 0.7},
+        YARN | {"attention_factor": 1.3, "mscale": 0.9, "mscale_all_dim": 0.7},
+        YARN | {"mscale": 0.9},
+        YARN | {"factor": 1.0},
+        YARN | {"beta_fast": 1e-9, "beta_slow": 1e-9},
+    ],
+)
+def test_frequencies_and_magnitude_are_those_of_transformers(settings: dict[str, Any]) -> None:
+    settings = settings | {"rope_theta": 50_000.0}
+    config = LlamaConfig(hidden_size=2 * DIM, num_attention_heads=2, rope_parameters=dict(settings))
+    expected, magnitude = ROPE_INIT_FUNCTIONS[settings["rope_type"]](config, torch.device("cpu"))
+    rope = msgspec.convert(settings, Rope)
+    torch.testing.assert_close(frequencies(rope, DIM), expected, rtol=1e-6, atol=0)
+    cos, sin = Rotary(rope, DIM)(torch.tensor([0, 5000]))
+    angles = torch.tensor([0.0, 5000.0])[:, None, None] * expected
+    torch.testing.assert_close(cos, angles.cos() * magnitude, rtol=0, atol=5e-3)
+    torch.testing.assert_close((cos**2 + sin**2).sqrt(), torch.full_like(cos, magnitude))
+
+
+def test_a_ramp_without_width_is_a_step() -> None:
+    rope = YarnRope(factor=2.0, original_max_position_embeddings=10, beta_fast=5.0, beta_slow=5.0)
+    assert frequencies(rope, DIM).isfinite().all()
+
+
+def test_rotation_by_hand() -> None:
+    x = torch.tensor([[[1.0, 2.0, 3.0, 4.0]]])
+    quarter = torch.tensor([[[0.0, 1.0]]]), torch.tensor([[[1.0, 0.0]]])  # 90 and 0 degrees
+    assert rotate(x, quarter).flatten().tolist() == [-3.0, 2.0, 1.0, 4.0]
+    assert rotate_interleaved(x, quarter).flatten().tolist() == [-2.0, 3.0, 1.0, 4.0]
