@@ -1,3 +1,3 @@
-"""Interlock: post-training of reasoning models by reinforcement learning, across vendors' accelerators."""
+"""Interlock: reinforcement learning for reasoning models, across vendors' accelerators."""
 
 __version__ = "0.1.0"

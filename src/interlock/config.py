@@ -1,8 +1,8 @@
-"""The run config: a TOML recipe read into typed, frozen structs. Unknown keys and wrong types are errors.
+"""The run config: a TOML recipe read into typed, frozen structs.
 
-    recipe.toml + key=value overrides ──load()──> Recipe ──dump()──> config.json in the run directory
+    recipe.toml + key=value overrides ──load──> Recipe ──to_tree──> config.json of the run
 
-Every default a run can use stands in this file and nowhere else.
+Unknown keys and wrong types are errors. Every default of a run stands in this file.
 """
 
 import difflib
@@ -10,7 +10,7 @@ import re
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 import msgspec.inspect
@@ -23,6 +23,11 @@ Positive = Annotated[int, Meta(gt=0)]
 NonNegative = Annotated[int, Meta(ge=0)]
 Rate = Annotated[float, Meta(gt=0, le=1e9)]  # finite
 Share = Annotated[float, Meta(ge=0, le=1)]
+# "auto": bfloat16 where the device is built for it, else float32; the run records which it was.
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+
+
+Section = TypeVar("Section", bound=msgspec.Struct)
 
 
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -41,7 +46,7 @@ class Generator(_Section):
 
     engine: Literal["torch"] = "torch"
     device: str = "cpu"
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    dtype: Dtype = "auto"
     slots: Positive = 64  # completions decoded at the same time
 
 
@@ -62,7 +67,7 @@ class Learner(_Section):
     """Where and how the weights are updated; the same for every stage of the recipe."""
 
     device: str = "cpu"
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"  # of the forward and backward pass
+    dtype: Dtype = "auto"  # of the forward and backward pass, and of the published weights
     micro_batch_tokens: Positive = 4096  # tokens per forward pass; the rest is accumulated
     logits_chunk: Positive = 1024  # rows of the vocabulary projection held at a time
     activation_checkpointing: bool = False
@@ -86,7 +91,7 @@ class Task(_Section):
 
 
 class Evaluation(_Section):
-    """Greedy accuracy on the held-out problems; always done before the first and after the last step."""
+    """Greedy accuracy on the held-out problems; also before the first and after the last step."""
 
     every: NonNegative = 0  # steps; 0: only before and after
     problems: Positive = 128
@@ -99,12 +104,22 @@ class Loss(_Section):
     clip_high: Rate = 0.2  # DAPO: 0.28
     normalize: Literal["token", "sequence", "constant"] = "token"  # DAPO / GRPO / Dr.GRPO
     advantage: Literal["mean_std", "mean"] = "mean_std"  # GRPO / Dr.GRPO
-    kl_beta: Annotated[float, Meta(ge=0)] = 0.0  # weight of k3 against the model the stage began with
+    kl_beta: Annotated[float, Meta(ge=0)] = (
+        0.0  # weight of k3 against the model the stage began with
+    )
     tis_cap: Rate = 2.0  # truncated importance sampling, learner against sampler
     tis_veto: Annotated[float, Meta(ge=0)] = 1e-4  # a token whose ratio is lower counts 0
 
 
-class Grpo(_Section, tag_field="kind", tag="grpo"):
+class _Stage(_Section, frozen=True, tag_field="kind"):
+    """Base of the stages; `kind` in the TOML tells which."""
+
+    @property
+    def kind(self) -> str:
+        return str(self.__struct_config__.tag)
+
+
+class Grpo(_Stage, frozen=True, tag="grpo"):
     task: Task
     steps: Positive
     problems_per_step: Positive = 8
@@ -116,8 +131,11 @@ class Grpo(_Section, tag_field="kind", tag="grpo"):
     eval: Evaluation = Evaluation()
 
 
-class Sft(_Section, tag_field="kind", tag="sft"):
-    """`data`: JSONL, each line {"messages": […]} (loss on the assistant's tokens) or {"text": …}."""
+class Sft(_Stage, frozen=True, tag="sft"):
+    """Supervised fine-tuning on `data`, a JSONL file.
+
+    A row is {"messages": […]} (loss on the assistant's tokens) or {"text": …} (on all of them).
+    """
 
     data: str
     steps: Positive
@@ -147,7 +165,7 @@ class Recipe(_Section):
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a TOML recipe and apply `section.key=value` overrides (values in TOML, or a bare string).
+    """Read a TOML recipe and apply `section.key=value` overrides (TOML values or bare strings).
 
     Raises ConfigError, which names the file, the setting and what is expected.
     """
@@ -166,19 +184,31 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     return parse(tree, source=str(path))
 
 
+def task(name: str, held_out: int, overrides: Sequence[str] = ()) -> Task:
+    """The [stage.task] table of an evaluation without a recipe. Raises ConfigError."""
+    tree: dict[str, Any] = {"name": name, "held_out": held_out}
+    for override in overrides:
+        _apply(tree, override)
+    return _convert(tree, Task, source=f"task {name}")
+
+
 def parse(tree: dict[str, Any], source: str = "recipe") -> Recipe:
     """Turn a plain tree into a Recipe. Raises ConfigError on any unknown key or wrong value."""
-    try:
-        recipe = msgspec.convert(tree, Recipe, strict=True)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"{source}: {_explain(str(error), tree)}") from None
+    recipe = _convert(tree, Recipe, source)
     _check_combinations(recipe, source)
     return recipe
 
 
-def to_tree(recipe: Recipe) -> dict[str, Any]:
-    """The resolved config as plain dicts and lists; `parse` reads it back."""
-    return msgspec.to_builtins(recipe)
+def to_tree(section: msgspec.Struct) -> dict[str, Any]:
+    """A resolved config as plain dicts and lists; `parse` reads a recipe's back."""
+    return msgspec.to_builtins(section)
+
+
+def _convert(tree: dict[str, Any], kind: type[Section], source: str) -> Section:
+    try:
+        return msgspec.convert(tree, kind, strict=True)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{source}: {_explain(str(error), tree, kind)}") from None
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
@@ -195,7 +225,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
             if part.isdigit():
                 continue
         if not isinstance(node, dict):
-            raise ConfigError(f"cannot set {key}: {where} is not a table")
+            raise ConfigError(f"cannot set {key}: {'.'.join(parts[:depth])} is not a table")
         if depth == len(parts) - 1:
             node[part] = _value(text)
         else:
@@ -207,7 +237,9 @@ def _element(tables: list[Any], part: str, where: str) -> Any:
         return tables[int(part)]
     if len(tables) == 1 and not part.isdigit():
         return tables[0]
-    raise ConfigError(f"cannot set {where}: give an index from 0 to {len(tables) - 1} after the list")
+    raise ConfigError(
+        f"cannot set {where}: give an index from 0 to {len(tables) - 1} after the list"
+    )
 
 
 def _value(text: str) -> Any:
@@ -217,7 +249,7 @@ def _value(text: str) -> Any:
         return text
 
 
-def _explain(message: str, tree: dict[str, Any]) -> str:
+def _explain(message: str, tree: dict[str, Any], kind: type[msgspec.Struct]) -> str:
     """Turn msgspec's "Expected `int`, got `str` - at `$.stage[0].steps`" into our words."""
     complaint, _, path = message.partition(" - at `")
     keys = re.findall(r"\.([A-Za-z0-9_]+)|\[(\d+|\.\.\.)\]", path)
@@ -225,7 +257,7 @@ def _explain(message: str, tree: dict[str, Any]) -> str:
     if unknown := re.fullmatch(r"Object contains unknown field `(.+)`", complaint):
         name = unknown[1]
         setting = f"{where}.{name}" if where else name
-        near = _nearest(setting)
+        near = _nearest(setting, kind)
         return f"unknown setting {setting!r}" + (f"; did you mean {near!r}?" if near else "")
     if missing := re.fullmatch(r"Object missing required field `(.+)`", complaint):
         setting = f"{where}.{missing[1]}" if where else missing[1]
@@ -233,7 +265,8 @@ def _explain(message: str, tree: dict[str, Any]) -> str:
     value = _lookup(tree, where)
     complaint = complaint[0].lower() + complaint[1:].replace("`", "").replace("object", "a table")
     if where.endswith(".kind"):
-        complaint = f"the kinds of stage are {', '.join(kind.__struct_config__.tag for kind in STAGES)}"
+        kinds = [str(stage.__struct_config__.tag) for stage in STAGES]
+        complaint = f"the kinds of stage are {', '.join(kinds)}"
     return f"{where or 'the recipe'} = {value!r}: {complaint}"
 
 
@@ -246,13 +279,15 @@ def _lookup(tree: Any, where: str) -> Any:
     return tree
 
 
-def _nearest(setting: str) -> str | None:
+def _nearest(setting: str, kind: type[msgspec.Struct]) -> str | None:
     """The known setting that an unknown one was most likely meant to be."""
-    known = sorted(set(_settings(msgspec.inspect.type_info(Recipe), "")))
+    known = sorted(set(_settings(msgspec.inspect.type_info(kind), "")))
     plain = ".".join(part for part in setting.split(".") if not part.isdigit())
     leaf = plain.rsplit(".", 1)[-1]
     same_leaf = [path for path in known if path.rsplit(".", 1)[-1] == leaf]
-    near = difflib.get_close_matches(plain, same_leaf or known, n=1, cutoff=0.0 if same_leaf else 0.6)
+    near = difflib.get_close_matches(
+        plain, same_leaf or known, n=1, cutoff=0.0 if same_leaf else 0.6
+    )
     return near[0] if near else None
 
 

@@ -1,9 +1,9 @@
 """Every error that Interlock raises on purpose.
 
     InterlockError
-    ├── UserError           the user can mend it: one line, names the bad value and the remedy; exit code 2
+    ├── UserError           the user can mend it: one line, the bad value, the remedy; exit code 2
     │   ├── ConfigError     a recipe, a setting or a command-line value
-    │   ├── ModelError      a model directory that is missing, unsafe, truncated or of an unknown family
+    │   ├── ModelError      a model that is missing, unsafe, damaged or of an unknown family
     │   ├── TaskError       a task, its data or its verifier cannot be set up
     │   └── RunError        a run directory: locked, not empty, unreadable, read-only, disk full
     └── TrainingError       the run cannot go on (non-finite steps in a row, …); exit code 1

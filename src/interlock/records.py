@@ -1,4 +1,4 @@
-"""What flows between rooms and processes: small frozen records, sent as msgpack bytes, never pickled.
+"""What flows between rooms and processes: small frozen records, as msgpack bytes, never pickled.
 
     Task ── Problem ──> Generator ── Group(Completion × G) ──> verifier ── rewards ──> learner
                              ^                                                       │
@@ -61,14 +61,14 @@ class Group(msgspec.Struct, frozen=True):
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """What a verifier said of one completion. `error` is set when it crashed, hung or misbehaved."""
+    """What a verifier said of one completion; `error` when it crashed, hung or misbehaved."""
 
     reward: float
     error: str | None = None
 
 
 class ScoredGroup(msgspec.Struct, frozen=True):
-    """A group with its verdicts, index by index: what the ledger keeps and the learner learns from."""
+    """A group with its verdicts, index by index: what the ledger keeps."""
 
     group: Group
     verdicts: list[Verdict]

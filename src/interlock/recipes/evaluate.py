@@ -1,0 +1,76 @@
+"""Greedy accuracy on problems that training never sees."""
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from interlock import config
+from interlock.config import Grpo, Sft, Task
+from interlock.models.fetch import find_model
+from interlock.recipes.stage import Stage
+from interlock.recipes.watch import Watch
+from interlock.records import Group, Problem, Sampling, ScoredGroup
+from interlock.rollout.generator import Generator, open_generator
+from interlock.tasks import open_task
+from interlock.tasks.verifier_pool import VerifierPool
+
+
+def score(groups: Sequence[Group], verifier: VerifierPool) -> list[ScoredGroup]:
+    """Judge every completion of every group, in order."""
+    answers = [(group.problem, answer.text) for group in groups for answer in group.completions]
+    verdicts = iter(verifier.verify(answers))
+    return [ScoredGroup(group, [next(verdicts) for _ in group.completions]) for group in groups]
+
+
+def accuracy(scored: Sequence[ScoredGroup]) -> float:
+    """Mean reward over all completions."""
+    return fmean(reward for group in scored for reward in group.rewards)
+
+
+def answer_greedily(
+    problems: Sequence[Problem],
+    generator: Generator,
+    verifier: VerifierPool,
+    sampling: Sampling,
+    watch: Watch,
+) -> list[ScoredGroup]:
+    """One greedy completion for each problem, judged. Only the limits of `sampling` are used."""
+    greedy = Sampling(temperature=0.0, max_tokens=sampling.max_tokens, stop=sampling.stop)
+    watch.phase("evaluating", len(problems))
+    groups = generator.generate(problems, 1, greedy, seed=0, on_group=lambda _: watch.advance())
+    return score(groups, verifier)
+
+
+def measure(
+    model: str, task: Task, settings: config.Generator, sampling: Sampling, watch: Watch
+) -> list[ScoredGroup]:
+    """Greedy answers of a model, without any run, to all held-out problems of a task.
+
+    Raises UserError when the model, the task or the device is not fit.
+    """
+    source = open_task(task)
+    directory = find_model(model, watch.note)
+    generator = open_generator(settings, directory, chat_template=None, name="eval")
+    with VerifierPool(task) as verifier:
+        return answer_greedily(source.held_out(task.held_out), generator, verifier, sampling, watch)
+
+
+def held_out_accuracy(
+    stage: Stage[Grpo] | Stage[Sft], step: int, problems: Sequence[Problem], verifier: VerifierPool
+) -> float | None:
+    """Accuracy after `step` updates when an evaluation is due then, else None.
+
+    The answers are kept in the ledger; one that is there already is not computed again.
+    """
+    every, ends = stage.settings.eval.every, (0, stage.settings.steps)
+    if step not in ends and not (every and step % every == 0):
+        return None
+    scored = stage.run.ledger.read_evaluation(stage.index, step)
+    if not scored:
+        assert stage.generator is not None
+        scored = answer_greedily(
+            problems, stage.generator, verifier, stage.settings.sampling, stage.watch
+        )
+        stage.run.ledger.record_evaluation(stage.index, step, scored)
+    result = accuracy(scored)
+    stage.watch.evaluated(step, result, len(scored))
+    return result

@@ -1,0 +1,180 @@
+"""Group relative policy optimization: learning from rewards that a program can verify.
+
+    problems -> generate -> verify -> ledger -> advantages -> learner.step -> publish -> log
+
+The advantage of a completion is its reward against the other completions of the same problem;
+there is no value model. Groups whose rewards are all equal teach nothing: they are left out, and
+counted.
+"""
+
+from collections.abc import Sequence
+from statistics import fmean, pstdev
+from typing import Any
+
+from interlock.config import Grpo, Loss
+from interlock.learner.learner import Learner, StepResult
+from interlock.learner.packing import TrainingGroup
+from interlock.models.tokenizer import Tokenizer
+from interlock.recipes.evaluate import accuracy, held_out_accuracy, score
+from interlock.recipes.stage import Clock, Stage, step_metrics
+from interlock.records import FinishReason, Group, Problem, ScoredGroup
+from interlock.tasks import TaskSource, open_task
+from interlock.tasks.verifier_pool import VerifierPool
+
+
+def prepare(settings: Grpo, tokenizer: Tokenizer) -> TaskSource:
+    """Open the task. Raises TaskError before the run directory exists."""
+    task = open_task(settings.task)
+    task.held_out(settings.eval.problems)
+    return task
+
+
+def run(stage: Stage[Grpo], task: TaskSource) -> None:
+    """Run the stage from where it stands to its last step."""
+    settings = stage.settings
+    held_out = task.held_out(settings.eval.problems)
+    with VerifierPool(settings.task) as verifier:
+        stage.publish()
+        if stage.done == 0:
+            stage.begin(held_out_accuracy(stage, 0, held_out, verifier))
+        for step in stage.steps():
+            clock = Clock()
+            problems = task.train(step, settings.problems_per_step)
+            scored = stage.run.ledger.read(stage.index, step)
+            if not scored:
+                with clock("generate"):
+                    groups = _generate(stage, step, problems)
+                with clock("verify"):
+                    scored = score(groups, verifier)
+                _note_errors(stage, step, scored)
+                stage.run.ledger.record(stage.index, step, scored)
+            batch = training_groups(scored, settings)
+            with clock("update"):
+                updates = _update(stage, batch)
+                stage.publish()
+            metrics = _metrics(scored, batch, updates, stage.learner) | clock.metrics()
+            metrics["accuracy"] = held_out_accuracy(stage, step, held_out, verifier)
+            stage.finish_step(step, metrics)
+
+
+def _generate(stage: Stage[Grpo], step: int, problems: Sequence[Problem]) -> list[Group]:
+    assert stage.generator is not None
+    stage.watch.phase("generating", len(problems))
+    return stage.generator.generate(
+        problems,
+        stage.settings.completions,
+        stage.settings.sampling,
+        stage.seed(step),
+        on_group=lambda _: stage.watch.advance(),
+    )
+
+
+def _note_errors(stage: Stage[Grpo], step: int, scored: Sequence[ScoredGroup]) -> None:
+    errors = [verdict.error for group in scored for verdict in group.verdicts if verdict.error]
+    if errors:
+        stage.event("verifier_error", f"step {step}: {len(errors)} answers score 0: {errors[0]}")
+
+
+def advantages(rewards: Sequence[float], kind: str) -> list[float]:
+    """How much better each completion did than its group; all zero when the rewards are equal.
+
+    "mean_std": (r - mean) / std, GRPO (DeepSeekMath, arXiv 2402.03300, section 4.1.2).
+    "mean": r - mean, Dr.GRPO (arXiv 2503.20783): no problem counts more for being lopsided.
+    """
+    mean, spread = fmean(rewards), pstdev(rewards)
+    if max(rewards) - min(rewards) < 1e-6:
+        return [0.0] * len(rewards)
+    return [(reward - mean) / (spread if kind == "mean_std" else 1.0) for reward in rewards]
+
+
+def training_groups(scored: Sequence[ScoredGroup], settings: Grpo) -> list[TrainingGroup]:
+    """The groups that teach something, each token weighted by advantage times normalisation."""
+    loss = settings.loss
+    taught = [group for group in scored if any(advantages(group.rewards, loss.advantage))]
+    shares = _shares(taught, loss, settings.sampling.max_tokens)
+    return [
+        TrainingGroup(
+            prompt=group.group.prompt_tokens,
+            completions=[answer.tokens for answer in group.group.completions],
+            weights=[
+                [advantage * share] * len(answer.tokens)
+                for advantage, share, answer in zip(
+                    advantages(group.rewards, loss.advantage),
+                    shares[index],
+                    group.group.completions,
+                    strict=True,
+                )
+            ],
+            sampler_logprobs=[answer.logprobs for answer in group.group.completions],
+            kl_weights=[
+                [loss.kl_beta * share] * len(answer.tokens)
+                for share, answer in zip(shares[index], group.group.completions, strict=True)
+            ]
+            if loss.kl_beta
+            else None,
+        )
+        for index, group in enumerate(taught)
+    ]
+
+
+def _shares(groups: Sequence[ScoredGroup], loss: Loss, max_tokens: int) -> list[list[float]]:
+    """The share of the whole loss that one token of each completion has.
+
+    "token": every token counts the same (DAPO, arXiv 2503.14476). "sequence": every completion
+    counts the same, its tokens share that (GRPO, arXiv 2402.03300). "constant": a token counts
+    1 / max_tokens of a completion (Dr.GRPO, arXiv 2503.20783).
+    """
+    lengths = [[len(answer.tokens) for answer in group.group.completions] for group in groups]
+    tokens, count = sum(map(sum, lengths)), sum(map(len, lengths))
+    match loss.normalize:
+        case "token":
+            return [[1 / tokens for _ in group] for group in lengths]
+        case "sequence":
+            return [[1 / (count * length) for length in group] for group in lengths]
+        case "constant":
+            return [[1 / (count * max_tokens) for _ in group] for group in lengths]
+
+
+def _update(stage: Stage[Grpo], batch: Sequence[TrainingGroup]) -> list[StepResult]:
+    """One optimizer step on the whole batch, or several on parts of it.
+
+    With several, the ratio of each is against the policy before the first (PPO, arXiv 1707.06347).
+    """
+    settings, learner = stage.settings, stage.learner
+    if not batch:
+        return []
+    stage.watch.phase("updating")
+    temperature, updates = settings.sampling.temperature, settings.updates_per_step
+    if updates == 1:
+        return [learner.step(batch, settings.loss, temperature)]
+    parts = [batch[first::updates] for first in range(updates) if batch[first::updates]]
+    old = [learner.logprobs(part, temperature) for part in parts]
+    return [
+        learner.step(part, settings.loss, temperature, logprobs)
+        for part, logprobs in zip(parts, old, strict=True)
+    ]
+
+
+def _metrics(
+    scored: Sequence[ScoredGroup],
+    batch: Sequence[TrainingGroup],
+    updates: Sequence[StepResult],
+    learner: Learner,
+) -> dict[str, Any]:
+    """What is logged of one step."""
+    answers = [answer for group in scored for answer in group.group.completions]
+    tokens = [len(answer.tokens) for answer in answers]
+    metrics: dict[str, Any] = {
+        "kind": "grpo",
+        "reward": accuracy(scored),
+        "length": fmean(tokens),
+        "truncated": fmean(answer.finish == FinishReason.LENGTH for answer in answers),
+        "groups": len(scored),
+        "groups_skipped": len(scored) - len(batch),
+        "verifier_errors": sum(verdict.error is not None for g in scored for verdict in g.verdicts),
+        "generated_tokens": sum(tokens),
+        "trained_tokens": sum(update.tokens for update in updates),
+        "bad_steps": sum(update.skipped for update in updates),
+        "weight_version": learner.version,
+    }
+    return metrics | step_metrics(updates)

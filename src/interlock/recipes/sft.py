@@ -1,0 +1,179 @@
+"""Supervised fine-tuning: on chats (loss on the assistant's tokens) or plain text (pretraining).
+
+JSONL -> token rows -> shuffled epochs -> learner.step -> log
+"""
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from interlock.config import Sft
+from interlock.errors import ModelError, TaskError
+from interlock.learner.packing import TrainingGroup
+from interlock.models.tokenizer import Tokenizer
+from interlock.recipes.evaluate import held_out_accuracy
+from interlock.recipes.stage import Clock, Stage, step_metrics
+from interlock.tasks import TaskSource, open_task
+from interlock.tasks.verifier_pool import VerifierPool
+
+
+class Row(NamedTuple):
+    """One training text: `learned[i]` tells whether token i is to be predicted."""
+
+    tokens: list[int]
+    learned: list[bool]
+
+
+class Data(NamedTuple):
+    rows: list[Row]
+    left_out: int  # rows longer than max_tokens
+    task: TaskSource | None
+
+
+def prepare(settings: Sft, tokenizer: Tokenizer) -> Data:
+    """Read and tokenise the data. Raises TaskError, with file and line."""
+    rows, left_out = read_rows(Path(settings.data), tokenizer, settings.max_tokens)
+    task = open_task(settings.task) if settings.task else None
+    if task is not None:
+        task.held_out(settings.eval.problems)
+    return Data(rows, left_out, task)
+
+
+def run(stage: Stage[Sft], data: Data) -> None:
+    """Run the stage from where it stands to its last step."""
+    if data.left_out and stage.done == 0:
+        stage.event("rows_left_out", f"{data.left_out} rows are longer than max_tokens: left out")
+    with ExitStack() as stack:
+        stage.publish()
+        evaluate = _evaluation(stage, data, stack)
+        if stage.done == 0:
+            stage.begin(evaluate(0))
+        for step in stage.steps():
+            clock = Clock()
+            batch = draw(data.rows, stage.settings.batch_size, step, stage.seed(0))
+            stage.watch.phase("updating")
+            with clock("update"):
+                result = stage.learner.step(training_groups(batch), loss=None)
+                stage.publish()
+            timing = clock.metrics()
+            metrics: dict[str, Any] = {
+                "kind": "sft",
+                "trained_tokens": result.tokens,
+                "bad_steps": int(result.skipped),
+                "weight_version": stage.learner.version,
+                "accuracy": evaluate(step),
+            }
+            stage.finish_step(step, metrics | step_metrics([result]) | timing)
+
+
+def read_rows(path: Path, tokenizer: Tokenizer, max_tokens: int) -> tuple[list[Row], int]:
+    """The rows of a JSONL file, and how many longer than `max_tokens` were left out.
+
+    {"messages": [{"role": …, "content": …}, …]}: a chat; only the assistant's tokens are learned.
+    {"text": …}: plain text; every token but the first is learned, and the end of the text.
+    """
+    rows, left_out = [], 0
+    for number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = _row(json.loads(line), tokenizer)
+        except json.JSONDecodeError as error:
+            raise TaskError(f"{path}:{number}: not valid JSON ({error.msg})") from None
+        except (ModelError, TaskError) as error:
+            raise TaskError(f"{path}:{number}: {error}") from None
+        if len(row.tokens) > max_tokens:
+            left_out += 1
+        else:
+            rows.append(row)
+    if not rows:
+        why = (
+            f"all {left_out} are longer than max_tokens = {max_tokens}"
+            if left_out
+            else "it is empty"
+        )
+        raise TaskError(f"{path} has no usable row: {why}")
+    return rows, left_out
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        raise TaskError(f"no data at {path}; set data to a JSONL file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise TaskError(f"cannot read {path}: {error}") from None
+
+
+def _row(content: Any, tokenizer: Tokenizer) -> Row:
+    match content:
+        case {"messages": [*messages]}:
+            for message in messages:
+                match message:
+                    case {"role": str(), "content": str()}:
+                        pass
+                    case _:
+                        raise TaskError(
+                            f"a message needs a role and a content, not {message!r:.80}"
+                        )
+            tokens, learned = tokenizer.assistant_mask(messages)
+            if not any(learned[1:]):
+                raise TaskError("no assistant turn to learn from")
+            return Row(tokens, learned)
+        case {"text": str(text)}:
+            tokens = tokenizer.document(text)
+            if len(tokens) < 2:
+                raise TaskError("the text is empty")
+            return Row(tokens, [True] * len(tokens))
+    raise TaskError('a row is {"messages": [{"role": …, "content": …}, …]} or {"text": …}')
+
+
+def draw(rows: Sequence[Row], count: int, step: int, seed: int) -> list[Row]:
+    """The rows of one step (from 1), epoch after epoch, each in a new order.
+
+    A function of its arguments alone, so a resumed run needs no iterator state.
+    """
+    first = (step - 1) * count
+    return [
+        rows[_shuffled(len(rows), at // len(rows), seed)[at % len(rows)]]
+        for at in range(first, first + count)
+    ]
+
+
+@lru_cache(maxsize=4)
+def _shuffled(count: int, epoch: int, seed: int) -> list[int]:
+    order = list(range(count))
+    random.Random(f"{seed}/{epoch}").shuffle(order)
+    return order
+
+
+def training_groups(rows: Sequence[Row]) -> list[TrainingGroup]:
+    """Each row as a group of one; every learned token of the batch has the same weight."""
+    learned = sum(sum(row.learned[1:]) for row in rows)
+    groups = []
+    for tokens, mask in rows:
+        start = max(1, mask.index(True))  # what comes before needs no loss, only to be read
+        weights = [float(flag) / learned for flag in mask[start:]]
+        groups.append(
+            TrainingGroup(
+                prompt=tokens[:start],
+                completions=[tokens[start:]],
+                weights=[weights],
+                sampler_logprobs=None,
+                kl_weights=None,
+            )
+        )
+    return groups
+
+
+def _evaluation(stage: Stage[Sft], data: Data, stack: ExitStack) -> Callable[[int], float | None]:
+    """Held-out accuracy after a step, where the stage has a task."""
+    if data.task is None or stage.settings.task is None:
+        return lambda step: None
+    problems = data.task.held_out(stage.settings.eval.problems)
+    verifier = stack.enter_context(VerifierPool(stage.settings.task))
+    return lambda step: held_out_accuracy(stage, step, problems, verifier)

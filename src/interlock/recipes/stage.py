@@ -1,0 +1,110 @@
+"""What every recipe's loop works with: one stage of one run.
+
+It holds the run's parts, knows where a resumed stage goes on, and writes what must be durable.
+What is learned, and in which order, stands in the recipe itself.
+"""
+
+import hashlib
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any, Generic, TypeVar
+
+from interlock.config import Grpo, Recipe, Sft
+from interlock.learner import checkpoint
+from interlock.learner.learner import Learner, StepResult
+from interlock.recipes.watch import Watch
+from interlock.rollout.generator import Generator
+from interlock.rundir import RunDir
+
+Settings = TypeVar("Settings", bound=Grpo | Sft)
+_COMBINE: dict[str, Callable[[Sequence[float]], float]] = {"vetoed": sum, "mismatch_max": max}
+
+
+class Clock:
+    """Seconds spent in each part of a step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._began = time.perf_counter()
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[part] += time.perf_counter() - start
+
+    def metrics(self) -> dict[str, float]:
+        """seconds_<part> for each part, and seconds_step since the clock was made."""
+        parts = {f"seconds_{part}": seconds for part, seconds in self.seconds.items()}
+        return parts | {"seconds_step": time.perf_counter() - self._began}
+
+
+def step_metrics(updates: Sequence[StepResult]) -> dict[str, float]:
+    """The learner's figures of one step: means, sums or extremes over its updates."""
+    found: dict[str, float] = {}
+    for name in StepResult.__struct_fields__:
+        values = [v for update in updates if (v := getattr(update, name)) is not None]
+        if not values or name in ("tokens", "skipped"):
+            continue
+        combine = _COMBINE.get(name, fmean)
+        found[name] = combine(values)
+    return found
+
+
+@dataclass
+class Stage(Generic[Settings]):
+    """One stage of a run. `done` steps are behind it already when it was resumed."""
+
+    index: int
+    settings: Settings
+    recipe: Recipe
+    run: RunDir
+    learner: Learner
+    generator: Generator | None  # None when the stage generates nothing
+    watch: Watch
+    done: int = 0
+    totals: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+
+    def steps(self) -> range:
+        """The steps still to do, counted from 1."""
+        return range(self.done + 1, self.settings.steps + 1)
+
+    def seed(self, step: int) -> int:
+        """The seed of the sampling noise of one step; evaluations all share step 0's."""
+        text = f"{self.recipe.seed}/{self.index}/{step}"
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+    def publish(self) -> None:
+        """Hand the learner's weights to the generator."""
+        if self.generator is not None:
+            version, tensors = self.learner.publish()
+            self.generator.load(version.number, tensors)
+
+    def event(self, kind: str, message: str, **facts: Any) -> None:
+        """Keep an event, and count it by kind."""
+        self.totals[kind] += 1
+        self.run.event(kind, message, **facts)
+        self.watch.note(message)
+
+    def begin(self, accuracy: float | None) -> None:
+        """Log step 0: what the weights can do before the stage."""
+        self.run.log(
+            {"stage": self.index, "step": 0, "kind": self.settings.kind, "accuracy": accuracy}
+        )
+
+    def finish_step(self, step: int, metrics: dict[str, Any]) -> None:
+        """Log one step, and keep a checkpoint when one is due."""
+        metrics = {"stage": self.index, "step": step} | metrics
+        self.run.log(metrics)
+        self.watch.step(metrics)
+        every, last = self.recipe.checkpoint_every, step == self.settings.steps
+        if step and (last or (every and step % every == 0)):
+            self.watch.phase("saving a checkpoint")
+            with self.run.checkpoint(self.index, step, self.recipe.keep_checkpoints) as directory:
+                checkpoint.save(self.learner, directory, {"stage": self.index, "step": step})

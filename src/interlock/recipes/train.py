@@ -1,0 +1,139 @@
+"""Run a recipe: open the model and the run directory, then one stage after another.
+
+    Recipe ──> check what can be checked ──> RunDir ──> stage 0 ──> stage 1 ──> … ──> weights/
+
+A resumed run starts at the newest checkpoint. Groups that are in the ledger are learned from
+again, not generated again, so it goes exactly where the interrupted one was going.
+"""
+
+import importlib
+import platform
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from msgspec.structs import replace
+
+from interlock import config
+from interlock.chips import device
+from interlock.config import Grpo, Recipe, Sft, parse, to_tree
+from interlock.errors import RunError
+from interlock.learner import checkpoint
+from interlock.learner.learner import Learner
+from interlock.models.checkpoint import load_decoder, save_decoder
+from interlock.models.decoder import Decoder
+from interlock.models.fetch import find_model
+from interlock.models.tokenizer import Tokenizer
+from interlock.recipes.stage import Stage
+from interlock.recipes.watch import Watch
+from interlock.rollout.generator import Generator, open_generator
+from interlock.rundir import Checkpoint, RunDir
+
+Part = TypeVar("Part", config.Learner, config.Generator)
+_RECIPES = {Grpo: "interlock.recipes.grpo", Sft: "interlock.recipes.sft"}
+_PACKAGES = ("interlock", "torch", "msgspec", "safetensors", "tokenizers", "numpy")
+
+
+def train(
+    recipe: Recipe, directory: Path, *, resume: bool = False, watch: Watch | None = None
+) -> None:
+    """Run `recipe` in `directory`, to the end; with `resume`, from where it stopped.
+
+    Raises UserError when the recipe, the model, the data or the directory is not fit, as a rule
+    before anything is written; TrainingError when the run cannot go on.
+    """
+    watch = watch or Watch()
+    recipe = _settled(recipe, directory if resume else None)
+    watch.phase("opening the model")
+    model = find_model(recipe.model.path, watch.note)
+    tokenizer = Tokenizer.load(model, recipe.model.chat_template)
+    place = device.resolve(recipe.learner.device)
+    recipes = [importlib.import_module(_RECIPES[type(stage)]) for stage in recipe.stage]
+    data = [
+        module.prepare(stage, tokenizer)
+        for module, stage in zip(recipes, recipe.stage, strict=True)
+    ]
+    decoder = load_decoder(model, torch.float32, place)
+    generator = _generator(recipe, model)
+    if resume:
+        run = RunDir.open(directory, to_tree(recipe))
+    else:
+        run = RunDir.create(directory, to_tree(recipe), versions())
+    with run:
+        newest, version = run.latest_checkpoint(), 0
+        for index in range(newest.stage if newest else 0, len(recipe.stage)):
+            settings = recipe.stage[index]
+            learner = _learner(recipe, settings, decoder, version)
+            stage: Stage[Any] = Stage(index, settings, recipe, run, learner, generator, watch)
+            if newest and newest.stage == index:
+                _restore(stage, newest)
+            watch.stage(index, settings.kind, stage.done, settings.steps)
+            recipes[index].run(stage, data[index])
+            version = learner.version + learner.unpublished
+        watch.phase("saving the weights")
+        with run.weights() as path:
+            save_decoder(decoder, path, source=model, dtype=decoder.dtype)
+            tokenizer.save(path)
+
+
+def _settled(recipe: Recipe, resumed: Path | None) -> Recipe:
+    """The recipe with every dtype "auto" decided: as the resumed run has it, or for this machine."""
+    known = recipe
+    if resumed is not None:
+        known = parse(RunDir.read(resumed).config, source=f"{resumed}/config.json")
+    return replace(
+        recipe,
+        learner=_settled_dtype(recipe.learner, known.learner.dtype),
+        generator=[
+            _settled_dtype(asked, old.dtype)
+            for asked, old in zip(recipe.generator, known.generator, strict=True)
+        ],
+    )
+
+
+def _settled_dtype(asked: Part, known: str) -> Part:
+    if asked.dtype != "auto":
+        return asked
+    return replace(asked, dtype=device.settled_dtype(known, device.resolve(asked.device)))
+
+
+def _learner(recipe: Recipe, settings: Grpo | Sft, decoder: Decoder, version: int) -> Learner:
+    updates = settings.steps * (settings.updates_per_step if isinstance(settings, Grpo) else 1)
+    return Learner(
+        decoder,
+        recipe.learner,
+        settings.optimizer,
+        updates,
+        keep_reference=isinstance(settings, Grpo) and settings.loss.kl_beta > 0,
+        version=version,
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a run's numbers."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found | {"threads": str(torch.get_num_threads())}
+
+
+def _generator(recipe: Recipe, model: Path) -> Generator | None:
+    """The recipe's generator; None when no stage has anything to generate."""
+    if all(stage.task is None for stage in recipe.stage):
+        return None
+    return open_generator(
+        recipe.generator[0], model, recipe.model.chat_template, name="generator-0"
+    )
+
+
+def _restore(stage: Stage[Any], newest: Checkpoint) -> None:
+    kept = checkpoint.load(stage.learner, newest.path)
+    if (kept["stage"], kept["step"]) != (newest.stage, newest.step):
+        raise RunError(
+            f"{newest.path} holds stage {kept['stage']} step {kept['step']}; "
+            "remove it to resume from the one before"
+        )
+    stage.done = newest.step

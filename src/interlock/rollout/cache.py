@@ -1,0 +1,178 @@
+"""Keys and values of running completions, and the attention that reads them.
+
+    prompts ──Prefill──> keys and values of the prompts ──> Arena: one row per group
+    tokens  ──Decode───┬ own tokens: ─────────────────────  Arena: one row per completion
+                       └ prompt: all completions of a group against its one row
+                         the two softmaxes are merged by their log-sum-exps
+
+Only basic operators, on any device. Active rows of an arena are always its first ones: attention
+reads a dense slice and never gathers keys or values.
+
+Legend: Y layers, R rows of an arena, B completions decoded, A groups, C most completions of a
+        group, H query heads, K key/value heads, S tokens of an arena's row, P prompt tokens,
+        D head size, E value head size, N tokens of the stream
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from interlock.models.attention import Groups
+
+
+class Arena:
+    """k [Y, R, K, S, D] and v [Y, R, K, S, E]. What was never written is zero, never garbage: a
+    masked score multiplies it by 0.
+    """
+
+    def __init__(self, k: Tensor, v: Tensor) -> None:
+        """An empty arena for tensors laid out like k [Y, *, K, *, D] and v [Y, *, K, *, E]."""
+        self.k, self.v = k[:, :0, :, :0], v[:, :0, :, :0]
+
+    @property
+    def length(self) -> int:
+        """Tokens that fit into a row."""
+        return self.k.shape[3]
+
+    def reserve(self, rows: int, length: int) -> None:
+        """Make room for `rows` rows of `length` tokens; what is stored stays.
+
+        Rows at least double and lengths grow by an eighth, so that copying stays cheap.
+        """
+        have_rows, have = self.k.shape[1], self.length
+        if rows > have_rows:
+            rows = max(rows, 2 * have_rows)
+        if length > have:
+            block = max(32, have // 8 // 16 * 16)
+            length = -(-length // block) * block
+        if rows > have_rows or length > have:
+            rows, length = max(rows, have_rows), max(length, have)
+            self.k, self.v = _grown(self.k, rows, length), _grown(self.v, rows, length)
+
+    def append(self, rows: int, k: Tensor, v: Tensor) -> None:
+        """Store k [Y, n, K, P, D] and v [Y, n, K, P, E] behind the first `rows` rows."""
+        end, length = rows + k.shape[1], k.shape[3]
+        self.reserve(end, length)
+        self.k[:, rows:end, :, :length] = k
+        self.v[:, rows:end, :, :length] = v
+
+    def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copy whole rows."""
+        self.k[:, list(targets)] = self.k[:, list(sources)]
+        self.v[:, list(targets)] = self.v[:, list(sources)]
+
+
+def _grown(x: Tensor, rows: int, length: int) -> Tensor:
+    layers, have_rows, heads, have, size = x.shape
+    grown = x.new_zeros(layers, rows, heads, length, size)
+    grown[:, :have_rows, :, :have] = x
+    return grown
+
+
+class Prefill:
+    """Attention over packed prompts that keeps every layer's keys and values."""
+
+    def __init__(self, prompts: Sequence[int], device: torch.device) -> None:
+        """`prompts`: their lengths."""
+        self._groups = Groups(prompts, [[] for _ in prompts], device)
+        self._k: list[Tensor] = []
+        self._v: list[Tensor] = []
+        self.positions = self._groups.positions  # [N]
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        rows = self._groups.prompt_rows  # [A, P]
+        self._k.append(k[rows].transpose(1, 2))
+        self._v.append(v[rows].transpose(1, 2))
+        return self._groups(layer, q, k, v, scale)
+
+    def stored(self) -> tuple[Tensor, Tensor]:
+        """k [Y, A, K, P, D] and v [Y, A, K, P, E] of a finished forward pass."""
+        return torch.stack(self._k), torch.stack(self._v)
+
+
+class Shared:
+    """The prompts in one arena, as the completions that share them see it in one step."""
+
+    def __init__(
+        self, arena: Arena, prompts: Sequence[int], members: Sequence[Sequence[int]]
+    ) -> None:
+        """`prompts`: lengths of the arena's rows; `members`: the completions of each, if any."""
+        device, most = arena.k.device, max(len(rows) for rows in members)
+        padded = [[*rows, *[0] * (most - len(rows))] for rows in members]
+        self.k, self.v = arena.k[:, : len(prompts)], arena.v[:, : len(prompts)]
+        self.members = members
+        self.rows = torch.tensor(padded, device=device)  # [A, C]
+        self.mask = _seen(prompts, arena.length, device)  # [A, 1, 1, P]
+
+
+class Decode:
+    """Attention of one new token per completion over the group's prompt and its own past.
+
+    Writes the token's keys and values into `own` first.
+    """
+
+    def __init__(self, own: Arena, lengths: Sequence[int], shared: Sequence[Shared]) -> None:
+        """`lengths`: tokens of each completion that are in `own` already."""
+        device = own.k.device
+        self._own, self._shared = own, shared
+        self._mask = _seen([length + 1 for length in lengths], own.length, device)  # [B, 1, 1, S]
+        heads = own.k.shape[2]
+        first = torch.arange(len(lengths) * heads, device=device) * own.length
+        at = torch.tensor(lengths, device=device).repeat_interleave(heads)
+        self._at = first + at  # [B * K], rows of a layer seen as [R * K * S, D]
+        self._where = torch.tensor(self._places(len(lengths)), device=device)  # [B]
+
+    def _places(self, count: int) -> list[int]:
+        """Where each completion stands in the concatenation of all padded `Shared.rows`."""
+        places, base = [-1] * count, 0
+        for shared in self._shared:
+            groups, most = shared.rows.shape
+            for group, members in enumerate(shared.members):
+                for offset, row in enumerate(members):
+                    places[row] = base + group * most + offset
+            base += groups * most
+        assert min(places) >= 0
+        return places
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        count, kv_heads, _ = k.shape
+        own_k, own_v = self._own.k[layer], self._own.v[layer]  # [R, K, S, *]
+        own_k.view(-1, k.shape[2]).index_copy_(0, self._at, k.flatten(0, 1))
+        own_v.view(-1, v.shape[2]).index_copy_(0, self._at, v.flatten(0, 1))
+        q = (q * scale).unflatten(1, (kv_heads, -1))  # [B, K, H/K, D]
+        own, own_lse = _attend(q, own_k[:count], own_v[:count], self._mask)
+        parts = [_attend_shared(q, shared, layer) for shared in self._shared]
+        prompt = torch.cat([out for out, _ in parts])[self._where]  # [B, K, H/K, E]
+        prompt_lse = torch.cat([lse for _, lse in parts])[self._where]  # [B, K, H/K]
+        share = torch.sigmoid(prompt_lse - own_lse)[..., None]
+        return own.float().lerp(prompt.float(), share).to(q.dtype).flatten(1, 2)
+
+
+def _attend_shared(q: Tensor, shared: Shared, layer: int) -> tuple[Tensor, Tensor]:
+    """q [B, K, H/K, D] -> out [A*C, K, H/K, E] and log-sum-exp [A*C, K, H/K], padded rows too."""
+    most = shared.rows.shape[1]
+    # [A, C, K, H/K, D] -> [A, K, C*H/K, D]: a group's queries are one matrix against its prompt.
+    rows = q[shared.rows].transpose(1, 2).flatten(2, 3)
+    out, lse = _attend(rows, shared.k[layer], shared.v[layer], shared.mask)
+    out = out.unflatten(2, (most, -1)).transpose(1, 2).flatten(0, 1)
+    return out, lse.unflatten(2, (most, -1)).transpose(1, 2).flatten(0, 1)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """q [*, K, M, D] (scaled), k [*, K, S, D], v [*, K, S, E], mask [*, 1, 1, S] fp32, 0 or -inf
+    -> out [*, K, M, E] and the log-sum-exp of the scores [*, K, M] fp32. Softmax in fp32.
+    """
+    scores = q @ k.mT + mask
+    top = scores.amax(-1, keepdim=True)
+    weights = scores.sub_(top).exp_()
+    total = weights.sum(-1, keepdim=True)
+    out = weights.div_(total).to(v.dtype) @ v
+    return out, (top + total.log())[..., 0]
+
+
+def _seen(lengths: Sequence[int], width: int, device: torch.device) -> Tensor:
+    """[n, 1, 1, width] fp32: 0 for the first lengths[i] places of row i, -inf for the rest."""
+    length = torch.tensor(list(lengths), device=device)[:, None]
+    hidden = torch.arange(width, device=device) >= length
+    return torch.zeros(hidden.shape, device=device).masked_fill_(hidden, -torch.inf)[:, None, None]

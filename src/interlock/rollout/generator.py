@@ -1,0 +1,75 @@
+"""Turns problems into groups: chat template and tokenizer in front of an engine.
+
+Problem ──chat template──> prompt tokens ──engine──> completions ──> Group
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from interlock import config
+from interlock.chips import device
+from interlock.models.checkpoint import load_decoder
+from interlock.models.tokenizer import Tokenizer
+from interlock.records import Completion, Group, Problem, Sampling
+from interlock.rollout.engine import TorchEngine
+from interlock.rollout.request import Request
+
+
+class Generator:
+    """One generation worker. `name` is put on every group it makes."""
+
+    def __init__(self, engine: TorchEngine, tokenizer: Tokenizer, name: str) -> None:
+        self.engine = engine
+        self.tokenizer = tokenizer
+        self.name = name
+
+    def load(self, version: int, tensors: Mapping[str, Tensor]) -> None:
+        """Serve other weights; see TorchEngine.load. Raises ModelError."""
+        self.engine.load(tensors, version)
+
+    def generate(
+        self,
+        problems: Sequence[Problem],
+        completions: int,
+        sampling: Sampling,
+        seed: int,
+        on_group: Callable[[Group], None] | None = None,
+    ) -> list[Group]:
+        """`completions` answers to each problem, in order; on_group as soon as a group is complete.
+
+        The same arguments on the same weights give the same groups. Raises ModelError when the chat
+        template refuses a problem, ConfigError when a prompt is empty or too long, and
+        TrainingError when the model's logits are not finite.
+        """
+        prompts = [self.tokenizer.chat(problem.messages) for problem in problems]
+        requests = [
+            Request(problem.id, prompt, completions, sampling, seed)
+            for problem, prompt in zip(problems, prompts, strict=True)
+        ]
+
+        def group(index: int, answers: list[Completion]) -> Group:
+            return Group(problems[index], prompts[index], answers, self.name)
+
+        def finished(index: int, answers: list[Completion]) -> None:
+            if on_group is not None:
+                on_group(group(index, answers))
+
+        return [group(*each) for each in enumerate(self.engine.generate(requests, finished))]
+
+
+def open_generator(
+    settings: config.Generator, model: Path, chat_template: str | None, name: str
+) -> Generator:
+    """The generator that `settings` describes, with the weights in the directory `model` as
+    version 0. `chat_template`: a Jinja file that replaces the model's own, or None.
+
+    Raises ConfigError when the device is not there, ModelError when the model cannot be read.
+    """
+    place = device.resolve(settings.device)
+    dtype = device.dtype(device.settled_dtype(settings.dtype, place))
+    decoder = load_decoder(model, dtype, place)
+    tokenizer = Tokenizer.load(model, chat_template)
+    tokenizer.check_fits(decoder.arch.vocab)
+    return Generator(TorchEngine(decoder, tokenizer, settings.slots), tokenizer, name)

@@ -1,0 +1,96 @@
+"""What the recipe decides: advantages, and how much each token weighs. By hand, and in general."""
+
+import math
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from interlock.config import Grpo, Loss, Task
+from interlock.recipes.grpo import advantages, training_groups
+from interlock.records import (
+    Completion,
+    FinishReason,
+    Group,
+    Problem,
+    Sampling,
+    ScoredGroup,
+    Verdict,
+)
+
+
+def scored(rewards: Sequence[float], lengths: Sequence[int]) -> ScoredGroup:
+    completions = [
+        Completion([5] * length, [-0.5] * length, FinishReason.STOP, "x", 0) for length in lengths
+    ]
+    problem = Problem("p", [{"role": "user", "content": "q"}], "a")
+    return ScoredGroup(
+        Group(problem, [1, 2], completions, "w"), [Verdict(reward) for reward in rewards]
+    )
+
+
+def settings(**loss: object) -> Grpo:
+    return Grpo(
+        task=Task(name="arithmetic"),
+        steps=1,
+        sampling=Sampling(max_tokens=10),
+        loss=Loss(**loss),  # type: ignore[arg-type]
+    )
+
+
+def test_advantages_by_hand() -> None:
+    # Mean 1/4; deviations 3/4, -1/4, -1/4, -1/4; variance (9 + 3) / 64 = 3/16.
+    std = math.sqrt(3) / 4
+    assert advantages([1, 0, 0, 0], "mean_std") == pytest.approx([0.75 / std] + [-0.25 / std] * 3)
+    assert advantages([1, 0, 0, 0], "mean") == pytest.approx([0.75, -0.25, -0.25, -0.25])
+
+
+@pytest.mark.parametrize("rewards", [[0.0, 0.0], [1.0, 1.0, 1.0], [0.1 + 0.2, 0.3]])
+def test_equal_rewards_teach_nothing(rewards: list[float]) -> None:
+    assert advantages(rewards, "mean_std") == [0.0] * len(rewards)
+
+
+@given(st.lists(st.floats(-5, 5), min_size=2, max_size=16))
+def test_advantages_are_centred_and_of_unit_spread(rewards: list[float]) -> None:
+    found = advantages(rewards, "mean_std")
+    if any(found):
+        assert sum(found) == pytest.approx(0, abs=1e-6)
+        assert sum(value**2 for value in found) / len(found) == pytest.approx(1)
+
+
+def test_a_group_of_equal_rewards_is_left_out_and_changes_no_share() -> None:
+    taught, equal = scored([1, 0], [2, 3]), scored([1, 1], [7, 7])
+    alone = training_groups([taught], settings())
+    assert training_groups([equal, taught, equal], settings()) == alone
+    assert training_groups([equal], settings()) == []
+
+
+def test_every_token_weighs_the_same() -> None:
+    groups = training_groups([scored([1, 0], [2, 3]), scored([0, 1], [1, 4])], settings())
+    # Ten tokens in all; advantages are +1 and -1.
+    assert groups[0].weights == [pytest.approx([0.1] * 2), pytest.approx([-0.1] * 3)]
+    assert groups[1].weights == [pytest.approx([-0.1]), pytest.approx([0.1] * 4)]
+    assert groups[0].prompt == [1, 2]
+    assert groups[0].sampler_logprobs == [[-0.5] * 2, [-0.5] * 3]
+    assert groups[0].kl_weights is None
+
+
+def test_every_completion_weighs_the_same() -> None:
+    groups = training_groups([scored([1, 0], [2, 4])], settings(normalize="sequence"))
+    # Two completions: 1/2 each, spread over 2 and 4 tokens.
+    assert groups[0].weights == [pytest.approx([1 / 4] * 2), pytest.approx([-1 / 8] * 4)]
+
+
+def test_dr_grpo_divides_by_a_constant_and_not_by_the_spread() -> None:
+    groups = training_groups(
+        [scored([1, 0, 0, 0], [1, 2, 3, 4])], settings(normalize="constant", advantage="mean")
+    )
+    # Four completions of at most ten tokens: 1/40 a token, times 3/4 or -1/4.
+    assert groups[0].weights[0] == pytest.approx([3 / 160])
+    assert groups[0].weights[3] == pytest.approx([-1 / 160] * 4)
+
+
+def test_the_kl_term_has_the_same_share_and_no_sign() -> None:
+    groups = training_groups([scored([1, 0], [2, 3])], settings(kl_beta=0.5))
+    assert groups[0].kl_weights == [pytest.approx([0.1] * 2), pytest.approx([0.1] * 3)]

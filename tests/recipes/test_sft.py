@@ -1,0 +1,97 @@
+"""Rows for supervised fine-tuning: what is learned, what is refused, in which order."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from interlock.errors import TaskError
+from interlock.models.tokenizer import Tokenizer
+from interlock.recipes.sft import Row, draw, read_rows, training_groups
+
+CHAT = {
+    "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello there"}]
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(smollm2: Path) -> Tokenizer:
+    return Tokenizer.load(smollm2)
+
+
+def write(path: Path, *lines: object) -> Path:
+    path.write_text("".join((x if isinstance(x, str) else json.dumps(x)) + "\n" for x in lines))
+    return path
+
+
+def test_only_the_assistant_is_learned(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    rows, left_out = read_rows(write(tmp_path / "a.jsonl", CHAT), tokenizer, 100)
+    (row,) = rows
+    learned = [token for token, flag in zip(row.tokens, row.learned, strict=True) if flag]
+    assert tokenizer.decode(learned, skip_special=False) == "Hello there<|im_end|>"
+    assert left_out == 0
+
+
+def test_plain_text_is_learned_to_its_end(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    rows, _ = read_rows(write(tmp_path / "a.jsonl", {"text": "One two"}), tokenizer, 100)
+    assert all(rows[0].learned)
+    assert rows[0].tokens[: len(tokenizer.encode("One two"))] == tokenizer.encode("One two")
+    assert rows[0].tokens[-1] in tokenizer.eos_ids
+
+
+def test_long_rows_are_left_out_and_counted(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    path = write(tmp_path / "a.jsonl", {"text": "a b c d e f g h"}, {"text": "a"}, "")
+    rows, left_out = read_rows(path, tokenizer, 3)
+    assert (len(rows), left_out) == (1, 1)
+    with pytest.raises(TaskError, match="all 1 are longer than max_tokens = 3"):
+        read_rows(write(path, {"text": "a b c d e f g h"}), tokenizer, 3)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("{", "not valid JSON"),
+        ([1], "a row is"),
+        ({"text": 3}, "a row is"),
+        ({"text": ""}, "the text is empty"),
+        ({"messages": [{"role": "user"}]}, "a message needs a role and a content"),
+        ({"messages": [{"role": "user", "content": "Hi"}]}, "no assistant turn"),
+    ],
+)
+def test_a_bad_row_is_named(
+    tmp_path: Path, tokenizer: Tokenizer, line: object, expected: str
+) -> None:
+    path = write(tmp_path / "rows.jsonl", CHAT, line)
+    with pytest.raises(TaskError) as caught:
+        read_rows(path, tokenizer, 100)
+    assert "rows.jsonl:2: " in str(caught.value) and expected in str(caught.value)
+
+
+def test_missing_and_empty_files_are_named(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    with pytest.raises(TaskError, match="no data at"):
+        read_rows(tmp_path / "none.jsonl", tokenizer, 10)
+    with pytest.raises(TaskError, match="has no usable row: it is empty"):
+        read_rows(write(tmp_path / "empty.jsonl"), tokenizer, 10)
+
+
+def test_weights_cover_the_learned_tokens_and_sum_to_one() -> None:
+    rows = [
+        Row([1, 2, 3, 4, 5], [False, False, True, False, True]),
+        Row([6, 7, 8], [True, True, True]),  # nothing predicts the first token
+    ]
+    groups = training_groups(rows)
+    assert (groups[0].prompt, groups[0].completions) == ([1, 2], [[3, 4, 5]])
+    assert groups[0].weights == [pytest.approx([0.25, 0, 0.25])]
+    assert (groups[1].prompt, groups[1].completions) == ([6], [[7, 8]])
+    assert groups[1].weights == [pytest.approx([0.25, 0.25])]
+    assert groups[0].sampler_logprobs is None
+
+
+def test_each_epoch_draws_every_row_once_in_a_new_order() -> None:
+    rows = [Row([number], [True]) for number in range(7)]
+    drawn = [row.tokens[0] for step in range(1, 8) for row in draw(rows, 3, step, seed=1)]
+    epochs = [drawn[start : start + 7] for start in (0, 7, 14)]
+    assert all(Counter(epoch) == Counter(range(7)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert draw(rows, 3, 5, seed=1) == draw(rows, 3, 5, seed=1) != draw(rows, 3, 5, seed=2)

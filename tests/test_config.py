@@ -1,0 +1,134 @@
+"""Recipes: what they mean, and what is said of a wrong one."""
+
+from pathlib import Path
+
+import pytest
+
+from interlock import config
+from interlock.config import Grpo, Recipe, Sft
+from interlock.errors import ConfigError
+
+SHIPPED = Path(config.__file__).parent / "recipes" / "shipped"
+
+BASE = """
+[model]
+path = "m"
+[[stage]]
+kind = "grpo"
+steps = 3
+task = { name = "arithmetic", options = { digits = 2 } }
+"""
+SECOND = """
+[[stage]]
+kind = "sft"
+data = "rows.jsonl"
+steps = 5
+"""
+
+
+def load(tmp_path: Path, text: str, *overrides: str) -> Recipe:
+    path = tmp_path / "recipe.toml"
+    path.write_text(text)
+    return config.load(path, overrides)
+
+
+@pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_shipped_recipe_parses_and_survives_a_round_trip(path: Path) -> None:
+    recipe = config.load(path)
+    assert config.parse(config.to_tree(recipe)) == recipe
+
+
+def test_defaults_and_kinds(tmp_path: Path) -> None:
+    recipe = load(tmp_path, BASE + SECOND)
+    grpo, sft = recipe.stage
+    assert isinstance(grpo, Grpo) and isinstance(sft, Sft)
+    assert (grpo.kind, sft.kind) == ("grpo", "sft")
+    assert grpo.task.options == {"digits": 2}
+    assert (grpo.completions, grpo.loss.tis_cap, grpo.optimizer.lr) == (8, 2.0, 1e-5)
+    assert sft.task is None
+
+
+def test_overrides_reach_tables_lists_and_free_options(tmp_path: Path) -> None:
+    recipe = load(
+        tmp_path,
+        BASE + SECOND,
+        "seed=7",
+        "stage.0.optimizer.lr=3e-5",
+        "stage.1.data=other.jsonl",
+        "stage.0.task.options.operators=['+', '-']",
+        "model.path='a b'",
+    )
+    grpo, sft = recipe.stage
+    assert isinstance(grpo, Grpo) and isinstance(sft, Sft)
+    assert (recipe.seed, grpo.optimizer.lr, sft.data) == (7, 3e-5, "other.jsonl")
+    assert grpo.task.options == {"digits": 2, "operators": ["+", "-"]}
+    assert recipe.model.path == "a b"
+
+
+def test_a_lone_stage_needs_no_index(tmp_path: Path) -> None:
+    assert load(tmp_path, BASE, "stage.steps=9").stage[0].steps == 9
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("stage.stepz=3", "unknown setting 'stage.0.stepz'; did you mean 'stage.steps'?"),
+        ("stage.lr=1e-4", "unknown setting 'stage.0.lr'; did you mean 'stage.optimizer.lr'?"),
+        ("lerner.dtype=float32", "unknown setting 'lerner'; did you mean 'learner'?"),
+        ("stage.steps=abc", "stage.0.steps = 'abc': expected int, got str"),
+        ("stage.steps=0", "stage.0.steps = 0: expected int >= 1"),
+        ("stage.steps=true", "stage.0.steps = True: expected int, got bool"),
+        ("stage.optimizer.lr=nan", "stage.0.optimizer.lr = nan: expected float > 0.0"),
+        ("stage.optimizer.lr=inf", "stage.0.optimizer.lr = inf: expected float <="),
+        ("stage.kind=ppo", "stage.0.kind = 'ppo': the kinds of stage are grpo, sft"),
+        ("stage.sampling.temperature=0", "GRPO needs a temperature above 0"),
+        ("stage.completions=1", "stage.0.completions = 1: expected int >= 2"),
+        ("stage.eval.problems=1000", "more than task.held_out = 128"),
+        ("stage.optimizer.warmup_steps=3", "leaves none of the 3 steps"),
+        ("stage.updates_per_step=9", "an update needs a group"),
+        ("learner.dtype=int8", "learner.dtype = 'int8'"),
+        ("model.path.x=1", "model.path is not a table"),
+        ("stage.1.steps=2", "give an index from 0 to 0"),
+        ("steps", "write section.key=value"),
+        ("=3", "write section.key=value"),
+        ("generator=[{device='cpu'},{device='npu'}]", "this version runs one"),
+    ],
+)
+def test_a_wrong_setting_is_one_clear_line(tmp_path: Path, override: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, BASE, override)
+    message = str(caught.value)
+    assert expected in message
+    assert "\n" not in message
+
+
+def test_a_missing_setting_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"the setting 'stage\.0\.steps' is missing"):
+        load(tmp_path, BASE.replace("steps = 3", ""))
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [(b"[model", "not valid TOML"), (b"\xff\xfe", "cannot read"), (None, "no recipe at")],
+)
+def test_an_unreadable_recipe_is_named(
+    tmp_path: Path, content: bytes | None, expected: str
+) -> None:
+    path = tmp_path / "broken.toml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match=expected) as caught:
+        config.load(path)
+    assert "broken.toml" in str(caught.value)
+
+
+def test_a_directory_is_no_recipe(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is a directory"):
+        config.load(tmp_path)
+
+
+def test_a_lone_task_takes_the_same_overrides() -> None:
+    task = config.task("arithmetic", 64, ["options.digits=3", "system=Be brief."])
+    assert (task.held_out, task.options, task.system) == (64, {"digits": 3}, "Be brief.")
+    with pytest.raises(ConfigError, match="unknown setting 'digits'"):
+        config.task("arithmetic", 64, ["digits=3"])
