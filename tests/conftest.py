@@ -1,11 +1,20 @@
 """Fixtures that more than one room needs."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from interlock.errors import ModelError
 from interlock.models.fetch import find_model
+
+REWARD = '''
+def reward(problem, answer):
+    """Any function of the text that differs between random answers."""
+    return sum(map(ord, answer)) % 17 / 16
+'''
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +26,64 @@ def smollm2() -> Path:
         if "cannot download" in str(error):
             pytest.skip(str(error))
         raise
+
+
+@pytest.fixture(scope="session")
+def tiny_model(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights of a two-layer Llama under SmolLM2's tokenizer."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    directory = tmp_path_factory.mktemp("tiny-model")
+    torch.manual_seed(0)
+    settings = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(settings).save_pretrained(directory)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(smollm2 / name, directory / name)
+    return directory
+
+
+@pytest.fixture
+def tiny_recipe(tiny_model: Path, tmp_path: Path) -> Path:
+    """A GRPO stage of 8 steps on the tiny model, as a TOML file."""
+    verifier = tmp_path / "reward.py"
+    verifier.write_text(REWARD)
+    problems = tmp_path / "problems.jsonl"
+    rows = ({"question": f"Say {number}.", "answer": str(number)} for number in range(40))
+    problems.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        f"""
+name = "tiny"
+checkpoint_every = 3
+model.path = "{tiny_model}"
+learner.dtype = "float32"
+
+[[generator]]
+dtype = "float32"
+slots = 8
+
+[[stage]]
+kind = "grpo"
+steps = 8
+problems_per_step = 3
+completions = 4
+sampling.max_tokens = 12
+optimizer = {{ lr = 1e-3, warmup_steps = 2, schedule = "cosine" }}
+eval = {{ every = 4, problems = 5 }}
+
+[stage.task]
+name = "jsonl"
+held_out = 8
+options = {{ path = "{problems}", verifier = "{verifier}:reward" }}
+"""
+    )
+    return recipe

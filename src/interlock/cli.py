@@ -4,6 +4,7 @@ What a verb needs is imported inside it, so that help is instant.
 """
 
 import argparse
+import itertools
 import json
 import shlex
 import sys
@@ -13,7 +14,6 @@ from typing import NoReturn
 
 from interlock import __version__
 from interlock.errors import ConfigError, InterlockError, UserError
-from interlock.records import Sampling
 from interlock.rundir import RunDir
 
 
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except InterlockError as error:
         _fail(error, 1)
     except KeyboardInterrupt:
-        _fail("stopped; what was done is kept", 130)
+        _fail("stopped", 130)
     except BrokenPipeError:
         sys.stderr.close()  # the reader went away, as `| head` does
         sys.exit(0)
@@ -40,7 +40,7 @@ def _fail(error: object, code: int) -> NoReturn:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """argparse takes the key=value arguments only before the options; take those behind them too."""
+    """Take key=value arguments behind the options too; argparse alone only takes those before."""
     parser = _parser()
     given, rest = parser.parse_known_args(arguments)
     if rest and not (hasattr(given, "settings") and all("=" in x and x[0] != "-" for x in rest)):
@@ -103,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--system", help="a system turn")
     verb.add_argument("--temperature", type=float, default=0.7, help="0 is greedy (default: 0.7)")
     verb.add_argument("--max-tokens", type=int, default=512, metavar="N", help="default: 512")
+    verb.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise (default: 0)")
     verb.add_argument("--device", default="cpu", help="default: cpu")
     verb.set_defaults(verb=chat)
 
@@ -156,7 +157,7 @@ def evaluate(given: argparse.Namespace) -> None:
 
     task = config.task(given.task, given.problems, given.settings)
     generator = config.Generator(device=given.device)
-    sampling = Sampling(temperature=0.0, max_tokens=given.max_tokens)
+    sampling = config.sampling(temperature=0.0, max_tokens=given.max_tokens)
     console = Console(highlight=False, stderr=given.json)
     with terminal.watching(console) as watch:
         scored = measure(_model(given.model), task, generator, sampling, watch)
@@ -169,7 +170,31 @@ def evaluate(given: argparse.Namespace) -> None:
 
 
 def chat(given: argparse.Namespace) -> None:
-    """Questions from the terminal or standard input, answers one by one."""
+    """Answer each line of the terminal or of standard input, remembering the conversation."""
+    from interlock import config
+    from interlock.models.fetch import find_model
+    from interlock.rollout.generator import open_generator
+    from interlock.terminal import visible
+
+    sampling = config.sampling(given.temperature, given.max_tokens)
+    model = find_model(_model(given.model), lambda note: print(note, file=sys.stderr))
+    settings = config.Generator(device=given.device, slots=1)
+    generator = open_generator(settings, model, chat_template=None, name="chat")
+    messages = [{"role": "system", "content": given.system}] if given.system else []
+    prompt = "> " if sys.stdin.isatty() else ""
+    for turn in itertools.count(given.seed):
+        try:
+            question = input(prompt)
+        except EOFError:
+            break
+        if not question.strip():
+            continue
+        messages.append({"role": "user", "content": question})
+        answer = generator.reply(
+            messages, sampling, turn, lambda text: print(visible(text), end="", flush=True)
+        )
+        print()
+        messages.append({"role": "assistant", "content": answer})
 
 
 def report(given: argparse.Namespace) -> None:

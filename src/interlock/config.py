@@ -192,6 +192,12 @@ def task(name: str, held_out: int, overrides: Sequence[str] = ()) -> Task:
     return _convert(tree, Task, source=f"task {name}")
 
 
+def sampling(temperature: float, max_tokens: int) -> Sampling:
+    """Sampling from the command line. Raises ConfigError."""
+    tree = {"temperature": temperature, "max_tokens": max_tokens}
+    return _convert(tree, Sampling, source="sampling")
+
+
 def parse(tree: dict[str, Any], source: str = "recipe") -> Recipe:
     """Turn a plain tree into a Recipe. Raises ConfigError on any unknown key or wrong value."""
     recipe = _convert(tree, Recipe, source)

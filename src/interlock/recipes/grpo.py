@@ -23,9 +23,10 @@ from interlock.tasks.verifier_pool import VerifierPool
 
 
 def prepare(settings: Grpo, tokenizer: Tokenizer) -> TaskSource:
-    """Open the task. Raises TaskError before the run directory exists."""
+    """Open the task. Raises TaskError when it cannot supply a step or an evaluation."""
     task = open_task(settings.task)
     task.held_out(settings.eval.problems)
+    task.train(1, settings.problems_per_step)
     return task
 
 

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from interlock import config
 from interlock.chips import device
 from interlock.config import Grpo, Recipe, Sft, parse, to_tree
-from interlock.errors import RunError
+from interlock.errors import ConfigError, RunError
 from interlock.learner import checkpoint
 from interlock.learner.learner import Learner
 from interlock.models.checkpoint import load_decoder, save_decoder
@@ -56,6 +56,7 @@ def train(
         for module, stage in zip(recipes, recipe.stage, strict=True)
     ]
     decoder = load_decoder(model, torch.float32, place)
+    _check_lengths(recipe, decoder)
     generator = _generator(recipe, model)
     if resume:
         run = RunDir.open(directory, to_tree(recipe))
@@ -78,8 +79,18 @@ def train(
             tokenizer.save(path)
 
 
+def _check_lengths(recipe: Recipe, decoder: Decoder) -> None:
+    context = decoder.arch.context
+    for index, stage in enumerate(recipe.stage):
+        if stage.task is not None and stage.sampling.max_tokens >= context:
+            raise ConfigError(
+                f"stage.{index}.sampling.max_tokens = {stage.sampling.max_tokens} leaves no room "
+                f"for a prompt in the model's context of {context}; lower it"
+            )
+
+
 def _settled(recipe: Recipe, resumed: Path | None) -> Recipe:
-    """The recipe with every dtype "auto" decided: as the resumed run has it, or for this machine."""
+    """The recipe with every dtype "auto" decided: as in the resumed run, or for this machine."""
     known = recipe
     if resumed is not None:
         known = parse(RunDir.read(resumed).config, source=f"{resumed}/config.json")

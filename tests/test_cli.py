@@ -1,0 +1,99 @@
+"""The command line as a user meets it: what works, and what is said of every mistake."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from interlock.rundir import RunDir
+
+DEADLINE = 240  # seconds
+
+
+def interlock(*arguments: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "interlock.cli", *map(str, arguments)]
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=DEADLINE)
+
+
+def complaint(*arguments: object) -> str:
+    """What is said of a mistake: one line, exit code 2, no traceback."""
+    done = interlock(*arguments)
+    assert done.returncode == 2, done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("interlock: "), done.stderr
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "VERB"),
+        (["dance"], "invalid choice: 'dance'"),
+        (["train"], "RECIPE.toml"),
+        (["train", "none.toml"], "no recipe at none.toml"),
+        (["train", "none.toml", "--resume", "--fast"], "unrecognized arguments: --fast"),
+        (["eval", "no/such/model", "--task", "arithmetic"], "no/such/model"),
+        (["eval", "smollm2-135m-instruct", "--task", "sums"], "'sums'"),
+        (["eval", "smollm2-135m-instruct", "--task", "arithmetic", "digits=2"], "'digits'"),
+        (["eval", "x", "--task", "arithmetic", "--max-tokens", "0"], "max_tokens = 0"),
+        (["eval", "x", "--task", "arithmetic", "--problems", "many"], "invalid int value"),
+        (["chat", "no/such/model"], "no/such/model"),
+        (["chat", "x", "--temperature", "-1"], "temperature = -1.0"),
+        (["report", "no-such-run"], "no run in no-such-run"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments: list[str], expected: str) -> None:
+    assert expected in complaint(*arguments)
+
+
+def test_mistakes_in_a_recipe_leave_no_run_behind(tiny_recipe: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for override, expected in (
+        ("stage.task.name=sums", "'sums'"),
+        ("stage.task.options.path=none.jsonl", "none.jsonl"),
+        ("stage.sampling.max_tokens=4000", "context of 256"),
+        ("model.path=no/such/model", "no/such/model"),
+        ("learner.device=warp", "'warp'"),
+        ("stage.eval.problems=9", "task.held_out = 8"),
+        ("stage.problems_per_step=500", "problems_per_step"),
+    ):
+        assert expected in complaint("train", tiny_recipe, "--run", run, override), override
+        assert not run.exists(), override
+
+
+def test_train_report_eval_chat_and_the_directory_rules(tiny_recipe: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    trained = interlock("train", tiny_recipe, "--run", run, "stage.steps=2", "checkpoint_every=1")
+    assert trained.returncode == 0, trained.stderr
+    assert "step 2/2" in trained.stdout and "after" in trained.stdout
+    assert (run / "report.html").is_file()
+    view = RunDir.read(run)
+    assert (view.status, [line["step"] for line in view.metrics()]) == ("finished", [0, 1, 2])
+
+    again = ("train", tiny_recipe, "--run", run, "stage.steps=2", "checkpoint_every=1")
+    assert "holds a run already" in complaint(*again)
+    assert "stage[0].steps = 2, not 8" in complaint("train", tiny_recipe, "--run", run, "--resume")
+    assert "--resume needs --run" in complaint("train", tiny_recipe, "--resume")
+    assert "no run in" in complaint("train", tiny_recipe, "--run", tmp_path / "none", "--resume")
+
+    out = tmp_path / "copy.html"
+    assert interlock("report", run, "--out", out).stdout.strip() == str(out)
+    assert out.is_file()
+
+    options = ("--task", "arithmetic", "--problems", 4, "--max-tokens", 5)
+    measured = interlock("eval", run, *options, "--json", "options.digits=1")
+    figures = json.loads(measured.stdout)
+    assert (figures["problems"], figures["task"]["options"]) == (4, {"digits": 1})
+    assert 0 <= figures["low"] <= figures["accuracy"] <= figures["high"] <= 1
+
+    said = interlock("chat", run, "--max-tokens", 4, stdin="Hello\n\nAgain\n")
+    assert said.returncode == 0, said.stderr
+    assert said.stdout == interlock("chat", run, "--max-tokens", 4, stdin="Hello\nAgain\n").stdout
+
+
+def test_a_file_in_place_of_the_run_directory(tiny_recipe: Path, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("")
+    assert str(path) in complaint("train", tiny_recipe, "--run", path)

@@ -1,0 +1,117 @@
+"""What a run looks like in a terminal, live and in a log."""
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from interlock import terminal
+from interlock.records import Completion, FinishReason, Group, Problem, ScoredGroup, Verdict
+from interlock.rundir import RunDir
+
+METRICS = {
+    "stage": 0,
+    "step": 1,
+    "kind": "grpo",
+    "reward": 0.25,
+    "length": 11.6,
+    "entropy": 1.5,
+    "loss": 0.1,
+    "groups_skipped": 2,
+    "seconds_generate": 3.21,
+}
+
+
+def console(is_terminal: bool) -> Console:
+    return Console(file=io.StringIO(), force_terminal=is_terminal, width=100, color_system=None)
+
+
+def text(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def scored(answer: str, reward: float, finish: FinishReason = FinishReason.STOP) -> ScoredGroup:
+    problem = Problem("p", [{"role": "user", "content": "What is 2 + 2?"}], "4")
+    completion = Completion([1], [-0.1], finish, answer, 0)
+    return ScoredGroup(Group(problem, [1], [completion], "w"), [Verdict(reward)])
+
+
+def test_a_log_gets_one_plain_line_per_step() -> None:
+    log = console(is_terminal=False)
+    with terminal.watching(log) as watch:
+        watch.stage(0, "grpo", 0, 40)
+        watch.phase("generating", 8)
+        watch.advance()
+        watch.evaluated(0, 0.109, 128)
+        watch.step(METRICS)
+        watch.note("[bold]a note[/]")
+    assert text(log).splitlines() == [
+        "stage 0: grpo, 40 steps",
+        "step 0: accuracy 10.9% on 128 held-out problems",
+        "step 1/40: reward 0.25  length 12  entropy 1.50  skipped 2  generate 3.2s",
+        "[bold]a note[/]",
+    ]
+
+
+def test_a_screen_shows_progress_curve_and_steps() -> None:
+    screen = console(is_terminal=True)
+    watch = terminal.LiveWatch(screen)
+    watch.stage(0, "grpo", 0, 40)
+    watch.evaluated(0, 0.109, 128)
+    watch.step(METRICS)
+    watch.phase("generating", 8)
+    watch.advance()
+    screen.print(watch.render())
+    shown = text(screen)
+    for expected in ("stage 0 · grpo", "1/40", "▃", "10.9% @0", "generating", "1/8", "3.2s"):
+        assert expected in shown, expected
+    watch.phase("updating")
+    screen.file = io.StringIO()
+    screen.print(watch.render())
+    assert "updating" in text(screen) and "generating" not in text(screen)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [([0.0, 0.5, 1.0], "▁▅█"), ([-1.0, 2.0], "▁█"), ([0.0] * 3 + [1.0] * 60, "█" * 60), ([], "")],
+)
+def test_sparkline(values: list[float], expected: str) -> None:
+    assert terminal.sparkline(values) == expected
+
+
+def test_model_text_cannot_steer_the_terminal() -> None:
+    assert terminal.visible("a\x1b[2Jb\r\n\tc\u202e") == "a\\x1b[2Jb\\x0d\n\tc\\x202e"
+    log = console(is_terminal=False)
+    terminal.print_accuracy(log, [scored("\x1b]0;title\x07 [red]4", 1.0)], show=1)
+    assert "\x1b" not in text(log) and "\x07" not in text(log)
+    assert "[red]4" in text(log)
+
+
+def test_accuracy_comes_with_its_interval() -> None:
+    log = console(is_terminal=False)
+    terminal.print_accuracy(log, [scored("4", 1.0), scored("5", 0.0)] * 32, show=1)
+    # Wilson's interval of 32 in 64.
+    assert "accuracy 50.0% (95 % 38.1% – 61.9%) on 64 problems" in text(log)
+    assert text(log).count("What is 2 + 2?") == 1 and "✓ 4" in text(log)
+
+
+def test_the_outcome_compares_before_and_after(tmp_path: Path) -> None:
+    with RunDir.create(tmp_path / "run", {"name": "x"}, {}) as run:
+        before = scored("five and so on", 0.0, FinishReason.LENGTH)
+        run.ledger.record_evaluation(0, 0, [before])
+        run.ledger.record_evaluation(0, 4, [scored("4", 1.0)])
+    log = console(is_terminal=False)
+    terminal.print_outcome(log, RunDir.read(tmp_path / "run"))
+    shown = text(log)
+    for expected in ("before", "after", "0.0%", "100.0%", "✗ five and so on …", "✓ 4", "answer: 4"):
+        assert expected in shown, expected
+
+
+def test_a_run_without_evaluation_says_so(tmp_path: Path) -> None:
+    with RunDir.create(tmp_path / "run", {"name": "x"}, {}) as run:
+        run.log({"stage": 0, "step": 1, "kind": "sft", "loss": 1.0})
+    log = console(is_terminal=False)
+    terminal.print_outcome(log, RunDir.read(tmp_path / "run"))
+    assert "1 steps logged; no task" in text(log)
