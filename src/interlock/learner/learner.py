@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from interlock import config
+from interlock.chips import device
 from interlock.errors import TrainingError
 from interlock.learner.loss import Sums, Terms, chunked_loss, policy_loss, sums, token_logprobs
 from interlock.learner.packing import MicroBatch, TrainingGroup, pack
@@ -88,7 +89,8 @@ class Learner:
     ) -> None:
         parameters = {n: p for n, p in decoder.named_parameters() if p.requires_grad}
         assert all(parameter.dtype == torch.float32 for parameter in parameters.values())
-        decoder.dtype = getattr(torch, settings.dtype)
+        place = decoder.embed.device
+        decoder.dtype = device.dtype(device.settled_dtype(settings.dtype, place))
         decoder.checkpointing = settings.activation_checkpointing
         self.decoder = decoder
         self.parameters = parameters

@@ -8,13 +8,15 @@
             ^                                    │
             └───────────── decode <──────────────┘
 
-Computed are: each prompt once, one row per completion and token but the last, and the vocabulary
-projection of just the rows that sample. A prompt is prefilled when the first of its completions
-gets a slot and forgotten with the last, so memory is bounded by the slots, not by the requests.
+Computed are: each prompt once, and what prompts prefilled together begin with (a system turn, say)
+once for all of them; one row per completion and token but the last; the vocabulary projection of
+just the rows that sample. A prompt is prefilled when the first of its completions gets a slot and
+forgotten with the last, so memory is bounded by the slots, not by the requests.
 
 Legend: B rows, d hidden size, N tokens of the stream
 """
 
+import itertools
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -29,6 +31,10 @@ from interlock.rollout.request import Prompt, Request, Row, Vocabulary
 from interlock.rollout.sampler import sample
 
 PREFILL_TOKENS = 2048  # of one forward pass, padding included; a longer prompt goes alone
+# Prompts are prefilled once this share of the slots lacks completions, so that several go together:
+# larger matrix products, and what they begin with in common is computed once. A free slot costs no
+# work meanwhile.
+ADMIT_SHARE = 1 / 8
 SHORTEST_CLASS = 32  # prompts up to this length share a shelf
 
 OnFinished = Callable[[int, list[Completion]], None]
@@ -96,11 +102,12 @@ class Batch:
     def _admit(self) -> None:
         """Give the free slots to completions, prefilling as many prompts as that takes."""
         free = self._slots - len(self._rows)
+        lacking = free - len(self._starting)
         fresh: list[tuple[int, Request]] = []
-        due = len(self._starting)
-        while self._waiting and due < free:
-            fresh.append(self._waiting.popleft())
-            due += fresh[-1][1].completions
+        if not self._rows or lacking >= self._slots * ADMIT_SHARE:
+            while self._waiting and lacking > 0:
+                fresh.append(self._waiting.popleft())
+                lacking -= fresh[-1][1].completions
         for prompt in self._prefill(fresh):
             numbers = range(prompt.request.completions)
             self._starting += [Row(prompt, number, self._vocabulary) for number in numbers]
@@ -126,11 +133,13 @@ class Batch:
 
     def _prefill_chunk(self, fresh: Sequence[tuple[int, Request]], shelf: Shelf) -> list[Prompt]:
         """One forward pass over prompts of similar length, which are kept on `shelf`."""
-        lengths = [len(request.prompt_tokens) for _, request in fresh]
-        stream = [token for _, request in fresh for token in request.prompt_tokens]
-        attend = Prefill(lengths, self._device)
+        texts = [request.prompt_tokens for _, request in fresh]
+        common = _common(texts)
+        rests = [tokens[common:] for tokens in texts]
+        attend = Prefill(common, [len(rest) for rest in rests], self._device)
+        stream = [*texts[0][:common], *itertools.chain(*rests)]
         hidden = self._decoder(self._tensor(stream), attend.positions, attend)  # [N, d]
-        last = hidden[self._tensor(lengths).cumsum(0) - 1]
+        last = hidden[attend.last]
         prompts = [
             Prompt(index, request, state)
             for (index, request), state in zip(fresh, last, strict=True)
@@ -198,6 +207,16 @@ class Batch:
 
     def _tensor(self, values: Sequence[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.long, device=self._device)
+
+
+def _common(prompts: Sequence[list[int]]) -> int:
+    """How many first tokens all prompts share; each keeps one of its own. None for a lone one."""
+    if len(prompts) == 1:
+        return 0
+    # What the first and the last in order share is shared by all between them.
+    pairs = zip(min(prompts), max(prompts), strict=False)
+    shared = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return min(shared, min(len(tokens) for tokens in prompts) - 1)
 
 
 def _compact(items: list[Item], kept: Sequence[bool], arena: Arena | None) -> list[Item]:

@@ -38,13 +38,14 @@ class Arena:
     def reserve(self, rows: int, length: int) -> None:
         """Make room for `rows` rows of `length` tokens; what is stored stays.
 
-        Rows at least double and lengths grow by an eighth, so that copying stays cheap.
+        Rows at least double and lengths grow by an eighth, so that copying stays cheap. A row is no
+        longer than that: attention reads all of it, since cutting it would cost a copy.
         """
         have_rows, have = self.k.shape[1], self.length
         if rows > have_rows:
             rows = max(rows, 2 * have_rows)
         if length > have:
-            block = max(32, have // 8 // 16 * 16)
+            block = max(16, have // 8)
             length = -(-length // block) * block
         if rows > have_rows or length > have:
             rows, length = max(rows, have_rows), max(length, have)
@@ -71,19 +72,30 @@ def _grown(x: Tensor, rows: int, length: int) -> Tensor:
 
 
 class Prefill:
-    """Attention over packed prompts that keeps every layer's keys and values."""
+    """Attention over packed prompts that keeps every layer's keys and values.
 
-    def __init__(self, prompts: Sequence[int], device: torch.device) -> None:
-        """`prompts`: their lengths."""
-        self._groups = Groups(prompts, [[] for _ in prompts], device)
+    The stream is the `common` tokens that all prompts begin with, computed once, and then the rest
+    of each prompt: `rests` are their lengths, none 0.
+    """
+
+    def __init__(self, common: int, rests: Sequence[int], device: torch.device) -> None:
+        if common:
+            self._groups = Groups([common], [rests], device)
+        else:
+            self._groups = Groups(rests, [[] for _ in rests], device)
+        self.positions = self._groups.positions  # [N]
+        self.last = common - 1 + torch.tensor(list(rests), device=device).cumsum(0)  # [A], rows
+        own = self.last[:, None] + 1 - torch.tensor(list(rests), device=device)[:, None]
+        offset = torch.arange(common + max(rests), device=device)[None]
+        rows = torch.where(offset < common, offset, own + offset - common)
+        # Behind a prompt's end stand rows of the next one, or the last row: anything finite does.
+        self._rows = rows.clamp(max=len(self.positions) - 1)  # [A, P]
         self._k: list[Tensor] = []
         self._v: list[Tensor] = []
-        self.positions = self._groups.positions  # [N]
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        rows = self._groups.prompt_rows  # [A, P]
-        self._k.append(k[rows].transpose(1, 2))
-        self._v.append(v[rows].transpose(1, 2))
+        self._k.append(k[self._rows].transpose(1, 2))
+        self._v.append(v[self._rows].transpose(1, 2))
         return self._groups(layer, q, k, v, scale)
 
     def stored(self) -> tuple[Tensor, Tensor]:

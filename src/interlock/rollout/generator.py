@@ -58,6 +58,22 @@ class Generator:
 
         return [group(*each) for each in enumerate(self.engine.generate(requests, finished))]
 
+    def reply(
+        self,
+        messages: list[dict[str, str]],
+        sampling: Sampling,
+        seed: int,
+        on_text: Callable[[str], None],
+    ) -> str:
+        """One answer to a conversation; on_text with every piece of it as it is written."""
+        stream = self.tokenizer.stream()
+        prompt = self.tokenizer.chat(messages)
+        request = Request(
+            "chat", prompt, 1, sampling, seed, lambda token: on_text(stream.push(token))
+        )
+        ((completion,),) = self.engine.generate([request])
+        return completion.text
+
 
 def open_generator(
     settings: config.Generator, model: Path, chat_template: str | None, name: str

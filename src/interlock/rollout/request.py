@@ -1,5 +1,6 @@
 """What is asked of an engine, and the completions on their way. No tensors are computed here."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -33,6 +34,7 @@ class Request:
     completions: int
     sampling: Sampling
     seed: int
+    on_token: Callable[[int], None] | None = None  # called with each token as it is drawn
 
 
 class Prompt:
@@ -64,6 +66,7 @@ class Row:
         self._logprobs: list[float] = []
         self._noise = Noise(request.seed, request.problem_id, number)
         self._vocabulary = vocabulary
+        self._on_token = request.on_token
         self._stream = vocabulary.stream() if self.sampling.stop else None
         self._streamed = ""
         self._text: str | None = None  # before the stop string, once one was found
@@ -76,6 +79,8 @@ class Row:
         """Take the next token, and set `finish` when it is the last."""
         self.tokens.append(token)
         self._logprobs.append(logprob)
+        if self._on_token is not None:
+            self._on_token(token)
         if token in self._vocabulary.eos_ids or self._completes_stop(token):
             self.finish = FinishReason.STOP
         elif len(self.tokens) == self.sampling.max_tokens:
