@@ -53,6 +53,7 @@ def run(stage: Stage[Grpo], task: TaskSource) -> None:
             with clock("update"):
                 updates = _update(stage, batch)
                 stage.publish()
+            stage.note_bad(step, updates)
             metrics = _metrics(scored, batch, updates, stage.learner) | clock.metrics()
             metrics["accuracy"] = held_out_accuracy(stage, step, held_out, verifier)
             stage.finish_step(step, metrics)

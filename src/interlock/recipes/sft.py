@@ -59,6 +59,7 @@ def run(stage: Stage[Sft], data: Data) -> None:
             with clock("update"):
                 result = stage.learner.step(training_groups(batch), loss=None)
                 stage.publish()
+            stage.note_bad(step, [result])
             timing = clock.metrics()
             metrics: dict[str, Any] = {
                 "kind": "sft",

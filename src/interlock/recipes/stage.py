@@ -9,7 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Generic, TypeVar
 
@@ -69,7 +69,6 @@ class Stage(Generic[Settings]):
     generator: Generator | None  # None when the stage generates nothing
     watch: Watch
     done: int = 0
-    totals: dict[str, int] = field(default_factory=lambda: defaultdict(int))
 
     def steps(self) -> range:
         """The steps still to do, counted from 1."""
@@ -87,10 +86,16 @@ class Stage(Generic[Settings]):
             self.generator.load(version.number, tensors)
 
     def event(self, kind: str, message: str, **facts: Any) -> None:
-        """Keep an event, and count it by kind."""
-        self.totals[kind] += 1
+        """Keep an event, and show it."""
         self.run.event(kind, message, **facts)
         self.watch.note(message)
+
+    def note_bad(self, step: int, updates: Sequence[StepResult]) -> None:
+        """Keep an event for each update that was not finite and therefore changed nothing."""
+        for update in updates:
+            if update.skipped:
+                figures = f"loss {update.loss}, gradient norm {update.grad_norm}"
+                self.event("bad_step", f"step {step}: {figures}: update skipped")
 
     def begin(self, accuracy: float | None) -> None:
         """Log step 0: what the weights can do before the stage."""

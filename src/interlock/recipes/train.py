@@ -8,7 +8,7 @@ again, not generated again, so it goes exactly where the interrupted one was goi
 
 import importlib
 import platform
-from contextlib import suppress
+from contextlib import closing, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
@@ -93,7 +93,8 @@ def _settled(recipe: Recipe, resumed: Path | None) -> Recipe:
     """The recipe with every dtype "auto" decided: as in the resumed run, or for this machine."""
     known = recipe
     if resumed is not None:
-        known = parse(RunDir.read(resumed).config, source=f"{resumed}/config.json")
+        with closing(RunDir.read(resumed)) as run:
+            known = parse(run.config, source=f"{resumed}/config.json")
     return replace(
         recipe,
         learner=_settled_dtype(recipe.learner, known.learner.dtype),

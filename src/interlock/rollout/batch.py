@@ -56,6 +56,8 @@ class Shelf:
         self.prompts = _compact(
             self.prompts, [not prompt.done for prompt in self.prompts], self.arena
         )
+        if not self.prompts:
+            self.arena = None
 
     def shared(self, rows: dict[int, list[int]]) -> Shared | None:
         """The prompts as attention wants them; `rows` of each by request index. None: no rows."""

@@ -27,6 +27,7 @@ class TorchEngine:
         """`decoder` belongs to the engine from now on. `slots`: completions decoded at a time."""
         assert slots > 0
         self.decoder = decoder.requires_grad_(False)
+        _lay_out_for_products(decoder)
         self.version = 0
         self._vocabulary = vocabulary
         self._slots = slots
@@ -93,3 +94,15 @@ class TorchEngine:
             )
         if "" in sampling.stop:
             raise ConfigError("sampling.stop holds an empty string, which ends nothing; remove it")
+
+
+def _lay_out_for_products(decoder: Decoder) -> None:
+    """On a CPU, store the projections column by column; shapes and values stay as they are.
+
+    x Wᵀ then needs no transposition: at 64 rows of float32 it takes 0.7 to 0.9 of the time, and in
+    bfloat16 the same. The embedding is also read row by row, and stays.
+    """
+    for parameter in decoder.parameters():
+        is_projection = parameter.ndim == 2 and parameter is not decoder.embed
+        if is_projection and parameter.device.type == "cpu":
+            parameter.data = parameter.data.T.contiguous().T

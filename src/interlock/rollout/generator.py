@@ -1,6 +1,8 @@
 """Turns problems into groups: chat template and tokenizer in front of an engine.
 
-Problem ──chat template──> prompt tokens ──engine──> completions ──> Group
+    Problem ──chat template──> prompt tokens ──engine──> completions ──> Group
+
+The engine knows tokens only; what a problem is, and which worker answered it, is known here.
 """
 
 from collections.abc import Callable, Mapping, Sequence

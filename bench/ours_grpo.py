@@ -1,0 +1,71 @@
+"""Interlock's side of grpo_step.py: the GRPO recipe as it is, held before each step.
+
+A real run is measured, with its ledger and metrics in a temporary directory. The recipe announces
+"generating" to whoever watches when a step begins, and hands over its metrics when it is done.
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from grpo_step import Facts, Turns, peak_rss_mb
+from interlock import config
+from interlock.recipes.train import train
+from interlock.recipes.watch import Watch
+from interlock.records import Sampling
+from workload import COMPLETIONS, LEARNING_RATE, MAX_TOKENS, MODEL, PROBLEMS, TEMPERATURE, task
+
+
+def recipe(steps: int, directory: Path) -> config.Recipe:
+    """The workload. One step more than is taken, for the last one ends with an evaluation."""
+    stage = config.Grpo(
+        task=task(directory),
+        steps=steps + 1,
+        problems_per_step=PROBLEMS,
+        completions=COMPLETIONS,
+        sampling=Sampling(temperature=TEMPERATURE, max_tokens=MAX_TOKENS),
+        optimizer=config.Optimizer(lr=LEARNING_RATE),
+        eval=config.Evaluation(problems=1),
+    )
+    return config.Recipe(model=config.Model(path=MODEL), stage=[stage], checkpoint_every=0)
+
+
+class Held(Watch):
+    """Lets a step begin when it is this side's turn."""
+
+    def __init__(self, turns: Turns) -> None:
+        self._turns = turns
+        self._facts: Facts | None = None
+        self._start = self._generated = 0.0  # of the step, and of its last group so far
+
+    def phase(self, name: str, total: int = 0) -> None:
+        if name == "generating":
+            self._turns.idle(self._facts)
+            self._start = time.perf_counter()
+
+    def advance(self) -> None:
+        self._generated = time.perf_counter()
+
+    def step(self, metrics: dict[str, Any]) -> None:
+        self._facts = Facts(
+            tokens=metrics["generated_tokens"],
+            trained_groups=metrics["groups"] - metrics["groups_skipped"],
+            generate_s=self._generated - self._start,
+            peak_rss_mb=peak_rss_mb(),
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--steps", type=int, required=True)
+    given = parser.parse_args()
+    turns = Turns()
+    with tempfile.TemporaryDirectory() as directory:
+        place = Path(directory)
+        train(recipe(given.steps, place), place / "run", watch=Held(turns))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""Tokens per second of the torch engine against transformers' `generate`, side by side.
+
+    python bench/rollout.py [--model DIR] [--rounds 5] [--json result.json]
+
+Both sides answer the same prompts with the same weights on the same threads, and make exactly the
+same number of tokens: end tokens end nothing. They take turns inside every round, so that a busy
+machine slows both; the ratio is taken per round. A short round of each goes before, uncounted.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from interlock.chips import device
+from interlock.models.checkpoint import load_decoder
+from interlock.models.fetch import find_model
+from interlock.models.tokenizer import TextStream, Tokenizer
+from interlock.records import Sampling
+from interlock.rollout.engine import TorchEngine
+from interlock.rollout.request import Request
+
+Side = Callable[[int, int], int]  # (new tokens per completion, seed) -> tokens made
+
+
+class Endless:
+    """A tokenizer none of whose tokens ends a completion."""
+
+    eos_ids: frozenset[int] = frozenset()
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids)
+
+    def stream(self) -> TextStream:
+        return self._tokenizer.stream()
+
+
+def prompts_of(tokenizer: Tokenizer, count: int) -> list[list[int]]:
+    """Chat prompts of about 40 tokens."""
+    questions = [f"What is {100 + 7 * i} + {90 + 3 * i}?" for i in range(count)]
+    return [tokenizer.chat([{"role": "user", "content": text}]) for text in questions]
+
+
+def interlock_side(
+    model: Path, prompts: list[list[int]], group: int, slots: int, place: torch.device, dtype: str
+) -> Side:
+    tokenizer = Tokenizer.load(model)
+    decoder = load_decoder(model, device.dtype(dtype), place)
+    engine = TorchEngine(decoder, Endless(tokenizer), slots)
+
+    def run(new_tokens: int, seed: int) -> int:
+        rule = Sampling(max_tokens=new_tokens)
+        requests = [Request(str(i), ids, group, rule, seed) for i, ids in enumerate(prompts)]
+        done = engine.generate(requests)
+        return sum(len(answer.tokens) for answers in done for answer in answers)
+
+    return run
+
+
+def transformers_side(
+    model: Path, prompts: list[list[int]], group: int, place: torch.device, dtype: str
+) -> Side:
+    reference: Any = transformers.AutoModelForCausalLM.from_pretrained(
+        model, dtype=device.dtype(dtype)
+    )
+    reference.to(place).eval()
+    width = max(len(ids) for ids in prompts)
+    padded = [[0] * (width - len(ids)) + ids for ids in prompts]
+    mask = [[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts]
+    tokens, seen = torch.tensor(padded, device=place), torch.tensor(mask, device=place)
+    # The model's own settings would end completions, and sample by top-k.
+    reference.generation_config = transformers.GenerationConfig(
+        do_sample=True, temperature=1.0, top_k=0, top_p=1.0, pad_token_id=0, eos_token_id=None
+    )
+
+    def run(new_tokens: int, seed: int) -> int:
+        torch.manual_seed(seed)
+        out = reference.generate(
+            tokens, attention_mask=seen, max_new_tokens=new_tokens, num_return_sequences=group
+        )
+        return out[:, width:].numel()
+
+    return run
+
+
+def measure(sides: dict[str, Side], rounds: int, new_tokens: int) -> dict[str, list[float]]:
+    """Tokens per second of each side in each round; who begins alternates."""
+    for side in sides.values():
+        side(4, 0)
+    speeds: dict[str, list[float]] = {name: [] for name in sides}
+    made: set[int] = set()
+    for number in range(1, rounds + 1):
+        for name in list(sides) if number % 2 else list(sides)[::-1]:
+            start = time.perf_counter()
+            count = sides[name](new_tokens, number)
+            speeds[name].append(count / (time.perf_counter() - start))
+            made.add(count)
+        row = "  ".join(f"{name} {speed[-1]:7.1f} tok/s" for name, speed in speeds.items())
+        print(f"round {number}: {row}", flush=True)
+    assert len(made) == 1, f"the sides made different numbers of tokens: {made}"
+    return speeds
+
+
+def summary(speeds: dict[str, list[float]]) -> dict[str, Any]:
+    """Median, minimum and maximum of each side, and of the ratio round by round."""
+    ours, theirs = speeds.values()
+    rows = speeds | {"ratio": [a / b for a, b in zip(ours, theirs, strict=True)]}
+    return {
+        name: {"median": statistics.median(v), "min": min(v), "max": max(v), "rounds": v}
+        for name, v in rows.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--group", type=int, default=1, help="completions per prompt")
+    parser.add_argument("--slots", type=int, default=64, help="completions we decode at a time")
+    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="write the figures to this file, too")
+    options = parser.parse_args()
+
+    torch.set_num_threads(options.threads)
+    model, place = find_model(options.model, print), device.resolve(options.device)
+    prompts = prompts_of(Tokenizer.load(model), options.prompts)
+    lengths = sorted(len(ids) for ids in prompts)
+    print(
+        f"{options.prompts} prompts of {lengths[0]}-{lengths[-1]} tokens x {options.group}, "
+        f"{options.new_tokens} new tokens, {options.dtype}, {options.threads} threads, {place}; "
+        f"torch {torch.__version__}, transformers {transformers.__version__}"
+    )
+    shape = (model, prompts, options.group)
+    sides = {
+        "interlock": interlock_side(*shape, options.slots, place, options.dtype),
+        "transformers": transformers_side(*shape, place, options.dtype),
+    }
+    result = summary(measure(sides, options.rounds, options.new_tokens))
+    for name, row in result.items():
+        unit = "x" if name == "ratio" else " tok/s"
+        print(
+            f"{name}: median {row['median']:.2f}{unit}, {row['min']:.2f} to {row['max']:.2f}{unit}"
+        )
+    if options.json is not None:
+        setting = {name: str(value) for name, value in vars(options).items()}
+        setting |= {"command": " ".join(sys.argv), "torch": torch.__version__}
+        setting |= {"transformers": transformers.__version__, "machine": platform.processor()}
+        options.json.write_text(json.dumps({"setting": setting, "result": result}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
