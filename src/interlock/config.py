@@ -34,14 +34,14 @@ class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Base of every table of a recipe."""
 
 
-class Model(_Section):
+class Model(_Section, frozen=True):
     """`path`: a Hugging Face directory, a hub id ("org/name"), or "smollm2-135m-instruct"."""
 
     path: str
     chat_template: str | None = None  # a Jinja file that replaces the model's own
 
 
-class Generator(_Section):
+class Generator(_Section, frozen=True):
     """One generation worker."""
 
     engine: Literal["torch"] = "torch"
@@ -50,7 +50,7 @@ class Generator(_Section):
     slots: Positive = 64  # completions decoded at the same time
 
 
-class Optimizer(_Section):
+class Optimizer(_Section, frozen=True):
     """AdamW on fp32 masters, linear warm-up, then `schedule` down to `final_lr` times the peak."""
 
     lr: Rate = 1e-5
@@ -63,7 +63,7 @@ class Optimizer(_Section):
     clip_norm: Rate = 1.0
 
 
-class Learner(_Section):
+class Learner(_Section, frozen=True):
     """Where and how the weights are updated; the same for every stage of the recipe."""
 
     device: str = "cpu"
@@ -74,7 +74,7 @@ class Learner(_Section):
     max_bad_steps: Positive = 5  # non-finite steps in a row before the run stops
 
 
-class Task(_Section):
+class Task(_Section, frozen=True):
     """A source of problems and its verifier; `options` are the task's own and are checked by it.
 
     `name`: "arithmetic", "gsm8k", "jsonl", or "reasoning-gym/<generator>".
@@ -90,14 +90,14 @@ class Task(_Section):
     memory_mb: Positive = 1024  # address space a verifier may add to the worker's own
 
 
-class Evaluation(_Section):
+class Evaluation(_Section, frozen=True):
     """Greedy accuracy on the held-out problems; also before the first and after the last step."""
 
     every: NonNegative = 0  # steps; 0: only before and after
     problems: Positive = 128
 
 
-class Loss(_Section):
+class Loss(_Section, frozen=True):
     """The policy-gradient loss; sources of each formula in learner/loss.py and recipes/grpo.py."""
 
     clip_low: Annotated[float, Meta(gt=0, lt=1)] = 0.2
@@ -151,7 +151,7 @@ Stage = Grpo | Sft
 STAGES = (Grpo, Sft)
 
 
-class Recipe(_Section):
+class Recipe(_Section, frozen=True):
     model: Model
     stage: Annotated[list[Stage], Meta(min_length=1)]
     name: str = "run"
