@@ -9,9 +9,9 @@ side is idle again: generation, rewards, update, and what the trainer writes dow
 one step to warm up first.
 
 Both do the step of workload.py: the same model, prompts, reward, group size, limits and learning
-rate, bf16 compute on fp32 masters, no KL term, loss normalised by tokens. `trained` tells how many
-groups each update had: Interlock leaves groups of equal reward out. Completions are sampled, so
-lengths differ a little: compare milliseconds per generated token as well. Memory is the peak
+rate, compute in --dtype on fp32 masters, no KL term, loss normalised by tokens. `trained` tells how
+many groups each update had: Interlock leaves groups of equal reward out. Completions are sampled,
+so lengths differ a little: compare milliseconds per generated token as well. Memory is the peak
 resident set of each side's process, without Interlock's verifier process.
 
     python bench/grpo_step.py --rounds 5 --json grpo_step.json
@@ -178,10 +178,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every step there")
     parser.add_argument("--trl-micro-batch", type=int, default=8, help="see trl_grpo.py")
     parser.add_argument("--trl-weights", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     given = parser.parse_args()
-    steps = f"--steps={given.rounds + 1}"
-    trl = [steps, f"--micro-batch={given.trl_micro_batch}", f"--weights={given.trl_weights}"]
-    sides = [Side("ours", [steps]), Side("trl", trl)]
+    both = [f"--steps={given.rounds + 1}", f"--dtype={given.dtype}"]
+    trl = [f"--micro-batch={given.trl_micro_batch}", f"--weights={given.trl_weights}"]
+    sides = [Side("ours", both), Side("trl", both + trl)]
     measured = measure(sides, given.rounds)
     for side in sides:
         side.close()
@@ -190,6 +191,7 @@ def main() -> None:
     if given.json:
         result = {
             "environment": environment(),
+            "dtype": given.dtype,
             "trl": {"micro_batch": given.trl_micro_batch, "weights": given.trl_weights},
             "summary": figures,
             "rounds": {name: [asdict(step) for step in taken] for name, taken in measured.items()},

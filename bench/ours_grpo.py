@@ -8,7 +8,7 @@ import argparse
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from grpo_step import Facts, Turns, peak_rss_mb
 from interlock import config
@@ -18,7 +18,7 @@ from interlock.records import Sampling
 from workload import COMPLETIONS, LEARNING_RATE, MAX_TOKENS, MODEL, PROBLEMS, TEMPERATURE, task
 
 
-def recipe(steps: int, directory: Path) -> config.Recipe:
+def recipe(steps: int, dtype: Literal["float32", "bfloat16"], directory: Path) -> config.Recipe:
     """The workload. One step more than is taken, for the last one ends with an evaluation."""
     stage = config.Grpo(
         task=task(directory),
@@ -29,7 +29,13 @@ def recipe(steps: int, directory: Path) -> config.Recipe:
         optimizer=config.Optimizer(lr=LEARNING_RATE),
         eval=config.Evaluation(problems=1),
     )
-    return config.Recipe(model=config.Model(path=MODEL), stage=[stage], checkpoint_every=0)
+    return config.Recipe(
+        model=config.Model(path=MODEL),
+        stage=[stage],
+        learner=config.Learner(dtype=dtype),
+        generator=[config.Generator(dtype=dtype)],
+        checkpoint_every=0,
+    )
 
 
 class Held(Watch):
@@ -60,11 +66,12 @@ class Held(Watch):
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), required=True)
     given = parser.parse_args()
     turns = Turns()
     with tempfile.TemporaryDirectory() as directory:
         place = Path(directory)
-        train(recipe(given.steps, place), place / "run", watch=Held(turns))
+        train(recipe(given.steps, given.dtype, place), place / "run", watch=Held(turns))
 
 
 if __name__ == "__main__":

@@ -5,14 +5,13 @@
 Both sides answer the same prompts with the same weights on the same threads, and make exactly the
 same number of tokens: end tokens end nothing. They take turns inside every round, so that a busy
 machine slows both; the ratio is taken per round. A short round of each goes before, uncounted.
+--dtype auto is what Interlock would choose for the device; both sides use it.
 """
 
 import argparse
 import json
 import os
-import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 import transformers
 
+from environment import environment
 from interlock.chips import device
 from interlock.models.checkpoint import load_decoder
 from interlock.models.fetch import find_model
@@ -127,7 +127,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
+    parser.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float32"])
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--group", type=int, default=1, help="completions per prompt")
@@ -139,6 +139,7 @@ def main() -> None:
 
     torch.set_num_threads(options.threads)
     model, place = find_model(options.model, print), device.resolve(options.device)
+    options.dtype = device.settled_dtype(options.dtype, place)
     prompts = prompts_of(Tokenizer.load(model), options.prompts)
     lengths = sorted(len(ids) for ids in prompts)
     print(
@@ -159,9 +160,8 @@ def main() -> None:
         )
     if options.json is not None:
         setting = {name: str(value) for name, value in vars(options).items()}
-        setting |= {"command": " ".join(sys.argv), "torch": torch.__version__}
-        setting |= {"transformers": transformers.__version__, "machine": platform.processor()}
-        options.json.write_text(json.dumps({"setting": setting, "result": result}, indent=2) + "\n")
+        figures = {"environment": environment(), "setting": setting, "result": result}
+        options.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -92,12 +92,12 @@ class Held(TrainerCallback):
         self._turns.idle(facts if self._reward.tokens else None)
 
 
-def settings(steps: int, micro_batch: int, weights: str, directory: str) -> GRPOConfig:
+def settings(steps: int, micro_batch: int, weights: str, dtype: str, directory: str) -> GRPOConfig:
     batch = PROBLEMS * COMPLETIONS
     return GRPOConfig(
         output_dir=directory,
         use_cpu=True,
-        bf16=True,
+        bf16=dtype == "bfloat16",
         model_init_kwargs={"dtype": weights},
         max_steps=steps + 1,  # the callback stops the side when the last one would begin
         per_device_train_batch_size=micro_batch,
@@ -122,6 +122,7 @@ def settings(steps: int, micro_batch: int, weights: str, directory: str) -> GRPO
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), required=True)
     parser.add_argument("--micro-batch", type=int, default=8)
     parser.add_argument("--weights", choices=("float32", "bfloat16"), default="float32")
     given = parser.parse_args()
@@ -134,7 +135,7 @@ def main() -> None:
         trainer = TimedTrainer(
             model=str(find_model(MODEL)),
             reward_funcs=reward,
-            args=settings(given.steps, given.micro_batch, given.weights, directory),
+            args=settings(given.steps, given.micro_batch, given.weights, given.dtype, directory),
             train_dataset=Dataset.from_list(rows),
         )
         trainer.add_callback(Held(turns, trainer, reward))

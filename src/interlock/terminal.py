@@ -26,6 +26,14 @@ from interlock.rundir import RunView
 
 _BARS = "▁▂▃▄▅▆▇█"
 _ROWS = 8  # steps shown in the live table
+_SHORT = {
+    "grad_norm": "gradient",
+    "mismatch_k3": "mismatch",
+    "groups_skipped": "skipped",
+    "seconds_generate": "generate",
+    "seconds_update": "update",
+    "seconds_step": "total",
+}
 
 
 @contextmanager
@@ -160,7 +168,7 @@ def _facts(metrics: dict[str, Any]) -> list[tuple[str, str]]:
         "seconds_step": "{:.1f}s",
     }
     return [
-        (name.replace("seconds_", "").replace("groups_", ""), form.format(metrics[name]))
+        (_SHORT.get(name, name), form.format(metrics[name]))
         for name, form in formats.items()
         if form and metrics.get(name) is not None
     ]
