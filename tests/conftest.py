@@ -77,7 +77,7 @@ steps = 8
 problems_per_step = 3
 completions = 4
 sampling.max_tokens = 12
-optimizer = {{ lr = 1e-3, warmup_steps = 2, schedule = "cosine" }}
+optimizer = {{ lr = 1e-3, warmup_steps = 1, schedule = "cosine" }}
 eval = {{ every = 4, problems = 5 }}
 
 [stage.task]

@@ -4,7 +4,6 @@ What a verb needs is imported inside it, so that help is instant.
 """
 
 import argparse
-import itertools
 import json
 import os
 import shlex
@@ -186,7 +185,7 @@ def chat(given: argparse.Namespace) -> None:
     generator = open_generator(settings, model, chat_template=None, name="chat")
     messages = [{"role": "system", "content": given.system}] if given.system else []
     prompt = "> " if sys.stdin.isatty() else ""
-    for turn in itertools.count(given.seed):
+    while True:
         try:
             question = input(prompt)
         except EOFError:
@@ -194,8 +193,9 @@ def chat(given: argparse.Namespace) -> None:
         if not question.strip():
             continue
         messages.append({"role": "user", "content": question})
+        seed = given.seed + len(messages)  # another noise for every turn
         answer = generator.reply(
-            messages, sampling, turn, lambda text: print(visible(text), end="", flush=True)
+            messages, sampling, seed, lambda text: print(visible(text), end="", flush=True)
         )
         print()
         messages.append({"role": "assistant", "content": answer})

@@ -57,7 +57,7 @@ class Optimizer(_Section, frozen=True):
     betas: tuple[Share, Share] = (0.9, 0.95)
     eps: Rate = 1e-8
     weight_decay: Annotated[float, Meta(ge=0)] = 0.0
-    warmup_steps: NonNegative = 0
+    warmup_steps: NonNegative = 0  # optimizer steps
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     final_lr: Share = 0.1  # share of lr left at the last step of a linear or cosine schedule
     clip_norm: Rate = 1.0

@@ -1,0 +1,157 @@
+"""Whole runs on a tiny model: several stages, the variants of the loss, and runs that go wrong."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from interlock import config
+from interlock.errors import TrainingError
+from interlock.models.tokenizer import Tokenizer
+from interlock.recipes.train import train
+from interlock.recipes.watch import Watch
+from interlock.rundir import RunDir
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Any:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def sft_recipe(tiny_model: Path, tmp_path: Path) -> Path:
+    rows = tmp_path / "rows.jsonl"
+    words = ("red", "green", "blue", "black")
+    rows.write_text("".join(json.dumps({"text": f"{word} " * 6}) + "\n" for word in words))
+    recipe = tmp_path / "sft.toml"
+    recipe.write_text(
+        f"""
+name = "sft"
+model.path = "{tiny_model}"
+learner.dtype = "float32"
+[[stage]]
+kind = "sft"
+data = "{rows}"
+steps = 12
+batch_size = 4
+optimizer.lr = 1e-2
+"""
+    )
+    return recipe
+
+
+def run(recipe: Path, directory: Path, *overrides: str) -> Any:
+    train(config.load(recipe, overrides), directory)
+    return RunDir.read(directory)
+
+
+def test_sft_learns_what_it_is_shown(sft_recipe: Path, tmp_path: Path) -> None:
+    losses = [line["loss"] for line in run(sft_recipe, tmp_path / "run").metrics()[1:]]
+    assert losses[0] == pytest.approx(math.log(49152), rel=0.05)  # knows nothing
+    assert losses[-1] < losses[0] / 2
+
+
+def test_stages_go_on_with_the_same_weights(
+    sft_recipe: Path, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    joined = tmp_path / "joined.toml"
+    grpo = tiny_recipe.read_text()
+    joined.write_text(sft_recipe.read_text() + grpo[grpo.index("[[stage]]") :])
+    view = run(joined, tmp_path / "run", "stage.0.steps=3", "stage.1.steps=2")
+    lines = view.metrics()
+    assert [(line["stage"], line["step"], line["kind"]) for line in lines] == [
+        *((0, step, "sft") for step in range(4)),
+        *((1, step, "grpo") for step in range(3)),
+    ]
+    assert [line["weight_version"] for line in lines if "weight_version" in line] == [1, 2, 3, 4, 5]
+    # The first completions of the second stage come from the weights the first one ended with.
+    versions = {c.weight_version for g in view.ledger.read(1, 1) for c in g.group.completions}
+    assert versions == {3}
+    assert [(c.stage, c.step) for c in view.checkpoints()] == [(1, 2)]
+
+
+def test_the_result_is_a_model_that_transformers_reads(tiny_recipe: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    run(tiny_recipe, tmp_path / "run", "stage.steps=2", "stage.eval.every=0")
+    weights = tmp_path / "run" / "weights"
+    model = AutoModelForCausalLM.from_pretrained(weights)
+    saved = load_file(weights / "model.safetensors")
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in saved.items())
+    assert AutoTokenizer.from_pretrained(weights)("Hi 12").input_ids == Tokenizer.load(
+        weights
+    ).encode("Hi 12")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["stage.loss.kl_beta=0.1", "stage.loss.normalize=sequence"],
+        ["stage.loss.normalize=constant", "stage.loss.advantage=mean"],
+        ["stage.loss.clip_high=0.28", "stage.updates_per_step=3"],
+        ["learner.activation_checkpointing=true", "learner.micro_batch_tokens=64"],
+        ["stage.sampling.top_p=0.9", "stage.sampling.top_k=50", "stage.sampling.temperature=0.8"],
+    ],
+)
+def test_every_variant_trains(overrides: list[str], tiny_recipe: Path, tmp_path: Path) -> None:
+    short = ["stage.steps=2", "stage.eval.every=0"]
+    lines = run(tiny_recipe, tmp_path / "run", *short, *overrides).metrics()[1:]
+    assert all(line["grad_norm"] > 0 and line["bad_steps"] == 0 for line in lines)
+    if "stage.loss.kl_beta=0.1" in overrides:
+        assert lines[0]["kl"] == pytest.approx(0, abs=1e-6) and lines[1]["kl"] > 1e-6
+
+
+def test_checkpointing_and_micro_batches_change_nothing_but_rounding(
+    tiny_recipe: Path, tmp_path: Path
+) -> None:
+    short = ["stage.steps=1", "stage.eval.every=0", "stage.optimizer.warmup_steps=0"]
+    plain = run(tiny_recipe, tmp_path / "a", *short).metrics()[1]
+    split = ["learner.activation_checkpointing=true", "learner.micro_batch_tokens=64"]
+    other = run(tiny_recipe, tmp_path / "b", *short, *split).metrics()[1]
+    for name in ("loss", "grad_norm", "entropy"):
+        assert other[name] == pytest.approx(plain[name], rel=1e-5, abs=1e-7)
+
+
+def test_a_run_that_diverges_stops_and_says_so(sft_recipe: Path, tmp_path: Path) -> None:
+    wild = ["stage.optimizer.lr=1e9", "learner.max_bad_steps=2", "stage.optimizer.clip_norm=1e9"]
+    with pytest.raises(TrainingError, match="2 steps in a row were not finite"):
+        run(sft_recipe, tmp_path / "run", *wild)
+    view = RunDir.read(tmp_path / "run")
+    assert view.status == "failed" and "not finite" in (view.manifest.reason or "")
+
+
+def test_a_verifier_that_fails_is_counted_and_stops_nothing(
+    tiny_recipe: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "reward.py").write_text(
+        "def reward(problem, answer):\n"
+        "    if sum(map(ord, answer)) % 2: raise ValueError('odd')\n"
+        "    return sum(map(ord, answer)) % 17 / 16\n"
+    )
+    notes: list[str] = []
+
+    class Notes(Watch):
+        def note(self, message: str) -> None:
+            notes.append(message)
+
+    recipe = config.load(tiny_recipe, ["stage.steps=2", "stage.eval.every=0"])
+    train(recipe, tmp_path / "run", watch=Notes())
+    view = RunDir.read(tmp_path / "run")
+    scored = [group for step in (1, 2) for group in view.ledger.read(0, step)]
+    odd = [
+        sum(map(ord, answer.text)) % 2 == 1
+        for group in scored
+        for answer in group.group.completions
+    ]
+    verdicts = [verdict for group in scored for verdict in group.verdicts]
+    assert [verdict.error is not None for verdict in verdicts] == odd and any(odd)
+    assert all(verdict.reward == 0 for verdict in verdicts if verdict.error)
+    assert sum(line.get("verifier_errors", 0) for line in view.metrics()) == sum(odd)
+    assert any("odd" in note for note in notes)
