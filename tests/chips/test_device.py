@@ -22,3 +22,14 @@ def test_dtypes_by_name() -> None:
     assert device.dtype("bfloat16") is torch.bfloat16
     with pytest.raises(ConfigError, match="'int8'"):
         device.dtype("int8")
+
+
+def test_auto_settles_on_what_the_device_multiplies_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    for tiles, expected in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda tiles=tiles: tiles)
+        assert device.settled_dtype("auto", cpu) == expected
+    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")
+    assert device.settled_dtype("auto", cpu) == "float32"
+    assert device.settled_dtype("auto", gpu) == "bfloat16"
+    assert device.settled_dtype("float16", cpu) == "float16"

@@ -21,7 +21,7 @@ OPTIMIZER = config.Optimizer(lr=1e-2, warmup_steps=2, schedule="cosine", weight_
 
 
 def make(decoder: Decoder, keep_reference: bool = False) -> Learner:
-    settings = config.Learner(logits_chunk=4)  # bf16 compute
+    settings = config.Learner(logits_chunk=4, dtype="bfloat16")
     return Learner(decoder, settings, OPTIMIZER, 8, keep_reference=keep_reference)
 
 

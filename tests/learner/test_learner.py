@@ -324,7 +324,9 @@ def test_a_step_without_any_weight_is_an_error(tiny: Tiny, sampled: Sampled) -> 
 
 def test_published_weights_are_the_rounded_masters(tiny: Tiny, sampled: Sampled) -> None:
     decoder = tiny()
-    learner = Learner(decoder, config.Learner(), config.Optimizer(lr=1e-2), 10, version=3)
+    learner = Learner(
+        decoder, config.Learner(dtype="bfloat16"), config.Optimizer(lr=1e-2), 10, version=3
+    )
     version, tensors = learner.publish()
     views = decoder.tensors()
     assert version.number == 3 and version.digest == digest(tensors)
@@ -388,7 +390,7 @@ def test_two_runs_on_two_threads_give_the_same_bits(smollm2: Path, sampled: Samp
     groups, results = sampled([[9, 14, 3], [12, 7, 12]]), []
     for _ in range(2):
         decoder = load_decoder(smollm2, torch.float32, torch.device("cpu"))
-        learner = Learner(decoder, config.Learner(), config.Optimizer(lr=1e-4), 2)
+        learner = Learner(decoder, config.Learner(dtype="bfloat16"), config.Optimizer(lr=1e-4), 2)
         for _ in range(2):
             learner.step(groups, config.Loss())
         results.append(masters(decoder))
