@@ -5,7 +5,6 @@ What a verb needs is imported inside it, so that help is instant.
 
 import argparse
 import json
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -19,9 +18,6 @@ from interlock.rundir import RunDir
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one verb and exit: 0 done, 1 the run failed, 2 the user's mistake, 130 interrupted."""
-    # Threads that spin while they wait starve each other on a machine that is shared: a step took
-    # ten times as long. Read when torch is imported, which is later.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         given = _parse(arguments)
         given.verb(given)
