@@ -38,6 +38,7 @@ def complaint(*arguments: object) -> str:
         (["eval", "smollm2-135m-instruct", "--task", "sums"], "'sums'"),
         (["eval", "smollm2-135m-instruct", "--task", "arithmetic", "digits=2"], "'digits'"),
         (["eval", "x", "--task", "arithmetic", "--max-tokens", "0"], "max_tokens = 0"),
+        (["eval", "smollm2-135m-instruct"], "is no finished run"),
         (["eval", "x", "--task", "arithmetic", "--problems", "many"], "invalid int value"),
         (["chat", "no/such/model"], "no/such/model"),
         (["chat", "x", "--temperature", "-1"], "temperature = -1.0"),
@@ -54,6 +55,7 @@ def test_mistakes_in_a_recipe_leave_no_run_behind(tiny_recipe: Path, tmp_path: P
         ("stage.task.name=sums", "'sums'"),
         ("stage.task.options.path=none.jsonl", "none.jsonl"),
         ("stage.sampling.max_tokens=4000", "context of 256"),
+        ("stage.task.options.verifier=none.py:f", "none.py"),
         ("model.path=no/such/model", "no/such/model"),
         ("learner.device=warp", "'warp'"),
         ("stage.eval.problems=9", "task.held_out = 8"),
@@ -83,6 +85,10 @@ def test_train_report_eval_chat_and_the_directory_rules(tiny_recipe: Path, tmp_p
     assert out.is_file()
 
     options = ("--task", "arithmetic", "--problems", 4, "--max-tokens", 5)
+    own = json.loads(interlock("eval", run, "--problems", 5, "--json").stdout)
+    assert own["accuracy"] == pytest.approx(view.metrics()[-1]["accuracy"])
+    assert "the run held out 8" in complaint("eval", run, "--problems", 9)
+    assert "give --task too" in complaint("eval", run, "options.digits=1")
     measured = interlock("eval", run, *options, "--json", "options.digits=1")
     figures = json.loads(measured.stdout)
     assert (figures["problems"], figures["task"]["options"]) == (4, {"digits": 1})

@@ -65,6 +65,15 @@ def test_overrides_reach_tables_lists_and_free_options(tmp_path: Path) -> None:
     assert recipe.model.path == "a b"
 
 
+def test_the_default_generator_can_be_changed(tmp_path: Path) -> None:
+    assert load(tmp_path, BASE, "generator.slots=7").generator[0].slots == 7
+
+
+def test_an_evaluation_of_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"stage\.1 says how to evaluate, but on what"):
+        load(tmp_path, BASE + SECOND, "stage.1.eval.every=2")
+
+
 def test_a_lone_stage_needs_no_index(tmp_path: Path) -> None:
     assert load(tmp_path, BASE, "stage.steps=9").stage[0].steps == 9
 
@@ -84,11 +93,13 @@ def test_a_lone_stage_needs_no_index(tmp_path: Path) -> None:
         ("stage.sampling.temperature=0", "GRPO needs a temperature above 0"),
         ("stage.completions=1", "stage.0.completions = 1: expected int >= 2"),
         ("stage.eval.problems=1000", "more than task.held_out = 128"),
-        ("stage.optimizer.warmup_steps=3", "leaves none of the 3 steps"),
+        ("stage.optimizer.warmup_steps=3", "leaves none of the 3 optimizer steps"),
         ("stage.updates_per_step=9", "an update needs a group"),
         ("learner.dtype=int8", "learner.dtype = 'int8'"),
         ("model.path.x=1", "model.path is not a table"),
         ("stage.1.steps=2", "give an index from 0 to 0"),
+        ("stage.0=x", "cannot set stage.0: set one of its keys"),
+        ("generator.dtype=int4", "generator.0.dtype = 'int4'"),
         ("steps", "write section.key=value"),
         ("=3", "write section.key=value"),
         ("generator=[{device='cpu'},{device='npu'}]", "this version runs one"),

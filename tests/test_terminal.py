@@ -114,4 +114,4 @@ def test_a_run_without_evaluation_says_so(tmp_path: Path) -> None:
         run.log({"stage": 0, "step": 1, "kind": "sft", "loss": 1.0})
     log = console(is_terminal=False)
     terminal.print_outcome(log, RunDir.read(tmp_path / "run"))
-    assert "1 steps logged; no task" in text(log)
+    assert "1 steps done; there was no task" in text(log)

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from interlock import __version__
+from interlock.config import Task
 from interlock.errors import ConfigError, InterlockError, UserError
+from interlock.records import Sampling
 from interlock.rundir import RunDir
 
 
@@ -25,6 +27,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         _fail(error, 2)
     except InterlockError as error:
         _fail(error, 1)
+    except ModuleNotFoundError as error:
+        if (error.name or "interlock").partition(".")[0] == "interlock":
+            raise
+        _fail(f"this needs the package {error.name!r}; pip install 'interlock[demo]'", 2)
     except KeyboardInterrupt:
         _fail("stopped", 130)
     except BrokenPipeError:
@@ -80,14 +86,22 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--resume", action="store_true", help="go on with the run in --run DIR")
     verb.set_defaults(verb=train)
 
-    verb = verbs.add_parser("eval", help="measure a model's accuracy on a task's held-out problems")
+    verb = verbs.add_parser(
+        "eval",
+        help="measure a model's accuracy on a task's held-out problems",
+        description="A run directory is measured as the run was, unless --task names a task. "
+        "Held out are the problems that a run with the same task settings never trained on.",
+    )
     verb.add_argument(
         "model", metavar="MODEL", help="a model directory, a hub id or a run directory"
     )
-    verb.add_argument("settings", nargs="*", metavar="key=value", help="the task's own options")
-    verb.add_argument("--task", required=True, help="arithmetic, gsm8k, jsonl, reasoning-gym/NAME")
-    verb.add_argument("--problems", type=int, default=128, metavar="N", help="default: 128")
-    verb.add_argument("--max-tokens", type=int, default=256, metavar="N", help="default: 256")
+    verb.add_argument(
+        "settings", nargs="*", metavar="key=value", help="of the task: options.digits=3, seed=1, …"
+    )
+    verb.add_argument("--task", help="arithmetic, gsm8k, jsonl, reasoning-gym/NAME")
+    verb.add_argument("--problems", type=int, metavar="N", help="default: 128")
+    verb.add_argument("--max-tokens", type=int, metavar="N", help="default: 256, or the run's own")
+    verb.add_argument("--stop", action="append", metavar="TEXT", help="ends an answer; repeatable")
     verb.add_argument(
         "--show", type=int, default=3, metavar="N", help="answers to show (default: 3)"
     )
@@ -127,18 +141,20 @@ def train(given: argparse.Namespace) -> None:
 
     from interlock import config, terminal
     from interlock.recipes.train import train as run_recipe
-    from interlock.report import write_report
+    from interlock.report.page import write_report  # now: a missing plotly must not cost a run
 
     recipe = config.load(Path(given.recipe), given.settings)
     if given.resume and given.run is None:
         raise ConfigError("--resume needs --run DIR, the run to go on with")
     directory = given.run or _free_directory(recipe.name)
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     console.print(f"run directory: {directory}", soft_wrap=True)
     try:
         with terminal.watching(console) as watch:
             run_recipe(recipe, directory, resume=given.resume, watch=watch)
     except KeyboardInterrupt:
+        if not (directory / "manifest.json").exists():
+            raise
         command = shlex.join(["interlock", "train", given.recipe, *given.settings])
         console.print(f"to go on: {command} --run {directory} --resume", soft_wrap=True)
         raise
@@ -154,18 +170,41 @@ def evaluate(given: argparse.Namespace) -> None:
     from interlock.recipes.evaluate import accuracy, measure
     from interlock.report.summary import wilson
 
-    task = config.task(given.task, given.problems, given.settings)
+    count = 128 if given.problems is None else given.problems
+    task, sampling = _what_to_measure(given, count)
     generator = config.Generator(device=given.device)
-    sampling = config.sampling(temperature=0.0, max_tokens=given.max_tokens)
-    console = Console(highlight=False, stderr=given.json)
+    console = Console(highlight=False, markup=False, stderr=given.json)
     with terminal.watching(console) as watch:
-        scored = measure(_model(given.model), task, generator, sampling, watch)
+        scored = measure(_model(given.model), task, count, generator, sampling, watch)
     if given.json:
         low, high = wilson(accuracy(scored), len(scored))
         figures = {"accuracy": accuracy(scored), "low": low, "high": high, "problems": len(scored)}
         print(json.dumps(figures | {"model": given.model, "task": config.to_tree(task)}))
     else:
         terminal.print_accuracy(console, scored, given.show)
+
+
+def _what_to_measure(given: argparse.Namespace, count: int) -> tuple[Task, Sampling]:
+    """The task, and the limits of an answer: those of the command line, or the run's own."""
+    from interlock import config
+
+    if given.task:
+        limit = 256 if given.max_tokens is None else given.max_tokens
+        task = config.task(given.task, count, given.settings)
+        return task, config.sampling(0.0, limit, given.stop or [])
+    if not (Path(given.model) / "weights").is_dir():
+        raise ConfigError(f"{given.model} is no finished run; say what to measure with --task")
+    if given.settings:
+        raise ConfigError(f"{given.settings[0]} would change the run's own task; give --task too")
+    from interlock.recipes.evaluate import practised
+
+    task, drawn = practised(Path(given.model))
+    if not 0 < count <= task.held_out:
+        raise ConfigError(
+            f"--problems {count}: the run held out {task.held_out}; choose from those"
+        )
+    limit = drawn.max_tokens if given.max_tokens is None else given.max_tokens
+    return task, config.sampling(0.0, limit, given.stop or drawn.stop)
 
 
 def chat(given: argparse.Namespace) -> None:
@@ -175,7 +214,7 @@ def chat(given: argparse.Namespace) -> None:
     from interlock.rollout.generator import open_generator
     from interlock.terminal import visible
 
-    sampling = config.sampling(given.temperature, given.max_tokens)
+    sampling = config.sampling(given.temperature, given.max_tokens, [])
     model = find_model(_model(given.model), lambda note: print(note, file=sys.stderr))
     settings = config.Generator(device=given.device, slots=1)
     generator = open_generator(settings, model, chat_template=None, name="chat")

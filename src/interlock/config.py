@@ -68,7 +68,7 @@ class Learner(_Section, frozen=True):
 
     device: str = "cpu"
     dtype: Dtype = "auto"  # of the forward and backward pass, and of the published weights
-    micro_batch_tokens: Positive = 2048  # per forward pass; the rest is accumulated
+    micro_batch_tokens: Positive = 1024  # per forward pass; the rest is accumulated
     logits_chunk: Positive = 1024  # rows of the vocabulary projection held at a time
     activation_checkpointing: bool = False
     max_bad_steps: Positive = 5  # non-finite steps in a row before the run stops
@@ -130,6 +130,11 @@ class Grpo(_Stage, frozen=True, tag="grpo"):
     optimizer: Optimizer = Optimizer()
     eval: Evaluation = Evaluation()
 
+    @property
+    def updates(self) -> int:
+        """Optimizer steps of the whole stage."""
+        return self.steps * self.updates_per_step
+
 
 class Sft(_Stage, frozen=True, tag="sft"):
     """Supervised fine-tuning on `data`, a JSONL file.
@@ -140,11 +145,16 @@ class Sft(_Stage, frozen=True, tag="sft"):
     data: str
     steps: Positive
     batch_size: Positive = 16  # rows per optimizer step
-    max_tokens: Positive = 1024  # rows longer than this are left out, and counted
+    max_tokens: Positive = 1024  # longer rows (or than the context) are left out, counted
     optimizer: Optimizer = Optimizer()
     task: Task | None = None  # when given, held-out accuracy is measured before and after
     sampling: Sampling = Sampling(temperature=0.0)
     eval: Evaluation = Evaluation()
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps of the whole stage."""
+        return self.steps
 
 
 Stage = Grpo | Sft
@@ -179,6 +189,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise ConfigError(f"cannot read {path}: {error}") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    if overrides:
+        tree.setdefault("generator", [{}])  # the default one, for overrides to change
     for override in overrides:
         _apply(tree, override)
     return parse(tree, source=str(path))
@@ -192,9 +204,9 @@ def task(name: str, held_out: int, overrides: Sequence[str] = ()) -> Task:
     return _convert(tree, Task, source=f"task {name}")
 
 
-def sampling(temperature: float, max_tokens: int) -> Sampling:
+def sampling(temperature: float, max_tokens: int, stop: list[str]) -> Sampling:
     """Sampling from the command line. Raises ConfigError."""
-    tree = {"temperature": temperature, "max_tokens": max_tokens}
+    tree = {"temperature": temperature, "max_tokens": max_tokens, "stop": stop}
     return _convert(tree, Sampling, source="sampling")
 
 
@@ -229,6 +241,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         if isinstance(node, list):
             node = _element(node, part, where)
             if part.isdigit():
+                if depth == len(parts) - 1:
+                    raise ConfigError(f"cannot set {key}: set one of its keys, or the whole list")
                 continue
         if not isinstance(node, dict):
             raise ConfigError(f"cannot set {key}: {'.'.join(parts[:depth])} is not a table")
@@ -319,10 +333,10 @@ def _check_combinations(recipe: Recipe, source: str) -> None:
         )
     for index, stage in enumerate(recipe.stage):
         at = f"{source}: stage.{index}"
-        if stage.optimizer.warmup_steps >= stage.steps:
+        if stage.optimizer.warmup_steps >= stage.updates:
             raise ConfigError(
                 f"{at}.optimizer.warmup_steps = {stage.optimizer.warmup_steps} leaves none of the "
-                f"{stage.steps} steps for training; lower it"
+                f"{stage.updates} optimizer steps for training; lower it"
             )
         if stage.task is not None and stage.eval.problems > stage.task.held_out:
             raise ConfigError(
@@ -340,3 +354,13 @@ def _check_combinations(recipe: Recipe, source: str) -> None:
                     f"{at}.updates_per_step = {stage.updates_per_step} is more than "
                     f"problems_per_step = {stage.problems_per_step}; an update needs a group"
                 )
+        if isinstance(stage, Sft) and stage.task is None and _evaluates(stage):
+            raise ConfigError(
+                f"{at} says how to evaluate, but on what: add a [stage.task], or remove eval and "
+                "sampling"
+            )
+
+
+def _evaluates(stage: Sft) -> bool:
+    fields = {field.name: field.default for field in msgspec.structs.fields(Sft)}
+    return stage.eval != fields["eval"] or stage.sampling != fields["sampling"]

@@ -66,9 +66,8 @@ class PlainWatch(Watch):
         self._print(f"step {step}: accuracy {accuracy:.1%} on {problems} held-out problems")
 
     def step(self, metrics: dict[str, Any]) -> None:
-        if metrics["step"]:
-            facts = "  ".join(f"{name} {text}" for name, text in _facts(metrics))
-            self._print(f"step {metrics['step']}/{self._steps}: {facts}")
+        facts = "  ".join(f"{name} {text}" for name, text in _facts(metrics))
+        self._print(f"step {metrics['step']}/{self._steps}: {facts}")
 
     def note(self, message: str) -> None:
         self._print(message)
@@ -126,10 +125,9 @@ class LiveWatch(Watch):
         self._accuracy.append((step, accuracy))
 
     def step(self, metrics: dict[str, Any]) -> None:
-        if metrics["step"]:
-            self._steps.append(metrics)
-            for task in self._stage.task_ids:
-                self._stage.update(task, completed=metrics["step"])
+        self._steps.append(metrics)
+        for task in self._stage.task_ids:
+            self._stage.update(task, completed=metrics["step"])
 
     def note(self, message: str) -> None:
         self._console.print(Text(message, style="dim"))
@@ -191,7 +189,8 @@ def print_outcome(console: Console, run: RunView) -> None:
     metrics = run.metrics()
     pair = summary.before_after(run, summary.evaluations(run, metrics))
     if pair is None:
-        console.print(f"{len(metrics)} steps logged; no task to measure accuracy on")
+        steps = sum(line["step"] > 0 for line in metrics)
+        console.print(f"{steps} steps done; there was no task to measure accuracy on")
         return
     table = Table(title="Held-out problems, greedy answers", title_justify="left")
     for heading in ("", "step", "accuracy", "95 % interval", "problems"):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from interlock.config import Grpo, Loss, Task
-from interlock.recipes.grpo import advantages, training_groups
+from interlock.recipes.grpo import advantages, minibatches, training_groups
 from interlock.records import (
     Completion,
     FinishReason,
@@ -30,10 +30,11 @@ def scored(rewards: Sequence[float], lengths: Sequence[int]) -> ScoredGroup:
     )
 
 
-def settings(**loss: object) -> Grpo:
+def settings(updates: int = 1, **loss: object) -> Grpo:
     return Grpo(
         task=Task(name="arithmetic"),
         steps=1,
+        updates_per_step=updates,
         sampling=Sampling(max_tokens=10),
         loss=Loss(**loss),  # type: ignore[arg-type]
     )
@@ -62,8 +63,8 @@ def test_advantages_are_centred_and_of_unit_spread(rewards: list[float]) -> None
 def test_a_group_of_equal_rewards_is_left_out_and_changes_no_share() -> None:
     taught, equal = scored([1, 0], [2, 3]), scored([1, 1], [7, 7])
     alone = training_groups([taught], settings())
-    assert training_groups([equal, taught, equal], settings()) == alone
-    assert training_groups([equal], settings()) == []
+    assert minibatches([equal, taught, equal], settings()) == [alone]
+    assert minibatches([equal], settings()) == []
 
 
 def test_every_token_weighs_the_same() -> None:
@@ -94,3 +95,13 @@ def test_dr_grpo_divides_by_a_constant_and_not_by_the_spread() -> None:
 def test_the_kl_term_has_the_same_share_and_no_sign() -> None:
     groups = training_groups([scored([1, 0], [2, 3])], settings(kl_beta=0.5))
     assert groups[0].kl_weights == [pytest.approx([0.1] * 2), pytest.approx([0.1] * 3)]
+
+
+def test_each_optimizer_step_has_the_whole_weight() -> None:
+    groups = [scored([1, 0], [1 + i, 2]) for i in range(5)]
+    parts = minibatches(groups, settings(updates=2))
+    assert [len(part) for part in parts] == [3, 2]
+    for part in parts:
+        shares = [abs(w) for group in part for answer in group.weights for w in answer]
+        assert sum(shares) == pytest.approx(1)  # advantages are +1 and -1
+    assert len(minibatches(groups[:1], settings(updates=2))) == 1

@@ -40,6 +40,13 @@ def test_plain_text_is_learned_to_its_end(tmp_path: Path, tokenizer: Tokenizer) 
     assert rows[0].tokens[-1] in tokenizer.eos_ids
 
 
+def test_only_a_newline_ends_a_row(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "one\u2028two\u0085three"}\r\n{"text": "four"}', encoding="utf-8")
+    rows, _ = read_rows(path, tokenizer, 100)
+    assert len(rows) == 2 and "\u2028" in tokenizer.decode(rows[0].tokens)
+
+
 def test_long_rows_are_left_out_and_counted(tmp_path: Path, tokenizer: Tokenizer) -> None:
     path = write(tmp_path / "a.jsonl", {"text": "a b c d e f g h"}, {"text": "a"}, "")
     rows, left_out = read_rows(path, tokenizer, 3)

@@ -1,15 +1,20 @@
 """Greedy accuracy on problems that training never sees."""
 
 from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
 from statistics import fmean
 
 from interlock import config
 from interlock.config import Grpo, Sft, Task
+from interlock.errors import ConfigError
 from interlock.models.fetch import find_model
+from interlock.models.tokenizer import Tokenizer
 from interlock.recipes.stage import Stage
 from interlock.recipes.watch import Watch
 from interlock.records import Group, Problem, Sampling, ScoredGroup
 from interlock.rollout.generator import Generator, open_generator
+from interlock.rundir import RunDir
 from interlock.tasks import open_task
 from interlock.tasks.verifier_pool import VerifierPool
 
@@ -40,10 +45,28 @@ def answer_greedily(
     return score(groups, verifier)
 
 
+def practised(directory: Path) -> tuple[Task, Sampling]:
+    """The task a run last trained or was measured on, and how its answers were drawn.
+
+    Raises RunError when there is no run, ConfigError when it had no task.
+    """
+    with closing(RunDir.read(directory)) as run:
+        recipe = config.parse(run.config, source=f"{directory}/config.json")
+    for stage in reversed(recipe.stage):
+        if stage.task is not None:
+            return stage.task, stage.sampling
+    raise ConfigError(f"{directory} is a run without a task; say which with --task")
+
+
 def measure(
-    model: str, task: Task, settings: config.Generator, sampling: Sampling, watch: Watch
+    model: str,
+    task: Task,
+    problems: int,
+    settings: config.Generator,
+    sampling: Sampling,
+    watch: Watch,
 ) -> list[ScoredGroup]:
-    """Greedy answers of a model, without any run, to all held-out problems of a task.
+    """Greedy answers of a model to the first `problems` held-out ones of a task.
 
     Raises UserError when the model, the task or the device is not fit.
     """
@@ -51,7 +74,25 @@ def measure(
     directory = find_model(model, watch.note)
     generator = open_generator(settings, directory, chat_template=None, name="eval")
     with VerifierPool(task) as verifier:
-        return answer_greedily(source.held_out(task.held_out), generator, verifier, sampling, watch)
+        return answer_greedily(source.held_out(problems), generator, verifier, sampling, watch)
+
+
+def check_lengths(
+    problems: Sequence[Problem], sampling: Sampling, tokenizer: Tokenizer, context: int
+) -> None:
+    """Raise ConfigError when a prompt and its answer would not fit into the model's context."""
+    longest = max(len(tokenizer.chat(problem.messages)) for problem in problems)
+    if longest + sampling.max_tokens > context:
+        raise ConfigError(
+            f"sampling.max_tokens = {sampling.max_tokens} and a prompt of {longest} tokens are "
+            f"more than the model's context of {context}; lower max_tokens"
+        )
+
+
+def is_due(stage: Stage[Grpo] | Stage[Sft], step: int) -> bool:
+    """Whether the weights after `step` updates are to be evaluated."""
+    every, ends = stage.settings.eval.every, (0, stage.settings.steps)
+    return step in ends or bool(every and step % every == 0)
 
 
 def held_out_accuracy(
@@ -61,8 +102,7 @@ def held_out_accuracy(
 
     The answers are kept in the ledger; one that is there already is not computed again.
     """
-    every, ends = stage.settings.eval.every, (0, stage.settings.steps)
-    if step not in ends and not (every and step % every == 0):
+    if not is_due(stage, step):
         return None
     scored = stage.run.ledger.read_evaluation(stage.index, step)
     if not scored:

@@ -15,19 +15,23 @@ from interlock.config import Grpo, Loss
 from interlock.learner.learner import Learner, StepResult
 from interlock.learner.packing import TrainingGroup
 from interlock.models.tokenizer import Tokenizer
-from interlock.recipes.evaluate import accuracy, held_out_accuracy, score
+from interlock.recipes.evaluate import accuracy, check_lengths, held_out_accuracy, score
 from interlock.recipes.stage import Clock, Stage, step_metrics
 from interlock.records import FinishReason, Group, Problem, ScoredGroup
 from interlock.tasks import TaskSource, open_task
 from interlock.tasks.verifier_pool import VerifierPool
 
 
-def prepare(settings: Grpo, tokenizer: Tokenizer) -> TaskSource:
-    """Open the task. Raises TaskError when it cannot supply a step or an evaluation."""
+def prepare(settings: Grpo, tokenizer: Tokenizer, context: int) -> TaskSource:
+    """Open the task, and try it: its problems, its verifier, and whether prompts fit the model.
+
+    Raises UserError when the stage could not even take its first step.
+    """
     task = open_task(settings.task)
-    task.held_out(settings.eval.problems)
-    task.train(1, settings.problems_per_step)
-    return task
+    problems = task.held_out(settings.eval.problems) + task.train(1, settings.problems_per_step)
+    check_lengths(problems, settings.sampling, tokenizer, context)
+    with VerifierPool(settings.task):
+        return task
 
 
 def run(stage: Stage[Grpo], task: TaskSource) -> None:
@@ -37,6 +41,7 @@ def run(stage: Stage[Grpo], task: TaskSource) -> None:
     with VerifierPool(settings.task) as verifier:
         stage.publish()
         if stage.done == 0:
+            stage.note_dropped(task.dropped)
             stage.begin(held_out_accuracy(stage, 0, held_out, verifier))
         for step in stage.steps():
             clock = Clock()
@@ -49,12 +54,13 @@ def run(stage: Stage[Grpo], task: TaskSource) -> None:
                     scored = score(groups, verifier)
                 _note_errors(stage, step, scored)
                 stage.run.ledger.record(stage.index, step, scored)
-            batch = training_groups(scored, settings)
+            batches = minibatches(scored, settings)
             with clock("update"):
-                updates = _update(stage, batch)
+                updates = _update(stage, batches)
                 stage.publish()
             stage.note_bad(step, updates)
-            metrics = _metrics(scored, batch, updates, stage.learner) | clock.metrics()
+            taught = sum(map(len, batches))
+            metrics = _metrics(scored, taught, updates, stage.learner) | clock.metrics()
             metrics["accuracy"] = held_out_accuracy(stage, step, held_out, verifier)
             stage.finish_step(step, metrics)
 
@@ -89,11 +95,18 @@ def advantages(rewards: Sequence[float], kind: str) -> list[float]:
     return [(reward - mean) / (spread if kind == "mean_std" else 1.0) for reward in rewards]
 
 
+def minibatches(scored: Sequence[ScoredGroup], settings: Grpo) -> list[list[TrainingGroup]]:
+    """The groups that teach something, dealt out to the optimizer steps of this batch."""
+    kind, updates = settings.loss.advantage, settings.updates_per_step
+    taught = [group for group in scored if any(advantages(group.rewards, kind))]
+    parts = [taught[first::updates] for first in range(updates)]
+    return [training_groups(part, settings) for part in parts if part]
+
+
 def training_groups(scored: Sequence[ScoredGroup], settings: Grpo) -> list[TrainingGroup]:
-    """The groups that teach something, each token weighted by advantage times normalisation."""
+    """The groups of one optimizer step, each token weighted by advantage times normalisation."""
     loss = settings.loss
-    taught = [group for group in scored if any(advantages(group.rewards, loss.advantage))]
-    shares = _shares(taught, loss, settings.sampling.max_tokens)
+    shares = _shares(scored, loss, settings.sampling.max_tokens)
     return [
         TrainingGroup(
             prompt=group.group.prompt_tokens,
@@ -115,7 +128,7 @@ def training_groups(scored: Sequence[ScoredGroup], settings: Grpo) -> list[Train
             if loss.kl_beta
             else None,
         )
-        for index, group in enumerate(taught)
+        for index, group in enumerate(scored)
     ]
 
 
@@ -137,29 +150,28 @@ def _shares(groups: Sequence[ScoredGroup], loss: Loss, max_tokens: int) -> list[
             return [[1 / (count * max_tokens) for _ in group] for group in lengths]
 
 
-def _update(stage: Stage[Grpo], batch: Sequence[TrainingGroup]) -> list[StepResult]:
-    """One optimizer step on the whole batch, or several on parts of it.
+def _update(stage: Stage[Grpo], batches: Sequence[list[TrainingGroup]]) -> list[StepResult]:
+    """One optimizer step per batch; the ratio of each is against the policy before the first.
 
-    With several, the ratio of each is against the policy before the first (PPO, arXiv 1707.06347).
+    PPO, arXiv 1707.06347.
     """
-    settings, learner = stage.settings, stage.learner
-    if not batch:
+    if not batches:
         return []
     stage.watch.phase("updating")
-    temperature, updates = settings.sampling.temperature, settings.updates_per_step
-    if updates == 1:
-        return [learner.step(batch, settings.loss, temperature)]
-    parts = [batch[first::updates] for first in range(updates) if batch[first::updates]]
-    old = [learner.logprobs(part, temperature) for part in parts]
+    learner, loss = stage.learner, stage.settings.loss
+    temperature = stage.settings.sampling.temperature
+    if len(batches) == 1:
+        return [learner.step(batches[0], loss, temperature)]
+    old = [learner.logprobs(batch, temperature) for batch in batches]
     return [
-        learner.step(part, settings.loss, temperature, logprobs)
-        for part, logprobs in zip(parts, old, strict=True)
+        learner.step(batch, loss, temperature, logprobs)
+        for batch, logprobs in zip(batches, old, strict=True)
     ]
 
 
 def _metrics(
     scored: Sequence[ScoredGroup],
-    batch: Sequence[TrainingGroup],
+    taught: int,
     updates: Sequence[StepResult],
     learner: Learner,
 ) -> dict[str, Any]:
@@ -172,7 +184,7 @@ def _metrics(
         "length": fmean(tokens),
         "truncated": fmean(answer.finish == FinishReason.LENGTH for answer in answers),
         "groups": len(scored),
-        "groups_skipped": len(scored) - len(batch),
+        "groups_skipped": len(scored) - taught,
         "verifier_errors": sum(verdict.error is not None for g in scored for verdict in g.verdicts),
         "generated_tokens": sum(tokens),
         "trained_tokens": sum(update.tokens for update in updates),

@@ -15,7 +15,7 @@ from interlock.config import Sft
 from interlock.errors import ModelError, TaskError
 from interlock.learner.packing import TrainingGroup
 from interlock.models.tokenizer import Tokenizer
-from interlock.recipes.evaluate import held_out_accuracy
+from interlock.recipes.evaluate import check_lengths, held_out_accuracy, is_due
 from interlock.recipes.stage import Clock, Stage, step_metrics
 from interlock.tasks import TaskSource, open_task
 from interlock.tasks.verifier_pool import VerifierPool
@@ -34,21 +34,24 @@ class Data(NamedTuple):
     task: TaskSource | None
 
 
-def prepare(settings: Sft, tokenizer: Tokenizer) -> Data:
-    """Read and tokenise the data. Raises TaskError, with file and line."""
-    rows, left_out = read_rows(Path(settings.data), tokenizer, settings.max_tokens)
+def prepare(settings: Sft, tokenizer: Tokenizer, context: int) -> Data:
+    """Read and tokenise the data, and try the task. Raises UserError, with file and line."""
+    limit = min(settings.max_tokens, context)
+    rows, left_out = read_rows(Path(settings.data), tokenizer, limit)
     task = open_task(settings.task) if settings.task else None
-    if task is not None:
-        task.held_out(settings.eval.problems)
+    if task is not None and settings.task is not None:
+        problems = task.held_out(settings.eval.problems)
+        check_lengths(problems, settings.sampling, tokenizer, context)
+        with VerifierPool(settings.task):
+            pass
     return Data(rows, left_out, task)
 
 
 def run(stage: Stage[Sft], data: Data) -> None:
     """Run the stage from where it stands to its last step."""
     if data.left_out and stage.done == 0:
-        stage.event("rows_left_out", f"{data.left_out} rows are longer than max_tokens: left out")
+        stage.event("rows_left_out", f"{data.left_out} rows are too long: left out")
     with ExitStack() as stack:
-        stage.publish()
         evaluate = _evaluation(stage, data, stack)
         if stage.done == 0:
             stage.begin(evaluate(0))
@@ -58,14 +61,12 @@ def run(stage: Stage[Sft], data: Data) -> None:
             stage.watch.phase("updating")
             with clock("update"):
                 result = stage.learner.step(training_groups(batch), loss=None)
-                stage.publish()
             stage.note_bad(step, [result])
             timing = clock.metrics()
             metrics: dict[str, Any] = {
                 "kind": "sft",
                 "trained_tokens": result.tokens,
                 "bad_steps": int(result.skipped),
-                "weight_version": stage.learner.version,
                 "accuracy": evaluate(step),
             }
             stage.finish_step(step, metrics | step_metrics([result]) | timing)
@@ -103,7 +104,7 @@ def read_rows(path: Path, tokenizer: Tokenizer, max_tokens: int) -> tuple[list[R
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
+        return path.read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError:
         raise TaskError(f"no data at {path}; set data to a JSONL file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -177,4 +178,10 @@ def _evaluation(stage: Stage[Sft], data: Data, stack: ExitStack) -> Callable[[in
         return lambda step: None
     problems = data.task.held_out(stage.settings.eval.problems)
     verifier = stack.enter_context(VerifierPool(stage.settings.task))
-    return lambda step: held_out_accuracy(stage, step, problems, verifier)
+
+    def evaluate(step: int) -> float | None:
+        if is_due(stage, step):
+            stage.publish()
+        return held_out_accuracy(stage, step, problems, verifier)
+
+    return evaluate

@@ -52,8 +52,7 @@ def step_metrics(updates: Sequence[StepResult]) -> dict[str, float]:
         values = [v for update in updates if (v := getattr(update, name)) is not None]
         if not values or name in ("tokens", "skipped"):
             continue
-        combine = _COMBINE.get(name, fmean)
-        found[name] = combine(values)
+        found[name] = _COMBINE.get(name, fmean)(values)
     return found
 
 
@@ -85,10 +84,15 @@ class Stage(Generic[Settings]):
             version, tensors = self.learner.publish()
             self.generator.load(version.number, tensors)
 
-    def event(self, kind: str, message: str, **facts: Any) -> None:
+    def event(self, kind: str, message: str) -> None:
         """Keep an event, and show it."""
-        self.run.event(kind, message, **facts)
+        self.run.event(kind, message)
         self.watch.note(message)
+
+    def note_dropped(self, count: int) -> None:
+        """Keep an event when problems were left out because others are the same."""
+        if count:
+            self.event("problems_dropped", f"{count} problems are repeated or held out: left out")
 
     def note_bad(self, step: int, updates: Sequence[StepResult]) -> None:
         """Keep an event for each update that was not finite and therefore changed nothing."""
@@ -109,7 +113,7 @@ class Stage(Generic[Settings]):
         self.run.log(metrics)
         self.watch.step(metrics)
         every, last = self.recipe.checkpoint_every, step == self.settings.steps
-        if step and (last or (every and step % every == 0)):
+        if last or (every and step % every == 0):
             self.watch.phase("saving a checkpoint")
             with self.run.checkpoint(self.index, step, self.recipe.keep_checkpoints) as directory:
                 checkpoint.save(self.learner, directory, {"stage": self.index, "step": step})

@@ -19,12 +19,13 @@ from msgspec.structs import replace
 from interlock import config
 from interlock.chips import device
 from interlock.config import Grpo, Recipe, Sft, parse, to_tree
-from interlock.errors import ConfigError, RunError
+from interlock.errors import RunError
 from interlock.learner import checkpoint
 from interlock.learner.learner import Learner
 from interlock.models.checkpoint import load_decoder, save_decoder
 from interlock.models.decoder import Decoder
 from interlock.models.fetch import find_model
+from interlock.models.huggingface import read_architecture
 from interlock.models.tokenizer import Tokenizer
 from interlock.recipes.stage import Stage
 from interlock.recipes.watch import Watch
@@ -51,12 +52,12 @@ def train(
     tokenizer = Tokenizer.load(model, recipe.model.chat_template)
     place = device.resolve(recipe.learner.device)
     recipes = [importlib.import_module(_RECIPES[type(stage)]) for stage in recipe.stage]
+    context = read_architecture(model).context
     data = [
-        module.prepare(stage, tokenizer)
+        module.prepare(stage, tokenizer, context)
         for module, stage in zip(recipes, recipe.stage, strict=True)
     ]
     decoder = load_decoder(model, torch.float32, place)
-    _check_lengths(recipe, decoder)
     generator = _generator(recipe, model)
     if resume:
         run = RunDir.open(directory, to_tree(recipe))
@@ -77,16 +78,6 @@ def train(
         with run.weights() as path:
             save_decoder(decoder, path, source=model, dtype=decoder.dtype)
             tokenizer.save(path)
-
-
-def _check_lengths(recipe: Recipe, decoder: Decoder) -> None:
-    context = decoder.arch.context
-    for index, stage in enumerate(recipe.stage):
-        if stage.task is not None and stage.sampling.max_tokens >= context:
-            raise ConfigError(
-                f"stage.{index}.sampling.max_tokens = {stage.sampling.max_tokens} leaves no room "
-                f"for a prompt in the model's context of {context}; lower it"
-            )
 
 
 def _settled(recipe: Recipe, resumed: Path | None) -> Recipe:
@@ -112,12 +103,11 @@ def _settled_dtype(asked: Part, known: str) -> Part:
 
 
 def _learner(recipe: Recipe, settings: Grpo | Sft, decoder: Decoder, version: int) -> Learner:
-    updates = settings.steps * (settings.updates_per_step if isinstance(settings, Grpo) else 1)
     return Learner(
         decoder,
         recipe.learner,
         settings.optimizer,
-        updates,
+        settings.updates,
         keep_reference=isinstance(settings, Grpo) and settings.loss.kl_beta > 0,
         version=version,
     )

@@ -3,7 +3,8 @@
 Both draw the training problems of a step from (seed, step) alone, so a resumed run needs no
 iterator state; no two problems of one step are the same; no training problem is a held-out one.
 
-`dropped` counts the candidates left out because another problem was the same.
+`dropped` counts the rows of a file left out because another one was the same; drawing again what
+was drawn before loses nothing.
 """
 
 import functools
@@ -97,9 +98,7 @@ class ProceduralSource:
             draws_left -= 1
             problem = self._draw(rng)
             family = self._family(problem)
-            if family in found or family in taken:
-                self.dropped += 1
-            else:
+            if family not in found and family not in taken:
                 found[family] = problem
         return found
 
