@@ -9,7 +9,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from interlock import __version__
 from interlock.config import Task
@@ -86,6 +86,27 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--resume", action="store_true", help="go on with the run in --run DIR")
     verb.set_defaults(verb=train)
 
+    _add_eval(verbs)
+
+    verb = verbs.add_parser("chat", help="talk to a model")
+    verb.add_argument(
+        "model", metavar="MODEL", help="a model directory, a hub id or a run directory"
+    )
+    verb.add_argument("--system", help="a system turn")
+    verb.add_argument("--temperature", type=float, default=0.7, help="0 is greedy (default: 0.7)")
+    verb.add_argument("--max-tokens", type=int, default=512, metavar="N", help="default: 512")
+    verb.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise (default: 0)")
+    verb.add_argument("--device", default="cpu", help="default: cpu")
+    verb.set_defaults(verb=chat)
+
+    verb = verbs.add_parser("report", help="write a run's report as one HTML file")
+    verb.add_argument("run", type=Path, metavar="RUN", help="a run directory")
+    verb.add_argument("--out", type=Path, metavar="FILE", help="default: RUN/report.html")
+    verb.set_defaults(verb=report)
+    return parser
+
+
+def _add_eval(verbs: Any) -> None:
     verb = verbs.add_parser(
         "eval",
         help="measure a model's accuracy on a task's held-out problems",
@@ -108,23 +129,6 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--device", default="cpu", help="default: cpu")
     verb.add_argument("--json", action="store_true", help="print one JSON object")
     verb.set_defaults(verb=evaluate)
-
-    verb = verbs.add_parser("chat", help="talk to a model")
-    verb.add_argument(
-        "model", metavar="MODEL", help="a model directory, a hub id or a run directory"
-    )
-    verb.add_argument("--system", help="a system turn")
-    verb.add_argument("--temperature", type=float, default=0.7, help="0 is greedy (default: 0.7)")
-    verb.add_argument("--max-tokens", type=int, default=512, metavar="N", help="default: 512")
-    verb.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise (default: 0)")
-    verb.add_argument("--device", default="cpu", help="default: cpu")
-    verb.set_defaults(verb=chat)
-
-    verb = verbs.add_parser("report", help="write a run's report as one HTML file")
-    verb.add_argument("run", type=Path, metavar="RUN", help="a run directory")
-    verb.add_argument("--out", type=Path, metavar="FILE", help="default: RUN/report.html")
-    verb.set_defaults(verb=report)
-    return parser
 
 
 def demo(given: argparse.Namespace) -> None:
