@@ -102,7 +102,7 @@ def test_a_lone_stage_needs_no_index(tmp_path: Path) -> None:
         ("generator.dtype=int4", "generator.0.dtype = 'int4'"),
         ("steps", "write section.key=value"),
         ("=3", "write section.key=value"),
-        ("generator=[{device='cpu'},{device='npu'}]", "this version runs one"),
+        ("generator=[{device='cpu'},{device='npu'}]", "there are 2 generators"),
     ],
 )
 def test_a_wrong_setting_is_one_clear_line(tmp_path: Path, override: str, expected: str) -> None:

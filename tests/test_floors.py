@@ -12,7 +12,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "interlock"
 # docs/structure.md draws the same picture.
 FLOORS = [
     {"errors", "records", "config", "rundir"},
-    {"chips", "tasks", "report"},
+    {"chips", "tasks", "report", "fleet", "sync"},
     {"models"},
     {"rollout", "learner"},
     {"recipes"},

@@ -42,12 +42,52 @@ class Model(_Section, frozen=True):
 
 
 class Generator(_Section, frozen=True):
-    """One generation worker."""
+    """One generation worker, or `count` of them; what is not inline runs in its own process."""
 
-    engine: Literal["torch"] = "torch"
+    name: str = ""  # of the workers, for logs and the report; "": generator-<index>
+    count: Positive = 1
+    engine: Literal["torch", "vllm"] = "torch"
     device: str = "cpu"
     dtype: Dtype = "auto"
     slots: Positive = 64  # completions decoded at the same time
+    python: str | None = None  # interpreter of the worker's own environment; None: the learner's
+    env: dict[str, str] = {}  # environment variables of the worker, added to the learner's
+    resources: dict[str, float] = {}  # what a Ray worker needs: {GPU = 1}, {NPU = 1}, {CPU = 2}
+    sync_url: str | None = None  # where the worker reads weights, if not where the learner writes
+    options: dict[str, Any] = {}  # the engine's own settings: keyword arguments of vllm.LLM
+
+
+class Fleet(_Section, frozen=True):
+    """How the generators run, and what is done about those that fail. Times in seconds.
+
+    `kind`: "inline" calls the one generator in the learner's process; "local" starts processes on
+    this machine; "ray" starts Ray actors.
+    """
+
+    kind: Literal["inline", "local", "ray"] = "inline"
+    address: str | None = None  # of a Ray cluster; None: RAY_ADDRESS, else one is started here
+    unit: NonNegative = 0  # problems handed to a worker at a time; 0: a step's, shared evenly
+    start_s: Rate = 600.0  # for a worker to start its engine
+    load_s: Rate = 600.0  # for a worker to fetch, load and prove a weight version
+    unit_s: Rate = 1800.0  # for a worker to answer one unit
+    silence_s: Rate = 30.0  # without a sign of life
+    backoff_s: Rate = 1.0  # before the first restart; doubles up to a minute
+    failures: Positive = 5  # in a row, without an answer between them, after which one is retired
+    strikes: Positive = 3  # workers lost while on a problem, after which it is set aside
+
+
+class Sync(_Section, frozen=True):
+    """Where weight versions are published for generators that are not inline."""
+
+    url: str | None = None  # any fsspec URL: a path, s3://…, …; None: sync/ in the run directory
+    anchor_every: Positive = 20  # versions; those between are deltas
+
+
+class Guard(_Section, frozen=True):
+    """Mean k3 of learner against generator on the same tokens and weights, in nats per token."""
+
+    warn: Rate = 1e-3
+    quarantine: Rate = 1e-2  # the generator's unused groups are dropped and made again elsewhere
 
 
 class Optimizer(_Section, frozen=True):
@@ -107,8 +147,15 @@ class Loss(_Section, frozen=True):
     kl_beta: Annotated[float, Meta(ge=0)] = (
         0.0  # weight of k3 against the model the stage began with
     )
-    tis_cap: Rate = 2.0  # truncated importance sampling, learner against sampler
+    # What is done about the ratio of learner to sampler probability, token by token:
+    # "truncated": times min(ratio, tis_cap); "masked": times the ratio, 0 outside the mask;
+    # "geometric": as truncated, with the geometric mean over the completion; "bypass": the sampler
+    # is the old policy of the clipped ratio; "off": nothing.
+    correction: Literal["truncated", "masked", "geometric", "bypass", "off"] = "truncated"
+    tis_cap: Rate = 2.0
     tis_veto: Annotated[float, Meta(ge=0)] = 1e-4  # a token whose ratio is lower counts 0
+    mask_low: Annotated[float, Meta(ge=0)] = 0.5
+    mask_high: Rate = 5.0
 
 
 class _Stage(_Section, frozen=True, tag_field="kind"):
@@ -125,6 +172,9 @@ class Grpo(_Stage, frozen=True, tag="grpo"):
     problems_per_step: Positive = 8
     completions: Annotated[int, Meta(ge=2)] = 8  # G, per problem
     updates_per_step: Positive = 1  # optimizer steps on one batch of groups
+    # Weight versions a group may be behind when it is used; older ones are dropped and made again.
+    # 0: generation waits for every update, and runs are exact. None: 0 inline, else 2.
+    staleness: NonNegative | None = None
     sampling: Sampling = Sampling()
     loss: Loss = Loss()
     optimizer: Optimizer = Optimizer()
@@ -170,6 +220,9 @@ class Recipe(_Section, frozen=True):
     generator: Annotated[list[Generator], Meta(min_length=1)] = msgspec.field(
         default_factory=lambda: [Generator()]
     )
+    fleet: Fleet = Fleet()
+    sync: Sync = Sync()
+    guard: Guard = Guard()
     checkpoint_every: NonNegative = 20  # steps; 0: only at the end of a stage
     keep_checkpoints: Positive = 1
 
@@ -325,11 +378,52 @@ def _settings(kind: msgspec.inspect.Type, prefix: str) -> Iterator[str]:
                 yield from _settings(member, prefix)
 
 
-def _check_combinations(recipe: Recipe, source: str) -> None:
-    if len(recipe.generator) > 1:
+def workers(recipe: Recipe) -> dict[str, Generator]:
+    """The settings of every worker, by its name."""
+    found: dict[str, Generator] = {}
+    for index, settings in enumerate(recipe.generator):
+        base = settings.name or f"generator-{index}"
+        names = [base] if settings.count == 1 else [f"{base}-{i}" for i in range(settings.count)]
+        found |= dict.fromkeys(names, settings)
+    return found
+
+
+def _check_fleet(recipe: Recipe, source: str) -> None:
+    names = workers(recipe)
+    total = sum(settings.count for settings in recipe.generator)
+    if len(names) < total:
+        raise ConfigError(f"{source}: two [[generator]] tables have one name; give each its own")
+    if odd := next((name for name in names if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", name)), ""):
         raise ConfigError(
-            f"{source}: {len(recipe.generator)} [[generator]] tables, but this version runs one; "
-            "remove the others"
+            f"{source}: generator.name = {odd!r} is to be a file name; use letters, digits, . _ -"
+        )
+    if recipe.fleet.kind != "inline":
+        return
+    only = recipe.generator[0]
+    separate = {"python": only.python, "env": only.env, "sync_url": only.sync_url}
+    reason = next((f"generator.{key} is set" for key, value in separate.items() if value), "")
+    if only.engine != "torch":
+        reason = f'generator.engine = "{only.engine}"'
+    if total > 1:
+        reason = f"there are {total} generators"
+    if reason:
+        raise ConfigError(
+            f'{source}: {reason}, which fleet.kind = "inline" cannot do; set fleet.kind = "local"'
+        )
+    for index, stage in enumerate(recipe.stage):
+        if isinstance(stage, Grpo) and stage.staleness:
+            raise ConfigError(
+                f"{source}: stage.{index}.staleness = {stage.staleness} needs generators that work "
+                'while the learner does; set fleet.kind = "local", or staleness = 0'
+            )
+
+
+def _check_combinations(recipe: Recipe, source: str) -> None:
+    _check_fleet(recipe, source)
+    if recipe.guard.warn > recipe.guard.quarantine:
+        raise ConfigError(
+            f"{source}: guard.warn = {recipe.guard.warn} is above guard.quarantine = "
+            f"{recipe.guard.quarantine}; lower it"
         )
     for index, stage in enumerate(recipe.stage):
         at = f"{source}: stage.{index}"

@@ -6,7 +6,9 @@
     │   ├── ModelError      a model that is missing, unsafe, damaged or of an unknown family
     │   ├── TaskError       a task, its data or its verifier cannot be set up
     │   └── RunError        a run directory: locked, not empty, unreadable, read-only, disk full
-    └── TrainingError       the run cannot go on (non-finite steps in a row, …); exit code 1
+    ├── SyncError           a weight version is missing, torn or not what it claims to be; exit code 1
+    └── TrainingError       the run cannot go on (non-finite steps in a row, no generator left, …);
+                            exit code 1
 
 Anything else that escapes is a bug and keeps its traceback.
 """
@@ -34,6 +36,10 @@ class TaskError(UserError):
 
 class RunError(UserError):
     """A run directory is locked, occupied, unreadable, read-only or out of space."""
+
+
+class SyncError(InterlockError):
+    """A weight version is missing, torn, out of order or not what its manifest says."""
 
 
 class TrainingError(InterlockError):

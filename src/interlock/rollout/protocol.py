@@ -1,0 +1,111 @@
+"""What a dispatcher and a generator worker say to each other: msgpack, one message a frame.
+
+    dispatcher ── Open, Load, Generate ──────────────────────────────> worker
+               <── Opened, Loaded, Finished, Failed │ Alive every few s ──
+
+A worker does one thing at a time, in the order asked. Importing this needs no torch.
+"""
+
+from typing import Any
+
+import msgspec
+
+from interlock import config
+from interlock.records import Group, Problem, Sampling
+
+
+class _Message(msgspec.Struct, frozen=True, tag_field="is", forbid_unknown_fields=True):
+    pass
+
+
+class Canary(msgspec.Struct, frozen=True):
+    """What a worker is asked with every weight version, to prove that it serves it."""
+
+    text: list[int]  # to be scored through prefill; the learner scores it too
+    prompts: list[list[int]]  # to be continued (decode), then scored (prefill)
+    tokens: int  # of each continuation
+
+
+class Open(_Message, frozen=True, tag="open"):
+    """Start the engine with the model's own weights."""
+
+    name: str  # of the worker, put on every group
+    model: str  # directory
+    chat_template: str | None
+    settings: config.Generator
+    store: str  # fsspec URL of the weight versions
+    canary: Canary
+
+
+class Load(_Message, frozen=True, tag="load"):
+    """Serve weight version `number`, whose digest is `digest`."""
+
+    number: int
+    digest: str
+
+
+class Generate(_Message, frozen=True, tag="generate"):
+    """Answer `problems` together, with weights of version `number`."""
+
+    unit: int
+    number: int
+    problems: list[Problem]
+    completions: int
+    sampling: Sampling
+    seed: int
+
+
+class Opened(_Message, frozen=True, tag="opened"):
+    engine: str  # "torch 2.13.0", "vllm 0.32.0"
+    device: str  # what it runs on, in words
+    dtype: str
+    pid: int
+    vocab: int
+
+
+class Loaded(_Message, frozen=True, tag="loaded"):
+    """The version is served. `digest` is of the tensors as the engine holds them."""
+
+    number: int
+    digest: str | None  # None: the engine keeps them in a form that cannot be read back
+    text: list[float]  # logprobs of canary.text[1:], through prefill
+    decode: list[float]  # logprobs of the continuations as they were drawn
+    prefill: list[float]  # of the same tokens, through prefill
+    fetched_bytes: int
+    seconds_fetch: float
+    seconds_load: float
+
+
+class Finished(_Message, frozen=True, tag="finished"):
+    unit: int
+    groups: list[Group]
+    seconds: float
+
+
+class Failed(_Message, frozen=True, tag="failed"):
+    """A message could not be carried out. `permanent`: trying again changes nothing."""
+
+    reason: str
+    permanent: bool
+
+
+class Alive(_Message, frozen=True, tag="alive"):
+    tokens: int  # drawn since the worker started
+
+
+Request = Open | Load | Generate
+Reply = Opened | Loaded | Finished | Failed | Alive
+
+
+def encode(message: Any) -> bytes:
+    return msgspec.msgpack.encode(message)
+
+
+def request(data: bytes) -> Request:
+    """Raises msgspec.ValidationError or DecodeError when the bytes are no request."""
+    return msgspec.msgpack.decode(data, type=Request)
+
+
+def reply(data: bytes) -> Reply:
+    """Raises msgspec.ValidationError or DecodeError when the bytes are no reply."""
+    return msgspec.msgpack.decode(data, type=Reply)
