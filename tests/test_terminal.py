@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -71,6 +72,59 @@ def test_a_screen_shows_progress_curve_and_steps() -> None:
     screen.file = io.StringIO()
     screen.print(watch.render())
     assert "updating" in text(screen) and "generating" not in text(screen)
+
+
+def worker(state: str = "generating", **changes: Any) -> dict[str, Any]:
+    return {
+        "state": state, "weight_version": 7, "tokens": 900, "seconds_generating": 3.0,
+        "groups": 12, "restarts": 1, "mismatch": {},
+    } | changes  # fmt: skip
+
+
+def rendered(watch: terminal.LiveWatch) -> list[str]:
+    screen = console(is_terminal=True)
+    screen.print(watch.render())
+    return text(screen).splitlines()
+
+
+def test_a_screen_shows_what_every_worker_does() -> None:
+    watch = terminal.LiveWatch(console(is_terminal=True))
+    mismatch = {"2": {"tokens": 5, "k3": 0.5}, "1": {"tokens": 5, "k3": 2.5e-4}}
+    watch.workers({"torch-0": worker(mismatch=mismatch), "vllm-0": worker("quarantined")})
+    watch.workers(
+        {
+            "torch-0": worker(tokens=1200),  # measures nothing this second: its last k3 stands
+            "vllm-0": worker("starting", weight_version=None, tokens=0, seconds_generating=0.0),
+        }
+    )
+    *_, head, first, second = [line.split() for line in rendered(watch) if line.strip()]
+    assert head == ["worker", "state", "version", "tokens/s", "k3", "groups", "restarts"]
+    assert first == ["vllm-0", "starting", "–", "–", "–", "12", "1"]
+    assert second == ["torch-0", "generating", "7", "400", "2.5e-04", "12", "1"]
+
+
+def test_a_large_fleet_shows_those_not_at_work_and_counts_the_rest() -> None:
+    watch = terminal.LiveWatch(console(is_terminal=True))
+    fleet = {f"w{index}": worker() for index in range(20)}
+    watch.workers(fleet | {"w5": worker("ready"), "w19": worker("retired")})
+    shown = [line.split()[0] for line in rendered(watch) if line.strip()]
+    assert shown == ["worker", "w19", *(f"w{index}" for index in range(7)), "and"]
+    assert rendered(watch)[-1].strip() == "and 12 generating"
+
+
+def test_a_log_gets_no_line_for_the_workers() -> None:
+    log = console(is_terminal=False)
+    with terminal.watching(log) as watch:
+        watch.workers({"torch-0": worker()})
+    assert text(log) == ""
+
+
+def test_a_name_cannot_steer_the_terminal() -> None:
+    watch = terminal.LiveWatch(console(is_terminal=True))
+    watch.workers({"\x1b]0;t\x07[red]x": worker("\x1b[2J")})
+    shown = "\n".join(rendered(watch))
+    assert "\\x1b]0;t\\x07[red]x" in shown and "\\x1b[2J" in shown
+    assert "\x07" not in shown and "\x1b[2J" not in shown
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,8 @@
     │   ├── ModelError      a model that is missing, unsafe, damaged or of an unknown family
     │   ├── TaskError       a task, its data or its verifier cannot be set up
     │   └── RunError        a run directory: locked, not empty, unreadable, read-only, disk full
-    ├── SyncError           a weight version is missing, torn or not what it claims to be; exit code 1
-    └── TrainingError       the run cannot go on (non-finite steps in a row, no generator left, …);
-                            exit code 1
+    ├── SyncError           a weight version is missing, torn or not what it says; exit code 1
+    └── TrainingError       the run cannot go on (bad steps, no generator left, …); exit code 1
 
 Anything else that escapes is a bug and keeps its traceback.
 """

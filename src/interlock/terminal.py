@@ -1,6 +1,7 @@
 """A run as seen in a terminal: a live display on a screen, plain lines anywhere else."""
 
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -21,16 +22,21 @@ from rich.text import Text
 
 from interlock.recipes.watch import Watch
 from interlock.records import FinishReason, ScoredGroup
-from interlock.report import summary
+from interlock.report import fleet, summary
 from interlock.rundir import RunView
 
 _BARS = "▁▂▃▄▅▆▇█"
 _ROWS = 8  # steps shown in the live table
+_WORKERS = 8  # generators shown in the live table; the rest are counted
+_STATE_STYLES = {"quarantined": "red", "retired": "red"}
 _SHORT = {
     "grad_norm": "gradient",
     "mismatch_k3": "mismatch",
+    "staleness_mean": "staleness",
     "groups_skipped": "skipped",
+    "groups_stale": "stale",
     "seconds_generate": "generate",
+    "seconds_wait": "wait",
     "seconds_update": "update",
     "seconds_step": "total",
 }
@@ -100,6 +106,8 @@ class LiveWatch(Watch):
         )
         self._steps: list[dict[str, Any]] = []
         self._accuracy: list[tuple[int, float]] = []
+        self._workers: dict[str, dict[str, Any]] = {}
+        self._k3: dict[str, float] = {}  # the last of each worker: most seconds measure none
 
     def stage(self, index: int, kind: str, done: int, steps: int) -> None:
         for task in self._stage.task_ids:
@@ -129,6 +137,12 @@ class LiveWatch(Watch):
         for task in self._stage.task_ids:
             self._stage.update(task, completed=metrics["step"])
 
+    def workers(self, facts: dict[str, dict[str, Any]]) -> None:
+        self._workers = facts
+        for name, own in facts.items():
+            if buckets := fleet.mismatch(own):
+                _, self._k3[name] = buckets[min(buckets)]
+
     def note(self, message: str) -> None:
         self._console.print(Text(message, style="dim"))
 
@@ -141,6 +155,8 @@ class LiveWatch(Watch):
             parts.append(Text(f"held out  {points}", style="cyan"))
         if self._steps:
             parts.append(_step_table(self._steps[-_ROWS:]))
+        if self._workers:
+            parts.append(_worker_table(self._workers, self._k3))
         parts += [self._phase, self._waiting]
         return Group(*parts)
 
@@ -160,8 +176,11 @@ def _facts(metrics: dict[str, Any]) -> list[tuple[str, str]]:
         "entropy": "{:.2f}",
         "grad_norm": "{:.2f}",
         "mismatch_k3": "{:.1e}",
+        "staleness_mean": "{:.1f}",
         "groups_skipped": "{}",
+        "groups_stale": "{}" if metrics.get("groups_stale") else "",
         "seconds_generate": "{:.1f}s",
+        "seconds_wait": "{:.1f}s",
         "seconds_update": "{:.1f}s",
         "seconds_step": "{:.1f}s",
     }
@@ -182,6 +201,38 @@ def _step_table(steps: list[dict[str, Any]]) -> Table:
         facts = dict(_facts(metrics))
         table.add_row(str(metrics["step"]), *(facts.get(name, "–") for name in names))
     return table
+
+
+def _worker_table(workers: dict[str, dict[str, Any]], k3: dict[str, float]) -> Table:
+    """Those that are not at work come first: they are why one looks."""
+    table = Table(box=None, padding=(0, 1), header_style="dim")
+    for heading in ("worker", "state", "version", "tokens/s", "k3", "groups", "restarts"):
+        table.add_column(heading, justify="left" if heading in ("worker", "state") else "right")
+    order = sorted(workers, key=lambda name: workers[name].get("state") in fleet.AT_WORK)
+    for name in order[:_WORKERS]:
+        facts = workers[name]
+        state = str(facts.get("state"))
+        style = "green" if state in fleet.AT_WORK else _STATE_STYLES.get(state, "yellow")
+        seconds = facts.get("seconds_generating")
+        table.add_row(
+            Text(visible(name)),
+            Text(visible(state), style=style),
+            _figure("{}", facts.get("weight_version")),
+            _figure("{:.0f}", facts.get("tokens", 0) / seconds if seconds else None),
+            _figure("{:.1e}", k3.get(name)),
+            _figure("{}", facts.get("groups")),
+            _figure("{}", facts.get("restarts")),
+        )
+    if len(order) > _WORKERS:
+        states = Counter(visible(str(workers[name].get("state"))) for name in order[_WORKERS:])
+        rest = ", ".join(f"{count} {state}" for state, count in states.most_common())
+        table.caption = Text(f"and {rest}", style="dim")
+        table.caption_justify = "left"
+    return table
+
+
+def _figure(form: str, value: float | None) -> str:
+    return "–" if value is None else form.format(value)
 
 
 def print_outcome(console: Console, run: RunView) -> None:

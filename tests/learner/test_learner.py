@@ -5,16 +5,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 
 from interlock import config
 from interlock.errors import TrainingError
-from interlock.learner.learner import Learner, learning_rate
+from interlock.learner.learner import Learner, Mismatch, learning_rate
 from interlock.learner.packing import TrainingGroup
 from interlock.models.architecture import Routing
 from interlock.models.checkpoint import load_decoder
 from interlock.models.decoder import Decoder
-from interlock.models.weights import digest
 
 Tiny = Callable[..., Decoder]
 Sampled = Callable[..., list[TrainingGroup]]
@@ -31,7 +31,11 @@ def make(decoder: Decoder, optimizer: config.Optimizer = STILL, **changes: objec
 
 
 def gradients(
-    learner: Learner, groups: list[TrainingGroup], loss: config.Loss | None, temperature: float = 1
+    learner: Learner,
+    groups: list[TrainingGroup],
+    loss: config.Loss | None,
+    temperature: float = 1,
+    old: list[list[Tensor]] | None = None,
 ) -> dict[str, Tensor]:
     """The gradients that the learner hands to AdamW."""
     caught: dict[str, Tensor] = {}
@@ -42,7 +46,7 @@ def gradients(
             caught[name] = parameter.grad.clone()
 
     handle = learner.optimizer.register_step_pre_hook(catch)
-    learner.step(groups, loss, temperature)
+    learner.step(groups, loss, temperature, old)
     handle.remove()
     return caught
 
@@ -301,6 +305,172 @@ def test_mismatch_of_a_step_is_against_the_sampler(
     assert result.mismatch_share_above_2 == (gap.exp() > 2).double().mean().item()
 
 
+def relabelled(groups: list[TrainingGroup], labels: list[str]) -> list[TrainingGroup]:
+    return [replace(group, label=label) for group, label in zip(groups, labels, strict=True)]
+
+
+@pytest.mark.parametrize("micro_batch_tokens", [1000, 8])  # 8: groups are split
+def test_mismatch_is_told_apart_by_label(
+    tiny: Tiny, sampled: Sampled, plain_logprobs: Plain, micro_batch_tokens: int
+) -> None:
+    groups, decoder = sampled([[5, 1, 3], [4, 4], [2, 6]]), tiny()
+    # e times as unlikely, so that some ratios of this group too are above 2
+    groups[1] = replace(
+        groups[1], sampler_logprobs=[[x - 1 for x in mu] for mu in groups[1].sampler_logprobs or []]
+    )
+    groups = relabelled(groups, ["b/0", "a/1", "b/0"])
+    with torch.no_grad():
+        parts = iter(plain_logprobs(decoder, groups))
+    gaps: dict[str, list[float]] = {"b/0": [], "a/1": []}
+    for group in groups:
+        for mu in group.sampler_logprobs or []:
+            gaps[group.label] += (next(parts) - torch.tensor(mu)).tolist()
+    learner = make(decoder, micro_batch_tokens=micro_batch_tokens)
+    result = learner.step(groups, config.Loss())
+    assert {label: found.tokens for label, found in result.mismatch.items()} == {
+        "b/0": 17,
+        "a/1": 8,
+    }
+    for label, values in gaps.items():
+        found = result.mismatch[label]
+        k3 = [math.exp(gap) - 1 - gap for gap in values]
+        assert found.k3 == pytest.approx(sum(k3) / len(k3), rel=1e-4)
+        assert found.max == pytest.approx(max(map(abs, values)), rel=1e-5)
+        above = sum(gap > math.log(2) for gap in values)
+        assert 0 < above < len(values)
+        assert found.share_above_2 == pytest.approx(above / len(values))
+    both = result.mismatch["a/1"] + result.mismatch["b/0"]
+    assert both.tokens == result.tokens and both.max == result.mismatch_max
+    assert both.k3 == pytest.approx(result.mismatch_k3, rel=1e-9)
+    assert both.share_above_2 == pytest.approx(result.mismatch_share_above_2, rel=1e-9)
+
+
+def test_mismatches_add_up_by_hand() -> None:
+    found = Mismatch(3, 0.5, 1.0, 1 / 3) + Mismatch(1, 2.5, 4.0, 1.0)
+    assert found == Mismatch(4, (3 * 0.5 + 2.5) / 4, 4.0, 0.5)
+
+
+def token_by_token(
+    loss: config.Loss,
+    groups: list[TrainingGroup],
+    now: list[Tensor],  # of each completion, with gradients
+    old: list[Tensor],
+) -> tuple[Tensor, int, int]:
+    """The loss with its gradients; tokens that were truncated or masked, and vetoed."""
+    total, corrected, vetoed = torch.zeros(()), 0, 0
+    members = [
+        (weights, mu)
+        for group in groups
+        for weights, mu in zip(group.weights, group.sampler_logprobs or [], strict=True)
+    ]
+    for (weights, mu), pi, before in zip(members, now, old, strict=True):
+        mean = sum(b - m for b, m in zip(before.tolist(), mu, strict=True)) / len(mu)
+        for at, weight in enumerate(weights):
+            rho, base, factor = math.exp(before[at].item() - mu[at]), before[at], 1.0
+            if loss.correction == "bypass":
+                base = torch.tensor(mu[at])
+            elif loss.correction == "masked":
+                inside = loss.mask_low <= rho <= loss.mask_high
+                factor = rho if inside else 0.0
+                corrected += not inside
+            elif loss.correction != "off":
+                wanted = math.exp(mean) if loss.correction == "geometric" else rho
+                factor = min(wanted, loss.tis_cap)
+                if rho < loss.tis_veto:
+                    factor = 0.0
+                    vetoed += 1
+                else:
+                    corrected += wanted > loss.tis_cap
+            ratio = (pi[at] - base).exp()
+            if weight > 0:
+                bounded = ratio.clamp(max=1 + loss.clip_high)
+            else:
+                bounded = ratio.clamp(min=1 - loss.clip_low)
+            total = total - weight * factor * bounded
+    return total, corrected, vetoed
+
+
+@pytest.mark.parametrize("correction", ["truncated", "masked", "geometric", "bypass", "off"])
+@pytest.mark.parametrize("first", [True, False])
+def test_corrections_equal_those_of_single_tokens(
+    tiny: Tiny, sampled: Sampled, plain_logprobs: Plain, correction: str, first: bool
+) -> None:
+    groups, decoder = sampled(LENGTHS), tiny()
+    loss = config.Loss(
+        correction=correction,  # type: ignore[arg-type]
+        tis_cap=0.6 if correction == "geometric" else 1.3,
+        tis_veto=0.2,
+        mask_low=0.5,
+        mask_high=2.0,
+    )
+    now = plain_logprobs(decoder, groups, 0.8)
+    before = [part.detach() for part in now]
+    old = None
+    if not first:
+        noise = torch.Generator().manual_seed(5)
+        before = [b + torch.randn(b.shape, generator=noise) * 0.3 for b in before]
+        parts = iter(before)
+        old = [[next(parts) for _ in group.completions] for group in groups]
+    total, corrected, vetoed = token_by_token(loss, groups, now, before)
+    total.backward()
+    expected = {name: p.grad for name, p in decoder.named_parameters() if p.grad is not None}
+    decoder.zero_grad()
+    learner = make(decoder, micro_batch_tokens=8)
+    found = gradients(learner, groups, loss, 0.8, old)
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], atol=2e-6, rtol=1e-4)
+    result = learner.step(groups, loss, 0.8, old)
+    assert result.loss == pytest.approx(total.item(), rel=1e-4, abs=1e-6)
+    assert result.corrected_share == corrected / 17 and result.vetoed == vetoed
+    if correction in ("truncated", "masked", "geometric"):
+        assert corrected > 0  # so that something is tested
+    if correction in ("truncated", "geometric"):
+        assert vetoed > 0
+
+
+def test_logprobs_that_a_correction_lacks_are_an_error(tiny: Tiny, sampled: Sampled) -> None:
+    good, bad = sampled(LENGTHS), sampled(LENGTHS, sampler=False)
+    learner = make(tiny())
+    before = masters(learner.decoder)
+    labels = ["gpu/0", "npu/2"]
+    for correction in ("truncated", "masked", "geometric", "bypass", "off"):
+        loss = config.Loss(correction=correction)  # type: ignore[arg-type]
+        for groups in ([good[0], bad[1]], [bad[1]]):
+            with pytest.raises(TrainingError, match=r"\(npu/2\) has no sampler log-probabilities"):
+                learner.step(relabelled(groups, labels[-len(groups) :]), loss)
+        values = [list(part) for part in good[1].sampler_logprobs or []]
+        for value, message in (
+            (math.nan, "holds nan"),
+            (0.01, "holds 0.01"),
+            (None, "of .* values"),
+        ):
+            spoiled = [list(part) for part in values]
+            spoiled[1][-1:] = [] if value is None else [value]
+            group = replace(good[1], sampler_logprobs=spoiled)
+            with pytest.raises(TrainingError, match=rf"\(npu/2\): .*sampler_logprobs.*{message}"):
+                learner.step(relabelled([good[0], group], labels), loss)
+    assert learner.steps == learner.bad_steps == 0
+    assert_same(masters(learner.decoder), before)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_score_is_the_plain_logprobs_of_the_current_weights(
+    tiny: Tiny, sampled: Sampled, plain_logprobs: Plain, dtype: str
+) -> None:
+    decoder = tiny()
+    learner = make(decoder, config.Optimizer(lr=1e-2), dtype=dtype)
+    text = TrainingGroup([7], [[3, 11, 60, 0, 3, 3]], [[1.0] * 6])
+    scores = []
+    for _ in range(2):
+        with torch.no_grad():
+            (expected,) = plain_logprobs(decoder, [text])
+        scores.append(learner.score([7, 3, 11, 60, 0, 3, 3]))
+        assert scores[-1] == pytest.approx(expected.tolist(), abs=1e-6)
+        learner.step(sampled(LENGTHS), config.Loss())
+    assert scores[0] != pytest.approx(scores[1], abs=1e-3)
+    assert learner.score([7]) == []
+
+
 def test_likelihood_training_reports_no_mismatch(tiny: Tiny, sampled: Sampled) -> None:
     learner = make(tiny(), config.Optimizer(lr=1e-2))
     groups = [
@@ -312,6 +482,7 @@ def test_likelihood_training_reports_no_mismatch(tiny: Tiny, sampled: Sampled) -
     losses = [learner.step(groups, None) for _ in range(8)]
     assert losses[0].loss > losses[-1].loss + 0.5
     assert losses[0].mismatch_k3 is None and losses[0].kl is None and losses[0].vetoed is None
+    assert losses[0].corrected_share is None and losses[0].mismatch == {}
 
 
 def test_a_step_without_any_weight_is_an_error(tiny: Tiny, sampled: Sampled) -> None:
@@ -327,19 +498,22 @@ def test_published_weights_are_the_rounded_masters(tiny: Tiny, sampled: Sampled)
     learner = Learner(
         decoder, config.Learner(dtype="bfloat16"), config.Optimizer(lr=1e-2), 10, version=3
     )
-    version, tensors = learner.publish()
+    number, tensors = learner.publish()
     views = decoder.tensors()
-    assert version.number == 3 and version.digest == digest(tensors)
+    assert number == 3
     assert tensors.keys() == views.keys()
     assert all(torch.equal(tensors[name], views[name].bfloat16()) for name in views)
-    assert learner.publish()[0] == version
+    assert learner.publish()[0] == 3
     kept = {name: tensor.clone() for name, tensor in tensors.items()}
     learner.step(sampled(LENGTHS), config.Loss())
     assert_same(tensors, kept)  # what was published does not move with the masters
-    after = learner.publish()[0]
-    assert after.number == 4 and after.digest != version.digest
+    number, after = learner.publish()
+    assert number == 4
+    assert [name for name in after if not torch.equal(after[name], tensors[name])]
     learner.step(exploding(sampled(LENGTHS)), config.Loss(tis_cap=1e9))
-    assert learner.publish()[0] == after
+    number, same = learner.publish()
+    assert number == 4
+    assert_same(same, after)
 
 
 def test_fp32_publication_is_a_copy(tiny: Tiny, sampled: Sampled) -> None:

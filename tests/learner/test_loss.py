@@ -4,12 +4,24 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from interlock.config import Loss
 from interlock.errors import TrainingError
-from interlock.learner.loss import Sums, Terms, chunked_loss, k3, policy_loss, sums, token_logprobs
+from interlock.learner.loss import (
+    Gap,
+    Sums,
+    Terms,
+    chunked_loss,
+    completion_ratio,
+    k3,
+    policy_loss,
+    sums,
+    token_logprobs,
+)
 
 PPO = Loss(clip_low=0.2, clip_high=0.28, tis_cap=2.0, tis_veto=1e-4)
 
@@ -149,6 +161,138 @@ def test_truncated_importance_sampling_by_hand(rho: float, factor: float) -> Non
     assert logprobs.grad.item() == pytest.approx(-3 * factor, rel=1e-5)
 
 
+def on_policy(rho: float, loss: Loss, weight: float = 3.0) -> tuple[float, float]:
+    """Loss of a token and its slope at pi = pi_old, with a completion of this token alone."""
+    logprobs = torch.tensor([-1.0], requires_grad=True)
+    sampler = torch.tensor([-1.0 - math.log(rho)])
+    completion = completion_ratio(logprobs.detach(), sampler, [1])
+    value = policy_loss(
+        logprobs, Terms(torch.tensor([weight]), sampler, completion=completion), loss
+    )
+    value.sum().backward()
+    assert logprobs.grad is not None
+    return value.item(), logprobs.grad.item()
+
+
+# rho, factor with mask_low 0.5 and mask_high 5
+MASKING = [(1.0, 1.0), (0.51, 0.51), (0.49, 0.0), (4.9, 4.9), (5.1, 0.0), (1e-6, 0.0), (1e30, 0.0)]
+
+
+@pytest.mark.parametrize(("rho", "factor"), MASKING)
+def test_masked_importance_sampling_by_hand(rho: float, factor: float) -> None:
+    found = on_policy(rho, Loss(correction="masked", mask_low=0.5, mask_high=5.0))
+    assert found == pytest.approx((-3 * factor, -3 * factor), rel=1e-5)
+
+
+@pytest.mark.parametrize("rho", [1e-6, 0.5, 3.0])
+def test_off_is_a_factor_of_one(rho: float) -> None:
+    assert on_policy(rho, Loss(correction="off")) == (-3, -3)
+
+
+# rho = pi / mu here, weight, loss and slope with clip_low 0.2 and clip_high 0.28
+BYPASS = [
+    (1.5, 1.0, -1.28, 0.0),
+    (1.1, 1.0, -1.1, -1.1),
+    (1e-6, 1.0, -1e-6, -1e-6),  # no veto
+    (1.5, -1.0, 1.5, 1.5),
+    (0.5, -1.0, 0.8, 0.0),
+]
+
+
+@pytest.mark.parametrize(("rho", "weight", "loss", "slope"), BYPASS)
+def test_bypass_clips_against_the_sampler(
+    rho: float, weight: float, loss: float, slope: float
+) -> None:
+    settings = Loss(clip_low=0.2, clip_high=0.28, correction="bypass")
+    assert on_policy(rho, settings, weight) == pytest.approx((loss, slope), rel=1e-5)
+
+
+def test_geometric_by_hand() -> None:
+    # log rho of the completions: (3, -1) log 2, (log 3), (log 1/2, log 1/8), whose means are
+    # log 2, log 3 and log 1/4.
+    mu = torch.tensor([-1.0, -2.0, -3.0, -1.0, -0.5])
+    old = mu + torch.tensor([8, 0.5, 3, 0.5, 0.125]).log()
+    completion = completion_ratio(old, mu, [2, 1, 2])
+    assert completion.tolist() == pytest.approx([2, 2, 3, 0.25, 0.25], rel=1e-6)
+    # The cap is 2.5 and the last token's own ratio, 1/8, is vetoed.
+    settings = Loss(correction="geometric", tis_cap=2.5, tis_veto=0.2)
+    logprobs = old.clone().requires_grad_()
+    weights = torch.tensor([1.0, -2.0, 1.0, 4.0, 1.0])
+    terms = Terms(weights, mu, old, completion=completion)
+    value = policy_loss(logprobs, terms, settings)
+    value.sum().backward()
+    assert logprobs.grad is not None
+    assert value.tolist() == pytest.approx([-2, 4, -2.5, -1, 0], rel=1e-5)
+    assert logprobs.grad.tolist() == pytest.approx([-2, 4, -2.5, -1, 0], rel=1e-5)
+    found = sums(old, torch.zeros(5), terms, settings)
+    assert (found.corrected, found.vetoed) == (1, 1)
+
+
+def by_formula(
+    settings: Loss, weight: float, pi: float, old: float, mu: float, completion: float
+) -> tuple[float, float, bool, bool]:
+    """Loss and slope of one token, whether it was corrected and vetoed; in plain Python."""
+    rho, corrected, vetoed = math.exp(old - mu), False, False
+    match settings.correction:
+        case "bypass" | "off":
+            factor = 1.0
+        case "masked":
+            corrected = not settings.mask_low <= rho <= settings.mask_high
+            factor = 0.0 if corrected else rho
+        case kind:
+            ratio = completion if kind == "geometric" else rho
+            vetoed = rho < settings.tis_veto
+            corrected = ratio > settings.tis_cap and not vetoed
+            factor = 0.0 if vetoed else min(ratio, settings.tis_cap)
+    ratio = math.exp(pi - (mu if settings.correction == "bypass" else old))
+    if weight > 0 and ratio > 1 + settings.clip_high:
+        return -weight * factor * (1 + settings.clip_high), 0.0, corrected, vetoed
+    if weight <= 0 and ratio < 1 - settings.clip_low:
+        return -weight * factor * (1 - settings.clip_low), 0.0, corrected, vetoed
+    return -weight * factor * ratio, -weight * factor * ratio, corrected, vetoed
+
+
+log_p = st.floats(-5, 0, width=32)
+tokens = st.tuples(st.floats(-2, 2, width=32), log_p, log_p, log_p, st.floats(0.125, 8, width=32))
+
+
+@given(
+    st.sampled_from(["truncated", "masked", "geometric", "bypass", "off"]),
+    st.lists(tokens, min_size=1, max_size=5),
+)
+def test_every_correction_equals_its_formula(
+    correction: Any, rows: list[tuple[float, float, float, float, float]]
+) -> None:
+    settings = Loss(correction=correction, tis_cap=3.0, tis_veto=0.1, mask_low=0.4, mask_high=6.0)
+    for _, pi, old, mu, completion in rows:  # rounding may decide what lies on an edge
+        edges = [(old - mu, e) for e in (3, 0.1, 0.4, 6)] + [(math.log(completion), 3)]
+        edges += [(pi - base, e) for base in (old, mu) for e in (0.8, 1.2)]
+        assume(all(abs(value - math.log(edge)) > 1e-5 for value, edge in edges))
+    weights, logprobs, old_logprobs, sampler, completions = torch.tensor(rows).T.contiguous()
+    logprobs.requires_grad_()
+    terms = Terms(weights, sampler, old_logprobs, completion=completions)
+    value = policy_loss(logprobs, terms, settings)
+    value.sum().backward()
+    assert logprobs.grad is not None
+    losses, slopes, corrected, vetoed = zip(
+        *(by_formula(settings, *row) for row in rows), strict=True
+    )
+    assert value.tolist() == pytest.approx(losses, rel=1e-4, abs=1e-6)
+    assert logprobs.grad.tolist() == pytest.approx(slopes, rel=1e-4, abs=1e-6)
+    found = sums(logprobs.detach(), torch.zeros(len(rows)), terms, settings)
+    assert (found.corrected, found.vetoed) == (sum(corrected), sum(vetoed))
+    assert found.loss == pytest.approx(sum(losses), rel=1e-4, abs=1e-5)
+    assert found.mismatch_max == pytest.approx(max(abs(row[2] - row[3]) for row in rows), abs=1e-6)
+
+
+def test_a_mismatch_that_is_not_a_number_is_never_masked_away() -> None:
+    nan = torch.tensor([math.nan])
+    for correction in ("truncated", "masked", "geometric", "bypass", "off"):
+        settings = Loss(correction=correction)  # type: ignore[arg-type]
+        terms = Terms(torch.tensor([1.0]), torch.tensor([-1.0]), completion=nan)
+        assert math.isnan(policy_loss(nan, terms, settings).item())
+
+
 def test_likelihood_and_kl_by_hand() -> None:
     # x = pi_ref / pi = e^(-1 + 2) = e; k3 = e - 1 - 1; d k3 / d logprob = 1 - e
     logprobs = torch.tensor([-2.0], requires_grad=True)
@@ -194,8 +338,31 @@ def test_statistics_by_hand() -> None:
     assert found.entropy == 5.0
     assert found.mismatch == pytest.approx(mismatch)
     assert found.mismatch_max == 12.0
-    assert (found.above_two, found.vetoed, found.clipped) == (1, 1, 2)
+    assert (found.above_two, found.corrected, found.vetoed, found.clipped) == (1, 1, 1, 2)
+    assert found.by_label == {}
     total = found + Sums(tokens=2, loss=1.0, mismatch_max=13.0, clipped=1)
     assert (total.tokens, total.mismatch_max, total.clipped) == (6, 13.0, 3)
     assert total.loss == pytest.approx(-1.64)
     assert (found + Sums(mismatch_max=1.0)).mismatch_max == 12.0
+
+
+def test_mismatch_by_label_by_hand() -> None:
+    # log pi_old - log mu is log 3, -log 2, 0, -1, log 4 under labels 0, 2, 2, 0, 3; 1 has no token.
+    gaps = torch.tensor([math.log(3), -math.log(2), 0.0, -1.0, math.log(4)])
+    logprobs = torch.full((5,), -2.0)
+    terms = Terms(torch.ones(5), sampler=logprobs - gaps, labels=torch.tensor([0, 2, 2, 0, 3]))
+    first = sums(logprobs, torch.zeros(5), terms, PPO).by_label
+    assert first.keys() == {0, 2, 3}
+    expected = {
+        0: (2, (3 - 1 - math.log(3)) + math.exp(-1), math.log(3), 1),
+        2: (2, 0.5 - 1 + math.log(2), math.log(2), 0),
+        3: (1, 4 - 1 - math.log(4), math.log(4), 1),
+    }
+    for label, (count, total, largest, above) in expected.items():
+        gap = first[label]
+        assert (gap.tokens, gap.above_two) == (count, above)
+        assert gap.k3 == pytest.approx(total, rel=1e-5)
+        assert gap.max == pytest.approx(largest, rel=1e-6)
+    more = Sums(by_label={1: Gap(1, 0.5, 0.25, 0), 3: Gap(2, 1.0, 9.0, 1)})
+    total = (Sums(by_label=first) + more).by_label
+    assert total == first | {1: Gap(1, 0.5, 0.25, 0), 3: Gap(3, first[3].k3 + 1.0, 9.0, 2)}

@@ -6,15 +6,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from interlock.errors import TrainingError
-from interlock.learner.packing import MicroBatch, TrainingGroup, pack
+from interlock.learner.packing import MicroBatch, TrainingGroup, labels_of, pack
 
 CPU = torch.device("cpu")
 
 
-def group(prompt: list[int], completions: list[list[int]], sampler: bool = True) -> TrainingGroup:
+def group(
+    prompt: list[int], completions: list[list[int]], sampler: bool = True, label: str = ""
+) -> TrainingGroup:
     weights = [[1.0] * len(tokens) for tokens in completions]
     logprobs = [[-1.0] * len(tokens) for tokens in completions] if sampler else None
-    return TrainingGroup(prompt, completions, weights, logprobs)
+    return TrainingGroup(prompt, completions, weights, logprobs, label=label)
 
 
 def test_the_prompt_is_computed_once_and_last_tokens_are_no_inputs() -> None:
@@ -73,6 +75,25 @@ def test_a_group_is_split_only_when_it_is_larger_than_a_micro_batch() -> None:
 def test_a_completion_longer_than_a_micro_batch_goes_alone() -> None:
     batches = pack([group([1], [[2], [3] * 9, [4]])], 4, 20, CPU)
     assert [len(batch.tokens) for batch in batches] == [1, 9, 1]
+
+
+def test_every_target_knows_its_label_when_a_group_is_split() -> None:
+    groups = [
+        group([6], [[7, 7]], label="b"),
+        group([1, 2], [[3, 3, 3], [4, 4, 4], [5, 5, 5]], label="a"),
+        group([6], [[7]], label="b"),
+        group([6], [[7, 7]]),
+    ]
+    assert labels_of(groups) == ["b", "a", ""]
+    labels = [batch.labels for batch in pack(groups, 6, 20, CPU)]
+    assert [found.tolist() for found in labels if found is not None] == [
+        [0, 0],
+        [1, 1, 1, 1, 1, 1],
+        [1, 1, 1, 0],
+        [2, 2],
+    ]
+    (batch,) = pack([group([1], [[2]], sampler=False, label="a")], 6, 20, CPU)
+    assert batch.labels is None
 
 
 token = st.integers(0, 19)
@@ -138,6 +159,18 @@ def contexts(batch: MicroBatch) -> list[tuple[list[int], int]]:
         (TrainingGroup([1], [[1]], [[1.0]], None, []), r"kl_weights of \[\] values"),
         (TrainingGroup([1], [[1]], [[math.nan]]), "weights holds nan"),
         (TrainingGroup([1], [[1]], [[1.0]], [[-math.inf]]), "sampler_logprobs holds -inf"),
+        (
+            TrainingGroup([1], [[1]], [[1.0]], [[math.nan]], label="npu/0"),
+            r"group 0 \(npu/0\): sampler_logprobs holds nan",
+        ),
+        (
+            TrainingGroup([1], [[1, 2]], [[1.0, 1.0]], [[-1.0]], label="npu/0"),
+            r"group 0 \(npu/0\): completions of \[2\] tokens, but sampler_logprobs of \[1\]",
+        ),
+        (
+            TrainingGroup([1], [[1, 2]], [[1.0, 1.0]], [[-1.0, 0.002]], label="npu/0"),
+            r"group 0 \(npu/0\): sampler_logprobs holds 0.002; logs of probabilities",
+        ),
     ],
 )
 def test_malformed_groups_are_refused(bad: TrainingGroup, message: str) -> None:
@@ -145,6 +178,15 @@ def test_malformed_groups_are_refused(bad: TrainingGroup, message: str) -> None:
         pack([bad], 100, 20, CPU)
 
 
+def test_a_logprob_above_zero_by_rounding_is_accepted() -> None:
+    (batch,) = pack([TrainingGroup([1], [[1]], [[1.0]], [[5e-4]])], 100, 20, CPU)
+    assert batch.sampler_logprobs is not None
+    assert batch.sampler_logprobs.tolist() == pytest.approx([5e-4])
+
+
 def test_sampler_logprobs_are_for_all_groups_or_none() -> None:
-    with pytest.raises(TrainingError, match="1 of 2 training groups lack the sampler's"):
-        pack([group([1], [[2]]), group([1], [[2]], sampler=False)], 100, 20, CPU)
+    groups = [group([1], [[2]]), group([1], [[2]], sampler=False, label="npu/0")]
+    with pytest.raises(
+        TrainingError, match=r"group 1 \(npu/0\) and 0 more of 2 lack the sampler's"
+    ):
+        pack(groups, 100, 20, CPU)

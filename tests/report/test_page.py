@@ -16,7 +16,8 @@ from interlock.config import parse, to_tree
 from interlock.errors import RunError
 from interlock.records import Verdict
 from interlock.report import write_report
-from interlock.report.page import json_in_script, to_toml, visible
+from interlock.report.page import json_in_script, to_toml
+from interlock.report.text import visible
 from interlock.rundir import RunDir
 
 MakeRun = Callable[..., RunDir]
@@ -68,7 +69,7 @@ class Page(HTMLParser):
 def full_run(run: RunDir, grpo_step: Callable[..., Any], make_group: Callable[..., Any]) -> None:
     run.log({"stage": 0, "kind": "grpo", "step": 0, "accuracy": 0.0})
     for step in (1, 2, 3):
-        run.ledger.record(0, step, [make_group(f"q{step}", ("mm", 0.0), ("nn", 1.0))])
+        run.ledger.record(0, step, [make_group(f"q{step}", ("mm", 0.0), ("nn", 1.0))], [step])
         run.log(grpo_step(0, step, accuracy=0.5 if step == 3 else None))
     run.ledger.record_evaluation(0, 0, [make_group(f"e{i}", ("old", 0.0)) for i in range(2)])
     after = [make_group("e0", ("new", 1.0)), make_group("e1", ("new", 0.0))]
@@ -128,7 +129,7 @@ def test_foreign_text_is_inert(
     with pytest.raises(ValueError), make_run(config) as run:
         scored = make_group(attack, (attack, 0.0), ("x", 0.0))
         scored.verdicts[1] = Verdict(0.0, error=attack)
-        run.ledger.record(0, 1, [scored])
+        run.ledger.record(0, 1, [scored], [0])
         run.ledger.record_evaluation(0, 0, [make_group(attack, (attack, 0.0))])
         run.ledger.record_evaluation(0, 1, [make_group(attack, (attack, 1.0))])
         run.log(grpo_step(0, 1, kind=attack))
@@ -150,7 +151,7 @@ def test_terminal_escapes_and_control_characters_are_made_visible(
 ) -> None:
     run = make_run()
     text = "\x1b[31mred\x1b[0m\x00\x07\x7f\x9b\r\u202eevil\u200b\ttab\nline"
-    run.ledger.record(0, 1, [make_group("q", (text, 0.0))])
+    run.ledger.record(0, 1, [make_group("q", (text, 0.0))], [0])
     run.event("odd", text)
     page = Page(write_report(run.path))
     assert "␛[31mred␛[0m␀␇⟨U+007F⟩⟨U+009B⟩␍⟨U+202E⟩evil⟨U+200B⟩\ttab\nline" in page.text
@@ -177,7 +178,7 @@ def test_a_long_answer_is_cut_and_says_so(
     make_run: MakeRun, make_group: Callable[..., Any]
 ) -> None:
     run = make_run()
-    run.ledger.record(0, 1, [make_group("q", ("y" * 10_000, 0.0))])
+    run.ledger.record(0, 1, [make_group("q", ("y" * 10_000, 0.0))], [0])
     page = Page(write_report(run.path))
     assert "y" * 4000 + "… (6,000 more characters)" in page.text
 

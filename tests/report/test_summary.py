@@ -97,7 +97,7 @@ def test_samples_are_of_the_first_middle_and_last_step(
     assert summary.samples(run, 2, 2) == []
     for step in range(1, 8):
         groups = [make_group(f"{step}{x}", ("a", 0), ("b", 1), ("c", 0)) for x in "xyz"]
-        run.ledger.record(0, step, groups)
+        run.ledger.record(0, step, groups, range(3 * step, 3 * step + 3))
     chosen = summary.samples(run, groups=2, completions=2)
     assert [sample.question for sample in chosen] == ["1x", "1y", "4x", "4y", "7x", "7y"]
     assert [answer.text for answer in chosen[0].answers] == ["a", "b"]

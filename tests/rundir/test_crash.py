@@ -33,7 +33,8 @@ newest = run.latest_checkpoint()
 step = newest.step if newest else 0
 while True:
     step += 1
-    run.ledger.record(0, step, groups(step))
+    scored = groups(step)
+    run.ledger.record(0, step, scored, [100 * step + at for at in range(len(scored))])
     print("ledger", step, flush=True)
     run.log({"stage": 0, "step": step, "loss": step / 2, "filler": "y" * 5_000})
     print("metrics", step, flush=True)

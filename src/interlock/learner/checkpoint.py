@@ -7,10 +7,12 @@
 
 Written into a directory that the caller owns, syncs and renames (rundir's `atomic_directory`).
 Tensors go by the decoder's own parameter names; these files are for resuming, not for publishing.
+They are written and read by rank 0, and are the same whatever the number of processes.
 The learner draws no random numbers, so there is no generator state to keep.
 """
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from interlock.errors import RunError
+from interlock.learner import sharding
+from interlock.learner.commands import Gather, Restore, State
 from interlock.learner.learner import Learner
 
 _FORMAT = 1
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+_MOMENTS: tuple[State, ...] = ("exp_avg", "exp_avg_sq")
 
 
 class _State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -44,8 +48,10 @@ def save(learner: Learner, directory: Path, extra: dict[str, Any]) -> None:
     What the disk refuses comes as OSError or SafetensorError.
     """
     digests = {}
-    for name, tensors in _contents(learner, _moments(learner)).items():
-        path = directory / f"{name}.safetensors"
+    for kind in _kinds(learner, learner.steps):
+        path = directory / f"{kind}.safetensors"
+        with learner.world.lead(Gather(kind)):
+            tensors = gathered(learner, kind)
         save_file(tensors, path)
         digests[path.name] = _sha256(path)
     state = _State(
@@ -78,42 +84,49 @@ def load(learner: Learner, directory: Path) -> dict[str, Any]:
             f"{directory} has checkpoint format {state.format}, not {_FORMAT}; resume it with the "
             "version of Interlock that wrote it"
         )
-    trained = {name: parameter.detach() for name, parameter in learner.parameters.items()}
-    contents = _contents(learner, dict.fromkeys(_MOMENTS, trained) if state.steps else {})
-    expected = {f"{name}.safetensors" for name in contents}
+    kinds = _kinds(learner, state.steps)
+    expected = {f"{kind}.safetensors" for kind in kinds}
     if set(state.sha256) != expected:
         raise RunError(
             f"{directory} lists {sorted(state.sha256)}, this recipe needs {sorted(expected)}; "
             "resume with the recipe that wrote it"
         )
     found = {
-        name: _read(directory / f"{name}.safetensors", state.sha256, tensors)
-        for name, tensors in contents.items()
+        kind: _read(directory / f"{kind}.safetensors", state.sha256, _held(learner, kind))
+        for kind in kinds
     }
-    _restore(learner, state, found)
+    counters = Restore(
+        state.steps, state.bad_steps, state.bad_in_row, state.version, state.unpublished
+    )
+    with learner.world.lead(counters):
+        restore(learner, counters, found)
     return state.extra
 
 
-def _contents(
-    learner: Learner, moments: dict[str, dict[str, Tensor]]
-) -> dict[str, dict[str, Tensor]]:
-    """File stem -> tensors that belong there."""
-    contents = {"masters": _detached(learner.decoder)} | moments
-    if learner.reference is not None:
-        contents["reference"] = _detached(learner.reference)
-    return contents
+def gathered(learner: Learner, kind: State) -> dict[str, Tensor]:
+    """One kind of state; the parts of all ranks on rank 0's CPU, where there are several ranks."""
+    if kind in _MOMENTS:
+        state, trained = learner.optimizer.state, learner.parameters.items()
+        held = {name: state[parameter][kind] for name, parameter in trained}
+    else:
+        held = _held(learner, kind)
+    wholes = ((name, sharding.whole(tensor, learner.world)) for name, tensor in held.items())
+    return {name: tensor for name, tensor in wholes if tensor is not None}
 
 
-def _moments(learner: Learner) -> dict[str, dict[str, Tensor]]:
-    """The optimizer's; it has them from its first step on."""
-    if learner.steps == 0:
-        return {}
-    state, trained = learner.optimizer.state, learner.parameters.items()
-    return {kind: {name: state[value][kind] for name, value in trained} for kind in _MOMENTS}
+def _kinds(learner: Learner, steps: int) -> list[State]:
+    """The optimizer has moments from its first step on."""
+    kinds: list[State] = ["masters", *(_MOMENTS if steps else ())]
+    return kinds if learner.reference is None else [*kinds, "reference"]
 
 
-def _detached(module: torch.nn.Module) -> dict[str, Tensor]:
-    return {name: parameter.detach() for name, parameter in module.named_parameters()}
+def _held(learner: Learner, kind: State) -> dict[str, Tensor]:
+    """Parameters of which the file of this kind holds one tensor each, like them."""
+    if kind in _MOMENTS:
+        return {name: parameter.detach() for name, parameter in learner.parameters.items()}
+    owner = learner.reference if kind == "reference" else learner.decoder
+    assert owner is not None
+    return {name: parameter.detach() for name, parameter in owner.named_parameters()}
 
 
 def _read(path: Path, digests: dict[str, str], like: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -137,22 +150,23 @@ def _read(path: Path, digests: dict[str, str], like: dict[str, Tensor]) -> dict[
     return tensors
 
 
-def _restore(learner: Learner, state: _State, found: dict[str, dict[str, Tensor]]) -> None:
-    with torch.no_grad():
-        for name, parameter in learner.decoder.named_parameters():
-            parameter.copy_(found["masters"][name])
-        if learner.reference is not None:
-            for name, parameter in learner.reference.named_parameters():
-                parameter.copy_(found["reference"][name])
+@torch.no_grad()
+def restore(learner: Learner, counters: Restore, found: Mapping[State, dict[str, Tensor]]) -> None:
+    """Put every rank into the state `found`, which only rank 0 has: kind -> name -> tensor."""
+    for kind in _kinds(learner, counters.steps):
+        for name, parameter in () if kind in _MOMENTS else _held(learner, kind).items():
+            sharding.deal(parameter, found.get(kind, {}).get(name), learner.world)
     learner.optimizer.state.clear()
-    for name, parameter in learner.parameters.items() if state.steps else ():
-        moments = {m: found[m][name].to(parameter.device) for m in _MOMENTS}
+    for name, parameter in learner.parameters.items() if counters.steps else ():
+        moments = {kind: torch.empty_like(parameter) for kind in _MOMENTS}
+        for kind, moment in moments.items():
+            sharding.deal(moment, found.get(kind, {}).get(name), learner.world)
         on = parameter.device if learner.optimizer.defaults["fused"] else "cpu"
-        step = torch.tensor(float(state.steps), device=on)
+        step = torch.tensor(float(counters.steps), device=on)
         learner.optimizer.state[parameter] = {"step": step} | moments
-    learner.steps = state.steps
-    learner.bad_steps, learner.bad_in_row = state.bad_steps, state.bad_in_row
-    learner.version, learner.unpublished = state.version, state.unpublished
+    learner.steps = counters.steps
+    learner.bad_steps, learner.bad_in_row = counters.bad_steps, counters.bad_in_row
+    learner.version, learner.unpublished = counters.version, counters.unpublished
 
 
 def _sha256(path: Path) -> str:

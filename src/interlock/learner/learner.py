@@ -2,7 +2,7 @@
 
     groups ─ pack ─> micro-batches ─ decoder ─ chunked_loss ─ backward ─┐ (accumulated)
                                                                        v
-    WeightVersion, tensors <─ publish ─ masters <─ AdamW <─ clip <─ gradients, if all are finite
+    number, tensors <─ publish ─ masters <─ AdamW <─ clip <─ gradients, if all are finite
 
 It knows nothing of rewards, advantages or tasks: what to learn stands in the groups' weights.
 """
@@ -13,21 +13,51 @@ from collections.abc import Sequence
 
 import msgspec
 import torch
+from msgspec.structs import replace
 from torch import Tensor, nn
 
 from interlock import config
 from interlock.chips import device
 from interlock.errors import TrainingError
-from interlock.learner.loss import Sums, Terms, chunked_loss, policy_loss, sums, token_logprobs
-from interlock.learner.packing import MicroBatch, TrainingGroup, pack
+from interlock.learner import sharding
+from interlock.learner.commands import Begin, Logprobs, Publish, Score, Step
+from interlock.learner.loss import (
+    Sums,
+    Terms,
+    chunked_loss,
+    completion_ratio,
+    policy_loss,
+    sums,
+    token_logprobs,
+)
+from interlock.learner.packing import MicroBatch, TrainingGroup, described, labels_of, pack
+from interlock.learner.world import World
+from interlock.models.attention import causal
 from interlock.models.decoder import Decoder
-from interlock.models.weights import digest
-from interlock.records import WeightVersion
 
 # How far an expert's bias moves per step: DeepSeek-V3, arXiv 2412.19437, section 4.2.
 _BALANCE_SPEED = 1e-3
 # Devices for which torch has AdamW in one pass.
 _FUSED = ("cpu", "cuda", "xpu")
+
+
+class Mismatch(msgspec.Struct, frozen=True):
+    """How far the learner is from the sampler, log pi_old - log mu, on some of its tokens."""
+
+    tokens: int
+    k3: float  # mean, nats per token
+    max: float  # largest absolute value
+    share_above_2: float  # share of tokens with pi_old / mu > 2
+
+    def __add__(self, other: "Mismatch") -> "Mismatch":
+        """That of the tokens of both."""
+        tokens = self.tokens + other.tokens
+        return Mismatch(
+            tokens,
+            (self.k3 * self.tokens + other.k3 * other.tokens) / tokens,
+            max(self.max, other.max),
+            (self.share_above_2 * self.tokens + other.share_above_2 * other.tokens) / tokens,
+        )
 
 
 class StepResult(msgspec.Struct, frozen=True):
@@ -43,8 +73,10 @@ class StepResult(msgspec.Struct, frozen=True):
     mismatch_max: float | None  # largest absolute difference of log-probabilities
     mismatch_share_above_2: float | None  # share of tokens with pi / mu > 2
     clipped_share: float | None
-    vetoed: int | None  # tokens whose pi / mu is below tis_veto
+    corrected_share: float | None  # share of tokens whose factor was truncated or masked
+    vetoed: int | None  # tokens whose factor is 0 because pi / mu is below tis_veto
     kl: float | None  # k3 against the reference
+    mismatch: dict[str, Mismatch]  # of the sampler's tokens under each label; SFT has none
 
 
 def learning_rate(settings: config.Optimizer, step: int, total_steps: int) -> float:
@@ -71,7 +103,9 @@ class Learner:
 
     A stage gets a new Learner, and with it a new optimizer and schedule, on the same decoder.
     `keep_reference` freezes a copy of the decoder as it is now, which groups with KL weights need.
-    `version` is the number of the first published weights.
+    `version` is the number of the first published weights. Of several processes in a `world`, each
+    has a Learner on its part of a decoder (sharding.py); those of rank 0 lead the others, and their
+    results count.
 
     A step whose loss or gradient norm is not finite is skipped: masters, moments and the place in
     the schedule stay bit for bit as they were; it only counts in `bad_steps` and `bad_in_row`.
@@ -86,15 +120,21 @@ class Learner:
         *,
         keep_reference: bool = False,
         version: int = 0,
+        world: World | None = None,
     ) -> None:
         parameters = {n: p for n, p in decoder.named_parameters() if p.requires_grad}
         assert all(parameter.dtype == torch.float32 for parameter in parameters.values())
-        place = decoder.embed.device
-        decoder.dtype = device.dtype(device.settled_dtype(settings.dtype, place))
+        settled = device.settled_dtype(settings.dtype, decoder.embed.device)
+        decoder.dtype = device.dtype(settled)
         decoder.checkpointing = settings.activation_checkpointing
+        self.world = world or World()
         self.decoder = decoder
         self.parameters = parameters
-        self.reference = _frozen_copy(decoder) if keep_reference else None
+        begin = Begin(
+            replace(settings, dtype=settled), optimizer, total_steps, keep_reference, version
+        )
+        with self.world.lead(begin):
+            self.reference = _frozen_copy(decoder, self.world) if keep_reference else None
         self.steps = 0  # applied: the place in the schedule
         self.bad_steps = 0
         self.bad_in_row = 0
@@ -123,18 +163,17 @@ class Learner:
         Raises TrainingError on malformed groups, on groups without any weight, on log-probabilities
         that are missing, and when `max_bad_steps` steps in a row were not finite.
         """
+        if loss is not None:
+            _check_sampled(groups)
         batches = self._pack(groups)
         if not batches:
             raise TrainingError("no token of the step's groups has a weight; leave the step out")
         behaviour = None if old is None else torch.cat([part for group in old for part in group])
-        tokens = sum(len(completion) for group in groups for completion in group.completions)
-        assert behaviour is None or len(behaviour) == tokens
-        total = Sums()
-        for batch in batches:
-            total += self._accumulate(batch, loss, temperature, behaviour)
-        lr = learning_rate(self._schedule, self.steps, self._total_steps)
-        grad_norm, skipped = self._apply(total.loss, lr)
-        return _result(total, grad_norm, lr, skipped, batches[0], loss)
+        lengths = [len(completion) for group in groups for completion in group.completions]
+        assert behaviour is None or len(behaviour) == sum(lengths)
+        told = None if behaviour is None else behaviour.numpy().tobytes()
+        with self.world.lead(Step(list(groups), loss, temperature, told)):
+            return self._step(groups, batches, loss, temperature, behaviour)
 
     @torch.no_grad()
     def logprobs(
@@ -142,26 +181,78 @@ class Learner:
     ) -> list[list[Tensor]]:
         """Log-probability of every completion token: per group, per completion, fp32 [tokens]."""
         lengths = [[len(completion) for completion in group.completions] for group in groups]
-        flat = torch.empty(sum(map(sum, lengths)))
-        for batch in self._pack(groups, every_token=True):
-            flat[batch.source.cpu()] = self._logprobs(self.decoder, batch, temperature).cpu()
+        flat = torch.zeros(sum(map(sum, lengths)))
+        batches = self._pack(groups, every_token=True)
+        with self.world.lead(Logprobs(list(groups), temperature)):
+            for batch in self.world.dealt(batches):
+                flat[batch.source.cpu()] = self._logprobs(self.decoder, batch, temperature).cpu()
+            if self.world.lacks(batches):
+                self._logprobs(self.decoder, self._empty(batches[0]), temperature)
+            self.world.add_up(flat)  # every place was written by one rank
         parts = iter(flat.split([length for group in lengths for length in group]))
         return [[next(parts) for _ in group] for group in lengths]
 
     @torch.no_grad()
-    def publish(self) -> tuple[WeightVersion, dict[str, Tensor]]:
-        """The masters in the compute dtype under Hugging Face names; copies, on their device.
+    def score(self, tokens: list[int]) -> list[float]:
+        """Natural-log probabilities of tokens[1:] at temperature 1: what serving the current
+        weights should give for that text, up to rounding. `tokens` are of the vocabulary.
+        """
+        stream = torch.tensor(tokens, device=self.device)
+        attend = causal(len(tokens), self.device)
+        with self.world.lead(Score(tokens)):
+            hidden = self.decoder(stream, attend.positions, attend)[:-1]
+            chunk = self._settings.logits_chunk
+            found = token_logprobs(hidden, self.decoder.head, stream[1:], 1.0, chunk)[0]
+            sharding.release(self.decoder)
+            return found.tolist()
 
-        Weights that have not moved since the last call keep their version number.
+    @torch.no_grad()
+    def publish(self) -> tuple[int, dict[str, Tensor]]:
+        """The version's number, and the masters in the compute dtype under Hugging Face names.
+
+        The tensors are copies, on the masters' device. Weights that have not moved since the last
+        call keep their version number.
         """
         self.version += self.unpublished
         self.unpublished = False
-        tensors = dict(self.decoder.published(self.decoder.dtype))
-        return WeightVersion(self.version, digest(tensors)), tensors
+        with self.world.lead(Publish()):
+            return self.version, dict(sharding.published(self.decoder, self.world))
+
+    def _step(
+        self,
+        groups: Sequence[TrainingGroup],
+        batches: Sequence[MicroBatch],
+        loss: config.Loss | None,
+        temperature: float,
+        behaviour: Tensor | None,
+    ) -> StepResult:
+        completion = None
+        if loss is not None and loss.correction == "geometric":
+            lengths = [len(tokens) for group in groups for tokens in group.completions]
+            if behaviour is None:
+                first = self.logprobs(groups, temperature)
+                behaviour = torch.cat([part for group in first for part in group])
+            completion = completion_ratio(behaviour, _sampler(groups), lengths)
+        total = Sums()
+        for batch in self.world.dealt(batches):
+            total += self._accumulate(batch, loss, temperature, behaviour, completion)
+        if self.world.lacks(batches):
+            self._accumulate(self._empty(batches[0]), None, temperature, None, None)
+            sharding.uncount(self.decoder)
+        total = sum(self.world.everyone(total), Sums())
+        lr = learning_rate(self._schedule, self.steps, self._total_steps)
+        grad_norm, skipped = self._apply(total.loss, lr)
+        return _result(total, grad_norm, lr, skipped, batches[0], loss, labels_of(groups))
 
     def _pack(self, groups: Sequence[TrainingGroup], every_token: bool = False) -> list[MicroBatch]:
         limit, vocab = self._settings.micro_batch_tokens, self.decoder.arch.vocab
         return pack(groups, limit, vocab, self.device, every_token)
+
+    def _empty(self, like: MicroBatch) -> MicroBatch:
+        """One token without weight: all ranks must make as many passes as the busiest of them."""
+        kl_weights = None if like.kl_weights is None else [[0.0]]
+        group = TrainingGroup([0], [[0]], weights=[[0.0]], kl_weights=kl_weights)
+        return self._pack([group], every_token=True)[0]
 
     def _accumulate(
         self,
@@ -169,17 +260,20 @@ class Learner:
         loss: config.Loss | None,
         temperature: float,
         old: Tensor | None,
+        completion: Tensor | None,
     ) -> Sums:
-        """Add the gradients of one micro-batch to those of the step."""
+        """Add the gradients of one micro-batch to those of the step; old, completion: [T], CPU."""
         reference = None
         if self.reference is not None and batch.kl_weights is not None:
             reference = self._logprobs(self.reference, batch, temperature)
         terms = Terms(
             weights=batch.weights,
             sampler=batch.sampler_logprobs,
-            old=None if old is None else old[batch.source.cpu()].to(self.device),
+            old=_of(batch, old),
             reference=reference,
             kl_weights=batch.kl_weights,
+            completion=_of(batch, completion),
+            labels=batch.labels,
         )
         value, logprobs, entropy = chunked_loss(
             _hidden(self.decoder, batch),
@@ -195,7 +289,9 @@ class Learner:
     @torch.no_grad()
     def _logprobs(self, decoder: Decoder, batch: MicroBatch, temperature: float) -> Tensor:
         hidden, chunk = _hidden(decoder, batch), self._settings.logits_chunk
-        return token_logprobs(hidden, decoder.head, batch.targets, temperature, chunk)[0]
+        found = token_logprobs(hidden, decoder.head, batch.targets, temperature, chunk)[0]
+        sharding.release(decoder)
+        return found
 
     def _apply(self, loss: float, lr: float) -> tuple[float, bool]:
         """Update the masters from the gradients, and clear these. -> gradient norm, skipped"""
@@ -204,14 +300,14 @@ class Learner:
             # token met, an idle expert's say, would then depend on when it was last used.
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
-        grad_norm = norm.item()
+        gradients = [sharding.local(p.grad) for p in self.parameters.values() if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients).item()
+        grad_norm = math.hypot(*self.world.everyone(norm))
         finite = math.isfinite(loss) and math.isfinite(grad_norm)
         if finite:
             if grad_norm > self._schedule.clip_norm:
                 for gradient in gradients:
-                    gradient.mul_(self._schedule.clip_norm / norm)
+                    gradient.mul_(self._schedule.clip_norm / grad_norm)
             for parameter_group in self.optimizer.param_groups:
                 parameter_group["lr"] = lr
             self.optimizer.step()
@@ -221,6 +317,7 @@ class Learner:
         routing = self.decoder.arch.routing
         if routing is not None and routing.corrected:
             # At speed 0 the biases stay, and what a bad step counted is forgotten.
+            sharding.add_up_loads(self.decoder, self.world)
             self.decoder.balance_experts(_BALANCE_SPEED if finite else 0.0)
         self._count_bad(not finite, loss, grad_norm)
         return grad_norm, not finite
@@ -240,6 +337,25 @@ def _hidden(decoder: Decoder, batch: MicroBatch) -> Tensor:
     return decoder(batch.tokens, batch.attend.positions, batch.attend)[batch.rows]
 
 
+def _of(batch: MicroBatch, column: Tensor | None) -> Tensor | None:
+    """The values [M] of the batch's targets, out of those [T] of all completion tokens."""
+    return None if column is None else column[batch.source.cpu()].to(batch.source.device)
+
+
+def _check_sampled(groups: Sequence[TrainingGroup]) -> None:
+    for index, group in enumerate(groups):
+        if group.sampler_logprobs is None:
+            raise TrainingError(
+                f"{described(index, group)} has no sampler log-probabilities, which the loss needs"
+            )
+
+
+def _sampler(groups: Sequence[TrainingGroup]) -> Tensor:
+    """log mu of every completion token, fp32 [T]."""
+    columns = [values for group in groups for values in group.sampler_logprobs or ()]
+    return torch.tensor([value for values in columns for value in values], dtype=torch.float32)
+
+
 def _adamw(parameters: dict[str, nn.Parameter], settings: config.Optimizer) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter, arXiv 1711.05101); norms and biases do not decay."""
     matrices = [parameter for parameter in parameters.values() if parameter.ndim > 1]
@@ -254,8 +370,10 @@ def _adamw(parameters: dict[str, nn.Parameter], settings: config.Optimizer) -> t
     )
 
 
-def _frozen_copy(decoder: Decoder) -> Decoder:
+def _frozen_copy(decoder: Decoder, world: World) -> Decoder:
     """The decoder as it is now, in its compute dtype, to which every weight is cast at its use."""
+    if world.size > 1:
+        return sharding.frozen(decoder, world)
     frozen = copy.deepcopy(decoder)
     for parameter in frozen.parameters():
         if parameter.requires_grad:  # the others stay fp32, see models/decoder.py
@@ -270,6 +388,7 @@ def _result(
     skipped: bool,
     batch: MicroBatch,
     loss: config.Loss | None,
+    labels: Sequence[str],
 ) -> StepResult:
     tokens, sampled = total.tokens, loss is not None
     return StepResult(
@@ -283,6 +402,13 @@ def _result(
         mismatch_max=total.mismatch_max if sampled else None,
         mismatch_share_above_2=total.above_two / tokens if sampled else None,
         clipped_share=total.clipped / tokens if sampled else None,
+        corrected_share=total.corrected / tokens if sampled else None,
         vetoed=total.vetoed if sampled else None,
         kl=None if batch.kl_weights is None else total.kl / tokens,
+        mismatch={
+            labels[place]: Mismatch(
+                gap.tokens, gap.k3 / gap.tokens, gap.max, gap.above_two / gap.tokens
+            )
+            for place, gap in total.by_label.items()
+        },
     )

@@ -10,8 +10,8 @@ pass: the projection is never computed twice and no logits outlive their chunk.
 Legend: M tokens whose log-probability is needed, d hidden size, V vocabulary
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -27,17 +27,37 @@ _CACHED = 2**19
 
 @dataclass(frozen=True)
 class Terms:
-    """What the loss of each token is made of. All [M] fp32; None: absent for every token."""
+    """What the loss of each token is made of. All [M], fp32 but for `labels`; None: absent."""
 
     weights: Tensor  # signed: advantage times normalisation
     sampler: Tensor | None = None  # log mu, of the policy that sampled the token
     old: Tensor | None = None  # log pi_old, before the first update; None: this is the first
     reference: Tensor | None = None  # log pi_ref
     kl_weights: Tensor | None = None  # beta times normalisation
+    completion: Tensor | None = None  # `completion_ratio`, which the geometric correction needs
+    labels: Tensor | None = None  # int64: whose mismatch the token's counts as
 
     def __getitem__(self, rows: slice) -> "Terms":
-        values = (getattr(self, field.name) for field in fields(self))
+        values = (getattr(self, f.name) for f in fields(self))
         return Terms(*(None if value is None else value[rows] for value in values))  # type: ignore
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Totals of the mismatch log pi_old - log mu over the tokens of one label."""
+
+    tokens: int = 0
+    k3: float = 0.0
+    max: float = 0.0  # largest absolute value
+    above_two: int = 0  # tokens with pi_old / mu > 2
+
+    def __add__(self, other: "Gap") -> "Gap":
+        return Gap(
+            self.tokens + other.tokens,
+            self.k3 + other.k3,
+            max(self.max, other.max),
+            self.above_two + other.above_two,
+        )
 
 
 @dataclass(frozen=True)
@@ -50,14 +70,22 @@ class Sums:
     mismatch: float = 0.0  # k3 of the learner against the sampler
     mismatch_max: float = 0.0  # largest |log pi_old - log mu|; a maximum, not a sum
     above_two: int = 0  # tokens with pi_old / mu > 2
-    vetoed: int = 0
+    corrected: int = 0  # tokens whose factor was truncated or masked
+    vetoed: int = 0  # tokens whose factor is 0 because pi_old / mu is below tis_veto
     clipped: int = 0
     kl: float = 0.0  # k3 of the learner against the reference
+    by_label: dict[int, Gap] = field(default_factory=dict)
 
     def __add__(self, other: "Sums") -> "Sums":
-        total = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
+        left, right = self.by_label, other.by_label
+        total = {
+            f.name: getattr(self, f.name) + getattr(other, f.name)
+            for f in fields(self)
+            if f.name != "by_label"
+        }
         total["mismatch_max"] = max(self.mismatch_max, other.mismatch_max)
-        return Sums(**total)
+        by_label = {n: left.get(n, Gap()) + right.get(n, Gap()) for n in left | right}
+        return Sums(**total, by_label=by_label)
 
 
 def k3(log_ratio: Tensor) -> Tensor:
@@ -69,15 +97,28 @@ def k3(log_ratio: Tensor) -> Tensor:
     return torch.expm1(log_ratio) - log_ratio
 
 
+def completion_ratio(old: Tensor, sampler: Tensor, lengths: Sequence[int]) -> Tensor:
+    """exp of the mean of log pi_old - log mu over a completion's tokens, at each of them.
+
+    old and sampler [T] fp32, of completions of `lengths` tokens one after another -> [T] fp32.
+    Kept in units of one token, as GSPO does (arXiv 2507.18071): a product over thousands of
+    tokens would leave the range of any cap.
+    """
+    sizes = torch.tensor(lengths)
+    owner = torch.arange(len(sizes)).repeat_interleave(sizes)  # [T]
+    total = torch.zeros(len(sizes), dtype=torch.float64)
+    total.index_add_(0, owner, (old - sampler).double())
+    return (total / sizes).exp().float()[owner]
+
+
 def policy_loss(logprobs: Tensor, terms: Terms, settings: Loss | None) -> Tensor:
     """The loss of each token, [M] fp32; its sum is what is minimised.
 
     With `settings`, the clipped surrogate of PPO (arXiv 1707.06347, eq. 7) with DAPO's two bounds
-    (arXiv 2503.14476), times truncated importance sampling of the sampler's policy mu (Yao et al.
-    2025, "Your efficient RL framework secretly brings you off-policy RL training"):
+    (arXiv 2503.14476), times a constant factor f for the sampler's policy mu (`_correct`):
 
-        -w min(rho, cap) min(r, 1 + clip_high)    where w > 0,    r = pi / pi_old
-        -w min(rho, cap) max(r, 1 - clip_low)     where w < 0,    rho = pi_old / mu, 0 if < tis_veto
+        -w f min(r, 1 + clip_high)    where w > 0,    r = pi / pi_old, pi / mu in "bypass"
+        -w f max(r, 1 - clip_low)     where w < 0
 
     Without, the weighted likelihood -w log pi. Both plus kl_weights k3(log pi_ref - log pi) where
     there are any. Raises TrainingError when log-probabilities that a term needs are missing, or
@@ -89,10 +130,10 @@ def policy_loss(logprobs: Tensor, terms: Terms, settings: Loss | None) -> Tensor
     if settings is None:
         loss = -terms.weights * logprobs
     else:
-        ratio, clip = _ratio(logprobs, terms), _clip(terms.weights, settings)
+        ratio, clip = _ratio(logprobs, terms, settings), _clip(terms.weights, settings)
         loss = (
             -terms.weights
-            * _truncation(logprobs, terms, settings)
+            * _correct(logprobs, terms, settings)[0]
             * torch.where(terms.weights > 0, torch.minimum(ratio, clip), torch.maximum(ratio, clip))
         )
     if terms.kl_weights is None:
@@ -102,8 +143,11 @@ def policy_loss(logprobs: Tensor, terms: Terms, settings: Loss | None) -> Tensor
     return loss + terms.kl_weights * k3(terms.reference - logprobs)
 
 
-def _ratio(logprobs: Tensor, terms: Terms) -> Tensor:
+def _ratio(logprobs: Tensor, terms: Terms, settings: Loss) -> Tensor:
     old = logprobs.detach() if terms.old is None else terms.old
+    if settings.correction == "bypass":
+        assert terms.sampler is not None
+        old = terms.sampler
     return (logprobs - old).exp()
 
 
@@ -113,14 +157,42 @@ def _clip(weights: Tensor, settings: Loss) -> Tensor:
 
 
 def _mismatch(logprobs: Tensor, terms: Terms) -> Tensor:
-    """log pi_old - log mu."""
+    """log pi_old - log mu, with pi_old the policy before the first update in every correction."""
     assert terms.sampler is not None
     return (logprobs.detach() if terms.old is None else terms.old) - terms.sampler
 
 
-def _truncation(logprobs: Tensor, terms: Terms, settings: Loss) -> Tensor:
+def _correct(logprobs: Tensor, terms: Terms, settings: Loss) -> tuple[Tensor, Tensor, Tensor]:
+    """The constant factor of each token; whether it was truncated or masked; whether vetoed; [M].
+
+    With rho = pi_old / mu of the token, settings.correction is one of:
+
+        "truncated"  min(rho, tis_cap), 0 if rho < tis_veto. Truncated importance sampling: Yao et
+                     al. 2025, "Your efficient RL framework secretly brings you off-policy RL
+                     training"; the veto, of one token here: verl, docs/algo/rollout_corr_math.md
+        "masked"     rho, 0 outside [mask_low, mask_high]. IcePop: Zhao et al. 2025, "Small leak
+                     can sink a great ship"; Ring-1T, arXiv 2510.18855
+        "geometric"  as "truncated", with `completion_ratio` capped, and each token's rho vetoed
+        "bypass"     1: mu is the old policy, and one clipped ratio carries staleness and mismatch;
+                     verl, the same page
+        "off"        1
+    """
     rho = _mismatch(logprobs, terms).exp()
-    return torch.where(rho < settings.tis_veto, 0.0, rho.clamp(max=settings.tis_cap))
+    none = torch.zeros_like(rho, dtype=torch.bool)
+    match settings.correction:
+        case "bypass" | "off":
+            return torch.ones_like(rho), none, none
+        case "masked":
+            outside = (rho < settings.mask_low) | (rho > settings.mask_high)
+            return torch.where(outside, 0.0, rho), outside, none
+        case "truncated":
+            ratio = rho
+        case "geometric":
+            assert terms.completion is not None
+            ratio = terms.completion
+    vetoed = rho < settings.tis_veto
+    factor = torch.where(vetoed, 0.0, ratio.clamp(max=settings.tis_cap))
+    return factor, (ratio > settings.tis_cap) & ~vetoed, vetoed
 
 
 @torch.no_grad()
@@ -128,18 +200,39 @@ def sums(logprobs: Tensor, entropy: Tensor, terms: Terms, settings: Loss | None)
     """The statistics of one micro-batch; logprobs and entropy are [M]."""
     loss = policy_loss(logprobs, terms, settings)
     values: dict[str, Any] = {"loss": loss.double().sum(), "entropy": entropy.double().sum()}
+    by_label: dict[int, Gap] = {}
     if terms.reference is not None:
         values["kl"] = k3(terms.reference - logprobs).double().sum()
     if settings is not None:
         mismatch = _mismatch(logprobs, terms)
-        ratio, clip = _ratio(logprobs, terms), _clip(terms.weights, settings)
+        ratio, clip = _ratio(logprobs, terms, settings), _clip(terms.weights, settings)
         beyond = torch.where(terms.weights > 0, ratio > clip, ratio < clip)
+        _, corrected, vetoed = _correct(logprobs, terms, settings)
         values["mismatch"] = k3(mismatch).double().sum()
         values["mismatch_max"] = mismatch.abs().max()
         values["above_two"] = (mismatch.exp() > 2).sum()
-        values["vetoed"] = (mismatch.exp() < settings.tis_veto).sum()
+        values["corrected"] = corrected.sum()
+        values["vetoed"] = vetoed.sum()
         values["clipped"] = (beyond & (terms.weights != 0)).sum()
-    return Sums(tokens=len(logprobs), **{name: value.item() for name, value in values.items()})
+        if terms.labels is not None:
+            by_label = _gaps(mismatch, terms.labels)
+    found = {name: value.item() for name, value in values.items()}
+    return Sums(tokens=len(logprobs), **found, by_label=by_label)
+
+
+def _gaps(mismatch: Tensor, labels: Tensor) -> dict[int, Gap]:
+    """The totals of each label that has tokens; mismatch and labels are [M]."""
+    count = int(labels.max()) + 1
+    parts = [torch.ones_like(mismatch), k3(mismatch), (mismatch.exp() > 2).float()]
+    table = mismatch.new_zeros((count, 3), dtype=torch.float64)
+    table.index_add_(0, labels, torch.stack(parts, dim=1).double())
+    largest = mismatch.new_zeros(count).scatter_reduce_(0, labels, mismatch.abs(), "amax")
+    rows = zip(table.tolist(), largest.tolist(), strict=True)
+    return {
+        label: Gap(int(tokens), total, top, int(above_two))
+        for label, ((tokens, total, above_two), top) in enumerate(rows)
+        if tokens
+    }
 
 
 def chunked_loss(

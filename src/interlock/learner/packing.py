@@ -23,6 +23,9 @@ from torch import Tensor
 from interlock.errors import TrainingError
 from interlock.models.attention import Groups
 
+# A sampler in low precision may give a sure token a probability just above 1.
+_ROUNDING = 1e-3
+
 
 class TrainingGroup(msgspec.Struct, frozen=True):
     """Completions of one prompt with what the learner does to each of their tokens.
@@ -35,6 +38,7 @@ class TrainingGroup(msgspec.Struct, frozen=True):
     weights: list[list[float]]  # signed: advantage times normalisation; 0 leaves the token alone
     sampler_logprobs: list[list[float]] | None = None  # None: the text was not sampled (SFT)
     kl_weights: list[list[float]] | None = None  # beta times normalisation; None: no KL term
+    label: str = ""  # groups of one label share their mismatch statistics
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class MicroBatch:
     weights: Tensor  # [M] fp32
     sampler_logprobs: Tensor | None  # [M] fp32
     kl_weights: Tensor | None  # [M] fp32
+    labels: Tensor | None  # [M] int64, place in `labels_of(groups)`; of sampled groups only
 
 
 class _Piece(NamedTuple):
@@ -64,6 +69,7 @@ class _Columns(NamedTuple):
     weights: Tensor
     sampler_logprobs: Tensor | None
     kl_weights: Tensor | None
+    labels: Tensor | None
     needed: Tensor  # bool
 
 
@@ -80,10 +86,10 @@ def pack(
     long goes alone. Tokens with neither a weight nor a sampler's log-probability are context and
     get no row (`every_token` gives them one); a micro-batch without any row is left out.
     Raises TrainingError when a group is malformed: lengths that differ, ids outside the
-    vocabulary, values that are not finite.
+    vocabulary, values that are not finite, log-probabilities above 0.
     """
     for index, group in enumerate(groups):
-        _check(group, f"training group {index}", vocab)
+        _check(group, described(index, group), vocab)
     columns = _columns(groups, every_token)
     lengths = [len(completion) for group in groups for completion in group.completions]
     ends = list(accumulate(lengths, initial=0))
@@ -94,6 +100,16 @@ def pack(
         for pieces in _filled(_pieces(groups, micro_batch_tokens), micro_batch_tokens)
     )
     return [batch for batch in batches if len(batch.rows)]
+
+
+def described(index: int, group: TrainingGroup) -> str:
+    """A group's name in messages."""
+    return f"training group {index}" + (f" ({group.label})" if group.label else "")
+
+
+def labels_of(groups: Sequence[TrainingGroup]) -> list[str]:
+    """The labels of the groups, each once, in the order of their first appearance."""
+    return list(dict.fromkeys(group.label for group in groups))
 
 
 def _check(group: TrainingGroup, name: str, vocab: int) -> None:
@@ -119,13 +135,16 @@ def _check(group: TrainingGroup, name: str, vocab: int) -> None:
         for value in chain.from_iterable(column):
             if not math.isfinite(value):
                 raise TrainingError(f"{name}: {field} holds {value}, which is not finite")
+            if field == "sampler_logprobs" and value > _ROUNDING:
+                raise TrainingError(f"{name}: {field} holds {value}; logs of probabilities are < 0")
 
 
 def _columns(groups: Sequence[TrainingGroup], every_token: bool) -> _Columns:
-    sampled = [group for group in groups if group.sampler_logprobs is not None]
-    if sampled and len(sampled) < len(groups):
+    lacking = [described(i, g) for i, g in enumerate(groups) if g.sampler_logprobs is None]
+    sampled = len(lacking) < len(groups)
+    if sampled and lacking:
         raise TrainingError(
-            f"{len(groups) - len(sampled)} of {len(groups)} training groups lack the sampler's "
+            f"{lacking[0]} and {len(lacking) - 1} more of {len(groups)} lack the sampler's "
             "log-probabilities; give them for all groups of a step, or for none"
         )
     weights = _column(group.weights for group in groups)
@@ -144,8 +163,15 @@ def _columns(groups: Sequence[TrainingGroup], every_token: bool) -> _Columns:
         weights=weights,
         sampler_logprobs=_column(g.sampler_logprobs or [] for g in groups) if sampled else None,
         kl_weights=kl_weights,
+        labels=_labels(groups) if sampled else None,
         needed=needed,
     )
+
+
+def _labels(groups: Sequence[TrainingGroup]) -> Tensor:
+    places = {label: place for place, label in enumerate(labels_of(groups))}
+    tokens = torch.tensor([sum(map(len, group.completions)) for group in groups])
+    return torch.tensor([places[group.label] for group in groups]).repeat_interleave(tokens)
 
 
 def _column(groups: Iterable[list[list[float]]]) -> Tensor:
@@ -205,7 +231,7 @@ def _micro_batch(
     needed = columns.needed[chosen]
     chosen = chosen[needed]
     lengths = [[len(groups[p.group].completions[m]) - 1 for m in p.members] for p in pieces]
-    sampler, kl_weights = columns.sampler_logprobs, columns.kl_weights
+    sampler, kl_weights, labels = columns.sampler_logprobs, columns.kl_weights, columns.labels
     return MicroBatch(
         tokens=torch.tensor(tokens, device=device),
         attend=Groups(
@@ -219,4 +245,5 @@ def _micro_batch(
         weights=columns.weights[chosen].to(device),
         sampler_logprobs=None if sampler is None else sampler[chosen].to(device),
         kl_weights=None if kl_weights is None else kl_weights[chosen].to(device),
+        labels=None if labels is None else labels[chosen].to(device),
     )

@@ -13,10 +13,13 @@ from interlock.models.tokenizer import Tokenizer
 from interlock.recipes.stage import Stage
 from interlock.recipes.watch import Watch
 from interlock.records import Group, Problem, Sampling, ScoredGroup
-from interlock.rollout.generator import Generator, open_generator
+from interlock.rollout.generator import open_generator
+from interlock.rollout.generators import Generators, Inline, Outcome, Purpose, Work
 from interlock.rundir import RunDir
 from interlock.tasks import open_task
 from interlock.tasks.verifier_pool import VerifierPool
+
+_LOOK_S = 0.5  # the longest wait at a time
 
 
 def score(groups: Sequence[Group], verifier: VerifierPool) -> list[ScoredGroup]:
@@ -33,15 +36,33 @@ def accuracy(scored: Sequence[ScoredGroup]) -> float:
 
 def answer_greedily(
     problems: Sequence[Problem],
-    generator: Generator,
+    generators: Generators,
     verifier: VerifierPool,
     sampling: Sampling,
     watch: Watch,
 ) -> list[ScoredGroup]:
-    """One greedy completion for each problem, judged. Only the limits of `sampling` are used."""
+    """One greedy completion for each problem, judged. Only the limits of `sampling` are used.
+
+    A problem that its workers fail on again and again is left out; the run's events name it.
+    """
     greedy = Sampling(temperature=0.0, max_tokens=sampling.max_tokens, stop=sampling.stop)
     watch.phase("evaluating", len(problems))
-    groups = generator.generate(problems, 1, greedy, seed=0, on_group=lambda _: watch.advance())
+    unit = -(-len(problems) // generators.size)
+    for first in range(0, len(problems), unit):
+        part = tuple(problems[first : first + unit])
+        keys = tuple(range(first, first + len(part)))
+        generators.order([Work(Purpose.EVALUATE, keys, part, 1, greedy, seed=0)])
+    outcomes: list[Outcome] = []
+    while len(outcomes) < len(problems):
+        found = generators.collect(Purpose.EVALUATE, _LOOK_S)
+        outcomes += found
+        for _ in found:
+            watch.advance()
+    groups = [
+        outcome.group
+        for outcome in sorted(outcomes, key=lambda each: each.key)
+        if outcome.group is not None
+    ]
     return score(groups, verifier)
 
 
@@ -74,7 +95,9 @@ def measure(
     directory = find_model(model, watch.note)
     generator = open_generator(settings, directory, chat_template=None, name="eval")
     with VerifierPool(task) as verifier:
-        return answer_greedily(source.held_out(problems), generator, verifier, sampling, watch)
+        return answer_greedily(
+            source.held_out(problems), Inline(generator), verifier, sampling, watch
+        )
 
 
 def check_lengths(
@@ -106,9 +129,10 @@ def held_out_accuracy(
         return None
     scored = stage.run.ledger.read_evaluation(stage.index, step)
     if not scored:
-        assert stage.generator is not None
+        stage.publish()
+        assert stage.generators is not None
         scored = answer_greedily(
-            problems, stage.generator, verifier, stage.settings.sampling, stage.watch
+            problems, stage.generators, verifier, stage.settings.sampling, stage.watch
         )
         stage.run.ledger.record_evaluation(stage.index, step, scored)
     result = accuracy(scored)

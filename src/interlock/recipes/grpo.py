@@ -1,13 +1,13 @@
 """Group relative policy optimization: learning from rewards that a program can verify.
 
-    problems -> generate -> verify -> ledger -> advantages -> learner.step -> publish -> log
+    publish -> take groups -> verify -> ledger -> advantages -> learner.step -> log
 
 The advantage of a completion is its reward against the other completions of the same problem;
 there is no value model. Groups whose rewards are all equal teach nothing: they are left out, and
 counted.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import fmean, pstdev
 from typing import Any
 
@@ -16,8 +16,10 @@ from interlock.learner.learner import Learner, StepResult
 from interlock.learner.packing import TrainingGroup
 from interlock.models.tokenizer import Tokenizer
 from interlock.recipes.evaluate import accuracy, check_lengths, held_out_accuracy, score
+from interlock.recipes.guard import fleet_metrics, label
+from interlock.recipes.rollouts import Rollouts
 from interlock.recipes.stage import Clock, Stage, step_metrics
-from interlock.records import FinishReason, Group, Problem, ScoredGroup
+from interlock.records import FinishReason, Group, ScoredGroup
 from interlock.tasks import TaskSource, open_task
 from interlock.tasks.verifier_pool import VerifierPool
 
@@ -36,45 +38,34 @@ def prepare(settings: Grpo, tokenizer: Tokenizer, context: int) -> TaskSource:
 
 def run(stage: Stage[Grpo], task: TaskSource) -> None:
     """Run the stage from where it stands to its last step."""
-    settings = stage.settings
+    settings, ledger = stage.settings, stage.run.ledger
     held_out = task.held_out(settings.eval.problems)
     with VerifierPool(settings.task) as verifier:
-        stage.publish()
         if stage.done == 0:
             stage.note_dropped(task.dropped)
             stage.begin(held_out_accuracy(stage, 0, held_out, verifier))
+        rollouts = Rollouts(stage, task)
         for step in stage.steps():
             clock = Clock()
-            problems = task.train(step, settings.problems_per_step)
-            scored = stage.run.ledger.read(stage.index, step)
+            with clock("publish"):
+                published = stage.publish()
+            scored = ledger.read(stage.index, step)
             if not scored:
                 with clock("generate"):
-                    groups = _generate(stage, step, problems)
+                    sequences, groups = zip(*rollouts.take(step), strict=True)
                 with clock("verify"):
                     scored = score(groups, verifier)
                 _note_errors(stage, step, scored)
-                stage.run.ledger.record(stage.index, step, scored)
-            batches = minibatches(scored, settings)
+                ledger.record(stage.index, step, scored, sequences)
+            batches = minibatches(scored, settings, rollouts.staleness)
             with clock("update"):
                 updates = _update(stage, batches)
-                stage.publish()
             stage.note_bad(step, updates)
             taught = sum(map(len, batches))
             metrics = _metrics(scored, taught, updates, stage.learner) | clock.metrics()
+            metrics |= fleet_metrics(stage, step, rollouts, scored, updates, published)
             metrics["accuracy"] = held_out_accuracy(stage, step, held_out, verifier)
             stage.finish_step(step, metrics)
-
-
-def _generate(stage: Stage[Grpo], step: int, problems: Sequence[Problem]) -> list[Group]:
-    assert stage.generator is not None
-    stage.watch.phase("generating", len(problems))
-    return stage.generator.generate(
-        problems,
-        stage.settings.completions,
-        stage.settings.sampling,
-        stage.seed(step),
-        on_group=lambda _: stage.watch.advance(),
-    )
 
 
 def _note_errors(stage: Stage[Grpo], step: int, scored: Sequence[ScoredGroup]) -> None:
@@ -95,15 +86,22 @@ def advantages(rewards: Sequence[float], kind: str) -> list[float]:
     return [(reward - mean) / (spread if kind == "mean_std" else 1.0) for reward in rewards]
 
 
-def minibatches(scored: Sequence[ScoredGroup], settings: Grpo) -> list[list[TrainingGroup]]:
-    """The groups that teach something, dealt out to the optimizer steps of this batch."""
+def minibatches(
+    scored: Sequence[ScoredGroup], settings: Grpo, staleness: Callable[[Group], int]
+) -> list[list[TrainingGroup]]:
+    """The groups that teach something, dealt out to the optimizer steps of this batch.
+
+    Each is labelled with its worker and staleness: mismatch is measured by these (guard.py).
+    """
     kind, updates = settings.loss.advantage, settings.updates_per_step
     taught = [group for group in scored if any(advantages(group.rewards, kind))]
     parts = [taught[first::updates] for first in range(updates)]
-    return [training_groups(part, settings) for part in parts if part]
+    return [training_groups(part, settings, staleness) for part in parts if part]
 
 
-def training_groups(scored: Sequence[ScoredGroup], settings: Grpo) -> list[TrainingGroup]:
+def training_groups(
+    scored: Sequence[ScoredGroup], settings: Grpo, staleness: Callable[[Group], int]
+) -> list[TrainingGroup]:
     """The groups of one optimizer step, each token weighted by advantage times normalisation."""
     loss = settings.loss
     shares = _shares(scored, loss, settings.sampling.max_tokens)
@@ -127,6 +125,7 @@ def training_groups(scored: Sequence[ScoredGroup], settings: Grpo) -> list[Train
             ]
             if loss.kl_beta
             else None,
+            label=label(group.group.worker, staleness(group.group)),
         )
         for index, group in enumerate(scored)
     ]

@@ -15,7 +15,7 @@ from interlock.config import Sft
 from interlock.errors import ModelError, TaskError
 from interlock.learner.packing import TrainingGroup
 from interlock.models.tokenizer import Tokenizer
-from interlock.recipes.evaluate import check_lengths, held_out_accuracy, is_due
+from interlock.recipes.evaluate import check_lengths, held_out_accuracy
 from interlock.recipes.stage import Clock, Stage, step_metrics
 from interlock.tasks import TaskSource, open_task
 from interlock.tasks.verifier_pool import VerifierPool
@@ -179,9 +179,4 @@ def _evaluation(stage: Stage[Sft], data: Data, stack: ExitStack) -> Callable[[in
     problems = data.task.held_out(stage.settings.eval.problems)
     verifier = stack.enter_context(VerifierPool(stage.settings.task))
 
-    def evaluate(step: int) -> float | None:
-        if is_due(stage, step):
-            stage.publish()
-        return held_out_accuracy(stage, step, problems, verifier)
-
-    return evaluate
+    return lambda step: held_out_accuracy(stage, step, problems, verifier)

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Generic, TypeVar
 
+from msgspec import to_builtins
+
 from interlock.config import Grpo, Recipe, Sft
 from interlock.learner import checkpoint
 from interlock.learner.learner import Learner, StepResult
 from interlock.recipes.watch import Watch
-from interlock.rollout.generator import Generator
+from interlock.rollout.generators import Generators, Published
 from interlock.rundir import RunDir
 
 Settings = TypeVar("Settings", bound=Grpo | Sft)
@@ -50,7 +52,7 @@ def step_metrics(updates: Sequence[StepResult]) -> dict[str, float]:
     found: dict[str, float] = {}
     for name in StepResult.__struct_fields__:
         values = [v for update in updates if (v := getattr(update, name)) is not None]
-        if not values or name in ("tokens", "skipped"):
+        if not values or name in ("tokens", "skipped", "mismatch"):
             continue
         found[name] = _COMBINE.get(name, fmean)(values)
     return found
@@ -65,9 +67,19 @@ class Stage(Generic[Settings]):
     recipe: Recipe
     run: RunDir
     learner: Learner
-    generator: Generator | None  # None when the stage generates nothing
+    generators: Generators | None  # None when no stage generates anything
     watch: Watch
     done: int = 0
+
+    def __post_init__(self) -> None:
+        self._settled = self._moves()
+
+    @property
+    def staleness(self) -> int:
+        """Versions that a group may be behind when it is used."""
+        assert isinstance(self.settings, Grpo)
+        default = 0 if self.recipe.fleet.kind == "inline" else 2
+        return default if self.settings.staleness is None else self.settings.staleness
 
     def steps(self) -> range:
         """The steps still to do, counted from 1."""
@@ -78,15 +90,23 @@ class Stage(Generic[Settings]):
         text = f"{self.recipe.seed}/{self.index}/{step}"
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
-    def publish(self) -> None:
-        """Hand the learner's weights to the generator."""
-        if self.generator is not None:
-            version, tensors = self.learner.publish()
-            self.generator.load(version.number, tensors)
+    def publish(self) -> Published:
+        """Hand the learner's weights to the generators, unless they have these already."""
+        assert self.generators is not None
+        if self.generators.version == self.learner.version and not self.learner.unpublished:
+            return Published()
+        number, tensors = self.learner.publish()
+        return self.generators.publish(number, tensors, self.learner.score)
 
-    def event(self, kind: str, message: str) -> None:
+    def show_workers(self) -> None:
+        if self.generators is not None:
+            self.watch.workers(
+                {name: to_builtins(facts) for name, facts in self.generators.facts().items()}
+            )
+
+    def event(self, kind: str, message: str, **facts: Any) -> None:
         """Keep an event, and show it."""
-        self.run.event(kind, message)
+        self.run.event(kind, message, **facts)
         self.watch.note(message)
 
     def note_dropped(self, count: int) -> None:
@@ -107,13 +127,38 @@ class Stage(Generic[Settings]):
             {"stage": self.index, "step": 0, "kind": self.settings.kind, "accuracy": accuracy}
         )
 
+    def restored(self, done: int) -> None:
+        """The learner was put where it stood after `done` steps."""
+        self.done, self._settled = done, self._moves()
+
     def finish_step(self, step: int, metrics: dict[str, Any]) -> None:
         """Log one step, and keep a checkpoint when one is due."""
         metrics = {"stage": self.index, "step": step} | metrics
         self.run.log(metrics)
         self.watch.step(metrics)
+        self.restored(step)
         every, last = self.recipe.checkpoint_every, step == self.settings.steps
         if last or (every and step % every == 0):
-            self.watch.phase("saving a checkpoint")
-            with self.run.checkpoint(self.index, step, self.recipe.keep_checkpoints) as directory:
-                checkpoint.save(self.learner, directory, {"stage": self.index, "step": step})
+            self._checkpoint()
+
+    def save_what_is_done(self) -> bool:
+        """Keep a checkpoint of the last finished step when a run must stop; whether there is one.
+
+        False in the middle of an update: the checkpoint before, and the ledger, go on from there.
+        """
+        newest = self.run.latest_checkpoint()
+        if newest is not None and (newest.stage, newest.step) == (self.index, self.done):
+            return True
+        if self.done == 0 or self._settled != self._moves():
+            return False
+        self._checkpoint()
+        return True
+
+    def _checkpoint(self) -> None:
+        self.watch.phase("saving a checkpoint")
+        with self.run.checkpoint(self.index, self.done, self.recipe.keep_checkpoints) as directory:
+            checkpoint.save(self.learner, directory, {"stage": self.index, "step": self.done})
+
+    def _moves(self) -> tuple[int, int]:
+        """Changes with every update, applied or skipped."""
+        return self.learner.steps, self.learner.bad_steps

@@ -8,7 +8,8 @@ again, not generated again, so it goes exactly where the interrupted one was goi
 
 import importlib
 import platform
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +20,7 @@ from msgspec.structs import replace
 from interlock import config
 from interlock.chips import device
 from interlock.config import Grpo, Recipe, Sft, parse, to_tree
-from interlock.errors import RunError
+from interlock.errors import InterlockError, RunError
 from interlock.learner import checkpoint
 from interlock.learner.learner import Learner
 from interlock.models.checkpoint import load_decoder, save_decoder
@@ -27,9 +28,10 @@ from interlock.models.decoder import Decoder
 from interlock.models.fetch import find_model
 from interlock.models.huggingface import read_architecture
 from interlock.models.tokenizer import Tokenizer
+from interlock.recipes import fleet
 from interlock.recipes.stage import Stage
 from interlock.recipes.watch import Watch
-from interlock.rollout.generator import Generator, open_generator
+from interlock.rollout.generators import Generators, Inline
 from interlock.rundir import Checkpoint, RunDir
 
 Part = TypeVar("Part", config.Learner, config.Generator)
@@ -58,26 +60,48 @@ def train(
         for module, stage in zip(recipes, recipe.stage, strict=True)
     ]
     decoder = load_decoder(model, torch.float32, place)
-    generator = _generator(recipe, model)
+    fleet.check(recipe)
+    inline = _inline(recipe, model)
     if resume:
         run = RunDir.open(directory, to_tree(recipe))
     else:
         run = RunDir.create(directory, to_tree(recipe), versions())
-    with run:
+    with run, ExitStack() as stack:
+        generators: Generators | None = inline
+        if inline is None and _generates(recipe):
+
+            def note(kind: str, message: str, worker: str) -> None:
+                run.event(kind, message, worker=worker)
+                watch.note(message)
+
+            generators = fleet.open_fleet(recipe, model, tokenizer, run, note)
+            stack.enter_context(closing(generators))
         newest, version = run.latest_checkpoint(), 0
         for index in range(newest.stage if newest else 0, len(recipe.stage)):
             settings = recipe.stage[index]
             learner = _learner(recipe, settings, decoder, version)
-            stage: Stage[Any] = Stage(index, settings, recipe, run, learner, generator, watch)
+            stage: Stage[Any] = Stage(index, settings, recipe, run, learner, generators, watch)
             if newest and newest.stage == index:
                 _restore(stage, newest)
             watch.stage(index, settings.kind, stage.done, settings.steps)
-            recipes[index].run(stage, data[index])
+            with _saving(stage):
+                recipes[index].run(stage, data[index])
             version = learner.version + learner.unpublished
         watch.phase("saving the weights")
         with run.weights() as path:
             save_decoder(decoder, path, source=model, dtype=decoder.dtype)
             tokenizer.save(path)
+
+
+@contextmanager
+def _saving(stage: Stage[Any]) -> Iterator[None]:
+    """Keep a checkpoint of what is done when the stage cannot go on."""
+    try:
+        yield
+    except InterlockError:
+        with suppress(InterlockError, OSError):  # the reason it stops for may forbid it
+            stage.save_what_is_done()
+        raise
 
 
 def _settled(recipe: Recipe, resumed: Path | None) -> Recipe:
@@ -92,7 +116,9 @@ def _settled(recipe: Recipe, resumed: Path | None) -> Recipe:
         generator=[
             _settled_dtype(asked, old.dtype)
             for asked, old in zip(recipe.generator, known.generator, strict=True)
-        ],
+        ]
+        if recipe.fleet.kind == "inline"
+        else recipe.generator,  # a worker decides for its own device
     )
 
 
@@ -122,13 +148,15 @@ def versions() -> dict[str, str]:
     return found | {"threads": str(torch.get_num_threads())}
 
 
-def _generator(recipe: Recipe, model: Path) -> Generator | None:
-    """The recipe's generator; None when no stage has anything to generate."""
-    if all(stage.task is None for stage in recipe.stage):
+def _generates(recipe: Recipe) -> bool:
+    return any(stage.task is not None for stage in recipe.stage)
+
+
+def _inline(recipe: Recipe, model: Path) -> Inline | None:
+    """The recipe's generator when it runs in this process and a stage has something to generate."""
+    if recipe.fleet.kind != "inline" or not _generates(recipe):
         return None
-    return open_generator(
-        recipe.generator[0], model, recipe.model.chat_template, name="generator-0"
-    )
+    return fleet.open_inline(recipe, model)
 
 
 def _restore(stage: Stage[Any], newest: Checkpoint) -> None:
@@ -138,4 +166,4 @@ def _restore(stage: Stage[Any], newest: Checkpoint) -> None:
             f"{newest.path} holds stage {kept['stage']} step {kept['step']}; "
             "remove it to resume from the one before"
         )
-    stage.done = newest.step
+    stage.restored(newest.step)

@@ -21,5 +21,8 @@ class Watch:
     def step(self, metrics: dict[str, Any]) -> None:
         """One step is done and logged."""
 
+    def workers(self, facts: dict[str, dict[str, Any]]) -> None:
+        """What every generator is doing, by name, about once a second; "workers" of the metrics."""
+
     def note(self, message: str) -> None:
         """Something worth a line: a skipped step, a verifier that crashed, a checkpoint."""

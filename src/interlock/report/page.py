@@ -6,7 +6,6 @@ made visible; a content security policy lets only the page's own two scripts run
 
 import base64
 import math
-import unicodedata
 from collections import Counter
 from contextlib import closing
 from datetime import UTC, datetime
@@ -20,7 +19,9 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from interlock.errors import RunError
-from interlock.report import plots, summary
+from interlock.report import fleet, plots, summary
+from interlock.report.fleet_plots import fleet_plots
+from interlock.report.text import visible
 from interlock.rundir import RunDir, RunView, storage_errors, write_atomically
 
 _HERE = Path(__file__).parent
@@ -47,8 +48,11 @@ def _render(run: RunView) -> str:
     found = summary.evaluations(run, metrics)
     pair = summary.before_after(run, found)
     timeline = plots.Timeline(metrics, found)
+    guard = run.config.get("guard")
+    guard = guard if isinstance(guard, dict) else {}
     shown = plots.plots(metrics, found, timeline)
-    figures = {plot.id: plot.figure(timeline) for plot in shown}
+    of_fleet = fleet_plots(metrics, events, guard, timeline)
+    figures = {plot.id: plot.figure(timeline) for plot in [*shown, *of_fleet]}
     plotly, script = get_plotlyjs(), (_HERE / "page.js").read_text(encoding="utf-8")
     return (
         _environment()
@@ -67,6 +71,10 @@ def _render(run: RunView) -> str:
             events=[(_duration(e["time"] - run.manifest.created), e) for e in events[-_EVENTS:]],
             events_left_out=max(0, len(events) - _EVENTS),
             plots=shown,
+            workers=fleet.workers(metrics),
+            fleet=fleet.summary(metrics),
+            fleet_plots=of_fleet,
+            guard={name: summary.number(guard, name) for name in ("warn", "quarantine")},
             config=to_toml(run.config),
             versions={**run.manifest.versions, "platform": run.manifest.platform},
             figures=json_in_script(figures),
@@ -88,27 +96,12 @@ def _environment() -> Environment:
     )
     environment.filters["percent"] = lambda share: f"{100 * share:.1f} %"
     environment.filters["clip"] = _clip
+    environment.filters["count"] = lambda value: "–" if value is None else f"{value:,.0f}"
+    environment.filters["k3"] = lambda value: "–" if value is None else f"{value:.1e}"
+    environment.filters["megabytes"] = lambda value: (
+        "–" if value is None else fleet.megabytes(value)
+    )
     return environment
-
-
-def visible(text: str) -> str:
-    """Make what does not print, or reorders what does, visible: ESC as ␛, others as ⟨U+202E⟩.
-
-    Line feeds and tabs stay as they are.
-    """
-    return "".join(_visible(character) for character in text)
-
-
-def _visible(character: str) -> str:
-    if character in "\n\t" or unicodedata.category(character) not in _UNPRINTED:
-        return character
-    code = ord(character)
-    if code < 0x20:
-        return chr(0x2400 + code)  # the block of control pictures
-    return f"⟨U+{code:04X}⟩"
-
-
-_UNPRINTED = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
 
 def _clip(text: str) -> str:
@@ -141,6 +134,8 @@ def _counts(metrics: list[dict[str, Any]], events: list[dict[str, Any]]) -> dict
         "trained_tokens": "tokens trained on",
         "groups": "groups",
         "groups_skipped": "groups skipped: all rewards equal",
+        "groups_stale": "groups dropped: too stale",
+        "groups_set_aside": "problems set aside",
         "bad_steps": "bad steps: not finite, skipped",
         "verifier_errors": "verifier errors: counted as reward 0",
     }

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from interlock.report.summary import Evaluation, Metrics, number
 
 BLUE, ORANGE, GREEN, VIOLET, GREY = "#3f83f8", "#f0883e", "#2ba471", "#9b6cf0", "#98a2b3"
+TEAL, ROSE = "#1aa7b8", "#e0609a"
 _MARKERS_UP_TO = 60  # points; more of them would hide the line
 _SMOOTH_FROM = 20  # steps
 _LOWER_ROW, _GAP = 0.28, 0.14  # of the height of a plot with two rows
@@ -48,10 +49,13 @@ class Plot(NamedTuple):
     title: str
     note: str  # one line: what is shown and how to read it
     rows: list[Row]  # one or two
+    x: dict[str, Any] | None = None  # the x axis, where it is not the steps
+    height: int = 280  # pixels
+    wide: bool = False  # over the whole page
 
     def figure(self, timeline: "Timeline") -> dict[str, Any]:
         """The rows over one x axis, as {"data", "layout"} of plotly."""
-        return _figure(self.rows, timeline)
+        return _figure(self, timeline)
 
 
 class Timeline:
@@ -93,7 +97,7 @@ class Timeline:
 
 def plots(metrics: Metrics, evaluations: Sequence[Evaluation], timeline: Timeline) -> list[Plot]:
     """Every plot the run has numbers for, in the order of the page."""
-    draw = _Drawing(metrics, timeline)
+    draw = Drawing(metrics, timeline)
     candidates = [
         Plot(
             "accuracy",
@@ -105,11 +109,16 @@ def plots(metrics: Metrics, evaluations: Sequence[Evaluation], timeline: Timelin
         *_policy(draw),
         *_cost(draw),
     ]
-    shown = [plot._replace(rows=[row for row in plot.rows if row.traces]) for plot in candidates]
-    return [plot for plot in shown if plot.rows]
+    return shown(candidates)
 
 
-def _learning(draw: "_Drawing") -> list[Plot]:
+def shown(candidates: Sequence[Plot]) -> list[Plot]:
+    """The plots and rows that have something to show."""
+    found = [plot._replace(rows=[row for row in plot.rows if row.traces]) for plot in candidates]
+    return [plot for plot in found if plot.rows]
+
+
+def _learning(draw: "Drawing") -> list[Plot]:
     return [
         Plot(
             "reward",
@@ -135,7 +144,7 @@ def _learning(draw: "_Drawing") -> list[Plot]:
     ]
 
 
-def _policy(draw: "_Drawing") -> list[Plot]:
+def _policy(draw: "Drawing") -> list[Plot]:
     return [
         Plot(
             "length",
@@ -164,7 +173,7 @@ def _policy(draw: "_Drawing") -> list[Plot]:
     ]
 
 
-def _cost(draw: "_Drawing") -> list[Plot]:
+def _cost(draw: "Drawing") -> list[Plot]:
     generation = draw.computed("generation", BLUE, _generation_rate)
     update = draw.computed("update", ORANGE, _update_rate)
     return [
@@ -183,7 +192,7 @@ def _cost(draw: "_Drawing") -> list[Plot]:
     ]
 
 
-class _Drawing:
+class Drawing:
     """Turns logged quantities into traces; a quantity that was never logged gives none.
 
     A None between the stages breaks the lines there: what one stage measures need not be what the
@@ -250,26 +259,29 @@ class _Drawing:
             means.append(None if value is None else sum(recent) / len(recent))
         return means
 
+    def bars(self, traces: Sequence[Trace]) -> list[Trace]:
+        """The same numbers as bars, which stack."""
+        return [
+            {
+                "type": "bar",
+                "name": trace["name"],
+                "x": trace["x"],
+                "y": trace["y"],
+                "marker": {"color": trace["line"]["color"], "line": {"width": 0}},
+            }
+            for trace in traces
+        ]
+
     def time_split(self) -> list[Trace]:
         parts = [
             ("generation", BLUE, lambda line: number(line, "seconds_generate")),
+            ("waiting for groups", TEAL, lambda line: number(line, "seconds_wait")),
             ("verification", GREEN, lambda line: number(line, "seconds_verify")),
             ("update", ORANGE, _update_seconds),
+            ("publishing", ROSE, lambda line: number(line, "seconds_publish")),
             ("other", GREY, _other_seconds),
         ]
-        bars = []
-        for name, color, value in parts:
-            for trace in self.computed(name, color, value):
-                bars.append(
-                    {
-                        "type": "bar",
-                        "name": name,
-                        "x": trace["x"],
-                        "y": trace["y"],
-                        "marker": {"color": color, "line": {"width": 0}},
-                    }
-                )
-        return bars
+        return self.bars([trace for part in parts for trace in self.computed(*part)])
 
 
 def _accuracy(evaluations: Sequence[Evaluation], timeline: Timeline) -> list[Trace]:
@@ -313,8 +325,7 @@ def _update_seconds(line: Line) -> float | None:
 def _other_seconds(line: Line) -> float | None:
     whole = number(line, "seconds_step")
     known = [
-        number(line, "seconds_generate"),
-        number(line, "seconds_verify"),
+        *(number(line, f"seconds_{part}") for part in ("generate", "wait", "verify", "publish")),
         _update_seconds(line),
     ]
     if whole is None or all(part is None for part in known):
@@ -334,26 +345,27 @@ def _rate(tokens: float | None, seconds: float | None) -> float | None:
     return tokens / seconds if tokens is not None and seconds else None
 
 
-def _figure(rows: Sequence[Row], timeline: Timeline) -> dict[str, Any]:
+def _figure(plot: Plot, timeline: Timeline) -> dict[str, Any]:
     """Stack the rows over one x axis; the first row gets most of the height."""
+    rows = plot.rows
     bounds = [(0.0, 1.0)] if len(rows) == 1 else [(_LOWER_ROW + _GAP, 1.0), (0.0, _LOWER_ROW)]
-    legend = len(rows) == 1 and sum(trace.get("showlegend", True) for trace in rows[0].traces) > 1
-    marks = timeline.marks()
+    listed = [[trace for trace in row.traces if trace.get("showlegend", True)] for row in rows]
+    legend = any(len(traces) > 1 for traces in listed)
+    lying = any(trace.get("orientation") == "h" for row in rows for trace in row.traces)
+    marks = timeline.marks() if plot.x is None else {"shapes": [], "annotations": []}
     top = 12 + (22 if legend else 0) + (16 if marks["annotations"] else 0)  # pixels
     data: list[Trace] = []
     layout: dict[str, Any] = {
         "barmode": "stack",
         "bargap": 0 if timeline.end > _MARKERS_UP_TO else 0.15,
-        "hovermode": "x unified",
+        "hovermode": "closest" if lying else "x unified",
         "margin": {"l": 64, "r": 16, "t": top, "b": 44},
         "legend": _LEGEND,
         "showlegend": legend,
         "xaxis": {
             "title": {"text": "step", "standoff": 8},
             "anchor": "y" if len(rows) == 1 else "y2",
-            "range": [-0.02 * timeline.end - 0.5, 1.02 * timeline.end + 0.5],
-            "tickformat": "d",
-            **({"dtick": 1} if timeline.end <= 10 else {}),
+            **(_steps_axis(timeline) if plot.x is None else plot.x),
         },
         **marks,
     }
@@ -365,5 +377,14 @@ def _figure(rows: Sequence[Row], timeline: Timeline) -> dict[str, Any]:
             "nticks": 6 if index == 1 else 3,
             **row.axis,
         }
-        data += [{**trace, "yaxis": f"y{suffix}"} for trace in row.traces]
+        alone = {"showlegend": False} if len(row.traces) == 1 else {}  # the axis says what it is
+        data += [{**trace, **alone, "yaxis": f"y{suffix}"} for trace in row.traces]
     return {"data": data, "layout": layout}
+
+
+def _steps_axis(timeline: Timeline) -> dict[str, Any]:
+    return {
+        "range": [-0.02 * timeline.end - 0.5, 1.02 * timeline.end + 0.5],
+        "tickformat": "d",
+        **({"dtick": 1} if timeline.end <= 10 else {}),
+    }

@@ -18,7 +18,7 @@ Legend: B rows, d hidden size, N tokens of the stream
 
 import itertools
 from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
@@ -27,7 +27,7 @@ from interlock.errors import TrainingError
 from interlock.models.decoder import Decoder
 from interlock.records import Completion
 from interlock.rollout.cache import Arena, Decode, Prefill, Shared
-from interlock.rollout.request import Prompt, Request, Row, Vocabulary
+from interlock.rollout.request import OnFinished, Prompt, Request, Row, Vocabulary
 from interlock.rollout.sampler import sample
 
 PREFILL_TOKENS = 2048  # of one forward pass, padding included; a longer prompt goes alone
@@ -37,7 +37,6 @@ PREFILL_TOKENS = 2048  # of one forward pass, padding included; a longer prompt 
 ADMIT_SHARE = 1 / 8
 SHORTEST_CLASS = 32  # prompts up to this length share a shelf
 
-OnFinished = Callable[[int, list[Completion]], None]
 Item = TypeVar("Item", Prompt, Row)
 
 

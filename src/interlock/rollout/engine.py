@@ -8,16 +8,17 @@ changes the shapes of the matrix products and may round differently: the noise o
 the same (rollout/sampler.py), but a token on the very edge may flip.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from interlock.errors import ConfigError, ModelError
+from interlock.errors import ModelError
 from interlock.models.decoder import Decoder
 from interlock.records import Completion
-from interlock.rollout.batch import Batch, OnFinished
-from interlock.rollout.request import Request, Vocabulary
+from interlock.rollout.batch import Batch
+from interlock.rollout.cache import Prefill
+from interlock.rollout.request import OnFinished, Request, Vocabulary, check
 
 
 class TorchEngine:
@@ -31,6 +32,22 @@ class TorchEngine:
         self.version = 0
         self._vocabulary = vocabulary
         self._slots = slots
+
+    @property
+    def vocab(self) -> int:
+        return self.decoder.arch.vocab
+
+    @property
+    def description(self) -> str:
+        return f"torch {torch.__version__}"
+
+    @property
+    def device(self) -> str:
+        return str(self.decoder.embed.device)
+
+    @property
+    def dtype(self) -> str:
+        return str(self.decoder.dtype).removeprefix("torch.")
 
     def load(self, tensors: Mapping[str, Tensor], version: int) -> None:
         """Take over the weights of `version`: tensors under Hugging Face names, cast to the dtype
@@ -67,33 +84,23 @@ class TorchEngine:
         TrainingError when the model's logits are not finite.
         """
         for request in requests:
-            self._check(request)
+            check(request, self.vocab, self.decoder.arch.context)
         batch = Batch(self.decoder, self._vocabulary, self._slots, self.version, on_finished)
         return batch.run(requests)
 
-    def _check(self, request: Request) -> None:
-        name, prompt, sampling = request.problem_id, request.prompt_tokens, request.sampling
-        arch = self.decoder.arch
-        if not prompt:
-            raise ConfigError(f"problem {name!r} has an empty prompt; give it at least one token")
-        if min(prompt) < 0 or max(prompt) >= arch.vocab:
-            raise ConfigError(
-                f"problem {name!r} has a token id outside the model's vocabulary of {arch.vocab}; "
-                "use the tokenizer that belongs to the model"
-            )
-        if len(prompt) + sampling.max_tokens > arch.context:
-            raise ConfigError(
-                f"problem {name!r} has {len(prompt)} prompt tokens, which with max_tokens = "
-                f"{sampling.max_tokens} is more than the model's context of {arch.context}; lower "
-                "max_tokens or leave the problem out"
-            )
-        if request.completions < 1 or sampling.max_tokens < 1:
-            raise ConfigError(
-                f"problem {name!r} asks for {request.completions} completions of at most "
-                f"{sampling.max_tokens} tokens; ask for at least one of each"
-            )
-        if "" in sampling.stop:
-            raise ConfigError("sampling.stop holds an empty string, which ends nothing; remove it")
+    @torch.inference_mode()
+    def score(self, tokens: Sequence[int]) -> list[float]:
+        """Log-probabilities of tokens[1:] at temperature 1, through the prefill of a prompt."""
+        place = self.decoder.embed.device
+        stream = torch.tensor(tokens, device=place)
+        attend = Prefill(0, [len(stream)], place)
+        hidden = self.decoder(stream, attend.positions, attend)[:-1]
+        logprobs = self.decoder.logits(hidden).float().log_softmax(-1)
+        return logprobs.gather(1, stream[1:, None])[:, 0].tolist()
+
+    def held(self) -> Iterator[tuple[str, Tensor]]:
+        """The weights as they are used, under Hugging Face names."""
+        yield from self.decoder.tensors().items()
 
 
 def _lay_out_for_products(decoder: Decoder) -> None:

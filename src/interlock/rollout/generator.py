@@ -5,30 +5,60 @@
 The engine knows tokens only; what a problem is, and which worker answered it, is known here.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from torch import Tensor
 
 from interlock import config
 from interlock.chips import device
+from interlock.errors import ConfigError
 from interlock.models.checkpoint import load_decoder
 from interlock.models.tokenizer import Tokenizer
 from interlock.records import Completion, Group, Problem, Sampling
-from interlock.rollout.engine import TorchEngine
-from interlock.rollout.request import Request
+from interlock.rollout.request import OnFinished, Request
+
+
+class Engine(Protocol):
+    """What runs the forward pass: rollout/engine.py (torch) or rollout/vllm.py."""
+
+    version: int  # of the weights it serves
+
+    @property
+    def vocab(self) -> int: ...
+    @property
+    def description(self) -> str: ...  # with its version
+    @property
+    def device(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+
+    def load(self, tensors: Mapping[str, Tensor], version: int) -> None:
+        """Serve other weights, all of them or, with ModelError, none."""
+
+    def generate(
+        self, requests: Sequence[Request], on_finished: OnFinished | None = None
+    ) -> list[list[Completion]]:
+        """All completions of all requests, in order."""
+
+    def score(self, tokens: Sequence[int]) -> list[float]:
+        """Log-probabilities of tokens[1:] at temperature 1, through prefill."""
+
+    def held(self) -> Iterator[tuple[str, Tensor]] | None:
+        """The weights as they are used, under Hugging Face names; None: they cannot be read."""
 
 
 class Generator:
     """One generation worker. `name` is put on every group it makes."""
 
-    def __init__(self, engine: TorchEngine, tokenizer: Tokenizer, name: str) -> None:
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, name: str) -> None:
         self.engine = engine
         self.tokenizer = tokenizer
         self.name = name
 
     def load(self, version: int, tensors: Mapping[str, Tensor]) -> None:
-        """Serve other weights; see TorchEngine.load. Raises ModelError."""
+        """Serve other weights. Raises ModelError, with nothing changed, when they do not fit."""
         self.engine.load(tensors, version)
 
     def generate(
@@ -85,9 +115,28 @@ def open_generator(
 
     Raises ConfigError when the device is not there, ModelError when the model cannot be read.
     """
+    tokenizer = Tokenizer.load(model, chat_template)
+    engine = _ENGINES[settings.engine](settings, model, tokenizer)
+    tokenizer.check_fits(engine.vocab)
+    return Generator(engine, tokenizer, name)
+
+
+def _torch_engine(settings: config.Generator, model: Path, tokenizer: Tokenizer) -> Engine:
+    from interlock.rollout.engine import TorchEngine
+
+    if settings.options:
+        raise ConfigError(
+            f"generator.options sets {min(settings.options)!r}, but the torch engine has no options"
+        )
     place = device.resolve(settings.device)
     dtype = device.dtype(device.settled_dtype(settings.dtype, place))
-    decoder = load_decoder(model, dtype, place)
-    tokenizer = Tokenizer.load(model, chat_template)
-    tokenizer.check_fits(decoder.arch.vocab)
-    return Generator(TorchEngine(decoder, tokenizer, settings.slots), tokenizer, name)
+    return TorchEngine(load_decoder(model, dtype, place), tokenizer, settings.slots)
+
+
+def _vllm_engine(settings: config.Generator, model: Path, tokenizer: Tokenizer) -> Engine:
+    from interlock.rollout.vllm import VllmEngine
+
+    return VllmEngine(model, settings, tokenizer)
+
+
+_ENGINES = {"torch": _torch_engine, "vllm": _vllm_engine}

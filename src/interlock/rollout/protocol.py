@@ -1,6 +1,6 @@
 """What a dispatcher and a generator worker say to each other: msgpack, one message a frame.
 
-    dispatcher ── Open, Load, Generate ──────────────────────────────> worker
+    dispatcher ── Open, Load, Prefetch, Generate ────────────────────> worker
                <── Opened, Loaded, Finished, Failed │ Alive every few s ──
 
 A worker does one thing at a time, in the order asked. Importing this needs no torch.
@@ -44,6 +44,13 @@ class Load(_Message, frozen=True, tag="load"):
     digest: str
 
 
+class Prefetch(_Message, frozen=True, tag="prefetch"):
+    """Download what `Load` of this version will need, while the engine works. Has no reply."""
+
+    number: int
+    digest: str
+
+
 class Generate(_Message, frozen=True, tag="generate"):
     """Answer `problems` together, with weights of version `number`."""
 
@@ -57,9 +64,8 @@ class Generate(_Message, frozen=True, tag="generate"):
 
 class Opened(_Message, frozen=True, tag="opened"):
     engine: str  # "torch 2.13.0", "vllm 0.32.0"
-    device: str  # what it runs on, in words
+    device: str
     dtype: str
-    pid: int
     vocab: int
 
 
@@ -93,7 +99,7 @@ class Alive(_Message, frozen=True, tag="alive"):
     tokens: int  # drawn since the worker started
 
 
-Request = Open | Load | Generate
+Request = Open | Load | Prefetch | Generate
 Reply = Opened | Loaded | Finished | Failed | Alive
 
 

@@ -6,8 +6,12 @@ from typing import Protocol
 
 from torch import Tensor
 
+from interlock.errors import ConfigError
 from interlock.records import Completion, FinishReason, Sampling
 from interlock.rollout.sampler import Noise
+
+# Called with the index of a request, once all of its completions are there.
+OnFinished = Callable[[int, list[Completion]], None]
 
 
 class TextStream(Protocol):
@@ -35,6 +39,31 @@ class Request:
     sampling: Sampling
     seed: int
     on_token: Callable[[int], None] | None = None  # called with each token as it is drawn
+
+
+def check(request: Request, vocab: int, context: int) -> None:
+    """Raise ConfigError on a request that no engine with this vocabulary and context can serve."""
+    name, prompt, sampling = request.problem_id, request.prompt_tokens, request.sampling
+    if not prompt:
+        raise ConfigError(f"problem {name!r} has an empty prompt; give it at least one token")
+    if min(prompt) < 0 or max(prompt) >= vocab:
+        raise ConfigError(
+            f"problem {name!r} has a token id outside the model's vocabulary of {vocab}; use the "
+            "tokenizer that belongs to the model"
+        )
+    if len(prompt) + sampling.max_tokens > context:
+        raise ConfigError(
+            f"problem {name!r} has {len(prompt)} prompt tokens, which with max_tokens = "
+            f"{sampling.max_tokens} is more than the model's context of {context}; lower "
+            "max_tokens or leave the problem out"
+        )
+    if request.completions < 1 or sampling.max_tokens < 1:
+        raise ConfigError(
+            f"problem {name!r} asks for {request.completions} completions of at most "
+            f"{sampling.max_tokens} tokens; ask for at least one of each"
+        )
+    if "" in sampling.stop:
+        raise ConfigError("sampling.stop holds an empty string, which ends nothing; remove it")
 
 
 class Prompt:

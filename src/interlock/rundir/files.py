@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -174,15 +175,23 @@ def _sync(path: Path) -> None:
 
 
 class JsonLines:
-    """An append-only file of JSON objects, one a line. Non-finite numbers are written as null."""
+    """An append-only file of JSON objects, one a line. Non-finite numbers are written as null.
+
+    Threads may append at the same time.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock = threading.Lock()
 
     def append(self, record: dict[str, Any]) -> None:
         """Add one line, durable on return. Raises RunError; the file is then as it was before."""
         data = memoryview(msgspec.json.encode(record) + b"\n")
-        with storage_errors(self.path.parent), open(self.path, "ab", buffering=0) as file:
+        with (
+            self._lock,
+            storage_errors(self.path.parent),
+            open(self.path, "ab", buffering=0) as file,
+        ):
             start = file.tell()
             try:
                 while data:

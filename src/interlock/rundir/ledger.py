@@ -1,36 +1,61 @@
-"""The ledger: every scored group and every evaluation, durable before it is used.
+"""The ledger: every group and every evaluation, durable before it is used.
 
-    groups ── record ──> one SQLite transaction (WAL, synchronous=FULL) ──> read ──> learner, report
+    Group ── arrive ──> arrivals ──┐
+                                   │ one SQLite transaction (WAL, synchronous=FULL)
+    ScoredGroup ── record ─────────┴─> groups ── read ──> learner, report
 
-It is the recovery boundary of a run: what `record` returned from survives a kill or a power cut.
-A resumed run reads a step from here rather than generating it again, so an entry never changes.
+It is the recovery boundary of a run: what `arrive` or `record` returned from survives a kill or a
+power cut. A resumed run reads a step from here rather than generating it again, so what a step
+holds never changes. A group's `sequence` is its problem's place in the stage's endless stream of
+problems, from 0; the database itself refuses to use one twice. Any thread may call anything here.
 """
 
 import sqlite3
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from interlock.errors import RunError
-from interlock.records import ScoredGroup, from_bytes, to_bytes
+from interlock.records import Group, Record, ScoredGroup, from_bytes, to_bytes
 from interlock.rundir.files import storage_errors
 
+_FORMAT = 2  # of the tables below; kept in the file as PRAGMA user_version
 _BUSY_TIMEOUT = 30.0  # seconds to wait for a reader that holds the file
+
+_SEALED = "problem_id TEXT NOT NULL, payload BLOB NOT NULL, sha256 TEXT NOT NULL"
+_PLACE = "stage INTEGER NOT NULL, step INTEGER NOT NULL, position INTEGER NOT NULL"
+_STREAM = "stage INTEGER NOT NULL, sequence INTEGER NOT NULL"
+_TABLES = {
+    "groups": f"{_PLACE}, sequence INTEGER NOT NULL, {_SEALED}, "
+    "PRIMARY KEY (stage, step, position), UNIQUE (stage, sequence)",
+    "evaluations": f"{_PLACE}, {_SEALED}, PRIMARY KEY (stage, step, position)",
+    "arrivals": f"{_STREAM}, {_SEALED}, PRIMARY KEY (stage, sequence)",
+    "set_asides": f"{_STREAM}, reason TEXT NOT NULL, PRIMARY KEY (stage, sequence)",
+}
 
 
 class Ledger:
-    """Scored groups by (stage, step), in the order in which they were recorded."""
+    """Groups that wait to be used by (stage, sequence), used and scored ones by (stage, step)."""
 
     def __init__(self, path: Path) -> None:
-        """Open for writing, creating the file when there is none. Raises RunError."""
+        """Open for writing, creating the file when there is none.
+
+        Raises RunError, also when the ledger was written in another format.
+        """
         self.path = path
+        self._lock = threading.RLock()
         with storage_errors(path.parent):
             self._database = _connect(str(path))
+            found = _check_format(self._database, path)
             self._database.execute("PRAGMA journal_mode=WAL")
             self._database.execute("PRAGMA synchronous=FULL")
-            _create_tables(self._database)
+            if not found:
+                _create_tables(self._database)
 
     @classmethod
     def read_only(cls, path: Path) -> "Ledger":
@@ -40,49 +65,117 @@ class Ledger:
         """
         ledger = cls.__new__(cls)
         ledger.path = path
-        if not path.exists():
-            ledger._database = _connect(":memory:")
-            _create_tables(ledger._database)
-            return ledger
-        # SQLite wants to create the -shm file of a WAL database even to read it; where the disk
-        # forbids that, and no -wal file is left to merge, the file is all there is: immutable.
-        modes = ["mode=ro"] if Path(f"{path}-wal").exists() else ["mode=ro", "immutable=1"]
+        ledger._lock = threading.RLock()
         with storage_errors(path.parent):
-            for mode in modes:
-                ledger._database = _connect(f"{path.absolute().as_uri()}?{mode}")
-                try:
-                    ledger._database.execute("SELECT 1 FROM groups LIMIT 1")
-                    break
-                except sqlite3.OperationalError:
-                    ledger._database.close()
-                    if mode == modes[-1]:
-                        raise
+            ledger._database = _open_existing(path) if path.exists() else _connect(":memory:")
+            if not _check_format(ledger._database, path):  # a kill came before the first table
+                ledger._database.close()
+                ledger._database = _connect(":memory:")
+                _create_tables(ledger._database)
         return ledger
 
-    def record(self, stage: int, step: int, groups: Sequence[ScoredGroup]) -> None:
-        """Keep all groups of one step, in one transaction, durable on return.
+    def arrive(self, stage: int, groups: Sequence[tuple[int, Group]]) -> list[int]:
+        """Keep finished groups, by sequence, until they are used or discarded; durable on return.
 
-        Recording the same bytes again changes nothing. Raises RunError when the step holds other
-        groups already, and when the disk is full or read-only; the ledger is then as before.
+        One that arrives again replaces the earlier. Returns the sequences that were accepted: one
+        that a step has used already is not. Raises RunError when the disk does not take them.
         """
-        self._record("groups", stage, step, groups)
+        rows = [(stage, sequence, *_sealed(group, group.problem.id)) for sequence, group in groups]
+        accepted: dict[int, None] = {}
+        with self._transaction() as database:
+            for row in rows:
+                changed = database.execute(
+                    "INSERT OR REPLACE INTO arrivals SELECT ?, ?, ?, ?, ? "
+                    "WHERE NOT EXISTS (SELECT 1 FROM groups WHERE stage = ? AND sequence = ?)",
+                    (*row, *row[:2]),
+                )
+                if changed.rowcount:
+                    accepted[row[1]] = None
+        return list(accepted)
+
+    def arrivals(self, stage: int) -> list[tuple[int, Group]]:
+        """The groups that arrived and were not used, by sequence. RunError when one is damaged."""
+        with self._access() as database:
+            rows = database.execute(
+                "SELECT sequence, payload, sha256 FROM arrivals WHERE stage = ? ORDER BY sequence",
+                (stage,),
+            ).fetchall()
+        where = f"{self.path}: arrivals, stage {stage} sequence"
+        return [(row[0], _unsealed(f"{where} {row[0]}", Group, *row[1:])) for row in rows]
+
+    def discard(self, stage: int, sequences: Sequence[int]) -> None:
+        """Forget arrivals; those that are not there are gone already."""
+        with self._transaction() as database:
+            _delete_arrivals(database, stage, sequences)
+
+    def record(
+        self, stage: int, step: int, groups: Sequence[ScoredGroup], sequences: Sequence[int]
+    ) -> None:
+        """Use groups: keep all of one step with their sequences, which leave the arrivals.
+
+        One transaction, durable on return. Recording the same again changes nothing. Raises
+        RunError when the step holds other groups already, when a sequence was used before, and
+        when the disk is full or read-only; the ledger is then as before.
+        """
+        rows = [
+            (stage, step, position, sequence, *_sealed(scored, scored.group.problem.id))
+            for position, (scored, sequence) in enumerate(zip(groups, sequences, strict=True))
+        ]
+        with self._transaction() as database:
+            try:
+                self._insert("groups", stage, step, rows)
+            except sqlite3.IntegrityError:
+                raise RunError(self._explain_clash(stage, step, sequences)) from None
+            _delete_arrivals(database, stage, sequences)
 
     def read(self, stage: int, step: int) -> list[ScoredGroup]:
         """The groups of one step; [] when none were recorded. RunError when one is damaged."""
         return self._read("groups", stage, step)
+
+    def sequences(self, stage: int, step: int) -> list[int]:
+        """The sequences of one step's groups, in the order of `read`."""
+        return [row[0] for row in self._rows("groups", "sequence", stage, step)]
+
+    def used(self, stage: int) -> set[int]:
+        """The sequences of all groups that the steps of a stage have used."""
+        with self._access() as database:
+            rows = database.execute("SELECT sequence FROM groups WHERE stage = ?", (stage,))
+            return {sequence for (sequence,) in rows}
 
     def steps(self) -> list[tuple[int, int]]:
         """Every (stage, step) that holds groups, in order."""
         return self._steps("groups")
 
     def count(self) -> int:
-        """How many groups there are in all."""
-        with storage_errors(self.path.parent):
-            return self._database.execute("SELECT COUNT(*) FROM groups").fetchone()[0]
+        """How many groups were used in all."""
+        with self._access() as database:
+            return database.execute("SELECT COUNT(*) FROM groups").fetchone()[0]
+
+    def set_aside(self, stage: int, sequence: int, reason: str) -> None:
+        """Note that a problem will not be tried again, and why; the first reason stands."""
+        with self._transaction() as database:
+            database.execute(
+                "INSERT OR IGNORE INTO set_asides VALUES (?, ?, ?)", (stage, sequence, reason)
+            )
+
+    def set_asides(self, stage: int) -> dict[int, str]:
+        """Why each problem that was set aside was, by sequence."""
+        with self._access() as database:
+            return dict(
+                database.execute(
+                    "SELECT sequence, reason FROM set_asides WHERE stage = ? ORDER BY sequence",
+                    (stage,),
+                )
+            )
 
     def record_evaluation(self, stage: int, step: int, scored: Sequence[ScoredGroup]) -> None:
         """Keep the greedy held-out answers after `step` updates of a stage; rules as `record`."""
-        self._record("evaluations", stage, step, scored)
+        rows = [
+            (stage, step, position, *_sealed(group, group.group.problem.id))
+            for position, group in enumerate(scored)
+        ]
+        with self._transaction():
+            self._insert("evaluations", stage, step, rows)
 
     def read_evaluation(self, stage: int, step: int) -> list[ScoredGroup]:
         return self._read("evaluations", stage, step)
@@ -91,65 +184,122 @@ class Ledger:
         return self._steps("evaluations")
 
     def close(self) -> None:
-        self._database.close()
+        with self._lock:
+            self._database.close()
 
-    def _record(self, table: str, stage: int, step: int, groups: Sequence[ScoredGroup]) -> None:
-        payloads = [to_bytes(group) for group in groups]
-        digests = [sha256(payload).hexdigest() for payload in payloads]
-        rows = [
-            (stage, step, position, group.group.problem.id, payload, digest)
-            for position, (group, payload, digest) in enumerate(
-                zip(groups, payloads, digests, strict=True)
+    @contextmanager
+    def _access(self) -> Iterator[sqlite3.Connection]:
+        """The connection, for one thread at a time."""
+        with self._lock, storage_errors(self.path.parent):
+            yield self._database
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """All of the block or nothing; durable when it ends."""
+        with self._access() as database, database:
+            database.execute("BEGIN IMMEDIATE")
+            yield database
+
+    def _insert(self, table: str, stage: int, step: int, rows: list[tuple[Any, ...]]) -> None:
+        """Insert the rows of one step where it has none. RunError when it has others."""
+        kept = self._rows(table, "*", stage, step)
+        if not kept and rows:
+            marks = ", ".join("?" * len(rows[0]))
+            self._database.executemany(f"INSERT INTO {table} VALUES ({marks})", rows)
+        elif kept and kept != rows:
+            raise RunError(
+                f"{self.path} holds other {table} for stage {stage} step {step}: the resumed "
+                "run does not repeat the first one; start again in another directory"
             )
-        ]
-        with storage_errors(self.path.parent), self._database:
-            self._database.execute("BEGIN IMMEDIATE")
-            kept = [digest for _, digest in self._rows(table, "sha256", stage, step)]
-            if not kept:
-                self._database.executemany(f"INSERT INTO {table} VALUES (?, ?, ?, ?, ?, ?)", rows)
-            elif kept != digests:
-                raise RunError(
-                    f"{self.path} holds other {table} for stage {stage} step {step}: the resumed "
-                    "run does not repeat the first one; start again in another directory"
-                )
+
+    def _explain_clash(self, stage: int, step: int, sequences: Sequence[int]) -> str:
+        """To be asked inside the failed transaction, which holds the rows before the clash."""
+        clash = sequences[len(self.sequences(stage, step))]
+        return (
+            f"{self.path}: stage {stage} step {step} would use the group of problem {clash} of "
+            "the stream a second time; start again in another directory"
+        )
 
     def _read(self, table: str, stage: int, step: int) -> list[ScoredGroup]:
-        groups = []
-        with storage_errors(self.path.parent):
-            rows = self._rows(table, "payload, sha256", stage, step)
-        for position, payload, digest in rows:
-            where = f"{self.path}: {table}, stage {stage} step {step} position {position}"
-            if sha256(payload).hexdigest() != digest:
-                raise RunError(f"{where} is damaged; restore the ledger or start a new run")
-            try:
-                groups.append(from_bytes(payload, ScoredGroup))
-            except msgspec.MsgspecError as error:
-                raise RunError(f"{where} was written by another version ({error})") from None
-        return groups
+        rows = self._rows(table, "position, payload, sha256", stage, step)
+        where = f"{self.path}: {table}, stage {stage} step {step} position"
+        return [_unsealed(f"{where} {row[0]}", ScoredGroup, *row[1:]) for row in rows]
 
-    def _rows(self, table: str, columns: str, stage: int, step: int) -> list[tuple]:
-        return self._database.execute(
-            f"SELECT position, {columns} FROM {table} WHERE stage = ? AND step = ? "
-            "ORDER BY position",
-            (stage, step),
-        ).fetchall()
+    def _rows(self, table: str, columns: str, stage: int, step: int) -> list[tuple[Any, ...]]:
+        with self._access() as database:
+            return database.execute(
+                f"SELECT {columns} FROM {table} WHERE stage = ? AND step = ? ORDER BY position",
+                (stage, step),
+            ).fetchall()
 
     def _steps(self, table: str) -> list[tuple[int, int]]:
-        with storage_errors(self.path.parent):
-            return self._database.execute(
+        with self._access() as database:
+            return database.execute(
                 f"SELECT DISTINCT stage, step FROM {table} ORDER BY stage, step"
             ).fetchall()
 
 
+def _sealed(record: msgspec.Struct, problem_id: str) -> tuple[str, bytes, str]:
+    payload = to_bytes(record)
+    return problem_id, payload, sha256(payload).hexdigest()
+
+
+def _unsealed(where: str, kind: type[Record], payload: bytes, digest: str) -> Record:
+    if sha256(payload).hexdigest() != digest:
+        raise RunError(f"{where} is damaged; restore the ledger or start a new run")
+    try:
+        return from_bytes(payload, kind)
+    except msgspec.MsgspecError as error:
+        raise RunError(f"{where} was written by another version ({error})") from None
+
+
+def _delete_arrivals(database: sqlite3.Connection, stage: int, sequences: Sequence[int]) -> None:
+    database.executemany(
+        "DELETE FROM arrivals WHERE stage = ? AND sequence = ?",
+        [(stage, sequence) for sequence in sequences],
+    )
+
+
 def _connect(location: str) -> sqlite3.Connection:
     """isolation_level None: the transactions are the ones written above, and no others."""
-    return sqlite3.connect(location, timeout=_BUSY_TIMEOUT, isolation_level=None, uri=True)
+    return sqlite3.connect(
+        location, timeout=_BUSY_TIMEOUT, isolation_level=None, uri=True, check_same_thread=False
+    )
+
+
+def _open_existing(path: Path) -> sqlite3.Connection:
+    """A connection that reads and never writes."""
+    # SQLite wants to create the -shm file of a WAL database even to read it; where the disk
+    # forbids that, and no -wal file is left to merge, the file is all there is: immutable.
+    modes = ["mode=ro"] if Path(f"{path}-wal").exists() else ["mode=ro", "immutable=1"]
+    for mode in modes:
+        database = _connect(f"{path.absolute().as_uri()}?{mode}")
+        try:
+            database.execute("SELECT 1 FROM sqlite_schema LIMIT 1")
+            break
+        except sqlite3.OperationalError:
+            database.close()
+            if mode == modes[-1]:
+                raise
+    return database
+
+
+def _check_format(database: sqlite3.Connection, path: Path) -> int:
+    """The format of the tables, 0 when there are none yet. RunError when it is not ours."""
+    (version,) = database.execute("PRAGMA user_version").fetchone()
+    (tables,) = database.execute("SELECT COUNT(*) FROM sqlite_schema").fetchone()
+    if version != _FORMAT and (version, tables) != (0, 0):
+        raise RunError(
+            f"{path} has ledger format {version}, and this version of Interlock reads "
+            f"{_FORMAT}; use the version that wrote it, or start a new run"
+        )
+    return version
 
 
 def _create_tables(database: sqlite3.Connection) -> None:
-    for table in ("groups", "evaluations"):
-        database.execute(
-            f"CREATE TABLE IF NOT EXISTS {table} (stage INTEGER NOT NULL, step INTEGER NOT NULL, "
-            "position INTEGER NOT NULL, problem_id TEXT NOT NULL, payload BLOB NOT NULL, "
-            "sha256 TEXT NOT NULL, PRIMARY KEY (stage, step, position))"
-        )
+    """All tables and the format in one transaction: a kill leaves both or neither."""
+    with database:
+        database.execute("BEGIN IMMEDIATE")
+        for table, columns in _TABLES.items():
+            database.execute(f"CREATE TABLE {table} ({columns})")
+        database.execute(f"PRAGMA user_version = {_FORMAT}")

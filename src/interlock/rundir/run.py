@@ -7,6 +7,8 @@
     metrics.jsonl   one line per optimizer step
     events.jsonl    one line per event: resumed, non-finite step skipped, verifier killed, …
     ledger.sqlite   scored groups and evaluations
+    workers/        the output of each generator process
+    sync/           weight versions on their way to generators; emptied when a session begins
     checkpoints/    stage00-step000020/ …: all it takes to go on; only the newest are kept
     weights/        the final model in the Hugging Face layout
     report.html     written from the above by `report`
@@ -20,6 +22,7 @@ import fcntl
 import os
 import platform
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -256,6 +259,20 @@ class RunDir(RunView):
         """Yield a directory to fill; it becomes weights/ as a whole."""
         with atomic_directory(self.path / "weights") as directory:
             yield directory
+
+    def worker_log(self, name: str) -> Path:
+        """The file for the output of one generator process."""
+        directory = self.path / "workers"
+        with storage_errors(self.path):
+            directory.mkdir(exist_ok=True)
+        return directory / f"{name}.log"
+
+    def fresh_sync(self, session: str) -> Path:
+        """An empty directory for the weight versions of this session; those of others go."""
+        with storage_errors(self.path):
+            shutil.rmtree(self.path / "sync", ignore_errors=True)
+            (self.path / "sync" / session).mkdir(parents=True)
+        return self.path / "sync" / session
 
     def finish(self, status: str = "finished", reason: str | None = None) -> None:
         """Record how the run ended, and let go of the directory."""

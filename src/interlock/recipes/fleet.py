@@ -1,0 +1,128 @@
+"""Opens the generators that a recipe asks for: one in this process, or workers of a fleet."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from interlock import config
+from interlock.config import Recipe
+from interlock.errors import ConfigError
+from interlock.fleet.base import Fleet, Spec
+from interlock.models.tokenizer import Tokenizer
+from interlock.rollout.dispatcher import Dispatcher, Note
+from interlock.rollout.generator import open_generator
+from interlock.rollout.generators import Generators, Inline
+from interlock.rollout.protocol import Canary, Open
+from interlock.rundir import RunDir
+from interlock.sync.store import Publisher
+
+_WORKER = "interlock.rollout.worker"
+# Any text of ordinary words does: the learner and every generator score it with every version.
+_TEXT = (
+    "A railway interlocking lets no train onto a track before the route is proven safe. The "
+    "signal stays at danger until every switch has reported its position, and a switch that does "
+    "not report is taken to be wrong. If 3 trains of 12 wagons each carry 40 tonnes a wagon, they "
+    "carry 1,440 tonnes; with one more wagon on each, 1,560. Whoever drives sees a single light, "
+    "and need not know how many wires, relays and people agreed before it turned green."
+)
+_QUESTIONS = ("Why is the sky blue?", "What is 17 + 25? Explain it to a child.")
+_CONTINUED = 16  # tokens drawn after each question
+
+
+def check(recipe: Recipe) -> None:
+    """Raise ConfigError when a worker's own interpreter is not there."""
+    for name, settings in config.workers(recipe).items():
+        if settings.python is not None and shutil.which(settings.python) is None:
+            raise ConfigError(
+                f"generator.python = {settings.python!r} of {name} is no program here; give the "
+                "interpreter of an environment that has interlock[generator]"
+            )
+
+
+def open_inline(recipe: Recipe, model: Path) -> Inline:
+    """The one generator of a recipe, in this process. Raises UserError."""
+    ((name, settings),) = config.workers(recipe).items()
+    return Inline(open_generator(settings, model, recipe.model.chat_template, name))
+
+
+def open_fleet(
+    recipe: Recipe, model: Path, tokenizer: Tokenizer, run: RunDir, note: Note
+) -> Generators:
+    """Start the workers of a recipe; each reports by itself once it is up.
+
+    Raises UserError when the fleet or the store of the weight versions cannot be set up.
+    """
+    url = _store(recipe, run)
+    canary = _canary(tokenizer)
+    workers = {
+        name: (
+            Spec(
+                name=name,
+                module=_WORKER,
+                log=run.worker_log(name),
+                python=settings.python,
+                env=settings.env,
+                resources=settings.resources,
+            ),
+            Open(
+                name=name,
+                model=str(model.resolve()),
+                chat_template=recipe.model.chat_template,
+                settings=settings,
+                store=_seen_from(settings, recipe, url),
+                canary=canary,
+            ),
+        )
+        for name, settings in config.workers(recipe).items()
+    }
+    publisher = Publisher(url, recipe.sync.anchor_every)
+    return Dispatcher(
+        lambda: _FLEETS[recipe.fleet.kind](recipe.fleet),
+        workers,
+        recipe.fleet,
+        recipe.guard,
+        publisher,
+        lambda problem: tokenizer.chat(problem.messages),
+        note,
+    )
+
+
+def _local(settings: config.Fleet) -> Fleet:
+    from interlock.fleet.local import LocalFleet
+
+    return LocalFleet()
+
+
+def _ray(settings: config.Fleet) -> Fleet:
+    from interlock.fleet.ray import RayFleet
+
+    return RayFleet(settings.address)
+
+
+_FLEETS: dict[str, Callable[[config.Fleet], Fleet]] = {"local": _local, "ray": _ray}
+
+
+def _store(recipe: Recipe, run: RunDir) -> str:
+    """A place of this session's own: versions are numbered anew after a resume."""
+    session = f"session-{len(run.manifest.sessions)}"
+    if recipe.sync.url is None:
+        return str(run.fresh_sync(session).resolve())
+    return f"{recipe.sync.url.rstrip('/')}/{_identity(run)}/{session}"
+
+
+def _seen_from(settings: config.Generator, recipe: Recipe, url: str) -> str:
+    """Where the worker reads what is written to `url`."""
+    if settings.sync_url is None:
+        return url
+    base = recipe.sync.url
+    tail = url.removeprefix(base.rstrip("/")) if base else ""
+    return settings.sync_url.rstrip("/") + tail
+
+
+def _identity(run: RunDir) -> str:
+    return f"{run.path.resolve().name}-{run.manifest.created:.0f}"
+
+
+def _canary(tokenizer: Tokenizer) -> Canary:
+    prompts = [tokenizer.chat([{"role": "user", "content": each}]) for each in _QUESTIONS]
+    return Canary(tokenizer.encode(_TEXT)[:128], prompts, _CONTINUED)

@@ -1,0 +1,150 @@
+"""The groups of a stage: ordered ahead of their use, each used once, the oldest problem first.
+
+    problem stream: sequence 0, 1, 2, …  ──order──> generators ──arrive (ledger)──> buffer
+                          ^                                                           │
+                          └── too old, or of a worker in quarantine: once more <──────┤
+    take(step) <── the oldest usable groups ──────────────────────────────────────────┘
+
+With staleness 0 no more than a step's problems are ever ordered, so generation waits for every
+update. With a cap of n, generators work up to n steps ahead.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import count, groupby
+
+from interlock.config import Grpo
+from interlock.errors import TrainingError
+from interlock.recipes.stage import Stage
+from interlock.records import Group, Problem
+from interlock.rollout.generators import Purpose, Work
+from interlock.tasks import TaskSource
+
+_LOOK_S = 0.5  # between two looks at the workers while waiting
+
+
+class Rollouts:
+    """Supplies every step of one stage with groups. `stale` and `set_aside` count since the start.
+
+    A problem is known by its sequence number, its place in the stage's stream of problems.
+    """
+
+    def __init__(self, stage: Stage[Grpo], task: TaskSource) -> None:
+        assert stage.generators is not None
+        self._stage, self._task, self._generators = stage, task, stage.generators
+        self._ledger, self._settings = stage.run.ledger, stage.settings
+        self._cap = stage.staleness
+        self._step = 0
+        self._last: tuple[int, Sequence[Problem]] = (0, ())
+        self._spent = self._ledger.used(stage.index) | set(self._ledger.set_asides(stage.index))
+        self._buffer = dict(self._ledger.arrivals(stage.index))  # finished, not used
+        self._ordered: set[int] = set()  # not finished
+        self.stale = 0
+        self.set_aside = 0
+        stage.generators.keep = self._keep
+
+    def take(self, step: int) -> list[tuple[int, Group]]:
+        """The groups of one step with their sequence numbers, to be recorded before use.
+
+        Fewer than `problems_per_step` only when the last problems of the stage were set aside.
+        Raises TrainingError when no generator or no problem is left.
+        """
+        self._step = step
+        wanted = self._settings.problems_per_step
+        self._stage.watch.phase("generating", wanted)
+        while True:
+            self._drop()
+            self._order()
+            if len(self._buffer) >= wanted or not self._ordered:
+                break
+            self._receive()
+        taken = sorted(self._buffer)[:wanted]
+        if not taken:
+            raise TrainingError(f"step {step}: every problem left was set aside; see the events")
+        self._spent.update(taken)
+        return [(sequence, self._buffer.pop(sequence)) for sequence in taken]
+
+    def staleness(self, group: Group) -> int:
+        """How many versions the learner is ahead of the weights that sampled the group."""
+        return self._stage.learner.version - group.completions[0].weight_version
+
+    def _keep(self, groups: Sequence[tuple[int, Group]]) -> None:
+        self._ledger.arrive(self._stage.index, groups)
+
+    def _drop(self) -> None:
+        """Forget the groups that may not be used; their problems are then ordered again."""
+        out = self._generators.quarantined()
+        unusable = {
+            sequence: group
+            for sequence, group in self._buffer.items()
+            if group.worker in out or not 0 <= self.staleness(group) <= self._cap
+        }
+        stale = sum(group.worker not in out for group in unusable.values())
+        if stale:
+            self.stale += stale
+            message = f"step {self._step}: {stale} groups are more than {self._cap} versions old"
+            self._stage.event("groups_stale", f"{message}: made again")
+        for sequence, group in unusable.items():
+            self._generators.dropped(group.worker)
+            del self._buffer[sequence]
+        if unusable:
+            self._ledger.discard(self._stage.index, sorted(unusable))
+
+    def _order(self) -> None:
+        """Order the oldest problems that are not under way, as far ahead as staleness allows.
+
+        A unit is always the same problems of the same step, so that a resumed run repeats it.
+        """
+        settings, run = self._settings, self._stage.recipe
+        ahead = (1 + self._cap) * settings.problems_per_step
+        room = ahead - len(self._buffer) - len(self._ordered)
+        if room <= 0:
+            return
+        unit = run.fleet.unit or -(-settings.problems_per_step // self._generators.size)
+
+        def place(sequence: int) -> tuple[int, int]:
+            step, index = divmod(sequence, settings.problems_per_step)
+            return step, index // unit
+
+        work = []
+        for (step, _), members in groupby(self._missing(room), key=place):
+            keys = tuple(members)
+            work.append(
+                Work(
+                    Purpose.TRAIN,
+                    keys,
+                    tuple(self._problem(sequence) for sequence in keys),
+                    settings.completions,
+                    settings.sampling,
+                    self._stage.seed(step + 1),
+                )
+            )
+            self._ordered.update(keys)
+        self._generators.order(work)
+
+    def _missing(self, limit: int) -> Iterator[int]:
+        """The first sequence numbers that are neither used, finished nor under way."""
+        total = self._settings.steps * self._settings.problems_per_step
+        busy = self._spent | self._buffer.keys() | self._ordered
+        missing = (sequence for sequence in count() if sequence not in busy)
+        for found, sequence in enumerate(missing):
+            if found == limit or sequence >= total:
+                return
+            yield sequence
+
+    def _problem(self, sequence: int) -> Problem:
+        step, index = divmod(sequence, self._settings.problems_per_step)
+        if self._last[0] != step + 1:
+            self._last = (step + 1, self._task.train(step + 1, self._settings.problems_per_step))
+        return self._last[1][index]
+
+    def _receive(self) -> None:
+        for sequence, group, reason in self._generators.collect(Purpose.TRAIN, _LOOK_S):
+            self._ordered.discard(sequence)
+            if group is None:
+                self._ledger.set_aside(self._stage.index, sequence, reason)
+                self._spent.add(sequence)
+                self.set_aside += 1
+            else:
+                self._buffer[sequence] = group
+                self._stage.watch.advance()
+        self._stage.show_workers()

@@ -1,0 +1,157 @@
+"""Generators as worker processes of a fleet, kept at work while the recipe does something else.
+
+    recipe's thread ── order, publish, collect ──┐ lock ┌── attend <── poll ── fleet
+                                                 └─ Crew ┘   dispatcher's thread
+
+The thread owns the fleet. What happens to a worker stands in crew.py.
+"""
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+
+from torch import Tensor
+
+from interlock import config
+from interlock.errors import TrainingError
+from interlock.fleet.base import Fleet, Spec
+from interlock.records import Problem, WeightVersion
+from interlock.rollout.crew import Crew, Note
+from interlock.rollout.generators import (
+    Keep,
+    Outcome,
+    Published,
+    Purpose,
+    Score,
+    State,
+    Work,
+    WorkerFacts,
+)
+from interlock.rollout.judge import Target
+from interlock.rollout.protocol import Open
+from interlock.sync.store import Publisher
+
+_PATIENCE_S = 0.5  # between two looks at the deadlines
+_OPENING_S = 120.0  # for the fleet itself, not its workers
+_CLOSING_S = 30.0
+
+
+class Dispatcher:
+    """See rollout/generators.py for the methods."""
+
+    def __init__(
+        self,
+        open_fleet: Callable[[], Fleet],
+        workers: Mapping[str, tuple[Spec, Open]],
+        settings: config.Fleet,
+        guard: config.Guard,
+        publisher: Publisher,
+        prompt: Callable[[Problem], list[int]],
+        note: Note,
+    ) -> None:
+        """`open_fleet` and `note` are called on the dispatcher's own thread; `prompt` gives the
+        learner's own tokens of a problem. Raises UserError when the fleet cannot be had.
+        """
+        self._publisher = publisher
+        self._canary = next(iter(workers.values()))[1].canary
+        self._version: WeightVersion | None = None
+        self._error: BaseException | None = None
+        self._closing = False
+        self._changed = threading.Condition()
+        opened = threading.Event()
+
+        def work() -> None:
+            try:
+                with closing(open_fleet()) as self._fleet:
+                    self._crew = Crew(self._fleet, workers, settings, guard, prompt, note)
+                    opened.set()
+                    self._work()
+            except BaseException as error:  # handed to the recipe's thread
+                with self._changed:
+                    self._error = error
+                    self._changed.notify_all()
+            finally:
+                opened.set()
+
+        self._thread = threading.Thread(target=work, name="dispatcher", daemon=True)
+        self._thread.start()
+        if not opened.wait(_OPENING_S):
+            raise TrainingError(f"the fleet did not open within {_OPENING_S:g} s")
+        if self._error is not None:
+            raise self._error
+
+    @property
+    def version(self) -> int | None:
+        return None if self._version is None else self._version.number
+
+    @property
+    def size(self) -> int:
+        return len(self._crew.facts())
+
+    @property
+    def keep(self) -> Keep:
+        return self._crew.keep
+
+    @keep.setter
+    def keep(self, keep: Keep) -> None:
+        with self._changed:
+            self._crew.keep = keep
+
+    def publish(self, number: int, tensors: Mapping[str, Tensor], score: Score) -> Published:
+        written = self._publisher.publish(number, tensors)
+        self._version = written.version
+        target = Target(written.version, score(self._canary.text))
+        with self._changed:
+            self._crew.serve(target)
+        self._fleet.wake()
+        return Published(written.kind, written.written_bytes)
+
+    def order(self, work: Sequence[Work]) -> None:
+        with self._changed:
+            for each in work:
+                self._crew.order(each)
+        self._fleet.wake()
+
+    def collect(self, purpose: Purpose, timeout_s: float) -> list[Outcome]:
+        with self._changed:
+            outcomes = self._crew.outcomes[purpose]
+            self._changed.wait_for(
+                lambda: outcomes or self._error or self._crew.all_gone, timeout_s
+            )
+            if self._error is not None:
+                raise self._error
+            found = list(outcomes)
+            outcomes.clear()
+            if not found and self._crew.all_gone:
+                raise TrainingError(f"no generator is left ({self._crew.reasons()})")
+            return found
+
+    def quarantine(self, worker: str, reason: str) -> None:
+        with self._changed:
+            self._crew.quarantine(worker, reason)
+        self._fleet.wake()
+
+    def quarantined(self) -> frozenset[str]:
+        states = {name: facts.state for name, facts in self.facts().items()}
+        return frozenset(name for name, state in states.items() if state is State.QUARANTINED)
+
+    def dropped(self, worker: str) -> None:
+        with self._changed:
+            self._crew.dropped(worker)
+
+    def facts(self) -> dict[str, WorkerFacts]:
+        with self._changed:
+            return self._crew.facts()
+
+    def close(self) -> None:
+        """Kill the workers. Bounded in time."""
+        self._closing = True
+        self._fleet.wake()
+        self._thread.join(_CLOSING_S)
+
+    def _work(self) -> None:
+        while not self._closing:
+            events = self._fleet.poll(_PATIENCE_S)
+            with self._changed:
+                self._crew.attend(events)
+                self._changed.notify_all()

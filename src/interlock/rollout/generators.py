@@ -1,0 +1,196 @@
+"""The generators as a recipe sees them: work goes in, groups come out, weights are published.
+
+    order(work) ──> Generators ──> collect(purpose) ──> outcomes, problem by problem
+    publish(version, tensors) ──^
+
+`Inline` is the one generator of a small run, called directly; `Dispatcher` (dispatcher.py) has any
+number of worker processes. What the recipe does is the same.
+"""
+
+from collections import defaultdict, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple, Protocol
+
+import msgspec
+from torch import Tensor
+
+from interlock.records import Group, Problem, Sampling
+from interlock.rollout.generator import Generator
+
+
+class Purpose(StrEnum):
+    TRAIN = "train"
+    EVALUATE = "evaluate"  # goes before training
+
+
+@dataclass(frozen=True)
+class Work:
+    """Problems that one worker answers together: the unit of dispatch, and of repetition.
+
+    What a worker computes together rounds together, so a unit that is repeated whole gives the same
+    bits; `keys` are the caller's numbers for the problems.
+    """
+
+    purpose: Purpose
+    keys: tuple[int, ...]
+    problems: tuple[Problem, ...]
+    completions: int
+    sampling: Sampling
+    seed: int
+
+    def part(self, index: int) -> "Work":
+        """One problem alone."""
+        return Work(
+            self.purpose,
+            self.keys[index : index + 1],
+            self.problems[index : index + 1],
+            self.completions,
+            self.sampling,
+            self.seed,
+        )
+
+
+class Outcome(NamedTuple):
+    """What became of one problem: its group, or why it was set aside."""
+
+    key: int
+    group: Group | None
+    reason: str = ""
+
+
+class State(StrEnum):
+    STARTING = "starting"
+    LOADING = "loading"
+    READY = "ready"
+    GENERATING = "generating"
+    RESTARTING = "restarting"
+    QUARANTINED = "quarantined"  # its numbers are off: not used again in this session
+    RETIRED = "retired"  # failed too often
+
+
+class WorkerFacts(msgspec.Struct):
+    """One worker's present and past, as shown and logged. Counts and sums are over the session."""
+
+    state: State = State.STARTING
+    engine: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+    weight_version: int | None = None
+    groups: int = 0  # given
+    tokens: int = 0
+    seconds_generating: float = 0.0
+    seconds_loading: float = 0.0  # fetched, loaded and proven
+    fetched_bytes: int = 0
+    dropped: int = 0  # groups too old, or of a worker in quarantine
+    redispatched: int = 0  # units taken from it and given out again
+    refused: int = 0  # answers that were garbage
+    restarts: int = 0
+    canary_k3: float | None = None  # learner against prefill, same text and weights
+
+
+class Published(NamedTuple):
+    """What publishing a weight version cost; zeros where nothing was written."""
+
+    kind: str = ""
+    bytes: int = 0
+
+
+Keep = Callable[[Sequence[tuple[int, Group]]], None]  # makes training groups durable, by key
+Score = Callable[[list[int]], list[float]]  # the learner's logprobs of tokens[1:]
+
+
+class Generators(Protocol):
+    keep: Keep  # called with training groups before they are handed out
+
+    @property
+    def version(self) -> int | None:
+        """Of the weights last published."""
+
+    @property
+    def size(self) -> int:
+        """How many workers the recipe asks for."""
+
+    def publish(self, number: int, tensors: Mapping[str, Tensor], score: Score) -> Published:
+        """From now on, answer with these weights. Work that is under way is finished with the old.
+
+        Raises SyncError or RunError when they cannot be stored.
+        """
+
+    def order(self, work: Sequence[Work]) -> None:
+        """Have it done, by whichever worker."""
+
+    def collect(self, purpose: Purpose, timeout_s: float) -> list[Outcome]:
+        """What came back since the last call; waits for the first at most `timeout_s`.
+
+        Raises TrainingError when no generator is left.
+        """
+
+    def quarantine(self, worker: str, reason: str) -> None:
+        """Do not use a worker again."""
+
+    def quarantined(self) -> frozenset[str]: ...
+
+    def dropped(self, worker: str) -> None:
+        """Count a group of this worker that will not be used."""
+
+    def facts(self) -> dict[str, WorkerFacts]: ...
+
+    def close(self) -> None: ...
+
+
+def no_keep(_: Sequence[tuple[int, Group]]) -> None:
+    """For whoever has no ledger."""
+
+
+class Inline:
+    """One generator in this process. Its work is done while `collect` waits for it."""
+
+    size = 1
+
+    def __init__(self, generator: Generator) -> None:
+        self.keep: Keep = no_keep
+        self.version: int | None = None
+        self._generator = generator
+        self._waiting: dict[Purpose, deque[Work]] = defaultdict(deque)
+        engine = generator.engine
+        self._facts = WorkerFacts(State.READY, engine.description, engine.device, engine.dtype)
+
+    def publish(self, number: int, tensors: Mapping[str, Tensor], score: Score) -> Published:
+        self._generator.load(number, tensors)
+        self.version = self._facts.weight_version = number
+        return Published()
+
+    def order(self, work: Sequence[Work]) -> None:
+        for unit in work:
+            self._waiting[unit.purpose].append(unit)
+
+    def collect(self, purpose: Purpose, timeout_s: float) -> list[Outcome]:
+        if not self._waiting[purpose]:
+            return []
+        unit = self._waiting[purpose].popleft()
+        groups = self._generator.generate(unit.problems, unit.completions, unit.sampling, unit.seed)
+        self._facts.groups += len(groups)
+        self._facts.tokens += sum(len(c.tokens) for group in groups for c in group.completions)
+        found = list(zip(unit.keys, groups, strict=True))
+        if purpose is Purpose.TRAIN:
+            self.keep(found)
+        return [Outcome(key, group) for key, group in found]
+
+    def quarantine(self, worker: str, reason: str) -> None:
+        """There is nothing to put in its place: the caller decides what becomes of the run."""
+        self._facts.state = State.QUARANTINED
+
+    def quarantined(self) -> frozenset[str]:
+        out = self._facts.state is State.QUARANTINED
+        return frozenset({self._generator.name}) if out else frozenset()
+
+    def dropped(self, worker: str) -> None:
+        self._facts.dropped += 1
+
+    def facts(self) -> dict[str, WorkerFacts]:
+        return {self._generator.name: self._facts}
+
+    def close(self) -> None:
+        pass

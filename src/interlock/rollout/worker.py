@@ -1,0 +1,172 @@
+"""The generator worker: what a fleet starts as `python -m interlock.fleet.worker` with this module.
+
+    channel ──Open, Load, Generate──> one at a time ──Opened, Loaded, Finished, Failed──> channel
+                └─Prefetch──> payloads downloaded while the engine works
+    every few seconds ── Alive ──> channel
+
+It runs in its own environment, which needs `interlock[generator]` and an engine, nothing of the
+learner's. It ends when the dispatcher does.
+"""
+
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import SimpleQueue
+
+from torch import Tensor
+
+from interlock.errors import InterlockError, SyncError, TrainingError, UserError
+from interlock.fleet.base import Channel
+from interlock.records import Sampling, WeightVersion
+from interlock.rollout import protocol
+from interlock.rollout.generator import Engine, Generator, open_generator
+from interlock.rollout.protocol import (
+    Alive,
+    Canary,
+    Failed,
+    Finished,
+    Generate,
+    Load,
+    Loaded,
+    Open,
+    Opened,
+    Prefetch,
+    Reply,
+)
+from interlock.rollout.request import Request
+from interlock.sync.codec import digest, tensor_digest
+from interlock.sync.store import Replica
+
+BEAT_S = 2.0
+
+
+def serve(channel: Channel) -> None:
+    """Answer requests until the dispatcher is gone. Bugs end the process, with a traceback."""
+    worker = Worker(channel)
+    threading.Thread(target=worker.beat, daemon=True).start()
+    while (data := worker.next()) is not None:
+        channel.send(protocol.encode(worker.handle(protocol.request(data))))
+
+
+class Worker:
+    """One engine, the weights it was last given, and what it is asked."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._generator: Generator | None = None
+        self._replica: Replica | None = None
+        self._canary: Canary | None = None
+        self._tokens = 0
+        self._requests: SimpleQueue[bytes | None] = SimpleQueue()
+        self._background = ThreadPoolExecutor(1)
+        threading.Thread(target=self._receive, daemon=True).start()
+
+    def next(self) -> bytes | None:
+        """The next request that is not a prefetch; None when the dispatcher is gone."""
+        return self._requests.get()
+
+    def beat(self) -> None:
+        while True:
+            time.sleep(BEAT_S)
+            self._channel.send(protocol.encode(Alive(self._tokens)))
+
+    def handle(self, request: protocol.Request) -> Reply:
+        try:
+            match request:
+                case Open():
+                    return self._open(request)
+                case Load():
+                    return self._load(WeightVersion(request.number, request.digest))
+                case Generate():
+                    return self._generate(request)
+                case Prefetch():
+                    raise AssertionError("taken by _receive")
+        except InterlockError as error:
+            return Failed(" ".join(str(error).split()), permanent=isinstance(error, UserError))
+
+    def _receive(self) -> None:
+        while (data := self._channel.receive()) is not None:
+            asked = protocol.request(data)
+            if not isinstance(asked, Prefetch):
+                self._requests.put(data)
+            elif self._replica is not None:
+                version = WeightVersion(asked.number, asked.digest)
+                self._background.submit(self._replica.prefetch, version)
+        self._requests.put(None)
+
+    def _open(self, asked: Open) -> Opened:
+        model = Path(asked.model)
+        self._generator = open_generator(asked.settings, model, asked.chat_template, asked.name)
+        self._replica = Replica(asked.store)
+        self._canary = asked.canary
+        engine = self._generator.engine
+        return Opened(engine.description, engine.device, engine.dtype, engine.vocab)
+
+    def _load(self, version: WeightVersion) -> Loaded:
+        assert self._generator and self._replica and self._canary
+        engine, fetched = self._generator.engine, self._replica.fetched_bytes
+        began = time.perf_counter()
+        tensors = self._replica.fetch(version)
+        middle = time.perf_counter()
+        self._generator.load(version.number, tensors)
+        held = _held(engine, tensors, self._replica.digests)
+        decode, prefill = _continuations(engine, self._canary, version.number)
+        return Loaded(
+            number=version.number,
+            digest=held,
+            text=engine.score(self._canary.text),
+            decode=decode,
+            prefill=prefill,
+            fetched_bytes=self._replica.fetched_bytes - fetched,
+            seconds_fetch=middle - began,
+            seconds_load=time.perf_counter() - middle,
+        )
+
+    def _generate(self, asked: Generate) -> Finished:
+        assert self._generator
+        if self._generator.engine.version != asked.number:
+            raise SyncError(
+                f"asked for version {asked.number}, but it serves {self._generator.engine.version}"
+            )
+        began = time.perf_counter()
+        groups = self._generator.generate(
+            asked.problems, asked.completions, asked.sampling, asked.seed
+        )
+        self._tokens += sum(len(answer.tokens) for g in groups for answer in g.completions)
+        return Finished(asked.unit, groups, time.perf_counter() - began)
+
+
+def _held(engine: Engine, given: Mapping[str, Tensor], digests: Mapping[str, str]) -> str | None:
+    """The digest of the weights the engine uses; None when it cannot show them.
+
+    A tensor that equals the given one, in the engine's own dtype, counts as that one.
+    """
+    shown = engine.held()
+    if shown is None:
+        return None
+    found = {}
+    for name, tensor in shown:
+        tensor = tensor.cpu()
+        same = name in given and bool((tensor == given[name].to(tensor.dtype)).all())
+        found[name] = digests[name] if same else tensor_digest(tensor)
+    return digest(found)
+
+
+def _continuations(engine: Engine, canary: Canary, seed: int) -> tuple[list[float], list[float]]:
+    """Log-probabilities of freshly drawn tokens: as they were drawn, and through prefill."""
+    sampling = Sampling(temperature=1.0, max_tokens=canary.tokens)
+    requests = [
+        Request(f"canary-{index}", prompt, 1, sampling, seed)
+        for index, prompt in enumerate(canary.prompts)
+    ]
+    decode: list[float] = []
+    prefill: list[float] = []
+    for request, (answer,) in zip(requests, engine.generate(requests), strict=True):
+        decode += answer.logprobs
+        scored = engine.score(request.prompt_tokens + answer.tokens)
+        prefill += scored[len(request.prompt_tokens) - 1 :]
+    if not len(decode) == len(prefill):
+        raise TrainingError("the engine scored another number of tokens than it was given")
+    return decode, prefill

@@ -1,0 +1,9 @@
+"""Weight versions as lossless deltas under any fsspec URL.
+
+`codec` turns tensors into bytes, `storage` keeps bytes under a URL, `store` ties them to versions.
+"""
+
+from interlock.sync.codec import digest, tensor_digest
+from interlock.sync.store import Published, Publisher, Replica
+
+__all__ = ["Published", "Publisher", "Replica", "digest", "tensor_digest"]

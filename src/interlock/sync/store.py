@@ -1,0 +1,385 @@
+"""Weight versions in a store: one publishes them, any number of replicas follow.
+
+    Publisher ── v00000040-<sha256>.anchor ──> v00000040.json        every tensor
+              ── v00000041-<sha256>.delta ───> v00000041.json        what changed since 40
+              ── v00000042-<sha256>.delta ───> v00000042.json        what changed since 41
+                                                    │
+    Replica.fetch(42) <── manifests 42, 41, … back to what it holds or to the anchor <──┘
+                      ── payloads in order ── digest of every tensor ──> tensors
+
+A version exists once its manifest does; the payload is written first. The names of all files follow
+from numbers and digests, so a reader lists nothing and takes no path from a manifest. A manifest
+tells its base, by number and digest, and the anchor that its chain begins with.
+
+Nothing that is read is believed: whatever the store holds, a replica ends up with tensors that have
+the digest it was asked for, or with SyncError. Who can write to the store can still make readers
+allocate the memory that a manifest asks for.
+"""
+
+import hashlib
+import re
+import threading
+import time
+from collections.abc import Mapping
+from typing import Annotated, Literal, NamedTuple
+
+import msgspec
+import torch
+from msgspec import Meta
+from torch import Tensor
+
+from interlock.errors import InterlockError, SyncError
+from interlock.records import WeightVersion
+from interlock.sync import codec
+from interlock.sync.codec import NonNegative, Spec
+from interlock.sync.storage import Storage
+
+_FORMAT = 1
+_MANIFEST_LIMIT = 32 << 20  # bytes; DeepSeek-V3's 46,000 tensors take 8 MB
+_PREFETCH_LIMIT = 4 << 30  # bytes of payloads held ahead of their use
+_FILE = re.compile(r"v(\d{8,12})(?:\.json|-[0-9a-f]{16}\.(?P<kind>anchor|delta))")
+_Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+_Kind = Literal["anchor", "delta"]
+
+
+class Published(msgspec.Struct, frozen=True):
+    """What a publication came to."""
+
+    version: WeightVersion
+    kind: Literal["anchor", "delta", "unchanged"]  # unchanged: it was there already
+    written_bytes: int  # payload and manifest
+    full_bytes: int  # of all tensors
+    seconds: float
+    uncollected: int  # old files that could not be removed; tried again the next time
+
+
+class _Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    format: int
+    number: NonNegative
+    digest: _Sha256  # root over `tensors`
+    kind: _Kind
+    base: WeightVersion | None  # None: an anchor
+    anchor: NonNegative  # the number of the version that the chain begins with
+    size: NonNegative  # of the payload
+    sha256: _Sha256  # of the payload
+    tensors: dict[str, Spec]
+
+    @property
+    def version(self) -> WeightVersion:
+        return WeightVersion(self.number, self.digest)
+
+    @property
+    def payload(self) -> str:
+        return f"v{self.number:08d}-{self.sha256[:16]}.{self.kind}"
+
+
+class _Held(NamedTuple):
+    """A whole version in memory; the tensors are the holder's own, contiguous, on the CPU."""
+
+    version: WeightVersion
+    tensors: dict[str, Tensor]
+    specs: dict[str, Spec]
+
+
+class Publisher:
+    """Publishes versions of growing number; every `anchor_every`th is an anchor.
+
+    One at a time per URL. It keeps a copy of the last version's tensors, which the next delta is
+    made against, so the first publication, also of a resumed run, is an anchor. Versions of higher
+    numbers, from a future that a resumed run no longer has, are removed.
+    """
+
+    def __init__(self, url: str, anchor_every: int) -> None:
+        assert anchor_every >= 1
+        self.url = url
+        self._anchor_every = anchor_every
+        self._storage = Storage(url)
+        self._storage.prepare()
+        self._held: _Held | None = None
+        self._last: WeightVersion | None = None
+        self._anchor = 0  # the number of the last anchor
+        self._deltas = 0  # since then
+
+    def publish(self, number: int, tensors: Mapping[str, Tensor]) -> Published:
+        """Make `tensors`, of any device, version `number`. The last one again is no publication.
+
+        Raises SyncError when `number` is not above the last one, or when a remote store fails;
+        RunError when the local disk does. The store then holds what it held, and the same call may
+        be made again.
+        """
+        start = time.perf_counter()
+        if self._last is not None and number < self._last.number:
+            raise SyncError(f"version {number} is not above the last one, {self._last.number}")
+        base = self._base(tensors)
+        encoded = (
+            codec.encode_delta(tensors, base.tensors, base.specs)
+            if base
+            else codec.encode_anchor(tensors)
+        )
+        manifest = self._manifest(number, encoded, base)
+        kind: Literal["anchor", "delta", "unchanged"] = manifest.kind
+        written = uncollected = 0
+        if self._last is None or number != self._last.number:
+            written = self._write(manifest, encoded.payload)
+            self._advance(manifest, encoded, tensors)
+            uncollected = self._collect(manifest)
+        elif manifest.version == self._last:
+            kind = "unchanged"
+        else:
+            raise SyncError(f"version {number} is published already, with other tensors")
+        return Published(
+            version=manifest.version,
+            kind=kind,
+            written_bytes=written,
+            full_bytes=codec.nbytes(manifest.tensors),
+            seconds=time.perf_counter() - start,
+            uncollected=uncollected,
+        )
+
+    def _base(self, tensors: Mapping[str, Tensor]) -> _Held | None:
+        """What the next version is a delta against; None: it has to be an anchor."""
+        due = self._deltas + 1 >= self._anchor_every
+        held = self._held
+        return held if held and not due and codec.same_layout(tensors, held.specs) else None
+
+    def _manifest(self, number: int, encoded: codec.Encoded, base: _Held | None) -> _Manifest:
+        return _Manifest(
+            format=_FORMAT,
+            number=number,
+            digest=codec.root(encoded.specs),
+            kind="delta" if base else "anchor",
+            base=base.version if base else None,
+            anchor=self._anchor if base else number,
+            size=len(encoded.payload),
+            sha256=hashlib.sha256(encoded.payload).hexdigest(),
+            tensors=encoded.specs,
+        )
+
+    def _write(self, manifest: _Manifest, payload: bytes) -> int:
+        data = msgspec.json.encode(manifest)
+        try:
+            self._storage.write(manifest.payload, payload)
+            self._storage.write(_manifest_name(manifest.number), data)
+        except InterlockError:
+            if not self._stands(manifest.number, data):
+                self._try_to_remove(manifest.payload)
+            raise
+        return len(payload) + len(data)
+
+    def _stands(self, number: int, data: bytes) -> bool:
+        """Whether a manifest is there in spite of an error: that may have come after the rename."""
+        try:
+            return self._storage.read(_manifest_name(number), len(data)) == data
+        except InterlockError:
+            return False
+
+    def _advance(
+        self, manifest: _Manifest, encoded: codec.Encoded, tensors: Mapping[str, Tensor]
+    ) -> None:
+        """Remember what is now published. If that is cut short, the next version is an anchor."""
+        held, self._held = self._held, None
+        self._last = manifest.version
+        if manifest.kind == "delta":
+            assert held is not None
+            own = held.tensors
+            codec.apply_delta(encoded.payload, own)
+            self._deltas += 1
+        else:
+            del held
+            own = {name: _copy(tensor) for name, tensor in tensors.items()}
+            self._anchor, self._deltas = manifest.number, 0
+        self._held = _Held(manifest.version, own, encoded.specs)
+
+    def _collect(self, newest: _Manifest) -> int:
+        """Remove what the newest two anchors do not need. -> files that could not be removed"""
+        try:
+            names = self._storage.names()
+        except InterlockError:
+            return 1
+        files = {name: match for name in names if (match := _FILE.fullmatch(name))}
+        anchors = sorted(
+            int(match[1])
+            for name, match in files.items()
+            if match["kind"] == "anchor"
+            and int(match[1]) <= newest.number
+            and _manifest_name(int(match[1])) in files
+        )
+        keep = {newest.payload, _manifest_name(newest.number)}
+        oldest = anchors[-2:][0] if anchors else newest.number
+        old = [
+            name
+            for name, match in files.items()
+            if not oldest <= int(match[1]) < newest.number and name not in keep
+        ]
+        # Manifests first: a version without its payload would be a broken promise.
+        old.sort(key=lambda name: not name.endswith(".json"))
+        return sum(not self._try_to_remove(name) for name in old)
+
+    def _try_to_remove(self, name: str) -> bool:
+        try:
+            self._storage.remove(name)
+        except InterlockError:
+            return False
+        return True
+
+
+class Replica:
+    """A receiver's verified copy of one version at a time.
+
+    `fetch` is for one thread; `prefetch` may run beside it in another.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.fetched_bytes = 0  # since the beginning
+        self._storage = Storage(url)
+        self._held: _Held | None = None
+        self._goal: WeightVersion | None = None  # what is held, or is just being fetched
+        self._lock = threading.Lock()  # of what follows, and of each download
+        self._manifests: dict[int, _Manifest] = {}
+        self._payloads: dict[str, bytes] = {}  # by sha256, which they have
+
+    @property
+    def version(self) -> WeightVersion | None:
+        """What is held; None before the first fetch and after a failed one."""
+        return self._held.version if self._held else None
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Of every tensor held, by name."""
+        return {n: spec.digest for n, spec in self._held.specs.items()} if self._held else {}
+
+    def fetch(self, version: WeightVersion) -> Mapping[str, Tensor]:
+        """The tensors of `version`, verified. They are valid until the next fetch, which may write
+        into them or let go of them; they must not be changed.
+
+        Goes by deltas from what is held when that is no longer than from an anchor. What fails is
+        tried once more from the anchor, with everything read anew. Raises SyncError; nothing is
+        held then.
+        """
+        if self._held is None or self._held.version != version:
+            try:
+                self._bring(version)
+            except SyncError:
+                self._forget()
+                try:
+                    self._bring(version)
+                except SyncError:
+                    self._forget()
+                    raise
+        assert self._held is not None
+        return self._held.tensors
+
+    def prefetch(self, version: WeightVersion) -> None:
+        """Bring into memory what `fetch` will need for `version`; leaves the tensors alone.
+
+        What was prefetched for other versions is dropped. Payloads beyond 4 GiB are left to
+        `fetch`. Raises SyncError.
+        """
+        chain = self._chain(version, self._goal)
+        wanted = {link.sha256 for link in chain}
+        with self._lock:
+            self._manifests = {link.number: link for link in chain}
+            self._payloads = {k: data for k, data in self._payloads.items() if k in wanted}
+        room = _PREFETCH_LIMIT
+        for link in chain:
+            room -= link.size
+            if room < 0:
+                break
+            with self._lock:
+                self._payloads[link.sha256] = self._payload(link)
+
+    def _forget(self) -> None:
+        self._held = self._goal = None
+        with self._lock:
+            self._manifests.clear()
+            self._payloads.clear()
+
+    def _bring(self, version: WeightVersion) -> None:
+        chain = self._chain(version, self.version)
+        self._goal = version
+        # Until the result is verified nothing is held, whatever ends the attempt.
+        held, self._held = self._held, None
+        tensors = held.tensors if held and chain[0].base == held.version else None
+        del held  # an anchor replaces the old tensors: both need not fit into memory
+        for link in chain:
+            with self._lock:
+                payload = self._payload(link)
+                self._payloads.pop(link.sha256, None)
+            if link.kind == "anchor":
+                tensors = codec.decode_anchor(payload, link.tensors)
+            else:
+                assert tensors is not None
+                codec.apply_delta(payload, tensors)
+        assert tensors is not None
+        codec.verify(tensors, chain[-1].tensors)
+        self._held = _Held(version, tensors, chain[-1].tensors)
+        with self._lock:
+            self._manifests = {n: m for n, m in self._manifests.items() if n > version.number}
+
+    def _chain(self, version: WeightVersion, held: WeightVersion | None) -> list[_Manifest]:
+        """The versions to apply, oldest first: onto what is held, or beginning with an anchor."""
+        chain = [self._manifest(version)]
+        while (base := chain[-1].base) and base != held:
+            link = self._manifest(base)
+            if link.anchor != chain[-1].anchor:
+                raise SyncError(f"{self.url}: versions up to {version.number} are no chain")
+            chain.append(link)
+        return chain[::-1]
+
+    def _manifest(self, version: WeightVersion) -> _Manifest:
+        """The manifest of a version, once all that can be checked about it holds."""
+        name = _manifest_name(version.number)
+        with self._lock:
+            manifest = self._manifests.get(version.number)
+            if manifest is None or manifest.version != version:
+                data = self._read(name, _MANIFEST_LIMIT)
+                try:
+                    manifest = msgspec.json.decode(data, type=_Manifest)
+                except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                    raise SyncError(f"{self.url}: {name} is damaged ({error})") from None
+                if problem := _problem(manifest, version):
+                    raise SyncError(f"{self.url}: {name} {problem}")
+                self._manifests[version.number] = manifest
+        return manifest
+
+    def _payload(self, link: _Manifest) -> bytes:
+        """The payload, prefetched or downloaded; its sha256 is right. Called under the lock."""
+        if (ready := self._payloads.get(link.sha256)) is not None:
+            return ready
+        payload = self._read(link.payload, link.size)
+        if len(payload) != link.size or hashlib.sha256(payload).hexdigest() != link.sha256:
+            raise SyncError(f"{self.url}: {link.payload} is not what its manifest says")
+        return payload
+
+    def _read(self, name: str, limit: int) -> bytes:
+        data = self._storage.read(name, limit)
+        self.fetched_bytes += len(data)
+        return data
+
+
+def _manifest_name(number: int) -> str:
+    return f"v{number:08d}.json"
+
+
+def _problem(manifest: _Manifest, wanted: WeightVersion) -> str | None:
+    """What is wrong with a manifest by itself, if anything."""
+    base, number = manifest.base, manifest.number
+    if manifest.format != _FORMAT:
+        return f"has format {manifest.format}; this Interlock reads {_FORMAT}"
+    if manifest.version != wanted:
+        return (
+            f"is version {number} with digest {manifest.digest!r:.14}…, not {wanted.digest!r:.14}…"
+        )
+    if codec.root(manifest.tensors) != manifest.digest:
+        return "does not have the digest that it gives"
+    chained = manifest.anchor == number if base is None else manifest.anchor <= base.number < number
+    if (manifest.kind == "anchor") != (base is None) or not chained:
+        return "contradicts itself about its base"
+    if manifest.size > codec.payload_limit(manifest.tensors):
+        return f"has a payload of {manifest.size} bytes, too many for its tensors"
+    return None
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor.detach())

@@ -1,0 +1,4 @@
+"""Cannot be imported."""
+
+print("loading")
+raise RuntimeError("no such chip")

@@ -1,0 +1,292 @@
+"""Run by test_sharding.py as each rank of a learner: `python ranks.py equal|die DIRECTORY`.
+
+`equal`: rank 0 does everything twice, alone and at the head of the others, and writes down both.
+`die`: rank 0 trains until another rank is killed, and writes down how it ended.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from msgspec.structs import asdict
+
+from interlock import config
+from interlock.errors import TrainingError
+from interlock.learner import checkpoint, sharding, world
+from interlock.learner.follow import follow
+from interlock.learner.learner import Learner, StepResult
+from interlock.learner.packing import TrainingGroup
+from interlock.models.architecture import Architecture, DefaultRope, Routing
+from interlock.models.decoder import Decoder
+
+VOCAB, STEPS = 61, 5
+OPTIMIZER = config.Optimizer(
+    lr=1e-2, warmup_steps=2, schedule="cosine", weight_decay=0.01, clip_norm=0.5
+)
+ROUTING = Routing(
+    layers=frozenset({1}),
+    experts=4,
+    per_token=2,
+    inner=8,
+    shared_inner=8,
+    gate="sigmoid",
+    corrected=True,
+    groups=1,
+    kept_groups=1,
+    group_top=1,
+    normalize=True,
+    scale=1.0,
+)
+# Lengths of completions, group after group, at 16 tokens per micro-batch: from one to five of them.
+LENGTHS = [
+    [[5, 1, 3], [4, 4], [7]],
+    [[2]],
+    [[9, 9], [9, 9], [1]],
+    [[3, 3, 3], [8, 2], [6, 6]],
+    [[12], [12], [12], [12], [12]],
+]
+
+
+def make_decoder(seed: int = 0, **kind: Any) -> Decoder:
+    arch = Architecture(
+        family="llama",
+        vocab=VOCAB,
+        hidden=16,
+        layers=2,
+        heads=4,
+        kv_heads=2,
+        head_dim=4,
+        value_dim=4,
+        inner=24,
+        norm_eps=1e-5,
+        context=64,
+        rope=DefaultRope(),
+        rope_dim=4,
+        **{"tied": True} | kind,
+    )
+    decoder = Decoder(arch)
+    noise = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=noise) * 0.3)
+            if parameter.ndim == 1 and parameter.requires_grad:
+                parameter += 1
+    return decoder
+
+
+def make_groups(step: int, sampler: bool = True, kl: bool = False) -> list[TrainingGroup]:
+    noise = torch.Generator().manual_seed(step)
+
+    def numbers(shape: list[int], scale: float, shift: float = 0.0) -> list[list[float]]:
+        return [(torch.randn(n, generator=noise) * scale + shift).tolist() for n in shape]
+
+    def tokens(count: int) -> list[int]:
+        return torch.randint(0, VOCAB, (count,), generator=noise).tolist()
+
+    return [
+        TrainingGroup(
+            prompt=tokens(3 + index),
+            completions=[tokens(length) for length in members],
+            weights=numbers(members, 0.1),
+            sampler_logprobs=numbers(members, 0.3, -4.0) if sampler else None,
+            kl_weights=[[0.05] * length for length in members] if kl else None,
+            label=f"worker {index % 2}",
+        )
+        for index, members in enumerate(LENGTHS[step])
+    ]
+
+
+class Runs:
+    """Learners of one kind: alone, and at the head of all ranks."""
+
+    def __init__(self, together: world.World, settings: config.Learner, **kind: Any) -> None:
+        self.together, self.settings, self.kind = together, settings, kind
+
+    def learner(self, apart: bool, seed: int = 0, reference: bool = False) -> Learner:
+        decoder = make_decoder(seed, **self.kind)
+        found = world.World() if apart else self.together
+        decoder = sharding.shard(decoder, self.settings, found)
+        return Learner(
+            decoder, self.settings, OPTIMIZER, STEPS, keep_reference=reference, world=found
+        )
+
+
+def masters(learner: Learner) -> dict[str, list[float]]:
+    with learner.world.lead(checkpoint.Gather("masters")):
+        found = checkpoint.gathered(learner, "masters")
+    return {name: tensor.flatten().tolist() for name, tensor in found.items()}
+
+
+def written(results: list[StepResult]) -> list[dict[str, Any]]:
+    return [
+        asdict(result)
+        | {"mismatch": {label: asdict(gap) for label, gap in result.mismatch.items()}}
+        for result in results
+    ]
+
+
+def train(learner: Learner, sft: bool, kl: bool, loss: config.Loss) -> list[StepResult]:
+    steps = range(learner.steps, STEPS)
+    if sft:
+        return [learner.step(make_groups(step, sampler=False), None) for step in steps]
+    return [learner.step(make_groups(step, kl=kl), loss, 0.8) for step in steps]
+
+
+def same_steps(
+    runs: Runs, sft: bool = False, kl: bool = False, loss: config.Loss | None = None
+) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for who in ("alone", "together"):
+        learner = runs.learner(who == "alone", reference=kl)
+        score = learner.score([3, 1, 4, 1, 5, 9, 2, 6])
+        results = train(learner, sft, kl, loss or config.Loss())
+        found[who] = {
+            "score": score,
+            "results": written(results),
+            "masters": masters(learner),
+            "rescore": learner.score([3, 1, 4, 1, 5, 9, 2, 6]),
+        }
+    return found
+
+
+def updates(runs: Runs) -> dict[str, Any]:
+    """Several updates per step, each against the log-probabilities before the first."""
+    found: dict[str, Any] = {}
+    for who in ("alone", "together"):
+        learner = runs.learner(who == "alone")
+        batches = [make_groups(step) for step in range(STEPS)]
+        old = [learner.logprobs(batch, 0.8) for batch in batches]
+        results = [
+            learner.step(batch, config.Loss(), 0.8, logprobs)
+            for batch, logprobs in zip(batches, old, strict=True)
+        ]
+        flat = [part.tolist() for batch in old for group in batch for part in group]
+        found[who] = {"logprobs": flat, "results": written(results), "masters": masters(learner)}
+    return found
+
+
+def skipped(runs: Runs) -> dict[str, Any]:
+    """A step that is not finite changes nothing on any rank, also where only one rank meets it."""
+    found: dict[str, Any] = {}
+    for who in ("alone", "together"):
+        learner = runs.learner(who == "alone")
+        train(learner, False, False, config.Loss())
+        before, groups = masters(learner), make_groups(4)
+        groups[1].weights[0][0] = 1e38
+        groups[1].weights[0][1] = -1e38
+        results = written([learner.step(groups, None)])
+        found[who] = {
+            "changed": masters(learner) != before,
+            "skipped": results[0]["skipped"],
+            "counted": [learner.steps, learner.bad_steps, learner.bad_in_row],
+        }
+    return found
+
+
+def crossed(runs: Runs, directory: Path) -> dict[str, Any]:
+    """Saved by one kind of learner after two steps, gone on with by the other."""
+    found: dict[str, Any] = {}
+    for writer in ("alone", "together"):
+        first = runs.learner(writer == "alone", reference=True)
+        for step in range(2):
+            first.step(make_groups(step, kl=True), config.Loss(), 0.8)
+        first.publish()
+        path = directory / writer
+        path.mkdir()
+        checkpoint.save(first, path, {"step": 2})
+        for reader in ("alone", "together"):
+            # Other weights, and a reference made of them: all must come from the file.
+            learner = runs.learner(reader == "alone", seed=9, reference=True)
+            extra = checkpoint.load(learner, path)
+            number, tensors = learner.publish()
+            again = directory / f"{writer}-{reader}"
+            again.mkdir()
+            checkpoint.save(learner, again, {"step": 2})
+            equal = [
+                (path / file.name).read_bytes() == file.read_bytes() for file in again.iterdir()
+            ]
+            results = train(learner, False, True, config.Loss())
+            found[f"{writer}-{reader}"] = {
+                "extra": extra,
+                "number": number,
+                "tensors": {name: tensor.tolist() for name, tensor in tensors.items()},
+                "equal": equal,
+                "results": written(results),
+                "masters": masters(learner),
+            }
+    return found
+
+
+def published(runs: Runs) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for who in ("alone", "together"):
+        number, tensors = runs.learner(who == "alone").publish()
+        found[who] = {
+            "number": number,
+            "tensors": {
+                name: [str(tensor.dtype), list(tensor.shape), tensor.tolist()]
+                for name, tensor in tensors.items()
+            },
+        }
+    return found
+
+
+def equal(together: world.World, directory: Path) -> dict[str, Any]:
+    fp32 = config.Learner(dtype="float32", micro_batch_tokens=16, logits_chunk=8)
+    bf16 = config.Learner(dtype="bfloat16", micro_batch_tokens=16, logits_chunk=8)
+    again = config.Learner(
+        dtype="float32", micro_batch_tokens=16, logits_chunk=8, activation_checkpointing=True
+    )
+    tied, untied = Runs(together, fp32), Runs(together, fp32, tied=False, qk_norm=True)
+    experts = Runs(together, fp32, routing=ROUTING)
+    half = Runs(together, bf16, routing=ROUTING, tied=False)
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        "tied": lambda: same_steps(tied, kl=True),
+        "tied sft": lambda: same_steps(tied, sft=True),
+        "untied": lambda: same_steps(untied),
+        "untied geometric": lambda: same_steps(untied, loss=config.Loss(correction="geometric")),
+        "experts": lambda: same_steps(experts),
+        "recomputed": lambda: same_steps(Runs(together, again, routing=ROUTING)),
+        "bfloat16": lambda: same_steps(half, kl=True),
+        "updates": lambda: updates(untied),
+        "skipped": lambda: skipped(experts),
+        "published": lambda: published(half),
+        "crossed": lambda: crossed(experts, directory),
+    }
+    return {name: part() for name, part in parts.items()}
+
+
+def die(together: world.World, directory: Path) -> dict[str, Any]:
+    """Steps without end; the first are behind when the file `training` is there."""
+    learner = Runs(together, config.Learner(dtype="float32")).learner(apart=False)
+    learner.step(make_groups(0), None)
+    (directory / "saved").mkdir()
+    checkpoint.save(learner, directory / "saved", {})
+    (directory / "training").touch()
+    if os.environ.get("IDLE"):
+        time.sleep(3)
+    try:
+        while True:
+            learner.step(make_groups(0), None)
+    except TrainingError as error:
+        return {"error": str(error)}
+
+
+def main() -> None:
+    kind, directory = sys.argv[1], Path(sys.argv[2])
+    torch.set_num_threads(1)
+    with world.join("cpu", timeout_s=float(os.environ.get("TIMEOUT_S", "60"))) as together:
+        if together.rank:
+            follow(together)
+            return
+        found = {"equal": equal, "die": die}[kind](together, directory)
+        (directory / "found.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
