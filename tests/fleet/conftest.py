@@ -1,4 +1,4 @@
-"""A fleet in a test's hands: workers that echo, obey or fail, and what is left of their processes."""
+"""A fleet in a test's hands: workers that echo, obey or fail, and what is left of them."""
 
 import ast
 import time
@@ -65,7 +65,8 @@ class Hands:
         deadline = time.monotonic() + DEADLINE_S
         while any(map(_runs, pids)) and time.monotonic() < deadline:
             time.sleep(0.01)
-        return not any(map(_runs, pids))
+        left = [Path(f"/proc/{pid}/cmdline").read_text() for pid in pids if _runs(pid)]
+        return not left
 
 
 def _runs(pid: int) -> bool:

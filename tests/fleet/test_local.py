@@ -55,15 +55,18 @@ def test_two_workers_answer_at_the_same_time(hands: Any) -> None:
 
 def test_send_from_several_threads_of_a_worker(hands: Any) -> None:
     hands.start("w", "obeys")
-    hands.fleet.send("w", b"send_from_threads(channel, 8, 50)")
-    events = hands.collect(lambda events: len(events) >= 401)
+    hands.fleet.send("w", b"send_from_threads(channel, 8, 20)")
+    events = hands.collect(lambda events: len(events) >= 161)
     assert events.pop() == ("w", b"None")
     for number in range(8):  # each thread's in its order
         mine = [message for _, message in events if message[0] == number]
-        assert mine == [bytes([number, index]) * 1000 for index in range(50)]
+        assert mine == [bytes([number, index]) * 100_000 for index in range(20)]
 
 
-def test_a_killed_worker_is_lost_once_after_its_last_message(hands: Any) -> None:
+def test_a_killed_worker_is_lost_once_after_its_last_message(
+    hands: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("interlock.fleet.local._PIECE_BYTES", 5)  # its end is seen before its word
     hands.start("w", "obeys")
     hands.fleet.send("w", b"channel.send(b'last'), os.kill(os.getpid(), 9)")
     assert hands.collect(lambda events: len(events) >= 2) == [
@@ -96,6 +99,15 @@ def test_what_a_lost_worker_started_is_gone_too(hands: Any) -> None:
     os.kill(pids[0], signal.SIGKILL)
     assert hands.lost("w") == "signal 9"  # although the forked child held the socket
     assert hands.gone(*pids)
+
+
+def test_a_child_that_escapes_with_the_socket_hides_no_loss(hands: Any) -> None:
+    hands.start("w", "obeys")
+    pid, child = hands.ask("w", "os.getpid(), forked_child(session=True)")
+    time.sleep(0.2)
+    os.kill(pid, signal.SIGKILL)
+    assert hands.lost("w") == "signal 9"
+    os.kill(child, signal.SIGKILL)
 
 
 def test_a_stopped_worker_with_a_full_socket_holds_up_nobody(hands: Any) -> None:
@@ -301,6 +313,9 @@ def test_a_log_that_cannot_be_opened_loses_the_worker(hands: Any) -> None:
     (hands.directory / "w.log").mkdir()
     hands.start("w", "echo")
     assert hands.lost("w").startswith("cannot be started: [Errno 21] Is a directory")
+    hands.start("w", "echo")
+    hands.fleet.kill("w")
+    assert hands.fleet.poll(0.2) == []
 
 
 def test_logs_are_appended_to(hands: Any) -> None:

@@ -26,7 +26,7 @@ from interlock.models.decoder import Decoder
 
 VOCAB, STEPS = 61, 5
 OPTIMIZER = config.Optimizer(
-    lr=1e-2, warmup_steps=2, schedule="cosine", weight_decay=0.01, clip_norm=0.5
+    lr=1e-2, warmup_steps=2, schedule="cosine", weight_decay=0.01, clip_norm=0.5, eps=1e-3
 )
 ROUTING = Routing(
     layers=frozenset({1}),
@@ -154,6 +154,26 @@ def same_steps(
     return found
 
 
+def stages(runs: Runs) -> dict[str, Any]:
+    """Two stages on one decoder: the second's reference is what the first made."""
+    found: dict[str, Any] = {}
+    for who in ("alone", "together"):
+        first = runs.learner(who == "alone")
+        results = train(first, True, False, config.Loss())
+        second = Learner(
+            first.decoder,
+            runs.settings,
+            OPTIMIZER,
+            STEPS,
+            keep_reference=True,
+            version=first.version + first.unpublished,
+            world=first.world,
+        )
+        results += train(second, False, True, config.Loss())
+        found[who] = {"results": written(results), "masters": masters(second)}
+    return found
+
+
 def updates(runs: Runs) -> dict[str, Any]:
     """Several updates per step, each against the log-probabilities before the first."""
     found: dict[str, Any] = {}
@@ -176,7 +196,7 @@ def skipped(runs: Runs) -> dict[str, Any]:
     for who in ("alone", "together"):
         learner = runs.learner(who == "alone")
         train(learner, False, False, config.Loss())
-        before, groups = masters(learner), make_groups(4)
+        before, groups = masters(learner), make_groups(4, sampler=False)
         groups[1].weights[0][0] = 1e38
         groups[1].weights[0][1] = -1e38
         results = written([learner.step(groups, None)])
@@ -199,9 +219,14 @@ def crossed(runs: Runs, directory: Path) -> dict[str, Any]:
         path = directory / writer
         path.mkdir()
         checkpoint.save(first, path, {"step": 2})
+        found[f"{writer}-on"] = {
+            "results": written(train(first, False, True, config.Loss())),
+            "masters": masters(first),
+        }
         for reader in ("alone", "together"):
             # Other weights, and a reference made of them: all must come from the file.
             learner = runs.learner(reader == "alone", seed=9, reference=True)
+            learner.score([3, 1, 4])
             extra = checkpoint.load(learner, path)
             number, tensors = learner.publish()
             again = directory / f"{writer}-{reader}"
@@ -213,6 +238,7 @@ def crossed(runs: Runs, directory: Path) -> dict[str, Any]:
             results = train(learner, False, True, config.Loss())
             found[f"{writer}-{reader}"] = {
                 "extra": extra,
+                "score": learner.score([3, 1, 4]),
                 "number": number,
                 "tensors": {name: tensor.tolist() for name, tensor in tensors.items()},
                 "equal": equal,
@@ -253,34 +279,48 @@ def equal(together: world.World, directory: Path) -> dict[str, Any]:
         "experts": lambda: same_steps(experts),
         "recomputed": lambda: same_steps(Runs(together, again, routing=ROUTING)),
         "bfloat16": lambda: same_steps(half, kl=True),
+        "stages": lambda: stages(tied),
         "updates": lambda: updates(untied),
         "skipped": lambda: skipped(experts),
         "published": lambda: published(half),
         "crossed": lambda: crossed(experts, directory),
     }
-    return {name: part() for name, part in parts.items()}
+    start = {"start": masters(experts.learner(apart=True))}
+    return start | {name: part() for name, part in parts.items()}
 
 
 def die(together: world.World, directory: Path) -> dict[str, Any]:
-    """Steps without end; the first are behind when the file `training` is there."""
+    """Steps without end. When the file `training` is there, some are behind, and a checkpoint."""
     learner = Runs(together, config.Learner(dtype="float32")).learner(apart=False)
-    learner.step(make_groups(0), None)
+    learner.step(make_groups(0), config.Loss())
     (directory / "saved").mkdir()
-    checkpoint.save(learner, directory / "saved", {})
+    checkpoint.save(learner, directory / "saved", {"step": 1})
+    time.sleep(float(os.environ.get("IDLE_S", "0")))
+    learner.step(make_groups(1), config.Loss())
     (directory / "training").touch()
-    if os.environ.get("IDLE"):
-        time.sleep(3)
     try:
         while True:
-            learner.step(make_groups(0), None)
+            learner.logprobs(make_groups(0))
     except TrainingError as error:
-        return {"error": str(error)}
+        try:
+            learner.score([1, 2])
+        except TrainingError as again:
+            return {"error": str(error), "again": str(again)}
+        raise
+
+
+def wait_for_all(directory: Path, rank: int, size: int) -> None:
+    """So that slow starts do not count against the timeout of the ranks' own meeting."""
+    (directory / f"ready-{rank}").touch()
+    while len(list(directory.glob("ready-*"))) < size:
+        time.sleep(0.02)
 
 
 def main() -> None:
     kind, directory = sys.argv[1], Path(sys.argv[2])
     torch.set_num_threads(1)
-    with world.join("cpu", timeout_s=float(os.environ.get("TIMEOUT_S", "60"))) as together:
+    wait_for_all(directory, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+    with world.join("cpu", timeout_s=float(os.environ["TIMEOUT_S"])) as together:
         if together.rank:
             follow(together)
             return

@@ -398,7 +398,7 @@ def test_corrections_equal_those_of_single_tokens(
     groups, decoder = sampled(LENGTHS), tiny()
     loss = config.Loss(
         correction=correction,  # type: ignore[arg-type]
-        tis_cap=0.6 if correction == "geometric" else 1.3,
+        tis_cap=0.4 if correction == "geometric" else 1.3,
         tis_veto=0.2,
         mask_low=0.5,
         mask_high=2.0,

@@ -169,7 +169,7 @@ def contexts(batch: MicroBatch) -> list[tuple[list[int], int]]:
         ),
         (
             TrainingGroup([1], [[1, 2]], [[1.0, 1.0]], [[-1.0, 0.002]], label="npu/0"),
-            r"group 0 \(npu/0\): sampler_logprobs holds 0.002; logs of probabilities",
+            r"group 0 \(npu/0\): sampler_logprobs holds 0.002; no probability",
         ),
     ],
 )

@@ -40,6 +40,10 @@ def settings(updates: int = 1, **loss: object) -> Grpo:
     )
 
 
+def fresh(_: Group) -> int:
+    return 0
+
+
 def test_advantages_by_hand() -> None:
     # Mean 1/4; deviations 3/4, -1/4, -1/4, -1/4; variance (9 + 3) / 64 = 3/16.
     std = math.sqrt(3) / 4
@@ -62,13 +66,13 @@ def test_advantages_are_centred_and_of_unit_spread(rewards: list[float]) -> None
 
 def test_a_group_of_equal_rewards_is_left_out_and_changes_no_share() -> None:
     taught, equal = scored([1, 0], [2, 3]), scored([1, 1], [7, 7])
-    alone = training_groups([taught], settings())
-    assert minibatches([equal, taught, equal], settings()) == [alone]
-    assert minibatches([equal], settings()) == []
+    alone = training_groups([taught], settings(), fresh)
+    assert minibatches([equal, taught, equal], settings(), fresh) == [alone]
+    assert minibatches([equal], settings(), fresh) == []
 
 
 def test_every_token_weighs_the_same() -> None:
-    groups = training_groups([scored([1, 0], [2, 3]), scored([0, 1], [1, 4])], settings())
+    groups = training_groups([scored([1, 0], [2, 3]), scored([0, 1], [1, 4])], settings(), fresh)
     # Ten tokens in all; advantages are +1 and -1.
     assert groups[0].weights == [pytest.approx([0.1] * 2), pytest.approx([-0.1] * 3)]
     assert groups[1].weights == [pytest.approx([-0.1]), pytest.approx([0.1] * 4)]
@@ -78,14 +82,16 @@ def test_every_token_weighs_the_same() -> None:
 
 
 def test_every_completion_weighs_the_same() -> None:
-    groups = training_groups([scored([1, 0], [2, 4])], settings(normalize="sequence"))
+    groups = training_groups([scored([1, 0], [2, 4])], settings(normalize="sequence"), fresh)
     # Two completions: 1/2 each, spread over 2 and 4 tokens.
     assert groups[0].weights == [pytest.approx([1 / 4] * 2), pytest.approx([-1 / 8] * 4)]
 
 
 def test_dr_grpo_divides_by_a_constant_and_not_by_the_spread() -> None:
     groups = training_groups(
-        [scored([1, 0, 0, 0], [1, 2, 3, 4])], settings(normalize="constant", advantage="mean")
+        [scored([1, 0, 0, 0], [1, 2, 3, 4])],
+        settings(normalize="constant", advantage="mean"),
+        fresh,
     )
     # Four completions of at most ten tokens: 1/40 a token, times 3/4 or -1/4.
     assert groups[0].weights[0] == pytest.approx([3 / 160])
@@ -93,15 +99,15 @@ def test_dr_grpo_divides_by_a_constant_and_not_by_the_spread() -> None:
 
 
 def test_the_kl_term_has_the_same_share_and_no_sign() -> None:
-    groups = training_groups([scored([1, 0], [2, 3])], settings(kl_beta=0.5))
+    groups = training_groups([scored([1, 0], [2, 3])], settings(kl_beta=0.5), fresh)
     assert groups[0].kl_weights == [pytest.approx([0.1] * 2), pytest.approx([0.1] * 3)]
 
 
 def test_each_optimizer_step_has_the_whole_weight() -> None:
     groups = [scored([1, 0], [1 + i, 2]) for i in range(5)]
-    parts = minibatches(groups, settings(updates=2))
+    parts = minibatches(groups, settings(updates=2), fresh)
     assert [len(part) for part in parts] == [3, 2]
     for part in parts:
         shares = [abs(w) for group in part for answer in group.weights for w in answer]
         assert sum(shares) == pytest.approx(1)  # advantages are +1 and -1
-    assert len(minibatches(groups[:1], settings(updates=2))) == 1
+    assert len(minibatches(groups[:1], settings(updates=2), fresh)) == 1

@@ -1,4 +1,5 @@
 import base64
+import html
 import json
 import tomllib
 import unicodedata
@@ -118,6 +119,32 @@ def test_the_page_stands_alone(
     assert policy.endswith(f"script-src 'sha256-{digests[0]}' 'sha256-{digests[1]}'")
 
 
+def test_the_page_shows_the_fleet(make_run: MakeRun, fleet_run: Any) -> None:
+    guard = {"warn": 1e-3, "quarantine": 1e-2}
+    with make_run({"name": "x", "stage": [{"kind": "grpo"}], "guard": guard}) as run:
+        metrics, events = fleet_run
+        for line in metrics:
+            run.log(line)
+        for event in events:
+            run.event(**{key: value for key, value in event.items() if key != "time"})
+    page = Page(write_report(run.path))
+    text = " ".join(page.text.split())
+    for words in (
+        "workers 2 at work at the end 1 restarts 2",
+        "torch-0 torch 2.13.0 · bfloat16 · cpu (2 cores) generating 40",
+        "vllm-0 vllm 0.32.0 · bfloat16 · cpu (AVX-512) quarantined 26",
+        "problems set aside 1",
+        "events: worker quarantined 1",
+    ):
+        assert words in text, words
+    assert "k3 warn" in page.attribute("class")  # vllm-0, above the one and not the other
+    assert "k3 bad" not in page.attribute("class")
+    assert "waiting for groups" in [trace["name"] for trace in page.figures["time"]["data"]]
+    shown = {f"plot-{name}" for name in page.figures}
+    assert {"plot-states", "plot-weights"} < shown
+    assert shown == {name for name in page.attribute("id") if name and name.startswith("plot-")}
+
+
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_foreign_text_is_inert(
     make_run: MakeRun,
@@ -132,18 +159,24 @@ def test_foreign_text_is_inert(
         run.ledger.record(0, 1, [scored], [0])
         run.ledger.record_evaluation(0, 0, [make_group(attack, (attack, 0.0))])
         run.ledger.record_evaluation(0, 1, [make_group(attack, (attack, 1.0))])
-        run.log(grpo_step(0, 1, kind=attack))
+        worker = {"state": attack, "engine": attack, "tokens": 9, "seconds_generating": 1.0}
+        run.log(grpo_step(0, 1, kind=attack, workers={attack: worker}, published_kind=attack))
         run.log(grpo_step(1, 1, kind=attack))
         run.event(attack.replace("_", " "), attack)
+        run.event("worker_lost", attack, worker=attack)
         raise ValueError(attack)
     page = Page(write_report(run.path))
     tags = [tag for tag, _ in page.elements]
     assert tags.count("script") == 3
     assert not {"img", "a"} & set(tags)
     assert not [name for _, found in page.elements for name in found if name.startswith("on")]
-    # title, heading, model, stage, reason, samples 4, comparison 4, event 2 + its count, config
-    assert page.text.count(attack) >= 14
+    # title, heading, model, stage, reason, samples 4, comparison 4, events 3 + their count, config,
+    # worker 3
+    assert page.text.count(attack) >= 18
     assert "</" not in page.scripts[0]
+    assert page.figures["worker-speed"]["data"][0]["name"] == html.escape(attack)
+    lost = page.figures["states"]["data"][-1]  # plotly reads tags in what it shows
+    assert (lost["y"], lost["text"]) == ([html.escape(attack)], [html.escape(attack)])
 
 
 def test_terminal_escapes_and_control_characters_are_made_visible(

@@ -83,6 +83,13 @@ def test_an_sft_step_is_all_update(grpo_step: Step) -> None:
     assert shown["speed"]["update"]["y"] == [250.0]
 
 
+def test_a_step_of_a_fleet_waits_and_publishes(grpo_step: Step) -> None:
+    line = grpo_step(0, 1, seconds_wait=2.0, seconds_publish=1.5, seconds_generate=None)
+    shown = traces([line])["time"]
+    assert list(shown) == ["waiting for groups", "verification", "update", "publishing", "other"]
+    assert [trace["y"] for trace in shown.values()] == [[2.0], [0.5], [4.0], [1.5], [2.0]]
+
+
 def test_reward_has_a_trailing_mean_that_begins_anew_with_each_stage(grpo_step: Step) -> None:
     metrics = [
         grpo_step(stage, step, reward=float(stage)) for stage in (0, 1) for step in range(1, 21)

@@ -35,7 +35,7 @@ def test_a_run_is_recorded_and_read_back(tmp_path: Path, make_group: Callable[..
     with create(tmp_path / "run") as run:
         run.log({"stage": 0, "step": 1, "loss": 0.5})
         run.event("worker_lost", "worker w1 ended with signal 9", worker="w1")
-        run.ledger.record(0, 1, [make_group("a", 1.0)])
+        run.ledger.record(0, 1, [make_group("a", 1.0)], [0])
         with run.weights() as directory:
             (directory / "config.json").write_text("{}")
         assert RunDir.read(run.path).status == "running"
@@ -201,7 +201,7 @@ def test_two_processes_cannot_write_one_run(tmp_path: Path, child: Callable[...,
 
 def test_a_reader_writes_nothing(tmp_path: Path, make_group: Callable[..., ScoredGroup]) -> None:
     with create(tmp_path) as run:
-        run.ledger.record(0, 1, [make_group("a", 1.0)])
+        run.ledger.record(0, 1, [make_group("a", 1.0)], [0])
     before = contents(tmp_path)
     view = RunDir.read(tmp_path)
     assert view.ledger.count() == 1

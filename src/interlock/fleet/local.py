@@ -23,6 +23,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 from interlock.errors import ConfigError
 from interlock.fleet.base import Event, Lost, Spec
@@ -50,7 +51,7 @@ class LocalFleet:
     def start(self, spec: Spec) -> None:
         assert threading.get_ident() == self._owner, "workers die with the thread that starts them"
         assert spec.name not in self._workers, spec.name
-        python = _interpreter(spec)
+        python = interpreter(spec)
         try:
             worker = _Worker(spec, python)
         except OSError as error:
@@ -240,19 +241,22 @@ class _Worker:
             return "does not die: stuck in the kernel"
         if code < 0:
             return f"signal {-code}"
-        return f"exit code {code}: {self._last_words()}".removesuffix(": ")
-
-    def _last_words(self) -> str:
-        with suppress(OSError), open(self._log, "rb") as log:
-            size = log.seek(0, os.SEEK_END)
-            log.seek(max(self._log_start, size - _LOG_TAIL_BYTES))
-            lines = log.read().decode(errors="replace").splitlines()
-            last = next((line for line in reversed(lines) if line.strip()), "")
-            return last.strip()[:_LOG_LINE_CHARACTERS]
-        return ""
+        return f"exit code {code}: {last_words(self._log, self._log_start)}".removesuffix(": ")
 
 
-def _interpreter(spec: Spec) -> str:
+def last_words(log: Path, start: int) -> str:
+    """The last line of the log beyond byte `start` that is not empty."""
+    with suppress(OSError), open(log, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(start, size - _LOG_TAIL_BYTES))
+        lines = file.read().decode(errors="replace").splitlines()
+        last = next((line for line in reversed(lines) if line.strip()), "")
+        return last.strip()[:_LOG_LINE_CHARACTERS]
+    return ""
+
+
+def interpreter(spec: Spec) -> str:
+    """The program that runs the worker. Raises ConfigError when there is none."""
     if spec.python is None:
         return sys.executable
     path = shutil.which(os.path.expanduser(spec.python))

@@ -152,15 +152,18 @@ def _read(path: Path, digests: dict[str, str], like: dict[str, Tensor]) -> dict[
 
 @torch.no_grad()
 def restore(learner: Learner, counters: Restore, found: Mapping[State, dict[str, Tensor]]) -> None:
-    """Put every rank into the state `found`, which only rank 0 has: kind -> name -> tensor."""
+    """Put every rank into the state `found`, which only rank 0 has: kind -> name -> tensor.
+
+    Empties `found` as it goes.
+    """
     for kind in _kinds(learner, counters.steps):
         for name, parameter in () if kind in _MOMENTS else _held(learner, kind).items():
-            sharding.deal(parameter, found.get(kind, {}).get(name), learner.world)
+            sharding.deal(parameter, found.get(kind, {}).pop(name, None), learner.world)
     learner.optimizer.state.clear()
     for name, parameter in learner.parameters.items() if counters.steps else ():
         moments = {kind: torch.empty_like(parameter) for kind in _MOMENTS}
         for kind, moment in moments.items():
-            sharding.deal(moment, found.get(kind, {}).get(name), learner.world)
+            sharding.deal(moment, found.get(kind, {}).pop(name, None), learner.world)
         on = parameter.device if learner.optimizer.defaults["fused"] else "cpu"
         step = torch.tensor(float(counters.steps), device=on)
         learner.optimizer.state[parameter] = {"step": step} | moments

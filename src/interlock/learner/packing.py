@@ -136,7 +136,7 @@ def _check(group: TrainingGroup, name: str, vocab: int) -> None:
             if not math.isfinite(value):
                 raise TrainingError(f"{name}: {field} holds {value}, which is not finite")
             if field == "sampler_logprobs" and value > _ROUNDING:
-                raise TrainingError(f"{name}: {field} holds {value}; logs of probabilities are < 0")
+                raise TrainingError(f"{name}: {field} holds {value}; no probability is above 1")
 
 
 def _columns(groups: Sequence[TrainingGroup], every_token: bool) -> _Columns:

@@ -13,9 +13,10 @@ busy. A process that dies closes its connections, and every other one stops with
 """
 
 import os
+import re
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from types import TracebackType
 from typing import Self, TypeVar
@@ -62,7 +63,7 @@ def join(device_name: str, timeout_s: float = _TIMEOUT_S) -> "World":
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
     except (RuntimeError, ValueError) as error:
         raise TrainingError(
-            f"rank {rank} of {size} could not meet the others: {_first_line(error)}"
+            f"rank {rank} of {size} could not meet the others: {_reason(error)}"
         ) from None
     mesh = init_device_mesh(place.type, (size,))
     return World(place, rank=rank, size=size, mesh=mesh, timeout_s=timeout_s)
@@ -90,13 +91,16 @@ class World:
         self._leading = False
         self._broken: str | None = None
         self._left = threading.Event()
-        self._pulse = threading.Thread(
-            target=self._beat, args=(timeout_s / _PULSES,), name="pulse", daemon=True
-        )
-        if size > 1 and rank == 0:
-            self._pulse.start()
+        self._pulse_s = timeout_s / _PULSES
+
+    @property
+    def loading(self) -> torch.device:
+        """Where rank 0 reads a model: the host's memory, unless the device takes all of it."""
+        return torch.device("cpu") if self.size > 1 or self.device is None else self.device
 
     def __enter__(self) -> Self:
+        if self.size > 1 and self.rank == 0:
+            threading.Thread(target=self._beat, name="pulse", daemon=True).start()
         return self
 
     def __exit__(
@@ -110,11 +114,10 @@ class World:
         self._left.set()
         with self._turn:
             if self.rank == 0 and self._broken is None:
-                try:
+                with suppress(RuntimeError):  # nobody is left to be told
                     self._send(b"")
-                except RuntimeError as gone:
-                    self._broken = _first_line(gone)
-        dist.destroy_process_group()
+        if self._broken is None:  # else to wait for the others could be in vain
+            dist.destroy_process_group()
 
     @contextmanager
     def lead(self, command: msgspec.Struct) -> Iterator[None]:
@@ -124,10 +127,13 @@ class World:
         Raises TrainingError when one of them is gone; then, or when the body fails, the ranks no
         longer agree, and no further command is taken.
         """
-        if self.size == 1 or self.rank > 0 or self._leading:
+        if self.size == 1 or self.rank > 0:
             yield
             return
         with self._turn:
+            if self._leading:
+                yield
+                return
             if self._broken is not None:
                 raise self._ended(self._broken)
             self._leading = True
@@ -136,7 +142,7 @@ class World:
                     self._send(msgspec.msgpack.encode(command))
                     yield
             except BaseException as error:
-                self._broken = self._broken or _first_line(error)
+                self._broken = self._broken or _reason(error)
                 raise
             finally:
                 self._leading = False
@@ -164,7 +170,7 @@ class World:
             # gloo raises plain RuntimeErrors, which begin with the place in its own source.
             if not isinstance(error, dist.DistError) and "gloo" not in str(error):
                 raise
-            self._broken = _first_line(error)
+            self._broken = _reason(error)
             raise self._ended(self._broken) from None
 
     def dealt(self, batches: Sequence[Value]) -> Sequence[Value]:
@@ -201,8 +207,8 @@ class World:
         if content:
             dist.broadcast(torch.frombuffer(bytearray(content), dtype=torch.uint8), 0)
 
-    def _beat(self, every_s: float) -> None:
-        while not self._left.wait(every_s):
+    def _beat(self) -> None:
+        while not self._left.wait(self._pulse_s):
             if not self._turn.acquire(blocking=False):
                 continue  # a command is on its way, and its collectives have their own deadline
             try:
@@ -210,16 +216,18 @@ class World:
                     return
                 dist.broadcast(torch.tensor([-1]), 0)
             except RuntimeError as error:
-                self._broken = _first_line(error)
+                self._broken = _reason(error)
             finally:
                 self._turn.release()
 
     def _ended(self, reason: str) -> TrainingError:
         return TrainingError(
-            f"rank {self.rank} of {self.size}: another process of the learner is gone or silent "
+            f"rank {self.rank} of {self.size}: the learner's processes are no longer together "
             f"({reason}); start all of them again and resume from the last checkpoint"
         )
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+def _reason(error: BaseException) -> str:
+    """The first sentence of its first line, without the place in gloo's source."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return re.sub(r"^\[\S+\] ", "", line).split(". ")[0][:200]

@@ -51,7 +51,7 @@ def run(stage: Stage[Grpo], task: TaskSource) -> None:
                 published = stage.publish()
             scored = ledger.read(stage.index, step)
             if not scored:
-                with clock("generate"):
+                with clock(rollouts.activity):
                     sequences, groups = zip(*rollouts.take(step), strict=True)
                 with clock("verify"):
                     scored = score(groups, verifier)
@@ -188,6 +188,6 @@ def _metrics(
         "generated_tokens": sum(tokens),
         "trained_tokens": sum(update.tokens for update in updates),
         "bad_steps": sum(update.skipped for update in updates),
-        "weight_version": learner.version,
+        "weight_version": learner.version + learner.unpublished,
     }
     return metrics | step_metrics(updates)

@@ -95,6 +95,9 @@ def fleet_metrics(
 
 def _judge(stage: Stage[Grpo], step: int, measured: Buckets) -> None:
     assert stage.generators is not None
+    sampling = stage.settings.sampling
+    if sampling.top_k or sampling.top_p < 1:
+        return  # the sampler's distribution is another one on purpose: only the canary tells
     guard, known = stage.recipe.guard, stage.generators.facts()
     for worker in measured.keys() & known.keys() - stage.generators.quarantined():
         k3 = numerics(measured, worker)

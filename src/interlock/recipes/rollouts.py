@@ -23,7 +23,7 @@ _LOOK_S = 0.5  # between two looks at the workers while waiting
 
 
 class Rollouts:
-    """Supplies every step of one stage with groups. `stale` and `set_aside` count since the start.
+    """Supplies every step of one stage with groups. `stale` and `set_aside` count for the step.
 
     A problem is known by its sequence number, its place in the stage's stream of problems.
     """
@@ -42,13 +42,18 @@ class Rollouts:
         self.set_aside = 0
         stage.generators.keep = self._keep
 
+    @property
+    def activity(self) -> str:
+        """What a step does in `take`: generation goes on without it unless staleness is 0."""
+        return "wait" if self._cap else "generate"
+
     def take(self, step: int) -> list[tuple[int, Group]]:
         """The groups of one step with their sequence numbers, to be recorded before use.
 
         Fewer than `problems_per_step` only when the last problems of the stage were set aside.
         Raises TrainingError when no generator or no problem is left.
         """
-        self._step = step
+        self._step, self.stale, self.set_aside = step, 0, 0
         wanted = self._settings.problems_per_step
         self._stage.watch.phase("generating", wanted)
         while True:

@@ -71,7 +71,7 @@ def train(
         if inline is None and _generates(recipe):
 
             def note(kind: str, message: str, worker: str) -> None:
-                run.event(kind, message, worker=worker)
+                run.event(kind, message, **({"worker": worker} if worker else {}))
                 watch.note(message)
 
             generators = fleet.open_fleet(recipe, model, tokenizer, run, note)

@@ -8,6 +8,7 @@ is missing or malformed in a line reads as unknown. Draws nothing and needs no p
 """
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -83,7 +84,7 @@ def mismatch(facts: Facts) -> dict[int, tuple[float, float]]:
     found = facts.get("mismatch")
     buckets: dict[int, tuple[float, float]] = {}
     for key, bucket in found.items() if isinstance(found, dict) else ():
-        if isinstance(bucket, dict) and key.isascii() and key.isdigit():
+        if isinstance(bucket, dict) and re.fullmatch(r"[0-9]{1,9}", key):
             tokens, k3 = number(bucket, "tokens"), number(bucket, "k3")
             if tokens and k3 is not None:
                 buckets[int(key)] = (tokens, k3)

@@ -261,7 +261,7 @@ def _spells(metrics: Metrics, name: str, timeline: Timeline) -> Iterator[tuple[s
     """(kind of state, start, end): runs of steps with one kind of state, on the x axis."""
     steps = []
     for line in metrics:
-        state = (fleet.facts_of(line, name) or {}).get("state")
+        state = str((fleet.facts_of(line, name) or {}).get("state"))
         kind = next((kind for kind, (states, _) in _STATES.items() if state in states), None)
         steps.append((kind, timeline.x(line["stage"], line["step"])))
     before = 0.0

@@ -96,6 +96,7 @@ class Crew:
         """Starts the workers. `prompt`: the learner's own tokens of a problem."""
         self.outcomes: dict[Purpose, deque[Outcome]] = defaultdict(deque)
         self.keep: Keep = no_keep
+        self.doubts_store = False  # a worker could not fetch the weights
         self._fleet, self._settings, self._guard = fleet, settings, guard
         self._prompt, self._note = prompt, note
         self._workers = {name: _Worker(spec, open) for name, (spec, open) in workers.items()}
@@ -246,6 +247,7 @@ class Crew:
             worker.facts.state = State.READY
             return
         worker.failures += 1
+        self.doubts_store = self.doubts_store or state is State.LOADING
         if worker.failures >= self._settings.failures:
             self._retire(worker, f"{worker.failures} failures in a row, last: {reply.reason}")
         elif state is State.STARTING:

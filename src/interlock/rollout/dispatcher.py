@@ -6,14 +6,16 @@
 The thread owns the fleet. What happens to a worker stands in crew.py.
 """
 
+import math
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 
 from torch import Tensor
 
 from interlock import config
-from interlock.errors import TrainingError
+from interlock.errors import InterlockError, TrainingError
 from interlock.fleet.base import Fleet, Spec
 from interlock.records import Problem, WeightVersion
 from interlock.rollout.crew import Crew, Note
@@ -32,6 +34,7 @@ from interlock.rollout.protocol import Open
 from interlock.sync.store import Publisher
 
 _PATIENCE_S = 0.5  # between two looks at the deadlines
+_REPAIR_S = 5.0  # between two looks at the store
 _OPENING_S = 120.0  # for the fleet itself, not its workers
 _CLOSING_S = 30.0
 
@@ -52,9 +55,11 @@ class Dispatcher:
         """`open_fleet` and `note` are called on the dispatcher's own thread; `prompt` gives the
         learner's own tokens of a problem. Raises UserError when the fleet cannot be had.
         """
-        self._publisher = publisher
+        self._publisher, self._note = publisher, note
+        self._publishing = threading.Lock()
+        self._repaired = -math.inf
         self._canary = next(iter(workers.values()))[1].canary
-        self._version: WeightVersion | None = None
+        self.weights: WeightVersion | None = None  # last published
         self._error: BaseException | None = None
         self._closing = False
         self._changed = threading.Condition()
@@ -82,7 +87,7 @@ class Dispatcher:
 
     @property
     def version(self) -> int | None:
-        return None if self._version is None else self._version.number
+        return None if self.weights is None else self.weights.number
 
     @property
     def size(self) -> int:
@@ -98,8 +103,9 @@ class Dispatcher:
             self._crew.keep = keep
 
     def publish(self, number: int, tensors: Mapping[str, Tensor], score: Score) -> Published:
-        written = self._publisher.publish(number, tensors)
-        self._version = written.version
+        with self._publishing:
+            written = self._publisher.publish(number, tensors)
+        self.weights = written.version
         target = Target(written.version, score(self._canary.text))
         with self._changed:
             self._crew.serve(target)
@@ -155,3 +161,24 @@ class Dispatcher:
             with self._changed:
                 self._crew.attend(events)
                 self._changed.notify_all()
+            if self._crew.doubts_store:
+                self._mend_store()
+
+    def _mend_store(self) -> None:
+        """Look whether what a worker could not fetch is whole, and publish it anew if not.
+
+        Now and then only: a link that is cut says the same of a whole store.
+        """
+        if time.monotonic() < self._repaired + _REPAIR_S or not self._publishing.acquire(False):
+            return
+        try:
+            self._crew.doubts_store = False
+            self._repaired = time.monotonic()
+            if (mended := self._publisher.repair()) is not None:
+                number = mended.version.number
+                message = f"version {number} was damaged in the store: published anew"
+                self._note("store_mended", message, "")
+        except InterlockError as error:
+            self._note("store_damaged", f"the store cannot be mended: {error}", "")
+        finally:
+            self._publishing.release()

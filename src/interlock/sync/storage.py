@@ -26,6 +26,7 @@ _CONNECT_S = 20.0
 _SILENCE_S = 60.0  # within a transfer
 _SLOWEST = 64 * 1024  # bytes per second, below which a transfer is given up
 _READ_ONLY = ("http", "https")
+_BUCKETS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss")  # no directories to be made
 
 Result = TypeVar("Result")
 
@@ -55,6 +56,7 @@ class Storage:
         except Exception as error:  # every protocol has its own
             raise ConfigError(f"sync url {url!r} cannot be used: {_line(error)}") from None
         self.writable = protocol not in _READ_ONLY
+        self._flat = protocol in _BUCKETS
         self._local = Path(self._root) if isinstance(self._fs, LocalFileSystem) else None
 
     def prepare(self) -> None:
@@ -64,12 +66,12 @@ class Storage:
                 f"sync url {self.url!r} can only be read; publish to a path or a bucket, and set "
                 "[[generator]] sync_url to this one"
             )
-        if self._local is None:
+        if self._local is not None:
+            with _disk(self._local):
+                self._local.mkdir(parents=True, exist_ok=True)
+                recover(self._local)
+        elif not self._flat:  # making a "directory" here would make a bucket of a misspelt name
             self._ask("prepare", 0, lambda: self._fs.makedirs(self._root, exist_ok=True))
-            return
-        with _disk(self._local):
-            self._local.mkdir(parents=True, exist_ok=True)
-            recover(self._local)
 
     def write(self, name: str, data: bytes) -> None:
         """Put a blob in place of any of this name. On an error the old one stays, or none."""
@@ -77,7 +79,10 @@ class Storage:
             with _disk(self._local):
                 write_atomically(self._local / name, data)
             return
-        self._ask(name, len(data), lambda: self._fs.pipe_file(self._path(name), data))
+        try:
+            self._ask(name, len(data), lambda: self._fs.pipe_file(self._path(name), data))
+        except MissingError:
+            raise SyncError(f"{self.url}: there is no such bucket or directory") from None
 
     def read(self, name: str, limit: int) -> bytes:
         """A blob of at most `limit` bytes. Raises MissingError, or SyncError when it is longer."""

@@ -97,8 +97,7 @@ class Publisher:
         self._storage.prepare()
         self._held: _Held | None = None
         self._last: WeightVersion | None = None
-        self._anchor = 0  # the number of the last anchor
-        self._deltas = 0  # since then
+        self._chain: list[_Manifest] = []  # the last anchor, and the deltas since then
 
     def publish(self, number: int, tensors: Mapping[str, Tensor]) -> Published:
         """Make `tensors`, of any device, version `number`. The last one again is no publication.
@@ -136,9 +135,40 @@ class Publisher:
             uncollected=uncollected,
         )
 
+    def repair(self) -> Published | None:
+        """For when readers say that the last version cannot be had: look whether it is whole in the
+        store, and if not publish it once more, as an anchor. None: it is whole.
+
+        Raises as `publish` does.
+        """
+        start = time.perf_counter()
+        if self._held is None or all(map(self._is_whole, self._chain)):
+            return None
+        encoded = codec.encode_anchor(self._held.tensors)
+        manifest = self._manifest(self._held.version.number, encoded, None)
+        written = self._write(manifest, encoded.payload)
+        self._chain = [manifest]
+        return Published(
+            version=manifest.version,
+            kind="anchor",
+            written_bytes=written,
+            full_bytes=codec.nbytes(manifest.tensors),
+            seconds=time.perf_counter() - start,
+            uncollected=self._collect(manifest),
+        )
+
+    def _is_whole(self, manifest: _Manifest) -> bool:
+        if not self._stands(manifest.number, msgspec.json.encode(manifest)):
+            return False
+        try:
+            payload = self._storage.read(manifest.payload, manifest.size)
+        except InterlockError:
+            return False
+        return hashlib.sha256(payload).hexdigest() == manifest.sha256
+
     def _base(self, tensors: Mapping[str, Tensor]) -> _Held | None:
         """What the next version is a delta against; None: it has to be an anchor."""
-        due = self._deltas + 1 >= self._anchor_every
+        due = len(self._chain) >= self._anchor_every
         held = self._held
         return held if held and not due and codec.same_layout(tensors, held.specs) else None
 
@@ -149,7 +179,7 @@ class Publisher:
             digest=codec.root(encoded.specs),
             kind="delta" if base else "anchor",
             base=base.version if base else None,
-            anchor=self._anchor if base else number,
+            anchor=self._chain[0].number if base else number,
             size=len(encoded.payload),
             sha256=hashlib.sha256(encoded.payload).hexdigest(),
             tensors=encoded.specs,
@@ -183,11 +213,11 @@ class Publisher:
             assert held is not None
             own = held.tensors
             codec.apply_delta(encoded.payload, own)
-            self._deltas += 1
+            self._chain.append(manifest)
         else:
             del held
             own = {name: _copy(tensor) for name, tensor in tensors.items()}
-            self._anchor, self._deltas = manifest.number, 0
+            self._chain = [manifest]
         self._held = _Held(manifest.version, own, encoded.specs)
 
     def _collect(self, newest: _Manifest) -> int:

@@ -26,10 +26,12 @@ def child(seconds: float = 1000.0) -> int:
     return subprocess.Popen(["sleep", str(seconds)]).pid
 
 
-def forked_child() -> int:
-    """A child that holds all that we hold."""
+def forked_child(session: bool = False) -> int:
+    """A child that holds all that we hold, and may leave for a session of its own."""
     pid = os.fork()
     if pid == 0:
+        if session:
+            os.setsid()
         time.sleep(1000)
     return pid
 
@@ -42,7 +44,7 @@ def hold_the_interpreter() -> None:
 def send_from_threads(channel, threads: int, each: int) -> None:
     def work(number: int) -> None:
         for index in range(each):
-            channel.send(bytes([number, index]) * 1000)
+            channel.send(bytes([number, index]) * 100_000)
 
     workers = [threading.Thread(target=work, args=[number]) for number in range(threads)]
     for worker in workers:

@@ -1,0 +1,304 @@
+"""Workers as Ray actors, on this machine or on a cluster.
+
+    send ──> actor.put(bytes) ────> inbox ──receive──> serve(channel)  on a thread of the actor
+    poll <── actor.take(timeout) <─ outbox <──send────
+             one call always on its way; its end wakes `poll`
+
+Ray places an actor (`resources`), sees it die and ends it with its coordinator. It restarts none:
+that is for those above. Only bytes and text cross. The worker's environment needs the same Ray and
+the same minor version of Python as the cluster. Ray itself prints a line when an actor dies.
+
+A cluster started here listens on the loopback interface and takes a fresh token; an existing one is
+addressed with the user's token (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token), unless
+RAY_AUTH_MODE=disabled. Ray gives an actor as many OMP threads as CPUs are named in `resources`,
+one if none are, and shows it no GPU that is not named.
+"""
+
+import importlib
+import logging
+import os
+import queue
+import re
+import secrets
+import shlex
+import socket
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from interlock.errors import ConfigError
+from interlock.fleet.base import Event, Lost, Spec
+from interlock.fleet.local import interpreter, last_words
+
+_TAKE_S = 5.0  # one call of `take` at most
+_REASON_CHARACTERS = 300
+_REACH_S = 10.0
+
+_Reply = tuple[list[bytes], str | None]  # messages, and why no more will come
+_Arrival = tuple["_Worker", "Future[_Reply]"]
+
+
+class RayFleet:
+    """See `base.Fleet`. `address`: "host:port" of a cluster; None: RAY_ADDRESS, or start one here.
+
+    A worker that does not run `start_s` seconds after its start, for want of free resources or of
+    a working environment, is lost. One that is lost or killed takes Ray some seconds to end.
+    Messages that had not left an actor when it died are lost with it. Raises ConfigError when there
+    is no Ray, or no way into it.
+    """
+
+    def __init__(self, address: str | None = None, start_s: float = 300.0) -> None:
+        address = address or os.environ.get("RAY_ADDRESS")
+        self._starts_cluster = address is None
+        self._start_s = start_s
+        self._directory: tempfile.TemporaryDirectory[str] | None = None
+        self._ray = _import_ray(self._starts_cluster)
+        self._connect(address)
+        self._node = self._ray.get_runtime_context().get_node_id()
+        self._actor = self._ray.remote(
+            max_restarts=0,
+            max_task_retries=0,
+            concurrency_groups={"put": 1, "take": 1},  # one thread each keeps the order
+        )(RayWorker)
+        self._workers: dict[str, _Worker] = {}
+        self._events: list[Event] = []
+        # Replies from Ray's threads; None: wake up.
+        self._arrived: queue.SimpleQueue[tuple[_Worker, Future[_Reply]] | None] = (
+            queue.SimpleQueue()
+        )
+
+    def start(self, spec: Spec) -> None:
+        assert spec.name not in self._workers, spec.name
+        environment: dict[str, Any] = {"env_vars": {"PYTHONUNBUFFERED": "1", **spec.env}}
+        if spec.python is not None:
+            python = interpreter(spec) if self._starts_cluster else spec.python
+            environment["py_executable"] = shlex.quote(python)  # Ray hands it to a shell
+        problem = self._infeasible(spec.resources)
+        if problem is not None and self._starts_cluster:
+            raise ConfigError(f"generator {spec.name!r}: {problem}; mend its resources")
+        if problem is not None:  # nodes come and go
+            self._events.append((spec.name, Lost(problem)))
+            return
+        others = {kind: n for kind, n in spec.resources.items() if kind not in ("CPU", "GPU")}
+        try:
+            actor = self._actor.options(
+                num_cpus=spec.resources.get("CPU", 0),
+                num_gpus=spec.resources.get("GPU", 0),
+                resources=others,
+                runtime_env=environment,
+            ).remote(spec.module, str(spec.log.absolute()), self._node)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"generator {spec.name!r}: {_one_line(error)}") from None
+        worker = _Worker(spec, actor, time.monotonic() + self._start_s)
+        self._workers[spec.name] = worker
+        self._take(worker, 0.0)  # answers as soon as the actor runs
+
+    def send(self, name: str, message: bytes) -> None:
+        worker = self._workers.get(name)
+        if worker is not None:
+            worker.actor.put.options(concurrency_group="put").remote(message)
+
+    def poll(self, timeout_s: float) -> list[Event]:
+        deadline = time.monotonic() + timeout_s
+        woken = False
+        while True:
+            now = time.monotonic()
+            starting = [worker.deadline for worker in self._workers.values() if not worker.runs]
+            wait_s = 0.0 if self._events or woken else max(0.0, min([deadline, *starting]) - now)
+            try:
+                arrived = self._arrived.get(timeout=wait_s)
+            except queue.Empty:
+                self._give_up_overdue()
+                if self._events or woken or time.monotonic() >= deadline:
+                    break
+                continue
+            if arrived is None:
+                woken = True
+            elif self._workers.get(arrived[0].spec.name) is arrived[0]:  # not of one killed since
+                self._receive(*arrived)
+        events, self._events = self._events, []
+        return events
+
+    def wake(self) -> None:
+        self._arrived.put(None)
+
+    def kill(self, name: str) -> None:
+        worker = self._workers.pop(name, None)
+        if worker is not None:
+            self._ray.kill(worker.actor)
+        self._events = [event for event in self._events if event[0] != name]
+
+    def close(self) -> None:
+        for name in list(self._workers):
+            self.kill(name)
+        self._ray.shutdown()
+        if self._directory is not None:
+            self._directory.cleanup()
+
+    def _connect(self, address: str | None) -> None:
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if address is None:
+            self._directory = tempfile.TemporaryDirectory(
+                prefix="interlock-ray-",
+                dir="/tmp",  # Ray's socket names hardly fit the system's limit
+                ignore_cleanup_errors=True,
+            )
+            options |= {
+                "address": "local",  # never a cluster that happens to run here
+                "include_dashboard": False,
+                "_temp_dir": self._directory.name,
+                # What a worker started goes with it; no worker is slowed down.
+                "_system_config": {"process_group_cleanup_enabled": True, "worker_niceness": 0},
+            }
+        else:
+            _reach(address)
+            options |= {"address": address}
+        try:
+            self._ray.init(**options)
+        except (self._ray.exceptions.RayError, OSError, RuntimeError, ValueError) as error:
+            reason = _one_line(error)
+            if address is None:
+                raise ConfigError(f"a local Ray cluster does not start: {reason}") from error
+            raise ConfigError(f"Ray at {address}: {reason}; is it the right token?") from error
+
+    def _infeasible(self, wanted: dict[str, float]) -> str | None:
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        if any(all(node.get(kind, 0) >= n for kind, n in wanted.items()) for node in nodes):
+            return None
+        kinds = sorted({kind for node in nodes for kind in node if kind.isupper()} | wanted.keys())
+        most = {kind: max([node.get(kind, 0) for node in nodes], default=0) for kind in kinds}
+        return f"no node of the Ray cluster has {_amounts(wanted)}; the most are {_amounts(most)}"
+
+    def _take(self, worker: "_Worker", timeout_s: float) -> None:
+        reply = worker.actor.take.options(concurrency_group="take").remote(timeout_s)
+        reply.future().add_done_callback(lambda future: self._arrived.put((worker, future)))
+
+    def _receive(self, worker: "_Worker", future: "Future[_Reply]") -> None:
+        try:
+            messages, end = future.result()
+        except self._ray.exceptions.RayError as error:
+            self._lose(worker, worker.epitaph(error))
+            return
+        worker.runs = True
+        self._events.extend((worker.spec.name, message) for message in messages)
+        if end is None:
+            self._take(worker, _TAKE_S)
+        else:
+            self._lose(worker, end)
+
+    def _give_up_overdue(self) -> None:
+        for worker in list(self._workers.values()):
+            if not worker.runs and time.monotonic() >= worker.deadline:
+                wanted = _amounts(worker.spec.resources) or "its environment"
+                self._lose(worker, f"not started in {self._start_s:g} s: waited for {wanted}")
+
+    def _lose(self, worker: "_Worker", reason: str) -> None:
+        del self._workers[worker.spec.name]
+        self._ray.kill(worker.actor)
+        self._events.append((worker.spec.name, Lost(reason)))
+
+
+class _Worker:
+    """The coordinator's view of one actor."""
+
+    def __init__(self, spec: Spec, actor: Any, deadline: float) -> None:
+        self.spec = spec
+        self.actor = actor
+        self.deadline = deadline
+        self.runs = False
+        self._log_start = spec.log.stat().st_size if spec.log.is_file() else 0
+
+    def epitaph(self, error: Exception) -> str:
+        """Of all that Ray says, the cause; and the last line of the log, where it is here."""
+        cause = re.search(r"is dead because (.+?)\.( |$)", _one_line(error, 2000))
+        if cause is None:
+            return _one_line(error)
+        return f"{cause[1]}: {last_words(self.spec.log, self._log_start)}".removesuffix(": ")
+
+
+class RayWorker:
+    """The actor, and the channel of the worker inside it."""
+
+    def __init__(self, module: str, log: str, coordinator_node: str) -> None:
+        self._inbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[bytes | str] = queue.SimpleQueue()
+        ray = importlib.import_module("ray")
+        if ray.get_runtime_context().get_node_id() == coordinator_node:
+            _print_to(Path(log))
+        threading.Thread(target=self._serve, args=[module], name="worker", daemon=True).start()
+
+    def receive(self) -> bytes | None:
+        return self._inbox.get()
+
+    def send(self, message: bytes) -> None:
+        self._outbox.put(message)
+
+    def put(self, message: bytes) -> None:
+        self._inbox.put(message)
+
+    def take(self, timeout_s: float) -> _Reply:
+        """Wait for messages, and give all there are."""
+        messages: list[bytes] = []
+        while True:
+            try:
+                item = self._outbox.get(timeout=0.0 if messages else timeout_s)
+            except queue.Empty:
+                return messages, None
+            if isinstance(item, str):
+                return messages, item
+            messages.append(item)
+
+    def _serve(self, module: str) -> None:
+        end = "exit code 0"
+        try:
+            importlib.import_module(module).serve(self)
+        except BaseException as error:
+            traceback.print_exc()
+            end = f"exit code 1: {''.join(traceback.format_exception_only(error)).strip()}"
+        self._outbox.put(end.splitlines()[-1][:_REASON_CHARACTERS])
+
+
+def _reach(address: str) -> None:
+    """Ray itself would try for many minutes, and takes a name for an address of its client."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _REACH_S).close()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"no Ray cluster at {address!r} ({error}): give host:port") from None
+
+
+def _import_ray(starts_cluster: bool) -> Any:
+    """Ray reads these variables when it is imported."""
+    if "ray" in sys.modules and "RAY_AUTH_MODE" not in os.environ:
+        raise ConfigError("Ray was imported without authentication: set RAY_AUTH_MODE=token")
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if starts_cluster:
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # "single machine", on Linux too
+    try:
+        return importlib.import_module("ray")
+    except ImportError as error:
+        raise ConfigError(
+            f"fleet kind 'ray' needs Ray ({error}): pip install 'interlock[ray]'"
+        ) from None
+
+
+def _print_to(log: Path) -> None:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for number in (1, 2):
+        os.dup2(file, number)
+    os.close(file)
+
+
+def _amounts(resources: dict[str, float]) -> str:
+    return ", ".join(f"{kind} {amount:g}" for kind, amount in sorted(resources.items()))
+
+
+def _one_line(error: BaseException, characters: int = _REASON_CHARACTERS) -> str:
+    return " ".join(str(error).split())[:characters]

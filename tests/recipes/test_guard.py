@@ -1,0 +1,213 @@
+"""Who is judged by which tokens, and what is done about it; the figures are worked out by hand."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from interlock import config
+from interlock.config import Grpo, Recipe, Task
+from interlock.errors import TrainingError
+from interlock.learner.learner import Mismatch, StepResult
+from interlock.recipes.guard import buckets, fleet_metrics, label, numerics
+from interlock.recipes.stage import Stage
+from interlock.recipes.watch import Watch
+from interlock.records import (
+    Completion,
+    FinishReason,
+    Group,
+    Problem,
+    Sampling,
+    ScoredGroup,
+    Verdict,
+)
+from interlock.rollout.generators import Published, State, WorkerFacts
+from interlock.rundir import RunDir
+
+
+def found(k3: float, tokens: int = 128) -> Mismatch:
+    return Mismatch(tokens, k3, max=0.5, share_above_2=0.0)
+
+
+def result(**mismatch: Mismatch) -> StepResult:
+    """`a0` stands for worker a at staleness 0."""
+    by = {label(name[:-1], int(name[-1])): each for name, each in mismatch.items()}
+    return StepResult(0.0, 0.0, 0.0, 1, False, 0.0, None, None, None, None, None, None, None, by)
+
+
+def test_buckets_add_up_the_updates_of_a_step() -> None:
+    first = Mismatch(tokens=100, k3=0.01, max=0.5, share_above_2=0.1)
+    second = Mismatch(tokens=300, k3=0.03, max=0.4, share_above_2=0.3)
+    by = buckets([result(a2=found(0.7), a0=first, b1=found(0.2)), result(a0=second)])
+    assert by.keys() == {"a", "b"}
+    assert list(by["a"]) == [0, 2] and by["a"][2] == found(0.7) and by["b"] == {1: found(0.2)}
+    total = by["a"][0]
+    assert (total.tokens, total.max) == (400, 0.5)
+    assert total.k3 == pytest.approx((100 * 0.01 + 300 * 0.03) / 400)
+    assert total.share_above_2 == pytest.approx(0.25)
+    assert buckets([]) == {}
+
+
+def test_a_label_is_read_back_whatever_the_worker_is_called() -> None:
+    update = result()
+    update.mismatch[label("gpu-0.b_1", 12)] = found(0.1)
+    assert buckets([update]) == {"gpu-0.b_1": {12: found(0.1)}}
+
+
+@pytest.mark.parametrize(
+    ("measured", "expected"),
+    [
+        # Fresh tokens: numerics alone, whatever the stale ones and the others say.
+        ({"a": {0: found(0.02)}}, 0.02),
+        ({"a": {0: found(0.02), 1: found(0.9)}, "b": {0: found(0.02)}}, 0.02),
+        # Stale tokens: what it has more than the best of the others at the same staleness.
+        ({"a": {1: found(0.05)}, "b": {1: found(0.03)}, "c": {1: found(0.01)}}, 0.04),
+        ({"a": {1: found(0.01)}, "b": {1: found(0.03)}}, 0.0),
+        ({"a": {1: found(0.05)}, "b": {0: found(0.01)}}, None),
+        ({"a": {1: found(0.05)}, "b": {2: found(0.01)}}, None),
+        ({"a": {1: found(0.05)}}, None),
+        # The first bucket in which it can be told.
+        ({"a": {1: found(0.05), 2: found(0.09)}, "b": {2: found(0.03)}}, 0.06),
+        # Too few tokens say nothing: its own, or those of the other.
+        ({"a": {0: found(0.9, 127)}}, None),
+        ({"a": {0: found(0.9, 127), 1: found(0.05)}, "b": {1: found(0.02)}}, 0.03),
+        ({"a": {1: found(0.05)}, "b": {1: found(0.0, 127)}, "c": {1: found(0.02)}}, 0.03),
+        ({"a": {1: found(0.05)}, "b": {1: found(0.0, 127)}}, None),
+        ({"a": {}}, None),
+    ],
+)
+def test_numerics_by_hand(measured: dict[str, dict[int, Mismatch]], expected: float | None) -> None:
+    assert numerics(measured, "a") == (None if expected is None else pytest.approx(expected))
+
+
+class FakeGenerators:
+    def __init__(self, *names: str) -> None:
+        self.known = {name: WorkerFacts(State.READY, groups=3) for name in names}
+        self.reasons: dict[str, str] = {}
+
+    def facts(self) -> dict[str, WorkerFacts]:
+        return self.known
+
+    def quarantine(self, worker: str, reason: str) -> None:
+        self.known[worker].state = State.QUARANTINED
+        self.reasons[worker] = reason
+
+    def quarantined(self) -> frozenset[str]:
+        return frozenset(self.reasons)
+
+
+class Scene:
+    def __init__(
+        self, run: RunDir, *names: str, kind: Any = "local", sampling: Sampling | None = None
+    ) -> None:
+        task = Task(name="arithmetic")
+        grpo = Grpo(task=task, steps=1, sampling=sampling or Sampling())
+        guard = config.Guard(warn=0.001, quarantine=0.01)
+        fleet = config.Fleet(kind=kind)
+        recipe = Recipe(model=config.Model("m"), stage=[grpo], fleet=fleet, guard=guard)
+        learner: Any = SimpleNamespace(version=7, steps=0, bad_steps=0)
+        self.generators: Any = FakeGenerators(*names)
+        self.run = run
+        self.stage = Stage(0, grpo, recipe, run, learner, self.generators, Watch())
+
+    def log(self, *updates: StepResult) -> dict[str, Any]:
+        rollouts: Any = SimpleNamespace(
+            stale=4, set_aside=1, staleness=lambda group: 7 - group.completions[0].weight_version
+        )
+        groups = [self.group(version) for version in (7, 6, 4)]
+        published = Published("delta", 1234)
+        return fleet_metrics(self.stage, 9, rollouts, groups, updates, published)
+
+    def group(self, version: int) -> ScoredGroup:
+        answer = Completion([1], [-1.0], FinishReason.STOP, "", version)
+        return ScoredGroup(Group(Problem("p", [], ""), [1], [answer], "a"), [Verdict(0.0)])
+
+    def messages(self) -> list[str]:
+        events = self.run.events()
+        assert {event["kind"] for event in events} <= {"worker_mismatch"}
+        return [event["message"] for event in events]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Any:
+    with RunDir.create(tmp_path / "run", {}, {}) as made:
+        yield made
+
+
+def test_what_is_logged(run: RunDir) -> None:
+    s = Scene(run, "a", "b")
+    metrics = s.log(result(a0=found(0.0005), a2=found(0.5)))
+    assert metrics["staleness_mean"] == pytest.approx(4 / 3) and metrics["staleness_max"] == 3
+    assert (metrics["groups_stale"], metrics["groups_set_aside"]) == (4, 1)
+    assert (metrics["published_kind"], metrics["published_bytes"]) == ("delta", 1234)
+    a, b = metrics["workers"]["a"], metrics["workers"]["b"]
+    assert a["mismatch"] == {
+        "0": {"tokens": 128, "k3": 0.0005, "max": 0.5, "share_above_2": 0.0},
+        "2": {"tokens": 128, "k3": 0.5, "max": 0.5, "share_above_2": 0.0},
+    }
+    assert b["mismatch"] == {} and (a["state"], a["groups"]) == ("ready", 3)
+
+
+@pytest.mark.parametrize(
+    ("k3", "warned", "out"),
+    [
+        (0.0, False, False),
+        (0.001, False, False),  # the limit itself is within
+        (0.0011, True, False),
+        (0.01, True, False),
+        (0.0101, False, True),
+        (float("inf"), False, True),
+        (float("nan"), False, True),
+    ],
+)
+def test_warned_and_put_in_quarantine(run: RunDir, k3: float, warned: bool, out: bool) -> None:
+    s = Scene(run, "a", "b")
+    metrics = s.log(result(a0=found(k3), b0=found(0.0)))
+    assert [m.startswith("a: k3 ") for m in s.messages()] == [True] * warned
+    assert list(s.generators.reasons) == ["a"] * out
+    assert metrics["workers"]["a"]["state"] == ("quarantined" if out else "ready")
+
+
+def test_what_is_said(run: RunDir) -> None:
+    s = Scene(run, "a", "b")
+    s.log(result(a0=found(0.005), b0=found(0.5)))
+    assert s.messages() == ["a: k3 0.005 against the learner at step 9, more than 0.001"]
+    expected = "k3 0.5 against the learner at step 9, more than 0.01"
+    assert s.generators.reasons == {"b": expected}
+
+
+def test_drift_alone_puts_nobody_in_quarantine(run: RunDir) -> None:
+    s = Scene(run, "a", "b", "c")
+    s.log(result(a2=found(0.3), b2=found(0.3005), c1=found(0.1)))
+    assert s.messages() == [] and s.generators.reasons == {}
+
+
+@pytest.mark.parametrize("sampling", [Sampling(top_k=5), Sampling(top_p=0.9)])
+def test_a_cut_distribution_is_no_mismatch_of_numerics(run: RunDir, sampling: Sampling) -> None:
+    s = Scene(run, "a", "b", sampling=sampling)
+    metrics = s.log(result(a0=found(0.5), b0=found(0.005)))
+    assert s.messages() == [] and s.generators.reasons == {}
+    assert metrics["workers"]["a"]["mismatch"]["0"]["k3"] == 0.5  # it is shown all the same
+
+
+def test_strangers_and_those_in_quarantine_are_left_alone(run: RunDir) -> None:
+    s = Scene(run, "a")
+    s.log(result(a0=found(0.5), gone0=found(0.5)))  # "gone": of a recipe before
+    s.generators.reasons["a"] = "first"
+    s.log(result(a0=found(0.5)))
+    assert s.generators.reasons == {"a": "first"} and s.messages() == []
+
+
+def test_inline_stops_the_run_and_names_the_remedy(run: RunDir) -> None:
+    s = Scene(run, "a", kind="inline")
+    with pytest.raises(TrainingError, match=r"^a: k3 0\.02 .* raise guard\.quarantine"):
+        s.log(result(a0=found(0.02)))
+    s.log(result(a0=found(0.002)))
+    assert len(s.messages()) == 1 and s.generators.reasons == {}
+
+
+def test_a_step_that_taught_nothing_measures_nothing(run: RunDir) -> None:
+    s = Scene(run, "a")
+    assert s.log()["workers"]["a"]["mismatch"] == {}
+    assert s.messages() == []
