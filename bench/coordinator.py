@@ -10,8 +10,8 @@ size, each a unit of its own. So the wall time is that of a machine on which coo
 have nothing else to do and share the cores; the CPU time is that of the coordinator's process alone
 (user and system, all its threads; of these, the dispatcher's own). It counts sending, receiving,
 decoding and checking every token, and, where it says ledger, making the group durable (one
-transaction and fsync each, below TMPDIR); neither a tokenizer nor a verifier. The round trip is that of one unit
-while all workers are idle, from `order` to the answer in the recipe's hands.
+transaction and fsync each, below TMPDIR); neither a tokenizer nor a verifier. The round trip is
+that of one unit while all workers are idle, from `order` to the answer in the recipe's hands.
 
 A worker is not counted before it has loaded and proven its weights; starting is shown by itself.
 """

@@ -1,22 +1,43 @@
-"""The stub worker of tests/support, which also writes down when a fault struck: bench/recovery.py.
+"""The stub worker of tests/support for bench/recovery.py: a witness of its own faults.
 
-One line per fault goes to $STUB_STATE with the suffix .struck: time.monotonic() and its name.
+One line per fault goes to $STUB_STATE with the suffix .struck: time.monotonic() and its name. When
+it is given a store it really fetches the weights from there, which it then does not use.
 """
 
 import time
 
 import stub_worker  # type: ignore[import-not-found]
 
+from interlock.errors import SyncError
 from interlock.fleet.base import Channel
+from interlock.records import WeightVersion
+from interlock.rollout.protocol import Failed, Load, Open
 
 
-class Witness(stub_worker.Stub):  # type: ignore[misc]
+class Witness(stub_worker.Stub):
     def due(self, event: str, *faults: str) -> str:
         fault: str = super().due(event, *faults)
         if fault:
             with open(self.state.with_suffix(".struck"), "a") as file:
                 file.write(f"{time.monotonic()} {fault}\n")
         return fault
+
+    def open(self, asked: Open) -> None:
+        self.replica = None
+        if asked.store:
+            from interlock.sync.store import Replica  # imports torch
+
+            self.replica = Replica(asked.store)
+        super().open(asked)
+
+    def load(self, asked: Load) -> None:
+        try:
+            if self.replica is not None:
+                self.replica.fetch(WeightVersion(asked.number, asked.digest))
+        except SyncError as error:
+            self.send(Failed(str(error), permanent=False))
+            return
+        super().load(asked)
 
 
 def serve(channel: Channel) -> None:

@@ -13,8 +13,10 @@ the first of them. A fault's time is what the worker itself wrote down the momen
     worker back  fault -> `a` serves proven weights again
     lost         groups that never came, came twice, or differ from what any worker answers
 
+`b` is idle when the fault strikes, so that `whole` beside it is without the wait for a free worker.
 Where the run has to stop instead (no worker is left), `whole` is fault -> the error with its
-reason. The workers have no engine and start in a fraction of a second: with a real one, add its own
+reason, and what was not made is left to the resumed run. A link that is cut once is mended inside
+the worker, which is no event. The workers have no engine and start in a fraction of a second: with a real one, add its own
 start to whatever includes a restart. --learner kills a real run on a tiny model at random moments
 and resumes it at once; `whole` is then kill -> the first new step.
 """
@@ -28,14 +30,16 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 from msgspec.structs import replace
 
+from cut_link import Link, link
 from environment import environment
 from interlock import config
 from interlock.errors import TrainingError
@@ -63,25 +67,28 @@ ALWAYS = list(range(2, 100))
 class Case(NamedTuple):
     fault: str
     plan: dict[str, list[int]]  # of the stub: which of its units, loads or starts
-    at: str = "unit"  # what is under way: "unit", "load", "start", or "quarantine"
-    bounded_by: tuple[str, ...] = ()  # settings, beside the time to start a process
-    settings: dict[str, Any] = {}
+    at: str  # what is under way: "unit", "load", "link", "start", or "quarantine"
+    bounded_by: tuple[str, ...]  # settings, beside the time to start a process
+    settings: Mapping[str, Any] = MappingProxyType({})
     every_worker: bool = False
+    cuts: int = 0  # of the link, one after the other
+    noted: bool = True
 
 
 RESTART = ("backoff_s",)
 CASES = (
-    Case("killed (SIGKILL)", {"kill": [1]}, bounded_by=RESTART),
-    Case("exits", {"exit": [1]}, bounded_by=RESTART),
+    Case("killed (SIGKILL)", {"kill": [1]}, "unit", RESTART),
+    Case("exits", {"exit": [1]}, "unit", RESTART),
     Case("hung: alive, never done", {"hang": [1]}, "unit", ("unit_s", *RESTART), {"unit_s": 2.0}),
     Case("frozen (SIGSTOP)", {"freeze": [1]}, "unit", ("silence_s", *RESTART), {"silence_s": 2.0}),
-    Case("garbage: no message", {"noise": [1]}, bounded_by=RESTART),
-    Case("garbage: a logprob of nan", {"nan": [1]}, bounded_by=RESTART),
+    Case("garbage: no message", {"noise": [1]}, "unit", RESTART),
+    Case("garbage: a logprob of nan", {"nan": [1]}, "unit", RESTART),
     Case("dies while loading weights", {"die_loading": [2]}, "load", RESTART),
-    Case("link cut during the fetch", {"link": [2]}, "load", RESTART),
+    Case("link cut once during the fetch", {}, "link", (), cuts=1, noted=False),
+    Case("link cut again at the second try", {}, "link", RESTART, cuts=2),
     Case("serves stale weights", {"stale": [2]}, "load", RESTART),
     Case("refuses to start once", {"refuse": [1]}, "start", RESTART),
-    Case("quarantined at work", {"hang": [1]}, "quarantine"),
+    Case("quarantined at work", {"hang": [1]}, "quarantine", ()),
     Case(
         "all gone: killed, then refuse to start",
         {"kill": [1], "refuse": ALWAYS},
@@ -106,11 +113,19 @@ class Found(NamedTuple):
 class Scene:
     """A dispatcher over `a` and the well `others`, and when what was seen."""
 
-    def __init__(self, case: Case, others: int, settings: config.Fleet, directory: Path) -> None:
+    def __init__(
+        self,
+        case: Case,
+        others: int,
+        settings: config.Fleet,
+        directory: Path,
+        served: Link | None = None,
+    ) -> None:
+        """`served`: over what link the workers read their weights; None: they read none."""
         self.noticed: float | None = None
         self.arrived: list[tuple[float, int, Group]] = []
         self.version = 0
-        self._case, self._directory = case, directory
+        self._case, self._directory, self._link = case, directory, served
         plans = {"a": case.plan} | {
             f"b{number}": case.plan if case.every_worker else {} for number in range(others)
         }
@@ -161,13 +176,19 @@ class Scene:
     def struck(self) -> float:
         """When the first fault struck `a`."""
         path, deadline = self._directory / "a.struck", time.monotonic() + LIMIT_S
-        while not (path.exists() and "\n" in (text := path.read_text())):
+        while True:
+            if self._link is not None and self._link.struck:
+                return self._link.struck[0]
+            if path.exists() and "\n" in (text := path.read_text()):
+                return float(text.split()[0])
             assert time.monotonic() < deadline, f"{self._case.fault}: no fault struck"
             time.sleep(0.005)
-        return float(text.split()[0])
 
-    def lost(self) -> int:
-        """Groups missing, doubled or wrong."""
+    def missing(self) -> int:
+        return UNITS * PROBLEMS - len({key for _, key, _ in self.arrived})
+
+    def spoilt(self) -> int:
+        """Groups that are doubled or wrong."""
         keys = [key for _, key, _ in self.arrived]
         wrong = sum(
             group.problem.id != f"problem {key}"
@@ -175,7 +196,7 @@ class Scene:
             != stub.answer(group.problem, COMPLETIONS, group.completions[0].weight_version, SEED)
             for _, key, group in self.arrived
         )
-        return UNITS * PROBLEMS - len(set(keys)) + len(keys) - len(set(keys)) + wrong
+        return len(keys) - len(set(keys)) + wrong
 
     def _worker(self, name: str, plan: dict[str, list[int]]) -> tuple[Spec, Open]:
         env = {
@@ -184,7 +205,8 @@ class Scene:
             "STUB_STATE": str(self._directory / f"{name}.json"),
         }
         spec = Spec(name, "faulty_worker", self._directory / f"{name}.log", env=env)
-        return spec, Open(name, "", None, config.Generator(), "", CANARY)
+        store = "" if self._link is None else f"{self._link.url}/{name}"
+        return spec, Open(name, "", None, config.Generator(), store, CANARY)
 
     def _note(self, kind: str, message: str, worker: str) -> None:
         if worker == "a" and kind != "worker_started" and self.noticed is None:
@@ -197,40 +219,45 @@ class Scene:
 
 def suffer(case: Case, others: int, settings: config.Fleet) -> Found:
     """One fault, from a fresh fleet."""
-    with tempfile.TemporaryDirectory(prefix="recovery-") as directory:
-        scene = Scene(case, others, settings, Path(directory))
-        with closing(scene.dispatcher):
-            scene.publish(0)
-            if case.at != "start":
-                scene.all_ready()
-            if case.at == "load":
-                scene.publish(1)
-            scene.order()
-            fault = scene.struck()
-            if case.at == "quarantine":
-                fault = time.monotonic()
-                scene.dispatcher.quarantine("a", "its numbers are off")
-            return watch(scene, fault, returns=case.at != "quarantine" and not case.every_worker)
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="recovery-")))
+        served = stack.enter_context(link(directory / "sync")) if case.at == "link" else None
+        scene = Scene(case, others, settings, directory, served)
+        stack.enter_context(closing(scene.dispatcher))
+        scene.publish(0)
+        if case.at != "start":
+            scene.all_ready()
+        if served is not None:
+            served.cuts = case.cuts
+        if case.at in ("load", "link"):
+            scene.publish(1)
+        scene.order()
+        fault = scene.struck()
+        if case.at == "quarantine":
+            fault = time.monotonic()
+            scene.dispatcher.quarantine("a", "its numbers are off")
+        return watch(scene, case, fault)
 
 
-def watch(scene: Scene, fault: float, returns: bool) -> Found:
-    """Until all is well again (`returns`: `a`, too), or the run stops."""
+def watch(scene: Scene, case: Case, fault: float) -> Found:
+    """Until all is well again, or the run stops."""
     back: float | None = None
+    returns = case.at != "quarantine" and not case.every_worker
     deadline = time.monotonic() + LIMIT_S
     while True:
         assert time.monotonic() < deadline, (scene.dispatcher.facts(), scene.arrived)
         try:
             scene.dispatcher.collect(Purpose.TRAIN, 0.01)
         except TrainingError as error:
-            stopped = time.monotonic() - fault
-            return Found(after(fault, scene.noticed), stopped, None, 0, str(error))
-        if back is None and scene.noticed is not None and scene.ready("a"):
+            whole = time.monotonic() - fault
+            return Found(after(fault, scene.noticed), whole, None, scene.spoilt(), str(error))
+        seen = scene.noticed is not None or not case.noted
+        if back is None and seen and scene.ready("a"):
             back = time.monotonic()
-        done = len(scene.arrived) >= UNITS * PROBLEMS and scene.noticed is not None
-        if done and (back is not None or not returns):
+        if seen and not scene.missing() and (back is not None or not returns):
             break
     whole = max(0.0, max(at for at, _, _ in scene.arrived) - fault)
-    return Found(after(fault, scene.noticed), whole, after(fault, back), scene.lost(), "")
+    return Found(after(fault, scene.noticed), whole, after(fault, back), scene.spoilt(), "")
 
 
 def after(fault: float, moment: float | None) -> float | None:
@@ -258,9 +285,8 @@ def learner_killed(repeats: int) -> list[Found]:
         process.kill()
         process.communicate()
         view = RunDir.read(run)
-        used = [
-            seq for stage, step in view.ledger.steps() for seq in view.ledger.sequences(0, step)
-        ]
+        steps = [step for _, step in view.ledger.steps()]
+        used = [sequence for step in steps for sequence in view.ledger.sequences(0, step)]
         lost = len(used) - len(set(used)) + len(set(range(len(used))) - set(used))
         return [each._replace(lost=lost) for each in found]
 

@@ -73,7 +73,7 @@ class Fleet(_Section, frozen=True):
     silence_s: Rate = 30.0  # without a sign of life
     backoff_s: Rate = 1.0  # before the first restart; doubles up to a minute
     failures: Positive = 5  # in a row, without an answer between them, after which one is retired
-    strikes: Positive = 3  # workers lost while on a problem, after which it is set aside
+    strikes: Positive = 3  # failures of workers on a problem, after which it is set aside
 
 
 class Sync(_Section, frozen=True):

@@ -68,9 +68,9 @@ def test_a_killed_worker_is_lost_once_after_its_last_message(
 ) -> None:
     monkeypatch.setattr("interlock.fleet.local._PIECE_BYTES", 5)  # its end is seen before its word
     hands.start("w", "obeys")
-    hands.fleet.send("w", b"channel.send(b'last'), os.kill(os.getpid(), 9)")
+    hands.fleet.send("w", b"channel.send(b'last' * 2000), os.kill(os.getpid(), 9)")
     assert hands.collect(lambda events: len(events) >= 2) == [
-        ("w", b"last"),
+        ("w", b"last" * 2000),
         ("w", Lost("signal 9")),
     ]
     assert hands.fleet.poll(0.2) == []

@@ -48,7 +48,7 @@ def check(view: RunView, steps: int) -> None:
     used = [sequence for step in range(1, steps + 1) for sequence in view.ledger.sequences(0, step)]
     aside = view.ledger.set_asides(0)
     assert len(used) == len(set(used)) and not used & aside.keys()  # type: ignore[operator]
-    assert sorted([*used, *aside]) == list(range(steps * PROBLEMS))
+    assert sorted([*used, *aside]) == list(range(steps * PROBLEMS + len(aside)))
     assert view.ledger.arrivals(0) == []
     for step in range(1, steps + 1):
         for scored in view.ledger.read(0, step):

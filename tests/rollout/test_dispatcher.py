@@ -67,6 +67,7 @@ class Fleet:
             config.Guard(),
             Publisher(str(directory / "sync"), 5),
             stub_worker.prompt,
+            stub_worker.VOCAB,
             lambda *note: self.notes.append(note),
         )
         self.dispatcher.keep = self.kept.extend

@@ -70,7 +70,7 @@ class Stub:
                 return
             case "mute_start":
                 time.sleep(1e6)
-        self.send(protocol.Opened("stub 1", "nothing", "float32", VOCAB))
+        self.send(protocol.Opened("stub 1", "nothing", "float32"))
 
     def load(self, asked: Load) -> None:
         fault = self.due("load", "die_loading", "link", "wrong_digest", "stale", "decode", "off")

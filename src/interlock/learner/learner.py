@@ -210,8 +210,8 @@ class Learner:
     def publish(self) -> tuple[int, dict[str, Tensor]]:
         """The version's number, and the masters in the compute dtype under Hugging Face names.
 
-        The tensors are copies, on the masters' device. Weights that have not moved since the last
-        call keep their version number.
+        The tensors are copies, on the masters' device; of several processes, on the CPU of rank 0
+        alone. Weights that have not moved since the last call keep their version number.
         """
         self.version += self.unpublished
         self.unpublished = False

@@ -8,6 +8,7 @@ from interlock import config
 from interlock.config import Recipe
 from interlock.errors import ConfigError
 from interlock.fleet.base import Fleet, Spec
+from interlock.models.huggingface import read_architecture
 from interlock.models.tokenizer import Tokenizer
 from interlock.rollout.dispatcher import Dispatcher, Note
 from interlock.rollout.generator import open_generator
@@ -83,6 +84,7 @@ def open_fleet(
         recipe.guard,
         publisher,
         lambda problem: tokenizer.chat(problem.messages),
+        read_architecture(model).vocab,
         note,
     )
 

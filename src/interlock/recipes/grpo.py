@@ -16,7 +16,7 @@ from interlock.learner.learner import Learner, StepResult
 from interlock.learner.packing import TrainingGroup
 from interlock.models.tokenizer import Tokenizer
 from interlock.recipes.evaluate import accuracy, check_lengths, held_out_accuracy, score
-from interlock.recipes.guard import fleet_metrics, label
+from interlock.recipes.guard import Guard, label
 from interlock.recipes.rollouts import Rollouts
 from interlock.recipes.stage import Clock, Stage, step_metrics
 from interlock.records import FinishReason, Group, ScoredGroup
@@ -44,7 +44,7 @@ def run(stage: Stage[Grpo], task: TaskSource) -> None:
         if stage.done == 0:
             stage.note_dropped(task.dropped)
             stage.begin(held_out_accuracy(stage, 0, held_out, verifier))
-        rollouts = Rollouts(stage, task)
+        rollouts, guard = Rollouts(stage, task), Guard(stage)
         for step in stage.steps():
             clock = Clock()
             with clock("publish"):
@@ -63,7 +63,8 @@ def run(stage: Stage[Grpo], task: TaskSource) -> None:
             stage.note_bad(step, updates)
             taught = sum(map(len, batches))
             metrics = _metrics(scored, taught, updates, stage.learner) | clock.metrics()
-            metrics |= fleet_metrics(stage, step, rollouts, scored, updates, published)
+            metrics |= guard.judge(step, updates) | rollouts.metrics(scored)
+            metrics |= {"published_bytes": published.bytes, "published_kind": published.kind}
             metrics["accuracy"] = held_out_accuracy(stage, step, held_out, verifier)
             stage.finish_step(step, metrics)
 

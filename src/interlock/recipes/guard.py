@@ -1,15 +1,14 @@
 """Measures each generator against the learner, and takes out the one whose numbers are off.
 
-Mismatch at staleness 0 is numerics alone; at staleness n the learner has moved n versions on, which
-adds the same drift for every worker. So a worker is judged on its fresh tokens, and on stale ones
-only by what it has more than the best of the others there. (The canary of every weight version,
-rollout/judge.py, sees numerics without drift, at other tokens.)
+Mismatch at staleness 0 is numerics alone. At staleness n the learner has moved n versions on, and
+that drift cannot be told from numerics: it is reported (flat over staleness: numerics; rising:
+drift), but nobody is judged by it. The canary, which every worker scores with every weight version
+(rollout/judge.py), is of the same weights on both sides however late the groups are.
 """
 
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from operator import add
-from statistics import fmean
 from typing import Any
 
 from msgspec import to_builtins
@@ -17,10 +16,7 @@ from msgspec import to_builtins
 from interlock.config import Grpo
 from interlock.errors import TrainingError
 from interlock.learner.learner import Mismatch, StepResult
-from interlock.recipes.rollouts import Rollouts
 from interlock.recipes.stage import Stage
-from interlock.records import ScoredGroup
-from interlock.rollout.generators import Published
 
 _TOKENS = 128  # fewer say nothing
 
@@ -45,72 +41,53 @@ def buckets(updates: Sequence[StepResult]) -> Buckets:
     }
 
 
-def numerics(measured: Mapping[str, Mapping[int, Mismatch]], worker: str) -> float | None:
-    """The k3 of a worker that its own numerics explain; None when the step cannot tell."""
-    for staleness, own in sorted(measured[worker].items()):
-        if own.tokens < _TOKENS:
-            continue
-        if staleness == 0:
-            return own.k3
-        others = [
-            by[staleness].k3
-            for name, by in measured.items()
-            if name != worker and staleness in by and by[staleness].tokens >= _TOKENS
-        ]
-        if others:
-            return max(0.0, own.k3 - min(others))
-    return None
+def numerics(by_staleness: Mapping[int, Mismatch]) -> float | None:
+    """The k3 of a worker's fresh tokens; None when there are too few to tell."""
+    fresh = by_staleness.get(0)
+    return fresh.k3 if fresh is not None and fresh.tokens >= _TOKENS else None
 
 
-def fleet_metrics(
-    stage: Stage[Grpo],
-    step: int,
-    rollouts: Rollouts,
-    scored: Sequence[ScoredGroup],
-    updates: Sequence[StepResult],
-    published: Published,
-) -> dict[str, Any]:
-    """What is logged of the generators; puts those that are out of the guard's band in quarantine.
+class Guard:
+    """Watches the generators of one stage."""
 
-    Raises TrainingError when that leaves an inline run without its generator.
-    """
-    assert stage.generators is not None
-    measured = buckets(updates)
-    _judge(stage, step, measured)
-    workers = {name: to_builtins(facts) for name, facts in stage.generators.facts().items()}
-    for name, facts in workers.items():
-        by = measured.get(name, {})
-        facts["mismatch"] = {str(staleness): to_builtins(found) for staleness, found in by.items()}
-    behind = [rollouts.staleness(group.group) for group in scored]
-    return {
-        "workers": workers,
-        "staleness_mean": fmean(behind),
-        "staleness_max": max(behind),
-        "groups_stale": rollouts.stale,
-        "groups_set_aside": rollouts.set_aside,
-        "published_bytes": published.bytes,
-        "published_kind": published.kind,
-    }
+    def __init__(self, stage: Stage[Grpo]) -> None:
+        assert stage.generators is not None
+        self._stage, self._generators = stage, stage.generators
+        self._warned: set[str] = set()
 
+    def judge(self, step: int, updates: Sequence[StepResult]) -> dict[str, Any]:
+        """Put those that are out of the band in quarantine. -> "workers", to be logged
 
-def _judge(stage: Stage[Grpo], step: int, measured: Buckets) -> None:
-    assert stage.generators is not None
-    sampling = stage.settings.sampling
-    if sampling.top_k or sampling.top_p < 1:
-        return  # the sampler's distribution is another one on purpose: only the canary tells
-    guard, known = stage.recipe.guard, stage.generators.facts()
-    for worker in measured.keys() & known.keys() - stage.generators.quarantined():
-        k3 = numerics(measured, worker)
-        if k3 is None or k3 <= guard.warn:
-            continue
-        limits = f"k3 {k3:.2g} against the learner at step {step}, more than"
-        if k3 <= guard.quarantine:
-            message = f"{worker}: {limits} {guard.warn:g}"
-            stage.event("worker_mismatch", message, worker=worker)
-            continue
-        if stage.recipe.fleet.kind == "inline":
+        Raises TrainingError when that leaves an inline run without its generator.
+        """
+        measured = buckets(updates)
+        sampling, known = self._stage.settings.sampling, self._generators.facts()
+        # With top-k or top-p the sampler's distribution is another one on purpose.
+        if not sampling.top_k and sampling.top_p == 1:
+            for worker in measured.keys() & known.keys() - self._generators.quarantined():
+                self._judge(worker, step, numerics(measured[worker]))
+        workers = {name: to_builtins(own) for name, own in self._generators.facts().items()}
+        for name, own in workers.items():
+            by = measured.get(name, {})
+            own["mismatch"] = {
+                str(staleness): to_builtins(found) for staleness, found in by.items()
+            }
+        return {"workers": workers}
+
+    def _judge(self, worker: str, step: int, k3: float | None) -> None:
+        limits = self._stage.recipe.guard
+        if k3 is None or k3 <= limits.warn:
+            return
+        found = f"k3 {k3:.2g} against the learner at step {step}, more than"
+        if k3 <= limits.quarantine:
+            if worker not in self._warned:
+                self._warned.add(worker)
+                message = f"{worker}: {found} {limits.warn:g}"
+                self._stage.event("worker_mismatch", message, worker=worker)
+            return
+        if self._stage.recipe.fleet.kind == "inline":
             raise TrainingError(
-                f"{worker}: {limits} {guard.quarantine:g}; its numbers are off, and there is no "
+                f"{worker}: {found} {limits.quarantine:g}; its numbers are off, and there is no "
                 "other: give it a wider dtype, or raise guard.quarantine"
             )
-        stage.generators.quarantine(worker, f"{limits} {guard.quarantine:g}")
+        self._generators.quarantine(worker, f"{found} {limits.quarantine:g}")

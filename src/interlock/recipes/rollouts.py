@@ -11,11 +11,12 @@ update. With a cap of n, generators work up to n steps ahead.
 
 from collections.abc import Iterator, Sequence
 from itertools import count, groupby
+from statistics import fmean
 
 from interlock.config import Grpo
 from interlock.errors import TrainingError
 from interlock.recipes.stage import Stage
-from interlock.records import Group, Problem
+from interlock.records import Group, Problem, ScoredGroup
 from interlock.rollout.generators import Purpose, Work
 from interlock.tasks import TaskSource
 
@@ -56,12 +57,14 @@ class Rollouts:
         self._step, self.stale, self.set_aside = step, 0, 0
         wanted = self._settings.problems_per_step
         self._stage.watch.phase("generating", wanted)
+        if self._ordered:  # what came meanwhile may be older than what is at hand
+            self._receive(0.0)
         while True:
             self._drop()
             self._order()
             if len(self._buffer) >= wanted or not self._ordered:
                 break
-            self._receive()
+            self._receive(_LOOK_S)
         taken = sorted(self._buffer)[:wanted]
         if not taken:
             raise TrainingError(f"step {step}: every problem left was set aside; see the events")
@@ -71,6 +74,16 @@ class Rollouts:
     def staleness(self, group: Group) -> int:
         """How many versions the learner is ahead of the weights that sampled the group."""
         return self._stage.learner.version - group.completions[0].weight_version
+
+    def metrics(self, used: Sequence[ScoredGroup]) -> dict[str, float]:
+        """What is logged of the step that used these groups, before its weights are published."""
+        behind = [self.staleness(scored.group) for scored in used]
+        return {
+            "staleness_mean": fmean(behind),
+            "staleness_max": max(behind),
+            "groups_stale": self.stale,
+            "groups_set_aside": self.set_aside,
+        }
 
     def _keep(self, groups: Sequence[tuple[int, Group]]) -> None:
         self._ledger.arrive(self._stage.index, groups)
@@ -86,7 +99,9 @@ class Rollouts:
         stale = sum(group.worker not in out for group in unusable.values())
         if stale:
             self.stale += stale
-            message = f"step {self._step}: {stale} groups are more than {self._cap} versions old"
+            message = (
+                f"step {self._step}: {stale} groups are not of the last {self._cap + 1} versions"
+            )
             self._stage.event("groups_stale", f"{message}: made again")
         for sequence, group in unusable.items():
             self._generators.dropped(group.worker)
@@ -97,7 +112,8 @@ class Rollouts:
     def _order(self) -> None:
         """Order the oldest problems that are not under way, as far ahead as staleness allows.
 
-        A unit is always the same problems of the same step, so that a resumed run repeats it.
+        A unit is the same problems of the same step whenever it is ordered, so that a resumed run
+        repeats it (unless a problem was set aside meanwhile).
         """
         settings, run = self._settings, self._stage.recipe
         ahead = (1 + self._cap) * settings.problems_per_step
@@ -129,6 +145,7 @@ class Rollouts:
     def _missing(self, limit: int) -> Iterator[int]:
         """The first sequence numbers that are neither used, finished nor under way."""
         total = self._settings.steps * self._settings.problems_per_step
+        total += min(total, len(self._ledger.set_asides(self._stage.index)))  # which are replaced
         busy = self._spent | self._buffer.keys() | self._ordered
         missing = (sequence for sequence in count() if sequence not in busy)
         for found, sequence in enumerate(missing):
@@ -142,8 +159,8 @@ class Rollouts:
             self._last = (step + 1, self._task.train(step + 1, self._settings.problems_per_step))
         return self._last[1][index]
 
-    def _receive(self) -> None:
-        for sequence, group, reason in self._generators.collect(Purpose.TRAIN, _LOOK_S):
+    def _receive(self, timeout_s: float) -> None:
+        for sequence, group, reason in self._generators.collect(Purpose.TRAIN, timeout_s):
             self._ordered.discard(sequence)
             if group is None:
                 self._ledger.set_aside(self._stage.index, sequence, reason)

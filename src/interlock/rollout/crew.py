@@ -14,7 +14,7 @@ Every state but ready has a deadline. No threads here: see dispatcher.py.
 
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 import msgspec
@@ -39,6 +39,8 @@ from interlock.rollout.protocol import (
 )
 
 _LONGEST_BACKOFF_S = 60.0
+_REASON = 300  # characters of what a worker says of a failure
+_OWN_PAUSE_S = 5.0  # without a look at the workers: this process was stopped, or busy
 _GONE = (State.QUARANTINED, State.RETIRED)
 
 Note = Callable[[str, str, str], None]  # kind, message, worker
@@ -69,7 +71,6 @@ class _Worker:
     idle_until: float = 0.0  # back-off of a live process
     began: float = 0.0  # loading or generating
     failures: int = 0  # in a row
-    vocab: int = 0
     unit: _Unit | None = None
     loading: Target | None = None
     serves: Target | None = None  # proven
@@ -91,20 +92,25 @@ class Crew:
         settings: config.Fleet,
         guard: config.Guard,
         prompt: Callable[[Problem], list[int]],
+        vocab: int,
         note: Note,
     ) -> None:
-        """Starts the workers. `prompt`: the learner's own tokens of a problem."""
+        """Starts the workers. `prompt` gives the learner's tokens of a problem, `vocab` is how many
+        tokens it knows.
+        """
         self.outcomes: dict[Purpose, deque[Outcome]] = defaultdict(deque)
         self.keep: Keep = no_keep
         self.doubts_store = False  # a worker could not fetch the weights
         self._fleet, self._settings, self._guard = fleet, settings, guard
-        self._prompt, self._note = prompt, note
+        self._prompt, self._vocab, self._note = prompt, vocab, note
         self._workers = {name: _Worker(spec, open) for name, (spec, open) in workers.items()}
         self._target: Target | None = None
+        self._first: Target | None = None
         self._announce = False
         self._waiting: list[_Unit] = []
         self._units = 0
         self._condemned: list[str] = []  # to be killed
+        self._looked = time.monotonic()
         for worker in self._workers.values():
             self._start(worker)
 
@@ -121,6 +127,7 @@ class Crew:
 
     def serve(self, target: Target) -> None:
         """Every worker is to load these weights before its next work."""
+        self._first = self._first or target
         self._target, self._announce = target, True
 
     def order(self, work: Work) -> None:
@@ -129,7 +136,7 @@ class Crew:
     def quarantine(self, name: str, reason: str) -> None:
         """Never use a worker again. Like all but `attend`, touches no process."""
         worker = self._workers[name]
-        if worker.facts.state not in _GONE:
+        if worker.facts.state is not State.QUARANTINED:  # a retired one's groups go as well
             self._end(worker, State.QUARANTINED, reason)
             self._note("worker_quarantined", f"{name} is quarantined: {reason}", name)
 
@@ -166,7 +173,7 @@ class Crew:
             return
         try:
             reply = protocol.reply(event)
-        except msgspec.MsgspecError as error:
+        except (ValueError, RecursionError) as error:  # MsgspecError, and what else bytes can do
             self._garbage(worker, f"a message that is none ({error})")
             return
         state = worker.facts.state
@@ -187,7 +194,6 @@ class Crew:
     def _opened(self, worker: _Worker, reply: Opened) -> None:
         facts = worker.facts
         facts.engine, facts.device, facts.dtype = reply.engine, reply.device, reply.dtype
-        worker.vocab = reply.vocab
         facts.state = State.READY
         what = f"{reply.engine} on {reply.device}, {reply.dtype}"
         self._note("worker_started", f"{worker.name} is up: {what}", worker.name)
@@ -197,7 +203,8 @@ class Crew:
         assert target is not None
         facts.seconds_loading += time.monotonic() - worker.began
         facts.fetched_bytes += reply.fetched_bytes
-        if why := doubt(reply, target, worker.serves, worker.open.canary, limit):
+        before = worker.serves or self._first  # a new process may still serve what it opened with
+        if why := doubt(reply, target, before, worker.open.canary, limit):
             self._restart(worker, "worker_unproven", why)
             return
         worker.serves = target
@@ -217,12 +224,17 @@ class Crew:
         why: str | None = f"an answer to unit {reply.unit} instead of {unit.number}"
         if reply.unit == unit.number:
             prompts = [self._prompt(problem) for problem in unit.work.problems]
-            number, vocab = serves.version.number, worker.vocab
-            why = refusal(reply.groups, unit.work, prompts, number, worker.name, vocab)
+            number = serves.version.number
+            why = refusal(reply.groups, unit.work, prompts, number, worker.name, self._vocab)
         if why:
             self._garbage(worker, why)
             return
-        found = list(zip(unit.work.keys, reply.groups, strict=True))
+        found = [  # the verifier reads the problem: ours, not what the worker made of it
+            (key, msgspec.structs.replace(group, problem=problem))
+            for key, problem, group in zip(
+                unit.work.keys, unit.work.problems, reply.groups, strict=True
+            )
+        ]
         if unit.work.purpose is Purpose.TRAIN:
             self.keep(found)
         self.outcomes[unit.work.purpose] += [Outcome(key, group) for key, group in found]
@@ -233,25 +245,26 @@ class Crew:
 
     def _failed(self, worker: _Worker, reply: Failed) -> None:
         """It is alive, and says that it could not do what it was asked."""
-        state = worker.facts.state
+        state, reason = worker.facts.state, " ".join(reply.reason[:_REASON].split())
         if state is State.READY:
             self._garbage(worker, "a failure of nothing that it was asked")
             return
         if reply.permanent and state is not State.GENERATING:
-            self._retire(worker, reply.reason)
+            self._retire(worker, reason)
             return
-        self._note("worker_failed", f"{worker.name}: {reply.reason}", worker.name)
+        self._note("worker_failed", f"{worker.name}: {reason}", worker.name)
         self._take_back(worker)
-        worker.reason = reply.reason
+        worker.reason = reason
         if reply.permanent:  # the problem's fault, which is tried elsewhere and then set aside
             worker.facts.state = State.READY
             return
         worker.failures += 1
+        worker.serves = None  # to be loaded and proven again
         self.doubts_store = self.doubts_store or state is State.LOADING
         if worker.failures >= self._settings.failures:
-            self._retire(worker, f"{worker.failures} failures in a row, last: {reply.reason}")
+            self._retire(worker, f"{worker.failures} failures in a row, last: {reason}")
         elif state is State.STARTING:
-            self._restart(worker, "", reply.reason)
+            self._restart(worker, "", reason)
         else:
             worker.facts.state = State.READY
             worker.idle_until = time.monotonic() + self._backoff(worker)
@@ -275,8 +288,8 @@ class Crew:
         worker.deadline = time.monotonic() + self._backoff(worker)
 
     def _backoff(self, worker: _Worker) -> float:
-        wait = self._settings.backoff_s * 2 ** max(0, worker.failures - 1)
-        return min(_LONGEST_BACKOFF_S, wait)
+        doublings = min(max(0, worker.failures - 1), 64)  # more are beyond a float
+        return min(_LONGEST_BACKOFF_S, self._settings.backoff_s * 2**doublings)
 
     def _retire(self, worker: _Worker, reason: str) -> None:
         self._end(worker, State.RETIRED, reason)
@@ -300,7 +313,8 @@ class Crew:
             self._set_aside(unit, worker)
         elif struck and unit.strikes >= last - 1 and not alone:
             for index in range(len(unit.work.keys)):  # to find the one
-                self._enqueue(unit.work.part(index), min(unit.strikes, last - 1))
+                strikes = min(unit.strikes, last - 1)
+                self._enqueue(unit.work.part(index), strikes, unit.avoid)
         else:
             self._waiting.append(unit)
 
@@ -310,12 +324,17 @@ class Crew:
         self.outcomes[unit.work.purpose].append(Outcome(key, None, why))
         self._note("problem_set_aside", f"problem {problem.id!r} is set aside: {why}", worker.name)
 
-    def _enqueue(self, work: Work, strikes: int = 0) -> None:
+    def _enqueue(self, work: Work, strikes: int = 0, avoid: Set[str] = frozenset()) -> None:
         self._units += 1
-        self._waiting.append(_Unit(self._units, work, strikes))
+        self._waiting.append(_Unit(self._units, work, strikes, set(avoid)))
 
     def _look_at_deadlines(self) -> None:
         now = time.monotonic()
+        if (gap := now - self._looked) > _OWN_PAUSE_S:  # ours, not theirs: it does not count
+            for worker in self._workers.values():
+                worker.deadline += gap
+                worker.heard += gap
+        self._looked = now
         for worker in self._workers.values():
             state = worker.facts.state
             if state is State.RESTARTING:

@@ -50,10 +50,12 @@ class Dispatcher:
         guard: config.Guard,
         publisher: Publisher,
         prompt: Callable[[Problem], list[int]],
+        vocab: int,
         note: Note,
     ) -> None:
-        """`open_fleet` and `note` are called on the dispatcher's own thread; `prompt` gives the
-        learner's own tokens of a problem. Raises UserError when the fleet cannot be had.
+        """`open_fleet` is called on the dispatcher's own thread, `note` on any; `prompt` gives the
+        learner's own tokens of a problem, `vocab` their number. Raises UserError when the fleet
+        cannot be had.
         """
         self._publisher, self._note = publisher, note
         self._publishing = threading.Lock()
@@ -68,7 +70,7 @@ class Dispatcher:
         def work() -> None:
             try:
                 with closing(open_fleet()) as self._fleet:
-                    self._crew = Crew(self._fleet, workers, settings, guard, prompt, note)
+                    self._crew = Crew(self._fleet, workers, settings, guard, prompt, vocab, note)
                     opened.set()
                     self._work()
             except BaseException as error:  # handed to the recipe's thread

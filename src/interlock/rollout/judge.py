@@ -13,6 +13,7 @@ from interlock.rollout.generators import Work
 from interlock.rollout.protocol import Canary, Loaded
 
 _ROUNDING = 1e-3  # a logprob may be this far above 0
+_LOWEST = -1e4  # no token that is drawn has a lower one, and sums of these stay finite
 _SHOWN = 80  # characters of a bad value in a message
 
 
@@ -79,7 +80,7 @@ def _odd_group(
         if min(answer.tokens) < 0 or max(answer.tokens) >= vocab:
             return f"{at}: a token id outside the vocabulary of {vocab}"
         for value in answer.logprobs:
-            if not (math.isfinite(value) and value <= _ROUNDING):
+            if not _LOWEST <= value <= _ROUNDING:
                 return f"{at}: a log-probability of {value}"
     return None
 
@@ -89,7 +90,7 @@ def doubt(
 ) -> str | None:
     """Why a worker that says it loaded `target` does not serve it; None when all fits.
 
-    `before` is the version published before, which a stale engine would still be serving; `limit`
+    `before` is what the worker proved last, and a stale engine would still be serving; `limit`
     the mean k3 beyond which two scores of the same tokens contradict each other.
     """
     number = target.version.number
@@ -104,8 +105,9 @@ def doubt(
         or not len(canary.prompts) <= drawn <= len(canary.prompts) * canary.tokens
     ):
         return "it scored another canary than it was given"
-    if not all(map(math.isfinite, (*loaded.text, *loaded.decode, *loaded.prefill))):
-        return "its canary has log-probabilities that are not finite"
+    for value in (*loaded.text, *loaded.decode, *loaded.prefill):
+        if not _LOWEST <= value <= _ROUNDING:
+            return f"its canary has a log-probability of {value}"
     if before is not None and _closer(loaded.text, before.text, target.text):
         return f"it still serves version {before.version.number} instead of {number}"
     if (apart := mean_k3(loaded.prefill, loaded.decode)) > limit:

@@ -66,7 +66,6 @@ class Opened(_Message, frozen=True, tag="opened"):
     engine: str  # "torch 2.13.0", "vllm 0.32.0"
     device: str
     dtype: str
-    vocab: int
 
 
 class Loaded(_Message, frozen=True, tag="loaded"):
@@ -108,10 +107,10 @@ def encode(message: Any) -> bytes:
 
 
 def request(data: bytes) -> Request:
-    """Raises msgspec.ValidationError or DecodeError when the bytes are no request."""
+    """Raises ValueError or RecursionError when the bytes are no request."""
     return msgspec.msgpack.decode(data, type=Request)
 
 
 def reply(data: bytes) -> Reply:
-    """Raises msgspec.ValidationError or DecodeError when the bytes are no reply."""
+    """Raises ValueError or RecursionError when the bytes are no reply."""
     return msgspec.msgpack.decode(data, type=Reply)

@@ -102,7 +102,7 @@ class Worker:
         self._replica = Replica(asked.store)
         self._canary = asked.canary
         engine = self._generator.engine
-        return Opened(engine.description, engine.device, engine.dtype, engine.vocab)
+        return Opened(engine.description, engine.device, engine.dtype)
 
     def _load(self, version: WeightVersion) -> Loaded:
         assert self._generator and self._replica and self._canary
