@@ -161,6 +161,7 @@ def opened(
         config.Guard(),
         Publisher(str(directory / "sync"), 5),
         lambda problem: quick_worker.PROMPT,
+        quick_worker.VOCAB,
         lambda kind, message, worker: notes.append(f"{kind}: {message}"),
     )
     with closing(dispatcher):

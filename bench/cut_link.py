@@ -26,17 +26,20 @@ class _Handler(SimpleHTTPRequestHandler):
     server: Link
 
     def do_GET(self) -> None:
-        _, worker, self.path = self.path.split("/", 2)
-        if worker != "a" or self.path.endswith(".json") or not self.server.cuts:
+        path = Path(self.translate_path(self.path))
+        if not (self.path.startswith("/a/") and self.server.cuts and path.suffix != ".json"):
             super().do_GET()
             return
         self.server.cuts -= 1
-        data = Path(self.translate_path(self.path)).read_bytes()
+        data = path.read_bytes()
         self.send_response(200)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data[: len(data) // 2])
         self.server.struck.append(time.monotonic())
+
+    def translate_path(self, path: str) -> str:
+        return super().translate_path(path.split("/", 2)[2])
 
     def log_message(self, format: str, *arguments: Any) -> None:
         pass

@@ -30,7 +30,7 @@ def serve(channel: Channel) -> None:
         match protocol.request(data):
             case Open() as asked:
                 name = asked.name
-                channel.send(protocol.encode(Opened("quick", "nothing", "none", VOCAB)))
+                channel.send(protocol.encode(Opened("quick", "nothing", "none")))
             case Load() as asked:
                 answer = _answer(tokens, asked.number)
                 drawn = [-1.0] * (len(CANARY.prompts) * CANARY.tokens)

@@ -16,9 +16,9 @@ the first of them. A fault's time is what the worker itself wrote down the momen
 `b` is idle when the fault strikes, so that `whole` beside it is without the wait for a free worker.
 Where the run has to stop instead (no worker is left), `whole` is fault -> the error with its
 reason, and what was not made is left to the resumed run. A link that is cut once is mended inside
-the worker, which is no event. The workers have no engine and start in a fraction of a second: with a real one, add its own
-start to whatever includes a restart. --learner kills a real run on a tiny model at random moments
-and resumes it at once; `whole` is then kill -> the first new step.
+the worker, which is no event. The workers have no engine and start in a fraction of a second: with
+a real one, add its own start to whatever includes a restart. --learner kills a real run on a tiny
+model at random moments and resumes it at once; `whole` is then kill -> the first new step.
 """
 
 import argparse
@@ -136,6 +136,7 @@ class Scene:
             config.Guard(),
             Publisher(str(directory / "sync"), 5),
             stub.prompt,
+            stub.VOCAB,
             self._note,
         )
         self.dispatcher.keep = self._keep
@@ -245,7 +246,9 @@ def watch(scene: Scene, case: Case, fault: float) -> Found:
     returns = case.at != "quarantine" and not case.every_worker
     deadline = time.monotonic() + LIMIT_S
     while True:
-        assert time.monotonic() < deadline, (scene.dispatcher.facts(), scene.arrived)
+        if time.monotonic() > deadline:
+            lost = scene.missing() + scene.spoilt()
+            return Found(after(fault, scene.noticed), LIMIT_S, after(fault, back), lost, "")
         try:
             scene.dispatcher.collect(Purpose.TRAIN, 0.01)
         except TrainingError as error:

@@ -5,6 +5,7 @@ What a verb needs is imported inside it, so that help is instant.
 
 import argparse
 import json
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -151,6 +152,9 @@ def train(given: argparse.Namespace) -> None:
     if given.resume and given.run is None:
         raise ConfigError("--resume needs --run DIR, the run to go on with")
     directory = given.run or _free_directory(recipe.name)
+    if int(os.environ.get("RANK", "0")) > 0:  # torchrun's: it only helps the learner of rank 0
+        run_recipe(recipe, directory, resume=given.resume)
+        return
     console = Console(highlight=False, markup=False)
     console.print(f"run directory: {directory}", soft_wrap=True)
     try:

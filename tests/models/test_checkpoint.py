@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from interlock.errors import ModelError
 from interlock.models import checkpoint
-from interlock.models.checkpoint import load_decoder, save_decoder
+from interlock.models.checkpoint import load_decoder, save_model
 from interlock.models.weights import digest
 
 CPU = torch.device("cpu")
@@ -119,7 +119,7 @@ def test_saved_models_are_the_same_to_transformers(
     monkeypatch.setattr(checkpoint, "_SHARD_BYTES", 60_000)
     target = tmp_path / "saved"
     decoder = load_decoder(source, torch.float32, CPU)
-    save_decoder(decoder, target, source, torch.float32)
+    save_model(decoder.published(torch.float32), target, source, torch.float32)
     again = AutoModelForCausalLM.from_pretrained(target)
     assert again.dtype == torch.float32
     for name, tensor in model.state_dict().items():
@@ -133,7 +133,8 @@ def test_saved_models_are_the_same_to_transformers(
 
 
 def test_saving_rounds_to_the_published_dtype(llama: Path, tmp_path: Path) -> None:
-    save_decoder(load_decoder(llama, torch.float32, CPU), tmp_path / "saved", llama)
+    tensors = load_decoder(llama, torch.float32, CPU).published(torch.bfloat16)
+    save_model(tensors, tmp_path / "saved", llama, torch.bfloat16)
     stored, source = load_file(tmp_path / "saved" / WHOLE), load_file(llama / WHOLE)
     assert stored.keys() == source.keys()
     for name, tensor in source.items():
@@ -146,7 +147,7 @@ def test_saving_does_not_name_code_that_is_not_there(llama: Path, tmp_path: Path
     decoder = load_decoder(llama, torch.float32, CPU)
     config = json.loads((llama / "config.json").read_text())
     (llama / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoConfig": "a.B"}}))
-    save_decoder(decoder, tmp_path / "saved", llama)
+    save_model(decoder.published(torch.float32), tmp_path / "saved", llama, torch.float32)
     assert "auto_map" not in json.loads((tmp_path / "saved" / "config.json").read_text())
 
 

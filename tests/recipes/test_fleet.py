@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -10,7 +11,18 @@ from typing import Any
 
 import msgspec
 import pytest
-from running import finish, kill_during, logged, start, wait_for, weights, workers_of
+from running import (
+    DEADLINE,
+    ENVIRONMENT,
+    finish,
+    kill_during,
+    logged,
+    start,
+    wait_for,
+    weights,
+    workers_of,
+)
+from safetensors.torch import load_file
 
 from interlock import config
 from interlock.errors import ConfigError, TrainingError
@@ -245,3 +257,29 @@ def test_a_damaged_store_is_fetched_anew(two_generators: Path, tmp_path: Path) -
         finish(start(two_generators, run, "stage.steps=6", "--resume"))
         assert RunDir.read(run).status == "finished"
     assert broken
+
+
+def test_two_processes_of_one_learner_train_the_same_weights(
+    two_generators: Path, tmp_path: Path
+) -> None:
+    """torchrun, FSDP2 over gloo, and two generators."""
+    alone, several = tmp_path / "alone", tmp_path / "several"
+    more = ["stage.steps=3", "stage.eval.every=0"]
+    finish(start(two_generators, alone, *more))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    command += ["--master-port=0", "-m", "--", "interlock.cli", "train", str(two_generators)]
+    done = subprocess.run(
+        [*command, "--run", str(several), *more],
+        env=ENVIRONMENT,
+        capture_output=True,
+        timeout=DEADLINE,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    ours = load_file(several / "weights" / "model.safetensors")
+    theirs = load_file(alone / "weights" / "model.safetensors")
+    begun = load_file(Path(RunDir.read(alone).config["model"]["path"]) / "model.safetensors")
+    assert ours.keys() == theirs.keys()
+    moved = max((theirs[name] - begun[name]).abs().max().item() for name in theirs)
+    apart = max((ours[name] - theirs[name]).abs().max().item() for name in theirs)
+    assert moved > 1e-3 and apart < moved / 20, (moved, apart)
+    assert done.stdout.count(b"run directory:") == 1

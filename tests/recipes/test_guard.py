@@ -10,19 +10,11 @@ from interlock import config
 from interlock.config import Grpo, Recipe, Task
 from interlock.errors import TrainingError
 from interlock.learner.learner import Mismatch, StepResult
-from interlock.recipes.guard import buckets, fleet_metrics, label, numerics
+from interlock.recipes.guard import Guard, buckets, label, numerics
 from interlock.recipes.stage import Stage
 from interlock.recipes.watch import Watch
-from interlock.records import (
-    Completion,
-    FinishReason,
-    Group,
-    Problem,
-    Sampling,
-    ScoredGroup,
-    Verdict,
-)
-from interlock.rollout.generators import Published, State, WorkerFacts
+from interlock.records import Sampling
+from interlock.rollout.generators import State, WorkerFacts
 from interlock.rundir import RunDir
 
 
@@ -58,27 +50,24 @@ def test_a_label_is_read_back_whatever_the_worker_is_called() -> None:
 @pytest.mark.parametrize(
     ("measured", "expected"),
     [
-        # Fresh tokens: numerics alone, whatever the stale ones and the others say.
-        ({"a": {0: found(0.02)}}, 0.02),
-        ({"a": {0: found(0.02), 1: found(0.9)}, "b": {0: found(0.02)}}, 0.02),
-        # Stale tokens: what it has more than the best of the others at the same staleness.
-        ({"a": {1: found(0.05)}, "b": {1: found(0.03)}, "c": {1: found(0.01)}}, 0.04),
-        ({"a": {1: found(0.01)}, "b": {1: found(0.03)}}, 0.0),
-        ({"a": {1: found(0.05)}, "b": {0: found(0.01)}}, None),
-        ({"a": {1: found(0.05)}, "b": {2: found(0.01)}}, None),
-        ({"a": {1: found(0.05)}}, None),
-        # The first bucket in which it can be told.
-        ({"a": {1: found(0.05), 2: found(0.09)}, "b": {2: found(0.03)}}, 0.06),
-        # Too few tokens say nothing: its own, or those of the other.
-        ({"a": {0: found(0.9, 127)}}, None),
-        ({"a": {0: found(0.9, 127), 1: found(0.05)}, "b": {1: found(0.02)}}, 0.03),
-        ({"a": {1: found(0.05)}, "b": {1: found(0.0, 127)}, "c": {1: found(0.02)}}, 0.03),
-        ({"a": {1: found(0.05)}, "b": {1: found(0.0, 127)}}, None),
-        ({"a": {}}, None),
+        ({0: found(0.02)}, 0.02),
+        ({0: found(0.02), 1: found(0.9)}, 0.02),
+        ({0: found(0.9, 127)}, None),  # too few tokens say nothing
+        ({0: found(0.0, 10**6)}, 0.0),
+        ({1: found(0.9)}, None),  # drift, for all that can be told
+        ({0: found(0.9, 127), 1: found(0.05), 2: found(0.5)}, None),
+        ({}, None),
     ],
 )
-def test_numerics_by_hand(measured: dict[str, dict[int, Mismatch]], expected: float | None) -> None:
-    assert numerics(measured, "a") == (None if expected is None else pytest.approx(expected))
+def test_only_fresh_tokens_tell_of_numerics(
+    measured: dict[int, Mismatch], expected: float | None
+) -> None:
+    assert numerics(measured) == expected
+
+
+def test_the_updates_of_a_step_are_enough_together() -> None:
+    by = buckets([result(a0=found(0.02, 64)), result(a0=found(0.04, 64))])
+    assert numerics(by["a"]) == pytest.approx(0.03)
 
 
 class FakeGenerators:
@@ -109,19 +98,10 @@ class Scene:
         learner: Any = SimpleNamespace(version=7, steps=0, bad_steps=0)
         self.generators: Any = FakeGenerators(*names)
         self.run = run
-        self.stage = Stage(0, grpo, recipe, run, learner, self.generators, Watch())
+        self.guard = Guard(Stage(0, grpo, recipe, run, learner, self.generators, Watch()))
 
-    def log(self, *updates: StepResult) -> dict[str, Any]:
-        rollouts: Any = SimpleNamespace(
-            stale=4, set_aside=1, staleness=lambda group: 7 - group.completions[0].weight_version
-        )
-        groups = [self.group(version) for version in (7, 6, 4)]
-        published = Published("delta", 1234)
-        return fleet_metrics(self.stage, 9, rollouts, groups, updates, published)
-
-    def group(self, version: int) -> ScoredGroup:
-        answer = Completion([1], [-1.0], FinishReason.STOP, "", version)
-        return ScoredGroup(Group(Problem("p", [], ""), [1], [answer], "a"), [Verdict(0.0)])
+    def judge(self, *updates: StepResult, step: int = 9) -> dict[str, Any]:
+        return self.guard.judge(step, updates)
 
     def messages(self) -> list[str]:
         events = self.run.events()
@@ -137,10 +117,8 @@ def run(tmp_path: Path) -> Any:
 
 def test_what_is_logged(run: RunDir) -> None:
     s = Scene(run, "a", "b")
-    metrics = s.log(result(a0=found(0.0005), a2=found(0.5)))
-    assert metrics["staleness_mean"] == pytest.approx(4 / 3) and metrics["staleness_max"] == 3
-    assert (metrics["groups_stale"], metrics["groups_set_aside"]) == (4, 1)
-    assert (metrics["published_kind"], metrics["published_bytes"]) == ("delta", 1234)
+    metrics = s.judge(result(a0=found(0.0005), a2=found(0.5)))
+    assert metrics.keys() == {"workers"} and metrics["workers"].keys() == {"a", "b"}
     a, b = metrics["workers"]["a"], metrics["workers"]["b"]
     assert a["mismatch"] == {
         "0": {"tokens": 128, "k3": 0.0005, "max": 0.5, "share_above_2": 0.0},
@@ -163,7 +141,7 @@ def test_what_is_logged(run: RunDir) -> None:
 )
 def test_warned_and_put_in_quarantine(run: RunDir, k3: float, warned: bool, out: bool) -> None:
     s = Scene(run, "a", "b")
-    metrics = s.log(result(a0=found(k3), b0=found(0.0)))
+    metrics = s.judge(result(a0=found(k3), b0=found(0.0)))
     assert [m.startswith("a: k3 ") for m in s.messages()] == [True] * warned
     assert list(s.generators.reasons) == ["a"] * out
     assert metrics["workers"]["a"]["state"] == ("quarantined" if out else "ready")
@@ -171,43 +149,59 @@ def test_warned_and_put_in_quarantine(run: RunDir, k3: float, warned: bool, out:
 
 def test_what_is_said(run: RunDir) -> None:
     s = Scene(run, "a", "b")
-    s.log(result(a0=found(0.005), b0=found(0.5)))
+    s.judge(result(a0=found(0.005), b0=found(0.5)))
     assert s.messages() == ["a: k3 0.005 against the learner at step 9, more than 0.001"]
     expected = "k3 0.5 against the learner at step 9, more than 0.01"
     assert s.generators.reasons == {"b": expected}
 
 
+def test_a_worker_is_warned_of_once(run: RunDir) -> None:
+    s = Scene(run, "a", "b")
+    for step in (1, 2):
+        s.judge(result(a0=found(0.005)), step=step)
+    s.judge(result(a0=found(0.0), b0=found(0.002)), step=3)
+    s.judge(result(a0=found(0.009), b0=found(0.009)), step=4)
+    assert s.messages() == [
+        "a: k3 0.005 against the learner at step 1, more than 0.001",
+        "b: k3 0.002 against the learner at step 3, more than 0.001",
+    ]
+    s.judge(result(a0=found(0.02)), step=5)  # that it was warned of spares it nothing
+    assert s.generators.reasons == {"a": "k3 0.02 against the learner at step 5, more than 0.01"}
+    s.judge(result(b0=found(0.02, 127)), step=6)
+    assert s.generators.reasons.keys() == {"a"} and len(s.messages()) == 2
+
+
 def test_drift_alone_puts_nobody_in_quarantine(run: RunDir) -> None:
     s = Scene(run, "a", "b", "c")
-    s.log(result(a2=found(0.3), b2=found(0.3005), c1=found(0.1)))
+    s.judge(result(a2=found(0.3), b2=found(0.9), c1=found(0.1), c0=found(0.0)))
     assert s.messages() == [] and s.generators.reasons == {}
 
 
 @pytest.mark.parametrize("sampling", [Sampling(top_k=5), Sampling(top_p=0.9)])
 def test_a_cut_distribution_is_no_mismatch_of_numerics(run: RunDir, sampling: Sampling) -> None:
     s = Scene(run, "a", "b", sampling=sampling)
-    metrics = s.log(result(a0=found(0.5), b0=found(0.005)))
+    metrics = s.judge(result(a0=found(0.5), b0=found(0.005)))
     assert s.messages() == [] and s.generators.reasons == {}
     assert metrics["workers"]["a"]["mismatch"]["0"]["k3"] == 0.5  # it is shown all the same
 
 
 def test_strangers_and_those_in_quarantine_are_left_alone(run: RunDir) -> None:
     s = Scene(run, "a")
-    s.log(result(a0=found(0.5), gone0=found(0.5)))  # "gone": of a recipe before
+    s.judge(result(a0=found(0.5), gone0=found(0.5)))  # "gone": of a recipe before
     s.generators.reasons["a"] = "first"
-    s.log(result(a0=found(0.5)))
+    s.judge(result(a0=found(0.5)))
     assert s.generators.reasons == {"a": "first"} and s.messages() == []
 
 
 def test_inline_stops_the_run_and_names_the_remedy(run: RunDir) -> None:
     s = Scene(run, "a", kind="inline")
     with pytest.raises(TrainingError, match=r"^a: k3 0\.02 .* raise guard\.quarantine"):
-        s.log(result(a0=found(0.02)))
-    s.log(result(a0=found(0.002)))
+        s.judge(result(a0=found(0.02)))
+    s.judge(result(a0=found(0.002)))
     assert len(s.messages()) == 1 and s.generators.reasons == {}
 
 
 def test_a_step_that_taught_nothing_measures_nothing(run: RunDir) -> None:
     s = Scene(run, "a")
-    assert s.log()["workers"]["a"]["mismatch"] == {}
+    assert s.judge()["workers"]["a"]["mismatch"] == {}
     assert s.messages() == []

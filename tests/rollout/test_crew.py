@@ -1,19 +1,13 @@
-"""The crew with scripted workers and a clock of the test's own: every state, every way to fail.
-
-The fake fleet runs no process. It keeps the contract of fleet/base.py in the crew's face: no start
-under a name in use, and no second request to a worker that has not answered the first.
-"""
+"""The crew with scripted workers and a clock of the test's own: every state, every way to fail."""
 
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from types import SimpleNamespace
+from contextlib import ExitStack
 from typing import Any
-from unittest import mock
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -23,236 +17,48 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from msgspec.structs import replace
+from scripted_fleet import (
+    CANARY,
+    QUIET,
+    VOCAB,
+    Scene,
+    good_answer,
+    groups_for,
+    make_problem,
+    make_target,
+    make_work,
+    proof,
+)
 
 from interlock import config
-from interlock.errors import ConfigError
-from interlock.fleet.base import Event, Lost, Spec
-from interlock.records import (
-    Completion,
-    FinishReason,
-    Group,
-    Problem,
-    Sampling,
-    WeightVersion,
-)
-from interlock.rollout import crew as crew_module
+from interlock.fleet.base import Lost
+from interlock.records import Group
 from interlock.rollout import protocol
-from interlock.rollout.crew import Crew
-from interlock.rollout.generators import Outcome, Purpose, State, Work
-from interlock.rollout.judge import Target
+from interlock.rollout.generators import Outcome, Purpose, State
 from interlock.rollout.protocol import (
     Alive,
-    Canary,
     Failed,
     Finished,
     Generate,
     Load,
-    Loaded,
     Open,
     Opened,
     Prefetch,
     Reply,
-    Request,
 )
 
-VOCAB = 20
-CANARY = Canary(text=[1, 2, 3], prompts=[[4]], tokens=2)
-QUIET = config.Fleet(
-    start_s=100, load_s=50, unit_s=200, silence_s=30, backoff_s=1, failures=5, strikes=3
-)
-GUARD = config.Guard(warn=1e-3, quarantine=1e-2)
-
-
-class FakeFleet:
-    """Worker processes that exist only as what was sent to them."""
-
-    def __init__(self) -> None:
-        self.alive: set[str] = set()
-        self.starts: Counter[str] = Counter()
-        self.refuses: set[str] = set()  # names whose start is a ConfigError
-        self.sent: dict[str, list[Request]] = {}  # to the present process, and not looked at
-        self.asked: dict[str, Open | Load | Generate] = {}  # and not answered
-
-    def start(self, spec: Spec) -> None:
-        assert spec.name not in self.alive, f"{spec.name} runs already"
-        if spec.name in self.refuses:
-            raise ConfigError(f"no interpreter for {spec.name}")
-        self.alive.add(spec.name)
-        self.starts[spec.name] += 1
-        self.sent[spec.name] = []
-
-    def send(self, name: str, message: bytes) -> None:
-        if name not in self.alive:
-            return
-        request = protocol.request(message)
-        self.sent[name].append(request)
-        if isinstance(request, Prefetch):
-            assert isinstance(self.asked.get(name), Generate), "a prefetch for an idle worker"
-            return
-        assert name not in self.asked, f"{name} is asked for two things at a time"
-        self.asked[name] = request
-
-    def kill(self, name: str) -> None:
-        self.alive.discard(name)
-        self.asked.pop(name, None)
-        self.sent[name] = []
-
-    def poll(self, timeout_s: float) -> list[Event]:
-        raise AssertionError("the dispatcher polls, not the crew")
-
-    def wake(self) -> None:
-        raise AssertionError("the dispatcher wakes, not the crew")
-
-    def close(self) -> None:
-        raise AssertionError("the dispatcher closes, not the crew")
-
-
-def make_problem(key: int) -> Problem:
-    return Problem(f"p{key}", [{"role": "user", "content": str(key)}], str(key))
-
-
-def make_work(*keys: int, purpose: Purpose = Purpose.TRAIN) -> Work:
-    asked = tuple(make_problem(key) for key in keys)
-    return Work(purpose, keys, asked, 2, Sampling(max_tokens=3), seed=key_seed(keys))
-
-
-def key_seed(keys: tuple[int, ...]) -> int:
-    return 1000 + keys[0]
-
-
-def make_target(number: int) -> Target:
-    return Target(WeightVersion(number, f"digest-{number}"), [-1.0 - number, -1.0])
-
-
-def prompt(problem: Problem) -> list[int]:
-    return [7, int(problem.answer)]
-
-
-def proof(asked: Load, shift: float = 0.0) -> Loaded:
-    text = [value - shift for value in make_target(asked.number).text]
-    return Loaded(asked.number, asked.digest, text, [-1.0], [-1.0], 10, 0.1, 0.2)
-
-
-def groups_for(asked: Generate, worker: str) -> list[Group]:
-    def answers() -> list[Completion]:
-        one = Completion([1, 2], [-0.5, -0.5], FinishReason.STOP, "x", asked.number)
-        return [one] * asked.completions
-
-    return [Group(each, prompt(each), answers(), worker) for each in asked.problems]
-
-
-def good_answer(asked: Request, worker: str) -> Reply:
-    match asked:
-        case Open():
-            return Opened("torch 2", "cpu", "float32", VOCAB)
-        case Load():
-            return proof(asked)
-        case Generate():
-            return Finished(asked.unit, groups_for(asked, worker), 1.0)
-    raise AssertionError(asked)
-
-
-class Scene:
-    """A crew, its fleet and the time."""
-
-    def __init__(
-        self,
-        *names: str,
-        fleet: config.Fleet = QUIET,
-        guard: config.Guard = GUARD,
-        refuses: str = "",
-    ) -> None:
-        self.now = 1000.0
-        self.fleet = FakeFleet()
-        self.fleet.refuses = set(refuses.split())
-        self.events: list[tuple[str, str, str]] = []
-        self.kept: list[int] = []
-        clock = SimpleNamespace(monotonic=lambda: self.now)
-        self.patch = mock.patch.object(crew_module, "time", clock)
-        self.patch.start()
-        workers = {
-            name: (
-                Spec(name, "module", Path(f"{name}.log")),
-                Open(name, "model", None, config.Generator(), "store", CANARY),
-            )
-            for name in names
-        }
-        self.crew = Crew(
-            self.fleet, workers, fleet, guard, prompt, lambda *event: self.events.append(event)
-        )
-        self.crew.keep = lambda found: self.kept.extend(key for key, _ in found)
-
-    def close(self) -> None:
-        self.patch.stop()
-
-    def hear(self, name: str, *said: Reply | Lost | bytes) -> None:
-        """The worker says this at once, and the crew attends to it."""
-        for each in said:
-            if isinstance(each, Lost):
-                self.fleet.alive.discard(name)
-            if not isinstance(each, Alive):
-                self.fleet.asked.pop(name, None)
-        self.crew.attend(
-            [(name, e if isinstance(e, bytes | Lost) else protocol.encode(e)) for e in said]
-        )
-
-    def answer(self, name: str) -> Request:
-        """The worker does well what it was asked last, which is returned."""
-        asked = self.fleet.asked[name]
-        self.hear(name, good_answer(asked, name))
-        return asked
-
-    def wait(self, seconds: float, alive: str = "") -> None:
-        """Time passes; the workers named in `alive` give a sign of life at its end."""
-        self.now += seconds
-        self.crew.attend([(name, protocol.encode(Alive(0))) for name in alive.split()])
-
-    def new(self, name: str) -> list[Request]:
-        """What was sent to the worker since the last look."""
-        sent, self.fleet.sent[name] = self.fleet.sent[name], []
-        return sent
-
-    def state(self, name: str) -> State:
-        return self.crew.facts()[name].state
-
-    def kinds(self) -> list[str]:
-        return [kind for kind, _, _ in self.events]
-
-    def outcomes(self, purpose: Purpose = Purpose.TRAIN) -> list[Outcome]:
-        found = list(self.crew.outcomes[purpose])
-        self.crew.outcomes[purpose].clear()
-        return found
-
-    def unit(self, name: str) -> tuple[int, ...]:
-        """The keys of what the worker was asked to generate."""
-        asked = self.fleet.asked.get(name)
-        return tuple(int(p.answer) for p in asked.problems) if isinstance(asked, Generate) else ()
-
-    def ready(self, version: int = 1) -> "Scene":
-        """Every worker up, with weights."""
-        self.crew.serve(make_target(version))
-        self.crew.attend([])
-        while busy := [n for n, a in self.fleet.asked.items() if not isinstance(a, Generate)]:
-            self.answer(busy[0])
-        for name in self.fleet.alive:
-            self.new(name)
-        return self
+Make = Callable[..., Scene]
+BUSY = [State.STARTING, State.READY, State.LOADING, State.GENERATING]
+FOR_NOW, FOR_GOOD = Failed("for now", permanent=False), Failed("for good", permanent=True)
 
 
 @pytest.fixture
-def scene() -> Iterator[Callable[..., Scene]]:
-    made: list[Scene] = []
-
-    def make(*names: str, **given: Any) -> Scene:
-        made.append(Scene(*names, **given))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.close()
+def scene() -> Iterator[Make]:
+    with ExitStack() as stack:
+        yield lambda *names, **given: stack.enter_context(Scene(*names, **given))
 
 
-def test_start_open_load_generate(scene: Callable[..., Scene]) -> None:
+def test_start_open_load_generate(scene: Make) -> None:
     s = scene("a")
     (opened,) = s.new("a")
     assert isinstance(opened, Open) and opened.name == "a" and opened.canary == CANARY
@@ -260,13 +66,12 @@ def test_start_open_load_generate(scene: Callable[..., Scene]) -> None:
     s.answer("a")
     assert s.new("a") == []  # no weights were published yet
     assert s.state("a") is State.READY and s.kinds() == ["worker_started"]
-    s.crew.serve(make_target(1))
-    s.crew.attend([])
+    s.publish(1)
     assert s.new("a") == [Load(1, "digest-1")]
     s.now += 5
     s.answer("a")
-    (asked,) = s.new("a")
-    assert isinstance(asked, Generate) and asked.number == 1
+    asked = s.asked("a")
+    assert s.new("a") == [asked] and asked.number == 1
     assert asked.problems == [make_problem(3), make_problem(4)]
     assert (asked.completions, asked.seed, asked.sampling.max_tokens) == (2, 1003, 3)
     s.now += 8
@@ -282,33 +87,24 @@ def test_start_open_load_generate(scene: Callable[..., Scene]) -> None:
     assert (facts.engine, facts.device, facts.dtype) == ("torch 2", "cpu", "float32")
 
 
-def test_groups_are_durable_before_they_are_handed_out(scene: Callable[..., Scene]) -> None:
+def test_groups_are_durable_before_they_are_handed_out(scene: Make) -> None:
     s = scene("a").ready()
     handed: list[int] = []
-
-    def keep(found: Any) -> None:
-        handed.append(len(s.crew.outcomes[Purpose.TRAIN]))
-
-    s.crew.keep = keep
+    s.crew.keep = lambda _: handed.append(len(s.crew.outcomes[Purpose.TRAIN]))
     s.crew.order(make_work(1))
-    s.crew.order(make_work(2, purpose=Purpose.EVALUATE))
-    s.crew.attend([])
+    s.order(2, purpose=Purpose.EVALUATE)
     s.answer("a")
     assert handed == []  # an evaluation is not kept here
     s.answer("a")
     assert handed == [0]
 
 
-def test_evaluations_first_then_the_oldest(scene: Callable[..., Scene]) -> None:
+def test_evaluations_first_then_the_oldest(scene: Make) -> None:
     s = scene("a").ready()
-    for work in (
-        make_work(9),
-        make_work(2, 3),
-        make_work(5, purpose=Purpose.EVALUATE),
-        make_work(4),
-        make_work(1, purpose=Purpose.EVALUATE),
-    ):
-        s.crew.order(work)
+    for keys in [(9,), (2, 3), (4,)]:
+        s.crew.order(make_work(*keys))
+    for key in (5, 1):
+        s.crew.order(make_work(key, purpose=Purpose.EVALUATE))
     s.crew.attend([])
     order = []
     while unit := s.unit("a"):
@@ -317,106 +113,68 @@ def test_evaluations_first_then_the_oldest(scene: Callable[..., Scene]) -> None:
     assert order == [(1,), (5,), (2, 3), (4,), (9,)]
 
 
-def test_new_weights_are_loaded_before_the_next_unit(scene: Callable[..., Scene]) -> None:
+def test_new_weights_are_loaded_before_the_next_unit(scene: Make) -> None:
     s = scene("busy", "idle").ready()
-    s.crew.order(make_work(0))
-    s.crew.attend([])
+    s.order(0)
     s.crew.serve(make_target(2))
-    s.crew.order(make_work(1))
-    s.crew.attend([])
+    s.order(1)
     # The one at work fetches meanwhile, once; what it does is finished with the old weights.
     assert s.new("busy")[1:] == [Prefetch(2, "digest-2")]
     assert s.new("idle") == [Load(2, "digest-2")]
     s.crew.attend([])
     assert s.new("busy") == [] == s.new("idle")
     s.answer("busy")
-    assert s.outcomes()[0].group.completions[0].weight_version == 1  # type: ignore[union-attr]
+    (outcome,) = s.outcomes()
+    assert outcome.group is not None and outcome.group.completions[0].weight_version == 1
     assert s.new("busy") == [Load(2, "digest-2")]
     s.answer("idle")
-    assert s.unit("idle") == (1,)
-    assert s.new("idle")[0].number == 2  # type: ignore[union-attr]
+    assert s.unit("idle") == (1,) and s.asked("idle").number == 2
 
 
-def test_a_version_overtaken_while_it_is_loaded_serves_no_unit(scene: Callable[..., Scene]) -> None:
+def test_a_version_overtaken_while_it_is_loaded_serves_no_unit(scene: Make) -> None:
     s = scene("a").ready()
-    s.crew.serve(make_target(2))
-    s.crew.attend([])
+    s.publish(2)
     s.crew.serve(make_target(3))
-    s.crew.order(make_work(0))
-    s.crew.attend([])
+    s.order(0)
     assert s.new("a") == [Load(2, "digest-2")]  # nor a prefetch: it does one thing at a time
     s.answer("a")
     assert s.new("a") == [Load(3, "digest-3")]
     s.answer("a")
-    assert s.new("a")[0].number == 3  # type: ignore[union-attr]
+    assert s.asked("a").number == 3
 
 
-# What a worker may do wrong at any time, and the event it is noted as.
-def lose(s: Scene, name: str) -> None:
-    s.hear(name, Lost("signal 9"))
-
-
-def babble(s: Scene, name: str) -> None:
-    s.hear(name, b"\xc1 no message")
-
-
-def stray(s: Scene, name: str) -> None:
-    """A message that does not belong into any state but one, which is avoided here."""
-    loading = s.state(name) is State.LOADING
-    wrong: Reply = Opened("x", "y", "z", 1) if loading else proof(Load(1, "digest-1"))
-    s.hear(name, wrong)
-
-
+# What a worker may do wrong at any time, by the event it is noted as.
 def hush(s: Scene, name: str) -> None:
     others = " ".join(s.fleet.alive - {name})
     s.wait(QUIET.silence_s - 1, others)
+    assert name in s.fleet.alive
     s.wait(1, others)
 
 
 def dawdle(s: Scene, name: str) -> None:
     limit = {State.STARTING: 100, State.LOADING: 50, State.GENERATING: 200}[s.state(name)]
     everyone = " ".join(s.fleet.alive)
-    for _ in range(limit // 10 - 1):
-        s.wait(10, everyone)
+    s.wait(limit - 1, everyone)
     assert name in s.fleet.alive  # it gives signs of life, and is in time
-    s.wait(10, everyone)
+    s.wait(1, everyone)
 
 
-FAULTS = {
-    "worker_lost": lose,
-    "worker_garbage": babble,
+FAULTS: dict[str, Callable[[Scene, str], None]] = {
+    "worker_lost": lambda s, name: s.lose(name),
+    "worker_garbage": lambda s, name: s.hear(name, b"\xc1 no message"),
     "worker_silent": hush,
     "worker_late": dawdle,
 }
+# An engine may start in silence; an idle worker is late for nothing.
+NO_FAULT = [(State.STARTING, "worker_silent"), (State.READY, "worker_late")]
 
 
-def put(s: Scene, name: str, state: State) -> None:
-    """Bring a worker that was just started into a state."""
-    if state is State.STARTING:
-        return
-    s.answer(name)
-    if state is State.READY:
-        return
-    s.crew.serve(make_target(1))
-    s.crew.attend([])
-    if state is State.GENERATING:
-        s.answer(name)
-        s.crew.order(make_work(0, 1))
-        s.crew.attend([])
-    assert s.state(name) is state
-
-
-@pytest.mark.parametrize("kind", FAULTS)
 @pytest.mark.parametrize(
-    "state", [State.STARTING, State.READY, State.LOADING, State.GENERATING], ids=str
+    ("state", "kind"),
+    [(state, kind) for kind in FAULTS for state in BUSY if (state, kind) not in NO_FAULT],
 )
-def test_a_fault_in_any_state_is_a_restart(
-    scene: Callable[..., Scene], state: State, kind: str
-) -> None:
-    if (state, kind) in [(State.STARTING, "worker_silent"), (State.READY, "worker_late")]:
-        return  # an engine may start in silence; an idle worker is late for nothing
-    s = scene("a")
-    put(s, "a", state)
+def test_a_fault_in_any_state_is_a_restart(scene: Make, state: State, kind: str) -> None:
+    s = scene("a").put("a", state)
     s.events.clear()
     FAULTS[kind](s, "a")
     assert s.kinds() == [kind] and s.events[0][1].startswith("a: ") and s.events[0][2] == "a"
@@ -425,27 +183,107 @@ def test_a_fault_in_any_state_is_a_restart(
     assert "a" not in s.fleet.alive
     assert facts.redispatched == (state is State.GENERATING)
     assert facts.refused == (kind == "worker_garbage")
-    s.wait(0.9)
+    s.wait(0.75)
     assert s.fleet.starts["a"] == 1
-    s.wait(0.1)
+    s.wait(0.25)
     assert s.fleet.starts["a"] == 2 and s.crew.facts()["a"].restarts == 1
     assert [type(each) for each in s.new("a")] == [Open]
     s.ready()  # weights are loaded anew by the new process
     assert s.unit("a") == ((0, 1) if state is State.GENERATING else ())
 
 
-@pytest.mark.parametrize("state", [State.STARTING, State.READY, State.LOADING, State.GENERATING])
-def test_a_message_out_of_place_is_garbage(scene: Callable[..., Scene], state: State) -> None:
+def test_an_engine_may_start_in_silence_and_an_idle_worker_is_late_for_nothing(scene: Make) -> None:
     s = scene("a")
-    put(s, "a", state)
-    stray(s, "a")
+    s.wait(99)
+    assert s.kinds() == []
+    s.ready()
+    s.wait(10**4, "a")
+    assert s.kinds() == ["worker_started"] and s.fleet.starts["a"] == 1
+
+
+@pytest.mark.parametrize("state", [State.LOADING, State.GENERATING])
+def test_a_pause_of_our_own_is_not_held_against_the_workers(scene: Make, state: State) -> None:
+    s = scene("a").put("a", state)
+    limit = {State.LOADING: 50, State.GENERATING: 200}[state]
+    s.wait(limit - 1, "a")
+    s.jump(10**6)  # nobody looked: neither its deadline nor its silence counts
+    assert s.state("a") is state
+    s.jump(0.5)
+    assert s.state("a") is state
+    s.jump(0.5)
+    assert s.kinds()[-1] == "worker_late"
+
+
+def test_a_pause_of_our_own_is_no_silence_of_theirs(scene: Make) -> None:
+    s = scene("a").ready()
+    s.wait(29)
+    s.jump(5.25)
+    assert s.state("a") is State.READY
+    s.jump(1)
+    assert s.kinds()[-1] == "worker_silent"
+
+
+def test_five_seconds_are_no_pause(scene: Make) -> None:
+    s = scene("a").ready()
+    for _ in range(6):
+        assert s.state("a") is State.READY
+        s.jump(5)
+    assert s.kinds()[-1] == "worker_silent"
+
+
+GAPS_BUG = pytest.mark.xfail(
+    strict=True, reason="what is heard right after a pause is moved into the future with the rest"
+)
+
+
+@GAPS_BUG
+def test_a_worker_that_speaks_after_a_pause_must_speak_again(scene: Make) -> None:
+    s = scene("a").ready()
+    s.jump(3600, "a")
+    s.wait(30)
+    assert s.kinds()[-1] == "worker_silent"
+
+
+@GAPS_BUG
+def test_a_worker_lost_in_a_pause_is_started_again_after_its_backoff(scene: Make) -> None:
+    s = scene("a").ready()
+    s.now += 3600
+    s.lose("a")
+    s.wait(1)
+    assert s.state("a") is State.STARTING
+
+
+@GAPS_BUG
+@settings(deadline=None, max_examples=60, database=None)
+@given(st.lists(st.tuples(st.sampled_from([0.5, 2, 4, 5, 5.5, 40, 3600]), st.booleans())))
+@example([(3600, True), *[(5, False)] * 6])
+def test_only_time_in_which_somebody_looked_counts(looks: list[tuple[float, bool]]) -> None:
+    """Against sums of the gaps that count."""
+    with Scene("a", fleet=config.Fleet(load_s=50, silence_s=15)) as s:
+        s.put("a", State.LOADING)
+        busy = quiet = 0.0
+        for gap, speaks in looks:
+            s.jump(gap, "a" * speaks)
+            busy += gap * (gap <= 5)
+            quiet = 0.0 if speaks else quiet + gap * (gap <= 5)
+            if busy >= 50 or quiet >= 15:
+                assert s.kinds()[-1] == ("worker_late" if busy >= 50 else "worker_silent")
+                return
+            assert s.state("a") is State.LOADING
+
+
+@pytest.mark.parametrize("state", BUSY)
+def test_a_message_out_of_place_is_garbage(scene: Make, state: State) -> None:
+    s = scene("a").put("a", state)
+    loading = state is State.LOADING
+    s.hear("a", Opened("x", "y", "z") if loading else proof(Load(1, "digest-1")))
     assert s.kinds()[-1] == "worker_garbage" and f"while {state}" in s.events[-1][1]
     assert s.state("a") is State.RESTARTING
 
 
-def test_a_failure_of_nothing_that_was_asked_is_garbage(scene: Callable[..., Scene]) -> None:
+def test_a_failure_of_nothing_that_was_asked_is_garbage(scene: Make) -> None:
     s = scene("a").ready()
-    s.hear("a", Failed("why not", permanent=False))
+    s.hear("a", FOR_NOW)
     assert s.kinds()[-1] == "worker_garbage"
 
 
@@ -455,118 +293,141 @@ def test_a_failure_of_nothing_that_was_asked_is_garbage(scene: Callable[..., Sce
         pytest.param(b"", id="empty"),
         pytest.param(b"\x93\x01\x02\x03", id="array"),
         pytest.param(b"\x82\xa2is\xa6nobody\xa1x\x01", id="unknown"),
+        pytest.param(b"\x83\xa2is\xa5alive\xa6tokens\x01\xa1x\x01", id="a field more"),
         pytest.param(
-            b"\x83\xa2is\xa6failed\xa6reason\xa2\xff\xff\xa9permanent\xc2",
-            id="not utf-8",
-            marks=pytest.mark.xfail(strict=True, reason="UnicodeDecodeError is no MsgspecError"),
+            b"\x83\xa2is\xa6failed\xa6reason\xa2\xff\xff\xa9permanent\xc2", id="not utf-8"
         ),
         pytest.param(
             b"\x82\xa2is\xa8finished\xa6groups\x91\x81\xa7problem\x81\xa4meta\x81\xa1x"
             + b"\x91" * 10**5,
             id="nested too deep",
-            marks=pytest.mark.xfail(strict=True, reason="RecursionError is no MsgspecError"),
         ),
     ],
 )
-def test_no_bytes_whatever_stop_the_crew(scene: Callable[..., Scene], data: bytes) -> None:
+def test_no_bytes_whatever_stop_the_crew(scene: Make, data: bytes) -> None:
     s = scene("a").ready()
     s.hear("a", data)
     assert s.kinds()[-1] == "worker_garbage" and s.state("a") is State.RESTARTING
 
 
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        lambda asked, groups: Finished(asked.unit + 1, groups, 1.0),
-        lambda asked, groups: Finished(asked.unit, groups[:1], 1.0),
-        lambda asked, groups: Finished(asked.unit, groups[::-1], 1.0),
-        lambda asked, groups: Finished(asked.unit, groups_for(asked, "another"), 1.0),
-    ],
-    ids=["other unit", "too few", "other order", "other worker"],
-)
-def test_a_wrong_answer_is_refused_and_asked_of_another(
-    scene: Callable[..., Scene], spoil: Any
-) -> None:
+WRONG: dict[str, tuple[Callable[[Generate, list[Group]], Finished], str]] = {
+    "other unit": (lambda q, groups: Finished(q.unit + 1, groups, 1.0), "answer to unit 2"),
+    "too few": (lambda q, groups: Finished(q.unit, groups[:1], 1.0), "1 groups for 2"),
+    "other order": (lambda q, groups: Finished(q.unit, groups[::-1], 1.0), "an answer to 'p1'"),
+    "other worker": (lambda q, _: Finished(q.unit, groups_for(q, "b"), 1.0), "by 'b'"),
+    "a token beyond": (
+        lambda q, _: Finished(q.unit, groups_for(q, "a", (1, VOCAB)), 1.0),
+        "outside the vocabulary of 20",
+    ),
+    "a token below": (
+        lambda q, _: Finished(q.unit, groups_for(q, "a", (-1,)), 1.0),
+        "outside the vocabulary of 20",
+    ),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_wrong_answer_is_refused_and_asked_of_another(scene: Make, wrong: str) -> None:
     s = scene("a", "b").ready()
-    s.crew.order(make_work(0, 1))
-    s.crew.attend([])
+    s.order(0, 1)
     assert s.unit("a") == (0, 1) and s.unit("b") == ()
-    asked = s.fleet.asked["a"]
-    assert isinstance(asked, Generate)
+    asked, (spoil, words) = s.asked("a"), WRONG[wrong]
     s.hear("a", spoil(asked, groups_for(asked, "a")))
     assert s.kinds()[-1] == "worker_garbage" and s.crew.facts()["a"].refused == 1
+    assert words in s.events[-1][1]
     assert s.outcomes() == [] and s.kept == [] and s.unit("b") == (0, 1)
     s.answer("b")
     assert [o.key for o in s.outcomes()] == [0, 1]
 
 
-def test_a_token_outside_the_vocabulary_is_refused(scene: Callable[..., Scene]) -> None:
+def test_every_token_that_the_learner_knows_is_believed(scene: Make) -> None:
     s = scene("a").ready()
-    s.crew.order(make_work(0))
-    s.crew.attend([])
-    asked = s.fleet.asked["a"]
-    assert isinstance(asked, Generate)
-    answer = Completion([VOCAB], [-0.5], FinishReason.STOP, "x", 1)
-    group = Group(asked.problems[0], prompt(asked.problems[0]), [answer] * 2, "a")
-    s.hear("a", Finished(asked.unit, [group], 1.0))
-    assert s.kinds()[-1] == "worker_garbage" and "vocabulary of 20" in s.events[-1][1]
+    s.order(0)
+    asked = s.asked("a")
+    s.hear("a", Finished(asked.unit, groups_for(asked, "a", (0, VOCAB - 1)), 1.0))
+    assert len(s.outcomes()) == 1 and s.state("a") is State.READY
+
+
+def test_a_worker_cannot_change_the_problem(scene: Make) -> None:
+    """Its verifier reads the reference answer from the group."""
+    s = scene("a").ready()
+    s.order(0)
+    (group,) = groups_for(s.asked("a"), "a")
+    forged = replace(group, problem=replace(group.problem, answer="whatever I said"))
+    s.hear("a", Finished(s.asked("a").unit, [forged], 1.0))
+    assert [o.group for o in s.outcomes()] == [group]
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"number": 1}, "loaded version 1 instead of 2"),
-        ({"digest": "digest-1"}, "not those of version 2"),
-        ({"text": make_target(1).text}, "still serves version 1"),
+        ({"number": 2}, "loaded version 2 instead of 3"),
+        ({"digest": "digest-2"}, "not those of version 3"),
+        ({"text": make_target(2).text}, "still serves version 2"),
         ({"prefill": [-3.0]}, "decode and prefill disagree"),
     ],
 )
 def test_weights_that_are_not_proven_are_not_served(
-    scene: Callable[..., Scene], change: dict[str, Any], words: str
+    scene: Make, change: dict[str, Any], words: str
 ) -> None:
-    s = scene("a").ready(1)
-    s.crew.serve(make_target(2))
-    s.crew.order(make_work(0))
-    s.crew.attend([])
-    asked = s.fleet.asked["a"]
-    assert isinstance(asked, Load)
-    s.hear("a", replace(proof(asked), **change))
+    s = scene("a").ready(1).ready(2)
+    s.crew.serve(make_target(3))
+    s.order(0)
+    s.hear("a", replace(proof(Load(3, "digest-3")), **change))
     assert s.kinds()[-1] == "worker_unproven" and words in s.events[-1][1]
     assert s.state("a") is State.RESTARTING and s.new("a") == []
     s.wait(1)
-    s.ready(2)
+    s.ready(3)
     assert s.unit("a") == (0,)
 
 
-@pytest.mark.xfail(strict=True, reason="only the id of the problem is compared")
-def test_a_worker_cannot_change_the_problem(scene: Callable[..., Scene]) -> None:
-    """Its verifier reads the reference answer from the group."""
+def test_a_new_process_may_still_serve_the_first_weights(scene: Make) -> None:
+    s = scene("a").ready(1).ready(2)
+    s.publish(3)
+    s.lose("a")
+    s.wait(1)
+    s.answer("a")
+    s.hear("a", replace(proof(Load(3, "digest-3")), text=make_target(1).text))
+    assert s.kinds()[-1] == "worker_unproven" and "still serves version 1" in s.events[-1][1]
+    assert s.state("a") is State.RESTARTING and s.crew.facts()["a"].weight_version is None
+
+
+@pytest.mark.xfail(strict=True, reason="a failure makes it forget what the same process served")
+def test_a_process_that_failed_may_still_serve_what_it_proved_last(scene: Make) -> None:
+    s = scene("a").ready(1).ready(2)
+    s.publish(3)
+    s.hear("a", FOR_NOW)
+    s.wait(1)
+    s.hear("a", replace(proof(Load(3, "digest-3")), text=make_target(2).text))
+    assert s.kinds()[-1] == "worker_unproven" and "still serves version 2" in s.events[-1][1]
+
+
+def test_work_that_failed_comes_after_the_weights_were_proven_again(scene: Make) -> None:
     s = scene("a").ready()
-    s.crew.order(make_work(0))
-    s.crew.attend([])
-    asked = s.fleet.asked["a"]
-    assert isinstance(asked, Generate)
-    (group,) = groups_for(asked, "a")
-    forged = replace(group, problem=replace(group.problem, answer="whatever I said"))
-    s.hear("a", Finished(asked.unit, [forged], 1.0))
-    assert all(o.group and o.group.problem == make_problem(0) for o in s.outcomes())
-
-
-def test_another_worker_gets_what_one_failed(scene: Callable[..., Scene]) -> None:
-    s = scene("a", "b", "c").ready()
-    s.crew.order(make_work(0))
-    s.crew.attend([])
+    s.order(0)
+    s.new("a")
+    s.hear("a", FOR_NOW)
+    assert s.kinds()[-1] == "worker_failed" and s.crew.facts()["a"].redispatched == 1
+    s.wait(0.75)
+    assert s.new("a") == []
+    s.wait(0.25)
+    assert s.new("a") == [Load(1, "digest-1")] and s.fleet.starts["a"] == 1
+    s.answer("a")
     assert s.unit("a") == (0,)
-    s.crew.order(make_work(1))
-    s.crew.attend([])
+    assert not s.crew.doubts_store  # it had its weights
+
+
+def test_another_worker_gets_what_one_failed(scene: Make) -> None:
+    s = scene("a", "b", "c").ready()
+    s.order(0)
+    assert s.unit("a") == (0,)
+    s.order(1)
     assert s.unit("b") == (1,)
-    lose(s, "a")
+    s.lose("a")
     assert s.unit("c") == (0,) and s.crew.facts()["a"].redispatched == 1
-    lose(s, "c")
+    s.lose("c")
     s.wait(1, "b")
-    for _ in range(2):  # Open, Load
-        s.answer("a")
-        s.answer("c")
+    s.answer("a", "c", "a", "c")  # Open, Load
     assert s.unit("a") == s.unit("c") == ()  # it waits for b, which did not fail it
     s.answer("b")
     assert s.unit("b") == (0,)
@@ -574,55 +435,50 @@ def test_another_worker_gets_what_one_failed(scene: Callable[..., Scene]) -> Non
     assert [o.key for o in s.outcomes()] == [1, 0]
 
 
-def test_the_same_worker_gets_it_again_when_there_is_no_other(scene: Callable[..., Scene]) -> None:
+def test_the_same_worker_gets_it_again_when_there_is_no_other(scene: Make) -> None:
     s = scene("a", "b").ready()
     s.crew.quarantine("b", "odd")
-    s.crew.order(make_work(0, 1))
-    s.crew.attend([])
-    lose(s, "a")
+    s.order(0, 1)
+    s.lose("a")
     s.wait(1)
     s.ready()
     assert s.unit("a") == (0, 1)
 
 
-def test_backoff_doubles_up_to_a_minute_and_an_answer_resets_it(
-    scene: Callable[..., Scene],
-) -> None:
-    s = scene("a", fleet=config.Fleet(backoff_s=1, failures=100, start_s=1e6))
+def test_backoff_doubles_up_to_a_minute_and_an_answer_resets_it(scene: Make) -> None:
+    s = scene("a", fleet=config.Fleet(backoff_s=1, failures=100))
     for expected in (1, 2, 4, 8, 16, 32, 60, 60, 60):
-        lose(s, "a")
-        s.wait(expected - 0.01)
+        s.lose("a")
+        s.wait(expected - 0.25)
         assert s.state("a") is State.RESTARTING
-        s.wait(0.01)
+        s.wait(0.25)
         assert s.state("a") is State.STARTING
     s.ready()
-    lose(s, "a")  # up and loaded is no answer yet
+    s.lose("a")  # up and loaded is no answer yet
     s.wait(59)
     assert s.state("a") is State.RESTARTING
     s.wait(1)
     s.ready()
-    s.crew.order(make_work(0))
-    s.crew.attend([])
+    s.order(0)
     s.answer("a")
-    lose(s, "a")
+    s.lose("a")
     s.wait(1)
     assert s.state("a") is State.STARTING
 
 
-@pytest.mark.xfail(strict=True, reason="2 ** failures overflows a float")
-def test_backoff_survives_any_number_of_failures(scene: Callable[..., Scene]) -> None:
+def test_backoff_survives_any_number_of_failures(scene: Make) -> None:
     s = scene("a", fleet=config.Fleet(failures=10**6))
     for _ in range(1100):  # 2 ** 1100 is not a float
-        lose(s, "a")
+        s.lose("a")
         s.wait(60)
     assert s.state("a") is State.STARTING
 
 
-def test_too_many_failures_in_a_row_retire(scene: Callable[..., Scene]) -> None:
+def test_too_many_failures_in_a_row_retire(scene: Make) -> None:
     s = scene("a", "b")
     for count in range(1, 6):
         assert s.state("a") is State.STARTING
-        lose(s, "a")
+        s.lose("a")
         s.wait(2 ** (count - 1))
     assert s.state("a") is State.RETIRED and not s.crew.all_gone
     assert s.kinds() == ["worker_lost"] * 5 + ["worker_retired"]
@@ -635,87 +491,76 @@ def test_too_many_failures_in_a_row_retire(scene: Callable[..., Scene]) -> None:
     assert s.crew.reasons() == "a: 5 failures in a row, last: signal 9; b: odd"
 
 
-def test_loading_that_fails_is_tried_again_by_the_same_process(
-    scene: Callable[..., Scene],
-) -> None:
+def test_loading_that_fails_is_tried_again_by_the_same_process(scene: Make) -> None:
     s = scene("a").ready(1)
-    s.crew.serve(make_target(2))
-    s.crew.attend([])
-    s.hear("a", Failed("the store is away", permanent=False))
+    s.publish(2)
+    assert not s.crew.doubts_store
+    s.hear("a", FOR_NOW)
+    assert s.crew.doubts_store
     assert s.kinds()[-1] == "worker_failed" and s.state("a") is State.READY
     s.new("a")
-    s.wait(0.9)
+    s.wait(0.75)
     assert s.new("a") == []
-    s.wait(0.1)
+    s.wait(0.25)
     assert s.new("a") == [Load(2, "digest-2")] and s.fleet.starts["a"] == 1
     for delay in (2, 4, 8):
-        s.hear("a", Failed("the store is away", permanent=False))
+        s.hear("a", FOR_NOW)
         s.wait(delay)
-    s.hear("a", Failed("the store is away", permanent=False))
+    s.hear("a", FOR_NOW)
     assert s.state("a") is State.RETIRED
     s.crew.attend([])
     assert "a" not in s.fleet.alive
 
 
-def test_an_engine_that_fails_to_start_is_started_again(scene: Callable[..., Scene]) -> None:
+def test_an_engine_that_fails_to_start_is_started_again(scene: Make) -> None:
     s = scene("a")
-    s.hear("a", Failed("busy", permanent=False))
+    s.hear("a", FOR_NOW)
     assert s.state("a") is State.RESTARTING and "a" not in s.fleet.alive
-    assert s.kinds() == ["worker_failed"]
+    assert s.kinds() == ["worker_failed"] and not s.crew.doubts_store
     s.wait(1)
     assert s.fleet.starts["a"] == 2
 
 
 @pytest.mark.parametrize("state", [State.STARTING, State.LOADING])
-def test_a_permanent_failure_before_any_problem_retires(
-    scene: Callable[..., Scene], state: State
-) -> None:
-    s = scene("a")
-    put(s, "a", state)
-    s.hear("a", Failed("no such device", permanent=True))
+def test_a_permanent_failure_before_any_problem_retires(scene: Make, state: State) -> None:
+    s = scene("a").put("a", state)
+    s.hear("a", FOR_GOOD)
     assert s.state("a") is State.RETIRED and s.crew.all_gone
-    assert s.crew.reasons() == "a: no such device"
+    assert s.crew.reasons() == "a: for good"
     s.crew.attend([])
     assert "a" not in s.fleet.alive
 
 
-def test_a_worker_that_can_never_start_is_retired_at_once(scene: Callable[..., Scene]) -> None:
+def test_a_worker_that_can_never_start_is_retired_at_once(scene: Make) -> None:
     s = scene("a", "b", refuses="a")
     assert s.state("a") is State.RETIRED and s.kinds() == ["worker_retired"]
     s.ready()
-    s.crew.order(make_work(0))
-    s.crew.attend([])
+    s.order(0)
     assert s.unit("b") == (0,)
 
 
-def test_a_permanent_failure_of_a_problem_is_the_problems_own(scene: Callable[..., Scene]) -> None:
+def test_a_permanent_failure_of_a_problem_is_the_problems_own(scene: Make) -> None:
     s = scene("a", "b").ready()
-    s.crew.order(make_work(0))
-    s.crew.attend([])
-    s.hear("a", Failed("prompt too long", permanent=True))
+    s.order(0)
+    s.hear("a", FOR_GOOD)
     assert s.state("a") is State.READY and s.unit("b") == (0,)
-    s.hear("b", Failed("prompt too long", permanent=True))
+    s.hear("b", FOR_GOOD)
     assert s.unit("a") == (0,)  # both failed it: any may try
-    s.hear("a", Failed("prompt too long", permanent=True))
-    (outcome,) = s.outcomes()
-    assert outcome == Outcome(0, None, "3 workers failed on it, a last")
+    s.hear("a", FOR_GOOD)
+    assert s.outcomes() == [Outcome(0, None, "3 workers failed on it, a last")]
     assert s.kept == [] and s.kinds()[-1] == "problem_set_aside"
     assert not s.crew.all_gone and set(s.fleet.alive) == {"a", "b"}
     for _ in range(5):  # none of this counts against the workers
-        s.crew.order(make_work(1))
-        s.crew.attend([])
+        s.order(1)
         for name in "aba":
-            s.hear(name, Failed("prompt too long", permanent=True))
+            s.hear(name, FOR_GOOD)
     assert {s.state("a"), s.state("b")} == {State.READY}
 
 
-def test_quarantine_kills_when_attended_and_gives_the_unit_out_again(
-    scene: Callable[..., Scene],
-) -> None:
+def test_quarantine_kills_when_attended_and_gives_the_unit_out_again(scene: Make) -> None:
     s = scene("a", "b").ready()
-    s.crew.order(make_work(0, 1))
-    s.crew.attend([])
-    asked = s.fleet.asked["a"]
+    s.order(0, 1)
+    asked = s.asked("a")
     s.crew.quarantine("a", "k3 0.5")
     assert s.state("a") is State.QUARANTINED and "a" in s.fleet.alive  # any thread may ask for it
     s.hear("a", good_answer(asked, "a"))  # too late: it is not believed any more
@@ -724,89 +569,93 @@ def test_quarantine_kills_when_attended_and_gives_the_unit_out_again(
     assert s.kinds()[-1] == "worker_quarantined"
     s.crew.quarantine("a", "again")
     assert s.kinds().count("worker_quarantined") == 1
-    s.wait(29, "b")
+    s.wait(60, "b")
     assert s.fleet.starts["a"] == 1
     s.crew.quarantine("b", "odd too")
     assert s.crew.all_gone
 
 
-@pytest.mark.xfail(strict=True, reason="a retired worker cannot be put in quarantine")
-def test_a_retired_worker_can_still_be_put_in_quarantine(scene: Callable[..., Scene]) -> None:
+def test_a_retired_worker_can_still_be_put_in_quarantine(scene: Make) -> None:
     """Else the groups it gave before are used, though its numbers are off."""
     s = scene("a", "b").ready()
-    s.crew.order(make_work(0))
-    s.crew.attend([])
+    s.order(0)
     s.answer("a")
-    s.crew.serve(make_target(2))
-    s.crew.attend([])
-    s.hear("a", Failed("too small", permanent=True))
+    s.publish(2)
+    s.hear("a", FOR_GOOD)
     assert s.state("a") is State.RETIRED
     s.crew.quarantine("a", "k3 0.5")
     assert s.state("a") is State.QUARANTINED
 
 
-@pytest.mark.xfail(strict=True, reason="what a worker says is noted as it is")
-def test_a_reason_is_noted_in_one_line_of_bounded_length(scene: Callable[..., Scene]) -> None:
-    s = scene("a").ready()
-    s.crew.order(make_work(0))
-    s.crew.attend([])
-    s.hear("a", Failed("first\nsecond " + "x" * 10**6, permanent=False))
-    message = s.events[-1][1]
+LONG = "first\nsecond " + "x" * 10**5
+ENDLESS_BUG = pytest.mark.xfail(strict=True, reason="only the reason of a Failed is cut")
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        (State.GENERATING, Failed(LONG, permanent=False)),
+        (State.LOADING, Failed(LONG, permanent=True)),
+        (State.GENERATING, Finished(1, groups_for(Generate(1, 1, [], 1, None, 0), LONG), 1.0)),  # type: ignore[arg-type]
+        pytest.param(State.STARTING, Opened(LONG, LONG, LONG), marks=ENDLESS_BUG),
+        pytest.param(State.READY, protocol.encode({"is": LONG}), marks=ENDLESS_BUG),
+    ],
+    ids=["failed", "failed for good", "finished", "opened", "no message"],
+)
+def test_what_a_worker_says_is_noted_in_one_line_of_bounded_length(
+    scene: Make, state: State, said: Reply | bytes
+) -> None:
+    s = scene("a").put("a", state)
+    s.events.clear()
+    s.hear("a", said)
+    (message,) = {message for _, message, _ in s.events}
     assert "\n" not in message and len(message) < 2000
 
 
-def test_quarantine_is_no_strike(scene: Callable[..., Scene]) -> None:
+def test_quarantine_is_no_strike(scene: Make) -> None:
     s = scene("a", "b", fleet=config.Fleet(strikes=1)).ready()
-    s.crew.order(make_work(0))
-    s.crew.attend([])
+    s.order(0)
     s.crew.quarantine("a", "odd")
     s.crew.attend([])
     assert s.unit("b") == (0,) and s.outcomes() == []
 
 
 @pytest.mark.parametrize(
-    ("shift", "kinds", "state"),
+    ("shift", "k3", "kinds", "state"),
     [
-        (0.0, [], State.READY),
-        (0.02, [], State.READY),  # k3 of 0.02 is 0.0002
-        (0.1, ["worker_mismatch"], State.READY),  # 0.0052
-        (0.2, ["worker_quarantined"], State.QUARANTINED),  # 0.021
+        (0.0, 0.0, [], State.READY),
+        (0.02, 0.000201, [], State.READY),
+        (0.1, 0.005171, ["worker_mismatch"], State.READY),
+        (0.2, 0.021403, ["worker_quarantined"], State.QUARANTINED),
     ],
 )
 def test_the_canary_is_measured_against_the_learner(
-    scene: Callable[..., Scene], shift: float, kinds: list[str], state: State
+    scene: Make, shift: float, k3: float, kinds: list[str], state: State
 ) -> None:
-    s = scene("a")
-    put(s, "a", State.LOADING)
+    s = scene("a").put("a", State.LOADING)
     s.events.clear()
     s.hear("a", proof(Load(1, "digest-1"), shift))
     assert s.kinds() == kinds and s.state("a") is state
-    expected = [0.0, 0.000201, 0.005171, 0.021403][[0.0, 0.02, 0.1, 0.2].index(shift)]
-    assert s.crew.facts()["a"].canary_k3 == pytest.approx(expected, abs=2e-6)
+    assert s.crew.facts()["a"].canary_k3 == pytest.approx(k3, abs=1e-6)  # e^-shift + shift - 1
     if state is State.READY:  # a warning is given once
-        s.crew.serve(make_target(2))
-        s.crew.attend([])
+        s.publish(2)
         s.hear("a", proof(Load(2, "digest-2"), shift))
         assert s.kinds() == kinds
 
 
-def test_a_problem_that_kills_is_found_in_its_unit_and_set_aside(
-    scene: Callable[..., Scene],
-) -> None:
+def test_a_problem_that_kills_is_found_in_its_unit_and_set_aside(scene: Make) -> None:
     s = scene("a", "b", fleet=config.Fleet(failures=100, strikes=3)).ready()
-    s.crew.order(make_work(0, 1, 2))
-    s.crew.attend([])
-    deaths, asked = 0, []
+    s.order(0, 1, 2)
+    asked = []
     for _ in range(100):
         for name in sorted(s.fleet.asked):
             if 1 in (unit := s.unit(name)):
-                deaths += 1
                 asked.append(unit)
-                s.hear(name, Lost("signal 11"))
+                s.lose(name)
             elif name in s.fleet.asked:
                 s.answer(name)
         s.wait(5)
-    assert deaths == 3 and asked == [(0, 1, 2), (0, 1, 2), (1,)]
+    assert asked == [(0, 1, 2), (0, 1, 2), (1,)]
     found = {outcome.key: outcome for outcome in s.outcomes()}
     assert found.keys() == {0, 1, 2}
     assert found[1].group is None and found[1].reason.startswith("3 workers failed on it")
@@ -815,58 +664,45 @@ def test_a_problem_that_kills_is_found_in_its_unit_and_set_aside(
     assert s.kinds().count("problem_set_aside") == 1
 
 
-def test_with_one_strike_a_unit_is_split_before_anything_is_set_aside(
-    scene: Callable[..., Scene],
-) -> None:
+def test_with_one_strike_a_unit_is_split_before_anything_is_set_aside(scene: Make) -> None:
     s = scene("a", "b", fleet=config.Fleet(failures=100, strikes=1)).ready()
-    s.crew.order(make_work(0, 1))
-    s.crew.attend([])
-    lose(s, "a")
+    s.order(0, 1)
+    s.lose("a")
     assert s.outcomes() == [] and s.unit("b") == (0,)
-    lose(s, "b")
+    s.lose("b")
     assert [(o.key, o.group) for o in s.outcomes()] == [(0, None)]
 
 
-@pytest.mark.xfail(strict=True, reason="a split unit forgets whom to avoid")
-def test_parts_of_a_unit_avoid_the_workers_that_failed_the_whole(
-    scene: Callable[..., Scene],
-) -> None:
+def test_parts_of_a_unit_avoid_the_workers_that_failed_the_whole(scene: Make) -> None:
     """Else two broken workers could have sound problems set aside while a good one is busy."""
     s = scene("bad", "worse", "good", fleet=config.Fleet(failures=100, strikes=3)).ready()
-    s.crew.order(make_work(0, 1))
-    s.crew.attend([])
+    s.order(0, 1)
     assert s.unit("bad") == (0, 1)
-    s.crew.order(make_work(5))
-    s.crew.order(make_work(6))
-    s.crew.attend([])
+    s.order(5)
+    s.order(6)
     assert s.unit("worse") == (5,) and s.unit("good") == (6,)
     s.answer("worse")
-    lose(s, "bad")
+    s.lose("bad")
     assert s.unit("worse") == (0, 1)
-    lose(s, "worse")
+    s.lose("worse")
     s.wait(1, "good")
-    for _ in range(2):
-        s.answer("bad")
-        s.answer("worse")
+    s.answer("bad", "worse", "bad", "worse")
     assert s.unit("bad") == s.unit("worse") == ()  # both parts wait for the good one
     s.answer("good")
     assert s.unit("good") == (0,)
 
 
-def test_dropped_groups_are_counted_also_of_workers_unknown(scene: Callable[..., Scene]) -> None:
+def test_dropped_groups_are_counted_also_of_workers_unknown(scene: Make) -> None:
     s = scene("a")
-    s.crew.dropped("a")
-    s.crew.dropped("a")
-    s.crew.dropped("of an earlier recipe")
+    for name in ("a", "a", "of an earlier recipe"):
+        s.crew.dropped(name)
     assert s.crew.facts()["a"].dropped == 2
 
 
-def test_events_of_a_worker_that_was_given_up_are_ignored(scene: Callable[..., Scene]) -> None:
+def test_events_of_a_worker_that_was_given_up_are_ignored(scene: Make) -> None:
     s = scene("a", "b").ready()
-    s.crew.order(make_work(0))
-    s.crew.attend([])
-    good = good_answer(s.fleet.asked["a"], "a")
-    s.hear("a", b"\xc1", good, Lost("later"))  # in one look
+    s.order(0)
+    s.hear("a", b"\xc1", good_answer(s.asked("a"), "a"), Lost("later"))  # in one look
     assert s.outcomes() == [] and s.crew.facts()["a"].refused == 1
     assert s.kinds()[-1] == "worker_garbage"
     assert s.unit("b") == (0,)
@@ -879,32 +715,29 @@ class CrewMachine(RuleBasedStateMachine):
     """Anything happens in any order. At the end those that are left work well, and then every
     problem that was ever ordered has ended in exactly one outcome.
 
-    FakeFleet asserts that nobody is asked for two things at a time.
+    FakeFleet asserts that nobody is asked for two things at a time, or with unproven weights.
     """
 
     @initialize(failures=st.sampled_from([2, 50]), strikes=st.integers(1, 4))
     def start(self, failures: int, strikes: int) -> None:
-        self.strikes = strikes
         self.scene = Scene(*NAMES, fleet=config.Fleet(failures=failures, strikes=strikes))
-        self.version = self.next_key = 0
-        self.ordered: set[int] = set()
+        self.version = self.faults = 0
+        self.ordered: list[int] = []
         self.found: list[Outcome] = []
-        self.faults = 0
 
     @rule(sizes=st.lists(st.integers(1, 4), min_size=1, max_size=4))
     def order(self, sizes: list[int]) -> None:
         for size in sizes:
-            keys = tuple(range(self.next_key, self.next_key + size))
-            self.next_key += size
-            self.ordered.update(keys)
-            self.scene.crew.order(make_work(*keys))
-        self._attend([])
+            keys = range(len(self.ordered), len(self.ordered) + size)
+            self.ordered += keys
+            self.scene.order(*keys)
+        self._look()
 
     @rule()
     def publish(self) -> None:
         self.version += 1
-        self.scene.crew.serve(make_target(self.version))
-        self._attend([])
+        self.scene.publish(self.version)
+        self._look()
 
     @precondition(lambda self: self.scene.fleet.asked)
     @rule(data=st.data(), count=st.integers(1, 6))
@@ -921,9 +754,9 @@ class CrewMachine(RuleBasedStateMachine):
             [
                 Lost("signal 9"),
                 b"\xc1",
-                Failed("for now", permanent=False),
-                Failed("for good", permanent=True),
-                Opened("e", "d", "t", VOCAB),
+                FOR_NOW,
+                FOR_GOOD,
+                Opened("e", "d", "t"),
                 Finished(1, [], 1.0),
                 Alive(1),
             ]
@@ -931,19 +764,18 @@ class CrewMachine(RuleBasedStateMachine):
     )
     def say(self, data: st.DataObject, said: Reply | Lost | bytes) -> None:
         name = data.draw(st.sampled_from(sorted(self.scene.fleet.alive)))
-        if said == Failed("for good", permanent=True) and not self.scene.unit(name):
+        if said == FOR_GOOD and not self.scene.unit(name):
             return  # retires it, and few would be left
-        asked = self.scene.fleet.asked.get(name)
-        if isinstance(said, Opened) and isinstance(asked, Open):
+        if isinstance(said, Opened) and isinstance(self.scene.fleet.asked.get(name), Open):
             return  # that is right
         self.faults += 1
         self.scene.hear(name, said)
         self._look()
 
-    @rule(seconds=st.sampled_from([0.5, 1, 5, 31, 700, 2000]), data=st.data())
-    def wait(self, seconds: float, data: st.DataObject) -> None:
-        heard = data.draw(st.sets(st.sampled_from(NAMES)))
-        self.scene.wait(seconds, " ".join(heard & self.scene.fleet.alive))
+    @rule(seconds=st.sampled_from([0.5, 1, 4, 31, 700, 2000]), data=st.data(), look=st.booleans())
+    def wait(self, seconds: float, data: st.DataObject, look: bool) -> None:
+        heard = " ".join(sorted(data.draw(st.sets(st.sampled_from(NAMES)))))
+        (self.scene.wait if look else self.scene.jump)(seconds, heard)
         self._look()
 
     @precondition(lambda self: self.faults > 3)
@@ -951,10 +783,7 @@ class CrewMachine(RuleBasedStateMachine):
     def quarantine(self, name: str) -> None:
         self.faults = 0
         self.scene.crew.quarantine(name, "odd")
-        self._attend([])
-
-    def _attend(self, events: list[Event]) -> None:
-        self.scene.crew.attend(events)
+        self.scene.crew.attend([])
         self._look()
 
     def _look(self) -> None:
@@ -964,42 +793,37 @@ class CrewMachine(RuleBasedStateMachine):
         under_way = Counter(key for name in NAMES for key in self.scene.unit(name))
         assert not (done + under_way) - Counter(self.ordered), "given out or answered twice"
         for name in NAMES:
-            facts, asked = self.scene.crew.facts()[name], self.scene.fleet.asked.get(name)
+            facts = self.scene.crew.facts()[name]
             assert facts.state is not State.RESTARTING or name not in self.scene.fleet.alive
             if facts.state is State.GENERATING:
-                assert isinstance(asked, Generate) and asked.number == facts.weight_version
+                assert self.scene.asked(name).number == facts.weight_version
 
     def teardown(self) -> None:
-        if not hasattr(self, "scene"):
-            return
-        try:
-            self._settle()
-        finally:
-            self.scene.close()
+        if hasattr(self, "scene"):
+            with self.scene:
+                self._settle()
 
     def _settle(self) -> None:
         s = self.scene
         if self.version == 0:
             self.publish()
         for _ in range(400):
-            self._attend([])
+            s.crew.attend([])
+            self._look()
             if not s.fleet.asked and len(self.found) == len(self.ordered):
                 break
             for name in sorted(s.fleet.asked):
                 if name in s.fleet.asked:
                     s.answer(name)
                     self._look()
-            s.wait(61 if not s.fleet.asked else 0.1, " ".join(s.fleet.alive))
+            s.wait(61 if not s.fleet.asked else 0.5, " ".join(s.fleet.alive))
             self._look()
         keys = Counter(outcome.key for outcome in self.found)
         assert set(keys.values()) <= {1}
-        if not s.crew.all_gone:
-            assert keys.keys() == self.ordered
-        given = {outcome.key for outcome in self.found if outcome.group is not None}
-        assert Counter(s.kept) == Counter(given), "kept is what is handed out"
-        assert not set(s.kept) - self.ordered
-        aside = s.kinds().count("problem_set_aside")
-        assert aside == len(self.found) - len(given)
+        assert s.crew.all_gone or keys.keys() == set(self.ordered)
+        given = [outcome.key for outcome in self.found if outcome.group is not None]
+        assert sorted(s.kept) == sorted(given), "kept is what is handed out"
+        assert s.kinds().count("problem_set_aside") == len(self.found) - len(given)
 
 
 def test_nothing_is_lost_or_doubled_whatever_happens() -> None:
@@ -1020,25 +844,20 @@ def test_one_sound_worker_finishes_everything_without_setting_anything_aside(
     seed: int, sound: str
 ) -> None:
     """The others fail at random, up to their retirement; units are of one problem each."""
-    s, noise = Scene(*NAMES, fleet=config.Fleet(failures=3, strikes=3)), random.Random(seed)
-    try:
-        s.crew.serve(make_target(1))
+    noise, found = random.Random(seed), list[Outcome]()
+    with Scene(*NAMES, fleet=config.Fleet(failures=3, strikes=3)) as s:
+        s.publish(1)
         for key in range(12):
-            s.crew.order(make_work(key))
-        s.crew.attend([])
-        found: list[Outcome] = []
+            s.order(key)
         for _ in range(200):
             for name in sorted(s.fleet.asked):
                 if name not in s.fleet.asked:
                     continue
                 if name != sound and noise.random() < 0.5:
-                    said = noise.choice([Lost("x"), b"\xc1", Failed("y", permanent=False)])
-                    s.hear(name, said)
+                    s.hear(name, noise.choice([Lost("x"), b"\xc1", FOR_NOW]))
                 elif noise.random() < 0.7:
                     s.answer(name)
             s.wait(noise.random(), " ".join(s.fleet.alive))
             found += s.outcomes()
-        assert sorted(outcome.key for outcome in found) == list(range(12))
-        assert all(outcome.group is not None for outcome in found)
-    finally:
-        s.close()
+    assert sorted(outcome.key for outcome in found) == list(range(12))
+    assert all(outcome.group is not None for outcome in found)

@@ -33,6 +33,8 @@ _REAP_S = 2.0  # from SIGKILL to the end of a process that is not stuck in a dri
 _PIECE_BYTES = 1 << 18
 _LOG_TAIL_BYTES = 1 << 14
 _LOG_LINE_CHARACTERS = 300
+# What makes this process one of several; an engine would take itself for another of them.
+_TORCHRUN = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 
 
 class LocalFleet:
@@ -270,4 +272,5 @@ def _wrong_python(spec: Spec) -> str:
 
 
 def _environment(spec: Spec) -> dict[str, str]:
-    return {"PYTHONFAULTHANDLER": "1", **os.environ, "PYTHONUNBUFFERED": "1", **spec.env}
+    ours = {name: value for name, value in os.environ.items() if name not in _TORCHRUN}
+    return {"PYTHONFAULTHANDLER": "1", **ours, "PYTHONUNBUFFERED": "1", **spec.env}

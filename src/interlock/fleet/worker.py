@@ -116,11 +116,12 @@ def _leave_guard(link: socket.socket) -> None:
     It has a group of its own: what stops or kills the worker's group leaves it alone.
     """
     worker = os.getpid()
-    if os.fork():
+    guard = os.fork()
+    if guard:
+        os.setpgid(guard, guard)  # not the guard itself: it could be stopped before it does
         return
     try:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
-        os.setpgid(0, 0)
         link.close()
         os.closerange(0, 3)
         _on_death_of_parent(signal.SIGUSR1)

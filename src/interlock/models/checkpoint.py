@@ -12,7 +12,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -74,14 +74,14 @@ def load_decoder(
     return decoder
 
 
-def save_decoder(
-    decoder: Decoder, directory: Path, source: Path, dtype: torch.dtype = torch.bfloat16
+def save_model(
+    tensors: Iterable[tuple[str, Tensor]], directory: Path, source: Path, dtype: torch.dtype
 ) -> None:
-    """Write the weights in `dtype`, and the other files of the model `source`, into `directory`.
+    """Write `tensors`, which are in `dtype`, and the other files of the model `source`.
 
-    transformers' `from_pretrained` reads it back. The directory may exist. To make the write atomic
-    is the caller's business (rundir.atomic_directory). Raises OSError, or SafetensorError, when the
-    disk refuses.
+    They are what Decoder.published gives, or Learner.publish. transformers' `from_pretrained` reads
+    the directory, which may exist. To make the write atomic is the caller's business
+    (rundir.atomic_directory). Raises OSError, or SafetensorError, when the disk refuses.
     """
     directory.mkdir(parents=True, exist_ok=True)
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
@@ -91,7 +91,7 @@ def save_decoder(
     for name in _COMPANIONS:
         if (source / name).is_file():
             shutil.copyfile(source / name, directory / name)
-    _write_tensors(decoder.published(dtype), directory)
+    _write_tensors(tensors, directory)
 
 
 def _weight_files(directory: Path) -> Files:
@@ -238,7 +238,7 @@ def _fill(decoder: Decoder, files: Files) -> None:
     assert not views
 
 
-def _write_tensors(tensors: Iterator[tuple[str, Tensor]], directory: Path) -> None:
+def _write_tensors(tensors: Iterable[tuple[str, Tensor]], directory: Path) -> None:
     """One file, or several and an index when one would pass _SHARD_BYTES."""
     names: list[list[str]] = []
     total = 0
@@ -257,7 +257,7 @@ def _write_tensors(tensors: Iterator[tuple[str, Tensor]], directory: Path) -> No
     _write_json(directory / _INDEX, {"metadata": {"total_size": total}, "weight_map": index})
 
 
-def _shards(tensors: Iterator[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+def _shards(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
     shard: dict[str, Tensor] = {}
     size = 0
     for name, tensor in tensors:

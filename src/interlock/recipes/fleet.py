@@ -10,7 +10,8 @@ from interlock.errors import ConfigError
 from interlock.fleet.base import Fleet, Spec
 from interlock.models.huggingface import read_architecture
 from interlock.models.tokenizer import Tokenizer
-from interlock.rollout.dispatcher import Dispatcher, Note
+from interlock.recipes.watch import Watch
+from interlock.rollout.dispatcher import Dispatcher
 from interlock.rollout.generator import open_generator
 from interlock.rollout.generators import Generators, Inline
 from interlock.rollout.protocol import Canary, Open
@@ -47,7 +48,7 @@ def open_inline(recipe: Recipe, model: Path) -> Inline:
 
 
 def open_fleet(
-    recipe: Recipe, model: Path, tokenizer: Tokenizer, run: RunDir, note: Note
+    recipe: Recipe, model: Path, tokenizer: Tokenizer, run: RunDir, watch: Watch
 ) -> Generators:
     """Start the workers of a recipe; each reports by itself once it is up.
 
@@ -76,6 +77,11 @@ def open_fleet(
         )
         for name, settings in config.workers(recipe).items()
     }
+
+    def note(kind: str, message: str, worker: str) -> None:
+        run.event(kind, message, **({"worker": worker} if worker else {}))
+        watch.note(message)
+
     publisher = Publisher(url, recipe.sync.anchor_every)
     return Dispatcher(
         lambda: _FLEETS[recipe.fleet.kind](recipe.fleet),

@@ -21,9 +21,11 @@ from interlock import config
 from interlock.chips import device
 from interlock.config import Grpo, Recipe, Sft, parse, to_tree
 from interlock.errors import InterlockError, RunError
-from interlock.learner import checkpoint
+from interlock.learner import checkpoint, sharding
+from interlock.learner.follow import follow
 from interlock.learner.learner import Learner
-from interlock.models.checkpoint import load_decoder, save_decoder
+from interlock.learner.world import World, join
+from interlock.models.checkpoint import load_decoder, save_model
 from interlock.models.decoder import Decoder
 from interlock.models.fetch import find_model
 from interlock.models.huggingface import read_architecture
@@ -47,20 +49,28 @@ def train(
     Raises UserError when the recipe, the model, the data or the directory is not fit, as a rule
     before anything is written; TrainingError when the run cannot go on.
     """
-    watch = watch or Watch()
+    with join(recipe.learner.device) as world:
+        if world.rank > 0:
+            follow(world)
+        else:
+            _lead(world, recipe, directory, resume, watch or Watch())
+
+
+def _lead(world: World, recipe: Recipe, directory: Path, resume: bool, watch: Watch) -> None:
+    """What `train` does in the first, and as a rule only, process of the learner."""
     recipe = _settled(recipe, directory if resume else None)
     watch.phase("opening the model")
     model = find_model(recipe.model.path, watch.note)
     tokenizer = Tokenizer.load(model, recipe.model.chat_template)
-    place = device.resolve(recipe.learner.device)
     recipes = [importlib.import_module(_RECIPES[type(stage)]) for stage in recipe.stage]
     context = read_architecture(model).context
     data = [
         module.prepare(stage, tokenizer, context)
         for module, stage in zip(recipes, recipe.stage, strict=True)
     ]
-    decoder = load_decoder(model, torch.float32, place)
     fleet.check(recipe)
+    decoder = load_decoder(model, torch.float32, world.loading)
+    decoder = sharding.shard(decoder, recipe.learner, world)
     inline = _inline(recipe, model)
     if resume:
         run = RunDir.open(directory, to_tree(recipe))
@@ -69,17 +79,12 @@ def train(
     with run, ExitStack() as stack:
         generators: Generators | None = inline
         if inline is None and _generates(recipe):
-
-            def note(kind: str, message: str, worker: str) -> None:
-                run.event(kind, message, **({"worker": worker} if worker else {}))
-                watch.note(message)
-
-            generators = fleet.open_fleet(recipe, model, tokenizer, run, note)
+            generators = fleet.open_fleet(recipe, model, tokenizer, run, watch)
             stack.enter_context(closing(generators))
         newest, version = run.latest_checkpoint(), 0
         for index in range(newest.stage if newest else 0, len(recipe.stage)):
             settings = recipe.stage[index]
-            learner = _learner(recipe, settings, decoder, version)
+            learner = _learner(recipe, settings, decoder, world, version)
             stage: Stage[Any] = Stage(index, settings, recipe, run, learner, generators, watch)
             if newest and newest.stage == index:
                 _restore(stage, newest)
@@ -89,7 +94,8 @@ def train(
             version = learner.version + learner.unpublished
         watch.phase("saving the weights")
         with run.weights() as path:
-            save_decoder(decoder, path, source=model, dtype=decoder.dtype)
+            _, tensors = learner.publish()
+            save_model(tensors.items(), path, source=model, dtype=decoder.dtype)
             tokenizer.save(path)
 
 
@@ -128,7 +134,9 @@ def _settled_dtype(asked: Part, known: str) -> Part:
     return replace(asked, dtype=device.settled_dtype(known, device.resolve(asked.device)))
 
 
-def _learner(recipe: Recipe, settings: Grpo | Sft, decoder: Decoder, version: int) -> Learner:
+def _learner(
+    recipe: Recipe, settings: Grpo | Sft, decoder: Decoder, world: World, version: int
+) -> Learner:
     return Learner(
         decoder,
         recipe.learner,
@@ -136,6 +144,7 @@ def _learner(recipe: Recipe, settings: Grpo | Sft, decoder: Decoder, version: in
         settings.updates,
         keep_reference=isinstance(settings, Grpo) and settings.loss.kl_beta > 0,
         version=version,
+        world=world,
     )
 
 

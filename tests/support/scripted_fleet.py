@@ -1,0 +1,266 @@
+"""A crew with scripted workers and a clock of the test's own.
+
+    test ── order, publish ──> Crew ── start, send, kill ──> FakeFleet
+         ── answer, hear, wait, jump ──────────^ (what the workers say, and the time)
+
+No process runs. FakeFleet keeps the contract of fleet/base.py in the crew's face: no start under a
+name in use, no second request to a worker that has not answered the first, and no work for one that
+has not proven the weights.
+"""
+
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+from interlock import config
+from interlock.errors import ConfigError
+from interlock.fleet.base import Event, Lost, Spec
+from interlock.records import Completion, FinishReason, Group, Problem, Sampling, WeightVersion
+from interlock.rollout import crew as crew_module
+from interlock.rollout import protocol
+from interlock.rollout.crew import Crew
+from interlock.rollout.generators import Outcome, Purpose, State, Work
+from interlock.rollout.judge import Target
+from interlock.rollout.protocol import (
+    Alive,
+    Canary,
+    Failed,
+    Finished,
+    Generate,
+    Load,
+    Loaded,
+    Open,
+    Opened,
+    Prefetch,
+    Reply,
+    Request,
+)
+
+VOCAB = 20
+CANARY = Canary(text=[1, 2, 3], prompts=[[4]], tokens=2)
+QUIET = config.Fleet(
+    start_s=100, load_s=50, unit_s=200, silence_s=30, backoff_s=1, failures=5, strikes=3
+)
+GUARD = config.Guard(warn=1e-3, quarantine=1e-2)
+LOOK_S = 4.0  # between two looks at the workers: a longer gap does not count against them
+
+
+class FakeFleet:
+    """Worker processes that exist only as what was sent to them."""
+
+    def __init__(self, refuses: str) -> None:
+        self.alive: set[str] = set()
+        self.starts: Counter[str] = Counter()
+        self.sent: dict[str, list[Request]] = {}  # to the present process, and not looked at
+        self.asked: dict[str, Open | Load | Generate] = {}  # and not answered
+        self.proven: dict[str, int] = {}  # the version, until a failure
+        self._refuses = refuses.split()  # whose start is a ConfigError
+
+    def start(self, spec: Spec) -> None:
+        assert spec.name not in self.alive, f"{spec.name} runs already"
+        if spec.name in self._refuses:
+            raise ConfigError(f"no interpreter for {spec.name}")
+        self.alive.add(spec.name)
+        self.starts[spec.name] += 1
+        self.sent[spec.name] = []
+
+    def send(self, name: str, message: bytes) -> None:
+        if name not in self.alive:
+            return
+        request = protocol.request(message)
+        self.sent[name].append(request)
+        if isinstance(request, Prefetch):
+            assert isinstance(self.asked.get(name), Generate), "a prefetch for an idle worker"
+            return
+        assert name not in self.asked, f"{name} is asked for two things at a time"
+        if isinstance(request, Generate):
+            assert self.proven.get(name) == request.number, f"{name} has not proven its weights"
+        self.asked[name] = request
+
+    def kill(self, name: str) -> None:
+        self.alive.discard(name)
+        self.asked.pop(name, None)
+        self.proven.pop(name, None)
+        self.sent[name] = []
+
+    def said(self, name: str, said: Reply | Lost | bytes) -> None:
+        """What becomes of the worker that says this."""
+        if isinstance(said, Lost):
+            self.alive.discard(name)
+        if not isinstance(said, Alive):
+            self.asked.pop(name, None)
+        match said:
+            case Loaded():
+                self.proven[name] = said.number
+            case Failed(permanent=False):
+                self.proven.pop(name, None)
+
+    def poll(self, timeout_s: float) -> list[Event]:
+        raise AssertionError("the dispatcher polls, not the crew")
+
+    def wake(self) -> None:
+        raise AssertionError("the dispatcher wakes, not the crew")
+
+    def close(self) -> None:
+        raise AssertionError("the dispatcher closes, not the crew")
+
+
+def make_problem(key: int) -> Problem:
+    return Problem(f"p{key}", [{"role": "user", "content": str(key)}], str(key))
+
+
+def make_work(*keys: int, purpose: Purpose = Purpose.TRAIN) -> Work:
+    asked = tuple(make_problem(key) for key in keys)
+    return Work(purpose, keys, asked, 2, Sampling(max_tokens=3), seed=1000 + keys[0])
+
+
+def make_target(number: int) -> Target:
+    return Target(WeightVersion(number, f"digest-{number}"), [-1.0 - number, -1.0])
+
+
+def prompt(problem: Problem) -> list[int]:
+    return [7, int(problem.answer)]
+
+
+def proof(asked: Load, shift: float = 0.0) -> Loaded:
+    """A good one; `shift` is the rounding of the worker's own canary, in nats per token."""
+    text = [value - shift for value in make_target(asked.number).text]
+    return Loaded(asked.number, asked.digest, text, [-1.0], [-1.0], 10, 0.1, 0.2)
+
+
+def groups_for(asked: Generate, worker: str, tokens: tuple[int, ...] = (1, 2)) -> list[Group]:
+    drawn = list(tokens), [-0.5] * len(tokens)
+    one = Completion(*drawn, FinishReason.STOP, "x", asked.number)
+    answers = [one] * asked.completions
+    return [Group(each, prompt(each), answers, worker) for each in asked.problems]
+
+
+def good_answer(asked: Request, worker: str) -> Reply:
+    match asked:
+        case Open():
+            return Opened("torch 2", "cpu", "float32")
+        case Load():
+            return proof(asked)
+        case Generate():
+            return Finished(asked.unit, groups_for(asked, worker), 1.0)
+    raise AssertionError(asked)
+
+
+class Scene:
+    """A crew, its fleet and the time."""
+
+    def __init__(
+        self, *names: str, fleet: config.Fleet = QUIET, guard: config.Guard = GUARD, **given: str
+    ) -> None:
+        self.now = 1000.0
+        self.fleet = FakeFleet(given.get("refuses", ""))
+        self.events: list[tuple[str, str, str]] = []
+        self.kept: list[int] = []
+        clock = SimpleNamespace(monotonic=lambda: self.now)
+        self._patch = mock.patch.object(crew_module, "time", clock)
+        self._patch.start()
+        workers = {
+            name: (
+                Spec(name, "module", Path(f"{name}.log")),
+                Open(name, "model", None, config.Generator(), "store", CANARY),
+            )
+            for name in names
+        }
+        self.crew = Crew(self.fleet, workers, fleet, guard, prompt, VOCAB, self._note)
+        self.crew.keep = lambda found: self.kept.extend(key for key, _ in found)
+
+    def _note(self, *event: str) -> None:
+        kind, message, worker = event
+        self.events.append((kind, message, worker))
+
+    def __enter__(self) -> "Scene":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._patch.stop()
+
+    def publish(self, number: int) -> None:
+        self.crew.serve(make_target(number))
+        self.crew.attend([])
+
+    def order(self, *keys: int, purpose: Purpose = Purpose.TRAIN) -> None:
+        """One unit."""
+        self.crew.order(make_work(*keys, purpose=purpose))
+        self.crew.attend([])
+
+    def hear(self, name: str, *said: Reply | Lost | bytes) -> None:
+        """The worker says this at once, and the crew attends to it."""
+        for each in said:
+            self.fleet.said(name, each)
+        self.crew.attend(
+            [(name, e if isinstance(e, bytes | Lost) else protocol.encode(e)) for e in said]
+        )
+
+    def lose(self, *names: str) -> None:
+        for name in names:
+            self.hear(name, Lost("signal 9"))
+
+    def answer(self, *names: str) -> None:
+        """Each worker does well what it was asked last."""
+        for name in names:
+            self.hear(name, good_answer(self.fleet.asked[name], name))
+
+    def wait(self, seconds: float, alive: str = "") -> None:
+        """Time passes; the workers named in `alive` give signs of life all along."""
+        while seconds > 0:
+            self.jump(min(LOOK_S, seconds), alive)
+            seconds -= LOOK_S
+
+    def jump(self, seconds: float, alive: str = "") -> None:
+        """Time passes, and nobody looks until the end of it, when those in `alive` have spoken."""
+        self.now += seconds
+        self.crew.attend([(name, protocol.encode(Alive(0))) for name in alive.split()])
+
+    def new(self, name: str) -> list[Request]:
+        """What was sent to the worker since the last look."""
+        sent, self.fleet.sent[name] = self.fleet.sent[name], []
+        return sent
+
+    def asked(self, name: str) -> Generate:
+        asked = self.fleet.asked[name]
+        assert isinstance(asked, Generate)
+        return asked
+
+    def unit(self, name: str) -> tuple[int, ...]:
+        """The keys of what the worker was asked to generate."""
+        asked = self.fleet.asked.get(name)
+        return tuple(int(p.answer) for p in asked.problems) if isinstance(asked, Generate) else ()
+
+    def state(self, name: str) -> State:
+        return self.crew.facts()[name].state
+
+    def kinds(self) -> list[str]:
+        return [kind for kind, _, _ in self.events]
+
+    def outcomes(self, purpose: Purpose = Purpose.TRAIN) -> list[Outcome]:
+        found = list(self.crew.outcomes[purpose])
+        self.crew.outcomes[purpose].clear()
+        return found
+
+    def ready(self, version: int = 1) -> "Scene":
+        """Every worker up, with weights."""
+        self.publish(version)
+        while busy := [n for n, a in self.fleet.asked.items() if not isinstance(a, Generate)]:
+            self.answer(busy[0])
+        for name in self.fleet.alive:
+            self.new(name)
+        return self
+
+    def put(self, name: str, state: State) -> "Scene":
+        """Bring a worker that was just started into a state; version 1, problems 0 and 1."""
+        if state is not State.STARTING:
+            self.answer(name)
+        if state in (State.LOADING, State.GENERATING):
+            self.publish(1)
+        if state is State.GENERATING:
+            self.answer(name)
+            self.order(0, 1)
+        assert self.state(name) is state
+        return self
