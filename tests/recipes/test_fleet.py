@@ -233,7 +233,8 @@ def test_an_interpreter_that_is_not_there_is_the_users_mistake(
 def test_a_damaged_store_is_fetched_anew(two_generators: Path, tmp_path: Path) -> None:
     """Every delta that is published is cut in half as soon as it is seen."""
     run = tmp_path / "run"
-    process = start(two_generators, run, "stage.steps=6", "sync.anchor_every=3")
+    more = ("stage.steps=6", "sync.anchor_every=3")
+    process = start(two_generators, run, *more)
     broken: set[Path] = set()
 
     def spoil() -> bool:
@@ -249,12 +250,12 @@ def test_a_damaged_store_is_fetched_anew(two_generators: Path, tmp_path: Path) -
         time.sleep(0.002)
     reference = tmp_path / "reference"
     if process.returncode == 0:  # every reader was faster, or came back at an anchor
-        finish(start(two_generators, reference, "stage.steps=6"))
+        finish(start(two_generators, reference, *more))
         assert weights(run) == weights(reference)
     else:  # no version could be had: the run stops with its reason and what it had learned
         view = RunDir.read(run)
         assert view.status == "failed" and "no generator is left" in (view.manifest.reason or "")
-        finish(start(two_generators, run, "stage.steps=6", "--resume"))
+        finish(start(two_generators, run, *more, "--resume"))
         assert RunDir.read(run).status == "finished"
     assert broken
 
@@ -267,7 +268,7 @@ def test_two_processes_of_one_learner_train_the_same_weights(
     more = ["stage.steps=3", "stage.eval.every=0"]
     finish(start(two_generators, alone, *more))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
-    command += ["--master-port=0", "-m", "--", "interlock.cli", "train", str(two_generators)]
+    command += ["--standalone", "-m", "--", "interlock.cli", "train", str(two_generators)]
     done = subprocess.run(
         [*command, "--run", str(several), *more],
         env=ENVIRONMENT,

@@ -43,6 +43,11 @@ class FakeTask:
         raise AssertionError("not asked for here")
 
 
+def group_of(problem: Problem, version: int, worker: str) -> Group:
+    answer = Completion([1], [-1.0], FinishReason.STOP, "", version)
+    return Group(problem, [1], [answer] * 2, worker)
+
+
 class FakeGenerators:
     """Workers that each answer one unit at a time, with the weights it was begun with."""
 
@@ -63,7 +68,7 @@ class FakeGenerators:
 
     def order(self, work: Sequence[Work]) -> None:
         for unit in work:
-            assert unit.purpose is Purpose.TRAIN
+            assert unit.purpose is Purpose.TRAIN and unit.completions == 2
             assert not self.unfinished & set(unit.keys), "ordered while it is under way"
             self.unfinished.update(unit.keys)
         self.ordered += work
@@ -105,8 +110,7 @@ class FakeGenerators:
             if key in self.set_aside:
                 self._outcomes.append(Outcome(key, None, "it kills"))
             else:
-                answer = Completion([1], [-1.0], FinishReason.STOP, "", version)
-                found.append((key, Group(problem, [1], [answer] * unit.completions, name)))
+                found.append((key, group_of(problem, version, name)))
         self.keep(found)
         self._outcomes += [Outcome(key, group) for key, group in found]
 
@@ -159,6 +163,7 @@ class Session:
         self.stage = open_stage(run, generators, **given)
         self.rollouts = Rollouts(self.stage, FakeTask())
         self.taken: dict[int, list[int]] = {}
+        self.metrics: dict[str, float] = {}  # of the last step
         self.stale = 0
 
     def publish(self, version: int) -> None:
@@ -176,6 +181,7 @@ class Session:
         self.taken[step] = [sequence for sequence, _ in found]
         scored = [ScoredGroup(group, [Verdict(0.0)] * 2) for _, group in found]
         self.run.ledger.record(STAGE, step, scored, self.taken[step])
+        self.metrics = self.rollouts.metrics(scored)
         for _ in range(self.pause()):  # the workers go on while the learner learns
             self.generators.tick()
         return found
@@ -223,7 +229,6 @@ def test_units_are_of_one_step_and_as_asked_for(run: RunDir) -> None:
     ] * 2
     assert s.stage.seed(1) != s.stage.seed(2)
     assert [p.id for p in generators.ordered[3].problems] == ["2-3", "2-4"]
-    assert {work.completions for work in generators.ordered} == {2}
     small = FakeGenerators(constant(0), workers=2)
     again = Session(run, small, steps=3, problems=5, cap=0, unit=2)
     again.step(1)
@@ -267,10 +272,8 @@ def test_unused_groups_of_a_quarantined_worker_are_made_again_by_others(run: Run
     generators = FakeGenerators(constant(0), workers=2)
     s = Session(run, generators, steps=9, problems=4, cap=1, pause=constant(9))
     s.step(1)
-    waiting = {group.worker: [] for _, group in run.ledger.arrivals(STAGE)}  # type: ignore[var-annotated]
-    for sequence, group in run.ledger.arrivals(STAGE):
-        waiting[group.worker].append(sequence)
-    assert waiting == {"w0": [4, 5], "w1": [6, 7]}
+    waiting = {sequence: group.worker for sequence, group in run.ledger.arrivals(STAGE)}
+    assert waiting == {4: "w0", 5: "w0", 6: "w1", 7: "w1"}
     generators.quarantine("w1", "odd")
     found = s.step(2)
     assert [sequence for sequence, _ in found] == [4, 5, 6, 7]
@@ -345,6 +348,31 @@ def test_a_stage_ends_also_when_a_steps_worth_of_problems_was_set_aside(run: Run
     s = Session(run, generators, steps=3, problems=1, cap=0)
     for step in (1, 2, 3):
         assert len(s.step(step)) == 1
+    assert s.taken == {1: [1], 2: [2], 3: [3]}  # 3 is one more than the stage's own
+
+
+def test_metrics_by_hand(run: RunDir) -> None:
+    generators = FakeGenerators(constant(0), workers=1)
+    generators.set_aside = {3}
+    for sequence, version in enumerate([4, 6, 7, 2]):
+        group = group_of(Problem(f"1-{sequence}", [], ""), version, "w0")
+        run.ledger.arrive(STAGE, [(sequence, group)])
+    s = Session(run, generators, steps=9, problems=4, cap=3, unit=1)
+    s.step(8)  # trained on version 7
+    assert s.taken[8] == [0, 1, 2, 4]  # 3 is five versions old, and then nobody can answer it
+    assert s.metrics == {
+        "staleness_mean": 1.0,  # 3, 1, 0, 0
+        "staleness_max": 3,
+        "groups_stale": 1,
+        "groups_set_aside": 1,
+    }
+    s.step(9)
+    assert s.metrics == {
+        "staleness_mean": 0.0,
+        "staleness_max": 0,
+        "groups_stale": 0,
+        "groups_set_aside": 0,
+    }
 
 
 def test_without_a_problem_left_the_stage_stops(run: RunDir) -> None:
@@ -353,6 +381,8 @@ def test_without_a_problem_left_the_stage_stops(run: RunDir) -> None:
     s = Session(run, generators, steps=2, problems=2, cap=0)
     with pytest.raises(TrainingError, match="step 1: every problem left was set aside"):
         s.step(1)
+    # Twice as many as the stage's own were tried: it does not go on for ever.
+    assert run.ledger.set_asides(STAGE).keys() == set(range(8))
 
 
 def test_no_generator_left_is_passed_on(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -413,9 +443,7 @@ class Simulation:
         pause = lambda: self.noise.choice([0, 0, 2, 10])  # noqa: E731
         s = Session(self.run, generators, pause=pause, **self.shape)
         try:
-            for step in range(
-                1, self.shape["steps"] + 1
-            ):  # a checkpoint is never kept: replays all
+            for step in range(1, self.shape["steps"] + 1):  # no checkpoint is kept: replays all
                 arrived = dict(self.run.ledger.arrivals(STAGE))
                 found = s.step(step)
                 if found:
@@ -433,8 +461,10 @@ class Simulation:
     ) -> None:
         sequences = [sequence for sequence, _ in found]
         assert sequences == sorted(sequences)
+        behind = [step - 1 - group.completions[0].weight_version for _, group in found]
+        assert s.metrics["staleness_mean"] == pytest.approx(sum(behind) / len(behind))
+        assert s.metrics["staleness_max"] == max(behind) <= self.cap and min(behind) >= 0
         for sequence, group in found:
-            assert 0 <= s.rollouts.staleness(group) <= self.cap
             place, index = divmod(sequence, self.size)
             assert group.problem.id == f"{place + 1}-{index}"
         # Of those that were there and could be used, none that is older was left behind.
@@ -483,11 +513,13 @@ def test_every_problem_is_used_once_whatever_the_order_of_arrival(
                 continue
         simulation.session(kills=False)
         ledger, total = run.ledger, shape["steps"] * shape["problems"]
-        used = [n for step in range(1, shape["steps"] + 1) for n in ledger.sequences(STAGE, step)]
-        assert len(used) == len(set(used))
-        assert set(range(total)) - simulation.hopeless <= set(used)
-        assert max(used) < total + len(simulation.hopeless)
+        steps = [ledger.sequences(STAGE, step) for step in range(1, shape["steps"] + 1)]
+        used = [sequence for step in steps for sequence in step]
+        assert {len(step) for step in steps} == {shape["problems"]}
+        # Each once, and one more for each that was set aside.
+        hopeless = simulation.hopeless
+        assert sorted(used) == sorted(set(range(total + len(hopeless))) - hopeless)
         assert ledger.arrivals(STAGE) == []
-        assert set(ledger.set_asides(STAGE)) == simulation.hopeless
-        if shape["cap"] == 0 and not simulation.hopeless:
+        assert set(ledger.set_asides(STAGE)) == hopeless
+        if shape["cap"] == 0 and not hopeless:
             assert used == list(range(total))

@@ -43,6 +43,7 @@ CANARY = Canary(text=[1, 2, 3], prompts=[[4]], tokens=2)
 QUIET = config.Fleet(
     start_s=100, load_s=50, unit_s=200, silence_s=30, backoff_s=1, failures=5, strikes=3
 )
+FOR_NOW, FOR_GOOD = Failed("for now", permanent=False), Failed("for good", permanent=True)
 GUARD = config.Guard(warn=1e-3, quarantine=1e-2)
 LOOK_S = 4.0  # between two looks at the workers: a longer gap does not count against them
 
@@ -130,9 +131,8 @@ def proof(asked: Load, shift: float = 0.0) -> Loaded:
     return Loaded(asked.number, asked.digest, text, [-1.0], [-1.0], 10, 0.1, 0.2)
 
 
-def groups_for(asked: Generate, worker: str, tokens: tuple[int, ...] = (1, 2)) -> list[Group]:
-    drawn = list(tokens), [-0.5] * len(tokens)
-    one = Completion(*drawn, FinishReason.STOP, "x", asked.number)
+def groups_for(asked: Generate, worker: str, token: int = VOCAB - 1) -> list[Group]:
+    one = Completion([0, token], [-0.5, -0.5], FinishReason.STOP, "x", asked.number)
     answers = [one] * asked.completions
     return [Group(each, prompt(each), answers, worker) for each in asked.problems]
 
@@ -217,6 +217,21 @@ class Scene:
         """Time passes, and nobody looks until the end of it, when those in `alive` have spoken."""
         self.now += seconds
         self.crew.attend([(name, protocol.encode(Alive(0))) for name in alive.split()])
+
+    def hush(self, name: str) -> None:
+        """Only this worker says nothing, for as long as it takes to be noticed."""
+        others = " ".join(self.fleet.alive - {name})
+        self.wait(QUIET.silence_s - 1, others)
+        assert name in self.fleet.alive
+        self.wait(1, others)
+
+    def dawdle(self, name: str) -> None:
+        """This worker lives, and does not get done what it was asked until it is too late."""
+        limits = {State.STARTING: 100, State.LOADING: 50, State.GENERATING: 200}
+        everyone = " ".join(self.fleet.alive)
+        self.wait(limits[self.state(name)] - 1, everyone)
+        assert name in self.fleet.alive
+        self.wait(1, everyone)
 
     def new(self, name: str) -> list[Request]:
         """What was sent to the worker since the last look."""

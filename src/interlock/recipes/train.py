@@ -119,10 +119,7 @@ def _settled(recipe: Recipe, resumed: Path | None) -> Recipe:
     return replace(
         recipe,
         learner=_settled_dtype(recipe.learner, known.learner.dtype),
-        generator=[
-            _settled_dtype(asked, old.dtype)
-            for asked, old in zip(recipe.generator, known.generator, strict=True)
-        ]
+        generator=[_settled_dtype(recipe.generator[0], known.generator[0].dtype)]
         if recipe.fleet.kind == "inline"
         else recipe.generator,  # a worker decides for its own device
     )

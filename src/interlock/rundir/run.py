@@ -24,7 +24,7 @@ import platform
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -43,8 +43,11 @@ from interlock.rundir.files import (
 )
 from interlock.rundir.ledger import Ledger
 
-# Settings that a resumed run may change: they decide when things are written, not what is learned.
-_FREE_TO_CHANGE = frozenset({"name", "checkpoint_every", "keep_checkpoints"})
+# Settings that a resumed run may change: when things are written, and who generates. (Another
+# generator may round differently: the run goes on, but not bit for bit as it would have.)
+_FREE_TO_CHANGE = frozenset(
+    {"name", "checkpoint_every", "keep_checkpoints", "generator", "fleet", "sync", "guard"}
+)
 _LOCK_PATIENCE = 1.0  # seconds; a reader holds the lock for an instant to learn the status
 
 
@@ -144,13 +147,17 @@ class RunView:
 
     def check_same_config(self, tree: dict[str, Any]) -> None:
         """Raise RunError naming the first setting in which `tree` differs from the run's config."""
-        given = msgspec.json.decode(msgspec.json.encode(tree))  # tuples become lists, as on disk
-        difference = _first_difference(self.config, given, "")
+        difference = self._change(tree, _FREE_TO_CHANGE)
         if difference is not None:
             raise RunError(
                 f"{self.path} was run with {difference}; resume it with its own settings, or give "
                 "another directory"
             )
+
+    def _change(self, tree: dict[str, Any], free: Set[str] = frozenset()) -> str | None:
+        """ "key = old, not new" for the first setting that differs, those in `free` apart."""
+        given = msgspec.json.decode(msgspec.json.encode(tree))  # tuples become lists, as on disk
+        return _first_difference(self.config, given, "", free)
 
     def close(self) -> None:
         self.ledger.close()
@@ -212,6 +219,8 @@ class RunDir(RunView):
         try:
             run = cls(path, lock)
             run._resume()
+            if config is not None and (change := run._change(config)):
+                run.event("settings_changed", f"resumed with another setting: {change}")
             return run
         except BaseException:
             lock.close()
@@ -341,21 +350,21 @@ def _acquire(directory: Path) -> TextIO:
     return file
 
 
-def _first_difference(recorded: Any, given: Any, key: str) -> str | None:
+def _first_difference(recorded: Any, given: Any, key: str, free: Set[str]) -> str | None:
     """ "key = old, not new" for the first leaf that differs, walking in the recorded order."""
     if isinstance(recorded, dict) and isinstance(given, dict):
         names = [*recorded, *(name for name in given if name not in recorded)]
         pairs = [(f"{key}.{name}" if key else name, name) for name in names]
         for path, name in pairs:
-            if path in _FREE_TO_CHANGE:
+            if path in free:
                 continue
-            found = _first_difference(recorded.get(name), given.get(name), path)
+            found = _first_difference(recorded.get(name), given.get(name), path, free)
             if found is not None:
                 return found
         return None
     if isinstance(recorded, list) and isinstance(given, list) and len(recorded) == len(given):
         for index, (old, new) in enumerate(zip(recorded, given, strict=True)):
-            found = _first_difference(old, new, f"{key}[{index}]")
+            found = _first_difference(old, new, f"{key}[{index}]", free)
             if found is not None:
                 return found
         return None
