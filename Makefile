@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 SOURCES := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format bench vllm clean
+.PHONY: help demo test test-slow chaos lint format bench vllm clean
 
 help:  ## This list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 14
@@ -18,10 +18,13 @@ demo: $(VENV)/.demo  ## Install, fetch SmolLM2-135M-Instruct, teach it addition,
 	$(BIN)/interlock demo
 
 test: $(VENV)/.test  ## Install what tests need and run them (at most 10 minutes on two cores)
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not gpu and not chaos"
 
 test-slow: $(VENV)/.test  ## The tests that `make test` leaves out for their length
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+chaos: $(VENV)/.test  ## Long runs whose workers and learner are killed, stopped, slowed and corrupted
+	$(BIN)/python -m pytest -m chaos
 
 lint: $(VENV)/.lint  ## ruff, formatting and types
 	$(BIN)/ruff check .
@@ -32,10 +35,13 @@ format: $(VENV)/.lint  ## Rewrite the sources in the house format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.bench  ## The benchmarks of bench/RESULTS.md (about an hour on two cores)
+bench: $(VENV)/.bench  ## The benchmarks of bench/RESULTS.md (about two hours on two cores)
 	$(BIN)/python bench/rollout.py
 	$(BIN)/python bench/grpo_step.py
 	$(BIN)/python bench/demo_seeds.py
+	$(BIN)/python bench/sync.py
+	$(BIN)/python bench/coordinator.py
+	$(BIN)/python bench/recovery.py --learner
 
 vllm: $(VLLM)/.installed  ## An environment of its own with vLLM's CPU build (3.5 GB), for generators
 

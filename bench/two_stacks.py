@@ -17,7 +17,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from environment import environment
-
 from interlock.rundir import RunDir
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "two-stacks.toml"
