@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from interlock import config
 from interlock.errors import ConfigError, ModelError
 from interlock.models.checkpoint import load_decoder
-from interlock.rollout.vllm import check_options, check_tensors, noise_seed, places, settle
+from interlock.rollout.vllm import check_options, check_weights, noise_seed, places, settle
 
 ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
@@ -70,13 +70,13 @@ def test_every_completion_has_a_seed_of_its_own() -> None:
 def test_tensors_must_be_the_models() -> None:
     shapes = {"a": [2, 3], "b": [3]}
     good = {"a": torch.zeros(2, 3), "b": torch.zeros(3)}
-    check_tensors(good, shapes, 4)
+    check_weights(good, shapes, 4)
     with pytest.raises(ModelError, match=r"version 4 lack the tensor 'b'"):
-        check_tensors({"a": good["a"]}, shapes, 4)
+        check_weights({"a": good["a"]}, shapes, 4)
     with pytest.raises(ModelError, match=r"version 4 have an unknown tensor 'c'"):
-        check_tensors(good | {"c": good["b"]}, shapes, 4)
+        check_weights(good | {"c": good["b"]}, shapes, 4)
     with pytest.raises(ModelError, match=r"'a' of version 4 has the shape \[3, 2\].*\[2, 3\]"):
-        check_tensors(good | {"a": torch.zeros(3, 2)}, shapes, 4)
+        check_weights(good | {"a": torch.zeros(3, 2)}, shapes, 4)
 
 
 def test_settings_that_vllm_lacks_are_named() -> None:

@@ -115,7 +115,7 @@ class CrewMachine(RuleBasedStateMachine):
         for _ in range(400):
             s.crew.attend([])
             self._look()
-            if not s.fleet.asked and len(self.found) == len(self.ordered):
+            if s.crew.all_gone or (not s.fleet.asked and len(self.found) == len(self.ordered)):
                 break
             for name in sorted(s.fleet.asked):
                 if name in s.fleet.asked:

@@ -13,12 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from interlock.errors import ModelError
 from interlock.models.decoder import Decoder
 from interlock.records import Completion
 from interlock.rollout.batch import Batch
 from interlock.rollout.cache import Prefill
 from interlock.rollout.request import OnFinished, Request, Vocabulary, check
+from interlock.rollout.weights import check_weights
 
 
 class TorchEngine:
@@ -56,18 +56,7 @@ class TorchEngine:
         Raises ModelError, with nothing copied, on a missing or unknown name or a wrong shape.
         """
         views = self.decoder.tensors()
-        if odd := sorted(views.keys() ^ tensors.keys()):
-            state = "lack the" if odd[0] in views else "have an unknown"
-            raise ModelError(
-                f"the weights of version {version} {state} tensor {odd[0]!r} ({len(odd)} such "
-                "names); publish them from the model that this engine was opened with"
-            )
-        for name, view in views.items():
-            if (shape := tensors[name].shape) != view.shape:
-                raise ModelError(
-                    f"tensor {name!r} of version {version} has the shape {list(shape)}, but the "
-                    f"model's is {list(view.shape)}; publish weights of the same model"
-                )
+        check_weights(tensors, {name: list(view.shape) for name, view in views.items()}, version)
         with torch.no_grad():
             for name, view in views.items():
                 view.copy_(tensors[name])

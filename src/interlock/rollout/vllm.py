@@ -34,6 +34,7 @@ from interlock.models.decoder import Decoder
 from interlock.models.huggingface import read_architecture
 from interlock.records import Completion
 from interlock.rollout.request import OnFinished, Prompt, Request, Row, Vocabulary, check
+from interlock.rollout.weights import Shapes, check_weights
 
 NO_VERSION = -1  # of an engine whose weights are not whole
 LOWEST_TEMPERATURE = 0.01  # vLLM raises a lower one to this, greedy apart
@@ -50,7 +51,6 @@ _FIXED = {
 }
 
 Place = tuple[str, int, int]  # a vLLM parameter, and from which of its rows to which
-Shapes = dict[str, list[int]]
 
 
 class VllmEngine:
@@ -99,7 +99,7 @@ class VllmEngine:
         SyncError, with nothing changed, when they cannot be written down for vLLM's worker;
         ModelError, and the engine holds no version, when vLLM did not take all of them.
         """
-        check_tensors(tensors, self._shapes, version)
+        check_weights(tensors, self._shapes, version)
         with TemporaryDirectory(prefix="interlock-") as folder:
             path = Path(folder) / _FILE
             _write({name: tensors[name] for name in self._shapes}, path)
@@ -418,23 +418,6 @@ def _check_temperature(request: Request) -> None:
             f"sampling.temperature = {temperature}: vLLM draws at {LOWEST_TEMPERATURE} or above; "
             "raise it to that, or to 0 for the most likely token"
         )
-
-
-def check_tensors(tensors: Mapping[str, Tensor], shapes: Shapes, version: int) -> None:
-    """Raise ModelError unless `tensors` have these names and shapes."""
-    if odd := sorted(shapes.keys() ^ tensors.keys()):
-        state = "lack the" if odd[0] in shapes else "have an unknown"
-        raise ModelError(
-            f"the weights of version {version} {state} tensor {odd[0]!r} ({len(odd)} such "
-            "names); publish them from the model that this engine was opened with"
-        )
-    for name, shape in shapes.items():
-        if list(tensors[name].shape) != shape:
-            raise ModelError(
-                f"tensor {name!r} of version {version} has the shape "
-                f"{list(tensors[name].shape)}, but the model's is {shape}; publish weights of the "
-                "same model"
-            )
 
 
 def places(
