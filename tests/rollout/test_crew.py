@@ -191,12 +191,6 @@ def test_a_pause_of_our_own_is_not_held_against_the_workers(scene: Make, state: 
     assert s.kinds()[-1] == "worker_late"
 
 
-GAPS_BUG = pytest.mark.xfail(
-    strict=True, reason="what is heard right after a pause is moved into the future with the rest"
-)
-
-
-@GAPS_BUG
 def test_a_worker_lost_in_a_pause_is_started_again_after_its_backoff(scene: Make) -> None:
     s = scene("a").ready()
     s.now += 3600
@@ -205,7 +199,6 @@ def test_a_worker_lost_in_a_pause_is_started_again_after_its_backoff(scene: Make
     assert s.state("a") is State.STARTING
 
 
-@GAPS_BUG
 @settings(deadline=None, max_examples=60, database=None)
 @given(st.lists(st.tuples(st.sampled_from([0.5, 2, 4, 5, 5.5, 40, 3600]), st.booleans())))
 @example([(4, False), (4, False), (5.5, False), (5, False), (4, False)])
@@ -303,11 +296,6 @@ def test_a_worker_cannot_change_the_problem(scene: Make) -> None:
     assert [o.group for o in s.outcomes()] == [group]
 
 
-FORGETS_BUG = pytest.mark.xfail(
-    strict=True, reason="a failure makes it forget what the same process served"
-)
-
-
 @pytest.mark.parametrize(
     ("meanwhile", "change", "words"),
     [
@@ -317,7 +305,7 @@ FORGETS_BUG = pytest.mark.xfail(
         (None, {"prefill": [-3.0]}, "decode and prefill disagree"),
         # A new process may have stopped at the first weights.
         (Lost("signal 9"), {"text": make_target(1).text}, "still serves version 1"),
-        pytest.param(FOR_NOW, {"text": make_target(2).text}, "serves version 2", marks=FORGETS_BUG),
+        (FOR_NOW, {"text": make_target(2).text}, "serves version 2"),
     ],
 )
 def test_weights_that_are_not_proven_are_not_served(
@@ -525,7 +513,6 @@ def test_a_retired_worker_can_still_be_put_in_quarantine(scene: Make) -> None:
 
 
 LONG = "first\nsecond " + "x" * 10**5
-ENDLESS_BUG = pytest.mark.xfail(strict=True, reason="only the reason of a Failed is cut")
 
 
 @pytest.mark.parametrize(
@@ -534,8 +521,8 @@ ENDLESS_BUG = pytest.mark.xfail(strict=True, reason="only the reason of a Failed
         (State.GENERATING, Failed(LONG, permanent=False)),
         (State.LOADING, Failed(LONG, permanent=True)),
         (State.GENERATING, Finished(1, groups_for(Generate(1, 1, [], 1, None, 0), LONG), 1.0)),  # type: ignore[arg-type]
-        pytest.param(State.STARTING, Opened(LONG, LONG, LONG), marks=ENDLESS_BUG),
-        pytest.param(State.READY, protocol.encode({"is": LONG}), marks=ENDLESS_BUG),
+        (State.STARTING, Opened(LONG, LONG, LONG)),
+        (State.READY, protocol.encode({"is": LONG})),
     ],
     ids=["failed", "failed for good", "finished", "opened", "no message"],
 )

@@ -64,7 +64,7 @@ class Guard:
         sampling, known = self._stage.settings.sampling, self._generators.facts()
         # With top-k or top-p the sampler's distribution is another one on purpose.
         if not sampling.top_k and sampling.top_p == 1:
-            for worker in measured.keys() & known.keys() - self._generators.quarantined():
+            for worker in sorted(measured.keys() & known.keys() - self._generators.quarantined()):
                 self._judge(worker, step, numerics(measured[worker]))
         workers = {name: to_builtins(own) for name, own in self._generators.facts().items()}
         for name, own in workers.items():

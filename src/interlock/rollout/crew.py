@@ -46,6 +46,11 @@ _GONE = (State.QUARANTINED, State.RETIRED)
 Note = Callable[[str, str, str], None]  # kind, message, worker
 
 
+def _brief(text: str) -> str:
+    """What a worker says, as one line for events."""
+    return " ".join(text[:_REASON].split())
+
+
 @dataclass(eq=False)
 class _Unit:
     """Work on its way. `avoid`: workers that failed it, given another only if there is one."""
@@ -73,7 +78,8 @@ class _Worker:
     failures: int = 0  # in a row
     unit: _Unit | None = None
     loading: Target | None = None
-    serves: Target | None = None  # proven
+    serves: Target | None = None  # None: to be loaded and proven (again)
+    proven: Target | None = None  # the last that this process proved
     warned: bool = False  # of its mismatch
     reason: str = ""  # of the last failure
 
@@ -149,6 +155,7 @@ class Crew:
         for name in self._condemned:
             self._fleet.kill(name)
         self._condemned.clear()
+        self._forgive()
         for name, event in events:
             self._hear(self._workers[name], event)
         self._look_at_deadlines()
@@ -174,7 +181,7 @@ class Crew:
         try:
             reply = protocol.reply(event)
         except (ValueError, RecursionError) as error:  # MsgspecError, and what else bytes can do
-            self._garbage(worker, f"a message that is none ({error})")
+            self._garbage(worker, f"a message that is none ({_brief(str(error))})")
             return
         state = worker.facts.state
         match reply:
@@ -193,9 +200,10 @@ class Crew:
 
     def _opened(self, worker: _Worker, reply: Opened) -> None:
         facts = worker.facts
-        facts.engine, facts.device, facts.dtype = reply.engine, reply.device, reply.dtype
+        facts.engine, facts.device = _brief(reply.engine), _brief(reply.device)
+        facts.dtype = _brief(reply.dtype)
         facts.state = State.READY
-        what = f"{reply.engine} on {reply.device}, {reply.dtype}"
+        what = f"{facts.engine} on {facts.device}, {facts.dtype}"
         self._note("worker_started", f"{worker.name} is up: {what}", worker.name)
 
     def _loaded(self, worker: _Worker, reply: Loaded) -> None:
@@ -203,11 +211,11 @@ class Crew:
         assert target is not None
         facts.seconds_loading += time.monotonic() - worker.began
         facts.fetched_bytes += reply.fetched_bytes
-        before = worker.serves or self._first  # a new process may still serve what it opened with
+        before = worker.proven or self._first  # a new process may still serve what it opened with
         if why := doubt(reply, target, before, worker.open.canary, limit):
             self._restart(worker, "worker_unproven", why)
             return
-        worker.serves = target
+        worker.serves = worker.proven = target
         facts.weight_version, facts.state = reply.number, State.READY
         facts.canary_k3 = mean_k3(target.text, reply.text)
         figures = f"k3 {facts.canary_k3:.2g} against the learner on the canary"
@@ -245,7 +253,7 @@ class Crew:
 
     def _failed(self, worker: _Worker, reply: Failed) -> None:
         """It is alive, and says that it could not do what it was asked."""
-        state, reason = worker.facts.state, " ".join(reply.reason[:_REASON].split())
+        state, reason = worker.facts.state, _brief(reply.reason)
         if state is State.READY:
             self._garbage(worker, "a failure of nothing that it was asked")
             return
@@ -259,7 +267,7 @@ class Crew:
             worker.facts.state = State.READY
             return
         worker.failures += 1
-        worker.serves = None  # to be loaded and proven again
+        worker.serves = worker.facts.weight_version = None
         self.doubts_store = self.doubts_store or state is State.LOADING
         if worker.failures >= self._settings.failures:
             self._retire(worker, f"{worker.failures} failures in a row, last: {reason}")
@@ -280,7 +288,8 @@ class Crew:
             self._note(kind, f"{worker.name}: {reason}", worker.name)
             worker.failures += 1
         self._take_back(worker)
-        worker.serves, worker.reason, worker.facts.weight_version = None, reason, None
+        worker.serves = worker.proven = worker.facts.weight_version = None
+        worker.reason = reason
         if worker.failures >= self._settings.failures:
             self._retire(worker, f"{worker.failures} failures in a row, last: {reason}")
             return
@@ -328,13 +337,16 @@ class Crew:
         self._units += 1
         self._waiting.append(_Unit(self._units, work, strikes, set(avoid)))
 
-    def _look_at_deadlines(self) -> None:
+    def _forgive(self) -> None:
         now = time.monotonic()
         if (gap := now - self._looked) > _OWN_PAUSE_S:  # ours, not theirs: it does not count
             for worker in self._workers.values():
                 worker.deadline += gap
                 worker.heard += gap
         self._looked = now
+
+    def _look_at_deadlines(self) -> None:
+        now = time.monotonic()
         for worker in self._workers.values():
             state = worker.facts.state
             if state is State.RESTARTING:
