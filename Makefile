@@ -18,13 +18,13 @@ demo: $(VENV)/.demo  ## Install, fetch SmolLM2-135M-Instruct, teach it addition,
 	$(BIN)/interlock demo
 
 test: $(VENV)/.test  ## Install what tests need and run them (at most 10 minutes on two cores)
-	$(BIN)/python -m pytest -m "not slow and not gpu and not chaos"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not slow and not gpu and not chaos"
 
 test-slow: $(VENV)/.test  ## The tests that `make test` leaves out for their length
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
 chaos: $(VENV)/.test  ## Long runs whose workers and learner are killed, stopped, slowed and corrupted
-	$(BIN)/python -m pytest -m chaos
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m chaos
 
 lint: $(VENV)/.lint  ## ruff, formatting and types
 	$(BIN)/ruff check .

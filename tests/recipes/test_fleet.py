@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -284,3 +285,35 @@ def test_two_processes_of_one_learner_train_the_same_weights(
     apart = max((ours[name] - theirs[name]).abs().max().item() for name in theirs)
     assert moved > 1e-3 and apart < moved / 20, (moved, apart)
     assert done.stdout.count(b"run directory:") == 1
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 12 MB: the first version fits, and a few deltas."""
+    mount = tmp_path / "disk"
+    mount.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(mount)], capture_output=True
+    )
+    if made.returncode:
+        pytest.skip(f"cannot mount a small disk: {made.stderr.decode().strip()}")
+    yield mount
+    subprocess.run(["umount", str(mount)], check=True)
+
+
+def test_a_full_store_stops_the_run_which_goes_on_elsewhere(
+    two_generators: Path, small_disk: Path, tmp_path: Path
+) -> None:
+    run, reference = tmp_path / "run", tmp_path / "reference"
+    # Every step moves every weight: no delta is small.
+    more = ["stage.steps=6", "stage.eval.every=0", "stage.optimizer.warmup_steps=0"]
+    process = start(two_generators, run, *more, f"sync.url={small_disk}")
+    _, errors = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 2 and b"no space left on the disk" in errors, errors
+    assert b"Traceback" not in errors
+    view = RunDir.read(run)
+    done = max(line["step"] for line in view.metrics())
+    assert 0 < done < 6 and [point.step for point in view.checkpoints()] == [done]
+    finish(start(two_generators, run, *more, "--resume"))
+    finish(start(two_generators, reference, *more))
+    assert weights(run) == weights(reference)
