@@ -48,7 +48,7 @@ def run(stage: Stage[Grpo], task: TaskSource) -> None:
         for step in stage.steps():
             clock = Clock()
             with clock("publish"):
-                published = stage.publish()
+                stage.publish()
             scored = ledger.read(stage.index, step)
             if not scored:
                 with clock(rollouts.activity):
@@ -64,7 +64,6 @@ def run(stage: Stage[Grpo], task: TaskSource) -> None:
             taught = sum(map(len, batches))
             metrics = _metrics(scored, taught, updates, stage.learner) | clock.metrics()
             metrics |= guard.judge(step, updates) | rollouts.metrics(scored)
-            metrics |= {"published_bytes": published.bytes, "published_kind": published.kind}
             metrics["accuracy"] = held_out_accuracy(stage, step, held_out, verifier)
             stage.finish_step(step, metrics)
 

@@ -73,6 +73,7 @@ class Stage(Generic[Settings]):
 
     def __post_init__(self) -> None:
         self._settled = self._moves()
+        self._published = Published()  # since the last step was logged
 
     @property
     def staleness(self) -> int:
@@ -90,13 +91,13 @@ class Stage(Generic[Settings]):
         text = f"{self.recipe.seed}/{self.index}/{step}"
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
-    def publish(self) -> Published:
+    def publish(self) -> None:
         """Hand the learner's weights to the generators, unless they have these already."""
         assert self.generators is not None
         if self.generators.version == self.learner.version and not self.learner.unpublished:
-            return Published()
+            return
         number, tensors = self.learner.publish()
-        return self.generators.publish(number, tensors, self.learner.score)
+        self._published = self.generators.publish(number, tensors, self.learner.score)
 
     def show_workers(self) -> None:
         if self.generators is not None:
@@ -134,6 +135,10 @@ class Stage(Generic[Settings]):
     def finish_step(self, step: int, metrics: dict[str, Any]) -> None:
         """Log one step, and keep a checkpoint when one is due."""
         metrics = {"stage": self.index, "step": step} | metrics
+        if self._published.kind:
+            metrics["published_kind"] = self._published.kind
+            metrics["published_bytes"] = self._published.bytes
+        self._published = Published()
         self.run.log(metrics)
         self.watch.step(metrics)
         self.restored(step)
