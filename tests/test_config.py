@@ -95,7 +95,7 @@ def test_a_lone_stage_needs_no_index(tmp_path: Path) -> None:
         ("stage.eval.problems=1000", "more than task.held_out = 128"),
         ("stage.optimizer.warmup_steps=3", "leaves none of the 3 optimizer steps"),
         ("stage.updates_per_step=9", "an update needs a group"),
-        ("learner.dtype=int8", "learner.dtype = 'int8'"),
+        ("learner.dtype=int8", "'int8': choose one of auto, bfloat16, float16, float32"),
         ("model.path.x=1", "model.path is not a table"),
         ("stage.1.steps=2", "give an index from 0 to 0"),
         ("stage.0=x", "cannot set stage.0: set one of its keys"),
@@ -103,6 +103,12 @@ def test_a_lone_stage_needs_no_index(tmp_path: Path) -> None:
         ("steps", "write section.key=value"),
         ("=3", "write section.key=value"),
         ("generator=[{device='cpu'},{device='npu'}]", "there are 2 generators"),
+        ("generator.resources={GPU=1}", 'fleet.kind is "inline"'),
+        ("fleet.address=head:6379", "is that of a Ray cluster"),
+        ("generator.sync_url=http://x", "set that too"),
+        ("sync.url=/store", 'set fleet.kind = "local"'),
+        ("stage.staleness=1", "work while the learner does"),
+        ("fleet.kind=slurm", "choose one of inline, local, ray"),
     ],
 )
 def test_a_wrong_setting_is_one_clear_line(tmp_path: Path, override: str, expected: str) -> None:

@@ -337,9 +337,11 @@ def _explain(message: str, tree: dict[str, Any], kind: type[msgspec.Struct]) -> 
         return f"the setting {setting!r} is missing"
     value = _lookup(tree, where)
     complaint = complaint[0].lower() + complaint[1:].replace("`", "").replace("object", "a table")
-    if where.endswith(".kind"):
+    if where.startswith("stage") and where.endswith(".kind"):
         kinds = [str(stage.__struct_config__.tag) for stage in STAGES]
         complaint = f"the kinds of stage are {', '.join(kinds)}"
+    if choices := _choices(where, kind):
+        complaint = f"choose one of {choices}"
     return f"{where or 'the recipe'} = {value!r}: {complaint}"
 
 
@@ -354,7 +356,7 @@ def _lookup(tree: Any, where: str) -> Any:
 
 def _nearest(setting: str, kind: type[msgspec.Struct]) -> str | None:
     """The known setting that an unknown one was most likely meant to be."""
-    known = sorted(set(_settings(msgspec.inspect.type_info(kind), "")))
+    known = sorted({path for path, _ in _settings(msgspec.inspect.type_info(kind), "")})
     plain = ".".join(part for part in setting.split(".") if not part.isdigit())
     leaf = plain.rsplit(".", 1)[-1]
     same_leaf = [path for path in known if path.rsplit(".", 1)[-1] == leaf]
@@ -364,12 +366,23 @@ def _nearest(setting: str, kind: type[msgspec.Struct]) -> str | None:
     return near[0] if near else None
 
 
-def _settings(kind: msgspec.inspect.Type, prefix: str) -> Iterator[str]:
-    """Every setting below `kind`, as dotted paths without list indices."""
+def _choices(setting: str, kind: type[msgspec.Struct]) -> str:
+    """The values that an enumerated setting may have, as text; "" for any other setting."""
+    plain = ".".join(part for part in setting.split(".") if not part.isdigit())
+    for path, found in _settings(msgspec.inspect.type_info(kind), ""):
+        if path == plain and isinstance(found, msgspec.inspect.LiteralType):
+            return ", ".join(map(str, found.values))
+    return ""
+
+
+def _settings(
+    kind: msgspec.inspect.Type, prefix: str
+) -> Iterator[tuple[str, msgspec.inspect.Type]]:
+    """Every setting below `kind` with its type, as dotted paths without list indices."""
     match kind:
         case msgspec.inspect.StructType():
             for field in kind.fields:
-                yield prefix + field.name
+                yield prefix + field.name, field.type
                 yield from _settings(field.type, f"{prefix}{field.name}.")
         case msgspec.inspect.ListType():
             yield from _settings(kind.item_type, prefix)
@@ -397,10 +410,32 @@ def _check_fleet(recipe: Recipe, source: str) -> None:
         raise ConfigError(
             f"{source}: generator.name = {odd!r} is to be a file name; use letters, digits, . _ -"
         )
-    if recipe.fleet.kind != "inline":
+    kind = recipe.fleet.kind
+    for settings in recipe.generator:
+        if settings.resources and kind != "ray":
+            raise ConfigError(
+                f"{source}: generator.resources = {settings.resources} is what Ray reserves, and "
+                f'fleet.kind is "{kind}"; remove it, or set fleet.kind = "ray"'
+            )
+        if settings.sync_url is not None and recipe.sync.url is None:
+            raise ConfigError(
+                f"{source}: generator.sync_url = {settings.sync_url!r} is another way to what is "
+                "written at sync.url; set that too"
+            )
+    if recipe.fleet.address is not None and kind != "ray":
+        raise ConfigError(
+            f"{source}: fleet.address = {recipe.fleet.address!r} is that of a Ray cluster, and "
+            f'fleet.kind is "{kind}"; remove it, or set fleet.kind = "ray"'
+        )
+    if kind != "inline":
         return
     only = recipe.generator[0]
     separate = {"python": only.python, "env": only.env, "sync_url": only.sync_url}
+    if recipe.sync.url is not None:
+        raise ConfigError(
+            f"{source}: sync.url = {recipe.sync.url!r} is for generators in processes of their "
+            'own; set fleet.kind = "local", or remove it'
+        )
     reason = next((f"generator.{key} is set" for key, value in separate.items() if value), "")
     if only.engine != "torch":
         reason = f'generator.engine = "{only.engine}"'

@@ -25,6 +25,7 @@ from scripted_fleet import (
 )
 
 from interlock import config
+from interlock.errors import ConfigError, TrainingError
 from interlock.fleet.base import Lost
 from interlock.records import Group
 from interlock.rollout import protocol
@@ -413,7 +414,8 @@ def test_too_many_failures_in_a_row_retire(scene: Make) -> None:
     assert s.fleet.starts["a"] == 5
     s.crew.quarantine("b", "odd")
     assert s.crew.all_gone
-    assert s.crew.reasons() == "a: 5 failures in a row, last: signal 9; b: odd"
+    why = "no generator is left (a: 5 failures in a row, last: signal 9; b: odd)"
+    assert (type(s.crew.why_gone()), str(s.crew.why_gone())) == (TrainingError, why)
 
 
 def test_loading_that_fails_is_tried_again_by_the_same_process(scene: Make) -> None:
@@ -451,7 +453,8 @@ def test_a_permanent_failure_before_any_problem_retires(scene: Make, state: Stat
     s = scene("a").put("a", state)
     s.hear("a", FOR_GOOD)
     assert s.state("a") is State.RETIRED and s.crew.all_gone
-    assert s.crew.reasons() == "a: for good"
+    why = s.crew.why_gone()
+    assert (type(why), str(why)) == (ConfigError, "no generator can run (a: for good)")
     s.crew.attend([])
     assert "a" not in s.fleet.alive
 

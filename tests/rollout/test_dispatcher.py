@@ -301,6 +301,14 @@ def test_without_any_worker_left_the_run_says_why(fleet: Callable[..., Fleet]) -
     )
 
 
+def test_when_none_can_ever_work_it_is_the_users_mistake(fleet: Callable[..., Fleet]) -> None:
+    run = fleet(a={"no_device": [1]}, b={"no_device": [1]})
+    run.order(0, 4)
+    with pytest.raises(ConfigError) as error:
+        run.collect(4)
+    assert str(error.value) == ("no generator can run (a, b: device 'npu' cannot be used here)")
+
+
 def test_new_weights_are_served_from_the_next_unit_on(fleet: Callable[..., Fleet]) -> None:
     run = fleet(a={"slow": [1]})
     run.order(0, 4)

@@ -16,6 +16,7 @@ from interlock.rollout.generator import open_generator
 from interlock.rollout.generators import Generators, Inline
 from interlock.rollout.protocol import Canary, Open
 from interlock.rundir import RunDir
+from interlock.sync.storage import Storage
 from interlock.sync.store import Publisher
 
 _WORKER = "interlock.rollout.worker"
@@ -32,7 +33,9 @@ _CONTINUED = 16  # tokens drawn after each question
 
 
 def check(recipe: Recipe) -> None:
-    """Raise ConfigError when a worker's own interpreter is not there."""
+    """Raise ConfigError when a worker's own interpreter or the store's kind is not there."""
+    if recipe.sync.url is not None:
+        Storage(recipe.sync.url).check_writable()
     for name, settings in config.workers(recipe).items():
         if settings.python is not None and shutil.which(settings.python) is None:
             raise ConfigError(

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from interlock import config
-from interlock.errors import ConfigError
+from interlock.errors import ConfigError, TrainingError, UserError
 from interlock.fleet.base import Event, Fleet, Lost, Spec
 from interlock.records import Problem
 from interlock.rollout import protocol
@@ -81,6 +81,7 @@ class _Worker:
     serves: Target | None = None  # None: to be loaded and proven (again)
     proven: Target | None = None  # the last that this process proved
     warned: bool = False  # of its mismatch
+    mistake: bool = False  # it was set up in a way that can never work
     reason: str = ""  # of the last failure
 
     @property
@@ -124,9 +125,15 @@ class Crew:
     def all_gone(self) -> bool:
         return all(worker.facts.state in _GONE for worker in self._workers.values())
 
-    def reasons(self) -> str:
-        """Why each worker last failed."""
-        return "; ".join(f"{worker.name}: {worker.reason}" for worker in self._workers.values())
+    def why_gone(self) -> UserError | TrainingError:
+        """What to raise when no worker is left: the user's mistake if none could ever work."""
+        names: dict[str, list[str]] = defaultdict(list)
+        for worker in self._workers.values():
+            names[worker.reason].append(worker.name)
+        whys = "; ".join(f"{', '.join(who)}: {why}" for why, who in names.items())
+        if all(worker.mistake for worker in self._workers.values()):
+            return ConfigError(f"no generator can run ({whys})")
+        return TrainingError(f"no generator is left ({whys})")
 
     def facts(self) -> dict[str, WorkerFacts]:
         return {n: msgspec.structs.replace(worker.facts) for n, worker in self._workers.items()}
@@ -167,6 +174,7 @@ class Crew:
         try:
             self._fleet.start(worker.spec)
         except ConfigError as error:
+            worker.mistake = True
             self._retire(worker, str(error))
             return
         self._send(worker, worker.open)
@@ -258,6 +266,7 @@ class Crew:
             self._garbage(worker, "a failure of nothing that it was asked")
             return
         if reply.permanent and state is not State.GENERATING:
+            worker.mistake = True
             self._retire(worker, reason)
             return
         self._note("worker_failed", f"{worker.name}: {reason}", worker.name)

@@ -131,7 +131,7 @@ class Dispatcher:
             found = list(outcomes)
             outcomes.clear()
             if not found and self._crew.all_gone:
-                raise TrainingError(f"no generator is left ({self._crew.reasons()})")
+                raise self._crew.why_gone()
             return found
 
     def quarantine(self, worker: str, reason: str) -> None:

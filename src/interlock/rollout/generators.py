@@ -124,7 +124,7 @@ class Generators(Protocol):
     def collect(self, purpose: Purpose, timeout_s: float) -> list[Outcome]:
         """What came back since the last call; waits for the first at most `timeout_s`.
 
-        Raises TrainingError when no generator is left.
+        Raises TrainingError when no generator is left, ConfigError when none could ever work.
         """
 
     def quarantine(self, worker: str, reason: str) -> None:

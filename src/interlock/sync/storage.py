@@ -59,13 +59,17 @@ class Storage:
         self._flat = protocol in _BUCKETS
         self._local = Path(self._root) if isinstance(self._fs, LocalFileSystem) else None
 
-    def prepare(self) -> None:
-        """Make the directory, and put away what a killed writer left. For the one writer only."""
+    def check_writable(self) -> None:
+        """Raise ConfigError when this kind of store can only be read."""
         if not self.writable:
             raise ConfigError(
                 f"sync url {self.url!r} can only be read; publish to a path or a bucket, and set "
                 "[[generator]] sync_url to this one"
             )
+
+    def prepare(self) -> None:
+        """Make the directory, and put away what a killed writer left. For the one writer only."""
+        self.check_writable()
         if self._local is not None:
             with _disk(self._local):
                 self._local.mkdir(parents=True, exist_ok=True)
