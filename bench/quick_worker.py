@@ -34,14 +34,14 @@ def serve(channel: Channel) -> None:
             case Load() as asked:
                 answer = _answer(tokens, asked.number)
                 drawn = [-1.0] * (len(CANARY.prompts) * CANARY.tokens)
-                proof = (TEXT, drawn, drawn, 0, 0.0, 0.0)
+                proof = (TEXT, drawn, drawn, 0)
                 channel.send(protocol.encode(Loaded(asked.number, asked.digest, *proof)))
             case Generate() as asked:
                 groups = [
                     Group(problem, PROMPT, [answer] * asked.completions, name)
                     for problem in asked.problems
                 ]
-                channel.send(protocol.encode(Finished(asked.unit, groups, 0.0)))
+                channel.send(protocol.encode(Finished(asked.unit, groups)))
 
 
 def _answer(tokens: int, version: int) -> Completion:
@@ -53,4 +53,4 @@ def _answer(tokens: int, version: int) -> Completion:
 def _beat(channel: Channel) -> None:
     while True:
         time.sleep(_BEAT_S)
-        channel.send(protocol.encode(Alive(0)))
+        channel.send(protocol.encode(Alive()))

@@ -70,7 +70,7 @@ class Fleet(_Section, frozen=True):
     start_s: Rate = 600.0  # for a worker to start its engine
     load_s: Rate = 600.0  # for a worker to fetch, load and prove a weight version
     unit_s: Rate = 1800.0  # for a worker to answer one unit
-    silence_s: Rate = 30.0  # without a sign of life
+    silence_s: Annotated[float, Meta(ge=5, le=1e9)] = 30.0  # without a sign of life (every 2 s)
     backoff_s: Rate = 1.0  # before the first restart; doubles up to a minute
     failures: Positive = 5  # in a row, without an answer between them, after which one is retired
     strikes: Positive = 3  # failures of workers on a problem, after which it is set aside
@@ -412,6 +412,11 @@ def _check_fleet(recipe: Recipe, source: str) -> None:
         )
     kind = recipe.fleet.kind
     for settings in recipe.generator:
+        if settings.options and settings.engine == "torch":
+            raise ConfigError(
+                f"{source}: generator.options sets {min(settings.options)!r}, but the torch engine "
+                "has no options; remove it"
+            )
         if settings.resources and kind != "ray":
             raise ConfigError(
                 f"{source}: generator.resources = {settings.resources} is what Ray reserves, and "

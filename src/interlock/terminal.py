@@ -76,7 +76,7 @@ class PlainWatch(Watch):
         self._print(f"step {metrics['step']}/{self._steps}: {facts}")
 
     def note(self, message: str) -> None:
-        self._print(message)
+        self._print(visible(message))
 
 
 class LiveWatch(Watch):
@@ -144,7 +144,7 @@ class LiveWatch(Watch):
                 _, self._k3[name] = buckets[min(buckets)]
 
     def note(self, message: str) -> None:
-        self._console.print(Text(message, style="dim"))
+        self._console.print(Text(visible(message), style="dim"))
 
     def render(self) -> RenderableType:
         parts: list[RenderableType] = [self._stage]

@@ -55,9 +55,12 @@ time.sleep(1000)
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[RayFleet]:
-    fleet = RayFleet()
-    yield fleet
-    fleet.close()
+    with pytest.MonkeyPatch.context() as environment:
+        # Else Ray hands it on, rather than the number of CPUs that an actor asked for.
+        environment.delenv("OMP_NUM_THREADS", raising=False)
+        fleet = RayFleet()
+        yield fleet
+        fleet.close()
 
 
 @pytest.fixture

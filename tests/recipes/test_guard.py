@@ -101,7 +101,7 @@ class Scene:
         self.guard = Guard(Stage(0, grpo, recipe, run, learner, self.generators, Watch()))
 
     def judge(self, *updates: StepResult, step: int = 9) -> dict[str, Any]:
-        return self.guard.judge(step, updates)
+        return self.guard.judge(step, updates, fresh=True)
 
     def messages(self) -> list[str]:
         events = self.run.events()
@@ -205,3 +205,10 @@ def test_a_step_that_taught_nothing_measures_nothing(run: RunDir) -> None:
     s = Scene(run, "a")
     assert s.judge()["workers"]["a"]["mismatch"] == {}
     assert s.messages() == []
+
+
+def test_groups_of_an_earlier_session_say_nothing_of_the_workers_of_this_one(run: RunDir) -> None:
+    s = Scene(run, "a")
+    metrics = s.guard.judge(9, [result(a0=found(0.5))], fresh=False)
+    assert s.generators.reasons == {} and s.messages() == []
+    assert metrics["workers"]["a"]["mismatch"]["0"]["k3"] == 0.5

@@ -134,7 +134,7 @@ def fleet_steps(steps: int = 40) -> tuple[list[dict[str, Any]], list[dict[str, A
             "time": 10.0 * step, "stage": 0, "kind": "grpo", "step": step, "reward": step / 100,
             "accuracy": None, "seconds_wait": chance.uniform(3, 5), "seconds_verify": 0.3,
             "seconds_update": 4.0, "seconds_publish": 0.2 + size / 4e8, "seconds_step": 10.0,
-            "published_bytes": size, "published_kind": "anchor" if anchor else "delta",
+            "published_bytes": size, "published": {"anchor" if anchor else "delta": 1},
             "staleness_mean": chance.uniform(0.5, 1.2), "staleness_max": min(step - 1, 2),
             "groups": 8, "groups_stale": stale, "groups_set_aside": int(step == 30),
             "workers": {"torch-0": dict(torch.facts), "vllm-0": dict(vllm.facts)},

@@ -160,7 +160,7 @@ def test_foreign_text_is_inert(
         run.ledger.record_evaluation(0, 0, [make_group(attack, (attack, 0.0))])
         run.ledger.record_evaluation(0, 1, [make_group(attack, (attack, 1.0))])
         worker = {"state": attack, "engine": attack, "tokens": 9, "seconds_generating": 1.0}
-        run.log(grpo_step(0, 1, kind=attack, workers={attack: worker}, published_kind=attack))
+        run.log(grpo_step(0, 1, kind=attack, workers={attack: worker}, published={attack: 1}))
         run.log(grpo_step(1, 1, kind=attack))
         run.event(attack.replace("_", " "), attack)
         run.event("worker_lost", attack, worker=attack)

@@ -263,13 +263,13 @@ def test_no_bytes_whatever_stop_the_crew(scene: Make, data: bytes) -> None:
 
 
 WRONG: dict[str, tuple[Callable[[Generate, list[Group]], Finished], str]] = {
-    "other unit": (lambda q, groups: Finished(q.unit + 1, groups, 1.0), "answer to unit 2"),
-    "too few": (lambda q, groups: Finished(q.unit, groups[:1], 1.0), "1 groups for 2"),
-    "other order": (lambda q, groups: Finished(q.unit, groups[::-1], 1.0), "an answer to 'p1'"),
-    "other worker": (lambda q, _: Finished(q.unit, groups_for(q, "b"), 1.0), "by 'b'"),
+    "other unit": (lambda q, groups: Finished(q.unit + 1, groups), "answer to unit 2"),
+    "too few": (lambda q, groups: Finished(q.unit, groups[:1]), "1 groups for 2"),
+    "other order": (lambda q, groups: Finished(q.unit, groups[::-1]), "an answer to 'p1'"),
+    "other worker": (lambda q, _: Finished(q.unit, groups_for(q, "b")), "by 'b'"),
     # The learner's vocabulary; good answers have its last token.
-    "token beyond": (lambda q, _: Finished(q.unit, groups_for(q, "a", VOCAB), 1.0), "lary of 20"),
-    "token below": (lambda q, _: Finished(q.unit, groups_for(q, "a", -1), 1.0), "lary of 20"),
+    "token beyond": (lambda q, _: Finished(q.unit, groups_for(q, "a", VOCAB)), "lary of 20"),
+    "token below": (lambda q, _: Finished(q.unit, groups_for(q, "a", -1)), "lary of 20"),
 }
 
 
@@ -293,7 +293,7 @@ def test_a_worker_cannot_change_the_problem(scene: Make) -> None:
     s.order(0)
     (group,) = groups_for(s.asked("a"), "a")
     forged = replace(group, problem=replace(group.problem, answer="whatever I said"))
-    s.hear("a", Finished(s.asked("a").unit, [forged], 1.0))
+    s.hear("a", Finished(s.asked("a").unit, [forged]))
     assert [o.group for o in s.outcomes()] == [group]
 
 
@@ -523,7 +523,7 @@ LONG = "first\nsecond " + "x" * 10**5
     [
         (State.GENERATING, Failed(LONG, permanent=False)),
         (State.LOADING, Failed(LONG, permanent=True)),
-        (State.GENERATING, Finished(1, groups_for(Generate(1, 1, [], 1, None, 0), LONG), 1.0)),  # type: ignore[arg-type]
+        (State.GENERATING, Finished(1, groups_for(Generate(1, 1, [], 1, None, 0), LONG))),  # type: ignore[arg-type]
         (State.STARTING, Opened(LONG, LONG, LONG)),
         (State.READY, protocol.encode({"is": LONG})),
     ],

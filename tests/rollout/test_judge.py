@@ -209,8 +209,6 @@ PROOF = Loaded(
     decode=[-0.5, -0.6, -0.7],
     prefill=[-0.5, -0.6, -0.7],
     fetched_bytes=0,
-    seconds_fetch=0.0,
-    seconds_load=0.0,
 )
 
 

@@ -62,8 +62,8 @@ class CrewMachine(RuleBasedStateMachine):
                 FOR_NOW,
                 FOR_GOOD,
                 Opened("e", "d", "t"),
-                Finished(1, [], 1.0),
-                Alive(1),
+                Finished(1, []),
+                Alive(),
             ]
         ),
     )

@@ -128,7 +128,7 @@ def prompt(problem: Problem) -> list[int]:
 def proof(asked: Load, shift: float = 0.0) -> Loaded:
     """A good one; `shift` is the rounding of the worker's own canary, in nats per token."""
     text = [value - shift for value in make_target(asked.number).text]
-    return Loaded(asked.number, asked.digest, text, [-1.0], [-1.0], 10, 0.1, 0.2)
+    return Loaded(asked.number, asked.digest, text, [-1.0], [-1.0], 10)
 
 
 def groups_for(asked: Generate, worker: str, token: int = VOCAB - 1) -> list[Group]:
@@ -144,7 +144,7 @@ def good_answer(asked: Request, worker: str) -> Reply:
         case Load():
             return proof(asked)
         case Generate():
-            return Finished(asked.unit, groups_for(asked, worker), 1.0)
+            return Finished(asked.unit, groups_for(asked, worker))
     raise AssertionError(asked)
 
 
@@ -216,7 +216,7 @@ class Scene:
     def jump(self, seconds: float, alive: str = "") -> None:
         """Time passes, and nobody looks until the end of it, when those in `alive` have spoken."""
         self.now += seconds
-        self.crew.attend([(name, protocol.encode(Alive(0))) for name in alive.split()])
+        self.crew.attend([(name, protocol.encode(Alive())) for name in alive.split()])
 
     def hush(self, name: str) -> None:
         """Only this worker says nothing, for as long as it takes to be noticed."""

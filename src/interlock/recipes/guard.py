@@ -55,15 +55,17 @@ class Guard:
         self._stage, self._generators = stage, stage.generators
         self._warned: set[str] = set()
 
-    def judge(self, step: int, updates: Sequence[StepResult]) -> dict[str, Any]:
+    def judge(self, step: int, updates: Sequence[StepResult], fresh: bool) -> dict[str, Any]:
         """Put those that are out of the band in quarantine. -> "workers", to be logged
 
-        Raises TrainingError when that leaves an inline run without its generator.
+        `fresh`: this session generated the groups; those that a resumed run takes from the ledger
+        say nothing of the workers it has. Raises TrainingError when that leaves an inline run
+        without its generator.
         """
         measured = buckets(updates)
         sampling, known = self._stage.settings.sampling, self._generators.facts()
         # With top-k or top-p the sampler's distribution is another one on purpose.
-        if not sampling.top_k and sampling.top_p == 1:
+        if fresh and not sampling.top_k and sampling.top_p == 1:
             for worker in sorted(measured.keys() & known.keys() - self._generators.quarantined()):
                 self._judge(worker, step, numerics(measured[worker]))
         workers = {name: to_builtins(own) for name, own in self._generators.facts().items()}

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from itertools import count, groupby
 from statistics import fmean
 
+from msgspec import to_builtins
+
 from interlock.config import Grpo
 from interlock.errors import TrainingError
 from interlock.recipes.stage import Stage
@@ -57,10 +59,11 @@ class Rollouts:
         self._step, self.stale, self.set_aside = step, 0, 0
         wanted = self._settings.problems_per_step
         self._stage.watch.phase("generating", wanted)
+        self.drop()
         if self._ordered:  # what came meanwhile may be older than what is at hand
             self._receive(0.0)
         while True:
-            self._drop()
+            self.drop()
             self._order()
             if len(self._buffer) >= wanted or not self._ordered:
                 break
@@ -88,7 +91,7 @@ class Rollouts:
     def _keep(self, groups: Sequence[tuple[int, Group]]) -> None:
         self._ledger.arrive(self._stage.index, groups)
 
-    def _drop(self) -> None:
+    def drop(self) -> None:
         """Forget the groups that may not be used; their problems are then ordered again."""
         out = self._generators.quarantined()
         unusable = {
@@ -168,5 +171,4 @@ class Rollouts:
                 self.set_aside += 1
             else:
                 self._buffer[sequence] = group
-                self._stage.watch.advance()
-        self._stage.show_workers()
+        self._stage.watch.workers(to_builtins(self._generators.facts()))

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Generic, TypeVar
 
-from msgspec import to_builtins
-
 from interlock.config import Grpo, Recipe, Sft
 from interlock.learner import checkpoint
 from interlock.learner.learner import Learner, StepResult
@@ -73,7 +71,7 @@ class Stage(Generic[Settings]):
 
     def __post_init__(self) -> None:
         self._settled = self._moves()
-        self._published = Published()  # since the last step was logged
+        self._published: list[Published] = []  # since the last step was logged
 
     @property
     def staleness(self) -> int:
@@ -97,13 +95,9 @@ class Stage(Generic[Settings]):
         if self.generators.version == self.learner.version and not self.learner.unpublished:
             return
         number, tensors = self.learner.publish()
-        self._published = self.generators.publish(number, tensors, self.learner.score)
-
-    def show_workers(self) -> None:
-        if self.generators is not None:
-            self.watch.workers(
-                {name: to_builtins(facts) for name, facts in self.generators.facts().items()}
-            )
+        published = self.generators.publish(number, tensors, self.learner.score)
+        if published.kind:
+            self._published.append(published)
 
     def event(self, kind: str, message: str, **facts: Any) -> None:
         """Keep an event, and show it."""
@@ -135,10 +129,11 @@ class Stage(Generic[Settings]):
     def finish_step(self, step: int, metrics: dict[str, Any]) -> None:
         """Log one step, and keep a checkpoint when one is due."""
         metrics = {"stage": self.index, "step": step} | metrics
-        if self._published.kind:
-            metrics["published_kind"] = self._published.kind
-            metrics["published_bytes"] = self._published.bytes
-        self._published = Published()
+        if self._published:
+            kinds = [published.kind for published in self._published]
+            metrics["published_bytes"] = sum(published.bytes for published in self._published)
+            metrics["published"] = {kind: kinds.count(kind) for kind in sorted(set(kinds))}
+        self._published.clear()
         self.run.log(metrics)
         self.watch.step(metrics)
         self.restored(step)

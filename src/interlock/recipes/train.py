@@ -81,6 +81,8 @@ def _lead(world: World, recipe: Recipe, directory: Path, resume: bool, watch: Wa
         if inline is None and _generates(recipe):
             generators = fleet.open_fleet(recipe, model, tokenizer, run, watch)
             stack.enter_context(closing(generators))
+        if generators is not None:
+            generators.progress = watch.advance
         newest, version = run.latest_checkpoint(), 0
         for index in range(newest.stage if newest else 0, len(recipe.stage)):
             settings = recipe.stage[index]

@@ -119,12 +119,11 @@ def summary(metrics: Metrics) -> dict[str, str]:
     lines = [line for line in metrics if _workers(line)]
     found = workers(lines)
     waited = _ratio(_sum(lines, "seconds_wait"), _sum(lines, "seconds_step"))
-    published = [line for line in lines if number(line, "published_bytes") is not None]
-    kinds = [str(line.get("published_kind")) for line in published]
+    sent = [line for line in lines if number(line, "published_bytes") is not None]
     staleness = [value for line in lines if (value := number(line, "staleness_mean")) is not None]
     stale, aside = _sum(lines, "groups_stale"), _sum(lines, "groups_set_aside")
     restarts = [worker.restarts for worker in found if worker.restarts is not None]
-    size = _sum(published, "published_bytes")
+    size = _sum(sent, "published_bytes")
     facts = {
         "workers": f"{len(found):,}",
         "at work at the end": f"{sum(worker.state in AT_WORK for worker in found):,}",
@@ -133,7 +132,7 @@ def summary(metrics: Metrics) -> dict[str, str]:
         "groups too stale": "" if stale is None else f"{stale:,.0f}",
         "problems set aside": "" if aside is None else f"{aside:,.0f}",
         "learner waited": "" if waited is None else f"{waited:.0%} of the time",
-        "published": "" if size is None else f"{megabytes(size)} MB in {_versions(kinds)}",
+        "published": "" if size is None else f"{megabytes(size)} MB in {_versions(sent)}",
     }
     return {name: value for name, value in facts.items() if value}
 
@@ -144,8 +143,14 @@ def megabytes(size: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.3g}"
 
 
-def _versions(kinds: Sequence[str]) -> str:
-    counts = [(kind, kinds.count(kind)) for kind in ("anchor", "delta")]
+def published(line: dict[str, Any], kind: str) -> int:
+    """How many versions of this kind, "anchor" or "delta", a step published."""
+    counts = line.get("published")
+    return int(number(counts, kind) or 0) if isinstance(counts, dict) else 0
+
+
+def _versions(lines: Metrics) -> str:
+    counts = [(kind, sum(published(line, kind) for line in lines)) for kind in ("anchor", "delta")]
     return ", ".join(f"{count:,} {kind}{'s' * (count != 1)}" for kind, count in counts)
 
 

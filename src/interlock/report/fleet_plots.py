@@ -155,8 +155,10 @@ def _weights(draw: Drawing, metrics: Metrics) -> Plot:
 
 
 def _published(kind: str, line: dict[str, Any]) -> float | None:
+    """MB of a step's versions, shown as an anchor if one of them is."""
     size = number(line, "published_bytes")
-    return size / 1e6 if size is not None and line.get("published_kind") == kind else None
+    shown = "anchor" if fleet.published(line, "anchor") else "delta"
+    return size / 1e6 if size is not None and shown == kind else None
 
 
 def _speeds(draw: Drawing, metrics: Metrics, names: Sequence[str]) -> Iterator[Trace]:

@@ -47,8 +47,9 @@ Note = Callable[[str, str, str], None]  # kind, message, worker
 
 
 def _brief(text: str) -> str:
-    """What a worker says, as one line for events."""
-    return " ".join(text[:_REASON].split())
+    """What a worker says, as one line of plain text for events and terminals."""
+    plain = "".join(c if c.isprintable() else " " for c in text[:_REASON])
+    return " ".join(plain.split())
 
 
 @dataclass(eq=False)
@@ -184,7 +185,7 @@ class Crew:
             return  # what it said before it was given up
         worker.heard = time.monotonic()
         if isinstance(event, Lost):
-            self._restart(worker, "worker_lost", event.reason)
+            self._restart(worker, "worker_lost", _brief(event.reason))
             return
         try:
             reply = protocol.reply(event)

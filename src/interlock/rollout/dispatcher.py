@@ -6,7 +6,6 @@
 The thread owns the fleet. What happens to a worker stands in crew.py.
 """
 
-import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,13 +27,15 @@ from interlock.rollout.generators import (
     State,
     Work,
     WorkerFacts,
+    no_progress,
 )
 from interlock.rollout.judge import Target
 from interlock.rollout.protocol import Open
 from interlock.sync.store import Publisher
 
 _PATIENCE_S = 0.5  # between two looks at the deadlines
-_REPAIR_S = 5.0  # between two looks at the store
+_REPAIR_S = 5.0  # between two looks at a store that was damaged
+_LONGEST_PAUSE_S = 600.0  # and at one that is whole
 _OPENING_S = 120.0  # for the fleet itself, not its workers
 _CLOSING_S = 30.0
 
@@ -57,9 +58,11 @@ class Dispatcher:
         learner's own tokens of a problem, `vocab` their number. Raises UserError when the fleet
         cannot be had.
         """
+        self.progress: Callable[[], None] = no_progress
         self._publisher, self._note = publisher, note
         self._publishing = threading.Lock()
-        self._repaired = -math.inf
+        self._mending: threading.Thread | None = None
+        self._mend_after, self._pause_s = 0.0, _REPAIR_S
         self._canary = next(iter(workers.values()))[1].canary
         self.weights: WeightVersion | None = None  # last published
         self._error: BaseException | None = None
@@ -83,6 +86,7 @@ class Dispatcher:
         self._thread = threading.Thread(target=work, name="dispatcher", daemon=True)
         self._thread.start()
         if not opened.wait(_OPENING_S):
+            self._closing = True
             raise TrainingError(f"the fleet did not open within {_OPENING_S:g} s")
         if self._error is not None:
             raise self._error
@@ -130,6 +134,8 @@ class Dispatcher:
                 raise self._error
             found = list(outcomes)
             outcomes.clear()
+            for _ in found:
+                self.progress()
             if not found and self._crew.all_gone:
                 raise self._crew.why_gone()
             return found
@@ -163,24 +169,30 @@ class Dispatcher:
             with self._changed:
                 self._crew.attend(events)
                 self._changed.notify_all()
-            if self._crew.doubts_store:
-                self._mend_store()
+            if self._crew.doubts_store and time.monotonic() >= self._mend_after:
+                self._crew.doubts_store = False
+                self._look_at_store()
+
+    def _look_at_store(self) -> None:
+        """Have the store looked at, beside the work: that may take as long as a worker's fetch."""
+        if self._mending is None or not self._mending.is_alive():
+            self._mending = threading.Thread(target=self._mend_store, daemon=True)
+            self._mending.start()
 
     def _mend_store(self) -> None:
-        """Look whether what a worker could not fetch is whole, and publish it anew if not.
+        """Publish the version anew if what a worker could not fetch is not whole.
 
-        Now and then only: a link that is cut says the same of a whole store.
+        The longer it is found whole, the rarer it is looked at: a link that is cut looks the same.
         """
-        if time.monotonic() < self._repaired + _REPAIR_S or not self._publishing.acquire(False):
-            return
         try:
-            self._crew.doubts_store = False
-            self._repaired = time.monotonic()
-            if (mended := self._publisher.repair()) is not None:
-                number = mended.version.number
-                message = f"version {number} was damaged in the store: published anew"
-                self._note("store_mended", message, "")
+            with self._publishing:
+                mended = self._publisher.repair()
+            if mended is None:
+                self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+            else:
+                self._pause_s = _REPAIR_S
+                message = f"version {mended.version.number} was damaged in the store"
+                self._note("store_mended", f"{message}: published anew", "")
         except InterlockError as error:
             self._note("store_damaged", f"the store cannot be mended: {error}", "")
-        finally:
-            self._publishing.release()
+        self._mend_after = time.monotonic() + self._pause_s

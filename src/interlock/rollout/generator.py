@@ -13,7 +13,6 @@ from torch import Tensor
 
 from interlock import config
 from interlock.chips import device
-from interlock.errors import ConfigError
 from interlock.models.checkpoint import load_decoder
 from interlock.models.tokenizer import Tokenizer
 from interlock.records import Completion, Group, Problem, Sampling
@@ -124,10 +123,6 @@ def open_generator(
 def _torch_engine(settings: config.Generator, model: Path, tokenizer: Tokenizer) -> Engine:
     from interlock.rollout.engine import TorchEngine
 
-    if settings.options:
-        raise ConfigError(
-            f"generator.options sets {min(settings.options)!r}, but the torch engine has no options"
-        )
     place = device.resolve(settings.device)
     dtype = device.dtype(device.settled_dtype(settings.dtype, place))
     return TorchEngine(load_decoder(model, dtype, place), tokenizer, settings.slots)

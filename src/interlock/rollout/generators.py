@@ -7,6 +7,7 @@
 number of worker processes. What the recipe does is the same.
 """
 
+import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -103,6 +104,7 @@ Score = Callable[[list[int]], list[float]]  # the learner's logprobs of tokens[1
 
 class Generators(Protocol):
     keep: Keep  # called with training groups before they are handed out
+    progress: Callable[[], None]  # called for every problem that is done with
 
     @property
     def version(self) -> int | None:
@@ -144,6 +146,10 @@ def no_keep(_: Sequence[tuple[int, Group]]) -> None:
     """For whoever has no ledger."""
 
 
+def no_progress() -> None:
+    """For when nobody looks."""
+
+
 class Inline:
     """One generator in this process. Its work is done while `collect` waits for it."""
 
@@ -151,6 +157,7 @@ class Inline:
 
     def __init__(self, generator: Generator) -> None:
         self.keep: Keep = no_keep
+        self.progress: Callable[[], None] = no_progress
         self.version: int | None = None
         self._generator = generator
         self._waiting: dict[Purpose, deque[Work]] = defaultdict(deque)
@@ -158,7 +165,9 @@ class Inline:
         self._facts = WorkerFacts(State.READY, engine.description, engine.device, engine.dtype)
 
     def publish(self, number: int, tensors: Mapping[str, Tensor], score: Score) -> Published:
+        began = time.monotonic()
         self._generator.load(number, tensors)
+        self._facts.seconds_loading += time.monotonic() - began
         self.version = self._facts.weight_version = number
         return Published()
 
@@ -170,7 +179,15 @@ class Inline:
         if not self._waiting[purpose]:
             return []
         unit = self._waiting[purpose].popleft()
-        groups = self._generator.generate(unit.problems, unit.completions, unit.sampling, unit.seed)
+        began = time.monotonic()
+        groups = self._generator.generate(
+            unit.problems,
+            unit.completions,
+            unit.sampling,
+            unit.seed,
+            on_group=lambda _: self.progress(),
+        )
+        self._facts.seconds_generating += time.monotonic() - began
         self._facts.groups += len(groups)
         self._facts.tokens += sum(len(c.tokens) for group in groups for c in group.completions)
         found = list(zip(unit.keys, groups, strict=True))

@@ -77,14 +77,11 @@ class Loaded(_Message, frozen=True, tag="loaded"):
     decode: list[float]  # logprobs of the continuations as they were drawn
     prefill: list[float]  # of the same tokens, through prefill
     fetched_bytes: int
-    seconds_fetch: float
-    seconds_load: float
 
 
 class Finished(_Message, frozen=True, tag="finished"):
     unit: int
     groups: list[Group]
-    seconds: float
 
 
 class Failed(_Message, frozen=True, tag="failed"):
@@ -95,7 +92,7 @@ class Failed(_Message, frozen=True, tag="failed"):
 
 
 class Alive(_Message, frozen=True, tag="alive"):
-    tokens: int  # drawn since the worker started
+    """A sign of life, whatever else the worker is doing."""
 
 
 Request = Open | Load | Prefetch | Generate

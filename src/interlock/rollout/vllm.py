@@ -341,7 +341,7 @@ def _start(wanted: dict[str, Any], options: Mapping[str, Any], kind: str) -> tup
 def check_options(options: Mapping[str, Any], wanted: Mapping[str, Any], known: set[str]) -> None:
     """Raise ConfigError on an option that vLLM does not have, or that is not free."""
     if lacking := sorted(wanted.keys() - known):
-        raise ConfigError(f"this vLLM has no setting {lacking[0]!r}; install 0.11 or newer")
+        raise ConfigError(f"this vLLM has no setting {lacking[0]!r}; install 0.20 or newer")
     for name in options:
         if name in _FIXED:
             raise ConfigError(

@@ -8,6 +8,7 @@ It runs in its own environment, which needs `interlock[generator]` and an engine
 learner's. It ends when the dispatcher does.
 """
 
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -58,7 +59,6 @@ class Worker:
         self._generator: Generator | None = None
         self._replica: Replica | None = None
         self._canary: Canary | None = None
-        self._tokens = 0
         self._requests: SimpleQueue[bytes | None] = SimpleQueue()
         self._background = ThreadPoolExecutor(1)
         threading.Thread(target=self._receive, daemon=True).start()
@@ -70,7 +70,7 @@ class Worker:
     def beat(self) -> None:
         while True:
             time.sleep(BEAT_S)
-            self._channel.send(protocol.encode(Alive(self._tokens)))
+            self._channel.send(protocol.encode(Alive()))
 
     def handle(self, request: protocol.Request) -> Reply:
         try:
@@ -88,13 +88,21 @@ class Worker:
 
     def _receive(self) -> None:
         while (data := self._channel.receive()) is not None:
-            asked = protocol.request(data)
+            try:
+                asked = protocol.request(data)
+            except (ValueError, RecursionError):
+                asked = None  # `serve` decodes it again, and ends the process with what is wrong
             if not isinstance(asked, Prefetch):
                 self._requests.put(data)
             elif self._replica is not None:
-                version = WeightVersion(asked.number, asked.digest)
-                self._background.submit(self._replica.prefetch, version)
+                self._background.submit(self._prefetch, self._replica, asked)
         self._requests.put(None)
+
+    def _prefetch(self, replica: Replica, asked: Prefetch) -> None:
+        try:
+            replica.prefetch(WeightVersion(asked.number, asked.digest))
+        except SyncError as error:  # `Load` will try again, and report
+            print(f"prefetch: {error}", file=sys.stderr, flush=True)
 
     def _open(self, asked: Open) -> Opened:
         model = Path(asked.model)
@@ -107,9 +115,7 @@ class Worker:
     def _load(self, version: WeightVersion) -> Loaded:
         assert self._generator and self._replica and self._canary
         engine, fetched = self._generator.engine, self._replica.fetched_bytes
-        began = time.perf_counter()
         tensors = self._replica.fetch(version)
-        middle = time.perf_counter()
         self._generator.load(version.number, tensors)
         held = _held(engine, tensors, self._replica.digests)
         decode, prefill = _continuations(engine, self._canary, version.number)
@@ -120,8 +126,6 @@ class Worker:
             decode=decode,
             prefill=prefill,
             fetched_bytes=self._replica.fetched_bytes - fetched,
-            seconds_fetch=middle - began,
-            seconds_load=time.perf_counter() - middle,
         )
 
     def _generate(self, asked: Generate) -> Finished:
@@ -130,12 +134,10 @@ class Worker:
             raise SyncError(
                 f"asked for version {asked.number}, but it serves {self._generator.engine.version}"
             )
-        began = time.perf_counter()
         groups = self._generator.generate(
             asked.problems, asked.completions, asked.sampling, asked.seed
         )
-        self._tokens += sum(len(answer.tokens) for g in groups for answer in g.completions)
-        return Finished(asked.unit, groups, time.perf_counter() - began)
+        return Finished(asked.unit, groups)
 
 
 def _held(engine: Engine, given: Mapping[str, Tensor], digests: Mapping[str, str]) -> str | None:
