@@ -21,7 +21,7 @@ test: $(VENV)/.test  ## Install what tests need and run them (at most 10 minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not slow and not gpu and not chaos"
 
 test-slow: $(VENV)/.test  ## The tests that `make test` leaves out for their length
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu"
 
 chaos: $(VENV)/.test  ## Long runs whose workers and learner are killed, stopped, slowed and corrupted
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m chaos

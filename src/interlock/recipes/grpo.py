@@ -65,7 +65,8 @@ def run(stage: Stage[Grpo], task: TaskSource) -> None:
             taught = sum(map(len, batches))
             metrics = _metrics(scored, taught, updates, stage.learner) | clock.metrics()
             metrics |= guard.judge(step, updates, fresh) | rollouts.metrics(scored)
-            rollouts.drop()
+            if fresh:
+                rollouts.drop()
             metrics["accuracy"] = held_out_accuracy(stage, step, held_out, verifier)
             stage.finish_step(step, metrics)
 
