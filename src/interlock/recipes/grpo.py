@@ -38,7 +38,7 @@ def prepare(settings: Grpo, tokenizer: Tokenizer, context: int) -> TaskSource:
 
 def run(stage: Stage[Grpo], task: TaskSource) -> None:
     """Run the stage from where it stands to its last step."""
-    settings, ledger = stage.settings, stage.run.ledger
+    settings = stage.settings
     held_out = task.held_out(settings.eval.problems)
     with VerifierPool(settings.task) as verifier:
         if stage.done == 0:
@@ -49,26 +49,30 @@ def run(stage: Stage[Grpo], task: TaskSource) -> None:
             clock = Clock()
             with clock("publish"):
                 stage.publish()
-            scored = ledger.read(stage.index, step)
-            fresh = not scored
-            if fresh:
-                with clock(rollouts.activity):
-                    sequences, groups = zip(*rollouts.take(step), strict=True)
-                with clock("verify"):
-                    scored = score(groups, verifier)
-                _note_errors(stage, step, scored)
-                ledger.record(stage.index, step, scored, sequences)
+            recorded = stage.run.ledger.read(stage.index, step)
+            scored = recorded or _sample(stage, step, rollouts, verifier, clock)
             batches = minibatches(scored, settings, rollouts.staleness)
             with clock("update"):
                 updates = _update(stage, batches)
             stage.note_bad(step, updates)
             taught = sum(map(len, batches))
             metrics = _metrics(scored, taught, updates, stage.learner) | clock.metrics()
-            metrics |= guard.judge(step, updates, fresh) | rollouts.metrics(scored)
-            if fresh:
-                rollouts.drop()
+            metrics |= guard.judge(step, updates, fresh=not recorded) | rollouts.metrics(scored)
             metrics["accuracy"] = held_out_accuracy(stage, step, held_out, verifier)
             stage.finish_step(step, metrics)
+
+
+def _sample(
+    stage: Stage[Grpo], step: int, rollouts: Rollouts, verifier: VerifierPool, clock: Clock
+) -> list[ScoredGroup]:
+    """The groups of a step, judged by the verifier and durable."""
+    with clock(rollouts.activity):
+        sequences, groups = zip(*rollouts.take(step), strict=True)
+    with clock("verify"):
+        scored = score(groups, verifier)
+    _note_errors(stage, step, scored)
+    stage.run.ledger.record(stage.index, step, scored, sequences)
+    return scored
 
 
 def _note_errors(stage: Stage[Grpo], step: int, scored: Sequence[ScoredGroup]) -> None:

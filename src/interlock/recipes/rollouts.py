@@ -59,11 +59,11 @@ class Rollouts:
         self._step, self.stale, self.set_aside = step, 0, 0
         wanted = self._settings.problems_per_step
         self._stage.watch.phase("generating", wanted)
-        self.drop()
+        self._drop()
         if self._ordered:  # what came meanwhile may be older than what is at hand
             self._receive(0.0)
         while True:
-            self.drop()
+            self._drop()
             self._order()
             if len(self._buffer) >= wanted or not self._ordered:
                 break
@@ -91,7 +91,7 @@ class Rollouts:
     def _keep(self, groups: Sequence[tuple[int, Group]]) -> None:
         self._ledger.arrive(self._stage.index, groups)
 
-    def drop(self) -> None:
+    def _drop(self) -> None:
         """Forget the groups that may not be used; their problems are then ordered again."""
         out = self._generators.quarantined()
         unusable = {
