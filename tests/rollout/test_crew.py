@@ -646,3 +646,17 @@ def test_one_sound_worker_finishes_everything_without_setting_anything_aside(
     found = one_sound_worker(sound, problems=12, noise=random.Random(seed))
     assert sorted(outcome.key for outcome in found) == list(range(12))
     assert all(outcome.group is not None for outcome in found)
+
+
+def test_a_unit_does_not_wait_for_a_worker_that_is_not_up(scene: Make) -> None:
+    """Whoever failed it takes it again, rather than nobody for as long as a start may take."""
+    s = scene("a", "b")
+    s.put("a", State.GENERATING)
+    assert s.state("b") is State.STARTING
+    unit = s.unit("a")
+    s.lose("a")
+    s.wait(2)
+    s.hear("a", Opened("torch", "cpu", "float32"))
+    s.answer("a")
+    assert s.state("b") is State.STARTING and s.state("a") is State.GENERATING
+    assert s.unit("a") == unit == (0, 1)

@@ -41,6 +41,7 @@ from interlock.rollout.protocol import (
 _LONGEST_BACKOFF_S = 60.0
 _REASON = 300  # characters of what a worker says of a failure
 _OWN_PAUSE_S = 5.0  # without a look at the workers: this process was stopped, or busy
+_UP = (State.LOADING, State.READY, State.GENERATING)
 _GONE = (State.QUARANTINED, State.RETIRED)
 
 Note = Callable[[str, str, str], None]  # kind, message, worker
@@ -395,10 +396,10 @@ class Crew:
                 self._send(worker, Generate(unit.number, version.number, *asked))
 
     def _pick(self, worker: _Worker) -> _Unit | None:
-        """The most urgent unit, but one that this worker failed only if no other could take it."""
-        usable = {w.name for w in self._workers.values() if w.facts.state not in _GONE}
+        """The most urgent unit; one that this worker failed, only if no other is up to take it."""
+        up = {w.name for w in self._workers.values() if w.facts.state in _UP}
         for unit in self._waiting:
-            if worker.name not in unit.avoid or usable <= unit.avoid:
+            if worker.name not in unit.avoid or up <= unit.avoid:
                 self._waiting.remove(unit)
                 return unit
         return None
