@@ -1,4 +1,4 @@
-"""How long a run takes to stop when the store of its weight versions is full, and to go on elsewhere.
+"""How long a run takes to stop when the store of its weights is full, and to go on elsewhere.
 
     python bench/full_store.py [--repeats 5]      (as root: it mounts a file system of 12 MB)
 
