@@ -1,12 +1,27 @@
+"""What device.py says of the CPU, and of accelerators that lack what others have."""
+
+import mmap
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
+from msgspec.structs import replace
 
-from interlock.chips import device
+import interlock
+from interlock.chips import device, versions
 from interlock.errors import ConfigError
+
+CPU = torch.device("cpu")
+GPU = torch.device("cuda:1")
 
 
 def test_the_cpu_is_there() -> None:
-    assert device.resolve("cpu") == torch.device("cpu")
+    assert device.resolve("cpu") == CPU
 
 
 @pytest.mark.parametrize("name", ["", "gpu", "cuda:99", "meta", "npu:0", "cpu:x", "\0"])
@@ -16,6 +31,12 @@ def test_a_device_that_is_not_there_is_refused_in_one_line(name: str) -> None:
     message = str(caught.value)
     assert repr(name) in message
     assert "\n" not in message
+
+
+def test_an_unknown_defect_is_refused_before_anything_is_set_up() -> None:
+    with pytest.raises(ConfigError, match=r"defect 'colour' is not offered.*mask-512"):
+        device.resolve("sim:crash,colour")
+    assert not hasattr(torch, "npu")
 
 
 def test_dtypes_by_name() -> None:
@@ -33,3 +54,237 @@ def test_auto_settles_on_what_the_device_multiplies_fast(monkeypatch: pytest.Mon
     assert device.settled_dtype("auto", cpu) == "float32"
     assert device.settled_dtype("auto", gpu) == "bfloat16"
     assert device.settled_dtype("float16", cpu) == "float16"
+
+
+def test_the_cpu_answers_everything() -> None:
+    assert (device.name(CPU), device.kind(CPU), device.count(CPU)) == ("cpu", "cpu", 1)
+    assert device.available()[-1] == "cpu"
+    assert device.backend(CPU) == "gloo"
+    assert device.capture(CPU, lambda: None) is None
+    assert device.has_fused_adamw(CPU)
+    device.synchronize(CPU)
+    device.empty_cache(CPU)
+
+
+def test_the_stack_of_the_cpu() -> None:
+    stack = device.stack(CPU)
+    assert stack.kind == "cpu" and stack.chip == device.chip(CPU) != ""
+    assert stack.torch == torch.__version__
+    assert stack.interlock == interlock.__version__
+    assert (stack.driver, stack.firmware, stack.plugin) == ("", "", "")
+    assert device.plugin_mismatch(stack) is None
+
+
+def test_memory_of_the_cpu_is_what_this_process_holds() -> None:
+    before = device.memory(CPU)
+    held = mmap.mmap(-1, 256 << 20)  # of its own, where torch might use what it had before
+    held.write(b"1" * len(held))
+    after = device.memory(CPU)
+    held.close()
+    assert after.used - before.used > 128 << 20
+    assert 0 < after.used < after.total == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 0 < after.free <= after.total
+
+
+@pytest.mark.parametrize(
+    ("plugin", "fits"),
+    [
+        ("torch_npu 2.13.0", True),
+        ("torch_npu 2.13.1.post2", True),
+        ("torch_npu 2.13.0rc1", True),
+        ("torch_npu 2.1.3", False),
+        ("torch_npu 2.12.0", False),
+        ("simulated 3.13.0", False),
+        ("of no number", False),
+        ("", True),
+    ],
+)
+def test_a_plugin_belongs_to_one_minor_version_of_torch(plugin: str, fits: bool) -> None:
+    stack = replace(device.stack(CPU), plugin=plugin, torch="2.13.0+cpu")
+    mismatch = device.plugin_mismatch(stack)
+    assert (mismatch is None) is fits
+    assert fits or (mismatch is not None and plugin in mismatch and "2.13" in mismatch)
+
+
+def test_strict_mode_is_asked_for_by_environment() -> None:
+    assert device.strict_env("npu") == {"TORCH_NPU_FALLBACK_CPU_DISABLE": "1"}
+    assert device.strict_env("mps") == {"PYTORCH_ENABLE_MPS_FALLBACK": "0"}
+    for kind in ("cpu", "cuda", "sim", "abacus"):
+        assert device.strict_env(kind) == {}
+
+
+class Accelerator:
+    """A whole plugin, which writes down what it is asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+
+    def is_available(self) -> bool:
+        return True
+
+    def device_count(self) -> int:
+        return 2
+
+    def get_device_name(self, place: torch.device) -> str:
+        return f"chip {place.index}"
+
+    def synchronize(self, place: torch.device) -> None:
+        self.asked.append(("synchronize", place))
+
+    def empty_cache(self) -> None:
+        self.asked.append("empty_cache")
+
+    def mem_get_info(self, place: torch.device) -> tuple[int, int]:
+        return 300, 1000
+
+    def memory_allocated(self, place: torch.device) -> int:
+        return 600
+
+
+def _no(*arguments: object) -> None:
+    raise RuntimeError("not here")
+
+
+def test_a_whole_plugin_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    plugin = Accelerator()
+    monkeypatch.setattr(torch, "cuda", plugin)
+    assert device.available() == ["cuda:0", "cuda:1", "cpu"]
+    assert device.name(GPU) == "cuda:1"
+    assert device.count(GPU) == 2
+    assert device.chip(GPU) == "chip 1"
+    assert device.memory(GPU) == (600, 300, 1000)
+    device.synchronize(GPU)
+    device.empty_cache(GPU)
+    assert plugin.asked == [("synchronize", GPU), "empty_cache"]
+
+
+@pytest.mark.parametrize(
+    "plugin",
+    [
+        SimpleNamespace(),
+        SimpleNamespace(is_available=lambda: False),
+        SimpleNamespace(is_available=_no, device_count=_no, mem_get_info=_no, get_device_name=_no),
+        SimpleNamespace(device_count=7, get_device_name=None),
+    ],
+)
+def test_what_a_plugin_lacks_stays_empty(plugin: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "cuda", plugin)
+    monkeypatch.setattr(versions, "_nvidia", lambda uuid: ("", ""))
+    assert device.available() == ["cpu"]
+    assert device.count(GPU) == 1
+    assert device.chip(GPU) == ""
+    assert device.memory(GPU) == (0, 0, 0)
+    assert device.capture(GPU, lambda: None) is None
+    device.empty_cache(GPU)
+    stack = device.stack(GPU)
+    assert (stack.kind, stack.chip, stack.driver, stack.plugin) == ("cuda", "", "", "")
+
+
+def test_what_the_device_did_not_tell_yet_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "cuda", SimpleNamespace(synchronize=_no))
+    with pytest.raises(RuntimeError, match="not here"):
+        device.synchronize(GPU)
+
+
+def test_apples_devices_have_no_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    apple = SimpleNamespace(
+        is_available=lambda: True,
+        synchronize=lambda: asked.append("synchronize"),
+        current_allocated_memory=lambda: 3,
+        recommended_max_memory=lambda: 10,
+    )
+    monkeypatch.setattr(torch, "mps", apple)
+    assert device.available() == ["mps", "cpu"]
+    device.synchronize(torch.device("mps"))
+    assert asked == ["synchronize"]
+    assert device.memory(torch.device("mps")) == (3, 7, 10)
+
+
+def test_collectives_are_those_of_the_vendor() -> None:
+    assert device.backend(GPU) == "cpu:gloo,cuda:nccl"
+    with pytest.raises(ConfigError, match="'xla' has no collectives"):
+        device.backend(torch.device("xla"))
+
+
+def test_a_graph_is_warmed_up_off_the_default_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    happened: list[str] = []
+
+    class Stream:
+        def __init__(self, name: object) -> None:
+            self.name = name if isinstance(name, str) else "side"
+
+        def wait_stream(self, other: "Stream") -> None:
+            happened.append(f"{self.name} waits for {other.name}")
+
+    @contextmanager
+    def within(name: str) -> Iterator[None]:
+        happened.append(f"in {name}")
+        yield
+        happened.append(f"out of {name}")
+
+    fake = SimpleNamespace(
+        CUDAGraph=lambda: SimpleNamespace(replay=lambda: happened.append("replay")),
+        graph=lambda graph: within("graph"),
+        Stream=Stream,
+        stream=lambda stream: within(stream.name),
+        current_stream=lambda place: Stream("main"),
+        synchronize=lambda place: happened.append("synchronize"),
+    )
+    monkeypatch.setattr(torch, "cuda", fake)
+    replay = device.capture(GPU, lambda: happened.append("call"))
+    assert replay is not None
+    replay()
+    assert happened == [
+        "side waits for main",
+        "in side",
+        "call",
+        "call",
+        "out of side",
+        "main waits for side",
+        "synchronize",
+        "in graph",
+        "call",
+        "out of graph",
+        "replay",
+    ]
+
+
+def test_versions_are_read_from_the_vendors_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(path: str, text: str) -> None:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+
+    monkeypatch.setattr(versions, "_ASCEND", tmp_path)
+    monkeypatch.delenv("ASCEND_TOOLKIT_HOME", raising=False)
+    empty = versions.stack("npu", "Ascend910B")
+    assert (empty.driver, empty.firmware, empty.runtime, empty.plugin) == ("", "", "", "")
+    write("driver/version.info", "Version=24.1.rc2\nascendhal_version=7.35\n")
+    write("firmware/version.info", "Version=7.3.0.1.231\n")
+    write("ascend-toolkit/latest/version.cfg", "# of CANN\nruntime_running_version=[7.6:8.5.0]\n")
+    found = versions.stack("npu", "Ascend910B")
+    assert (found.driver, found.firmware, found.runtime) == (
+        "24.1.rc2",
+        "7.3.0.1.231",
+        "CANN 8.5.0",
+    )
+    write("elsewhere/runtime/version.info", "Version=8.3.RC1\n")
+    monkeypatch.setenv("ASCEND_TOOLKIT_HOME", str(tmp_path / "elsewhere"))
+    assert versions.stack("npu", "Ascend910B").runtime == "CANN 8.3.RC1"
+
+
+def test_nvidias_driver_is_asked_with_a_deadline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text('#!/bin/sh\necho "$*" > "$0.asked"\necho "580.82.07, 96.00.74.00.1C"\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    found = versions.stack("cuda", "H100", uuid="0a1b")
+    assert (found.driver, found.firmware) == ("580.82.07", "96.00.74.00.1C")
+    assert "--id=GPU-0a1b" in (tmp_path / "nvidia-smi.asked").read_text()
+    monkeypatch.setattr(versions, "_DEADLINE_S", 0.2)
+    tool.write_text("#!/bin/sh\nexec sleep 60\n")
+    assert versions.stack("cuda", "H100").firmware == ""

@@ -1,28 +1,226 @@
-"""Which device and number format a setting names. The only module that asks torch about devices."""
+"""Which devices there are, what they are, and the few things to ask of one; none else asks torch.
+
+    "cpu", "cuda:1", "npu", "sim:crash" ─ resolve ─> torch.device ─> stack, memory, capture, …
+
+Every accelerator comes as a module of torch's (torch.cuda) or of a plugin (torch_npu as torch.npu).
+Nothing is taken for granted of a plugin: a function it lacks is an answer that stays empty. The
+CPU, which is no accelerator to torch, gives answers of its own. "sim" is the simulated one.
+"""
+
+import resource
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 
+from interlock.chips import accelerator, defects, simulated, versions
 from interlock.errors import ConfigError
+from interlock.records import Stack
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+_KINDS = ("cuda", "npu", "xpu", "mps", "mlu", "musa")  # of accelerators
+_SINGLE = ("mps",)  # of which a machine has one, without a number
+# Devices for which torch has AdamW in one pass.
+_FUSED = ("cpu", "cuda", "xpu")
+_GRAPHS = {
+    "cuda": "CUDAGraph",
+    "npu": "NPUGraph",
+    "xpu": "XPUGraph",
+    "mlu": "MLUGraph",
+    "musa": "MUSAGraph",
+}
+# What turns the silent use of the CPU for a missing operator into an error: Ascend/pytorch's
+# environment variables, torch's docs on MPS, intel/torch-xpu-ops.
+_STRICT = {
+    "npu": {"TORCH_NPU_FALLBACK_CPU_DISABLE": "1"},
+    "mps": {"PYTORCH_ENABLE_MPS_FALLBACK": "0"},
+    "xpu": {"PYTORCH_ENABLE_XPU_FALLBACK": "0"},
+}
+
+
+class Memory(NamedTuple):
+    """Bytes; 0 where the device does not tell."""
+
+    used: int  # by this process
+    free: int  # to whoever asks first
+    total: int
 
 
 def resolve(name: str) -> torch.device:
-    """The device called `name` ("cpu", "cuda", "cuda:1", "npu:0", …), proven to hold a tensor.
+    """The device called `name` ("cpu", "cuda", "cuda:1", "npu:0", "sim:crash", …), proven to hold
+    a tensor.
 
     Raises ConfigError when torch does not know the name or this machine lacks the device.
     """
+    kind, _, planted = name.partition(":")
     try:
-        device = torch.device(name)
+        if kind == "sim":
+            device = simulated.activate([each for each in planted.split(",") if each])
+        else:
+            device = torch.device(name)
         # torch refuses a device in many ways (RuntimeError, AssertionError, ImportError, …), and
         # only when it is used; "meta" would accept anything and compute nothing.
         if device.type != "meta" and torch.ones(1, device=device).sum().item() == 1.0:
             return device
+    except ConfigError:
+        raise
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     else:
         reason = "it computes nothing"
     raise ConfigError(f"device {name!r} cannot be used here: {reason}; 'cpu' always works")
+
+
+def name(device: torch.device) -> str:
+    """What `resolve` makes `device` of."""
+    return defects.device_name(simulated.planted()) if _simulated(device) else str(device)
+
+
+def kind(device: torch.device) -> str:
+    """ "cpu", "cuda", "npu", …; "sim" for the simulated one, which torch calls "npu"."""
+    return "sim" if _simulated(device) else device.type
+
+
+def chip(device: torch.device) -> str:
+    """The name that its driver gives the chip."""
+    if device.type == "cpu":
+        return versions.processor()
+    return str(_asked(device, "get_device_name", device) or "")
+
+
+def available() -> list[str]:
+    """The devices of this machine, as settings name them; the CPU last."""
+    found = []
+    for kind in _KINDS:
+        some = torch.device(kind) if _function(kind, "is_available") else None
+        if some is None or not _asked(some, "is_available"):
+            continue
+        each = [some] if kind in _SINGLE else [torch.device(kind, i) for i in range(count(some))]
+        found += [name(device) for device in each]
+    return [*found, "cpu"]
+
+
+def count(device: torch.device) -> int:
+    """How many devices of its kind this machine has."""
+    return 1 if device.type == "cpu" else int(_asked(device, "device_count") or 1)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until everything asked of `device` is done. Raises what the device did not tell yet."""
+    if device.type == "cpu":
+        return
+    wait = _function(device.type, "synchronize") or torch.accelerator.synchronize
+    wait(*([] if device.type in _SINGLE else [device]))
+
+
+def empty_cache(device: torch.device) -> None:
+    """Give the memory that torch keeps at hand back to the device."""
+    if (empty := _function(device.type, "empty_cache")) is not None:
+        empty()
+
+
+def memory(device: torch.device) -> Memory:
+    if device.type == "cpu":
+        return _host_memory()
+    if device.type == "mps":
+        used = int(_asked(device, "current_allocated_memory") or 0)
+        total = int(_asked(device, "recommended_max_memory") or 0)
+        return Memory(used, max(0, total - used), total)
+    free, total = _asked(device, "mem_get_info", device) or (0, 0)
+    return Memory(int(_asked(device, "memory_allocated", device) or 0), int(free), int(total))
+
+
+def backend(device: torch.device) -> str:
+    """For init_process_group: gloo for the host's tensors, and the vendor's own for the device's.
+
+    Raises ConfigError where torch has no collectives for the device.
+    """
+    if device.type == "cpu":
+        return "gloo"
+    if _simulated(device):
+        return f"cpu:gloo,{device.type}:gloo"
+    try:
+        return f"cpu:gloo,{device.type}:{dist.get_default_backend_for_device(device)}"
+    except ValueError:
+        raise ConfigError(
+            f"device {name(device)!r} has no collectives in this torch; use one process, or "
+            "install the vendor's"
+        ) from None
+
+
+def stack(device: torch.device) -> Stack:
+    """What a certificate is of. Never raises: what cannot be found out is empty."""
+    if _simulated(device):
+        planted = ",".join(simulated.planted()) or "healthy"
+        return versions.stack("sim", accelerator.CHIP, driver=planted, plugin=simulated.plugin())
+    properties = _asked(device, "get_device_properties", device)
+    return versions.stack(
+        device.type,
+        chip(device),
+        uuid=str(getattr(properties, "uuid", "")),
+        driver=str(getattr(properties, "driver_version", "")),
+    )
+
+
+def plugin_mismatch(stack: Stack) -> str | None:
+    """Why plugin and torch do not belong together; None where they do, or there is no plugin.
+
+    A plugin is built for one minor version of torch (vllm-ascend#117).
+    """
+    of_plugin, of_torch = versions.minor(stack.plugin), versions.minor(stack.torch)
+    if not stack.plugin or of_plugin == of_torch:
+        return None
+    return (
+        f"the plugin {stack.plugin} is not of torch {stack.torch}; install the plugin of torch "
+        f"{of_torch}"
+    )
+
+
+def strict_env(kind: str) -> dict[str, str]:
+    """What turns silent fallback to the CPU into an error, set before torch is imported."""
+    return dict(_STRICT.get(kind, {}))
+
+
+def capture(device: torch.device, function: Callable[[], None]) -> Callable[[], None] | None:
+    """Record what `function` computes as a graph of the device, and return what replays it.
+
+    Replaying works on the same memory: copy new inputs into the old ones first. None where the
+    device has no graphs. `function` is called some times more than once.
+    """
+    make = _function(device.type, _GRAPHS.get(device.type, ""))
+    recording = _function(device.type, "graph")
+    if make is None or recording is None:
+        return None
+    _warm_up(device, function)
+    graph: Any = make()
+    with recording(graph):
+        function()
+    return graph.replay
+
+
+def _warm_up(device: torch.device, function: Callable[[], None]) -> None:
+    """Twice, off the default stream: the first use of a library may not be captured, nor may what
+    runs on the default stream (torch's notes on CUDA graphs)."""
+    stream, use = _function(device.type, "Stream"), _function(device.type, "stream")
+    if stream is None or use is None:
+        function()
+        return
+    side: Any = stream(device)
+    current = _function(device.type, "current_stream")
+    assert current is not None
+    side.wait_stream(current(device))
+    with use(side):
+        function()
+        function()
+    current(device).wait_stream(side)
+    synchronize(device)
+
+
+def has_fused_adamw(device: torch.device) -> bool:
+    return device.type in _FUSED or _simulated(device)
 
 
 def settled_dtype(name: str, device: torch.device) -> str:
@@ -43,3 +241,33 @@ def dtype(name: str) -> torch.dtype:
     if name not in _DTYPES:
         raise ConfigError(f"dtype {name!r} is not offered; choose one of {', '.join(_DTYPES)}")
     return _DTYPES[name]
+
+
+def _simulated(device: torch.device) -> bool:
+    return device.type == "npu" and simulated.active()
+
+
+def _function(kind: str, name: str) -> Callable[..., Any] | None:
+    """What the module of a kind of device offers under a name."""
+    found = getattr(getattr(torch, kind, None), name, None)
+    return found if callable(found) else None
+
+
+def _asked(device: torch.device, function: str, *arguments: object) -> Any:
+    """A fact; None where there is no such function, or it fails, which plugins do in many ways."""
+    ask = _function(device.type, function)
+    try:
+        return None if ask is None else ask(*arguments)
+    except Exception:
+        return None
+
+
+def _host_memory() -> Memory:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found = {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines}
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return Memory(pages * resource.getpagesize(), found["MemAvailable"], found["MemTotal"])
+    except (OSError, ValueError, LookupError):  # not Linux: the most that was ever resident
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return Memory(most if sys.platform == "darwin" else most << 10, 0, 0)

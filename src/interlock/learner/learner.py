@@ -37,8 +37,6 @@ from interlock.models.decoder import Decoder
 
 # How far an expert's bias moves per step: DeepSeek-V3, arXiv 2412.19437, section 4.2.
 _BALANCE_SPEED = 1e-3
-# Devices for which torch has AdamW in one pass.
-_FUSED = ("cpu", "cuda", "xpu")
 
 
 class Mismatch(msgspec.Struct, frozen=True):
@@ -364,7 +362,7 @@ def _adamw(parameters: dict[str, nn.Parameter], settings: config.Optimizer) -> t
         {"params": matrices, "weight_decay": settings.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    fused = True if matrices[0].device.type in _FUSED else None
+    fused = True if device.has_fused_adamw(matrices[0].device) else None
     return torch.optim.AdamW(
         groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=fused
     )

@@ -55,12 +55,10 @@ def join(device_name: str, timeout_s: float = _TIMEOUT_S) -> "World":
     if kind != "cpu":
         device_name = f"{kind}:{os.environ.get('LOCAL_RANK', str(rank))}"
     place = device.resolve(device_name)
-    backend = "gloo"
     if place.index is not None:
         torch.accelerator.set_device_index(place.index)
-        backend = f"cpu:gloo,{place.type}:{dist.get_default_backend_for_device(place)}"
     try:
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+        dist.init_process_group(device.backend(place), timeout=timedelta(seconds=timeout_s))
     except (RuntimeError, ValueError) as error:
         raise TrainingError(
             f"rank {rank} of {size} could not meet the others: {_reason(error)}"

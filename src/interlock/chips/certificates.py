@@ -1,0 +1,213 @@
+"""Certificates: sealed, filed where a run looks for them, and asked whether a chip may do its work.
+
+    qualify ──seal──> Certificate ──keep──> <directory>/cuda-3f9a….json   one file per stack
+                                                  │ find(stack)
+    train, worker ── stack, role ──refusal──> None, or why not and what to do
+
+<directory> is $INTERLOCK_CERTIFICATES, else $XDG_DATA_HOME/interlock/certificates, else
+~/.local/share/interlock/certificates. The seal is a digest: it shows that a certificate was changed
+or damaged, not who issued it. No torch here.
+"""
+
+import hashlib
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec.structs import fields, replace
+
+from interlock.errors import RunError
+from interlock.records import Certificate, Role, Stack, Trust
+from interlock.rundir.files import storage_errors, write_atomically
+
+_COVERS = {Trust.TRAIN: {Role.TRAIN, Role.GENERATE}, Trust.GENERATE: {Role.GENERATE}}
+_SPECIAL = "$float"  # the key under which JSON, which has no infinity and no NaN, holds one
+
+
+def needed(kind: str) -> bool:
+    """Whether devices of this kind must be certified. The CPU is the reference."""
+    return kind != "cpu"
+
+
+def kind_of(device: str) -> str:
+    """The `Stack.kind` of a device as settings name it: "npu" of "npu:0", "sim" of "sim:crash"."""
+    return device.partition(":")[0]
+
+
+def seal(certificate: Certificate) -> Certificate:
+    """The same with its digest: sha256 of everything else in it, as JSON with sorted keys."""
+    whole = msgspec.convert(msgspec.to_builtins(certificate), Certificate)  # 1 becomes 1.0
+    return replace(whole, digest=_digest(whole))
+
+
+def verify(certificate: Certificate) -> None:
+    """Raises RunError when the content is not what was sealed."""
+    if certificate.digest != _digest(certificate):
+        raise RunError(
+            f"the certificate of {_named(certificate.stack)} was changed or damaged: its digest "
+            "is not that of its content"
+        )
+
+
+def save(certificate: Certificate, path: Path) -> None:
+    """Write it as JSON to read, whole or not at all. Raises RunError."""
+    data = msgspec.json.encode(_without_specials(msgspec.to_builtins(certificate)))
+    write_atomically(path, msgspec.json.format(data, indent=2) + b"\n")
+
+
+def load(path: Path) -> Certificate:
+    """Read what `save` wrote; whether the seal holds is for `verify` to say.
+
+    Raises RunError when there is no such file, or it is no certificate.
+    """
+    try:
+        tree = _with_specials(msgspec.json.decode(path.read_bytes()))
+        return msgspec.convert(tree, Certificate)
+    except FileNotFoundError:
+        raise RunError(f"no certificate at {path}; interlock qualify writes one") from None
+    except (OSError, ValueError, OverflowError, RecursionError) as error:
+        raise RunError(f"{path} is no certificate ({error}); remove it") from None
+
+
+def keep(certificate: Certificate) -> Path | None:
+    """File it for runs of this user on this machine, in place of an older one of its stack.
+
+    None: it decides nothing (Trust.UNKNOWN) and one that does is filed already, or a later one is.
+    Raises RunError when it cannot be written.
+    """
+    path = _place(certificate.stack)
+    with storage_errors(path.parent):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    before = _sound(path)
+    if before is not None and _weight(before) > _weight(certificate):
+        return None
+    save(certificate, path)
+    with storage_errors(path.parent):
+        path.chmod(0o600)
+    return path
+
+
+def find(stack: Stack) -> Certificate | None:
+    """The certificate filed for this stack; else the latest of its kind, for `refusal` to say what
+    has changed since; None when there is none. Raises RunError on a file that is no certificate.
+    """
+    path = _place(stack)
+    if path.exists():
+        return load(path)
+    others = filter(None, map(_sound, path.parent.glob(f"{stack.kind}-*.json")))
+    return max(others, key=lambda certificate: certificate.issued, default=None)
+
+
+def distrust(
+    certificate: Certificate | None, stack: Stack, role: Role, world: int = 1
+) -> str | None:
+    """Why `certificate` does not prove that `stack` may take `role`; None when it does.
+
+    `world`: of how many processes the learner is. Whatever the kind: `refusal` excepts the CPU.
+    """
+    if certificate is None:
+        return f"there is no certificate for {_named(stack)}"
+    try:
+        verify(certificate)
+    except RunError as error:
+        return str(error)
+    for name in (field.name for field in fields(Stack)):
+        was, now = getattr(certificate.stack, name), getattr(stack, name)
+        if was != now:
+            return f"its certificate is for another stack: {name} {was!r}, and here it is {now!r}"
+    if role not in _COVERS.get(certificate.trust, set()):
+        first = f" ({certificate.reasons[0]})" if certificate.reasons else ""
+        return f"its certificate says {certificate.trust}, which is not enough to {role}{first}"
+    if role is Role.TRAIN and certificate.world < world:
+        return (
+            f"its collectives are proven with {certificate.world} processes, and the learner has "
+            f"{world}"
+        )
+    return None
+
+
+def refusal(
+    certificate: Certificate | None,
+    stack: Stack,
+    role: Role,
+    world: int = 1,
+    *,
+    device: str = "",
+    python: str | None = None,
+) -> str | None:
+    """One line that says why this stack may not take this role, and the remedy; None when it may.
+
+    `device`: as settings name it; `python`: interpreter of the worker's own environment.
+    """
+    if not needed(stack.kind):
+        return None
+    why = distrust(certificate, stack, role, world)
+    return why and f"{why}; {remedy(device or stack.kind, python)}"
+
+
+def remedy(device: str, python: str | None = None, checks: Sequence[str] = ()) -> str:
+    """How to qualify a device, or to run some checks again, from a shell on its machine."""
+    command = f"{python} -m interlock.cli" if python else "interlock"
+    only = f" --only {','.join(checks)}" if checks else ""
+    return f"run: {command} qualify --device {device}{only}"
+
+
+def _digest(certificate: Certificate) -> str:
+    tree = _without_specials(msgspec.to_builtins(replace(certificate, digest="")))
+    return hashlib.sha256(msgspec.json.encode(tree, order="sorted")).hexdigest()
+
+
+def _directory() -> Path:
+    if own := os.environ.get("INTERLOCK_CERTIFICATES"):
+        return Path(own).expanduser()
+    base = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
+    return Path(base).expanduser() / "interlock" / "certificates"
+
+
+def _place(stack: Stack) -> Path:
+    name = hashlib.sha256(msgspec.json.encode(stack)).hexdigest()[:16]
+    return _directory() / f"{stack.kind}-{name}.json"
+
+
+def _sound(path: Path) -> Certificate | None:
+    """The certificate in a file; None when there is none that one could rely on."""
+    try:
+        found = load(path)
+        verify(found)
+    except RunError:
+        return None
+    return found
+
+
+def _weight(certificate: Certificate) -> tuple[bool, float]:
+    """Of two certificates of one stack, the heavier one counts."""
+    return certificate.trust is not Trust.UNKNOWN, certificate.issued
+
+
+def _named(stack: Stack) -> str:
+    software = stack.plugin or f"torch {stack.torch}"
+    return f"{stack.kind} ({', '.join(filter(None, [stack.chip, software]))})"
+
+
+def _without_specials(value: Any) -> Any:
+    """The tree with infinities and NaN, which broken devices measure, as JSON can hold them."""
+    if isinstance(value, dict):
+        return {key: _without_specials(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_without_specials(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return {_SPECIAL: str(value)}
+    return value
+
+
+def _with_specials(value: Any) -> Any:
+    if isinstance(value, dict):
+        if value.keys() == {_SPECIAL}:
+            return float(value[_SPECIAL])
+        return {key: _with_specials(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_with_specials(each) for each in value]
+    return value
