@@ -69,6 +69,15 @@ def test_a_worker_keeps_what_it_once_told() -> None:
     assert worker.rate is worker.k3 is worker.restarts is None
 
 
+def test_whom_no_certificate_admits_is_told() -> None:
+    trusts = {"a": "train", "b": "unqualified", "c": "cpu", "d": None}
+    metrics = [line(1, **{name: {"trust": trust} for name, trust in trusts.items()})]
+    metrics += [line(2, b={"trust": None})]
+    assert {worker.name: worker.trust for worker in fleet.workers(metrics)} == trusts
+    assert fleet.summary(metrics)["without a certificate"] == "1"
+    assert "without a certificate" not in fleet.summary([line(1, a={"trust": "train"})])
+
+
 def test_loading_is_a_share_of_all_workers_time() -> None:
     metrics = [
         line(1, a={"seconds_loading": 2.0}, b={"seconds_loading": 0.0}) | {"seconds_step": 10.0},

@@ -17,7 +17,8 @@ from interlock.config import parse, to_tree
 from interlock.errors import RunError
 from interlock.records import Verdict
 from interlock.report import write_report
-from interlock.report.page import json_in_script, to_toml
+from interlock.report.page import to_toml
+from interlock.report.sheet import json_in_script
 from interlock.report.text import visible
 from interlock.rundir import RunDir
 
@@ -64,7 +65,10 @@ class Page(HTMLParser):
 
     @property
     def figures(self) -> dict[str, Any]:
-        return json.loads(self.scripts[0])
+        """The figures by their id without "plot-", which stand before plotly and the script."""
+        names = [name for name in self.attribute("id") if name and name.startswith("plot-")]
+        texts = self.scripts[: len(names)]
+        return {n.removeprefix("plot-"): json.loads(t) for n, t in zip(names, texts, strict=True)}
 
 
 def full_run(run: RunDir, grpo_step: Callable[..., Any], make_group: Callable[..., Any]) -> None:
@@ -112,11 +116,20 @@ def test_the_page_stands_alone(
     assert not {"link", "iframe", "object", "embed", "img"} & {tag for tag, _ in page.elements}
     style = (Path(write_report(run.path)).read_text().split("<style>")[1]).split("</style>")[0]
     assert "url(" not in style and "@import" not in style
-    _, plotly, script = page.scripts
+    plotly, script = page.scripts[-2:]
     [policy] = [text for text in page.attribute("content") if text and "script-src" in text]
     assert policy.startswith("default-src 'none';")
     digests = [base64.b64encode(sha256(x.encode()).digest()).decode() for x in (plotly, script)]
     assert policy.endswith(f"script-src 'sha256-{digests[0]}' 'sha256-{digests[1]}'")
+
+
+def test_the_page_shows_what_workers_are_trusted_with(make_run: MakeRun) -> None:
+    with make_run({"name": "x", "stage": [{"kind": "grpo"}]}) as run:
+        facts = {"state": "ready", "device": "npu"}
+        workers = {"a": facts | {"trust": "generate"}, "b": facts | {"trust": "unqualified"}}
+        run.log({"stage": 0, "step": 1, "workers": workers})
+    text = " ".join(Page(write_report(run.path)).text.split())
+    assert "a npu ready trust: generate" in text and "b npu ready no certificate" in text
 
 
 def test_the_page_shows_the_fleet(make_run: MakeRun, fleet_run: Any) -> None:
@@ -167,13 +180,13 @@ def test_foreign_text_is_inert(
         raise ValueError(attack)
     page = Page(write_report(run.path))
     tags = [tag for tag, _ in page.elements]
-    assert tags.count("script") == 3
+    assert tags.count("script") == len(page.figures) + 2
     assert not {"img", "a"} & set(tags)
     assert not [name for _, found in page.elements for name in found if name.startswith("on")]
     # title, heading, model, stage, reason, samples 4, comparison 4, events 3 + their count, config,
     # worker 3
     assert page.text.count(attack) >= 18
-    assert "</" not in page.scripts[0]
+    assert not [text for text in page.scripts[:-2] if "</" in text]
     assert page.figures["worker-speed"]["data"][0]["name"] == html.escape(attack)
     lost = page.figures["states"]["data"][-1]  # plotly reads tags in what it shows
     assert (lost["y"], lost["text"]) == ([html.escape(attack)], [html.escape(attack)])

@@ -29,6 +29,7 @@ class Worker(NamedTuple):
     device: str | None
     engine: str | None
     dtype: str | None
+    trust: str | None  # of its certificate; "cpu", which needs none; or "unqualified"
     state: str | None  # at the end
     version: float | None  # of its weights, at the end
     rate: float | None  # tokens per second of generation
@@ -122,11 +123,13 @@ def summary(metrics: Metrics) -> dict[str, str]:
     sent = [line for line in lines if number(line, "published_bytes") is not None]
     staleness = [value for line in lines if (value := number(line, "staleness_mean")) is not None]
     stale, aside = _sum(lines, "groups_stale"), _sum(lines, "groups_set_aside")
+    unqualified = sum(worker.trust == "unqualified" for worker in found)
     restarts = [worker.restarts for worker in found if worker.restarts is not None]
     size = _sum(sent, "published_bytes")
     facts = {
         "workers": f"{len(found):,}",
         "at work at the end": f"{sum(worker.state in AT_WORK for worker in found):,}",
+        "without a certificate": f"{unqualified:,}" if unqualified else "",
         "restarts": f"{sum(restarts):,.0f}" if restarts else "",
         "mean staleness": f"{math.fsum(staleness) / len(staleness):.2f}" if staleness else "",
         "groups too stale": "" if stale is None else f"{stale:,.0f}",
@@ -173,6 +176,7 @@ def _worker(metrics: Metrics, name: str) -> Worker:
         device=_text(seen, "device"),
         engine=_text(seen, "engine"),
         dtype=_text(seen, "dtype"),
+        trust=_text(seen, "trust"),
         state=_text(seen[-1:], "state"),
         version=number(last, "weight_version"),
         rate=_ratio(tokens, seconds),

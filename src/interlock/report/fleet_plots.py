@@ -39,6 +39,7 @@ _STATES = {  # what the timeline tells apart: the states that are one, and their
     "at work": (fleet.AT_WORK, GREEN),
     "starting": (frozenset({"starting", "restarting"}), OCHRE),
     "quarantined": (frozenset({"quarantined"}), RED),
+    "qualifying": (frozenset({"qualifying"}), VIOLET),
     "retired": (frozenset({"retired"}), GREY),
 }
 _SYMBOLS = {
@@ -50,6 +51,9 @@ _SYMBOLS = {
     "worker_unproven": "square-x",
     "worker_mismatch": "diamond",
     "worker_quarantined": "octagon",
+    "worker_qualifying": "hexagon",
+    "worker_readmitted": "star",
+    "unqualified": "circle-open",
     "worker_retired": "square",
 }
 

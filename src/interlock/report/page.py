@@ -1,28 +1,22 @@
-"""The page: one HTML file with everything inlined, that loads nothing and runs no foreign text.
+"""The page of a run: all that its directory has to show, on one sheet.
 
 All text of a run (answers, questions, events, settings) is shown escaped, with control characters
-made visible; a content security policy lets only the page's own two scripts run.
+made visible: see `sheet`.
 """
 
-import base64
 import math
 from collections import Counter
 from contextlib import closing
 from datetime import UTC, datetime
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
+from jinja2 import Environment
 
-from interlock.errors import RunError
-from interlock.report import fleet, plots, summary
+from interlock.report import fleet, plots, sheet, summary
 from interlock.report.fleet_plots import fleet_plots
-from interlock.report.text import visible
-from interlock.rundir import RunDir, RunView, storage_errors, write_atomically
+from interlock.rundir import RunDir, RunView
 
 _HERE = Path(__file__).parent
 _COMPARISONS, _GROUPS, _COMPLETIONS = 3, 2, 4
@@ -32,15 +26,8 @@ _TEXT = 4000  # characters of one answer shown; the rest is counted
 
 def write_report(run_dir: Path, out: Path | None = None) -> Path:
     """See `interlock.report.write_report`."""
-    out = out or run_dir / "report.html"
-    if out.is_dir():
-        raise RunError(f"{out} is a directory; give the name of a file to write the report to")
     with closing(RunDir.read(run_dir)) as run:
-        page = _render(run)
-    with storage_errors(out.parent):
-        out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, page.encode())
-    return out
+        return sheet.write(out or run_dir / "report.html", _render(run))
 
 
 def _render(run: RunView) -> str:
@@ -52,13 +39,12 @@ def _render(run: RunView) -> str:
     guard = guard if isinstance(guard, dict) else {}
     shown = plots.plots(metrics, found, timeline)
     of_fleet = fleet_plots(metrics, events, guard, timeline)
-    figures = {plot.id: plot.figure(timeline) for plot in [*shown, *of_fleet]}
-    plotly, script = get_plotlyjs(), (_HERE / "page.js").read_text(encoding="utf-8")
-    return (
+    name = run.config.get("name", run.path.name)
+    body = (
         _environment()
         .get_template("page.html")
         .render(
-            name=run.config.get("name", run.path.name),
+            name=name,
             model=(run.config.get("model") or {}).get("path", ""),
             status=run.status,
             reason=run.manifest.reason,
@@ -77,23 +63,17 @@ def _render(run: RunView) -> str:
             guard={name: summary.number(guard, name) for name in ("warn", "quarantine")},
             config=to_toml(run.config),
             versions={**run.manifest.versions, "platform": run.manifest.platform},
-            figures=json_in_script(figures),
-            style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
-            scripts=[Markup(plotly), Markup(script)],
-            script_hashes=[_hash(plotly), _hash(script)],
+            figures={
+                plot.id: sheet.figure(plot.figure(timeline), plot.height, f"plot-{plot.id}")
+                for plot in [*shown, *of_fleet]
+            },
         )
     )
+    return sheet.sheet(f"{name} · Interlock", body)
 
 
 def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(_HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=lambda value: visible(value) if type(value) is str else value,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = sheet.environment(_HERE)
     environment.filters["percent"] = lambda share: f"{100 * share:.1f} %"
     environment.filters["clip"] = _clip
     environment.filters["count"] = lambda value: "–" if value is None else f"{value:,.0f}"
@@ -168,16 +148,3 @@ def to_toml(tree: dict[str, Any], prefix: str = "") -> str:
         else:
             plain.append(f"{key} = {msgspec.json.encode(value).decode()}\n")
     return "".join(plain + tables)
-
-
-def json_in_script(content: Any) -> Markup:
-    """JSON that cannot end the script element it stands in."""
-    text = msgspec.json.encode(content).decode()
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return Markup(text)
-
-
-def _hash(script: str) -> str:
-    """The source expression with which the content security policy admits this very script."""
-    return f"sha256-{base64.b64encode(sha256(script.encode()).digest()).decode()}"

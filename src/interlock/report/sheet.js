@@ -1,6 +1,8 @@
-// Draws the figures that stand in the page as JSON, in the colours of the page's theme.
+// Draws the figures that stand in the sheet as JSON, in the colours of its theme.
 "use strict";
-const figures = JSON.parse(document.getElementById("figures").textContent);
+const figures = [...document.querySelectorAll("script.figure")].map((script) => (
+  { element: script.previousElementSibling, ...JSON.parse(script.textContent) }
+));
 const darkTheme = window.matchMedia("(prefers-color-scheme: dark)");
 
 function themed(layout) {
@@ -24,9 +26,8 @@ function themed(layout) {
 }
 
 function draw() {
-  for (const [id, figure] of Object.entries(figures)) {
-    const options = { responsive: true, displayModeBar: false };
-    Plotly.react(`plot-${id}`, figure.data, themed(figure.layout), options);
+  for (const { element, data, layout } of figures) {
+    Plotly.react(element, data, themed(layout), { responsive: true, displayModeBar: false });
   }
 }
 
