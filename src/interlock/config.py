@@ -74,6 +74,8 @@ class Fleet(_Section, frozen=True):
     backoff_s: Rate = 1.0  # before the first restart; doubles up to a minute
     failures: Positive = 5  # in a row, without an answer between them, after which one is retired
     strikes: Positive = 3  # failures of workers on a problem, after which it is set aside
+    qualify_s: Rate = 600.0  # for a worker in quarantine to be qualified anew, in the smallest form
+    requalify: NonNegative = 1  # times one may come back that way; then quarantine is for good
 
 
 class Sync(_Section, frozen=True):
@@ -223,6 +225,7 @@ class Recipe(_Section, frozen=True):
     fleet: Fleet = Fleet()
     sync: Sync = Sync()
     guard: Guard = Guard()
+    unqualified: bool = False  # use devices that no certificate admits; kept in the run's record
     checkpoint_every: NonNegative = 20  # steps; 0: only at the end of a stage
     keep_checkpoints: Positive = 1
 

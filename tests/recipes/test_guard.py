@@ -1,5 +1,6 @@
 """Who is judged by which tokens, and what is done about it; the figures are worked out by hand."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,8 @@ from interlock.recipes.watch import Watch
 from interlock.records import Sampling
 from interlock.rollout.generators import State, WorkerFacts
 from interlock.rundir import RunDir
+
+RUN = "run: interlock qualify --device npu:1 --only engine-parity,stale-weights"
 
 
 def found(k3: float, tokens: int = 128) -> Mismatch:
@@ -78,7 +81,8 @@ class FakeGenerators:
     def facts(self) -> dict[str, WorkerFacts]:
         return self.known
 
-    def quarantine(self, worker: str, reason: str) -> None:
+    def quarantine(self, worker: str, reason: str, checks: Sequence[str] = ()) -> None:
+        assert checks == ("engine-parity", "stale-weights")
         self.known[worker].state = State.QUARANTINED
         self.reasons[worker] = reason
 
@@ -94,7 +98,13 @@ class Scene:
         grpo = Grpo(task=task, steps=1, sampling=sampling or Sampling())
         guard = config.Guard(warn=0.001, quarantine=0.01)
         fleet = config.Fleet(kind=kind)
-        recipe = Recipe(model=config.Model("m"), stage=[grpo], fleet=fleet, guard=guard)
+        recipe = Recipe(
+            model=config.Model("m"),
+            stage=[grpo],
+            generator=[config.Generator(name=name, device="npu:1") for name in names],
+            fleet=fleet,
+            guard=guard,
+        )
         learner: Any = SimpleNamespace(version=7, steps=0, bad_steps=0)
         self.generators: Any = FakeGenerators(*names)
         self.run = run
@@ -150,7 +160,7 @@ def test_warned_and_put_in_quarantine(run: RunDir, k3: float, warned: bool, out:
 def test_what_is_said(run: RunDir) -> None:
     s = Scene(run, "a", "b")
     s.judge(result(a0=found(0.005), b0=found(0.5)))
-    assert s.messages() == ["a: k3 0.005 against the learner at step 9, more than 0.001"]
+    assert s.messages() == [f"a: k3 0.005 against the learner at step 9, more than 0.001; {RUN}"]
     expected = "k3 0.5 against the learner at step 9, more than 0.01"
     assert s.generators.reasons == {"b": expected}
 
@@ -162,8 +172,8 @@ def test_a_worker_is_warned_of_once(run: RunDir) -> None:
     s.judge(result(a0=found(0.0), b0=found(0.002)), step=3)
     s.judge(result(a0=found(0.009), b0=found(0.009)), step=4)
     assert s.messages() == [
-        "a: k3 0.005 against the learner at step 1, more than 0.001",
-        "b: k3 0.002 against the learner at step 3, more than 0.001",
+        f"a: k3 0.005 against the learner at step 1, more than 0.001; {RUN}",
+        f"b: k3 0.002 against the learner at step 3, more than 0.001; {RUN}",
     ]
     s.judge(result(a0=found(0.02)), step=5)  # that it was warned of spares it nothing
     assert s.generators.reasons == {"a": "k3 0.02 against the learner at step 5, more than 0.01"}
@@ -195,7 +205,7 @@ def test_strangers_and_those_in_quarantine_are_left_alone(run: RunDir) -> None:
 
 def test_inline_stops_the_run_and_names_the_remedy(run: RunDir) -> None:
     s = Scene(run, "a", kind="inline")
-    with pytest.raises(TrainingError, match=r"^a: k3 0\.02 .* raise guard\.quarantine"):
+    with pytest.raises(TrainingError, match=rf"^a: k3 0\.02 .* raise guard\.quarantine; {RUN}"):
         s.judge(result(a0=found(0.02)))
     s.judge(result(a0=found(0.002)))
     assert len(s.messages()) == 1 and s.generators.reasons == {}

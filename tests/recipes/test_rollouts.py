@@ -56,6 +56,7 @@ class FakeGenerators:
         self.version: int | None = 0
         self.size = workers
         self.out: set[str] = set()
+        self.taken_back: set[int] = set()  # groups of a worker that is no longer out
         self.dropped_groups: Counter[str] = Counter()
         self.ordered: list[Work] = []
         self.unfinished: set[int] = set()
@@ -71,6 +72,7 @@ class FakeGenerators:
             assert unit.purpose is Purpose.TRAIN and unit.completions == 2
             assert not self.unfinished & set(unit.keys), "ordered while it is under way"
             self.unfinished.update(unit.keys)
+            self.taken_back.difference_update(unit.keys)
         self.ordered += work
         self._waiting += work
 
@@ -114,13 +116,16 @@ class FakeGenerators:
         self.keep(found)
         self._outcomes += [Outcome(key, group) for key, group in found]
 
-    def quarantine(self, worker: str, reason: str) -> None:
+    def quarantine(self, worker: str, reason: str, checks: Sequence[str] = ()) -> None:
         self.out.add(worker)
         if lost := self._busy.pop(worker, None):
             self._waiting.append(lost[1])
 
     def quarantined(self) -> frozenset[str]:
         return frozenset(self.out)
+
+    def withdrawn(self) -> set[int]:
+        return self.taken_back - self.unfinished
 
     def dropped(self, worker: str) -> None:
         self.dropped_groups[worker] += 1
@@ -278,6 +283,19 @@ def test_unused_groups_of_a_quarantined_worker_are_made_again_by_others(run: Run
     found = s.step(2)
     assert [sequence for sequence, _ in found] == [4, 5, 6, 7]
     assert {group.worker for _, group in found} == {"w0"}
+    assert generators.dropped_groups == {"w1": 2} and s.rollouts.stale == 0
+    assert not [event for event in run.events() if event["kind"] == "groups_stale"]
+
+
+def test_what_a_worker_made_before_its_quarantine_is_not_used_when_it_is_back(run: RunDir) -> None:
+    generators = FakeGenerators(constant(0), workers=2)
+    s = Session(run, generators, steps=9, problems=4, cap=1, pause=constant(9))
+    s.step(1)
+    generators.taken_back = {6, 7}  # as in a quarantine that is over by now
+    before = len(generators.ordered)
+    found = s.step(2)
+    assert [sequence for sequence, _ in found] == [4, 5, 6, 7]
+    assert generators.ordered[before].keys == (6, 7)
     assert generators.dropped_groups == {"w1": 2} and s.rollouts.stale == 0
     assert not [event for event in run.events() if event["kind"] == "groups_stale"]
 

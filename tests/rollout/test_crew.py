@@ -12,12 +12,16 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from scripted_fleet import (
     CANARY,
+    CPU,
     FOR_GOOD,
     FOR_NOW,
+    NPU,
+    QUIET,
     VOCAB,
     Scene,
     good_answer,
     groups_for,
+    make_certificate,
     make_problem,
     make_target,
     make_work,
@@ -27,7 +31,7 @@ from scripted_fleet import (
 from interlock import config
 from interlock.errors import ConfigError, TrainingError
 from interlock.fleet.base import Lost
-from interlock.records import Group
+from interlock.records import Group, Trust
 from interlock.rollout import protocol
 from interlock.rollout.generators import Outcome, Purpose, State
 from interlock.rollout.protocol import (
@@ -38,6 +42,8 @@ from interlock.rollout.protocol import (
     Open,
     Opened,
     Prefetch,
+    Qualified,
+    Qualify,
     Reply,
 )
 
@@ -660,3 +666,254 @@ def test_a_unit_does_not_wait_for_a_worker_that_is_not_up(scene: Make) -> None:
     s.answer("a")
     assert s.state("b") is State.STARTING and s.state("a") is State.GENERATING
     assert s.unit("a") == unit == (0, 1)
+
+
+# What a quarantined worker is given: the chance to be qualified anew.
+AGAIN = replace(QUIET, requalify=1)
+FAULTY = Qualified(make_certificate(CPU, Trust.REJECT, "engine-parity sampler"))
+
+
+def in_quarantine(s: Scene) -> Scene:
+    """Worker a; its device is being qualified."""
+    s.ready()
+    s.crew.quarantine("a", "k3 0.5", ("engine-parity", "stale-weights"))
+    s.crew.attend([])
+    return s
+
+
+def test_a_quarantined_worker_is_qualified_and_comes_back(scene: Make) -> None:
+    s = in_quarantine(scene("a", "b", fleet=AGAIN))
+    assert s.state("a") is State.QUALIFYING and s.fleet.starts["a"] == 2
+    assert s.new("a") == [Qualify("cpu", "quick")]
+    assert s.fleet.modules["a"] == "interlock.qualify.worker"
+    s.wait(250, "a b")
+    s.answer("a")
+    assert s.state("a") is State.STARTING and s.fleet.modules["a"] == "module"
+    s.ready()
+    s.order(0)
+    s.order(1)
+    assert s.unit("a") == (0,) and s.unit("b") == (1,)
+    told = [(kind, message) for kind, message, worker in s.events if worker == "a"]
+    assert told[1:] == [
+        (
+            "worker_quarantined",
+            "a is quarantined: k3 0.5; run: interlock qualify --device cpu --only "
+            "engine-parity,stale-weights",
+        ),
+        ("worker_qualifying", "a: cpu is being qualified, 300 s at most"),
+        ("worker_readmitted", "a comes back: cpu passed qualify --quick"),
+        ("worker_started", "a is up: torch 2 on cpu, float32"),
+    ]
+
+
+def test_it_comes_back_with_a_clean_slate(scene: Make) -> None:
+    s = scene("a", fleet=replace(AGAIN, failures=3))
+    for _ in range(2):
+        s.lose("a")
+        s.wait(2)
+    in_quarantine(s).answer("a")
+    for _ in range(2):
+        assert s.state("a") is State.STARTING
+        s.lose("a")
+        s.wait(2)
+    assert s.state("a") is State.STARTING  # two of three failures
+
+
+def test_one_that_fails_again_stays_in_quarantine_and_says_of_what(scene: Make) -> None:
+    s = in_quarantine(scene("a", "b", fleet=AGAIN))
+    s.hear("a", FAULTY)
+    assert s.state("a") is State.QUARANTINED and "a" not in s.fleet.alive
+    why = "k3 0.5; failed engine-parity, sampler: engine-parity is off"
+    assert s.events[-1] == ("worker_quarantined", f"a stays in quarantine: {why}", "a")
+    s.wait(1000, "b")
+    assert s.fleet.starts["a"] == 2 and not s.crew.all_gone
+    s.crew.quarantine("b", "odd")
+    assert not s.crew.all_gone  # b may come back
+    s.crew.attend([])
+    assert not s.crew.all_gone
+    s.lose("b")
+    assert s.crew.all_gone
+    left = f"no generator is left (a: {why}; b: odd; it could not be qualified: signal 9)"
+    assert str(s.crew.why_gone()) == left
+
+
+NPU_PASSED = make_certificate()
+DISTRUSTED = {
+    "changed": (replace(FAULTY.certificate, trust=Trust.TRAIN), "was changed or damaged"),
+    "undecided": (make_certificate(CPU, Trust.UNKNOWN), "says unknown, which is not enough"),
+    "of another device": (NPU_PASSED, "another stack: kind 'npu', and here it is 'cpu'"),
+}
+
+
+@pytest.mark.parametrize("case", DISTRUSTED)
+def test_a_certificate_that_proves_nothing_brings_nobody_back(scene: Make, case: str) -> None:
+    certificate, words = DISTRUSTED[case]
+    s = in_quarantine(scene("a", fleet=AGAIN))
+    s.hear("a", Qualified(certificate))
+    assert s.state("a") is State.QUARANTINED and words in s.events[-1][1]
+    assert s.crew.all_gone
+
+
+@pytest.mark.parametrize(
+    ("go_wrong", "words"),
+    [
+        (lambda s: s.lose("a"), "signal 9"),
+        (lambda s: s.dawdle("a"), "still qualifying after its deadline"),
+        (lambda s: s.hear("a", b"\xc1"), "refused: a message that is none"),
+        (lambda s: s.hear("a", FOR_NOW), "for now"),
+        (lambda s: s.hear("a", FOR_GOOD), "for good"),
+        (lambda s: s.hear("a", Opened("e", "d", "t")), "Opened while qualifying"),
+        (lambda s: s.wait(300, "b"), "after its deadline"),  # it never said a word
+        (lambda s: (s.wait(4, "a b"), s.wait(30, "b")), "no sign of life for 30 s"),
+    ],
+    ids=["lost", "late", "garbage", "failed", "failed for good", "out of place", "mute", "silent"],
+)
+def test_a_qualification_that_goes_wrong_is_the_end(
+    scene: Make, go_wrong: Callable[[Scene], object], words: str
+) -> None:
+    s = in_quarantine(scene("a", "b", fleet=AGAIN))
+    go_wrong(s)
+    assert s.state("a") is State.QUARANTINED and "a" not in s.fleet.alive
+    kind, message, _ = s.events[-1]
+    assert kind == "worker_quarantined"
+    assert message.startswith("a stays in quarantine: k3 0.5; it could not be qualified: ")
+    assert words in message
+    s.wait(1000, "b")
+    assert s.fleet.starts["a"] == 2
+
+
+@pytest.mark.parametrize("times", [0, 1, 2])
+def test_how_often_a_worker_may_come_back(scene: Make, times: int) -> None:
+    s = scene("a", "b", fleet=replace(QUIET, requalify=times))
+    for _ in range(times):
+        in_quarantine(s).answer("a")
+        assert s.state("a") is State.STARTING
+    in_quarantine(s)
+    assert s.state("a") is State.QUARANTINED and s.crew.facts()["a"].requalified == times
+    assert s.kinds().count("worker_readmitted") == times
+
+
+def test_a_retired_worker_does_not_come_back_by_way_of_quarantine(scene: Make) -> None:
+    s = scene("a", "b", fleet=AGAIN).put("a", State.LOADING)
+    s.hear("a", FOR_GOOD)
+    s.crew.quarantine("a", "odd")
+    s.crew.attend([])
+    assert s.state("a") is State.QUARANTINED and s.fleet.starts["a"] == 1
+
+
+def test_the_last_words_of_the_worker_are_not_those_of_the_qualification(scene: Make) -> None:
+    s = scene("a", fleet=AGAIN).ready()
+    s.crew.quarantine("a", "odd")
+    s.hear("a", Lost("killed"), b"\xc1")  # polled before it was killed
+    assert s.state("a") is State.QUALIFYING
+    s.crew.quarantine("a", "again")  # it is in quarantine
+    assert s.kinds().count("worker_quarantined") == 1 and s.state("a") is State.QUALIFYING
+
+
+def test_groups_made_before_a_quarantine_are_withdrawn_until_ordered_again(scene: Make) -> None:
+    s = scene("a", "b", fleet=AGAIN).ready()
+    s.order(0, 1)
+    s.order(2)
+    s.order(7, purpose=Purpose.EVALUATE)
+    s.answer("a", "b", "a")
+    assert s.crew.withdrawn == set()
+    in_quarantine(s).answer("a")
+    s.ready()
+    assert s.crew.withdrawn == {0, 1}  # wherever it is now
+    s.order(0)
+    assert s.crew.withdrawn == {1}
+    s.answer(*s.fleet.asked)
+    s.crew.quarantine("a", "odd")
+    assert 2 not in s.crew.withdrawn  # b's
+
+
+GOOD = Opened("torch 2", "npu", "bfloat16", NPU, make_certificate())
+RUN = "; run: interlock qualify --device npu"
+REFUSED = {
+    "none": (replace(GOOD, certificate=None), "there is no certificate for npu (Chip 1, "),
+    "changed": (
+        replace(GOOD, certificate=replace(make_certificate(), device="npu:7")),
+        "changed or damaged",
+    ),
+    "other stack": (
+        replace(GOOD, stack=replace(NPU, torch="2.14.0")),
+        f"torch '2.13.0', and here it is '2.14.0'{RUN}",
+    ),
+    "rejected": (
+        replace(GOOD, certificate=make_certificate(trust=Trust.REJECT, failed="forward")),
+        f"says reject, which is not enough to generate (forward failed: forward is off){RUN}",
+    ),
+    "older": (replace(GOOD, stack=None), "does not say what it runs on"),
+    "a lie": (replace(GOOD, stack=CPU, certificate=None), "it runs on 'cpu' instead of 'npu'"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_chip_without_a_valid_certificate_stops_the_run(scene: Make, case: str) -> None:
+    reply, words = REFUSED[case]
+    s = scene("a", "b", device="npu")
+    with pytest.raises(ConfigError, match=r"^a may not generate on npu: ") as error:
+        s.hear("a", reply)
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_unqualified_it_is_used_and_noted_once(scene: Make, case: str) -> None:
+    reply, words = REFUSED[case]
+    s = scene("a", device="npu", unqualified=True)
+    s.hear("a", reply)
+    assert s.state("a") is State.READY and s.crew.facts()["a"].trust == "unqualified"
+    (kind, message, worker), _ = s.events
+    assert (kind, worker) == ("unqualified", "a") and words in message
+    assert message.startswith("a generates unqualified on npu: ")
+    s.lose("a")
+    s.wait(1)
+    s.hear("a", reply)
+    assert s.kinds().count("unqualified") == 1
+
+
+def test_a_chip_that_loses_its_certificate_later_is_retired_alone(scene: Make) -> None:
+    """On a cluster a worker may come up on another machine."""
+    s = scene("a", "b", device="npu").ready()
+    s.lose("a")
+    s.wait(1, "b")
+    s.hear("a", replace(GOOD, certificate=None))
+    assert s.state("a") is State.RETIRED and "there is no certificate" in s.events[-1][1]
+    s.order(0)
+    assert s.unit("b") == (0,)
+
+
+def test_what_a_worker_is_trusted_with_is_told(scene: Make) -> None:
+    trusted = scene("a", "b", device="npu")
+    trusted.answer("a")
+    trusted.hear("b", replace(GOOD, certificate=make_certificate(trust=Trust.TRAIN)))
+    assert [f.trust for f in trusted.crew.facts().values()] == ["generate", "train"]
+    on_cpu = scene("a")
+    on_cpu.answer("a")
+    assert on_cpu.crew.facts()["a"].trust == "cpu"
+
+
+def test_who_has_not_shown_a_certificate_yet_is_waited_for(scene: Make) -> None:
+    s = scene("a", "b", device="npu")
+    s.answer("a")
+    assert not s.crew.admitted
+    s.lose("b")  # it may never come up: no reason to wait for longer
+    assert s.crew.admitted
+    s.wait(1, "a")
+    assert s.state("b") is State.STARTING and s.crew.admitted
+    assert scene("a", "b").crew.admitted  # the CPU needs none
+
+
+def test_messages_name_the_check_to_run_again(scene: Make) -> None:
+    s = scene("a", "b", "c", device="npu").ready()
+    s.publish(2)
+    s.hear("a", proof(Load(2, "digest-2"), 0.2))
+    s.hear("b", replace(proof(Load(2, "digest-2")), prefill=[-3.0]))
+    s.answer("c")
+    s.order(0)
+    s.hear("c", Finished(s.asked("c").unit, groups_for(s.asked("c"), "c", VOCAB)))
+    ends = {kind: message.rpartition("; ")[2] for kind, message, _ in s.events}
+    run = "run: interlock qualify --device npu --only"
+    assert ends["worker_quarantined"] == f"{run} engine-parity"
+    assert ends["worker_unproven"] == f"{run} stale-weights"
+    assert ends["worker_garbage"] == f"{run} forward"

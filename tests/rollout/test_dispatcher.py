@@ -17,6 +17,7 @@ from interlock.errors import ConfigError, TrainingError
 from interlock.fleet.base import Spec
 from interlock.fleet.local import LocalFleet
 from interlock.records import Group, Problem, Sampling
+from interlock.rollout import crew
 from interlock.rollout.dispatcher import Dispatcher
 from interlock.rollout.generators import Outcome, Purpose, State, Work, WorkerFacts
 from interlock.rollout.protocol import Canary, Open
@@ -128,7 +129,8 @@ class Fleet:
 
 
 @pytest.fixture
-def fleet(tmp_path: Path) -> Iterator[Callable[..., Fleet]]:
+def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Fleet]]:
+    monkeypatch.setattr(crew, "_QUALIFY", "stub_worker")
     made: list[Fleet] = []
 
     def make(**faults: dict[str, Any]) -> Fleet:
@@ -190,7 +192,7 @@ def test_the_message_names_worker_and_reason(fleet: Callable[..., Fleet]) -> Non
     messages = {worker: message for kind, message, worker in run.notes if kind != "worker_started"}
     assert messages["a"] == "a: exit code 1: SystemExit: device error 507035"
     assert messages["b"].startswith("b: refused: problem 'problem ")
-    assert messages["b"].endswith("a log-probability of nan")
+    assert "a log-probability of nan; run: interlock qualify --device cpu" in messages["b"]
 
 
 @pytest.mark.parametrize("fault", ["refuse", "mute_start", "die_loading", "link"])
@@ -233,15 +235,43 @@ def test_a_store_that_was_damaged_is_mended(fleet: Callable[..., Fleet], tmp_pat
 
 
 def test_a_worker_with_other_numbers_is_quarantined(fleet: Callable[..., Fleet]) -> None:
-    run = fleet(a={"off": [1]}, b={})
+    run = fleet(a={"off": [1], "unfit": [1]}, b={})
     run.order(0, 6)
     run.check(run.collect(6), 0, 6, version=0)
-    run.wait_for(lambda facts: facts["a"].state not in (State.STARTING, State.LOADING))
+    run.wait_for(lambda _: run.kinds()["worker_quarantined"] == 2)
     facts = run.dispatcher.facts()
+    assert run.notes[-1][1].endswith("; failed engine-parity: logprobs are off by 0.3")
     assert facts["a"].state is State.QUARANTINED and facts["a"].groups == 0
     # The mean of exp(d) - 1 - d at d = 0.3.
     assert facts["a"].canary_k3 == pytest.approx(0.04986, abs=1e-5)
     assert run.dispatcher.quarantined() == {"a"}
+
+
+def test_a_worker_that_passes_comes_back(fleet: Callable[..., Fleet]) -> None:
+    """It is the only one: the run waits for it."""
+    run = fleet(a={"off": [1]})
+    run.order(0, 4)
+    run.check(run.collect(4), 0, 4, version=0)
+    told = [kind for kind, _, _ in run.notes]
+    assert told == [
+        "worker_started",
+        "worker_quarantined",
+        "worker_qualifying",
+        "worker_readmitted",
+        "worker_started",
+    ]
+    facts = run.dispatcher.facts()["a"]
+    assert (facts.requalified, facts.restarts, facts.trust) == (1, 1, "cpu")
+    assert run.dispatcher.quarantined() == frozenset()
+
+
+def test_without_a_worker_that_comes_back_the_run_ends(fleet: Callable[..., Fleet]) -> None:
+    run = fleet(a={"off": [1], "die_qualifying": [1]})
+    run.order(0, 4)
+    with pytest.raises(
+        TrainingError, match=r"more than 0\.01; it could not be qualified: signal 9"
+    ):
+        run.collect(4)
 
 
 def test_a_quarantined_worker_gives_its_work_back(fleet: Callable[..., Fleet]) -> None:
@@ -249,6 +279,7 @@ def test_a_quarantined_worker_gives_its_work_back(fleet: Callable[..., Fleet]) -
     run.ready()
     run.order(0, 8)
     run.collect(6)
+    assert run.dispatcher.withdrawn() == frozenset()
     run.dispatcher.quarantine("a", "its mismatch is 0.5")
     run.collect(2)
     assert sorted(key for key, _ in run.kept) == list(range(8))

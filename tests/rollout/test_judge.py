@@ -274,6 +274,14 @@ def test_decode_and_prefill_may_differ_by_the_limit() -> None:
     assert found is not None and "k3 0.0017" in found
 
 
+def test_numbers_that_are_off_in_prefill_too_are_no_matter_of_what_is_served() -> None:
+    apart = {"prefill": [-0.5, -0.6, -1.6], "text": [-1.0, -2.0, -1.5]}
+    limit = (math.exp(0.5) - 0.5 - 1) / 3  # one of three tokens of the text is off by 0.5
+    assert doubted(None, limit * 0.99, **apart) is None  # type: ignore[arg-type]
+    found = doubted(None, limit * 1.01, **apart)  # type: ignore[arg-type]
+    assert found is not None and "decode and prefill disagree" in found
+
+
 @pytest.mark.parametrize("value", [-1.7e308, -1.1e4, 2e-3, 1.7e308])
 @pytest.mark.parametrize("part", ["text", "decode", "prefill"])
 def test_finite_nonsense_is_doubted(part: str, value: float) -> None:

@@ -6,12 +6,13 @@ from collections import Counter
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
-from scripted_fleet import FOR_GOOD, FOR_NOW, Scene
+from scripted_fleet import CPU, FOR_GOOD, FOR_NOW, Scene, make_certificate
 
 from interlock import config
 from interlock.fleet.base import Lost
+from interlock.records import Trust
 from interlock.rollout.generators import Outcome, State
-from interlock.rollout.protocol import Alive, Finished, Open, Opened, Reply
+from interlock.rollout.protocol import Alive, Finished, Open, Opened, Qualified, Qualify, Reply
 
 NAMES = ("a", "b", "c")
 
@@ -23,12 +24,17 @@ class CrewMachine(RuleBasedStateMachine):
     FakeFleet asserts that nobody is asked for two things at a time, or with unproven weights.
     """
 
-    @initialize(failures=st.sampled_from([2, 50]), strikes=st.integers(1, 4))
-    def start(self, failures: int, strikes: int) -> None:
-        self.scene = Scene(*NAMES, fleet=config.Fleet(failures=failures, strikes=strikes))
+    @initialize(
+        failures=st.sampled_from([2, 50]), strikes=st.integers(1, 4), requalify=st.integers(0, 2)
+    )
+    def start(self, failures: int, strikes: int, requalify: int) -> None:
+        settings = config.Fleet(failures=failures, strikes=strikes, requalify=requalify)
+        self.scene = Scene(*NAMES, fleet=settings)
+        self.requalify = requalify
         self.version = self.faults = 0
         self.ordered: list[int] = []
         self.found: list[Outcome] = []
+        self.makers: dict[int, tuple[str, int]] = {}  # of groups: worker, quarantines before
 
     @rule(sizes=st.lists(st.integers(1, 4), min_size=1, max_size=4))
     def order(self, sizes: list[int]) -> None:
@@ -63,6 +69,8 @@ class CrewMachine(RuleBasedStateMachine):
                 FOR_GOOD,
                 Opened("e", "d", "t"),
                 Finished(1, []),
+                Qualified(make_certificate(CPU)),
+                Qualified(make_certificate(CPU, Trust.REJECT, "forward")),
                 Alive(),
             ]
         ),
@@ -73,6 +81,9 @@ class CrewMachine(RuleBasedStateMachine):
             return  # retires it, and few would be left
         if isinstance(said, Opened) and isinstance(self.scene.fleet.asked.get(name), Open):
             return  # that is right
+        qualifying = isinstance(self.scene.fleet.asked.get(name), Qualify)
+        if said == Qualified(make_certificate(CPU)) and qualifying:
+            return
         self.faults += 1
         self.scene.hear(name, said)
         self._look()
@@ -93,13 +104,28 @@ class CrewMachine(RuleBasedStateMachine):
 
     def _look(self) -> None:
         """What must hold after every call."""
-        self.found += self.scene.outcomes()
+        new = self.scene.outcomes()
+        self.found += new
+        quarantines = Counter(
+            worker for _, message, worker in self.scene.events if " is quarantined" in message
+        )
+        for key, group, _ in new:
+            if group is not None:
+                self.makers[key] = group.worker, quarantines[group.worker]
+        assert self.scene.crew.withdrawn == {
+            key for key, (worker, before) in self.makers.items() if quarantines[worker] > before
+        }
         done = Counter(outcome.key for outcome in self.found)
         under_way = Counter(key for name in NAMES for key in self.scene.unit(name))
         assert not (done + under_way) - Counter(self.ordered), "given out or answered twice"
         for name in NAMES:
             facts = self.scene.crew.facts()[name]
             assert facts.state is not State.RESTARTING or name not in self.scene.fleet.alive
+            assert facts.requalified <= self.requalify
+            qualified = self.scene.fleet.modules[name] != "module"
+            assert facts.state is not State.QUALIFYING or qualified
+            at_work = (State.STARTING, State.READY, State.LOADING, State.GENERATING)
+            assert facts.state not in at_work or not qualified
             if facts.state is State.GENERATING:
                 assert self.scene.asked(name).number == facts.weight_version
 

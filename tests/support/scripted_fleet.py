@@ -5,7 +5,7 @@
 
 No process runs. FakeFleet keeps the contract of fleet/base.py in the crew's face: no start under a
 name in use, no second request to a worker that has not answered the first, and no work for one that
-has not proven the weights.
+has not proven the weights; and a process is asked for what its program does.
 """
 
 from collections import Counter
@@ -15,9 +15,22 @@ from typing import Any
 from unittest import mock
 
 from interlock import config
+from interlock.chips import certificates
 from interlock.errors import ConfigError
 from interlock.fleet.base import Event, Lost, Spec
-from interlock.records import Completion, FinishReason, Group, Problem, Sampling, WeightVersion
+from interlock.records import (
+    Certificate,
+    Completion,
+    Finding,
+    FinishReason,
+    Group,
+    Problem,
+    Result,
+    Sampling,
+    Stack,
+    Trust,
+    WeightVersion,
+)
 from interlock.rollout import crew as crew_module
 from interlock.rollout import protocol
 from interlock.rollout.crew import Crew
@@ -34,6 +47,8 @@ from interlock.rollout.protocol import (
     Open,
     Opened,
     Prefetch,
+    Qualified,
+    Qualify,
     Reply,
     Request,
 )
@@ -41,10 +56,20 @@ from interlock.rollout.protocol import (
 VOCAB = 20
 CANARY = Canary(text=[1, 2, 3], prompts=[[4]], tokens=2)
 QUIET = config.Fleet(
-    start_s=100, load_s=50, unit_s=200, silence_s=30, backoff_s=1, failures=5, strikes=3
+    start_s=100,
+    load_s=50,
+    unit_s=200,
+    silence_s=30,
+    backoff_s=1,
+    failures=5,
+    strikes=3,
+    qualify_s=300,
+    requalify=0,
 )
 FOR_NOW, FOR_GOOD = Failed("for now", permanent=False), Failed("for good", permanent=True)
 GUARD = config.Guard(warn=1e-3, quarantine=1e-2)
+CPU = Stack("cpu", "a chip", "", "", "", "2.13.0", "", "0.1")
+NPU = Stack("npu", "Chip 1", "25.1", "7.7", "CANN 9", "2.13.0", "torch_npu 2.13.0", "0.1")
 LOOK_S = 4.0  # between two looks at the workers: a longer gap does not count against them
 
 
@@ -55,7 +80,8 @@ class FakeFleet:
         self.alive: set[str] = set()
         self.starts: Counter[str] = Counter()
         self.sent: dict[str, list[Request]] = {}  # to the present process, and not looked at
-        self.asked: dict[str, Open | Load | Generate] = {}  # and not answered
+        self.asked: dict[str, Open | Load | Generate | Qualify] = {}  # and not answered
+        self.modules: dict[str, str] = {}  # what was started last
         self.proven: dict[str, int] = {}  # the version, until a failure
         self._refuses = refuses.split()  # whose start is a ConfigError
 
@@ -65,6 +91,7 @@ class FakeFleet:
             raise ConfigError(f"no interpreter for {spec.name}")
         self.alive.add(spec.name)
         self.starts[spec.name] += 1
+        self.modules[spec.name] = spec.module
         self.sent[spec.name] = []
 
     def send(self, name: str, message: bytes) -> None:
@@ -76,6 +103,8 @@ class FakeFleet:
             assert isinstance(self.asked.get(name), Generate), "a prefetch for an idle worker"
             return
         assert name not in self.asked, f"{name} is asked for two things at a time"
+        program = "interlock.qualify.worker" if isinstance(request, Qualify) else "module"
+        assert self.modules[name] == program, f"{name} runs another program"
         if isinstance(request, Generate):
             assert self.proven.get(name) == request.number, f"{name} has not proven its weights"
         self.asked[name] = request
@@ -137,10 +166,26 @@ def groups_for(asked: Generate, worker: str, token: int = VOCAB - 1) -> list[Gro
     return [Group(each, prompt(each), answers, worker) for each in asked.problems]
 
 
+def make_certificate(
+    stack: Stack = NPU, trust: Trust = Trust.GENERATE, failed: str = "", world: int = 2
+) -> Certificate:
+    """`failed`: the ids of the checks that did."""
+    findings = [Finding("forward", Result.PASS, "right")]
+    findings += [Finding(check, Result.FAIL, f"{check} is off") for check in failed.split()]
+    reasons = [f"{check} failed: {check} is off" for check in failed.split()]
+    return certificates.seal(
+        Certificate(stack, stack.kind, world, "quick", trust, reasons, findings, issued=1.0)
+    )
+
+
 def good_answer(asked: Request, worker: str) -> Reply:
     match asked:
         case Open():
-            return Opened("torch 2", "cpu", "float32")
+            npu = asked.settings.device != "cpu"
+            found = (NPU, make_certificate()) if npu else (CPU, None)
+            return Opened("torch 2", asked.settings.device, "float32", *found)
+        case Qualify():
+            return Qualified(make_certificate(CPU if asked.device == "cpu" else NPU))
         case Load():
             return proof(asked)
         case Generate():
@@ -152,7 +197,13 @@ class Scene:
     """A crew, its fleet and the time."""
 
     def __init__(
-        self, *names: str, fleet: config.Fleet = QUIET, guard: config.Guard = GUARD, **given: str
+        self,
+        *names: str,
+        fleet: config.Fleet = QUIET,
+        guard: config.Guard = GUARD,
+        device: str = "cpu",
+        unqualified: bool = False,
+        **given: str,
     ) -> None:
         self.now = 1000.0
         self.fleet = FakeFleet(given.get("refuses", ""))
@@ -164,11 +215,11 @@ class Scene:
         workers = {
             name: (
                 Spec(name, "module", Path(f"{name}.log")),
-                Open(name, "model", None, config.Generator(), "store", CANARY),
+                Open(name, "model", None, config.Generator(device=device), "store", CANARY),
             )
             for name in names
         }
-        self.crew = Crew(self.fleet, workers, fleet, guard, prompt, VOCAB, self._note)
+        self.crew = Crew(self.fleet, workers, fleet, guard, prompt, VOCAB, self._note, unqualified)
         self.crew.keep = lambda found: self.kept.extend(key for key, _ in found)
 
     def _note(self, *event: str) -> None:
@@ -228,6 +279,7 @@ class Scene:
     def dawdle(self, name: str) -> None:
         """This worker lives, and does not get done what it was asked until it is too late."""
         limits = {State.STARTING: 100, State.LOADING: 50, State.GENERATING: 200}
+        limits[State.QUALIFYING] = 300
         everyone = " ".join(self.fleet.alive)
         self.wait(limits[self.state(name)] - 1, everyone)
         assert name in self.fleet.alive

@@ -12,12 +12,24 @@ import threading
 import time
 from pathlib import Path
 
+from interlock.chips import certificates
 from interlock.fleet.base import Channel
-from interlock.records import Completion, FinishReason, Group, Problem
+from interlock.records import (
+    Certificate,
+    Completion,
+    Finding,
+    FinishReason,
+    Group,
+    Problem,
+    Result,
+    Stack,
+    Trust,
+)
 from interlock.rollout import protocol
-from interlock.rollout.protocol import Generate, Load, Open
+from interlock.rollout.protocol import Generate, Load, Open, Qualified, Qualify
 
 VOCAB = 100
+STACK = Stack("cpu", "no chip", "", "", "", "", "", "")
 
 
 def score(version: int, tokens: int) -> list[float]:
@@ -70,7 +82,7 @@ class Stub:
                 return
             case "mute_start":
                 time.sleep(1e6)
-        self.send(protocol.Opened("stub 1", "nothing", "float32"))
+        self.send(protocol.Opened("stub 1", "nothing", "float32", STACK))
 
     def load(self, asked: Load) -> None:
         fault = self.due("load", "die_loading", "link", "wrong_digest", "stale", "decode", "off")
@@ -97,6 +109,17 @@ class Stub:
                 fetched_bytes=1000,
             )
         )
+
+    def qualify(self, asked: Qualify) -> None:
+        """As qualify/worker.py would."""
+        fault = self.due("qualify", "unfit", "die_qualifying")
+        if fault == "die_qualifying":
+            os.kill(os.getpid(), signal.SIGKILL)
+        trust = Trust.REJECT if fault else Trust.TRAIN
+        result = Result.FAIL if fault else Result.PASS
+        findings = [Finding("engine-parity", result, "logprobs are off by 0.3")]
+        found = Certificate(STACK, asked.device, 1, asked.level, trust, [], findings, 1.0)
+        self.send(Qualified(certificates.seal(found)))
 
     def generate(self, asked: Generate) -> None:
         fault = self.due(
@@ -163,3 +186,5 @@ def serve(channel: Channel) -> None:
                 stub.load(asked)
             case Generate() as asked:
                 stub.generate(asked)
+            case Qualify() as asked:
+                stub.qualify(asked)

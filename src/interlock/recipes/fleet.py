@@ -55,10 +55,10 @@ def check(recipe: Recipe) -> None:
             )
 
 
-def open_inline(recipe: Recipe, model: Path) -> Inline:
-    """The one generator of a recipe, in this process. Raises UserError."""
+def open_inline(recipe: Recipe, model: Path, trust: str) -> Inline:
+    """The one generator of a recipe, in this process, on a chip of this trust. Raises UserError."""
     ((name, settings),) = config.workers(recipe).items()
-    return Inline(open_generator(settings, model, recipe.model.chat_template, name))
+    return Inline(open_generator(settings, model, recipe.model.chat_template, name), trust)
 
 
 def open_fleet(
@@ -106,6 +106,7 @@ def open_fleet(
         lambda problem: tokenizer.chat(problem.messages),
         read_architecture(model).vocab,
         note,
+        recipe.unqualified,
     )
 
 

@@ -13,12 +13,15 @@ from typing import Any
 
 from msgspec import to_builtins
 
+from interlock import config
 from interlock.config import Grpo
 from interlock.errors import TrainingError
 from interlock.learner.learner import Mismatch, StepResult
 from interlock.recipes.stage import Stage
+from interlock.rollout.admission import hint
 
 _TOKENS = 128  # fewer say nothing
+_CHECKS = ("engine-parity", "stale-weights")  # would tell more of a mismatch
 
 Buckets = dict[str, dict[int, Mismatch]]  # worker -> staleness -> mismatch
 
@@ -84,12 +87,15 @@ class Guard:
         if k3 <= limits.quarantine:
             if worker not in self._warned:
                 self._warned.add(worker)
-                message = f"{worker}: {found} {limits.warn:g}"
+                message = f"{worker}: {found} {limits.warn:g}; {self._hint(worker)}"
                 self._stage.event("worker_mismatch", message, worker=worker)
             return
         if self._stage.recipe.fleet.kind == "inline":
             raise TrainingError(
                 f"{worker}: {found} {limits.quarantine:g}; its numbers are off, and there is no "
-                "other: give it a wider dtype, or raise guard.quarantine"
+                f"other: give it a wider dtype, or raise guard.quarantine; {self._hint(worker)}"
             )
-        self._generators.quarantine(worker, f"{found} {limits.quarantine:g}")
+        self._generators.quarantine(worker, f"{found} {limits.quarantine:g}", _CHECKS)
+
+    def _hint(self, worker: str) -> str:
+        return hint(config.workers(self._stage.recipe)[worker], _CHECKS)

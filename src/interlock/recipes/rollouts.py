@@ -93,13 +93,18 @@ class Rollouts:
 
     def _drop(self) -> None:
         """Forget the groups that may not be used; their problems are then ordered again."""
-        out = self._generators.quarantined()
+        out, withdrawn = self._generators.quarantined(), self._generators.withdrawn()
+        distrusted = {
+            sequence
+            for sequence, group in self._buffer.items()
+            if group.worker in out or sequence in withdrawn
+        }
         unusable = {
             sequence: group
             for sequence, group in self._buffer.items()
-            if group.worker in out or not 0 <= self.staleness(group) <= self._cap
+            if sequence in distrusted or not 0 <= self.staleness(group) <= self._cap
         }
-        stale = sum(group.worker not in out for group in unusable.values())
+        stale = len(unusable.keys() - distrusted)
         if stale:
             self.stale += stale
             message = (

@@ -8,7 +8,7 @@ again, not generated again, so it goes exactly where the interrupted one was goi
 
 import importlib
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
@@ -30,9 +30,11 @@ from interlock.models.decoder import Decoder
 from interlock.models.fetch import find_model
 from interlock.models.huggingface import read_architecture
 from interlock.models.tokenizer import Tokenizer
-from interlock.recipes import fleet
+from interlock.recipes import fleet, gate
+from interlock.recipes.gate import Use
 from interlock.recipes.stage import Stage
 from interlock.recipes.watch import Watch
+from interlock.records import Role
 from interlock.rollout.generators import Generators, Inline
 from interlock.rundir import Checkpoint, RunDir
 
@@ -49,15 +51,23 @@ def train(
     Raises UserError when the recipe, the model, the data or the directory is not fit, as a rule
     before anything is written; TrainingError when the run cannot go on.
     """
-    with join(recipe.learner.device) as world:
+    world = join(recipe.learner.device)
+    trains = gate.learner(recipe.learner.device, world)  # all ranks do, before rank 0 leads
+    with world:
         if world.rank > 0:
             follow(world)
         else:
-            _lead(world, recipe, directory, resume, watch or Watch())
+            _lead(world, trains, recipe, directory, resume, watch or Watch())
 
 
-def _lead(world: World, recipe: Recipe, directory: Path, resume: bool, watch: Watch) -> None:
+def _lead(
+    world: World, trains: Use, recipe: Recipe, directory: Path, resume: bool, watch: Watch
+) -> None:
     """What `train` does in the first, and as a rule only, process of the learner."""
+    uses = [trains]
+    if recipe.fleet.kind == "inline" and _generates(recipe):
+        uses.append(gate.inline(recipe.generator[0].device))
+    gate.check(uses, recipe.unqualified)
     recipe = _settled(recipe, directory if resume else None)
     watch.phase("opening the model")
     model = find_model(recipe.model.path, watch.note)
@@ -71,12 +81,13 @@ def _lead(world: World, recipe: Recipe, directory: Path, resume: bool, watch: Wa
     fleet.check(recipe)
     decoder = load_decoder(model, torch.float32, world.loading)
     decoder = sharding.shard(decoder, recipe.learner, world)
-    inline = _inline(recipe, model)
+    inline = _inline(recipe, model, uses)
     if resume:
         run = RunDir.open(directory, to_tree(recipe))
     else:
         run = RunDir.create(directory, to_tree(recipe), versions())
     with run, ExitStack() as stack:
+        _note_unqualified(uses, run, watch)
         generators: Generators | None = inline
         if inline is None and _generates(recipe):
             generators = fleet.open_fleet(recipe, model, tokenizer, run, watch)
@@ -160,11 +171,20 @@ def _generates(recipe: Recipe) -> bool:
     return any(stage.task is not None for stage in recipe.stage)
 
 
-def _inline(recipe: Recipe, model: Path) -> Inline | None:
+def _inline(recipe: Recipe, model: Path, uses: Sequence[Use]) -> Inline | None:
     """The recipe's generator when it runs in this process and a stage has something to generate."""
-    if recipe.fleet.kind != "inline" or not _generates(recipe):
-        return None
-    return fleet.open_inline(recipe, model)
+    for use in uses:
+        if use.role is Role.GENERATE:
+            return fleet.open_inline(recipe, model, use.trust)
+    return None
+
+
+def _note_unqualified(uses: Sequence[Use], run: RunDir, watch: Watch) -> None:
+    for use in uses:
+        if use.why:
+            message = f"{use.device} is used unqualified to {use.role}: {use.why}"
+            run.event("unqualified", message, device=use.device, reason=use.why)
+            watch.note(message)
 
 
 def _restore(stage: Stage[Any], newest: Checkpoint) -> None:

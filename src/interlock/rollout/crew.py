@@ -6,25 +6,42 @@
                                    ^  └──> generating ──Finished──> ready┤
                                    └── other weights are loaded first    │
     too many failures in a row ─> retired <──────────────────────────────┘
-    numbers that are off ─> quarantined
+    numbers that are off ─> quarantined ──> qualifying ──passed──> restarting
+                                 ^              │
+                                 └── for good ──┘ failed, lost, late
 
-A unit of work belongs to one worker at a time and is given out again whole when that worker fails.
-Every state but ready has a deadline. No threads here: see dispatcher.py.
+A worker in quarantine is killed, and another program (qualify/worker.py) takes its place, in its
+environment and on its device, to find out whether it may come back. What becomes of the work of a
+worker that fails stands in backlog.py. Every state but ready has a deadline. No threads here: see
+dispatcher.py.
 """
 
+import math
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 
 from interlock import config
+from interlock.chips import certificates
 from interlock.errors import ConfigError, TrainingError, UserError
 from interlock.fleet.base import Event, Fleet, Lost, Spec
-from interlock.records import Problem
+from interlock.records import Problem, Stack
 from interlock.rollout import protocol
-from interlock.rollout.generators import Keep, Outcome, Purpose, State, Work, WorkerFacts, no_keep
+from interlock.rollout.admission import UNQUALIFIED, admission, hint, verdict
+from interlock.rollout.backlog import Backlog, Unit
+from interlock.rollout.generators import (
+    OUT,
+    Keep,
+    Outcome,
+    Purpose,
+    State,
+    Work,
+    WorkerFacts,
+    no_keep,
+)
 from interlock.rollout.judge import Target, doubt, mean_k3, refusal
 from interlock.rollout.protocol import (
     Alive,
@@ -36,10 +53,17 @@ from interlock.rollout.protocol import (
     Open,
     Opened,
     Prefetch,
+    Qualified,
+    Qualify,
 )
 
+_QUALIFY = "interlock.qualify.worker"  # of a higher floor: known by name only
+_NUMERICS = ("engine-parity",)  # the checks that would tell more of what was seen of a worker
+_PROOF = ("stale-weights",)
+_GARBAGE = ("forward",)
 _LONGEST_BACKOFF_S = 60.0
 _REASON = 300  # characters of what a worker says of a failure
+_MESSAGE = 1000  # characters of one of ours that quotes it: the remedy stands at its end
 _OWN_PAUSE_S = 5.0  # without a look at the workers: this process was stopped, or busy
 _UP = (State.LOADING, State.READY, State.GENERATING)
 _GONE = (State.QUARANTINED, State.RETIRED)
@@ -47,25 +71,10 @@ _GONE = (State.QUARANTINED, State.RETIRED)
 Note = Callable[[str, str, str], None]  # kind, message, worker
 
 
-def _brief(text: str) -> str:
+def _brief(text: str, length: int = _REASON) -> str:
     """What a worker says, as one line of plain text for events and terminals."""
-    plain = "".join(c if c.isprintable() else " " for c in text[:_REASON])
+    plain = "".join(c if c.isprintable() else " " for c in text[:length])
     return " ".join(plain.split())
-
-
-@dataclass(eq=False)
-class _Unit:
-    """Work on its way. `avoid`: workers that failed it, given another only if there is one."""
-
-    number: int
-    work: Work
-    strikes: int = 0
-    avoid: set[str] = field(default_factory=set)
-
-    @property
-    def urgency(self) -> tuple[bool, int]:
-        """Evaluations first, then the oldest problem."""
-        return self.work.purpose is not Purpose.EVALUATE, self.work.keys[0]
 
 
 @dataclass(eq=False)
@@ -78,11 +87,14 @@ class _Worker:
     idle_until: float = 0.0  # back-off of a live process
     began: float = 0.0  # loading or generating
     failures: int = 0  # in a row
-    unit: _Unit | None = None
+    unit: Unit | None = None
+    given: set[int] = field(default_factory=set)  # keys of its training groups, unless made again
+    stack: Stack | None = None
     loading: Target | None = None
     serves: Target | None = None  # None: to be loaded and proven (again)
     proven: Target | None = None  # the last that this process proved
     warned: bool = False  # of its mismatch
+    may_return: bool = False  # in quarantine, to be qualified
     mistake: bool = False  # it was set up in a way that can never work
     reason: str = ""  # of the last failure
 
@@ -103,21 +115,23 @@ class Crew:
         prompt: Callable[[Problem], list[int]],
         vocab: int,
         note: Note,
+        unqualified: bool = False,
     ) -> None:
         """Starts the workers. `prompt` gives the learner's tokens of a problem, `vocab` is how many
-        tokens it knows.
+        tokens it knows; `unqualified`: those without a certificate are used.
         """
         self.outcomes: dict[Purpose, deque[Outcome]] = defaultdict(deque)
+        self.withdrawn: set[int] = set()  # see generators.py
         self.keep: Keep = no_keep
         self.doubts_store = False  # a worker could not fetch the weights
         self._fleet, self._settings, self._guard = fleet, settings, guard
         self._prompt, self._vocab, self._note = prompt, vocab, note
+        self._unqualified = unqualified
         self._workers = {name: _Worker(spec, open) for name, (spec, open) in workers.items()}
         self._target: Target | None = None
         self._first: Target | None = None
         self._announce = False
-        self._waiting: list[_Unit] = []
-        self._units = 0
+        self._backlog = Backlog(settings.strikes)
         self._condemned: list[str] = []  # to be killed
         self._looked = time.monotonic()
         for worker in self._workers.values():
@@ -125,7 +139,18 @@ class Crew:
 
     @property
     def all_gone(self) -> bool:
-        return all(worker.facts.state in _GONE for worker in self._workers.values())
+        workers = self._workers.values()
+        return all(w.facts.state in _GONE and not w.may_return for w in workers)
+
+    @property
+    def admitted(self) -> bool:
+        """Whether all that need a certificate have shown it, or failed before they could."""
+        return not any(
+            certificates.needed(certificates.kind_of(worker.open.settings.device))
+            and worker.facts.state is State.STARTING
+            and not worker.facts.restarts
+            for worker in self._workers.values()
+        )
 
     def why_gone(self) -> UserError | TrainingError:
         """What to raise when no worker is left: the user's mistake if none could ever work."""
@@ -146,14 +171,28 @@ class Crew:
         self._target, self._announce = target, True
 
     def order(self, work: Work) -> None:
-        self._enqueue(work)
+        self._backlog.add(work)
+        if work.purpose is Purpose.TRAIN:
+            self.withdrawn.difference_update(work.keys)
+            for worker in self._workers.values():
+                worker.given.difference_update(work.keys)
 
-    def quarantine(self, name: str, reason: str) -> None:
-        """Never use a worker again. Like all but `attend`, touches no process."""
+    def quarantine(self, name: str, reason: str, checks: Sequence[str] = _NUMERICS) -> None:
+        """Use a worker no more, unless it is qualified anew; `checks` would tell more.
+
+        Like all but `attend`, touches no process.
+        """
         worker = self._workers[name]
-        if worker.facts.state is not State.QUARANTINED:  # a retired one's groups go as well
-            self._end(worker, State.QUARANTINED, reason)
-            self._note("worker_quarantined", f"{name} is quarantined: {reason}", name)
+        if worker.facts.state in OUT:
+            return
+        again = worker.facts.requalified < self._settings.requalify
+        # A retired one's groups go as well, but it does not come back.
+        worker.may_return = again and worker.facts.state is not State.RETIRED
+        self._end(worker, State.QUARANTINED, reason)
+        self.withdrawn |= worker.given
+        worker.given.clear()
+        message = f"{name} is quarantined: {reason}; {hint(worker.open.settings, checks)}"
+        self._note("worker_quarantined", message, name)
 
     def dropped(self, name: str) -> None:
         if name in self._workers:  # a group from the ledger may be of one that is no more
@@ -161,12 +200,15 @@ class Crew:
 
     def attend(self, events: Sequence[Event]) -> None:
         """Take in what the fleet saw, look at the deadlines, and give out what can be done."""
-        for name in self._condemned:
+        killed, self._condemned = self._condemned, []
+        for name in killed:
             self._fleet.kill(name)
-        self._condemned.clear()
         self._forgive()
         for name, event in events:
             self._hear(self._workers[name], event)
+        for name in killed:
+            if self._workers[name].may_return:
+                self._qualify(self._workers[name])
         self._look_at_deadlines()
         self._give_out()
 
@@ -205,16 +247,73 @@ class Crew:
                 self._loaded(worker, reply)
             case Finished() if state is State.GENERATING:
                 self._finished(worker, reply)
+            case Qualified() if state is State.QUALIFYING:
+                self._qualified(worker, reply)
             case _:
                 self._garbage(worker, f"{type(reply).__name__} while {state}")
 
     def _opened(self, worker: _Worker, reply: Opened) -> None:
         facts = worker.facts
         facts.engine, facts.device = _brief(reply.engine), _brief(reply.device)
-        facts.dtype = _brief(reply.dtype)
+        facts.dtype, worker.stack = _brief(reply.dtype), reply.stack
+        if not self._admit(worker, reply):
+            return
         facts.state = State.READY
         what = f"{facts.engine} on {facts.device}, {facts.dtype}"
         self._note("worker_started", f"{worker.name} is up: {what}", worker.name)
+
+    def _admit(self, worker: _Worker, reply: Opened) -> bool:
+        """Whether its chip may generate. Raises ConfigError on the first start of one that may not:
+        the run was set up that way.
+        """
+        facts, device = worker.facts, worker.open.settings.device
+        before, (facts.trust, found) = facts.trust, admission(worker.open, reply)
+        if found is None:
+            return True
+        why = _brief(found, _MESSAGE)
+        if self._unqualified:
+            if before != UNQUALIFIED:
+                message = f"{worker.name} generates unqualified on {device}: {why}"
+                self._note("unqualified", message, worker.name)
+            return True
+        worker.mistake = True
+        self._retire(worker, why)
+        if not facts.restarts:
+            raise ConfigError(f"{worker.name} may not generate on {device}: {why}")
+        return False
+
+    def _qualify(self, worker: _Worker) -> None:
+        """Put the program in its place that finds out whether it may come back."""
+        worker.may_return = False
+        worker.facts.requalified += 1
+        device, limit = worker.open.settings.device, self._settings.qualify_s
+        try:
+            self._fleet.start(msgspec.structs.replace(worker.spec, module=_QUALIFY))
+        except ConfigError as error:
+            self._keep_out(worker, str(error))
+            return
+        self._begin(worker, State.QUALIFYING, limit)
+        worker.heard = math.inf  # like an engine, it may start in silence
+        self._send(worker, Qualify(device, "quick"))
+        message = f"{worker.name}: {device} is being qualified, {limit:g} s at most"
+        self._note("worker_qualifying", message, worker.name)
+
+    def _qualified(self, worker: _Worker, reply: Qualified) -> None:
+        if why := verdict(reply, worker.stack):
+            self._keep_out(worker, _brief(why, _MESSAGE))
+            return
+        self._fleet.kill(worker.name)
+        worker.failures, worker.warned, worker.reason = 0, False, ""
+        worker.serves = worker.proven = worker.facts.weight_version = None
+        worker.facts.state, worker.deadline = State.RESTARTING, time.monotonic()
+        message = f"{worker.name} comes back: {worker.open.settings.device} passed qualify --quick"
+        self._note("worker_readmitted", message, worker.name)
+
+    def _keep_out(self, worker: _Worker, why: str) -> None:
+        self._fleet.kill(worker.name)
+        worker.facts.state, worker.reason = State.QUARANTINED, f"{worker.reason}; {why}"
+        message = f"{worker.name} stays in quarantine: {worker.reason}"
+        self._note("worker_quarantined", message, worker.name)
 
     def _loaded(self, worker: _Worker, reply: Loaded) -> None:
         facts, target, limit = worker.facts, worker.loading, self._guard.quarantine
@@ -223,6 +322,7 @@ class Crew:
         facts.fetched_bytes += reply.fetched_bytes
         before = worker.proven or self._first  # a new process may still serve what it opened with
         if why := doubt(reply, target, before, worker.open.canary, limit):
+            why = f"{why}; {hint(worker.open.settings, _PROOF)}"
             self._restart(worker, "worker_unproven", why)
             return
         worker.serves = worker.proven = target
@@ -245,7 +345,7 @@ class Crew:
             number = serves.version.number
             why = refusal(reply.groups, unit.work, prompts, number, worker.name, self._vocab)
         if why:
-            self._garbage(worker, why)
+            self._garbage(worker, f"{why}; {hint(worker.open.settings, _GARBAGE)}")
             return
         found = [  # the verifier reads the problem: ours, not what the worker made of it
             (key, msgspec.structs.replace(group, problem=problem))
@@ -255,6 +355,7 @@ class Crew:
         ]
         if unit.work.purpose is Purpose.TRAIN:
             self.keep(found)
+            worker.given.update(unit.work.keys)
         self.outcomes[unit.work.purpose] += [Outcome(key, group) for key, group in found]
         facts.groups += len(found)
         facts.tokens += sum(len(c.tokens) for group in reply.groups for c in group.completions)
@@ -264,6 +365,9 @@ class Crew:
     def _failed(self, worker: _Worker, reply: Failed) -> None:
         """It is alive, and says that it could not do what it was asked."""
         state, reason = worker.facts.state, _brief(reply.reason)
+        if state is State.QUALIFYING:
+            self._restart(worker, "", reason)
+            return
         if state is State.READY:
             self._garbage(worker, "a failure of nothing that it was asked")
             return
@@ -295,6 +399,9 @@ class Crew:
     def _restart(self, worker: _Worker, kind: str, reason: str) -> None:
         """Kill a worker that is lost already, or not to be trusted; start it again later."""
         self._fleet.kill(worker.name)
+        if worker.facts.state is State.QUALIFYING:
+            self._keep_out(worker, f"it could not be qualified: {reason}")
+            return
         if kind:
             self._note(kind, f"{worker.name}: {reason}", worker.name)
             worker.failures += 1
@@ -321,32 +428,16 @@ class Crew:
         worker.facts.state, worker.reason = state, reason
 
     def _take_back(self, worker: _Worker, struck: bool = True) -> None:
-        """Give the worker's unit out again; problems that keep failing are set aside."""
+        """Give the worker's unit out again, or set aside what keeps failing."""
         unit, worker.unit = worker.unit, None
         if unit is None:
             return
         worker.facts.redispatched += 1
-        unit.avoid.add(worker.name)
-        unit.strikes += struck
-        last, alone = self._settings.strikes, len(unit.work.keys) == 1
-        if unit.strikes >= last and alone:
-            self._set_aside(unit, worker)
-        elif struck and unit.strikes >= last - 1 and not alone:
-            for index in range(len(unit.work.keys)):  # to find the one
-                strikes = min(unit.strikes, last - 1)
-                self._enqueue(unit.work.part(index), strikes, unit.avoid)
-        else:
-            self._waiting.append(unit)
-
-    def _set_aside(self, unit: _Unit, worker: _Worker) -> None:
-        (key,), (problem,) = unit.work.keys, unit.work.problems
-        why = f"{unit.strikes} workers failed on it, {worker.name} last"
-        self.outcomes[unit.work.purpose].append(Outcome(key, None, why))
-        self._note("problem_set_aside", f"problem {problem.id!r} is set aside: {why}", worker.name)
-
-    def _enqueue(self, work: Work, strikes: int = 0, avoid: Set[str] = frozenset()) -> None:
-        self._units += 1
-        self._waiting.append(_Unit(self._units, work, strikes, set(avoid)))
+        if why := self._backlog.give_back(unit, worker.name, struck):
+            (key,), (problem,) = unit.work.keys, unit.work.problems
+            self.outcomes[unit.work.purpose].append(Outcome(key, None, why))
+            message = f"problem {problem.id!r} is set aside: {why}"
+            self._note("problem_set_aside", message, worker.name)
 
     def _forgive(self) -> None:
         now = time.monotonic()
@@ -379,7 +470,7 @@ class Crew:
             return
         version = target.version
         announced, self._announce = self._announce, False
-        self._waiting.sort(key=lambda unit: unit.urgency)
+        up = {name for name, worker in self._workers.items() if worker.facts.state in _UP}
         for worker in self._workers.values():
             if announced and worker.facts.state is State.GENERATING:
                 self._send(worker, Prefetch(version.number, version.digest))
@@ -389,20 +480,11 @@ class Crew:
                 worker.loading = target
                 self._begin(worker, State.LOADING, self._settings.load_s)
                 self._send(worker, Load(version.number, version.digest))
-            elif unit := self._pick(worker):
+            elif unit := self._backlog.pick(worker.name, up):
                 worker.unit, work = unit, unit.work
                 self._begin(worker, State.GENERATING, self._settings.unit_s)
                 asked = list(work.problems), work.completions, work.sampling, work.seed
                 self._send(worker, Generate(unit.number, version.number, *asked))
-
-    def _pick(self, worker: _Worker) -> _Unit | None:
-        """The most urgent unit; one that this worker failed, only if no other is up to take it."""
-        up = {w.name for w in self._workers.values() if w.facts.state in _UP}
-        for unit in self._waiting:
-            if worker.name not in unit.avoid or up <= unit.avoid:
-                self._waiting.remove(unit)
-                return unit
-        return None
 
     def _begin(self, worker: _Worker, state: State, limit_s: float) -> None:
         worker.facts.state, worker.began = state, time.monotonic()

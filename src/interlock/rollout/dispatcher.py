@@ -8,7 +8,7 @@ The thread owns the fleet. What happens to a worker stands in crew.py.
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import closing
 
 from torch import Tensor
@@ -19,12 +19,12 @@ from interlock.fleet.base import Fleet, Spec
 from interlock.records import Problem, WeightVersion
 from interlock.rollout.crew import Crew, Note
 from interlock.rollout.generators import (
+    OUT,
     Keep,
     Outcome,
     Published,
     Purpose,
     Score,
-    State,
     Work,
     WorkerFacts,
     no_progress,
@@ -53,10 +53,11 @@ class Dispatcher:
         prompt: Callable[[Problem], list[int]],
         vocab: int,
         note: Note,
+        unqualified: bool = False,
     ) -> None:
         """`open_fleet` is called on the dispatcher's own thread, `note` on any; `prompt` gives the
-        learner's own tokens of a problem, `vocab` their number. Raises UserError when the fleet
-        cannot be had.
+        learner's own tokens of a problem, `vocab` their number; `unqualified`: workers without a
+        certificate are used. Raises UserError when the fleet cannot be had.
         """
         self.progress: Callable[[], None] = no_progress
         self._publisher, self._note = publisher, note
@@ -73,7 +74,8 @@ class Dispatcher:
         def work() -> None:
             try:
                 with closing(open_fleet()) as self._fleet:
-                    self._crew = Crew(self._fleet, workers, settings, guard, prompt, vocab, note)
+                    crew = self._fleet, workers, settings, guard, prompt, vocab, note, unqualified
+                    self._crew = Crew(*crew)
                     opened.set()
                     self._work()
             except BaseException as error:  # handed to the recipe's thread
@@ -127,27 +129,34 @@ class Dispatcher:
     def collect(self, purpose: Purpose, timeout_s: float) -> list[Outcome]:
         with self._changed:
             outcomes = self._crew.outcomes[purpose]
-            self._changed.wait_for(
-                lambda: outcomes or self._error or self._crew.all_gone, timeout_s
-            )
+
+            def ready() -> bool:
+                """Nothing is learned before every chip has shown that it may take part."""
+                return bool(outcomes) and (purpose is not Purpose.TRAIN or self._crew.admitted)
+
+            self._changed.wait_for(lambda: ready() or self._error or self._crew.all_gone, timeout_s)
             if self._error is not None:
                 raise self._error
-            found = list(outcomes)
-            outcomes.clear()
+            found = list(outcomes) if ready() else []
+            if found:
+                outcomes.clear()
             for _ in found:
                 self.progress()
             if not found and self._crew.all_gone:
                 raise self._crew.why_gone()
             return found
 
-    def quarantine(self, worker: str, reason: str) -> None:
+    def quarantine(self, worker: str, reason: str, checks: Sequence[str] = ()) -> None:
         with self._changed:
-            self._crew.quarantine(worker, reason)
+            self._crew.quarantine(worker, reason, checks)
         self._fleet.wake()
 
     def quarantined(self) -> frozenset[str]:
-        states = {name: facts.state for name, facts in self.facts().items()}
-        return frozenset(name for name, state in states.items() if state is State.QUARANTINED)
+        return frozenset(name for name, facts in self.facts().items() if facts.state in OUT)
+
+    def withdrawn(self) -> Set[int]:
+        with self._changed:
+            return frozenset(self._crew.withdrawn)
 
     def dropped(self, worker: str) -> None:
         with self._changed:

@@ -9,7 +9,7 @@ number of worker processes. What the recipe does is the same.
 
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple, Protocol
@@ -67,8 +67,12 @@ class State(StrEnum):
     READY = "ready"
     GENERATING = "generating"
     RESTARTING = "restarting"
-    QUARANTINED = "quarantined"  # its numbers are off: not used again in this session
+    QUARANTINED = "quarantined"  # its numbers are off: not used, unless it is qualified anew
+    QUALIFYING = "qualifying"  # in quarantine, and its device is being qualified
     RETIRED = "retired"  # failed too often
+
+
+OUT = frozenset({State.QUARANTINED, State.QUALIFYING})
 
 
 class WorkerFacts(msgspec.Struct):
@@ -78,6 +82,7 @@ class WorkerFacts(msgspec.Struct):
     engine: str | None = None
     device: str | None = None
     dtype: str | None = None
+    trust: str | None = None  # of its certificate; "cpu", which needs none; or "unqualified"
     weight_version: int | None = None
     groups: int = 0  # given
     tokens: int = 0
@@ -88,6 +93,7 @@ class WorkerFacts(msgspec.Struct):
     redispatched: int = 0  # units taken from it and given out again
     refused: int = 0  # answers that were garbage
     restarts: int = 0
+    requalified: int = 0  # times that its device was qualified anew
     canary_k3: float | None = None  # learner against prefill, same text and weights
 
 
@@ -129,10 +135,15 @@ class Generators(Protocol):
         Raises TrainingError when no generator is left, ConfigError when none could ever work.
         """
 
-    def quarantine(self, worker: str, reason: str) -> None:
-        """Do not use a worker again."""
+    def quarantine(self, worker: str, reason: str, checks: Sequence[str] = ()) -> None:
+        """Do not use a worker, unless it is qualified anew. `checks` would tell more."""
 
     def quarantined(self) -> frozenset[str]: ...
+
+    def withdrawn(self) -> Set[int]:
+        """Keys of training groups that were made by a worker before its quarantine, and may not be
+        used, wherever it is now; until they are ordered again.
+        """
 
     def dropped(self, worker: str) -> None:
         """Count a group of this worker that will not be used."""
@@ -155,14 +166,15 @@ class Inline:
 
     size = 1
 
-    def __init__(self, generator: Generator) -> None:
+    def __init__(self, generator: Generator, trust: str = "cpu") -> None:
         self.keep: Keep = no_keep
         self.progress: Callable[[], None] = no_progress
         self.version: int | None = None
         self._generator = generator
         self._waiting: dict[Purpose, deque[Work]] = defaultdict(deque)
         engine = generator.engine
-        self._facts = WorkerFacts(State.READY, engine.description, engine.device, engine.dtype)
+        told = engine.description, engine.device, engine.dtype
+        self._facts = WorkerFacts(State.READY, *told, trust)
 
     def publish(self, number: int, tensors: Mapping[str, Tensor], score: Score) -> Published:
         began = time.monotonic()
@@ -195,13 +207,16 @@ class Inline:
             self.keep(found)
         return [Outcome(key, group) for key, group in found]
 
-    def quarantine(self, worker: str, reason: str) -> None:
+    def quarantine(self, worker: str, reason: str, checks: Sequence[str] = ()) -> None:
         """There is nothing to put in its place: the caller decides what becomes of the run."""
         self._facts.state = State.QUARANTINED
 
     def quarantined(self) -> frozenset[str]:
         out = self._facts.state is State.QUARANTINED
         return frozenset({self._generator.name}) if out else frozenset()
+
+    def withdrawn(self) -> Set[int]:
+        return frozenset()
 
     def dropped(self, worker: str) -> None:
         self._facts.dropped += 1

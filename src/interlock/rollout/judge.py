@@ -91,7 +91,8 @@ def doubt(
     """Why a worker that says it loaded `target` does not serve it; None when all fits.
 
     `before` is what the worker proved last, and a stale engine would still be serving; `limit`
-    the mean k3 beyond which two scores of the same tokens contradict each other.
+    the mean k3 beyond which two scores of the same tokens contradict each other. Where those of the
+    text do, the numbers are off, whatever is served, and a restart mends nothing: no doubt then.
     """
     number = target.version.number
     if loaded.number != number:
@@ -110,7 +111,8 @@ def doubt(
             return f"its canary has a log-probability of {value}"
     if before is not None and _closer(loaded.text, before.text, target.text):
         return f"it still serves version {before.version.number} instead of {number}"
-    if (apart := mean_k3(loaded.prefill, loaded.decode)) > limit:
+    apart = mean_k3(loaded.prefill, loaded.decode)
+    if apart > limit >= mean_k3(target.text, loaded.text):
         return f"decode and prefill disagree at version {number} (k3 {apart:.2g} > {limit:g})"
     return None
 

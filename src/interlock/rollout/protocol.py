@@ -2,6 +2,8 @@
 
     dispatcher ── Open, Load, Prefetch, Generate ────────────────────> worker
                <── Opened, Loaded, Finished, Failed │ Alive every few s ──
+               ── Qualify ──> the same device, another program (qualify/worker.py)
+               <── Qualified, Failed │ Alive ──
 
 A worker does one thing at a time, in the order asked. Importing this needs no torch.
 """
@@ -11,7 +13,7 @@ from typing import Any
 import msgspec
 
 from interlock import config
-from interlock.records import Group, Problem, Sampling
+from interlock.records import Certificate, Group, Problem, Sampling, Stack
 
 
 class _Message(msgspec.Struct, frozen=True, tag_field="is", forbid_unknown_fields=True):
@@ -62,10 +64,19 @@ class Generate(_Message, frozen=True, tag="generate"):
     seed: int
 
 
+class Qualify(_Message, frozen=True, tag="qualify"):
+    """Find out what the device called `device` may be trusted with."""
+
+    device: str
+    level: str
+
+
 class Opened(_Message, frozen=True, tag="opened"):
     engine: str  # "torch 2.13.0", "vllm 0.32.0"
     device: str
     dtype: str
+    stack: Stack | None = None  # None: an older worker, which does not tell
+    certificate: Certificate | None = None  # as filed on the worker's machine
 
 
 class Loaded(_Message, frozen=True, tag="loaded"):
@@ -84,6 +95,10 @@ class Finished(_Message, frozen=True, tag="finished"):
     groups: list[Group]
 
 
+class Qualified(_Message, frozen=True, tag="qualified"):
+    certificate: Certificate
+
+
 class Failed(_Message, frozen=True, tag="failed"):
     """A message could not be carried out. `permanent`: trying again changes nothing."""
 
@@ -95,8 +110,8 @@ class Alive(_Message, frozen=True, tag="alive"):
     """A sign of life, whatever else the worker is doing."""
 
 
-Request = Open | Load | Prefetch | Generate
-Reply = Opened | Loaded | Finished | Failed | Alive
+Request = Open | Load | Prefetch | Generate | Qualify
+Reply = Opened | Loaded | Finished | Qualified | Failed | Alive
 
 
 def encode(message: Any) -> bytes:

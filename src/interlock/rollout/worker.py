@@ -18,6 +18,7 @@ from queue import SimpleQueue
 
 from torch import Tensor
 
+from interlock.chips import certificates, device
 from interlock.errors import InterlockError, SyncError, TrainingError, UserError
 from interlock.fleet.base import Channel
 from interlock.records import Sampling, WeightVersion
@@ -34,6 +35,7 @@ from interlock.rollout.protocol import (
     Open,
     Opened,
     Prefetch,
+    Qualify,
     Reply,
 )
 from interlock.rollout.request import Request
@@ -81,8 +83,8 @@ class Worker:
                     return self._load(WeightVersion(request.number, request.digest))
                 case Generate():
                     return self._generate(request)
-                case Prefetch():
-                    raise AssertionError("taken by _receive")
+                case Prefetch() | Qualify():
+                    raise AssertionError("for _receive, and for another program")
         except InterlockError as error:
             return Failed(" ".join(str(error).split()), permanent=isinstance(error, UserError))
 
@@ -110,7 +112,10 @@ class Worker:
         self._replica = Replica(asked.store)
         self._canary = asked.canary
         engine = self._generator.engine
-        return Opened(engine.description, engine.device, engine.dtype)
+        # Asked last: an engine may insist on being the first to touch the device.
+        stack = device.stack(device.resolve(asked.settings.device))
+        certificate = certificates.find(stack) if certificates.needed(stack.kind) else None
+        return Opened(engine.description, engine.device, engine.dtype, stack, certificate)
 
     def _load(self, version: WeightVersion) -> Loaded:
         assert self._generator and self._replica and self._canary

@@ -46,7 +46,16 @@ from interlock.rundir.ledger import Ledger
 # Settings that a resumed run may change: when things are written, and who generates. (Another
 # generator may round differently: the run goes on, but not bit for bit as it would have.)
 _FREE_TO_CHANGE = frozenset(
-    {"name", "checkpoint_every", "keep_checkpoints", "generator", "fleet", "sync", "guard"}
+    {
+        "name",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "generator",
+        "fleet",
+        "sync",
+        "guard",
+        "unqualified",
+    }
 )
 _LOCK_PATIENCE = 1.0  # seconds; a reader holds the lock for an instant to learn the status
 

@@ -1,0 +1,59 @@
+"""Whether this process's own devices may take the roles that a recipe gives them.
+
+    learner.device ────────── train ─────┐
+    generator.device (inline) generate ──┴─ certificate of its stack ──> Use ──check──> ConfigError
+
+Workers of a fleet show their own certificates, and are judged by rollout/admission.py. With
+`unqualified = true` nothing is refused, and every use is kept as an event of the run.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from interlock.chips import certificates, device
+from interlock.errors import ConfigError
+from interlock.learner.world import World
+from interlock.records import Role
+from interlock.rollout.admission import UNQUALIFIED
+
+
+class Use(NamedTuple):
+    """A device in a role."""
+
+    device: str  # as the recipe names it
+    role: Role
+    trust: str  # of its certificate; "cpu", which needs none; or "unqualified"
+    why: str  # it may not; "": it may
+
+
+def learner(name: str, world: World) -> Use:
+    """Every process of the learner looks at its own; the first that may not train decides."""
+    use = _use(name, world.device or device.resolve(name), Role.TRAIN, world.size)
+    refused = [why for why in world.everyone(use.why) if why]
+    return use._replace(trust=UNQUALIFIED, why=refused[0]) if refused else use
+
+
+def inline(name: str) -> Use:
+    """The generator that runs in the learner's process."""
+    return _use(name, device.resolve(name), Role.GENERATE)
+
+
+def check(uses: Sequence[Use], unqualified: bool) -> None:
+    """Raises ConfigError on the first that may not be, unless all may be used `unqualified`."""
+    for use in uses:
+        if use.why and not unqualified:
+            raise ConfigError(f"{use.device} may not {use.role}: {use.why}")
+
+
+def _use(name: str, place: torch.device, role: Role, world: int = 1) -> Use:
+    stack = device.stack(place)
+    if not certificates.needed(stack.kind):
+        return Use(name, role, stack.kind, "")
+    certificate = certificates.find(stack)
+    why = certificates.refusal(certificate, stack, role, world, device=name)
+    if why is not None:
+        return Use(name, role, UNQUALIFIED, why)
+    assert certificate is not None
+    return Use(name, role, certificate.trust, "")

@@ -1,0 +1,107 @@
+"""No chip takes part without a certificate: the learner's, the generator's, the workers'.
+
+On the simulated device, whose processes end with each test.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+from running import DEADLINE, ENVIRONMENT
+
+from interlock.chips import certificates
+from interlock.records import Certificate, Stack, Trust
+from interlock.rundir import RunDir
+
+SHORT = ("stage.steps=2", "stage.eval.every=0", "checkpoint_every=1")
+INLINE = "generator.device=sim"
+RUN = "run: interlock qualify --device sim"
+
+
+@pytest.fixture
+def filing_cabinet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "certificates"
+    monkeypatch.setitem(ENVIRONMENT, "INTERLOCK_CERTIFICATES", str(path))
+    monkeypatch.setenv("INTERLOCK_CERTIFICATES", str(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def healthy() -> Stack:
+    """The stack of the simulated device here."""
+    code = (
+        "import msgspec, sys; from interlock.chips import device; "
+        "sys.stdout.buffer.write(msgspec.json.encode(device.stack(device.resolve('sim'))))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=DEADLINE)
+    return msgspec.json.decode(done.stdout, type=Stack)
+
+
+def certify(stack: Stack, trust: Trust) -> Certificate:
+    made = Certificate(stack, "sim", 2, "quick", trust, ["soak failed: a flipped bit"], [], 1.0)
+    sealed = certificates.seal(made)
+    certificates.keep(sealed)
+    return sealed
+
+
+def train(recipe: Path, run: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "interlock.cli", "train", str(recipe), "--run", str(run)]
+    return subprocess.run(
+        [*command, *SHORT, *more], env=ENVIRONMENT, capture_output=True, text=True, timeout=DEADLINE
+    )
+
+
+def complaint(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    return line
+
+
+def test_a_device_of_the_learners_process(
+    tiny_recipe: Path, tmp_path: Path, filing_cabinet: Path
+) -> None:
+    """Refused before anything is written; used, and recorded, when told to."""
+    run = tmp_path / "run"
+    line = complaint(train(tiny_recipe, run, INLINE))
+    assert line.startswith("interlock: sim may not generate: there is no certificate for sim (")
+    assert line.endswith(f"; {RUN}") and not run.exists()
+
+    done = train(tiny_recipe, run, INLINE, "--unqualified")
+    assert done.returncode == 0, done.stderr
+    view = RunDir.read(run)
+    assert view.config["unqualified"] is True
+    (event,) = [event for event in view.events() if event["kind"] == "unqualified"]
+    assert event["device"] == "sim" and event["reason"].startswith("there is no certificate for ")
+    assert event["message"].startswith("sim is used unqualified to generate: there is no ")
+    (facts,) = view.metrics()[-1]["workers"].values()
+    assert facts["trust"] == "unqualified"
+    assert "no certificate" in (run / "report.html").read_text()
+    view.check_same_config(view.config | {"unqualified": False})  # a resumed run may change it
+
+
+def test_a_worker_without_a_certificate_stops_the_run_before_anything_is_trained(
+    tiny_recipe: Path, tmp_path: Path, filing_cabinet: Path, healthy: Stack
+) -> None:
+    """Another, which needs none, works by then."""
+    run = tmp_path / "run"
+    recipe = tmp_path / "two.toml"
+    good = '[[generator]]\nname = "good"\n'
+    recipe.write_text(tiny_recipe.read_text().replace("[[generator]]\n", f"{good}[[generator]]\n"))
+    fleet = ("fleet.kind=local", "generator.1.device=sim", "generator.1.name=sim")
+    line = complaint(train(recipe, run, *fleet))
+    assert line.startswith("interlock: sim may not generate on sim: there is no certificate for ")
+    assert line.endswith(f"; {RUN}")
+    view = RunDir.read(run)
+    assert view.status == "failed" and not view.checkpoints()
+    assert all(logged["step"] == 0 for logged in view.metrics())
+
+    certify(healthy, Trust.TRAIN)
+    done = train(recipe, tmp_path / "second", *fleet)
+    assert done.returncode == 0, done.stderr
+    workers = RunDir.read(tmp_path / "second").metrics()[-1]["workers"]
+    assert {name: facts["trust"] for name, facts in workers.items()} == {
+        "good": "cpu",
+        "sim": "train",
+    }

@@ -1,0 +1,86 @@
+"""Who of this process may do what, with devices that are only said to be there."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from interlock.chips import certificates
+from interlock.errors import ConfigError
+from interlock.learner.world import World
+from interlock.recipes import gate
+from interlock.records import Certificate, Role, Stack, Trust
+
+NPU = Stack("npu", "Chip 1", "25.1", "7.7", "CANN 9", "2.13.0", "torch_npu 2.13.0", "0.1")
+RUN = "run: interlock qualify --device npu"
+ALONE = World(torch.device("cpu"))
+
+
+@pytest.fixture(autouse=True)
+def _npu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("INTERLOCK_CERTIFICATES", str(tmp_path))
+    pretended = SimpleNamespace(resolve=lambda _: torch.device("cpu"), stack=lambda _: NPU)
+    monkeypatch.setattr(gate, "device", pretended)
+
+
+def certify(trust: Trust, world: int = 1) -> None:
+    made = Certificate(NPU, "npu", world, "quick", trust, ["backward failed"], [], 1.0)
+    certificates.keep(certificates.seal(made))
+
+
+class Ranks(World):
+    """Rank 0 of several, of which the others say `whys`."""
+
+    def __init__(self, *whys: str) -> None:
+        super().__init__(torch.device("cpu"), size=1 + len(whys))
+        self.whys = whys
+
+    def everyone(self, value: Any) -> list[Any]:
+        return [value, *self.whys]
+
+
+def test_the_cpu_needs_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = Stack("cpu", "", "", "", "", "", "", "")
+    monkeypatch.setattr(gate.device, "stack", lambda _: cpu)
+    assert gate.learner("cpu", ALONE) == ("cpu", Role.TRAIN, "cpu", "")
+    gate.check([gate.inline("cpu")], unqualified=False)
+
+
+@pytest.mark.parametrize(
+    ("trust", "train", "generate"),
+    [
+        (None, "unqualified", "unqualified"),
+        (Trust.TRAIN, "train", "train"),
+        (Trust.GENERATE, "unqualified", "generate"),
+        (Trust.REJECT, "unqualified", "unqualified"),
+        (Trust.UNKNOWN, "unqualified", "unqualified"),
+    ],
+)
+def test_what_each_trust_allows(trust: Trust | None, train: str, generate: str) -> None:
+    if trust is not None:
+        certify(trust)
+    uses = [gate.learner("npu", ALONE), gate.inline("npu")]
+    assert [use.trust for use in uses] == [train, generate]
+    for use in uses:
+        gate.check([use], unqualified=True)
+        if use.trust != "unqualified":
+            gate.check([use], unqualified=False)
+            continue
+        with pytest.raises(ConfigError, match=f"^npu may not {use.role}: .*; {RUN}$"):
+            gate.check([use], unqualified=False)
+
+
+def test_as_many_processes_as_the_collectives_were_proven_with() -> None:
+    certify(Trust.TRAIN, world=2)
+    assert gate.learner("npu", Ranks("")).why == ""
+    refused = gate.learner("npu", Ranks("", ""))
+    expected = "its collectives are proven with 2 processes, and the learner has 3"
+    assert refused.why == f"{expected}; {RUN}"
+
+
+def test_one_process_that_may_not_train_is_enough() -> None:
+    certify(Trust.TRAIN, world=8)
+    use = gate.learner("npu", Ranks("", "no certificate here"))
+    assert (use.trust, use.why) == ("unqualified", "no certificate here")
