@@ -1,0 +1,155 @@
+"""What `interlock qualify` finds: every planted defect, no false alarm, and how long a level takes.
+
+    defects   every defect of chips/defects.py -> found by which check, after how long, the verdict
+    healthy   the healthy CPU and the healthy simulated device, again and again -> their verdicts
+    levels    quick and default, alone on the machine -> seconds
+
+Every run is the command a user would type, in processes of its own. Results are appended to a JSON
+Lines file, one a run; a run that is in it already is not repeated, so an interrupted benchmark goes
+on where it stopped.
+
+    python bench/qualify.py defects --jobs 2 --results defects.jsonl
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from environment import environment
+from interlock.chips.defects import DEFECTS
+from interlock.records import Trust
+
+INTERLOCK = Path(sys.executable).with_name("interlock")
+DEVICES = ("cpu", "sim")
+
+
+def qualify(device: str, level: str, seed: int, threads: int) -> dict[str, Any]:
+    """One certificate as plain figures. Raises RuntimeError when none was issued."""
+    options = ["--quick"] if level == "quick" else []
+    with tempfile.TemporaryDirectory() as directory:
+        command = [INTERLOCK, "qualify", "--device", device, "--json", "--seed", str(seed)]
+        environ = {"OMP_NUM_THREADS": str(threads), "INTERLOCK_CERTIFICATES": directory}
+        began = time.perf_counter()
+        done = subprocess.run(
+            [*map(str, command), *options, "--out", directory],
+            capture_output=True,
+            text=True,
+            env=os.environ | environ,
+        )
+        seconds = time.perf_counter() - began
+    if done.returncode not in (0, 1) or not done.stdout:
+        raise RuntimeError(f"{device}: exit code {done.returncode}: {done.stderr[-500:]}")
+    found = json.loads(done.stdout)
+    results = {each["check"]: (each["result"], each["seconds"]) for each in found["findings"]}
+    return {
+        "device": device,
+        "level": level,
+        "seed": seed,
+        "threads": threads,
+        "trust": found["trust"],
+        "reasons": found["reasons"],
+        "results": results,
+        "seconds": seconds,
+    }
+
+
+def run_all(
+    runs: Sequence[tuple[str, str, int]], jobs: int, threads: int, path: Path
+) -> Iterator[dict[str, Any]]:
+    """Results of (device, level, seed), those known already first; each is kept at once."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    known = {(r["device"], r["level"], r["seed"]): r for r in map(json.loads, lines)}
+    yield from (known[run] for run in runs if run in known)
+    left = [run for run in runs if run not in known]
+    with ThreadPoolExecutor(jobs) as pool, open(path, "a", encoding="utf-8") as file:
+        for result in pool.map(lambda run: qualify(run[0], run[1], run[2], threads), left):
+            file.write(json.dumps(result) + "\n")
+            file.flush()
+            yield result
+
+
+def failed(result: dict[str, Any]) -> list[str]:
+    return [name for name, (outcome, _) in result["results"].items() if outcome == "fail"]
+
+
+def until(result: dict[str, Any], check: str) -> float:
+    """Seconds of all checks up to the end of `check`."""
+    total = 0.0
+    for name, (_, seconds) in result["results"].items():
+        total += seconds
+        if name == check:
+            break
+    return total
+
+
+def show_defects(results: Iterator[dict[str, Any]]) -> bool:
+    """A Markdown table; whether every defect was found, with the right verdict."""
+    print("| class | defect | found first by | after s | also by | verdict | right |")
+    print("|---|---|---|---|---|---|---|")
+    right = True
+    for result in results:
+        name = result["device"].removeprefix("sim:")
+        checks, expected = failed(result), DEFECTS[name].trust
+        good = bool(checks) and Trust(result["trust"]) is expected
+        right = right and good
+        first = f"{checks[0]} | {until(result, checks[0]):.0f}" if checks else "**nothing** | –"
+        verdict = "yes" if good else f"**no: {expected}**"
+        print(
+            f"| {DEFECTS[name].failure} | {name} | {first} | {', '.join(checks[1:])} "
+            f"| {result['trust']} | {verdict} |",
+            flush=True,
+        )
+    return right
+
+
+def show_healthy(results: Iterator[dict[str, Any]]) -> bool:
+    """Runs and alarms of each device and level; whether there was no alarm."""
+    rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for result in results:
+        rows.setdefault((result["device"], result["level"]), []).append(result)
+        if result["trust"] != Trust.TRAIN:
+            print(f"ALARM {result['device']} seed {result['seed']}: {result['reasons']}")
+    print("| device | level | runs | certified to train | seconds a run, median (min-max) |")
+    print("|---|---|---|---|---|")
+    for (device, level), found in rows.items():
+        good = sum(result["trust"] == Trust.TRAIN for result in found)
+        seconds = [result["seconds"] for result in found]
+        spread = f"{median(seconds):.0f} ({min(seconds):.0f}-{max(seconds):.0f})"
+        print(f"| {device} | {level} | {len(found)} | {good} | {spread} |")
+    return all(r["trust"] == Trust.TRAIN for found in rows.values() for r in found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("what", choices=("defects", "healthy", "levels"))
+    parser.add_argument("--level", choices=("quick", "default"), default="default")
+    parser.add_argument("--rounds", type=int, default=20, help="of healthy (default: 20)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time (default: 1)")
+    parser.add_argument("--threads", type=int, default=1, help="of torch, a run (default: 1)")
+    parser.add_argument("--results", type=Path, required=True, help="JSON Lines, appended to")
+    parser.add_argument("--only", nargs="*", default=sorted(DEFECTS), help="defects")
+    given = parser.parse_args()
+    print(json.dumps(environment()))
+    match given.what:
+        case "defects":
+            runs = [(f"sim:{name}", given.level, 0) for name in given.only]
+        case "healthy":
+            runs = [(device, given.level, n) for n in range(given.rounds) for device in DEVICES]
+        case "levels":
+            runs = [(device, level, 0) for level in ("quick", "default") for device in DEVICES]
+    results = run_all(runs, given.jobs, given.threads, given.results)
+    show = show_defects if given.what == "defects" else show_healthy
+    sys.exit(0 if show(results) else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""What a check is, what it is given, and what it gives back.
+
+    Check (a row of checks.py) ──run in a process of its own (probe.py)──> Evidence
+                                                                             │ runner.py
+                            Certificate <──verdict.py── Finding … <──────────┘
+
+A check is a plain function of a Subject. It returns Evidence; raises UserError when it cannot be
+run here (UNKNOWN); and whatever else it raises is the device's doing, a finding like a crash or a
+hang of the whole process.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import msgspec
+import torch
+
+from interlock.records import Measure, Role
+
+
+class Level(StrEnum):
+    QUICK = "quick"  # two minutes on two CPU cores, all checks together
+    DEFAULT = "default"  # fifteen minutes
+    SOAK = "soak"  # the default checks, and then as many minutes of soak as are asked for
+
+
+# Seconds for one check: many times what a slow CPU takes, since only a hang should meet them.
+DEADLINES_S = {Level.QUICK: 120.0, Level.DEFAULT: 300.0, Level.SOAK: 300.0}
+
+
+class Evidence(msgspec.Struct, frozen=True):
+    """What a check that ran to its end has to show; fields as in records.Finding."""
+
+    passed: bool
+    summary: str
+    figures: dict[str, float | int | str] = {}
+    measures: list[Measure] = []
+    world: int = 1  # processes that took part
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The device under test, and how thorough to be."""
+
+    device: torch.device
+    level: Level = Level.DEFAULT
+    minutes: float = 0.0  # of soak, at that level
+    seed: int = 0
+
+    def at(self, quick: int, default: int) -> int:
+        """A size or a number of repeats, by level."""
+        return quick if self.level is Level.QUICK else default
+
+
+@dataclass(frozen=True)
+class Check:
+    """One row of the table. `function` is "module:function", imported in the check's process."""
+
+    id: str
+    function: str
+    classes: tuple[int, ...]  # failure classes, as docs/qualify.md numbers them
+    proves: str  # one sentence
+    needed: frozenset[Role]  # roles that it must have passed for
+    remedy: str  # what to do when it fails
+    deadline_s: Mapping[Level, float] = field(default_factory=lambda: DEADLINES_S)
+
+
+def judged(
+    measures: Sequence[Measure],
+    good: str,
+    bad: str,
+    figures: Mapping[str, float | int | str] | None = None,
+    keep: int = 200,
+) -> Evidence:
+    """Evidence that passes when no measure is beyond its limit (NaN is), worst first.
+
+    `good`, `bad`: summaries; `bad` may use {count}, {total} and {worst} (a case's name). At most
+    `keep` measures are kept, the others are counted in the figures.
+    """
+    ranked = sorted(measures, key=_excess, reverse=True)
+    failed = [measure for measure in ranked if not measure.value <= measure.limit]
+    summary = good
+    if failed:
+        summary = bad.format(count=len(failed), total=len(ranked), worst=failed[0].name)
+    counts = {"cases": len(ranked), "cases beyond their limit": len(failed)}
+    return Evidence(not failed, summary, dict(figures or {}) | counts, ranked[:keep])
+
+
+def _excess(measure: Measure) -> float:
+    """value / limit, where NaN and anything beyond a limit of 0 count as infinite."""
+    if measure.value <= measure.limit:
+        return measure.value / measure.limit if measure.limit > 0 else 0.0
+    return measure.value / measure.limit if measure.limit > 0 and measure.value > 0 else torch.inf

@@ -1,0 +1,160 @@
+"""The checks: what each proves, who needs it, and how long it may take. The code is elsewhere.
+
+The order is that of running: what everything else stands on comes first.
+"""
+
+from interlock.qualify.check import Check
+from interlock.records import Role
+
+_BOTH = frozenset(Role)
+_TRAIN = frozenset({Role.TRAIN})
+
+
+_ALL = [
+    Check(
+        id="versions",
+        function="interlock.qualify.software:versions",
+        classes=(11,),
+        proves="driver, runtime, torch and its plugin belong together",
+        needed=_BOTH,
+        remedy="install the plugin made for this torch, and the runtime that plugin names",
+    ),
+    Check(
+        id="operators",
+        function="interlock.qualify.software:generation_operators",
+        classes=(9,),
+        proves="every operator of generation is there; those that run on the host are named",
+        needed=_BOTH,
+        remedy="upgrade the plugin, or wait for the operator",
+    ),
+    Check(
+        id="training-operators",
+        function="interlock.qualify.software:training_operators",
+        classes=(9,),
+        proves="every operator of the learner is there, and none runs on the host in secret",
+        needed=_TRAIN,
+        remedy="train elsewhere; upgrade the plugin, or wait for the operator",
+    ),
+    Check(
+        id="forward",
+        function="interlock.qualify.numerics:forward",
+        classes=(1, 3),
+        proves="operators give the right numbers at the shapes of language models",
+        needed=_BOTH,
+        remedy="do not use it; send the failed cases to the vendor",
+    ),
+    Check(
+        id="opinfo",
+        function="interlock.qualify.opinfo:sample",
+        classes=(1,),
+        proves="a sample of torch's own operator tests passes",
+        needed=_BOTH,
+        remedy="do not use it; send the failed cases to the vendor",
+    ),
+    Check(
+        id="backward",
+        function="interlock.qualify.numerics:backward",
+        classes=(2,),
+        proves="gradients are right at the shapes of language models",
+        needed=_TRAIN,
+        remedy="train elsewhere; send the failed cases to the vendor",
+    ),
+    Check(
+        id="training",
+        function="interlock.qualify.training:band",
+        classes=(3,),
+        proves="a small model learns as it does on the reference, seed for seed",
+        needed=_TRAIN,
+        remedy="train elsewhere; compare an optimizer step with interlock parity",
+    ),
+    Check(
+        id="learner-parity",
+        function="interlock.qualify.agreement:learner_parity",
+        classes=(4,),
+        proves="the learner gives the log-probabilities of the reference, before and after updates",
+        needed=_TRAIN,
+        remedy="train elsewhere",
+    ),
+    Check(
+        id="engine-parity",
+        function="interlock.qualify.agreement:engine_parity",
+        classes=(4,),
+        proves="the engine gives the log-probabilities of the reference, before and after updates",
+        needed=_BOTH,
+        remedy="do not use it; find the layer with interlock parity --bisect",
+    ),
+    Check(
+        id="stale-weights",
+        function="interlock.qualify.agreement:stale_weights",
+        classes=(5,),
+        proves="decoding uses the weights that were loaded last",
+        needed=_BOTH,
+        remedy="do not use it: it would generate with weights of the past",
+    ),
+    Check(
+        id="sampler",
+        function="interlock.qualify.sampling:distribution",
+        classes=(1, 12),
+        proves="tokens are drawn as often as their probabilities say",
+        needed=_BOTH,
+        remedy="do not use it",
+    ),
+    Check(
+        id="batch-invariance",
+        function="interlock.qualify.sampling:invariance",
+        classes=(12,),
+        proves="an answer does not depend on what else is in the batch, beyond rounding",
+        needed=_BOTH,
+        remedy="do not use it",
+    ),
+    Check(
+        id="graphs",
+        function="interlock.qualify.graphs:agreement",
+        classes=(10,),
+        proves="compiled and replayed programs give what eager ones do",
+        needed=_BOTH,
+        remedy="run without graphs and compilation, and qualify that",
+    ),
+    Check(
+        id="collectives",
+        function="interlock.qualify.collectives:exact",
+        classes=(6,),
+        proves="collectives end, and add up exactly",
+        needed=_TRAIN,
+        remedy="train on one device, or on others; check the links",
+    ),
+    Check(
+        id="determinism",
+        function="interlock.qualify.endurance:determinism",
+        classes=(7, 12),
+        proves="the same computation gives the same bits, on which exact resume stands",
+        needed=_TRAIN,
+        remedy="train elsewhere, or switch the vendor's deterministic mode on and qualify that",
+    ),
+    Check(
+        id="memory",
+        function="interlock.qualify.endurance:memory",
+        classes=(8,),
+        proves="memory that is given back can be had again",
+        needed=_BOTH,
+        remedy="do not use it for long runs; upgrade the driver",
+    ),
+    Check(
+        id="speed",
+        function="interlock.qualify.speed:roofline",
+        classes=(9,),
+        proves="no operator is far below what the device's own products and copies reach",
+        needed=_TRAIN,
+        remedy="look for a fallback to the host in the slow operators",
+    ),
+    Check(
+        id="soak",
+        function="interlock.qualify.endurance:soak",
+        classes=(7,),
+        proves="it keeps computing the same under load: no crash, no flipped bit",
+        needed=_BOTH,
+        remedy="take the chip out; a crash code says whether hardware, link or software",
+    ),
+]
+
+CHECKS: dict[str, Check] = {check.id: check for check in _ALL}

@@ -1,0 +1,231 @@
+"""Whether collectives end, and give exactly what they must: in processes of their own.
+
+    exact ──Plan──> rank 0 … rank n-1 (ranks.py, as workers of a fleet), meeting at a store of the
+      ^                  │             check's own on the loopback
+      └─ Begun, Ended ───┘   nothing for a while: a hang, and the case that it hangs in is known
+
+A rank dies with the check, whatever ends that. Two processes share a device only where gloo carries
+the bytes; NCCL and HCCL refuse it, and a lone rank proves nothing of links.
+
+Public failures: vllm-ascend#3413, #486, #382; Ascend/pytorch#48; trl#6786.
+"""
+
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import msgspec
+import torch
+import torch.distributed as dist
+
+from interlock.chips import device
+from interlock.errors import UserError
+from interlock.fleet.base import Lost, Spec
+from interlock.fleet.local import LocalFleet
+from interlock.qualify import faults, ranks
+from interlock.qualify.check import Evidence, Level, Subject, judged
+from interlock.qualify.ranks import Begun, Ended, Failed, Plan, Word
+from interlock.records import Measure
+
+_START_S = 60.0  # for the ranks to import torch and meet
+_CASE_S = 20.0  # for one case; the largest takes less than one second on two CPU cores
+_MOST_RANKS = 8
+
+
+def exact(subject: Subject) -> Evidence:
+    """Every collective on all ranks; evidence as the table in checks.py wants it.
+
+    Raises UserError where torch has no collectives for the device.
+    """
+    if not dist.is_available():
+        raise UserError("this torch is built without distributed; install one that has it")
+    backend = device.backend(subject.device)
+    world = _world(subject.device, backend)
+    store = dist.TCPStore(
+        "127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=_START_S)
+    )
+    sizes = [1, 3, 1023, 1025, 65537]
+    if subject.level is not Level.QUICK:
+        sizes += [2, 5, 255, 256, 257, 1024, 4095, 4096, 4097, 1 << 20, (1 << 20) + 1]
+    plans = [
+        Plan(
+            device=_name(subject.device, rank),
+            backend=backend,
+            rank=rank,
+            world=world,
+            port=store.port,
+            seed=subject.seed,
+            sizes=sorted(sizes),
+            largest=_largest(subject, world),
+            groups=subject.at(ranks.GROUPS_PER_CASE, 100),
+            repeats=subject.at(5, 20),
+        )
+        for rank in range(world)
+    ]
+    with tempfile.TemporaryDirectory(prefix="interlock-") as logs, closing(LocalFleet()) as fleet:
+        for plan in plans:
+            log = Path(logs) / f"rank-{plan.rank}"
+            environment = {"OMP_NUM_THREADS": "1"} | _loopback()
+            fleet.start(Spec(str(plan.rank), ranks.__name__, log, env=environment))
+            fleet.send(str(plan.rank), msgspec.msgpack.encode(plan))
+        watch = _Watch(fleet, world)
+        watch.run()
+    return watch.evidence(plans[0])
+
+
+def _world(place: torch.device, backend: str) -> int:
+    """How many processes can take part on this machine."""
+    count = device.count(place)
+    if count > 1:
+        return min(count, _MOST_RANKS)
+    carriers = dict(part.split(":") for part in backend.split(",") if ":" in part)
+    return 2 if carriers.get(place.type, backend) == "gloo" else 1
+
+
+def _name(place: torch.device, rank: int) -> str:
+    """The device of a rank, as `device.resolve` takes it."""
+    several = device.count(place) > 1
+    return device.name(torch.device(place.type, rank) if several else place)
+
+
+def _largest(subject: Subject, world: int) -> int:
+    """Elements of the largest case: up to 64 MB through the host, else 1 GB, if that fits."""
+    several = device.count(subject.device) > 1
+    size = subject.at(64 << 20, 1 << 30) if several else subject.at(16 << 20, 64 << 20)
+    free = min(device.memory(place).free for place in (subject.device, torch.device("cpu")))
+    return max(1, min(size, free // (16 * world)) // 4)
+
+
+def _loopback() -> dict[str, str]:
+    name = {"linux": "lo", "darwin": "lo0"}.get(sys.platform)
+    return {"GLOO_SOCKET_IFNAME": name} if name else {}
+
+
+@dataclass
+class _Trouble:
+    """Why the ranks did not come to their end."""
+
+    case: str
+    what: str  # "hangs", "breaks", …
+    fault: faults.Fault | None = None
+
+
+class _Watch:
+    """The ranks seen from outside: what they said, and which case each is in."""
+
+    def __init__(self, fleet: LocalFleet, world: int) -> None:
+        self._fleet, self._world = fleet, world
+        self._inside: dict[int, str] = {}  # the case that a rank has begun and not ended
+        self._order: dict[str, None] = {}  # cases, as they were begun
+        self._ended: dict[str, dict[int, Ended]] = {}
+        self._done: set[int] = set()
+        self._failed: dict[int, Failed | Lost] = {}
+        self._trouble: _Trouble | None = None
+
+    def run(self) -> None:
+        """Until all ranks are done, one fails, or nothing is heard of any for too long."""
+        while len(self._done) < self._world and not self._failed:
+            limit = _CASE_S if self._order else _START_S
+            events = self._fleet.poll(limit)
+            if not events:
+                self._trouble = self._hang(limit)
+                return
+            for name, event in events:
+                self._take(int(name), event)
+        if self._failed:
+            # What one rank dies of, the others only see as a closed connection: hear them all.
+            for name, event in self._fleet.poll(1.0):
+                self._take(int(name), event)
+            self._trouble = self._failure()
+
+    def evidence(self, plan: Plan) -> Evidence:
+        measures = [self._measure(case) for case in self._order if case in self._ended]
+        ranks = f"{self._world} ranks" if self._world > 1 else "one rank, so no link"
+        figures: dict[str, float | int | str] = {
+            "ranks": self._world,
+            "backend": plan.backend,
+            "largest MB": round(plan.largest * 4 / 2**20, 3),
+        }
+        good = f"{len(measures)} collectives of {ranks} end and give exactly what they must"
+        bad = "{count} of {total} collectives are wrong, worst: {worst}"
+        found = judged(measures, good, bad, figures, keep=300)
+        if self._trouble is None:
+            return msgspec.structs.replace(found, world=self._world)
+        trouble = self._trouble
+        inf = Measure(trouble.case, torch.inf, 0.0, 0.0)
+        figures = found.figures | {"stopped in": trouble.case, "because": trouble.what}
+        if trouble.fault is not None:
+            fault = trouble.fault
+            figures |= {"fault": fault.code, "kind of fault": fault.kind, "advice": fault.advice}
+        summary = f"{trouble.case}: {trouble.what}"
+        wrong = sum(not measure.value <= measure.limit for measure in measures)
+        summary += f"; of {len(measures)} collectives before, {wrong} were wrong"
+        return Evidence(False, summary, figures, [inf, *found.measures], self._world)
+
+    def _take(self, rank: int, event: bytes | Lost) -> None:
+        if isinstance(event, Lost):
+            if rank not in self._failed and rank not in self._done:
+                self._failed[rank] = event
+            return
+        match msgspec.msgpack.decode(event, type=Word):
+            case Begun(case):
+                if not case:
+                    self._done.add(rank)
+                    return
+                self._inside[rank] = case
+                self._order.setdefault(case)
+            case Ended(case) as ended:
+                self._inside.pop(rank, None)
+                self._ended.setdefault(case, {})[rank] = ended
+            case Failed() as failed:
+                self._failed[rank] = failed
+
+    def _measure(self, case: str) -> Measure:
+        said = self._ended[case]
+        rank, worst = max(said.items(), key=lambda item: item[1].off)
+        if worst.off > 0:
+            return Measure(f"{case}: rank {rank} is off by {worst.off:g}", worst.off, 0.0, 0.0)
+        differing = len({ended.bits for ended in said.values()}) - 1
+        name = f"{case}: the ranks hold different bits" if differing else case
+        return Measure(name, float(differing), 0.0, 0.0)
+
+    def _hang(self, limit: float) -> _Trouble:
+        if not self._order:
+            return _Trouble("joining", f"the ranks did not meet within {limit:.0f} s")
+        # The first that somebody is in: those who are further wait for them.
+        begun = set(self._inside.values())
+        case = next((case for case in self._order if case in begun), next(reversed(self._order)))
+        inside = [rank for rank in range(self._world) if self._inside.get(rank) == case]
+        absent = [rank for rank in range(self._world) if rank not in self._ended.get(case, {})]
+        absent = [rank for rank in absent if rank not in inside]
+        what = f"hangs: {_ranks(inside)} had not returned after {limit:.0f} s"
+        return _Trouble(case, what + (f", {_ranks(absent)} never came" if absent else ""))
+
+    def _failure(self) -> _Trouble:
+        """What the ranks died of, the one with the gravest words first."""
+        told = [
+            (rank, case, reason, faults.classify(reason))
+            for rank, event in self._failed.items()
+            for case, reason in [_told(event, self._inside.get(rank, "joining"))]
+        ]
+        peers = ("Connection closed", "Connection reset")
+        told.sort(key=lambda each: any(word in each[2] for word in peers))
+        rank, case, reason, fault = told[0]
+        line = next((line for line in reason.splitlines() if line.strip()), "no reason given")
+        meaning = f" ({fault.kind}: {fault.meaning})" if fault else ""
+        return _Trouble(case, f"rank {rank} fails: {line.strip()[:300]}{meaning}", fault)
+
+
+def _told(event: Failed | Lost, inside: str) -> tuple[str, str]:
+    if isinstance(event, Failed):
+        return event.case, event.reason
+    return inside, f"its process died: {event.reason}"
+
+
+def _ranks(ranks: Sequence[int]) -> str:
+    numbers = ", ".join(map(str, ranks))
+    return f"rank {numbers}" if len(ranks) == 1 else f"ranks {numbers or 'none'}"

@@ -1,0 +1,81 @@
+"""The process in which one check runs: a fleet starts it as a worker with this module.
+
+    runner ──Ask──> resolve the device ──> the check's function ──Shown | NotRun | Raised──> runner
+
+It is started while the check before is still at work, and imports torch meanwhile. What a check
+does to this process, a crash or a hang, is for the runner to see.
+"""
+
+import importlib
+import sys
+import traceback
+
+import msgspec
+
+from interlock.chips import device
+from interlock.errors import UserError
+from interlock.fleet.base import Channel
+from interlock.qualify.check import Evidence, Level, Subject
+from interlock.records import Stack
+
+
+class Ask(msgspec.Struct, frozen=True):
+    """Run `function`, "module:function" of a check; "": say what the device is."""
+
+    device: str
+    level: Level
+    minutes: float = 0.0
+    seed: int = 0
+    function: str = ""
+
+
+class Known(msgspec.Struct, frozen=True, tag=True):
+    stack: Stack
+
+
+class Shown(msgspec.Struct, frozen=True, tag=True):
+    evidence: Evidence
+
+
+class NotRun(msgspec.Struct, frozen=True, tag=True):
+    """It cannot be run here."""
+
+    reason: str
+
+
+class Raised(msgspec.Struct, frozen=True, tag=True):
+    """What it met was neither to be expected nor the user's mistake."""
+
+    error: str  # one line
+    trace: str
+
+
+Answer = Known | Shown | NotRun | Raised
+
+
+def answer_of(data: bytes) -> Answer:
+    """Raises msgspec.MsgspecError."""
+    return msgspec.msgpack.decode(data, type=Answer)
+
+
+def serve(channel: Channel) -> None:
+    data = channel.receive()
+    if data is not None:
+        answer = _answer(msgspec.msgpack.decode(data, type=Ask))
+        channel.send(msgspec.msgpack.encode(answer))
+
+
+def _answer(asked: Ask) -> Answer:
+    try:
+        place = device.resolve(asked.device)
+        if not asked.function:
+            return Known(device.stack(place))
+        subject = Subject(place, asked.level, asked.minutes, asked.seed)
+        module, _, name = asked.function.partition(":")
+        return Shown(getattr(importlib.import_module(module), name)(subject))
+    except UserError as error:
+        return NotRun(str(error))
+    except Exception as error:
+        traceback.print_exc(file=sys.stderr)
+        first = (str(error).strip().splitlines() or [""])[0]
+        return Raised(f"{type(error).__name__}: {first}"[:500], traceback.format_exc()[-4000:])

@@ -1,0 +1,286 @@
+"""One of the processes that prove the collectives: what each must have afterwards, case by case.
+
+    Plan ──> join the others at the store ──> cases, the same in the same order on every rank
+                                                 └─ Begun, Ended | Failed ──> collectives.py
+
+Operands are small whole numbers, so that every order of summation gives the same in every dtype:
+any difference is an error.
+
+Legend: n elements of what one rank sends
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from functools import partial
+
+import msgspec
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from interlock.chips import device
+from interlock.fleet.base import Channel
+from interlock.sync.codec import tensor_digest
+
+# Longer than the check waits: a hang shall be told from an error.
+_TIMEOUT = timedelta(minutes=5)
+_DTYPES = (torch.float32, torch.bfloat16, torch.int64)
+_PERIOD = 8191  # of the operands: a prime, so that a part in the wrong place shows
+_SHIFT = 37  # how far the operands of one rank are from those of the next
+_LARGE = (1 << 54) + 1  # int64 operands are multiples of it: no float holds their sums
+_LATE_S = 0.15
+GROUPS_PER_CASE = 10
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What a rank is to do."""
+
+    device: str
+    backend: str
+    rank: int
+    world: int
+    port: int  # of the store
+    seed: int
+    sizes: list[int]  # elements
+    largest: int  # elements of float32
+    groups: int  # to be created and destroyed
+    repeats: int
+
+
+class Begun(msgspec.Struct, frozen=True, tag=True):
+    case: str
+
+
+class Ended(msgspec.Struct, frozen=True, tag=True):
+    """`off`: how far from the right result; `bits`: what must be the same on all ranks, or ""."""
+
+    case: str
+    off: float
+    bits: str
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """The case raised, and the rank gives up."""
+
+    case: str
+    reason: str
+
+
+Word = Begun | Ended | Failed
+
+
+def serve(channel: Channel) -> None:
+    """The process of one rank: all cases in the order that all ranks have."""
+    data = channel.receive()
+    if data is None:
+        return
+    plan = msgspec.msgpack.decode(data, type=Plan)
+    case = "joining"
+    try:
+        rank = _join(plan)
+        for case, run in _cases(rank):
+            channel.send(msgspec.msgpack.encode(Begun(case)))
+            off, bits = run()
+            channel.send(msgspec.msgpack.encode(Ended(case, off, bits)))
+        case = "leaving"
+        dist.destroy_process_group()
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        channel.send(msgspec.msgpack.encode(Failed(case, reason[:4000])))
+        return
+    channel.send(msgspec.msgpack.encode(Begun("")))
+
+
+class _Rank:
+    """One of the processes, and the operands that each of them knows of all."""
+
+    def __init__(self, plan: Plan, place: torch.device, store: dist.Store) -> None:
+        self.plan, self.place, self.store = plan, place, store
+        self.rank, self.world = plan.rank, plan.world
+        noise = torch.Generator().manual_seed(plan.seed)
+        self._numbers = torch.randint(-8, 9, (_PERIOD,), generator=noise, dtype=torch.int8)
+
+    def operand(self, rank: int, n: int, dtype: torch.dtype, at: int = 0) -> Tensor:
+        """[n] on the CPU: what `rank` has from place `at` on. Sums of 16 fit into bfloat16."""
+        start = (rank * _SHIFT + at) % _PERIOD
+        tiles = -(-(start + n) // _PERIOD)
+        numbers = self._numbers.repeat(tiles)[start : start + n].to(dtype)
+        return numbers * _LARGE if dtype == torch.int64 else numbers
+
+    def own(self, n: int, dtype: torch.dtype) -> Tensor:
+        return self.operand(self.rank, n, dtype).to(self.place)
+
+    def all(self, n: int, dtype: torch.dtype, at: int = 0) -> list[Tensor]:
+        return [self.operand(rank, n, dtype, at) for rank in range(self.world)]
+
+    def empty(self, n: int, dtype: torch.dtype) -> Tensor:
+        """Full of what no collective gives."""
+        return torch.full((n,), -99, dtype=dtype, device=self.place)
+
+
+def _join(plan: Plan) -> _Rank:
+    torch.set_num_threads(1)
+    place = device.resolve(plan.device)
+    if place.type != "cpu" and place.index is not None:
+        torch.accelerator.set_device_index(place.index)
+    store = dist.TCPStore("127.0.0.1", plan.port, is_master=False, timeout=_TIMEOUT)
+    dist.init_process_group(
+        plan.backend, store=store, rank=plan.rank, world_size=plan.world, timeout=_TIMEOUT
+    )
+    return _Rank(plan, place, dist.PrefixStore("arrived", store))
+
+
+# Each gives what this rank has after the collective, and what it must have.
+Collective = Callable[[_Rank, int, torch.dtype], tuple[Tensor, Tensor]]
+# The names of torch 2.13, or those that it replaces.
+_gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_scatter_from = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+
+def _sum(r: _Rank, n: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    x = r.own(n, dtype)
+    dist.all_reduce(x)
+    return x, torch.stack(r.all(n, dtype)).sum(0, dtype=dtype)
+
+
+def _max(r: _Rank, n: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    x = r.own(n, dtype)
+    dist.all_reduce(x, op=dist.ReduceOp.MAX)
+    return x, torch.stack(r.all(n, dtype)).amax(0)
+
+
+def _broadcast(r: _Rank, n: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    root = r.world - 1
+    x = r.own(n, dtype)
+    dist.broadcast(x, root)
+    return x, r.operand(root, n, dtype)
+
+
+def _all_gather(r: _Rank, n: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    x = r.empty(n * r.world, dtype)
+    _gather_into(x, r.own(n, dtype))
+    return x, torch.cat(r.all(n, dtype))
+
+
+def _reduce_scatter(r: _Rank, n: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    x = r.empty(n, dtype)
+    _scatter_from(x, r.own(n * r.world, dtype))
+    return x, torch.stack(r.all(n, dtype, at=n * r.rank)).sum(0, dtype=dtype)
+
+
+def _all_to_all(r: _Rank, n: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    x = r.empty(n * r.world, dtype)
+    dist.all_to_all_single(x, r.own(n * r.world, dtype))
+    return x, torch.cat(r.all(n, dtype, at=n * r.rank))
+
+
+def _ring(r: _Rank, n: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Everyone sends to the next; the even ones first, so that somebody always listens."""
+    x, after, before = r.empty(n, dtype), (r.rank + 1) % r.world, (r.rank - 1) % r.world
+    own = r.own(n, dtype)
+    if r.rank % 2 == 0:
+        dist.send(own, after)
+    dist.recv(x, before)
+    if r.rank % 2 == 1:
+        dist.send(own, after)
+    return x, r.operand(before, n, dtype)
+
+
+_COLLECTIVES: dict[str, Collective] = {
+    "all_reduce sum": _sum,
+    "all_reduce max": _max,
+    "broadcast": _broadcast,
+    "all_gather": _all_gather,
+    "reduce_scatter": _reduce_scatter,
+    "all_to_all": _all_to_all,
+    "send and recv": _ring,
+}
+# How many times what a rank sends it needs in all: the largest case is the same in memory.
+_SPREAD = ("all_gather", "reduce_scatter", "all_to_all")
+
+# How far off, and what must be the same on all ranks; as in Ended.
+Outcome = tuple[float, str]
+
+
+def _cases(r: _Rank) -> Iterator[tuple[str, Callable[[], Outcome]]]:
+    """The name of each case and what runs it; the same ones in the same order on every rank."""
+    offered = {name: run for name, run in _COLLECTIVES.items() if r.world > 1 or run is not _ring}
+    for name, run in offered.items():
+        for dtype in _DTYPES:
+            for n in r.plan.sizes:
+                yield _titled(name, dtype, n), partial(_once, r, run, n, dtype)
+    for name, run in offered.items():
+        for dtype in (torch.float32, torch.bfloat16):
+            n = r.plan.largest * 4 // dtype.itemsize
+            n = max(1, n // r.world) if name in _SPREAD else n
+            yield _titled(name, dtype, n), partial(_once, r, run, n, dtype)
+    for number, (name, run) in enumerate(offered.items()):
+        late = number % r.world
+        title = f"{_titled(name, torch.float32, 1000)}, rank {late} late"
+        yield title, partial(_once, r, run, 1000, torch.float32, late)
+    for late in range(r.world):
+        yield f"barrier, rank {late} late", partial(_barrier, r, late)
+    for first in range(0, r.plan.groups, GROUPS_PER_CASE):
+        last = first + GROUPS_PER_CASE
+        yield f"groups {first + 1} to {last} made, used and destroyed", partial(_groups, r)
+    yield f"all_reduce of random numbers {r.plan.repeats} times", partial(_repeats, r)
+
+
+def _titled(name: str, dtype: torch.dtype, n: int) -> str:
+    return f"{name} {str(dtype).removeprefix('torch.')} [{n}]"
+
+
+def _once(
+    r: _Rank, run: Collective, n: int, dtype: torch.dtype, late: int | None = None
+) -> Outcome:
+    if r.rank == late:
+        time.sleep(_LATE_S)
+    return _off(*run(r, n, dtype)), ""
+
+
+def _barrier(r: _Rank, late: int) -> Outcome:
+    """Off by the ranks that had not come when this one was let through."""
+    if r.rank == late:
+        time.sleep(_LATE_S)
+    r.store.set(f"{late}/{r.rank}", "here")
+    dist.barrier()
+    device.synchronize(r.place)
+    return float(sum(not r.store.check([f"{late}/{each}"]) for each in range(r.world))), ""
+
+
+def _groups(r: _Rank) -> Outcome:
+    worst = 0.0
+    for _ in range(GROUPS_PER_CASE):
+        group = dist.new_group(list(range(r.world)))
+        x = r.own(16, torch.float32)
+        dist.all_reduce(x, group=group)
+        worst = max(worst, _off(x, torch.stack(r.all(16, torch.float32)).sum(0)))
+        dist.destroy_process_group(group)
+    return worst, ""
+
+
+def _repeats(r: _Rank) -> Outcome:
+    """Numbers whose sum depends on the order: it must be one order, on all ranks and every time.
+
+    Off by the repeats that gave other bits than the first. HCCL does so unless
+    HCCL_DETERMINISTIC is set.
+    """
+    noise = torch.Generator().manual_seed(r.plan.seed + 1 + r.rank)
+    drawn = torch.randn(min(1 << 18, r.plan.largest), generator=noise)
+    found = []
+    for _ in range(r.plan.repeats):
+        x = drawn.to(r.place, copy=True)
+        dist.all_reduce(x)
+        found.append(tensor_digest(x.cpu()))
+    return float(sum(each != found[0] for each in found)), found[0]
+
+
+def _off(found: Tensor, expected: Tensor) -> float:
+    """The largest difference; inf where it is not a number."""
+    found = found.cpu()
+    if torch.equal(found, expected):
+        return 0.0
+    # Of int64 the difference first: as floats both may look the same.
+    difference = (found - expected).double().abs()
+    return difference.nan_to_num(nan=torch.inf, posinf=torch.inf).max().item()

@@ -1,0 +1,181 @@
+"""Qualifies one device: every check in a process of its own, then the verdict.
+
+    device ──Stack──> checks, one after another ──Finding …──> verdict.py ──> sealed Certificate
+                          └─ crash, hang, exception: a finding; does a new process recover?
+
+A device that does not answer in time is not asked for more than its certificate can still gain:
+after a hang in a check that every role needs, the rest stays UNKNOWN.
+"""
+
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+import msgspec
+
+from interlock.chips import certificates, device
+from interlock.errors import ConfigError
+from interlock.fleet.base import Lost, Spec
+from interlock.fleet.local import LocalFleet
+from interlock.qualify import faults
+from interlock.qualify.check import Check, Evidence, Level
+from interlock.qualify.checks import CHECKS
+from interlock.qualify.probe import Answer, Ask, Known, NotRun, Raised, Shown, answer_of
+from interlock.qualify.verdict import judge
+from interlock.records import Certificate, Finding, Result, Role, Stack
+
+_OPENING_S = 120.0  # for a device to say what it is
+_RECOVERY_S = 60.0
+_LOG_TAIL = 2000  # characters of a process's last words kept as evidence
+
+
+class Watch:
+    """What the caller is told while checks run; nothing by default."""
+
+    def begins(self, check: Check) -> None: ...
+    def ended(self, finding: Finding) -> None: ...
+
+
+def chosen(names: Sequence[str]) -> list[Check]:
+    """The checks called `names`, all if there are none. Raises ConfigError on an unknown one."""
+    if unknown := next((name for name in names if name not in CHECKS), None):
+        raise ConfigError(f"there is no check {unknown!r}; choose from {', '.join(CHECKS)}")
+    return [check for check in CHECKS.values() if not names or check.id in names]
+
+
+def qualify(
+    name: str,
+    level: Level = Level.DEFAULT,
+    *,
+    checks: Sequence[Check] | None = None,
+    minutes: float = 0.0,
+    seed: int = 0,
+    watch: Watch | None = None,
+) -> Certificate:
+    """Run the checks on the device called `name`, and seal what they found. Files nothing.
+
+    `checks`: some of CHECKS, or None for all; `minutes`: of soak, at Level.SOAK. Raises ConfigError
+    when there is no such device.
+    """
+    logs = Path(tempfile.mkdtemp(prefix="interlock-qualify-"))
+    ask = Ask(name, level, minutes, seed)
+    try:
+        with closing(LocalFleet()) as fleet:
+            bench = _Bench(fleet, logs, ask)
+            stack = bench.identify()
+            findings, world = bench.run(
+                list(CHECKS.values()) if checks is None else checks, watch or Watch()
+            )
+    finally:
+        shutil.rmtree(logs, ignore_errors=True)
+    trust, reasons = judge(findings)
+    return certificates.seal(
+        Certificate(stack, name, world, level, trust, reasons, findings, time.time())
+    )
+
+
+class _Bench:
+    """The probes of one device: one at work, and one that is getting ready for the next check."""
+
+    def __init__(self, fleet: LocalFleet, logs: Path, ask: Ask) -> None:
+        self._fleet, self._logs, self._ask = fleet, logs, ask
+        self._environment = device.strict_env(ask.device.partition(":")[0])
+        self._world = 1
+        self._said: dict[str, bytes | Lost] = {}  # the first word of each probe
+
+    def identify(self) -> Stack:
+        self._start("stack")
+        answer = self._answer("stack", self._ask, _OPENING_S)
+        if isinstance(answer, Known):
+            return answer.stack
+        if isinstance(answer, NotRun):
+            raise ConfigError(answer.reason)
+        kind = self._ask.device.partition(":")[0]
+        return Stack(kind, *[""] * (len(Stack.__struct_fields__) - 1))
+
+    def run(self, checks: Sequence[Check], watch: Watch) -> tuple[list[Finding], int]:
+        """The findings, and the processes that the collectives were proven with."""
+        findings: list[Finding] = []
+        given_up = ""
+        if checks:
+            self._start(checks[0].id)
+        for check, following in zip(checks, [*checks[1:], None], strict=True):
+            watch.begins(check)
+            if given_up:
+                finding = Finding(check.id, Result.UNKNOWN, given_up)
+            else:
+                if following is not None:
+                    self._start(following.id)
+                finding, hung = self._find(check)
+                if hung and Role.GENERATE in check.needed:
+                    given_up = f"not tried after the hang in {check.id}"
+            findings.append(finding)
+            watch.ended(finding)
+        return findings, self._world
+
+    def _find(self, check: Check) -> tuple[Finding, bool]:
+        """What the check found, and whether it had to be killed for it."""
+        ask = msgspec.structs.replace(self._ask, function=check.function)
+        seconds = check.deadline_s[ask.level] + 60 * ask.minutes * (check.id == "soak")
+        began = time.monotonic()
+        answer = self._answer(check.id, ask, seconds)
+        took = time.monotonic() - began
+        match answer:
+            case Shown(evidence):
+                self._world = max(self._world, evidence.world)
+                return _finding(check, evidence, took), False
+            case NotRun(reason):
+                return Finding(check.id, Result.UNKNOWN, reason, took), False
+            case Raised(error, trace):
+                return self._failure(check, f"it raised {error}", trace, took), False
+            case Lost(reason):
+                return self._failure(check, f"its process died: {reason}", "", took), False
+            case None:
+                summary = f"no answer within {seconds:.0f} s: the device hangs, or is far too slow"
+                return self._failure(check, summary, "", took), True
+        raise AssertionError(answer)
+
+    def _failure(self, check: Check, summary: str, trace: str, took: float) -> Finding:
+        """What is known of a check that did not come to its end."""
+        told = trace or self._last_words(check.id)
+        figures: dict[str, float | int | str] = {"last words": told} if told else {}
+        if fault := faults.classify(f"{summary}\n{told}"):
+            summary = f"{summary} ({fault.kind}: {fault.meaning})"
+            figures |= {"fault": fault.code, "kind of fault": fault.kind, "advice": fault.advice}
+        recovers = faults.recovers(self._ask.device, _RECOVERY_S)
+        figures["a new process can use the device"] = "yes" if recovers else "no"
+        return Finding(check.id, Result.FAIL, summary, took, figures)
+
+    def _start(self, name: str) -> None:
+        log = self._logs / name
+        self._fleet.start(Spec(name, "interlock.qualify.probe", log, env=dict(self._environment)))
+
+    def _answer(self, name: str, ask: Ask, seconds: float) -> Answer | Lost | None:
+        """What the probe says within the time; None: nothing. It is gone afterwards."""
+        self._fleet.send(name, msgspec.msgpack.encode(ask))
+        deadline = time.monotonic() + seconds
+        try:
+            while name not in self._said and (left := deadline - time.monotonic()) > 0:
+                for source, event in self._fleet.poll(left):
+                    self._said.setdefault(source, event)
+            said = self._said.get(name)
+            return answer_of(said) if isinstance(said, bytes) else said
+        finally:
+            self._fleet.kill(name)
+
+    def _last_words(self, name: str) -> str:
+        try:
+            text = (self._logs / name).read_text(errors="replace")
+        except OSError:
+            return ""
+        return "".join(c if c.isprintable() or c == "\n" else " " for c in text)[-_LOG_TAIL:]
+
+
+def _finding(check: Check, evidence: Evidence, took: float) -> Finding:
+    result = Result.PASS if evidence.passed else Result.FAIL
+    return Finding(
+        check.id, result, evidence.summary, took, evidence.figures, list(evidence.measures)
+    )

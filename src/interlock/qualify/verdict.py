@@ -1,0 +1,56 @@
+"""The rules: what a chip may be trusted with, given what its checks found.
+
+    role       granted when                                  refused when
+    train      every check passed                            a check that training needs failed
+    generate   every check that generation needs passed      a check that generation needs failed
+
+    trust      train      training is granted
+               generate   generation is granted, training is not
+               reject     generation is refused
+               unknown    none of these: a check that decides did not run
+
+Which check is needed for which role stands in its row of checks.py; all are needed for training.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from interlock.qualify.checks import CHECKS
+from interlock.records import Finding, Result, Role, Trust
+
+
+def judge(findings: Iterable[Finding]) -> tuple[Trust, list[str]]:
+    """The trust, and one line for each check that stands in the way of more."""
+    found = {finding.check: finding for finding in findings}
+    results = {name: found[name].result if name in found else Result.UNKNOWN for name in CHECKS}
+    return _trust(results), [
+        _reason(name, result, found.get(name))
+        for result in (Result.FAIL, Result.UNKNOWN)
+        for name in CHECKS
+        if results[name] is result
+    ]
+
+
+def _trust(results: Mapping[str, Result]) -> Trust:
+    granted = {role: _granted(role, results) for role in Role}
+    if granted[Role.GENERATE] is Result.FAIL:
+        return Trust.REJECT
+    if granted[Role.TRAIN] is Result.PASS:
+        return Trust.TRAIN
+    if granted[Role.GENERATE] is Result.PASS:
+        return Trust.GENERATE
+    return Trust.UNKNOWN
+
+
+def _granted(role: Role, results: Mapping[str, Result]) -> Result:
+    needed = {results[name] for name, check in CHECKS.items() if role in check.needed}
+    for result in (Result.FAIL, Result.UNKNOWN):
+        if result in needed:
+            return result
+    return Result.PASS
+
+
+def _reason(name: str, result: Result, finding: Finding | None) -> str:
+    if result is Result.FAIL:
+        assert finding is not None
+        return f"{name} failed: {finding.summary}"
+    return f"{name} did not run{f': {finding.summary}' if finding and finding.summary else ''}"

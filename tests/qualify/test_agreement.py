@@ -1,0 +1,184 @@
+"""Learner and engine against the reference: what counts as rounding, and what is found."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from interlock.models.attention import causal
+from interlock.qualify import agreement, specimen
+from interlock.qualify.check import Level, Subject
+from interlock.records import Completion
+from interlock.rollout.engine import TorchEngine
+
+SUPPORT = Path(__file__).parents[1] / "support" / "other_rounding.py"
+# A CPU to torch, and yet told from the reference's.
+DEVICE = torch.device("cpu:0")
+QUICK = Subject(DEVICE, Level.QUICK)
+
+
+def failed(evidence: Any) -> set[str]:
+    return {measure.name for measure in evidence.measures if not measure.value <= measure.limit}
+
+
+def on_simulated(check: str, *device: str) -> Any:
+    """What `check` finds at the quick level on a simulated device; by default a healthy one that
+    rounds otherwise."""
+    command = [sys.executable, str(SUPPORT), f"interlock.qualify.{check}", "quick", *device]
+    done = subprocess.run(
+        command, capture_output=True, timeout=240, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    return json.loads(done.stdout)
+
+
+def use_on_device(monkeypatch: pytest.MonkeyPatch, engine: type[TorchEngine]) -> None:
+    """Let specimen.engine make this one on the device, and the sound one on the reference."""
+
+    def made(
+        arch: Any, tensors: Any, device: torch.device, dtype: torch.dtype, slots: int = 32
+    ) -> TorchEngine:
+        kind = engine if device == DEVICE else TorchEngine
+        weights = specimen.decoder(arch, tensors, device, dtype)
+        return kind(weights, specimen.Numbers(), slots)
+
+    monkeypatch.setattr(specimen, "engine", made)
+
+
+def test_apart_is_what_the_hand_says() -> None:
+    pi = torch.tensor([-1.0, -2.0, -3.0, -4.0])
+    mu = torch.tensor([-1.0, -3.0, -3.0, -3.5])
+    found = agreement.apart(pi, mu)
+    k3 = ((math.e - 1 - 1) + (math.exp(-0.5) + 0.5 - 1)) / 4
+    assert found == pytest.approx((k3, 1.5 / 4, 1.0, 1 / 4))
+
+
+def test_a_logprob_that_is_not_a_number_is_infinitely_far() -> None:
+    found = agreement.apart(torch.tensor([-1.0, math.nan]), torch.tensor([-1.0, -1.0]))
+    own = agreement.Apart(1.0, 1.0, 1.0, 1.0)
+    measures = [*agreement.measured("x", found, own, torch.float32)]
+    assert found.mean == found.max == math.inf
+    assert sum(not m.value <= m.limit for m in measures) >= 3
+
+
+def test_limits_are_the_margins_times_the_cpu() -> None:
+    own = agreement.Apart(1e-6, 1e-3, 1e-2, 0.0)
+    limits = [m.limit for m in agreement.measured("x", own, own, torch.bfloat16)]
+    assert limits == pytest.approx([36e-6, 6e-3, 6e-2, 0.0])
+
+
+def test_the_reference_scores_packed_completions_as_plain_text() -> None:
+    arch = specimen.architecture(hidden=32, vocab=61)
+    model = specimen.exact(arch, specimen.weights(arch))
+    prompt, completions = [3, 5, 7], [[11, 13, 17], [2], [60, 0]]
+    found = specimen.logprobs(model, prompt, completions).split([3, 1, 2])
+    for completion, values in zip(completions, found, strict=True):
+        text = torch.tensor([*prompt, *completion])
+        attend = causal(len(text), torch.device("cpu"))
+        with torch.no_grad():
+            rows = model.logits(model(text, attend.positions, attend)).softmax(-1).log()
+        plain = rows[2:-1].gather(1, text[3:, None])[:, 0]
+        assert values.tolist() == pytest.approx(plain.tolist(), abs=1e-6)
+        assert values.dtype == torch.float64
+
+
+def test_the_cpu_agrees_with_itself() -> None:
+    evidence = agreement.learner_parity(QUICK)
+    assert evidence.passed
+    # In the same dtype on the same processor the differences are the reference's own.
+    assert all(m.value == m.reference for m in evidence.measures if m.reference is not None)
+    assert agreement.engine_parity(QUICK).passed
+    assert agreement.stale_weights(QUICK).passed
+
+
+def test_weights_held_in_other_bits_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OffByOneBit(TorchEngine):
+        def load(self, tensors: Mapping[str, Tensor], version: int) -> None:
+            super().load(tensors, version)
+            self.decoder.embed.view(torch.uint8)[0, 0] ^= 1
+
+    use_on_device(monkeypatch, OffByOneBit)
+    assert failed(agreement.engine_parity(QUICK)) == {
+        f"{dtype}, second weights: tensors held in other bits than loaded"
+        for dtype in ("float32", "bfloat16")
+    }
+
+
+@pytest.mark.parametrize("part", ["embed", "layers.1.attention.out.weight"])
+def test_one_stale_matrix_in_decoding_is_found(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+    """The first weights are kept for decoding; what is held and prefilled is fresh."""
+
+    class Stale(TorchEngine):
+        kept: Tensor | None = None
+
+        def generate(self, *args: Any, **kwargs: Any) -> list[list[Completion]]:
+            parameter = dict(self.decoder.named_parameters())[part]
+            fresh = parameter.data
+            self.kept = fresh.clone() if self.kept is None else self.kept
+            parameter.data = self.kept
+            found = super().generate(*args, **kwargs)
+            parameter.data = fresh
+            return found
+
+    use_on_device(monkeypatch, Stale)
+    found = failed(agreement.stale_weights(QUICK))
+    for dtype in ("float32", "bfloat16"):
+        assert f"{dtype}, one by one, version 1 after 0: decode" in found
+    assert not any(name.endswith(": prefill") for name in found)
+
+
+def test_an_update_that_is_not_taken_is_wholly_stale(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Deaf(TorchEngine):
+        def load(self, tensors: Mapping[str, Tensor], version: int) -> None:
+            self.version = version
+
+    use_on_device(monkeypatch, Deaf)
+    evidence = agreement.stale_weights(QUICK)
+    values = {m.name: m.value for m in evidence.measures}
+    assert values["float32, one by one, version 1 after 0: decode"] == pytest.approx(1, abs=1e-4)
+    assert values["float32, one by one, version 1 after 0: decode against prefill"] < 1e-4
+
+
+def test_answers_that_name_another_version_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Misnamed(TorchEngine):
+        def generate(self, requests: Sequence[Any], *rest: Any) -> list[list[Completion]]:
+            true, self.version = self.version, 0
+            found = super().generate(requests, *rest)
+            self.version = true
+            return found
+
+    use_on_device(monkeypatch, Misnamed)
+    found = failed(agreement.stale_weights(QUICK))
+    assert found and all(name.endswith("completions of another version") for name in found)
+
+
+@pytest.mark.parametrize("check", ["learner_parity", "engine_parity", "stale_weights"])
+def test_a_healthy_device_that_rounds_otherwise_passes(check: str) -> None:
+    evidence = on_simulated(f"agreement:{check}")
+    assert evidence["passed"], evidence["summary"]
+
+
+@pytest.mark.parametrize(
+    ("check", "defect", "passed"),
+    [
+        ("engine_parity", "decode-drift", False),
+        ("stale_weights", "stale-weights", False),
+        pytest.param("learner_parity", "mask-512", False, marks=pytest.mark.slow),
+        pytest.param("learner_parity", "matmul-bf16", False, marks=pytest.mark.slow),
+        pytest.param("engine_parity", "mask-512", False, marks=pytest.mark.slow),
+        pytest.param("engine_parity", "matmul-bf16", False, marks=pytest.mark.slow),
+        pytest.param("engine_parity", "wrong-backward", True, marks=pytest.mark.slow),
+        pytest.param("engine_parity", "nondeterministic", True, marks=pytest.mark.slow),
+        pytest.param("stale_weights", "decode-drift", True, marks=pytest.mark.slow),
+    ],
+)
+def test_planted_defects(check: str, defect: str, passed: bool) -> None:
+    assert on_simulated(f"agreement:{check}", f"sim:{defect}")["passed"] is passed

@@ -1,0 +1,246 @@
+"""Collectives on real ranks, sound and disturbed; and what the watch makes of what ranks say."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+import msgspec
+import pytest
+import torch
+
+from interlock.fleet.base import Event, Lost
+from interlock.fleet.local import LocalFleet
+from interlock.qualify import collectives, ranks
+from interlock.qualify.check import Evidence, Level, Subject
+from interlock.qualify.collectives import _Watch, exact
+from interlock.qualify.ranks import Begun, Ended, Failed, Plan, Word
+
+CHECK = """
+import sys, torch
+torch.set_num_threads(1)
+from interlock.chips import device
+from interlock.qualify import collectives
+from interlock.qualify.check import Level, Subject
+collectives._CASE_S = float(sys.argv[2])
+collectives.exact(Subject(device.resolve(sys.argv[1]), Level.QUICK))
+"""
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+PLAN = Plan("cpu", "gloo", 0, 2, 0, 0, [1], 1, 10, 2)
+
+
+@pytest.fixture
+def checked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Evidence]:
+    """The evidence when the ranks, and only they, have the device of that name."""
+
+    def check(name: str, case_s: float = 20) -> Evidence:
+        monkeypatch.setattr(collectives, "_name", lambda place, rank: name)
+        monkeypatch.setattr(collectives, "_CASE_S", case_s)
+        monkeypatch.setattr(collectives.device, "backend", lambda place: "cpu:gloo,npu:gloo")
+        return exact(Subject(torch.device("cpu"), Level.QUICK))
+
+    return check
+
+
+def test_a_sound_device_passes() -> None:
+    found = exact(Subject(torch.device("cpu"), Level.QUICK))
+    assert found.passed, found.summary
+    assert found.world == 2
+    names = [measure.name for measure in found.measures]
+    assert len(names) == len(set(names)) == found.figures["cases"]
+    for name in ranks._COLLECTIVES:
+        for dtype in ("float32", "bfloat16", "int64"):
+            assert f"{name} {dtype} [1025]" in names
+    assert "all_reduce sum float32 [4194304]" in names
+    assert {"barrier, rank 0 late", "groups 1 to 10 made, used and destroyed"} <= set(names)
+
+
+def test_a_sum_without_one_rank_is_found(checked: Callable[..., Evidence]) -> None:
+    found = checked("sim:allreduce-wrong")
+    assert not found.passed
+    wrong = {each.name.partition(":")[0]: each.value for each in found.measures if each.value > 0}
+    assert wrong["all_reduce sum float32 [65537]"] == 8  # the largest operand
+    assert wrong["all_reduce sum int64 [65537]"] == float(8 * ranks._LARGE)
+    assert not any(name.startswith(("broadcast", "all_gather", "send")) for name in wrong)
+
+
+def test_a_hang_is_found_and_named(checked: Callable[..., Evidence]) -> None:
+    found = checked("sim:allreduce-hang", case_s=4)
+    assert not found.passed
+    assert found.figures["stopped in"] == "all_reduce sum float32 [65537]"
+    assert "hangs: ranks 0, 1 had not returned after 4 s" in found.summary
+
+
+def test_a_link_that_is_down_is_found(checked: Callable[..., Evidence]) -> None:
+    found = checked("sim:link-down")
+    assert not found.passed
+    assert (found.figures["fault"], found.figures["kind of fault"]) == ("507056", "link")
+    assert "fails" in found.summary and "look at the links" in str(found.figures["advice"])
+
+
+def children(parent: int) -> list[int]:
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = entry.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == parent and fields[0] != "Z":
+            found.append(int(entry.parent.name))
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_no_rank_outlives_a_check_that_is_killed() -> None:
+    check = subprocess.Popen(
+        [sys.executable, "-c", CHECK, "sim:allreduce-hang", "100"], env=ENVIRONMENT
+    )
+    try:
+        until = time.monotonic() + 60
+        while len(children(check.pid)) < 2 and time.monotonic() < until:
+            time.sleep(0.1)
+        started = children(check.pid)
+        assert len(started) == 2
+        check.send_signal(signal.SIGKILL)
+        check.wait()
+        until = time.monotonic() + 30
+        while any(map(alive, started)) and time.monotonic() < until:
+            time.sleep(0.1)
+        assert not any(map(alive, started))
+    finally:
+        check.kill()
+        check.wait()
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+# The watch, with ranks that follow a script.
+
+
+class Script:
+    """A fleet whose `poll` gives one batch after the other, and then nothing."""
+
+    def __init__(self, *batches: list[tuple[int, Word | Lost]]) -> None:
+        self._batches = list(batches)
+
+    def poll(self, timeout_s: float) -> list[Event]:
+        if not self._batches:
+            return []
+        return [
+            (str(rank), said if isinstance(said, Lost) else msgspec.msgpack.encode(said))
+            for rank, said in self._batches.pop(0)
+        ]
+
+
+def watched(*batches: list[tuple[int, Word | Lost]]) -> Evidence:
+    watch = _Watch(cast(LocalFleet, Script(*batches)), 2)
+    watch.run()
+    return watch.evidence(PLAN)
+
+
+def both(word: Word) -> list[tuple[int, Word | Lost]]:
+    return [(0, word), (1, word)]
+
+
+def test_ranks_that_end_everything_pass() -> None:
+    found = watched(both(Begun("a")), both(Ended("a", 0, "x")), both(Begun("")))
+    assert found.passed and found.world == 2
+
+
+def test_a_wrong_result_names_the_rank_and_how_far() -> None:
+    ended: list[tuple[int, Word | Lost]] = [(0, Ended("a", 0, "")), (1, Ended("a", 2.5, ""))]
+    found = watched(both(Begun("a")), ended, both(Begun("")))
+    assert not found.passed
+    assert found.measures[0].name == "a: rank 1 is off by 2.5"
+    assert found.measures[0].value == 2.5
+
+
+def test_different_bits_on_the_ranks_are_wrong() -> None:
+    ended: list[tuple[int, Word | Lost]] = [(0, Ended("a", 0, "x")), (1, Ended("a", 0, "y"))]
+    found = watched(both(Begun("a")), ended, both(Begun("")))
+    assert not found.passed and "different bits" in found.summary
+
+
+def test_a_hang_is_where_the_hindmost_rank_is() -> None:
+    """Rank 0 never returns from `a`; rank 1 did, and waits for it in `b`."""
+    found = watched(both(Begun("a")), [(1, Ended("a", 0, "")), (1, Begun("b"))])
+    assert not found.passed
+    assert found.figures["stopped in"] == "a"
+    assert "hangs: rank 0 had not returned after 20 s" in found.summary
+
+
+def test_a_rank_that_never_comes_is_named() -> None:
+    found = watched(both(Begun("a")), both(Ended("a", 0, "")), [(0, Begun("b"))])
+    assert "b: hangs: rank 0 had not returned after 20 s, rank 1 never came" in found.summary
+
+
+def test_ranks_that_do_not_meet_are_told() -> None:
+    assert "did not meet within 60 s" in watched().summary
+
+
+def test_the_rank_that_failed_is_told_and_not_those_who_lost_it() -> None:
+    closed = Failed("a", "RuntimeError: [pair.cc:5] Connection closed by peer [127.0.0.1]")
+    cause = Failed("a", "RuntimeError: first line, error code is 507035\nsecond line")
+    found = watched(both(Begun("a")), [(0, closed)], [(1, cause)])
+    assert not found.passed
+    assert "rank 1 fails: RuntimeError: first line, error code is 507035 (software" in found.summary
+    assert found.measures[0].value == torch.inf
+
+
+def test_a_rank_that_dies_is_told_with_its_case() -> None:
+    found = watched(both(Begun("a")), [(1, Lost("signal 11"))])
+    assert "a: rank 1 fails: its process died: signal 11" in found.summary
+
+
+# Figures.
+
+
+@pytest.mark.parametrize(
+    ("found", "expected", "off"),
+    [
+        (torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.0]), 0.0),
+        (torch.tensor([1.0, 2.0]), torch.tensor([1.0, -1.5]), 3.5),
+        (torch.tensor([1.0, torch.nan]), torch.tensor([1.0, 2.0]), torch.inf),
+        (torch.tensor([(1 << 60) + 1]), torch.tensor([1 << 60]), 1.0),  # equal as floats
+    ],
+)
+def test_how_far_a_result_is_off(found: torch.Tensor, expected: torch.Tensor, off: float) -> None:
+    assert ranks._off(found, expected) == off
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64])
+def test_sums_of_sixteen_ranks_are_exact(dtype: torch.dtype) -> None:
+    rank = ranks._Rank(PLAN, torch.device("cpu"), torch.distributed.HashStore())
+    parts = [rank.operand(each, 20_000, dtype) for each in range(16)]
+    up, down = parts[0].clone(), parts[-1].clone()
+    for each in parts[1:]:
+        up += each
+    for each in reversed(parts[:-1]):
+        down += each
+    assert torch.equal(up, down)
+    assert any(not torch.equal(parts[0], each) for each in parts[1:])
+    wide = torch.stack([each.double() for each in parts]).sum(0)
+    assert dtype == torch.int64 or torch.equal(up.double(), wide)
+
+
+def test_ranks_share_a_device_only_through_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    npu = torch.device("cuda")
+    for count, backend, world in [
+        (1, "cpu:gloo,cuda:nccl", 1),
+        (1, "cpu:gloo,cuda:gloo", 2),
+        (4, "cpu:gloo,cuda:nccl", 4),
+        (16, "cpu:gloo,cuda:nccl", 8),
+    ]:
+        monkeypatch.setattr(collectives.device, "count", lambda place, count=count: count)
+        assert collectives._world(npu, backend) == world
+    monkeypatch.undo()
+    assert collectives._world(torch.device("cpu"), "gloo") == 2

@@ -1,0 +1,92 @@
+"""Words of the vendors, exit statuses of real processes, and devices that recover or do not."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from interlock.qualify import faults
+from interlock.qualify.faults import Kind, classify, describe_exit, recovers
+
+SAID = [
+    ("ACL stream synchronize failed, error code:507035", "507035", Kind.SOFTWARE),
+    ("wait for compute device to finish failed, runtime result = 507018.", "507018", Kind.SOFTWARE),
+    ("NPU function error: acl::AclQueryEvent, error code is 507014", "507014", Kind.SOFTWARE),
+    ("error code is 507049", "507049", Kind.SOFTWARE),
+    ("error code is 507054[Error]", "507054", Kind.HARDWARE),
+    ("c10d::allreduce_: the link is down, error code is 507056", "507056", Kind.LINK),
+    ("CUDA error: uncorrectable ECC error encountered", "uncorrectable ECC", Kind.HARDWARE),
+    ("NVRM: Xid (PCI:0000:3b:00): 79, pid=1, GPU has fallen off", None, Kind.HARDWARE),
+    ("CUDA error: an illegal memory access was encountered", None, Kind.SOFTWARE),
+    ("CUDA error: device-side assert triggered", None, Kind.SOFTWARE),
+    ("[Rank 0] Watchdog caught collective operation timeout: WorkNCCL(…)", None, Kind.LINK),
+    ("hccl fftsplus task timeout occurred during task execution", None, Kind.LINK),
+    ("Memory access fault by GPU node-1 (Agent handle: 0x55)", None, Kind.SOFTWARE),
+    ("HIP out of memory. Tried to allocate 2.00 GiB", None, Kind.SOFTWARE),
+    ("Native API failed. UR_RESULT_ERROR_DEVICE_LOST", None, Kind.HARDWARE),
+    ("[../gloo/transport/tcp/pair.cc:547] Connection closed by peer", None, Kind.LINK),
+]
+
+
+@pytest.mark.parametrize(("text", "code", "kind"), SAID, ids=lambda each: str(each)[:40])
+def test_the_words_of_vendors_are_known(text: str, code: str | None, kind: Kind) -> None:
+    fault = classify(f"Traceback\n  …\nRuntimeError: {text}\nmore")
+    assert fault is not None
+    assert fault.kind is kind
+    assert code is None or fault.code == code
+    assert fault.advice
+
+
+def test_other_words_are_no_fault() -> None:
+    assert classify("ValueError: expected 3 arguments") is None
+    assert classify("allocated 15070540 bytes at 0x507035a, 5070567 left, 0.507035 s") is None
+
+
+def test_the_gravest_fault_counts() -> None:
+    fault = classify("Connection closed by peer; out of memory; 507035; 507054")
+    assert fault is not None and (fault.code, fault.kind) == ("507054", Kind.HARDWARE)
+    fault = classify("Connection closed by peer, after error code is 507035")
+    assert fault is not None and fault.code == "507035"
+
+
+def test_every_pattern_is_a_regular_expression_that_something_matches() -> None:
+    for pattern, *_ in faults._FAULTS:
+        if pattern.isdigit():
+            fault = classify(f"error {pattern}.")
+            assert fault is not None and fault.code == pattern
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "killed by SIGSEGV (a driver"),
+        ("import os; os.abort()", "killed by SIGABRT (a driver"),
+        ("raise SystemExit(3)", "exit code 3"),
+        ("pass", "ended without an error"),
+    ],
+)
+def test_exit_statuses_of_real_processes(code: str, words: str) -> None:
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
+    assert describe_exit(run.returncode).startswith(words)
+
+
+def test_exit_statuses_of_shells() -> None:
+    assert describe_exit(128 + signal.SIGKILL).startswith("killed by SIGKILL (by someone else")
+    assert describe_exit(255) == "exit code 255"
+    assert describe_exit(-signal.SIGTERM) == "killed by SIGTERM"
+
+
+def test_a_sound_device_recovers() -> None:
+    assert recovers("cpu", 60)
+
+
+def test_a_device_that_is_not_there_does_not_recover() -> None:
+    assert not recovers("cuda:99", 60)
+
+
+def test_a_deadline_is_kept() -> None:
+    began = time.monotonic()
+    assert not recovers("cpu", 0.05)
+    assert time.monotonic() - began < 20

@@ -1,0 +1,157 @@
+"""Replayed and compiled forms against eager ones, on devices whose graphs are sound, and stale."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
+import msgspec
+import pytest
+import torch
+from torch import Tensor
+
+from interlock.qualify import graphs
+from interlock.qualify.check import Evidence, Level, Subject
+
+CPU = torch.device("cpu")
+QUICK = Subject(CPU, Level.QUICK)
+
+CHECK = """
+import sys, warnings, msgspec, torch
+torch.set_num_threads(1)
+from interlock.chips import device
+from interlock.qualify import graphs
+from interlock.qualify.check import Level, Subject
+evidence = getattr(graphs, sys.argv[1])(Subject(device.resolve(sys.argv[2]), Level.QUICK))
+sys.stdout.buffer.write(msgspec.json.encode(evidence))
+"""
+
+
+def on_device(check: str, name: str) -> Evidence:
+    """What the check finds on a simulated device, which a process can set up only once."""
+    ran = subprocess.run(
+        [sys.executable, "-c", CHECK, check, name],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        timeout=200,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr.decode()
+    return msgspec.json.decode(ran.stdout, type=Evidence)
+
+
+def capture(device: torch.device, function: Callable[[], None]) -> Callable[[], None]:
+    """A device whose replay is sound: the function itself."""
+    function()
+    return function
+
+
+def only(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    monkeypatch.setattr(graphs, "_FORMS", {name: graphs._FORMS[name] for name in names})
+
+
+def test_what_is_not_there_is_named_and_fails_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    only(monkeypatch, "replayed")
+    found = graphs.agreement(QUICK)
+    assert found.passed and not found.measures
+    assert "captures no graphs" in str(found.figures["not replayed"])
+
+
+def test_sound_replay_passes_at_every_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    only(monkeypatch, "replayed")
+    monkeypatch.setattr(graphs.chips, "capture", capture)
+    found = graphs.agreement(QUICK)
+    assert found.passed
+    assert found.figures["cases replayed"] == 9  # three programs at three sizes
+    assert all(measure.value == 0 for measure in found.measures)
+
+
+def test_replay_with_the_inputs_of_the_capture_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stale(device: torch.device, function: Callable[[], None]) -> Callable[[], None]:
+        function()
+        return lambda: None
+
+    only(monkeypatch, "replayed")
+    monkeypatch.setattr(graphs.chips, "capture", stale)
+    found = graphs.agreement(QUICK)
+    assert not found.passed
+    assert found.figures["cases beyond their limit"] == 9
+
+
+def test_replay_that_is_stale_only_the_second_time_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def once(device: torch.device, function: Callable[[], None]) -> Callable[[], None]:
+        left = [1, 1]  # the check replays once with the old input, then with a new one
+
+        def replay() -> None:
+            if left:
+                left.pop()
+                function()
+
+        return replay
+
+    only(monkeypatch, "replayed")
+    monkeypatch.setattr(graphs.chips, "capture", once)
+    assert not graphs.agreement(QUICK).passed
+
+
+def test_a_capture_that_fails_at_one_size_only_is_a_failure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = iter(range(100))
+
+    def sometimes(device: torch.device, function: Callable[[], None]) -> Callable[[], None]:
+        if next(calls) == 1:
+            raise RuntimeError("capture failed: 107027")
+        return capture(device, function)
+
+    only(monkeypatch, "replayed")
+    monkeypatch.setattr(graphs.chips, "capture", sometimes)
+    found = graphs.agreement(QUICK)
+    assert not found.passed
+    worst = found.measures[0].name
+    assert worst == "replayed, forward bfloat16 [8]: RuntimeError: capture failed: 107027"
+
+
+def test_a_capture_that_always_fails_is_not_offered(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(device: torch.device, function: Callable[[], None]) -> None:
+        raise RuntimeError("no graphs")
+
+    only(monkeypatch, "replayed")
+    monkeypatch.setattr(graphs.chips, "capture", never)
+    found = graphs.agreement(QUICK)
+    assert found.passed
+    assert found.figures["not replayed, forward bfloat16 [1]"] == "RuntimeError: no graphs"
+
+
+def test_decomposed_programs_agree_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    only(monkeypatch, "decomposed")
+    monkeypatch.setitem(graphs._BUDGET_S, Level.QUICK, 60.0)
+    found = graphs.agreement(QUICK)
+    assert found.passed and found.figures["cases decomposed"] == 3
+
+
+def test_the_difference_is_relative_to_each_tensor() -> None:
+    one, small = torch.tensor([4.0, -2.0]), torch.tensor([0.01])
+    assert graphs._difference([one + 1, small], [one, small]) == pytest.approx(0.25)
+    assert graphs._difference([one, small * 1.5], [one, small]) == pytest.approx(0.5, rel=1e-6)
+    nan = graphs._difference([one * float("nan"), small], [one, small])
+    assert nan != nan
+
+
+def test_gradients_are_among_the_numbers() -> None:
+    weight = torch.nn.Parameter(torch.tensor([3.0]))
+
+    def square(x: Tensor) -> Tensor:
+        return (weight**2 * x).sum()
+
+    value, slope = graphs._with_gradients(square, [weight])(torch.tensor([2.0]))
+    assert value.item() == 18 and slope.item() == 12
+
+
+@pytest.mark.parametrize(("device", "passes"), [("sim", True), ("sim:stale-replay", False)])
+def test_on_the_simulated_device(device: str, passes: bool) -> None:
+    found = on_device("agreement", device)
+    assert found.passed is passes
+    assert found.figures["cases replayed"] == 9

@@ -1,0 +1,107 @@
+"""Real processes that pass, fail, raise, die and hang, and what the runner makes of them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from interlock.chips import certificates
+from interlock.errors import ConfigError
+from interlock.qualify import runner
+from interlock.qualify.check import Check, Level
+from interlock.qualify.checks import CHECKS
+from interlock.records import Certificate, Finding, Measure, Result, Role, Trust
+
+BOTH = frozenset(Role)
+
+
+@pytest.fixture
+def planted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Check]]:
+    """Checks of tests/support/planted_checks.py under ids of the table."""
+    support = Path(__file__).parents[1] / "support"
+    monkeypatch.setenv("PYTHONPATH", str(support))
+
+    def make(deadline: float = 60.0, **functions: str) -> list[Check]:
+        return [
+            Check(
+                id=name.replace("_", "-"),
+                function=f"planted_checks:{function}",
+                classes=(1,),
+                proves="",
+                needed=CHECKS[name.replace("_", "-")].needed,
+                deadline_s=dict.fromkeys(Level, deadline),
+                remedy="",
+            )
+            for name, function in functions.items()
+        ]
+
+    return make
+
+
+def by_check(certificate: Certificate) -> dict[str, Finding]:
+    return {finding.check: finding for finding in certificate.findings}
+
+
+def test_what_a_check_shows_is_in_the_certificate(planted: Callable[..., list[Check]]) -> None:
+    seen: list[str] = []
+
+    class Watch(runner.Watch):
+        def begins(self, check: Check) -> None:
+            seen.append(f"begins {check.id}")
+
+        def ended(self, finding: Finding) -> None:
+            seen.append(f"ended {finding.check}")
+
+    checks = planted(forward="fails", sampler="passes", graphs="cannot_run")
+    found = runner.qualify("cpu", Level.QUICK, checks=checks, seed=3, watch=Watch())
+    forward, sampler, graphs = found.findings
+    assert forward.result is Result.FAIL
+    assert forward.summary == "1 of 2 are wrong, worst mm"
+    assert forward.measures[0] == Measure("mm", 0.5, 0.1, 0.01)
+    assert forward.figures == {"cases": 2, "cases beyond their limit": 1}
+    assert sampler.result is Result.PASS
+    assert sampler.figures == {"level": "quick", "seed": 3}
+    assert graphs.result is Result.UNKNOWN and "no compiler" in graphs.summary
+    assert (found.device, found.level, found.world, found.trust) == ("cpu", "quick", 2, "reject")
+    assert found.stack.kind == "cpu" and found.stack.torch and found.stack.chip
+    certificates.verify(found)
+    assert seen[:3] == ["begins forward", "ended forward", "begins sampler"]
+
+
+def test_an_exception_and_a_death_are_findings(planted: Callable[..., list[Check]]) -> None:
+    found = runner.qualify("cpu", checks=planted(forward="raises", memory="dies"))
+    forward, memory = found.findings
+    assert forward.result is memory.result is Result.FAIL
+    assert "507035" in forward.summary and "second line" not in forward.summary
+    assert str(forward.figures["fault"]) == "507035"
+    assert "planted_checks" in str(forward.figures["last words"])
+    assert "signal 11" in memory.summary
+    assert "about to die" in str(memory.figures["last words"])
+    assert memory.figures["a new process can use the device"] == "yes"
+
+
+def test_a_hang_ends_what_generation_needs(planted: Callable[..., list[Check]]) -> None:
+    checks = planted(5.0, forward="passes") + planted(1.0, sampler="hangs")
+    found = runner.qualify("cpu", checks=checks + planted(60.0, memory="passes"))
+    results = [finding.result for finding in found.findings]
+    assert results == [Result.PASS, Result.FAIL, Result.UNKNOWN]
+    assert "no answer within 1 s" in found.findings[1].summary
+    assert found.findings[2].summary == "not tried after the hang in sampler"
+    assert found.trust is Trust.REJECT
+
+
+def test_a_hang_in_training_leaves_the_rest(planted: Callable[..., list[Check]]) -> None:
+    checks = planted(1.0, collectives="hangs") + planted(60.0, memory="passes")
+    results = [finding.result for finding in runner.qualify("cpu", checks=checks).findings]
+    assert results == [Result.FAIL, Result.PASS]
+
+
+def test_a_device_that_is_not_there_is_the_users_mistake() -> None:
+    with pytest.raises(ConfigError, match="warp"):
+        runner.qualify("warp:7", checks=[])
+
+
+def test_an_unknown_check_is_named_with_the_others() -> None:
+    with pytest.raises(ConfigError, match=r"'fast'.*forward"):
+        runner.chosen(["forward", "fast"])
+    assert [check.id for check in runner.chosen(["soak", "forward"])] == ["forward", "soak"]

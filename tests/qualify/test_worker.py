@@ -1,0 +1,68 @@
+"""The program that takes a quarantined worker's place, with the checks themselves left out."""
+
+from pathlib import Path
+from queue import SimpleQueue
+
+import pytest
+
+from interlock.chips import certificates
+from interlock.errors import ConfigError
+from interlock.qualify import runner, worker
+from interlock.qualify.check import Level
+from interlock.records import Certificate, Stack, Trust
+from interlock.rollout import protocol
+from interlock.rollout.protocol import Alive, Failed, Qualified, Qualify
+
+NPU = Stack("npu", "Chip 1", "", "", "", "2.13.0", "", "0.1")
+
+
+class FakeChannel:
+    """Asks each question, then is gone."""
+
+    def __init__(self, *asked: Qualify) -> None:
+        self.asked: SimpleQueue[bytes | None] = SimpleQueue()
+        for each in asked:
+            self.asked.put(protocol.encode(each))
+        self.asked.put(None)
+        self.said: list[protocol.Reply] = []
+
+    def receive(self) -> bytes | None:
+        return self.asked.get()
+
+    def send(self, message: bytes) -> None:
+        self.said.append(protocol.reply(message))
+
+
+def pretend(name: str, level: Level) -> Certificate:
+    assert level is Level.QUICK
+    if name != "npu:1":
+        raise ConfigError(f"device {name!r}\ncannot be used here")
+    found = Certificate(NPU, name, 1, level, Trust.GENERATE, [], [], 1.0)
+    return certificates.seal(found)
+
+
+def test_it_qualifies_files_and_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INTERLOCK_CERTIFICATES", str(tmp_path))
+    monkeypatch.setattr(runner, "qualify", pretend)
+    channel = FakeChannel(Qualify("npu:1", "quick"), Qualify("warp", "quick"))
+    worker.serve(channel)
+    answers = [said for said in channel.said if not isinstance(said, Alive)]
+    passed = pretend("npu:1", Level.QUICK)
+    refused = Failed("device 'warp' cannot be used here", permanent=True)
+    assert answers == [Qualified(passed), refused]
+    assert certificates.find(NPU) == passed
+
+
+def test_it_shows_signs_of_life_while_it_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "_BEAT_S", 0.01)
+    channel = FakeChannel()
+    monkeypatch.setattr(channel, "receive", lambda: None if len(channel.said) >= 2 else waits())
+
+    def waits() -> bytes:
+        while len(channel.said) < 2:
+            pass
+        return protocol.encode(Qualify("warp", "quick"))
+
+    monkeypatch.setattr(runner, "qualify", pretend)
+    worker.serve(channel)
+    assert channel.said[:2] == [Alive(), Alive()]
