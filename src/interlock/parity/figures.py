@@ -1,0 +1,118 @@
+"""How far two sides are apart, in numbers: plain functions of log-probabilities and answers.
+
+Sign and order are always theirs minus ours: B's minus A's, or decode's minus prefill's.
+"""
+
+import math
+from collections.abc import Sequence
+from statistics import fmean
+
+import msgspec
+
+from interlock.report.summary import wilson
+from interlock.rollout.judge import mean_k3
+
+_SAME_WITHIN = math.log(2)
+
+
+class Difference(msgspec.Struct, frozen=True):
+    """Of two scores of the same tokens, in nats. As learner.Mismatch; ratios count both ways."""
+
+    name: str  # what was compared, for a reader
+    tokens: int
+    k3: float  # mean, per token: estimates the KL where the tokens were sampled from `ours`
+    mean: float
+    mean_abs: float
+    max_abs: float
+    share_above_2: float  # of the tokens whose probabilities are in a ratio above 2, either way
+
+
+class Greedy(msgspec.Struct, frozen=True):
+    """Whether both sides write the same answer when nothing is drawn."""
+
+    answers: int
+    identical: int
+    parted_at: list[int]  # token of each other answer at which the two part, in ascending order
+
+    @property
+    def share(self) -> float:
+        return self.identical / self.answers
+
+
+class Accuracy(msgspec.Struct, frozen=True):
+    """Mean reward of greedy answers, with its 95 % Wilson interval."""
+
+    share: float
+    low: float
+    high: float
+
+
+class TaskResult(msgspec.Struct, frozen=True):
+    """Both sides on the same held-out problems."""
+
+    task: str
+    problems: int
+    a: Accuracy
+    b: Accuracy
+    only_a: int  # problems that A answered better
+    only_b: int
+    p: float  # of McNemar's exact test: that these two counts came about by chance
+
+
+def difference(name: str, theirs: Sequence[float], ours: Sequence[float]) -> Difference:
+    """Of at least one token; what is not finite counts as infinitely far apart."""
+    assert ours and len(ours) == len(theirs)
+    apart = [their - our for their, our in zip(theirs, ours, strict=True)]
+    if not all(map(math.isfinite, apart)):
+        return Difference(name, len(ours), math.inf, math.nan, math.inf, math.inf, 1.0)
+    sizes = [abs(value) for value in apart]
+    above = sum(size > _SAME_WITHIN for size in sizes)
+    return Difference(
+        name,
+        tokens=len(ours),
+        k3=mean_k3(theirs, ours),
+        mean=fmean(apart),
+        mean_abs=fmean(sizes),
+        max_abs=max(sizes),
+        share_above_2=above / len(sizes),
+    )
+
+
+def greedy(pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Greedy:
+    """Of the greedy answers of A and B to the same problems, as tokens."""
+    places = [place for a, b in pairs if (place := _parts(a, b)) is not None]
+    return Greedy(len(pairs), len(pairs) - len(places), sorted(places))
+
+
+def _parts(a: Sequence[int], b: Sequence[int]) -> int | None:
+    """The first place where two answers differ or one has ended; None when they are equal."""
+    shared = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), None)
+    if shared is not None:
+        return shared
+    return None if len(a) == len(b) else min(len(a), len(b))
+
+
+def task_result(task: str, a: Sequence[float], b: Sequence[float]) -> TaskResult:
+    """Of the rewards of both sides, problem by problem."""
+    only_a = sum(x > y for x, y in zip(a, b, strict=True))
+    only_b = sum(x < y for x, y in zip(a, b, strict=True))
+    return TaskResult(
+        task, len(a), _accuracy(a), _accuracy(b), only_a, only_b, mcnemar(only_a, only_b)
+    )
+
+
+def _accuracy(rewards: Sequence[float]) -> Accuracy:
+    share = fmean(rewards)
+    # A reward outside of 0 to 1 is no share; its interval says nothing.
+    low, high = wilson(share, len(rewards)) if 0 <= share <= 1 else (-math.inf, math.inf)
+    return Accuracy(share, low, high)
+
+
+def mcnemar(one: int, other: int) -> float:
+    """Two-sided exact p: a fair coin thrown one + other times gives counts at least as uneven.
+
+    McNemar (1947), with the binomial distribution instead of the approximation.
+    """
+    total = one + other
+    tail = sum(math.comb(total, count) for count in range(min(one, other) + 1))
+    return min(1.0, 2 * tail / 2**total)

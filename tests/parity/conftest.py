@@ -1,0 +1,162 @@
+"""Both sides in this process: every message still goes through the protocol, strictly decoded."""
+
+import json
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+
+from interlock import config
+from interlock.models.checkpoint import load_decoder
+from interlock.models.decoder import Decoder
+from interlock.models.huggingface import read_architecture
+from interlock.parity import protocol, worker
+from interlock.parity.prompts import prompts
+from interlock.parity.protocol import Open, Opened, Reply, Request
+from interlock.parity.sides import Sides
+from interlock.qualify.specimen import Numbers
+from interlock.rollout.engine import TorchEngine
+from interlock.rollout.generator import Generator
+
+
+class InlineSides(Sides):
+    """Sides without processes. `defect` surrounds all that side "b" computes; `spoil` changes its
+    worker once it is open.
+    """
+
+    defect: Callable[[], AbstractContextManager[Any]] = nullcontext
+    spoil: Callable[[worker.Side], None] | None = None
+
+    def __init__(self, logs: Path, answer_s: float = 60.0) -> None:
+        super().__init__(logs, answer_s)
+        self.workers: dict[str, worker.Side] = {}
+
+    def start(self, name: str, label: str, python: str | None = None) -> None:
+        self._labels[name] = label
+        self.workers[name] = worker.Side()
+
+    def open(self, sides: Mapping[str, tuple[Path, config.Generator]]) -> dict[str, Opened]:
+        asked = {name: Open(name, str(model), kept) for name, (model, kept) in sides.items()}
+        opened = self.ask(asked, Opened)
+        if type(self).spoil is not None:
+            type(self).spoil(self.workers["b"])
+        return opened
+
+    def settle(self, model: Path, dtype: str) -> None:
+        """Both sides with the decoder in `model`, which needs no tokenizer."""
+        for name in "ab":
+            self.start(name, f"torch:{name}")
+            decoder = load_decoder(model, getattr(torch, dtype), torch.device("cpu"))
+            engine = TorchEngine(decoder, Numbers(), slots=8)
+            self.workers[name]._generator = Generator(engine, None, name)  # type: ignore[arg-type]
+        if type(self).spoil is not None:
+            type(self).spoil(self.workers["b"])
+
+    def ask(self, requests: Mapping[str, Request], kind: Any, deadline_s: Any = None) -> Any:
+        replies: dict[str, Reply] = {}
+        for name, request in requests.items():
+            with self.defect() if name == "b" else nullcontext():
+                reply = self.workers[name].handle(protocol.request(protocol.encode(request)))
+            replies[name] = protocol.reply(protocol.encode(reply))
+        return {name: self._checked(name, reply, kind) for name, reply in replies.items()}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def inline(monkeypatch: pytest.MonkeyPatch) -> type[InlineSides]:
+    """Let `compare` have its sides in this process, and few prompts; a fresh class per test."""
+    few = [prompts()[number] for number in (0, 1, 8)]
+    monkeypatch.setattr("interlock.parity.compare.prompts", lambda: few)
+    sides = type("InlineSides", (InlineSides,), {})
+    monkeypatch.setattr("interlock.parity.compare.Sides", sides)
+    return sides
+
+
+def make_model(directory: Path, **changes: object) -> Path:
+    """Random weights of a two-layer Llama, as a Hugging Face directory without a tokenizer."""
+    settings = {
+        "model_type": "llama",
+        "vocab_size": 300,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "hidden_act": "silu",
+        "tie_word_embeddings": True,
+    }
+    (directory / "config.json").write_text(json.dumps(settings | changes))
+    decoder = Decoder(read_architecture(directory))
+    noise = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            drawn = torch.randn(parameter.shape, generator=noise)
+            parameter.copy_(1 + 0.1 * drawn if parameter.ndim == 1 else 0.2 * drawn)
+    tensors = dict(decoder.published(torch.float32))
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    return directory
+
+
+@pytest.fixture(scope="session")
+def bare_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """300 tokens, and no tokenizer."""
+    return make_model(tmp_path_factory.mktemp("bare-model"))
+
+
+@pytest.fixture(scope="session")
+def mixture_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Like bare_model, with four experts in each layer, of which a token passes two."""
+    return make_model(
+        tmp_path_factory.mktemp("mixture"),
+        model_type="qwen3_moe",
+        head_dim=8,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=24,
+        norm_topk_prob=True,
+        decoder_sparse_step=1,
+        mlp_only_layers=[],
+    )
+
+
+@pytest.fixture(scope="session")
+def long_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A token per byte, and a context of 1024."""
+    directory = tmp_path_factory.mktemp("long-model")
+    write_tokenizer(directory)
+    return make_model(directory, max_position_embeddings=1024)
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with no room for the shipped long prompts."""
+    directory = tmp_path_factory.mktemp("small")
+    write_tokenizer(directory)
+    return make_model(directory, max_position_embeddings=96)
+
+
+def write_tokenizer(directory: Path) -> None:
+    letters = sorted(ByteLevel.alphabet())
+    tokenizer = Tokenizer(BPE({letter: n for n, letter in enumerate(letters)}, []))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = ByteLevelDecoder()
+    tokenizer.add_special_tokens(["<end>"])
+    tokenizer.save(str(directory / "tokenizer.json"))
+    template = "{% for turn in messages %}{{ turn.content }}{% endfor %}"
+    settings = {"eos_token": "<end>", "chat_template": template}
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))

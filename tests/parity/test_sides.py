@@ -1,0 +1,98 @@
+"""Sides as real processes: one with a bad chip, one that dies, one that hangs, one that is none."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from interlock.config import Guard
+from interlock.errors import ConfigError, TrainingError
+from interlock.parity.compare import Question, compare
+from interlock.parity.outcome import Verdict
+from interlock.parity.protocol import Score, Scored
+from interlock.parity.sides import Sides, parse
+from interlock.records import Problem, Sampling
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def test_a_chip_that_ignores_masks_is_found_in_attention(
+    long_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = Problem("long", [{"role": "user", "content": "one, two, three; " * 40}], "")
+    monkeypatch.setattr("interlock.parity.compare.prompts", lambda: [long])
+    sides = parse("a", "torch:cpu", "float32"), parse("b", "torch:sim:mask-512", "float32")
+    limits = Sampling(max_tokens=2)
+    band = Guard(warn=1e-4, quarantine=1e-3)
+    question = Question(long_model, *sides, samples=1, sampling=limits, bisect=True, band=band)
+    found = compare(question, tmp_path, lambda note: None)
+    assert found.verdict is Verdict.DIFFERENT and found.left_out == 0
+    assert not found.weights.wrong_a and not found.weights.wrong_b
+    where = found.bisection
+    assert where is not None
+    assert (where.side, where.point) == ("b", "layers.0.attention.attended")
+    (guilty,) = [each for each in where.operators if each.parts]
+    assert guilty.title.startswith("aten.scaled_dot_product_attention.default [1, 4, ")
+    assert guilty.error > 0.1 and guilty.own < 1e-5
+    assert where.depths[5].a < 1e-5  # nothing of side a
+
+
+def test_a_killed_side_is_named(bare_model: Path, tmp_path: Path) -> None:
+    with Sides(tmp_path) as sides:
+        sides.start("b", "torch:cpu")
+        pid = sides._fleet._workers["b"]._process.pid
+        threading.Timer(0.5, os.kill, (pid, signal.SIGKILL)).start()
+        with pytest.raises(TrainingError, match=r"side b \(torch:cpu, log: .*b\.log\) is gone: s"):
+            sides.ask({"b": Score([[1, 2]])}, Scored, deadline_s=60)
+
+
+def test_a_silent_side_is_given_up(tmp_path: Path) -> None:
+    with Sides(tmp_path) as sides:
+        sides.start("a", "torch:cpu")
+        os.kill(sides._fleet._workers["a"]._process.pid, signal.SIGSTOP)
+        begun = time.monotonic()
+        with pytest.raises(TrainingError, match=r"side a .* gave no answer within 0\.5 s"):
+            sides.ask({"a": Score([[1, 2]])}, Scored, deadline_s=0.5)
+        assert time.monotonic() - begun >= 0.5
+
+
+def test_wrong_devices_and_pythons_are_the_users_to_mend(long_model: Path, tmp_path: Path) -> None:
+    with Sides(tmp_path) as sides:
+        with pytest.raises(ConfigError, match=r"--b-python: .*no/such/python"):
+            sides.start("b", "torch:cpu", "no/such/python")
+        sides.start("a", "torch:warp")
+        with pytest.raises(ConfigError, match=r"side a \(torch:warp\): device 'warp' cannot be"):
+            sides.open({"a": (long_model, parse("a", "torch:warp").settings)})
+
+
+def test_a_python_without_interlock_is_a_lost_side(tmp_path: Path) -> None:
+    bare = tmp_path / "python"
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
+    bare.chmod(0o755)
+    with Sides(tmp_path) as sides:
+        sides.start("b", "torch:cpu", str(bare))
+        with pytest.raises(TrainingError, match=r"side b .* is gone: exit code 1: .*interlock"):
+            sides.ask({"b": Score([[1, 2]])}, Scored, deadline_s=60)
+
+
+def test_nonsense_is_no_reply(tmp_path: Path) -> None:
+    class Noise:
+        def send(self, *_: Any) -> None: ...
+        def poll(self, timeout_s: float) -> list[tuple[str, bytes]]:
+            return [("a", b"\xc1 no message")]
+
+    with Sides(tmp_path) as sides:
+        sides._labels["a"] = "torch:cpu"
+        sides._fleet.close()
+        sides._fleet = Noise()  # type: ignore[assignment]
+        with pytest.raises(TrainingError, match="sent what is no reply"):
+            sides.ask({"a": Score([[1]])}, Scored)
+        sides._fleet.close = lambda: None  # type: ignore[method-assign]
