@@ -15,7 +15,7 @@ FLOORS = [
     {"chips", "tasks", "report", "fleet", "sync"},
     {"models"},
     {"rollout", "learner"},
-    {"recipes"},
+    {"recipes", "qualify", "parity"},
     {"terminal"},
     {"cli"},
 ]
@@ -92,7 +92,7 @@ def loaded_after(statement: str) -> set[str]:
     [
         "import interlock",
         "import interlock.config, interlock.rundir",
-        "import interlock.cli as c; c._parser().format_help()",
+        "import interlock.cli.arguments as a; a._parser().format_help()",
     ],
 )
 def test_light_imports_bring_no_heavy_package(statement: str) -> None:

@@ -2,9 +2,9 @@
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -20,14 +20,27 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from interlock.qualify import runner
+from interlock.qualify.check import Check
 from interlock.recipes.watch import Watch
-from interlock.records import FinishReason, ScoredGroup
+from interlock.records import Certificate, Finding, FinishReason, Result, Role, ScoredGroup, Trust
 from interlock.report import fleet, summary
 from interlock.rundir import RunView
 
 _BARS = "▁▂▃▄▅▆▇█"
 _ROWS = 8  # steps shown in the live table
 _WORKERS = 8  # generators shown in the live table; the rest are counted
+_RESULTS = {
+    Result.PASS: ("✓", "green"),
+    Result.FAIL: ("✗", "red"),
+    Result.UNKNOWN: ("?", "yellow"),
+}
+VERDICTS = {
+    Trust.TRAIN: "may train and generate",
+    Trust.GENERATE: "may generate, not train",
+    Trust.REJECT: "rejected: may neither train nor generate",
+    Trust.UNKNOWN: "not decided: a check that decides did not run",
+}
 _STATE_STYLES = {"quarantined": "red", "retired": "red"}
 _SHORT = {
     "grad_norm": "gradient",
@@ -292,6 +305,65 @@ def print_accuracy(console: Console, scored: Sequence[ScoredGroup], show: int) -
         cut = completion.finish == FinishReason.LENGTH
         console.print(Text(f"\n{visible(question)}", style="bold"), soft_wrap=True)
         console.print(_answer(summary.Answer(completion.text, reward, None, cut)), soft_wrap=True)
+
+
+class QualifyWatch(runner.Watch):
+    """A line for every check that has ended; on a screen also which one is at work."""
+
+    def __init__(self, console: Console, checks: int) -> None:
+        self._console = console
+        self._working = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._all = self._working.add_task("", total=checks)
+
+    def __enter__(self) -> Self:
+        self._working.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._working.stop()
+
+    def begins(self, check: Check) -> None:
+        self._working.update(self._all, description=f"{check.id}: {check.proves}")
+
+    def ended(self, finding: Finding) -> None:
+        mark, style = _RESULTS[finding.result]
+        text = Text.assemble(
+            (f"{mark} {finding.result:<8}", style),
+            f"{finding.check:<19}{finding.seconds:6.1f} s  ",
+            (visible(finding.summary), "" if finding.result is not Result.PASS else "dim"),
+        )
+        self._console.print(text, soft_wrap=True)
+        self._working.advance(self._all)
+
+
+def print_certificate(console: Console, certificate: Certificate) -> None:
+    """The verdict, why, and what it is of."""
+    stack = certificate.stack
+    software = [stack.driver, stack.runtime, f"torch {stack.torch}", stack.plugin]
+    of = ", ".join(filter(None, [stack.chip, *software]))
+    console.print(Text(f"\n{certificate.device}: {VERDICTS[certificate.trust]}", style="bold"))
+    console.print(Text(visible(of), style="dim"), soft_wrap=True)
+    for reason in certificate.reasons:
+        console.print(Text(f"- {visible(reason)}"), soft_wrap=True)
+
+
+def print_checks(console: Console, checks: Iterable[Check]) -> None:
+    """What each check proves, and for which role it is needed."""
+    console.print(Text(f"{'check':<20}{'needed to':<17}{'class':<7}proves that", style="dim"))
+    for check in checks:
+        roles = ", ".join(role for role in Role if role in check.needed)
+        classes = ", ".join(map(str, check.classes))
+        line = f"{check.id:<20}{roles:<17}{classes:<7}{check.proves}"
+        console.print(Text(line), soft_wrap=True)
 
 
 def visible(text: str) -> str:

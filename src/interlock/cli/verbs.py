@@ -1,4 +1,4 @@
-"""The command line: one function per verb.
+"""The verbs, one function each.
 
 What a verb needs is imported inside it, so that help is instant.
 """
@@ -6,130 +6,15 @@ What a verb needs is imported inside it, so that help is instant.
 import argparse
 import json
 import os
+import re
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
 
-from interlock import __version__
 from interlock.config import Task
-from interlock.errors import ConfigError, InterlockError, UserError
-from interlock.records import Sampling
-from interlock.rundir import RunDir
-
-
-def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run one verb and exit: 0 done, 1 the run failed, 2 the user's mistake, 130 interrupted."""
-    try:
-        given = _parse(arguments)
-        given.verb(given)
-    except UserError as error:
-        _fail(error, 2)
-    except InterlockError as error:
-        _fail(error, 1)
-    except ModuleNotFoundError as error:
-        if (error.name or "interlock").partition(".")[0] == "interlock":
-            raise
-        _fail(f"this needs the package {error.name!r}; pip install 'interlock[demo]'", 2)
-    except KeyboardInterrupt:
-        _fail("stopped", 130)
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader went away, as `| head` does
-        sys.exit(0)
-    sys.exit(0)
-
-
-def _fail(error: object, code: int) -> NoReturn:
-    print(f"interlock: {error}", file=sys.stderr)
-    sys.exit(code)
-
-
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Take key=value arguments behind the options too; argparse alone only takes those before."""
-    parser = _parser()
-    given, rest = parser.parse_known_args(arguments)
-    if rest and not (hasattr(given, "settings") and all("=" in x and x[0] != "-" for x in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:
-        given.settings += rest
-    return given
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        _fail(f"{message} (see {self.prog} --help)", 2)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="interlock",
-        description="Post-train reasoning models by reinforcement learning, and use them.",
-    )
-    parser.add_argument("--version", action="version", version=f"interlock {__version__}")
-    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-
-    verb = verbs.add_parser(
-        "demo", help="teach a small model addition, in minutes, on this machine"
-    )
-    verb.add_argument(
-        "settings", nargs="*", metavar="key=value", help="change the recipe's settings"
-    )
-    verb.add_argument("--run", type=Path, metavar="DIR", help="run directory (default: runs/demo…)")
-    verb.set_defaults(verb=demo)
-
-    verb = verbs.add_parser("train", help="run a recipe")
-    verb.add_argument("recipe", metavar="RECIPE.toml")
-    verb.add_argument(
-        "settings", nargs="*", metavar="key=value", help="change the recipe's settings"
-    )
-    verb.add_argument("--run", type=Path, metavar="DIR", help="run directory (default: runs/NAME…)")
-    verb.add_argument("--resume", action="store_true", help="go on with the run in --run DIR")
-    verb.set_defaults(verb=train)
-
-    _add_eval(verbs)
-
-    verb = verbs.add_parser("chat", help="talk to a model")
-    verb.add_argument(
-        "model", metavar="MODEL", help="a model directory, a hub id or a run directory"
-    )
-    verb.add_argument("--system", help="a system turn")
-    verb.add_argument("--temperature", type=float, default=0.7, help="0 is greedy (default: 0.7)")
-    verb.add_argument("--max-tokens", type=int, default=512, metavar="N", help="default: 512")
-    verb.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise (default: 0)")
-    verb.add_argument("--device", default="cpu", help="default: cpu")
-    verb.set_defaults(verb=chat)
-
-    verb = verbs.add_parser("report", help="write a run's report as one HTML file")
-    verb.add_argument("run", type=Path, metavar="RUN", help="a run directory")
-    verb.add_argument("--out", type=Path, metavar="FILE", help="default: RUN/report.html")
-    verb.set_defaults(verb=report)
-    return parser
-
-
-def _add_eval(verbs: Any) -> None:
-    verb = verbs.add_parser(
-        "eval",
-        help="measure a model's accuracy on a task's held-out problems",
-        description="A run directory is measured as the run was, unless --task names a task. "
-        "Held out are the problems that a run with the same task settings never trained on.",
-    )
-    verb.add_argument(
-        "model", metavar="MODEL", help="a model directory, a hub id or a run directory"
-    )
-    verb.add_argument(
-        "settings", nargs="*", metavar="key=value", help="of the task: options.digits=3, seed=1, …"
-    )
-    verb.add_argument("--task", help="arithmetic, gsm8k, jsonl, reasoning-gym/NAME")
-    verb.add_argument("--problems", type=int, metavar="N", help="default: 128")
-    verb.add_argument("--max-tokens", type=int, metavar="N", help="default: 256, or the run's own")
-    verb.add_argument("--stop", action="append", metavar="TEXT", help="ends an answer; repeatable")
-    verb.add_argument(
-        "--show", type=int, default=3, metavar="N", help="answers to show (default: 3)"
-    )
-    verb.add_argument("--device", default="cpu", help="default: cpu")
-    verb.add_argument("--json", action="store_true", help="print one JSON object")
-    verb.set_defaults(verb=evaluate)
+from interlock.errors import ConfigError
+from interlock.records import Sampling, Trust
+from interlock.rundir import RunDir, storage_errors
 
 
 def demo(given: argparse.Namespace) -> None:
@@ -148,6 +33,8 @@ def train(given: argparse.Namespace) -> None:
     from interlock.recipes.train import train as run_recipe
     from interlock.report.page import write_report  # now: a missing plotly must not cost a run
 
+    if given.unqualified:
+        given.settings.append("unqualified=true")
     recipe = config.load(Path(given.recipe), given.settings)
     if given.resume and given.run is None:
         raise ConfigError("--resume needs --run DIR, the run to go on with")
@@ -244,6 +131,86 @@ def chat(given: argparse.Namespace) -> None:
         messages.append({"role": "assistant", "content": answer})
 
 
+def qualify(given: argparse.Namespace) -> None:
+    """Run the checks, file the certificate where `train` looks for it, and write the report."""
+    from rich.console import Console
+
+    from interlock import terminal
+    from interlock.chips import certificates, device
+    from interlock.qualify import runner
+    from interlock.qualify.check import Level
+
+    console = Console(highlight=False, markup=False, stderr=given.json)
+    checks = runner.chosen([name for name in (given.only or "").split(",") if name])
+    if given.list:
+        terminal.print_checks(console, checks)
+        return
+    if given.soak is not None and not 0 < given.soak < 1e6:
+        raise ConfigError(f"--soak {given.soak:g}: give a number of minutes above 0")
+    level = Level.QUICK if given.quick else Level.DEFAULT if given.soak is None else Level.SOAK
+    name = given.device or device.available()[0]
+    out = _folder(given.out or Path("certificates") / re.sub(r"[^A-Za-z0-9.-]+", "-", name))
+    with terminal.QualifyWatch(console, len(checks)) as watch:
+        found = runner.qualify(
+            name, level, checks=checks, minutes=given.soak or 0.0, seed=given.seed, watch=watch
+        )
+    certificates.save(found, out / "certificate.json")
+    filed = certificates.keep(found)
+    if given.json:
+        print((out / "certificate.json").read_text())
+    terminal.print_certificate(console, found)
+    try:
+        from interlock.qualify.page import write_page
+
+        console.print(f"report: {write_page(found, out / 'report.html').resolve()}", soft_wrap=True)
+    except ModuleNotFoundError as error:  # in the environment of a generator; the verdict stands
+        console.print(f"no report: it needs {error.name!r}; pip install 'interlock[report]'")
+    console.print(f"filed: {filed}" if filed else "not filed", soft_wrap=True)
+    sys.exit(0 if found.trust in (Trust.TRAIN, Trust.GENERATE) else 1)
+
+
+def parity(given: argparse.Namespace) -> None:
+    """Compare two sides; write the figures and the page."""
+    from rich.console import Console
+
+    from interlock import config
+    from interlock.models.fetch import find_model
+    from interlock.parity import outcome, page
+    from interlock.parity.compare import Question, compare
+    from interlock.parity.sides import parse
+
+    if given.settings and not given.task:
+        raise ConfigError(f"{given.settings[0]} is a setting of a task; name it with --task")
+    console = Console(highlight=False, markup=False, stderr=True)
+
+    def note(line: str) -> None:
+        console.print(line, soft_wrap=True)
+
+    question = Question(
+        model=find_model(_model(given.model), note),
+        a=parse("a", given.a, given.a_dtype, given.a_python),
+        b=parse("b", given.b, given.b_dtype, given.b_python),
+        b_model=find_model(_model(given.b_model), note) if given.b_model else None,
+        task=config.task(given.task, given.problems, given.settings) if given.task else None,
+        problems=given.problems,
+        samples=given.samples,
+        sampling=config.sampling(0.0, given.max_tokens, given.stop or []),
+        band=outcome.band(given.band),
+        bisect=given.bisect,
+        answer_s=given.timeout,
+    )
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(given.model).name)
+    out = _folder(given.out or Path("parity") / name)
+    found = compare(question, out, note)
+    written = page.write(found, out)
+    if given.json:
+        print((out / "parity.json").read_text())
+    else:
+        print(f"{found.verdict.upper()}: {found.headline}", *found.reasons, sep="\n")
+    note(f"report: {written.resolve()}")
+    sys.exit(1 if found.verdict is outcome.Verdict.DIFFERENT else 0)
+
+
 def report(given: argparse.Namespace) -> None:
     """Write the report of a run, finished or not."""
     from interlock.report import write_report
@@ -257,13 +224,16 @@ def _model(name: str) -> str:
     return str(weights) if weights.is_dir() else name
 
 
+def _folder(path: Path) -> Path:
+    """Make a folder for results, before they cost anything. Raises RunError."""
+    with storage_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
 def _free_directory(name: str) -> Path:
     """runs/NAME, or the first of runs/NAME-2, -3, … that does not exist."""
     number = 1
     while (path := Path("runs") / (name if number == 1 else f"{name}-{number}")).exists():
         number += 1
     return path
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,37 @@
+"""The command line: `interlock VERB …`.
+
+arguments.py ──> verbs.py ──> one line for every mistake, and the exit code
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from interlock.cli.arguments import parse
+from interlock.errors import InterlockError, UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run one verb and exit: 0 done, 1 the run failed, 2 the user's mistake, 130 interrupted."""
+    try:
+        given = parse(arguments)
+        given.verb(given)
+    except UserError as error:
+        _fail(error, 2)
+    except InterlockError as error:
+        _fail(error, 1)
+    except ModuleNotFoundError as error:
+        if (error.name or "interlock").partition(".")[0] == "interlock":
+            raise
+        _fail(f"this needs the package {error.name!r}; pip install 'interlock[demo]'", 2)
+    except KeyboardInterrupt:
+        _fail("stopped", 130)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader went away, as `| head` does
+        sys.exit(0)
+    sys.exit(0)
+
+
+def _fail(error: object, code: int) -> NoReturn:
+    print(f"interlock: {error}", file=sys.stderr)
+    sys.exit(code)

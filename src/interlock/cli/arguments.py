@@ -1,0 +1,191 @@
+"""What may be written behind `interlock`: the verbs and their options. Nothing is imported here."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from interlock import __version__
+from interlock.cli import verbs
+from interlock.errors import ConfigError
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Take key=value arguments behind the options too; argparse alone only takes those before."""
+    parser = _parser()
+    given, rest = parser.parse_known_args(arguments)
+    if rest and not (hasattr(given, "settings") and all("=" in x and x[0] != "-" for x in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        given.settings += rest
+    return given
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} (see {self.prog} --help)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="interlock",
+        description="Post-train reasoning models by reinforcement learning, and use them.",
+    )
+    parser.add_argument("--version", action="version", version=f"interlock {__version__}")
+    choices = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+
+    verb = choices.add_parser(
+        "demo", help="teach a small model addition, in minutes, on this machine"
+    )
+    verb.add_argument(
+        "settings", nargs="*", metavar="key=value", help="change the recipe's settings"
+    )
+    verb.add_argument("--run", type=Path, metavar="DIR", help="run directory (default: runs/demo…)")
+    _add_unqualified(verb)
+    verb.set_defaults(verb=verbs.demo)
+
+    verb = choices.add_parser("train", help="run a recipe")
+    verb.add_argument("recipe", metavar="RECIPE.toml")
+    verb.add_argument(
+        "settings", nargs="*", metavar="key=value", help="change the recipe's settings"
+    )
+    verb.add_argument("--run", type=Path, metavar="DIR", help="run directory (default: runs/NAME…)")
+    verb.add_argument("--resume", action="store_true", help="go on with the run in --run DIR")
+    _add_unqualified(verb)
+    verb.set_defaults(verb=verbs.train)
+
+    _add_eval(choices)
+
+    verb = choices.add_parser("chat", help="talk to a model")
+    verb.add_argument(
+        "model", metavar="MODEL", help="a model directory, a hub id or a run directory"
+    )
+    verb.add_argument("--system", help="a system turn")
+    verb.add_argument("--temperature", type=float, default=0.7, help="0 is greedy (default: 0.7)")
+    verb.add_argument("--max-tokens", type=int, default=512, metavar="N", help="default: 512")
+    verb.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise (default: 0)")
+    verb.add_argument("--device", default="cpu", help="default: cpu")
+    verb.set_defaults(verb=verbs.chat)
+
+    _add_qualify(choices)
+    _add_parity(choices)
+
+    verb = choices.add_parser("report", help="write a run's report as one HTML file")
+    verb.add_argument("run", type=Path, metavar="RUN", help="a run directory")
+    verb.add_argument("--out", type=Path, metavar="FILE", help="default: RUN/report.html")
+    verb.set_defaults(verb=verbs.report)
+    return parser
+
+
+def _add_unqualified(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--unqualified",
+        action="store_true",
+        help="use devices without a valid certificate; the run keeps a record of it",
+    )
+
+
+def _add_eval(choices: Any) -> None:
+    verb = choices.add_parser(
+        "eval",
+        help="measure a model's accuracy on a task's held-out problems",
+        description="A run directory is measured as the run was, unless --task names a task. "
+        "Held out are the problems that a run with the same task settings never trained on.",
+    )
+    verb.add_argument(
+        "model", metavar="MODEL", help="a model directory, a hub id or a run directory"
+    )
+    verb.add_argument(
+        "settings", nargs="*", metavar="key=value", help="of the task: options.digits=3, seed=1, …"
+    )
+    verb.add_argument("--task", help="arithmetic, gsm8k, jsonl, reasoning-gym/NAME")
+    verb.add_argument("--problems", type=int, metavar="N", help="default: 128")
+    verb.add_argument("--max-tokens", type=int, metavar="N", help="default: 256, or the run's own")
+    verb.add_argument("--stop", action="append", metavar="TEXT", help="ends an answer; repeatable")
+    verb.add_argument(
+        "--show", type=int, default=3, metavar="N", help="answers to show (default: 3)"
+    )
+    verb.add_argument("--device", default="cpu", help="default: cpu")
+    verb.add_argument("--json", action="store_true", help="print one JSON object")
+    verb.set_defaults(verb=verbs.evaluate)
+
+
+def _add_qualify(choices: Any) -> None:
+    verb = choices.add_parser(
+        "qualify",
+        help="prove what a device can be trusted with: train, generate, or neither",
+        description="Exit code 0: it may at least generate; 1: it is rejected, or not decided.",
+    )
+    verb.add_argument(
+        "--device", metavar="NAME", help="cuda, npu:0, cpu, sim, sim:DEFECT,… (default: the first)"
+    )
+    level = verb.add_mutually_exclusive_group()
+    level.add_argument("--quick", action="store_true", help="every check in its smallest form")
+    level.add_argument("--soak", type=float, metavar="MINUTES", help="then compute for so long")
+    verb.add_argument(
+        "--only", metavar="ID,…", help="some checks; what did not run never certifies"
+    )
+    verb.add_argument("--list", action="store_true", help="say what the checks are, and run none")
+    verb.add_argument("--seed", type=int, default=0, metavar="N", help="of the data (default: 0)")
+    verb.add_argument("--json", action="store_true", help="print the certificate as JSON")
+    verb.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="certificate.json and report.html (default: certificates/DEVICE)",
+    )
+    verb.set_defaults(verb=verbs.qualify)
+
+
+def _add_parity(choices: Any) -> None:
+    verb = choices.add_parser(
+        "parity",
+        help="compare two engines or devices on the same model, prompts and tokens",
+        description="Exit code 0: the same or close; 1: different.",
+    )
+    verb.add_argument(
+        "model", metavar="MODEL", help="a model directory, a hub id or a run directory"
+    )
+    verb.add_argument(
+        "settings", nargs="*", metavar="key=value", help="of the task: options.digits=3, seed=1, …"
+    )
+    for side, default in (("a", "torch:cpu"), ("b", None)):
+        verb.add_argument(
+            f"--{side}",
+            default=default,
+            required=default is None,
+            metavar="ENGINE:DEVICE",
+            help=f"torch:DEVICE or vllm:DEVICE{f' (default: {default})' if default else ''}",
+        )
+        verb.add_argument(
+            f"--{side}-dtype", metavar="DTYPE", help="default: what the device is for"
+        )
+        verb.add_argument(f"--{side}-python", metavar="PATH", help="interpreter of its environment")
+    verb.add_argument(
+        "--b-model", metavar="MODEL", help="other files of the same model, for side b"
+    )
+    verb.add_argument("--task", help="ask its held-out problems too, and compare the accuracy")
+    verb.add_argument("--problems", type=int, default=64, metavar="N", help="default: 64")
+    verb.add_argument(
+        "--samples", type=int, default=2, metavar="N", help="drawn per prompt and side (default: 2)"
+    )
+    verb.add_argument("--max-tokens", type=int, default=64, metavar="N", help="default: 64")
+    verb.add_argument("--stop", action="append", metavar="TEXT", help="ends an answer; repeatable")
+    verb.add_argument(
+        "--band",
+        default="1e-3,1e-2",
+        metavar="K3,K3",
+        help="same up to, close up to; nats per token",
+    )
+    verb.add_argument(
+        "--bisect", action="store_true", help="find the layer and operator where they part (torch)"
+    )
+    verb.add_argument("--timeout", type=float, default=1800.0, metavar="S", help="for one answer")
+    verb.add_argument("--json", action="store_true", help="print what was found as JSON")
+    verb.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="parity.json and parity.html (default: parity/MODEL)",
+    )
+    verb.set_defaults(verb=verbs.parity)
