@@ -42,6 +42,7 @@ bench: $(VENV)/.bench  ## The benchmarks of bench/RESULTS.md (about two hours on
 	$(BIN)/python bench/sync.py
 	$(BIN)/python bench/coordinator.py
 	$(BIN)/python bench/recovery.py --learner
+	$(BIN)/python bench/qualify.py levels --threads 2
 
 vllm: $(VLLM)/.installed  ## An environment of its own with vLLM's CPU build (3.5 GB), for generators
 

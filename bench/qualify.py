@@ -4,9 +4,9 @@
     healthy   the healthy CPU and the healthy simulated device, again and again -> their verdicts
     levels    quick and default, alone on the machine -> seconds
 
-Every run is the command a user would type, in processes of its own. Results are appended to a JSON
-Lines file, one a run; a run that is in it already is not repeated, so an interrupted benchmark goes
-on where it stopped.
+Every run is the command a user would type, in processes of its own. With --results, results are
+appended to a JSON Lines file, one a run; a run that is in it already is not repeated, so an
+interrupted benchmark goes on where it stopped.
 
     python bench/qualify.py defects --jobs 2 --results defects.jsonl
 """
@@ -63,9 +63,10 @@ def qualify(device: str, level: str, seed: int, threads: int) -> dict[str, Any]:
 
 
 def run_all(
-    runs: Sequence[tuple[str, str, int]], jobs: int, threads: int, path: Path
+    runs: Sequence[tuple[str, str, int]], jobs: int, threads: int, path: Path | None
 ) -> Iterator[dict[str, Any]]:
     """Results of (device, level, seed), those known already first; each is kept at once."""
+    path = path or Path(os.devnull)
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     known = {(r["device"], r["level"], r["seed"]): r for r in map(json.loads, lines)}
     yield from (known[run] for run in runs if run in known)
@@ -135,7 +136,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20, help="of healthy (default: 20)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time (default: 1)")
     parser.add_argument("--threads", type=int, default=1, help="of torch, a run (default: 1)")
-    parser.add_argument("--results", type=Path, required=True, help="JSON Lines, appended to")
+    parser.add_argument("--results", type=Path, help="JSON Lines, appended to")
     parser.add_argument("--only", nargs="*", default=sorted(DEFECTS), help="defects")
     given = parser.parse_args()
     print(json.dumps(environment()))
