@@ -86,7 +86,17 @@ def test_a_hang_ends_what_generation_needs(planted: Callable[..., list[Check]]) 
     results = [finding.result for finding in found.findings]
     assert results == [Result.PASS, Result.FAIL, Result.UNKNOWN]
     assert "no answer within 1 s" in found.findings[1].summary
-    assert found.findings[2].summary == "not tried after the hang in sampler"
+    assert found.findings[2].summary == "not tried after sampler hung"
+    assert found.trust is Trust.REJECT
+
+
+def test_fail_fast_stops_once_the_device_is_rejected(
+    planted: Callable[..., list[Check]],
+) -> None:
+    checks = planted(backward="fails", forward="fails", memory="passes")
+    found = runner.qualify("cpu", checks=checks, fail_fast=True)
+    assert [finding.result for finding in found.findings] == ["fail", "fail", "unknown"]
+    assert found.findings[2].summary == "not tried after forward failed"
     assert found.trust is Trust.REJECT
 
 

@@ -57,7 +57,7 @@ def test_it_is_quarantined_and_the_run_finishes(
     check_it_was_kept_out(view)
     (_, why), (_, up), (kind, message) = told(view, "bad")
     assert why.startswith("bad generates unqualified on sim:matmul-bf16: there is no certificate")
-    assert up.startswith("bad is up: torch ") and up.endswith(" on npu:0, float32")
+    assert up.startswith("bad is up: torch ") and up.endswith(" on sim:matmul-bf16, float32")
     assert kind == "worker_quarantined" and "against the learner on the canary" in message
     run_again = "run: interlock qualify --device sim:matmul-bf16 --only engine-parity"
     assert message.endswith(run_again)

@@ -125,6 +125,7 @@ def _add_qualify(choices: Any) -> None:
     verb.add_argument(
         "--only", metavar="ID,…", help="some checks; what did not run never certifies"
     )
+    verb.add_argument("--fail-fast", action="store_true", help="stop once it is rejected")
     verb.add_argument("--list", action="store_true", help="say what the checks are, and run none")
     verb.add_argument("--seed", type=int, default=0, metavar="N", help="of the data (default: 0)")
     verb.add_argument("--json", action="store_true", help="print the certificate as JSON")

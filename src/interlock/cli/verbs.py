@@ -152,7 +152,13 @@ def qualify(given: argparse.Namespace) -> None:
     out = _folder(given.out or Path("certificates") / re.sub(r"[^A-Za-z0-9.-]+", "-", name))
     with terminal.QualifyWatch(console, len(checks)) as watch:
         found = runner.qualify(
-            name, level, checks=checks, minutes=given.soak or 0.0, seed=given.seed, watch=watch
+            name,
+            level,
+            checks=checks,
+            minutes=given.soak or 0.0,
+            seed=given.seed,
+            fail_fast=given.fail_fast,
+            watch=watch,
         )
     certificates.save(found, out / "certificate.json")
     filed = certificates.keep(found)

@@ -3,8 +3,9 @@
     device ──Stack──> checks, one after another ──Finding …──> verdict.py ──> sealed Certificate
                           └─ crash, hang, exception: a finding; does a new process recover?
 
-A device that does not answer in time is not asked for more than its certificate can still gain:
-after a hang in a check that every role needs, the rest stays UNKNOWN.
+After a hang in a check that generation needs, nothing can be gained any more and every further check
+may cost its whole deadline: the rest stays UNKNOWN. With `fail_fast` so it does after any failure
+in such a check.
 """
 
 import shutil
@@ -53,18 +54,19 @@ def qualify(
     checks: Sequence[Check] | None = None,
     minutes: float = 0.0,
     seed: int = 0,
+    fail_fast: bool = False,
     watch: Watch | None = None,
 ) -> Certificate:
     """Run the checks on the device called `name`, and seal what they found. Files nothing.
 
-    `checks`: some of CHECKS, or None for all; `minutes`: of soak, at Level.SOAK. Raises ConfigError
-    when there is no such device.
+    `checks`: some of CHECKS, or None for all; `minutes`: of soak, at Level.SOAK; `fail_fast`: stop
+    once the device is rejected. Raises ConfigError when there is no such device.
     """
     logs = Path(tempfile.mkdtemp(prefix="interlock-qualify-"))
     ask = Ask(name, level, minutes, seed)
     try:
         with closing(LocalFleet()) as fleet:
-            bench = _Bench(fleet, logs, ask)
+            bench = _Bench(fleet, logs, ask, fail_fast)
             stack = bench.identify()
             findings, world = bench.run(
                 list(CHECKS.values()) if checks is None else checks, watch or Watch()
@@ -80,8 +82,8 @@ def qualify(
 class _Bench:
     """The probes of one device: one at work, and one that is getting ready for the next check."""
 
-    def __init__(self, fleet: LocalFleet, logs: Path, ask: Ask) -> None:
-        self._fleet, self._logs, self._ask = fleet, logs, ask
+    def __init__(self, fleet: LocalFleet, logs: Path, ask: Ask, fail_fast: bool) -> None:
+        self._fleet, self._logs, self._ask, self._fail_fast = fleet, logs, ask, fail_fast
         self._environment = device.strict_env(ask.device.partition(":")[0])
         self._world = 1
         self._said: dict[str, bytes | Lost] = {}  # the first word of each probe
@@ -110,8 +112,9 @@ class _Bench:
                 if following is not None:
                     self._start(following.id)
                 finding, hung = self._find(check)
-                if hung and Role.GENERATE in check.needed:
-                    given_up = f"not tried after the hang in {check.id}"
+                final = hung or (self._fail_fast and finding.result is Result.FAIL)
+                if final and Role.GENERATE in check.needed:
+                    given_up = f"not tried after {check.id} {'hung' if hung else 'failed'}"
             findings.append(finding)
             watch.ended(finding)
         return findings, self._world

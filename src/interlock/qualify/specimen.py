@@ -69,9 +69,14 @@ def weights(arch: Architecture, seed: int = 0, scale: float = 1.0) -> dict[str, 
 def decoder(
     arch: Architecture, tensors: dict[str, Tensor], device: torch.device, dtype: torch.dtype
 ) -> Decoder:
-    """A decoder with these weights whose parameters and activations are `dtype` on `device`."""
+    """A decoder with these weights whose parameters and activations are `dtype` on `device`; what
+    is not trained by gradient stays float32 at least, as in models/checkpoint.py.
+    """
     made = Decoder(arch).to(device=device, dtype=dtype)
     made.dtype = dtype
+    for parameter in made.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.promote_types(dtype, torch.float32))
     with torch.no_grad():
         for name, view in made.tensors().items():
             view.copy_(tensors[name])

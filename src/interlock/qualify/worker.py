@@ -33,7 +33,7 @@ def _answer(asked: Qualify) -> Qualified | Failed:
     from interlock.qualify.runner import qualify
 
     try:
-        certificate = qualify(asked.device, Level(asked.level))
+        certificate = qualify(asked.device, Level(asked.level), fail_fast=True)
         certificates.keep(certificate)  # so that the worker, when it comes back, has it to show
     except InterlockError as error:
         return Failed(" ".join(str(error).split()), permanent=isinstance(error, UserError))

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from interlock.chips import device
 from interlock.models.decoder import Decoder
 from interlock.records import Completion
 from interlock.rollout.batch import Batch
@@ -43,7 +44,7 @@ class TorchEngine:
 
     @property
     def device(self) -> str:
-        return str(self.decoder.embed.device)
+        return device.name(self.decoder.embed.device)
 
     @property
     def dtype(self) -> str:
