@@ -3,7 +3,7 @@
     device ──Stack──> checks, one after another ──Finding …──> verdict.py ──> sealed Certificate
                           └─ crash, hang, exception: a finding; does a new process recover?
 
-After a hang in a check that generation needs, nothing can be gained any more and every further check
+After a hang in a check that generation needs nothing can be gained any more, and each further one
 may cost its whole deadline: the rest stays UNKNOWN. With `fail_fast` so it does after any failure
 in such a check.
 """
