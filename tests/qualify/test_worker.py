@@ -47,7 +47,7 @@ def test_it_qualifies_files_and_answers(tmp_path: Path, monkeypatch: pytest.Monk
     channel = FakeChannel(Qualify("npu:1", "quick"), Qualify("warp", "quick"))
     worker.serve(channel)
     answers = [said for said in channel.said if not isinstance(said, Alive)]
-    passed = pretend("npu:1", Level.QUICK)
+    passed = pretend("npu:1", Level.QUICK, fail_fast=True)
     refused = Failed("device 'warp' cannot be used here", permanent=True)
     assert answers == [Qualified(passed), refused]
     assert certificates.find(NPU) == passed
