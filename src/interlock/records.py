@@ -113,13 +113,14 @@ class Stack(msgspec.Struct, frozen=True):
     """What a certificate is of: a chip and its software. "": it has none, or does not tell."""
 
     kind: str  # as torch calls it: "cpu", "cuda", "npu", …; "sim" for the simulated device
-    chip: str  # the name that its driver gives
-    driver: str
-    firmware: str
-    runtime: str  # "CUDA 13.0", "CANN 8.5", …
-    torch: str
-    plugin: str  # "torch_npu 2.13.0"
-    interlock: str
+    chip: str = ""  # the name that its driver gives
+    driver: str = ""
+    firmware: str = ""
+    runtime: str = ""  # "CUDA 13.0", "CANN 8.5", …
+    torch: str = ""
+    plugin: str = ""  # "torch_npu 2.13.0"
+    interlock: str = ""
+    serial: str = ""  # tells it from others of its kind: a certificate is of one chip
 
 
 class Measure(msgspec.Struct, frozen=True):

@@ -57,7 +57,7 @@ def test_the_digest_is_sha256_over_everything_else() -> None:
     content = (
         '{"device":"cpu","digest":"","findings":[],"issued":2.5,"level":"quick","reasons":[],'
         '"stack":{"chip":"a chip","driver":"","firmware":"","interlock":"0.1","kind":"cpu",'
-        '"plugin":"","runtime":"","torch":"2.13.0"},"trust":"reject","world":1}'
+        '"plugin":"","runtime":"","serial":"","torch":"2.13.0"},"trust":"reject","world":1}'
     )
     assert seal(bare).digest == hashlib.sha256(content.encode()).hexdigest()
 
@@ -162,24 +162,48 @@ def test_without_a_certificate_of_its_own_the_latest_of_the_kind_is_shown() -> N
     assert found is not None and found.stack.chip == "new"
 
 
+FAULT = [Finding("backward", Result.FAIL, "wrong")]
+
+
 @pytest.mark.parametrize(
     ("first", "second", "stays"),
     [
-        ((Trust.TRAIN, 1.0), (Trust.REJECT, 2.0), 1),  # the newest
-        ((Trust.REJECT, 1.0), (Trust.TRAIN, 2.0), 1),
-        ((Trust.TRAIN, 2.0), (Trust.REJECT, 1.0), 0),
-        ((Trust.REJECT, 1.0), (Trust.UNKNOWN, 2.0), 0),  # it decides nothing
-        ((Trust.UNKNOWN, 2.0), (Trust.GENERATE, 1.0), 1),
-        ((Trust.UNKNOWN, 1.0), (Trust.UNKNOWN, 2.0), 1),
+        ({}, {"issued": 2.0}, 1),  # the newest of equals
+        ({"trust": Trust.REJECT}, {}, 1),
+        ({}, {"trust": Trust.REJECT, "findings": FAULT}, 1),
+        ({"level": "soak", "world": 8}, {"trust": Trust.GENERATE, "findings": FAULT}, 1),
+        ({"trust": Trust.GENERATE}, {"trust": Trust.UNKNOWN, "findings": FAULT}, 1),
+        ({}, {"trust": Trust.GENERATE}, 0),  # it tried less, and found nothing
+        ({"level": "default"}, {"level": "quick"}, 0),
+        ({"world": 8}, {"world": 1, "level": "soak"}, 0),
+        ({"trust": Trust.REJECT}, {"trust": Trust.UNKNOWN}, 0),
+        ({"trust": Trust.UNKNOWN}, {"trust": Trust.GENERATE}, 1),
     ],
 )
-def test_the_newest_that_decides_stays(
-    first: tuple[Trust, float], second: tuple[Trust, float], stays: int
+def test_what_proves_more_stays_until_a_fault_is_found(
+    first: dict[str, Any], second: dict[str, Any], stays: int
 ) -> None:
-    both = [certificate(trust=trust, issued=issued) for trust, issued in (first, second)]
+    sound = {"findings": [], "issued": 1.0}
+    both = [certificate(**(sound | changes)) for changes in (first, second)]
     assert keep(both[0]) is not None
     assert (keep(both[1]) is not None) == (stays == 1)
     assert find(NPU) == both[stays]
+
+
+def test_a_certificate_is_of_one_chip() -> None:
+    one, other = replace(NPU, serial="A1"), replace(NPU, serial="B2")
+    keep(certificate(one))
+    keep(certificate(other, trust=Trust.REJECT))
+    assert refusal(find(one), one, Role.TRAIN) is None
+    assert "says reject" in str(refusal(find(other), other, Role.GENERATE))
+    third = replace(NPU, serial="C3")
+    assert "another stack: serial " in str(refusal(find(third), third, Role.GENERATE))
+
+
+def test_without_a_home_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INTERLOCK_CERTIFICATES", "~nobody-of-this-name/x")
+    with pytest.raises(RunError, match="INTERLOCK_CERTIFICATES"):
+        find(NPU)
 
 
 def test_a_damaged_one_is_replaced(directory: Path) -> None:
@@ -251,7 +275,7 @@ REFUSED: list[tuple[Certificate | None, Role, int, str]] = [
         certificate(),
         Role.TRAIN,
         3,
-        "its collectives are proven with 2 processes, and the learner has 3",
+        "its collectives are proven with 2 processes, but 3 are asked",
     ),
 ]
 
@@ -271,7 +295,8 @@ def test_what_is_refused_and_what_to_do(
     ("shown", "role", "world"),
     [
         (certificate(), Role.TRAIN, 2),
-        (certificate(), Role.GENERATE, 9),  # generators are processes of their own
+        (certificate(), Role.GENERATE, 2),
+        (certificate(world=8), Role.TRAIN, 16),  # more than are ever tried on one machine
         (certificate(trust=Trust.GENERATE), Role.GENERATE, 1),
     ],
 )

@@ -111,6 +111,19 @@ def test_a_device_that_is_not_there_is_the_users_mistake() -> None:
         runner.qualify("warp:7", checks=[])
 
 
+def test_a_device_that_does_not_say_what_it_is_is_rejected(
+    planted: Callable[..., list[Check]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "_OPENING_S", 0.0)
+    found = runner.qualify("cpu", checks=planted(versions="passes", forward="passes"))
+    assert [(f.check, f.result) for f in found.findings] == [
+        ("versions", "fail"),
+        ("forward", "unknown"),
+    ]
+    assert "no answer within 0 s" in found.reasons[0]
+    assert found.trust is Trust.REJECT
+
+
 def test_an_unknown_check_is_named_with_the_others() -> None:
     with pytest.raises(ConfigError, match=r"'fast'.*forward"):
         runner.chosen(["forward", "fast"])

@@ -76,7 +76,7 @@ def test_as_many_processes_as_the_collectives_were_proven_with() -> None:
     certify(Trust.TRAIN, world=2)
     assert gate.learner("npu", Ranks("")).why == ""
     refused = gate.learner("npu", Ranks("", ""))
-    expected = "its collectives are proven with 2 processes, and the learner has 3"
+    expected = "its collectives are proven with 2 processes, but 3 are asked"
     assert refused.why == f"{expected}; {RUN}"
 
 
@@ -84,3 +84,12 @@ def test_one_process_that_may_not_train_is_enough() -> None:
     certify(Trust.TRAIN, world=8)
     use = gate.learner("npu", Ranks("", "no certificate here"))
     assert (use.trust, use.why) == ("unqualified", "no certificate here")
+
+
+def test_a_damaged_certificate_refuses_and_can_be_overruled(tmp_path: Path) -> None:
+    certify(Trust.TRAIN)
+    (filed,) = tmp_path.iterdir()
+    filed.write_text("{")
+    use = gate.learner("npu", ALONE)
+    assert (use.trust, "is no certificate" in use.why) == ("unqualified", True)
+    gate.check([use], unqualified=True)

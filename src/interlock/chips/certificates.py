@@ -12,6 +12,7 @@ or damaged, not who issued it. No torch here.
 import hashlib
 import math
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ import msgspec
 from msgspec.structs import fields, replace
 
 from interlock.errors import RunError
-from interlock.records import Certificate, Role, Stack, Trust
+from interlock.records import Certificate, Result, Role, Stack, Trust
 from interlock.rundir.files import storage_errors, write_atomically
 
+MOST_RANKS = 8  # that collectives are proven with; links between machines are not looked at
 _COVERS = {Trust.TRAIN: {Role.TRAIN, Role.GENERATE}, Trust.GENERATE: {Role.GENERATE}}
 _SPECIAL = "$float"  # the key under which JSON, which has no infinity and no NaN, holds one
 
@@ -75,14 +77,15 @@ def load(path: Path) -> Certificate:
 def keep(certificate: Certificate) -> Path | None:
     """File it for runs of this user on this machine, in place of an older one of its stack.
 
-    None: it decides nothing (Trust.UNKNOWN) and one that does is filed already, or a later one is.
-    Raises RunError when it cannot be written.
+    A fault that was found always counts. None: no fault was found, and the one that is filed proves
+    more. Raises RunError when it cannot be written.
     """
     path = _place(certificate.stack)
     with storage_errors(path.parent):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    before = _sound(path)
-    if before is not None and _weight(before) > _weight(certificate):
+    faulty = any(finding.result is Result.FAIL for finding in certificate.findings)
+    before = None if faulty else _sound(path)
+    if before is not None and _proven(before) > _proven(certificate):
         return None
     save(certificate, path)
     with storage_errors(path.parent):
@@ -95,7 +98,9 @@ def find(stack: Stack) -> Certificate | None:
     has changed since; None when there is none. Raises RunError on a file that is no certificate.
     """
     path = _place(stack)
-    if path.exists():
+    with storage_errors(path.parent):
+        filed = path.exists()
+    if filed:
         return load(path)
     others = filter(None, map(_sound, path.parent.glob(f"{stack.kind}-*.json")))
     return max(others, key=lambda certificate: certificate.issued, default=None)
@@ -106,7 +111,8 @@ def distrust(
 ) -> str | None:
     """Why `certificate` does not prove that `stack` may take `role`; None when it does.
 
-    `world`: of how many processes the learner is. Whatever the kind: `refusal` excepts the CPU.
+    `world`: how many processes of this machine compute together. Whatever the kind: `refusal`
+    excepts the CPU.
     """
     if certificate is None:
         return f"there is no certificate for {_named(stack)}"
@@ -121,10 +127,9 @@ def distrust(
     if role not in _COVERS.get(certificate.trust, set()):
         first = f" ({certificate.reasons[0]})" if certificate.reasons else ""
         return f"its certificate says {certificate.trust}, which is not enough to {role}{first}"
-    if role is Role.TRAIN and certificate.world < world:
+    if certificate.world < min(world, MOST_RANKS):
         return (
-            f"its collectives are proven with {certificate.world} processes, and the learner has "
-            f"{world}"
+            f"its collectives are proven with {certificate.world} processes, but {world} are asked"
         )
     return None
 
@@ -150,9 +155,9 @@ def refusal(
 
 def remedy(device: str, python: str | None = None, checks: Sequence[str] = ()) -> str:
     """How to qualify a device, or to run some checks again, from a shell on its machine."""
-    command = f"{python} -m interlock.cli" if python else "interlock"
+    command = f"{shlex.quote(python)} -m interlock.cli" if python else "interlock"
     only = f" --only {','.join(checks)}" if checks else ""
-    return f"run: {command} qualify --device {device}{only}"
+    return f"run: {command} qualify --device {shlex.quote(device)}{only}"
 
 
 def _digest(certificate: Certificate) -> str:
@@ -161,10 +166,14 @@ def _digest(certificate: Certificate) -> str:
 
 
 def _directory() -> Path:
-    if own := os.environ.get("INTERLOCK_CERTIFICATES"):
-        return Path(own).expanduser()
+    own = os.environ.get("INTERLOCK_CERTIFICATES")
     base = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
-    return Path(base).expanduser() / "interlock" / "certificates"
+    try:
+        return Path(own or Path(base, "interlock", "certificates")).expanduser()
+    except RuntimeError:  # nobody knows where home is
+        raise RunError(
+            "there is no home directory to keep certificates in; set $INTERLOCK_CERTIFICATES"
+        ) from None
 
 
 def _place(stack: Stack) -> Path:
@@ -182,9 +191,12 @@ def _sound(path: Path) -> Certificate | None:
     return found
 
 
-def _weight(certificate: Certificate) -> tuple[bool, float]:
-    """Of two certificates of one stack, the heavier one counts."""
-    return certificate.trust is not Trust.UNKNOWN, certificate.issued
+def _proven(certificate: Certificate) -> tuple[int, int, int]:
+    """How much a certificate says, beside another of its stack."""
+    trusts = [Trust.UNKNOWN, Trust.REJECT, Trust.GENERATE, Trust.TRAIN]
+    levels = ["quick", "default", "soak"]
+    level = levels.index(certificate.level) if certificate.level in levels else -1
+    return trusts.index(certificate.trust), certificate.world, level
 
 
 def _named(stack: Stack) -> str:

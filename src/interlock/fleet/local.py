@@ -30,6 +30,7 @@ from interlock.fleet.base import Event, Lost, Spec
 from interlock.fleet.worker import HEADER, MAX_MESSAGE_BYTES
 
 _REAP_S = 2.0  # from SIGKILL to the end of a process that is not stuck in a driver
+_LONGEST_WAIT_S = 3600.0  # at a time: epoll takes no more than some weeks
 _PIECE_BYTES = 1 << 18
 _LOG_TAIL_BYTES = 1 << 14
 _LOG_LINE_CHARACTERS = 300
@@ -77,7 +78,7 @@ class LocalFleet:
         woken = False
         while True:
             wait_s = 0.0 if self._events else max(0.0, deadline - time.monotonic())
-            for key, mask in self._selector.select(wait_s):
+            for key, mask in self._selector.select(min(wait_s, _LONGEST_WAIT_S)):
                 if key.fileobj is self._alarm:
                     self._alarm.recv(_PIECE_BYTES)
                     woken = True

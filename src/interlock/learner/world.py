@@ -48,6 +48,8 @@ def join(device_name: str, timeout_s: float = _TIMEOUT_S) -> "World":
     if size == 1:
         return World(device.resolve(device_name))
     kind, _, index = device_name.partition(":")
+    if kind == "sim":
+        raise ConfigError(f"learner.device {device_name!r} is one device, for one process")
     if index and kind != "cpu":
         raise ConfigError(
             f"learner.device {device_name!r} gives every process the same device; write {kind!r}"

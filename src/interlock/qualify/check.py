@@ -63,6 +63,7 @@ class Check:
     proves: str  # one sentence
     needed: frozenset[Role]  # roles that it must have passed for
     remedy: str  # what to do when it fails
+    strict: bool = False  # a fallback to the host is to be an error, where the vendor has a switch
     deadline_s: Mapping[Level, float] = field(default_factory=lambda: DEADLINES_S)
 
 

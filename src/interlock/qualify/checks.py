@@ -34,6 +34,7 @@ _ALL = [
         proves="every operator of the learner is there, and none runs on the host in secret",
         needed=_TRAIN,
         remedy="train elsewhere; upgrade the plugin, or wait for the operator",
+        strict=True,
     ),
     Check(
         id="forward",

@@ -74,7 +74,7 @@ def _answer(asked: Ask) -> Answer:
         module, _, name = asked.function.partition(":")
         return Shown(getattr(importlib.import_module(module), name)(subject))
     except UserError as error:
-        return NotRun(str(error))
+        return NotRun(" ".join(str(error).split()))
     except Exception as error:
         traceback.print_exc(file=sys.stderr)
         first = (str(error).strip().splitlines() or [""])[0]

@@ -67,12 +67,14 @@ def qualify(
     try:
         with closing(LocalFleet()) as fleet:
             bench = _Bench(fleet, logs, ask, fail_fast)
-            stack = bench.identify()
-            findings, world = bench.run(
-                list(CHECKS.values()) if checks is None else checks, watch or Watch()
-            )
+            stack, silent = bench.identify()
+            chosen = list(CHECKS.values()) if checks is None else checks
+            findings, world = bench.run(chosen, watch or Watch(), given_up=silent)
     finally:
         shutil.rmtree(logs, ignore_errors=True)
+    if silent:
+        others = [finding for finding in findings if finding.check != "versions"]
+        findings = [Finding("versions", Result.FAIL, silent), *others]
     trust, reasons = judge(findings)
     return certificates.seal(
         Certificate(stack, name, world, level, trust, reasons, findings, time.time())
@@ -84,33 +86,38 @@ class _Bench:
 
     def __init__(self, fleet: LocalFleet, logs: Path, ask: Ask, fail_fast: bool) -> None:
         self._fleet, self._logs, self._ask, self._fail_fast = fleet, logs, ask, fail_fast
-        self._environment = device.strict_env(ask.device.partition(":")[0])
         self._world = 1
         self._said: dict[str, bytes | Lost] = {}  # the first word of each probe
 
-    def identify(self) -> Stack:
+    def identify(self) -> tuple[Stack, str]:
+        """What the device is; or nothing but its kind, and why it does not say more."""
         self._start("stack")
-        answer = self._answer("stack", self._ask, _OPENING_S)
-        if isinstance(answer, Known):
-            return answer.stack
-        if isinstance(answer, NotRun):
-            raise ConfigError(answer.reason)
-        kind = self._ask.device.partition(":")[0]
-        return Stack(kind, *[""] * (len(Stack.__struct_fields__) - 1))
+        match self._answer("stack", self._ask, _OPENING_S):
+            case Known(stack):
+                return stack, ""
+            case NotRun(reason):
+                raise ConfigError(reason)
+            case answer:
+                why, _ = _ending(answer, _OPENING_S)
+                return Stack(certificates.kind_of(self._ask.device)), f"when it was opened, {why}"
 
-    def run(self, checks: Sequence[Check], watch: Watch) -> tuple[list[Finding], int]:
-        """The findings, and the processes that the collectives were proven with."""
+    def run(
+        self, checks: Sequence[Check], watch: Watch, given_up: str = ""
+    ) -> tuple[list[Finding], int]:
+        """The findings, and the processes that the collectives were proven with.
+
+        `given_up`: why none is to be run.
+        """
         findings: list[Finding] = []
-        given_up = ""
-        if checks:
-            self._start(checks[0].id)
+        if checks and not given_up:
+            self._start(checks[0].id, checks[0].strict)
         for check, following in zip(checks, [*checks[1:], None], strict=True):
             watch.begins(check)
             if given_up:
                 finding = Finding(check.id, Result.UNKNOWN, given_up)
             else:
                 if following is not None:
-                    self._start(following.id)
+                    self._start(following.id, following.strict)
                 finding, hung = self._find(check)
                 final = hung or (self._fail_fast and finding.result is Result.FAIL)
                 if final and Role.GENERATE in check.needed:
@@ -128,18 +135,13 @@ class _Bench:
         took = time.monotonic() - began
         match answer:
             case Shown(evidence):
-                self._world = max(self._world, evidence.world)
+                if evidence.passed:
+                    self._world = max(self._world, evidence.world)
                 return _finding(check, evidence, took), False
             case NotRun(reason):
                 return Finding(check.id, Result.UNKNOWN, reason, took), False
-            case Raised(error, trace):
-                return self._failure(check, f"it raised {error}", trace, took), False
-            case Lost(reason):
-                return self._failure(check, f"its process died: {reason}", "", took), False
-            case None:
-                summary = f"no answer within {seconds:.0f} s: the device hangs, or is far too slow"
-                return self._failure(check, summary, "", took), True
-        raise AssertionError(answer)
+        summary, trace = _ending(answer, seconds)
+        return self._failure(check, summary, trace, took), answer is None
 
     def _failure(self, check: Check, summary: str, trace: str, took: float) -> Finding:
         """What is known of a check that did not come to its end."""
@@ -152,9 +154,9 @@ class _Bench:
         figures["a new process can use the device"] = "yes" if recovers else "no"
         return Finding(check.id, Result.FAIL, summary, took, figures)
 
-    def _start(self, name: str) -> None:
-        log = self._logs / name
-        self._fleet.start(Spec(name, "interlock.qualify.probe", log, env=dict(self._environment)))
+    def _start(self, name: str, strict: bool = False) -> None:
+        env = device.strict_env(certificates.kind_of(self._ask.device)) if strict else {}
+        self._fleet.start(Spec(name, "interlock.qualify.probe", self._logs / name, env=env))
 
     def _answer(self, name: str, ask: Ask, seconds: float) -> Answer | Lost | None:
         """What the probe says within the time; None: nothing. It is gone afterwards."""
@@ -175,6 +177,18 @@ class _Bench:
         except OSError:
             return ""
         return "".join(c if c.isprintable() or c == "\n" else " " for c in text)[-_LOG_TAIL:]
+
+
+def _ending(answer: Answer | Lost | None, seconds: float) -> tuple[str, str]:
+    """How a check that did not come to its end ended, and where in the code."""
+    match answer:
+        case Raised(error, trace):
+            return f"it raised {error}", trace
+        case Lost(reason):
+            return f"its process died: {reason}", ""
+        case None:
+            return f"no answer within {seconds:.0f} s: the device hangs, or is far too slow", ""
+    raise AssertionError(answer)
 
 
 def _finding(check: Check, evidence: Evidence, took: float) -> Finding:

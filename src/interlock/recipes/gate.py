@@ -7,13 +7,14 @@ Workers of a fleet show their own certificates, and are judged by rollout/admiss
 `unqualified = true` nothing is refused, and every use is kept as an event of the run.
 """
 
+import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
 from interlock.chips import certificates, device
-from interlock.errors import ConfigError
+from interlock.errors import ConfigError, RunError
 from interlock.learner.world import World
 from interlock.records import Role
 from interlock.rollout.admission import UNQUALIFIED
@@ -30,8 +31,10 @@ class Use(NamedTuple):
 
 def learner(name: str, world: World) -> Use:
     """Every process of the learner looks at its own; the first that may not train decides."""
-    use = _use(name, world.device or device.resolve(name), Role.TRAIN, world.size)
-    refused = [why for why in world.everyone(use.why) if why]
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))  # torchrun's
+    use = _use(name, world.device or device.resolve(name), Role.TRAIN, min(world.size, here))
+    with world.linked():
+        refused = [why for why in world.everyone(use.why) if why]
     return use._replace(trust=UNQUALIFIED, why=refused[0]) if refused else use
 
 
@@ -51,7 +54,10 @@ def _use(name: str, place: torch.device, role: Role, world: int = 1) -> Use:
     stack = device.stack(place)
     if not certificates.needed(stack.kind):
         return Use(name, role, stack.kind, "")
-    certificate = certificates.find(stack)
+    try:
+        certificate = certificates.find(stack)
+    except RunError as error:
+        return Use(name, role, UNQUALIFIED, str(error))
     why = certificates.refusal(certificate, stack, role, world, device=name)
     if why is not None:
         return Use(name, role, UNQUALIFIED, why)
