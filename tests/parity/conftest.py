@@ -60,7 +60,7 @@ class InlineSides(Sides):
         if type(self).spoil is not None:
             type(self).spoil(self.workers["b"])
 
-    def ask(self, requests: Mapping[str, Request], kind: Any, deadline_s: Any = None) -> Any:
+    def ask(self, requests: Mapping[str, Request], kind: Any) -> Any:
         replies: dict[str, Reply] = {}
         for name, request in requests.items():
             with self.defect() if name == "b" else nullcontext():

@@ -37,7 +37,7 @@ def test_a_side_against_itself_is_exactly_the_same(
 ) -> None:
     found = ask(small, tmp_path)
     assert found.verdict is Verdict.SAME and found.failures == [] and found.left_out == 1
-    across = [each for each in found.differences if each.name.startswith("B against A")]
+    across = [each for each in found.differences if each.sides == "ab" and "drew" not in each.name]
     assert len(across) == 3 and all(each.tokens > 0 for each in across)
     assert all(each.k3 == each.max_abs == each.share_above_2 == 0 for each in across)
     assert found.greedy is not None and found.greedy.identical == found.greedy.answers == 2
@@ -62,6 +62,34 @@ def test_the_k3_of_two_dtypes_is_that_of_their_logits(
     assert row.mean == pytest.approx(math.fsum(apart) / len(apart), rel=1e-3)
     assert any("float32, b in bfloat16" in reason for reason in found.reasons)
     assert not found.weights.wrong_b  # rounding to bfloat16 is no conversion error
+
+
+def test_k3_is_taken_under_the_side_that_drew(inline: Any, small: Path, tmp_path: Path) -> None:
+    """x = p of the other over p of the sampler, as rollout/judge.py and the learner have it."""
+    found = ask(small, tmp_path, b="bfloat16", tokens=16)
+    rows = {each.name: each for each in found.differences}
+    for name, side, theirs, ours in (
+        ("B against A, answers drawn by A", "a", "b", "a"),
+        ("A against B, answers drawn by B", "b", "a", "b"),
+        ("A's prefill against B as it drew", "b", "a", "decode"),
+        ("B's prefill against B as it drew", "b", "b", "decode"),
+    ):
+        drawn = [each for each in found.answers if each.side == side and each.how is How.DRAWN]
+        apart = [
+            y - x
+            for each in drawn
+            for x, y in zip(getattr(each, ours), getattr(each, theirs), strict=True)
+        ]
+        k3 = math.fsum(math.expm1(d) - d for d in apart) / len(apart)
+        assert rows[name].k3 == pytest.approx(k3, rel=1e-9), name
+        assert rows[name].mean == pytest.approx(math.fsum(apart) / len(apart), rel=1e-9)
+
+
+def test_equal_sides_draw_other_answers(inline: Any, small: Path, tmp_path: Path) -> None:
+    found = ask(small, tmp_path, tokens=16)
+    for how in (How.DRAWN, How.ALONE):
+        texts = [each.tokens for each in found.answers if each.how is how]
+        assert len(texts) >= 2 and len({tuple(text) for text in texts}) == len(texts)
 
 
 def logprobs(model: Path, dtype: torch.dtype, answer: Answer) -> list[float]:
@@ -210,7 +238,8 @@ def test_a_kernel_for_single_rows_that_is_off_is_seen(
     inline.defect = staticmethod(Drifting)
     found = ask(small, tmp_path, tokens=16)
     k3 = {each.name: each.k3 for each in found.differences}
-    assert found.worst is not None and found.worst.name.startswith("B drawing one answer alone")
+    assert found.worst is not None and found.worst.name.endswith("B drawing one answer alone")
     assert found.verdict is Verdict.DIFFERENT
-    assert k3["A drawing one answer alone against A's prefill"] < 1e-9
+    assert found.headline.startswith("side b (torch:cpu), drawing token by token, does not")
+    assert k3["A's prefill against A drawing one answer alone"] < 1e-9
     assert k3["B against A, answers drawn by A"] == 0

@@ -11,7 +11,7 @@ from interlock.parity.figures import difference, greedy, mcnemar, task_result
 
 
 def test_a_difference_worked_out_by_hand() -> None:
-    found = difference("x", [-1.0, -2.0, -4.0, -1.0], [-1.0, -1.0, -2.0, -1.5])
+    found = difference("x", "ab", [-1.0, -2.0, -4.0, -1.0], [-1.0, -1.0, -2.0, -1.5])
     # theirs - ours = 0, -1, -2, 0.5; k3 of x = exp(d): x - 1 - d
     k3 = (0 + (math.exp(-1) - 1 + 1) + (math.exp(-2) - 1 + 2) + (math.exp(0.5) - 1 - 0.5)) / 4
     assert found.k3 == pytest.approx(k3, rel=1e-12)
@@ -21,7 +21,7 @@ def test_a_difference_worked_out_by_hand() -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, -math.inf])
 def test_what_is_not_finite_is_infinitely_far(bad: float) -> None:
-    found = difference("x", [-1.0, bad], [-1.0, -1.0])
+    found = difference("x", "ab", [-1.0, bad], [-1.0, -1.0])
     assert found.k3 == found.max_abs == math.inf and found.share_above_2 == 1.0
 
 

@@ -12,11 +12,13 @@ import pytest
 
 from interlock.config import Guard
 from interlock.errors import ConfigError, TrainingError
+from interlock.fleet.base import Lost
 from interlock.parity.compare import Question, compare
 from interlock.parity.outcome import Verdict
 from interlock.parity.protocol import Score, Scored
-from interlock.parity.sides import Sides, parse
+from interlock.parity.sides import SideFailed, Sides, parse
 from interlock.records import Problem, Sampling
+from interlock.rollout.protocol import Failed
 
 
 @pytest.fixture(autouse=True)
@@ -46,22 +48,25 @@ def test_a_chip_that_ignores_masks_is_found_in_attention(
 
 
 def test_a_killed_side_is_named(bare_model: Path, tmp_path: Path) -> None:
-    with Sides(tmp_path) as sides:
+    with Sides(tmp_path, answer_s=60) as sides:
         sides.start("b", "torch:cpu")
         pid = sides._fleet._workers["b"]._process.pid
         threading.Timer(0.5, os.kill, (pid, signal.SIGKILL)).start()
         with pytest.raises(TrainingError, match=r"side b \(torch:cpu, log: .*b\.log\) is gone: s"):
-            sides.ask({"b": Score([[1, 2]])}, Scored, deadline_s=60)
+            sides.ask({"b": Score([[1, 2]])}, Scored)
 
 
 def test_a_silent_side_is_given_up(tmp_path: Path) -> None:
-    with Sides(tmp_path) as sides:
+    with Sides(tmp_path, answer_s=0.5) as sides:
         sides.start("a", "torch:cpu")
         os.kill(sides._fleet._workers["a"]._process.pid, signal.SIGSTOP)
         begun = time.monotonic()
-        with pytest.raises(TrainingError, match=r"side a .* gave no answer within 0\.5 s"):
-            sides.ask({"a": Score([[1, 2]])}, Scored, deadline_s=0.5)
+        late = r"side a .* gave no answer within 0\.5 s; allow more with --timeout"
+        with pytest.raises(TrainingError, match=late):
+            sides.ask({"a": Score([[1, 2]])}, Scored)
         assert time.monotonic() - begun >= 0.5
+        with pytest.raises(TrainingError, match=late):  # an engine's start is bounded likewise
+            sides.open({"a": (tmp_path, parse("a", "torch:cpu").settings)})
 
 
 def test_wrong_devices_and_pythons_are_the_users_to_mend(long_model: Path, tmp_path: Path) -> None:
@@ -77,10 +82,10 @@ def test_a_python_without_interlock_is_a_lost_side(tmp_path: Path) -> None:
     bare = tmp_path / "python"
     bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
     bare.chmod(0o755)
-    with Sides(tmp_path) as sides:
+    with Sides(tmp_path, answer_s=60) as sides:
         sides.start("b", "torch:cpu", str(bare))
         with pytest.raises(TrainingError, match=r"side b .* is gone: exit code 1: .*interlock"):
-            sides.ask({"b": Score([[1, 2]])}, Scored, deadline_s=60)
+            sides.ask({"b": Score([[1, 2]])}, Scored)
 
 
 def test_nonsense_is_no_reply(tmp_path: Path) -> None:
@@ -96,3 +101,16 @@ def test_nonsense_is_no_reply(tmp_path: Path) -> None:
         with pytest.raises(TrainingError, match="sent what is no reply"):
             sides.ask({"a": Score([[1]])}, Scored)
         sides._fleet.close = lambda: None  # type: ignore[method-assign]
+
+
+def test_what_a_side_says_does_not_act_on_a_terminal(tmp_path: Path) -> None:
+    """Escape sequences, 8-bit ones, carriage returns and reordering marks; one line in all."""
+    bad = "\x1b]0;x\x07 \x9b2J\r\nSAME: all is well\u202e"
+    said = r"\u241b]0;x\u2407 ⟨U\+009B⟩2J\u240d SAME: all is well⟨U\+202E⟩$"
+    with Sides(tmp_path) as sides:
+        sides._labels["a"] = "torch:cpu"
+        for permanent, error in ((True, ConfigError), (False, SideFailed)):
+            with pytest.raises(error, match=said):
+                sides._checked("a", Failed(bad, permanent), Scored)
+        with pytest.raises(TrainingError, match=said):
+            sides._read("a", Lost(bad))

@@ -81,7 +81,7 @@ def test_an_exception_and_a_death_are_findings(planted: Callable[..., list[Check
 
 
 def test_a_hang_ends_what_generation_needs(planted: Callable[..., list[Check]]) -> None:
-    checks = planted(5.0, forward="passes") + planted(1.0, sampler="hangs")
+    checks = planted(60.0, forward="passes") + planted(1.0, sampler="hangs")
     found = runner.qualify("cpu", checks=checks + planted(60.0, memory="passes"))
     results = [finding.result for finding in found.findings]
     assert results == [Result.PASS, Result.FAIL, Result.UNKNOWN]

@@ -181,7 +181,13 @@ def _add_parity(choices: Any) -> None:
     verb.add_argument(
         "--bisect", action="store_true", help="find the layer and operator where they part (torch)"
     )
-    verb.add_argument("--timeout", type=float, default=1800.0, metavar="S", help="for one answer")
+    verb.add_argument(
+        "--timeout",
+        type=float,
+        default=1800.0,
+        metavar="S",
+        help="for one answer, the start of an engine included",
+    )
     verb.add_argument("--json", action="store_true", help="print what was found as JSON")
     verb.add_argument(
         "--out",

@@ -45,7 +45,7 @@ from interlock.tasks.verifier_pool import VerifierPool
 
 Note = Callable[[str], None]
 
-_SEED = 0
+_SEEDS = {"a": 0, "b": 1}  # from one seed, equal engines draw one text, which would count twice
 _PARTED = 4  # differing answers kept
 _PREFILL_TOKENS, _DECODE_TOKENS = 1024, 32  # of the text that is bisected
 
@@ -182,8 +182,10 @@ class _Trials:
     def _generate(
         self, problems: list[Problem], completions: int, sampling: Sampling
     ) -> dict[str, list[Group]]:
-        asked = Generate(problems, completions, sampling, _SEED)
-        replies = self._sides.ask({"a": asked, "b": asked}, Generated)
+        asked = {
+            side: Generate(problems, completions, sampling, seed) for side, seed in _SEEDS.items()
+        }
+        replies = self._sides.ask(asked, Generated)
         groups = {name: reply.groups for name, reply in replies.items()}
         for a, b in zip(groups["a"], groups["b"], strict=True):
             if a.prompt_tokens != b.prompt_tokens:
@@ -261,30 +263,27 @@ def _report(
 
 
 def _differences(answers: Sequence[Answer]) -> list[Difference]:
-    """Every pair of scores of the same tokens that should agree."""
-
-    def by(side: str, how: How) -> list[Answer]:
-        return [each for each in answers if each.side == side and each.how is how]
-
+    """Every pair of scores of the same tokens that should agree; `ours` is of who wrote them."""
     rows = [
-        ("B against A, A's greedy answers", by("a", How.GREEDY), "b", "a"),
-        ("B against A, answers drawn by A", by("a", How.DRAWN), "b", "a"),
-        ("B against A, answers drawn by B", by("b", How.DRAWN), "b", "a"),
-        ("A as it drew against A's prefill", by("a", How.DRAWN), "decode", "a"),
-        ("B as it drew against B's prefill", by("b", How.DRAWN), "decode", "b"),
-        ("B as it drew against A's prefill", by("b", How.DRAWN), "decode", "a"),
-        ("A drawing one answer alone against A's prefill", by("a", How.ALONE), "decode", "a"),
-        ("B drawing one answer alone against B's prefill", by("b", How.ALONE), "decode", "b"),
+        ("B against A, A's greedy answers", "a", How.GREEDY, "b", "a"),
+        ("B against A, answers drawn by A", "a", How.DRAWN, "b", "a"),
+        ("A against B, answers drawn by B", "b", How.DRAWN, "a", "b"),
+        ("A's prefill against A as it drew", "a", How.DRAWN, "a", "decode"),
+        ("B's prefill against B as it drew", "b", How.DRAWN, "b", "decode"),
+        ("A's prefill against B as it drew", "b", How.DRAWN, "a", "decode"),
+        ("A's prefill against A drawing one answer alone", "a", How.ALONE, "a", "decode"),
+        ("B's prefill against B drawing one answer alone", "b", How.ALONE, "b", "decode"),
     ]
-    return [
-        difference(
-            name,
-            [value for each in chosen for value in getattr(each, theirs)],
-            [value for each in chosen for value in getattr(each, ours)],
-        )
-        for name, chosen, theirs, ours in rows
-        if chosen
-    ]
+    found = []
+    for name, side, how, theirs, ours in rows:
+        written = [each for each in answers if each.side == side and each.how is how]
+        if written:
+            scores = [
+                [value for each in written for value in getattr(each, score)]
+                for score in (theirs, ours)
+            ]
+            found.append(difference(name, "".join(sorted({theirs, side})), *scores))
+    return found
 
 
 def _parted(groups: Mapping[str, Sequence[Group]]) -> list[Parted]:

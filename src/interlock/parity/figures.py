@@ -1,6 +1,7 @@
 """How far two sides are apart, in numbers: plain functions of log-probabilities and answers.
 
-Sign and order are always theirs minus ours: B's minus A's, or decode's minus prefill's.
+Sign and order are always theirs minus ours, and `ours` are the scores of the side that wrote the
+tokens: k3 then estimates the KL of the sampler from the other, as learner.Mismatch does.
 """
 
 import math
@@ -19,6 +20,7 @@ class Difference(msgspec.Struct, frozen=True):
     """Of two scores of the same tokens, in nats. As learner.Mismatch; ratios count both ways."""
 
     name: str  # what was compared, for a reader
+    sides: str  # whose scores these are: "a", "b" or "ab"
     tokens: int
     k3: float  # mean, per token: estimates the KL where the tokens were sampled from `ours`
     mean: float
@@ -59,16 +61,17 @@ class TaskResult(msgspec.Struct, frozen=True):
     p: float  # of McNemar's exact test: that these two counts came about by chance
 
 
-def difference(name: str, theirs: Sequence[float], ours: Sequence[float]) -> Difference:
+def difference(name: str, sides: str, theirs: Sequence[float], ours: Sequence[float]) -> Difference:
     """Of at least one token; what is not finite counts as infinitely far apart."""
     assert ours and len(ours) == len(theirs)
     apart = [their - our for their, our in zip(theirs, ours, strict=True)]
     if not all(map(math.isfinite, apart)):
-        return Difference(name, len(ours), math.inf, math.nan, math.inf, math.inf, 1.0)
+        return Difference(name, sides, len(ours), math.inf, math.nan, math.inf, math.inf, 1.0)
     sizes = [abs(value) for value in apart]
     above = sum(size > _SAME_WITHIN for size in sizes)
     return Difference(
         name,
+        sides,
         tokens=len(ours),
         k3=mean_k3(theirs, ours),
         mean=fmean(apart),

@@ -12,6 +12,7 @@ import msgspec
 
 from interlock import config
 from interlock.records import Group, Problem, Sampling
+from interlock.rollout.protocol import Failed
 
 
 class _Message(msgspec.Struct, frozen=True, tag_field="is", forbid_unknown_fields=True):
@@ -145,13 +146,6 @@ class Taken(_Message, frozen=True, tag="taken"):
 class Applied(_Message, frozen=True, tag="applied"):
     outputs: bytes  # safetensors, by number
     error: str  # what the device said instead; "": nothing
-
-
-class Failed(_Message, frozen=True, tag="failed"):
-    """A message could not be carried out. `permanent`: the user has to mend it."""
-
-    reason: str
-    permanent: bool
 
 
 Request = Open | Weights | Generate | Score | Trace | Record | Take | Apply

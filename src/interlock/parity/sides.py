@@ -19,10 +19,11 @@ from interlock.errors import ConfigError, TrainingError
 from interlock.fleet.base import Lost, Spec
 from interlock.fleet.local import LocalFleet
 from interlock.parity import protocol
-from interlock.parity.protocol import Failed, Open, Opened, Reply, Request
+from interlock.parity.protocol import Open, Opened, Reply, Request
+from interlock.report.text import visible
+from interlock.rollout.protocol import Failed
 
-START_S = 600.0  # vLLM takes minutes
-ANSWER_S = 1800.0
+ANSWER_S = 1800.0  # vLLM takes minutes to start
 _MODULE = "interlock.parity.worker"
 
 Kind = TypeVar("Kind", bound=msgspec.Struct)
@@ -77,11 +78,19 @@ def parse(name: str, text: str, dtype: str | None = None, python: str | None = N
     return SideSpec(name, engine, device, dtype or "auto", python)
 
 
+def line(text: str) -> str:
+    """What a side said, on one line of a terminal, where nothing in it acts."""
+    return " ".join(visible(text).split())
+
+
 class Sides:
     """The worker processes. The thread that makes it must live as long as they do."""
 
     def __init__(self, logs: Path, answer_s: float = ANSWER_S) -> None:
-        """`logs`: a directory; what side "a" prints goes to a.log in it."""
+        """`logs`: a directory; what side "a" prints goes to a.log in it.
+
+        `answer_s` bounds every wait for an answer, also for the start of an engine.
+        """
         self._fleet = LocalFleet()
         self._logs, self._answer_s = logs, answer_s
         self._labels: dict[str, str] = {}
@@ -103,21 +112,15 @@ class Sides:
     def open(self, sides: Mapping[str, tuple[Path, config.Generator]]) -> dict[str, Opened]:
         """Start the engines, at the same time. Raises UserError for what the user can mend."""
         asked = {name: Open(name, str(model), kept) for name, (model, kept) in sides.items()}
-        return self.ask(asked, Opened, START_S)
+        return self.ask(asked, Opened)
 
-    def ask(
-        self,
-        requests: Mapping[str, Request],
-        kind: type[Kind],
-        deadline_s: float | None = None,
-    ) -> dict[str, Kind]:
+    def ask(self, requests: Mapping[str, Request], kind: type[Kind]) -> dict[str, Kind]:
         """Ask several sides at once and wait for all of their answers, which must be of `kind`.
 
         Raises SideFailed when a side says that it failed, ConfigError when it says that the user
         can mend it, and TrainingError when it is lost, late or makes no sense.
         """
-        limit = self._answer_s if deadline_s is None else deadline_s
-        deadline = time.monotonic() + limit
+        deadline = time.monotonic() + self._answer_s
         for name, request in requests.items():
             self._fleet.send(name, protocol.encode(request))
         replies: dict[str, Reply] = {}
@@ -125,23 +128,27 @@ class Sides:
             left = deadline - time.monotonic()
             if left <= 0:
                 late = min(requests.keys() - replies.keys())
-                raise TrainingError(f"{self._who(late)} gave no answer within {limit:g} s")
+                raise TrainingError(
+                    f"{self._who(late)} gave no answer within {self._answer_s:g} s; "
+                    "allow more with --timeout"
+                )
             for name, event in self._fleet.poll(left):
                 replies[name] = self._read(name, event)
         return {name: self._checked(name, reply, kind) for name, reply in replies.items()}
 
     def _read(self, name: str, event: bytes | Lost) -> Reply:
         if isinstance(event, Lost):
-            raise TrainingError(f"{self._who(name)} is gone: {event.reason}")
+            raise TrainingError(f"{self._who(name)} is gone: {line(event.reason)}")
         try:
             return protocol.reply(event)
         except (ValueError, RecursionError) as error:
-            raise TrainingError(f"{self._who(name)} sent what is no reply ({error})") from None
+            reason = line(str(error))
+            raise TrainingError(f"{self._who(name)} sent what is no reply ({reason})") from None
 
     def _checked(self, name: str, reply: Reply, kind: type[Kind]) -> Kind:
         if isinstance(reply, Failed):
             error = ConfigError if reply.permanent else SideFailed
-            raise error(f"side {name} ({self._labels[name]}): {reply.reason}")
+            raise error(f"side {name} ({self._labels[name]}): {line(reply.reason)}")
         if not isinstance(reply, kind):
             raise TrainingError(f"{self._who(name)} answered something else than it was asked")
         return reply

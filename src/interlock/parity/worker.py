@@ -24,7 +24,6 @@ from interlock.parity import operators, protocol, trace
 from interlock.parity.protocol import (
     Applied,
     Apply,
-    Failed,
     Generate,
     Generated,
     Held,
@@ -44,6 +43,7 @@ from interlock.parity.protocol import (
 )
 from interlock.rollout.engine import TorchEngine
 from interlock.rollout.generator import Generator, open_generator
+from interlock.rollout.protocol import Failed
 from interlock.sync.codec import tensor_digest
 
 
