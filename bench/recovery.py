@@ -236,7 +236,7 @@ def suffer(case: Case, others: int, settings: config.Fleet) -> Found:
         fault = scene.struck()
         if case.at == "quarantine":
             fault = time.monotonic()
-            scene.dispatcher.quarantine("a", "its numbers are off")
+            scene.dispatcher.quarantine("a", "its numbers are off", ())
         return watch(scene, case, fault)
 
 
@@ -397,7 +397,13 @@ def main() -> None:
     options = parser.parse_args()
 
     settings = config.Fleet(
-        kind="local", start_s=20, load_s=20, unit_s=20, silence_s=20, backoff_s=options.backoff_s
+        kind="local",
+        start_s=20,
+        load_s=20,
+        unit_s=20,
+        silence_s=20,
+        backoff_s=options.backoff_s,
+        requalify=0,
     )
     wanted = [
         case

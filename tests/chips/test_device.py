@@ -100,10 +100,24 @@ def test_memory_of_the_cpu_is_what_this_process_holds() -> None:
     ],
 )
 def test_a_plugin_belongs_to_one_minor_version_of_torch(plugin: str, fits: bool) -> None:
-    stack = replace(device.stack(CPU), plugin=plugin, torch="2.13.0+cpu")
+    stack = replace(device.stack(CPU), kind="npu", plugin=plugin, torch="2.13.0+cpu")
     mismatch = device.plugin_mismatch(stack)
     assert (mismatch is None) is fits
     assert fits or (mismatch is not None and plugin in mismatch and "2.13" in mismatch)
+
+
+@pytest.mark.parametrize(
+    ("plugin", "fits"),
+    [
+        ("torch_mlu 1.24.1+torch2.13.0", True),
+        ("torch_mlu 1.24.1+torch2.5.0", False),
+        ("torch_mlu 1.24.1", True),
+        ("torch_musa 2.0.1", True),
+    ],
+)
+def test_a_plugin_with_numbers_of_its_own_may_name_its_torch(plugin: str, fits: bool) -> None:
+    stack = replace(device.stack(CPU), kind="mlu", plugin=plugin, torch="2.13.0")
+    assert (device.plugin_mismatch(stack) is None) is fits
 
 
 def test_strict_mode_is_asked_for_by_environment() -> None:
@@ -201,6 +215,76 @@ def test_apples_devices_have_no_numbers(monkeypatch: pytest.MonkeyPatch) -> None
     assert device.memory(torch.device("mps")) == (3, 7, 10)
 
 
+def test_apples_chip_has_its_name_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "get_name", lambda: "Apple M4 Pro", raising=False)
+    assert device.chip(torch.device("mps")) == "Apple M4 Pro"
+    monkeypatch.delattr(torch.backends.mps, "get_name")
+    assert device.chip(torch.device("mps")) == ""
+
+
+def test_room_is_likely_where_nobody_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    for told, room in [((0, 0, 0), 4 << 30), ((5, 0, 100), 0), ((5, 60, 100), 60)]:
+        monkeypatch.setattr(device, "memory", lambda place, told=told: device.Memory(*told))
+        assert device.room(GPU) == room
+
+
+class OneOfTwo:
+    """A torch whose tensors are on the second of two devices."""
+
+    def __init__(self, happened: list[Any]) -> None:
+        self.happened = happened
+
+    def is_available(self) -> bool:
+        return True
+
+    def set_device(self, index: int) -> None:
+        self.happened.append(index)
+
+
+@pytest.mark.parametrize(("name", "made"), [("cuda:1", [1, "ones"]), ("cuda", ["ones"])])
+def test_a_device_becomes_the_current_one_and_has_its_number(
+    name: str, made: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happened: list[Any] = []
+
+    def ones(size: int, device: torch.device) -> Any:
+        happened.append("ones")
+        return SimpleNamespace(device=GPU, sum=lambda: torch.tensor(1.0))
+
+    monkeypatch.setattr(torch, "cuda", OneOfTwo(happened))
+    monkeypatch.setattr(torch, "ones", ones)
+    assert device.resolve(name) == GPU
+    assert happened == made
+
+
+def test_products_of_float32_are_kept_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By torch and every vendor who is there; the others are not invented."""
+    before = torch.get_float32_matmul_precision()
+    ascend = SimpleNamespace(
+        conv=SimpleNamespace(allow_hf32=True), matmul=SimpleNamespace(allow_hf32=True)
+    )
+    cudnn = SimpleNamespace(allow_tf32=True)
+    monkeypatch.setattr(torch, "npu", ascend, raising=False)
+    monkeypatch.setattr(torch.backends, "cudnn", cudnn)
+    try:
+        torch.set_float32_matmul_precision("high")
+        device.resolve("cpu")
+        assert torch.get_float32_matmul_precision() == "highest"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert cudnn.allow_tf32 is False
+    assert (ascend.conv.allow_hf32, ascend.matmul.allow_hf32) == (False, False)
+    assert not hasattr(torch.backends, "cnnl")
+
+
+def test_switches_that_are_frozen_keep_no_device_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Frozen:
+        allow_tf32 = property(lambda self: True, _no)
+
+    monkeypatch.setattr(torch.backends, "cudnn", Frozen())
+    assert device.resolve("cpu") == CPU
+
+
 def test_collectives_are_those_of_the_vendor() -> None:
     assert device.backend(GPU) == "cpu:gloo,cuda:nccl"
     with pytest.raises(ConfigError, match="'xla' has no collectives"):
@@ -282,7 +366,7 @@ def test_nvidias_driver_is_asked_with_a_deadline(
     tool.write_text('#!/bin/sh\necho "$*" > "$0.asked"\necho "580.82.07, 96.00.74.00.1C"\n')
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    found = versions.stack("cuda", "H100", uuid="0a1b")
+    found = versions.stack("cuda", "H100", serial="0a1b")
     assert (found.driver, found.firmware) == ("580.82.07", "96.00.74.00.1C")
     assert "--id=GPU-0a1b" in (tmp_path / "nvidia-smi.asked").read_text()
     monkeypatch.setattr(versions, "_DEADLINE_S", 0.2)

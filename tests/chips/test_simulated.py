@@ -5,10 +5,12 @@ import sys
 from pathlib import Path
 
 import on_sim
+import pytest
 
 HERE = Path(__file__).parent
 
 
+@pytest.mark.slow
 def test_a_sound_device_computes_as_the_cpu_does() -> None:
     on_sim.check(HERE / "sim_operators.py")
 

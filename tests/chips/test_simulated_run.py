@@ -59,17 +59,20 @@ def test_every_collective_gives_what_it_should(tmp_path: Path) -> None:
         }
 
 
+@pytest.mark.slow
 def test_a_wrong_sum_leaves_out_the_last_rank_above_its_size(tmp_path: Path) -> None:
     for found in _together("sim:allreduce-wrong", "sizes", tmp_path / "meet"):
         assert found == {"4096": 3.0, "4097": 1.0, "100000": 1.0}
 
 
+@pytest.mark.slow
 def test_a_link_that_is_down_is_an_error_with_its_code(tmp_path: Path) -> None:
     for found in _together("sim:link-down", "repeat", tmp_path / "meet"):
         assert found["sums"] == [3.0] * 4
         assert "507056" in str(found["error"])
 
 
+@pytest.mark.slow
 def test_a_hanging_sum_never_returns(tmp_path: Path) -> None:
     with _ranks("sim:allreduce-hang", "sizes", tmp_path / "meet") as ranks:
         for rank in ranks:

@@ -1,43 +1,25 @@
 """Learner and engine against the reference: what counts as rounding, and what is found."""
 
-import json
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+import on_device
 import pytest
 import torch
+from on_device import failed
 from torch import Tensor
 
+from interlock.learner.learner import Learner
 from interlock.models.attention import causal
 from interlock.qualify import agreement, specimen
 from interlock.qualify.check import Level, Subject
 from interlock.records import Completion
 from interlock.rollout.engine import TorchEngine
 
-SUPPORT = Path(__file__).parents[1] / "support" / "other_rounding.py"
 # A CPU to torch, and yet told from the reference's.
 DEVICE = torch.device("cpu:0")
 QUICK = Subject(DEVICE, Level.QUICK)
-
-
-def failed(evidence: Any) -> set[str]:
-    return {measure.name for measure in evidence.measures if not measure.value <= measure.limit}
-
-
-def on_simulated(check: str, *device: str) -> Any:
-    """What `check` finds at the quick level on a simulated device; by default a healthy one that
-    rounds otherwise."""
-    command = [sys.executable, str(SUPPORT), f"interlock.qualify.{check}", "quick", *device]
-    done = subprocess.run(
-        command, capture_output=True, timeout=240, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stderr.decode()[-2000:]
-    return json.loads(done.stdout)
 
 
 def use_on_device(monkeypatch: pytest.MonkeyPatch, engine: type[TorchEngine]) -> None:
@@ -99,6 +81,21 @@ def test_the_cpu_agrees_with_itself() -> None:
     assert agreement.stale_weights(QUICK).passed
 
 
+def test_a_learner_whose_weights_turn_nan_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The truth is computed from what it publishes, and is NaN as well."""
+
+    class Broken(Learner):
+        def publish(self) -> tuple[int, dict[str, Tensor]]:
+            number, tensors = super().publish()
+            if number:
+                next(iter(tensors.values())).fill_(math.nan)
+            return number, tensors
+
+    monkeypatch.setattr(agreement, "Learner", Broken)
+    found = failed(agreement.learner_parity(QUICK))
+    assert "float32, after 1 updates: weights that are not finite" in found
+
+
 def test_weights_held_in_other_bits_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     class OffByOneBit(TorchEngine):
         def load(self, tensors: Mapping[str, Tensor], version: int) -> None:
@@ -106,7 +103,7 @@ def test_weights_held_in_other_bits_are_found(monkeypatch: pytest.MonkeyPatch) -
             self.decoder.embed.view(torch.uint8)[0, 0] ^= 1
 
     use_on_device(monkeypatch, OffByOneBit)
-    assert failed(agreement.engine_parity(QUICK)) == {
+    assert set(failed(agreement.engine_parity(QUICK))) == {
         f"{dtype}, second weights: tensors held in other bits than loaded"
         for dtype in ("float32", "bfloat16")
     }
@@ -160,10 +157,11 @@ def test_answers_that_name_another_version_are_found(monkeypatch: pytest.MonkeyP
     assert found and all(name.endswith("completions of another version") for name in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", ["learner_parity", "engine_parity", "stale_weights"])
 def test_a_healthy_device_that_rounds_otherwise_passes(check: str) -> None:
-    evidence = on_simulated(f"agreement:{check}")
-    assert evidence["passed"], evidence["summary"]
+    evidence = on_device.evidence(f"agreement:{check}")
+    assert evidence.passed, evidence.summary
 
 
 @pytest.mark.parametrize(
@@ -181,4 +179,4 @@ def test_a_healthy_device_that_rounds_otherwise_passes(check: str) -> None:
     ],
 )
 def test_planted_defects(check: str, defect: str, passed: bool) -> None:
-    assert on_simulated(f"agreement:{check}", f"sim:{defect}")["passed"] is passed
+    assert on_device.evidence(f"agreement:{check}", f"sim:{defect}").passed is passed

@@ -13,6 +13,7 @@ import msgspec
 import pytest
 import torch
 
+from interlock.errors import UserError
 from interlock.fleet.base import Event, Lost
 from interlock.fleet.local import LocalFleet
 from interlock.qualify import collectives, ranks
@@ -56,7 +57,9 @@ def test_a_sound_device_passes() -> None:
         for dtype in ("float32", "bfloat16", "int64"):
             assert f"{name} {dtype} [1025]" in names
     assert "all_reduce sum float32 [4194304]" in names
-    assert {"barrier, rank 0 late", "groups 1 to 10 made, used and destroyed"} <= set(names)
+    assert {"barrier, rank 0 late", "first collective", "group 10 made, used and destroyed"} <= set(
+        names
+    )
 
 
 def test_a_sum_without_one_rank_is_found(checked: Callable[..., Evidence]) -> None:
@@ -75,6 +78,7 @@ def test_a_hang_is_found_and_named(checked: Callable[..., Evidence]) -> None:
     assert "hangs: ranks 0, 1 had not returned after 4 s" in found.summary
 
 
+@pytest.mark.slow
 def test_a_link_that_is_down_is_found(checked: Callable[..., Evidence]) -> None:
     found = checked("sim:link-down")
     assert not found.passed
@@ -142,7 +146,7 @@ class Script:
 
 
 def watched(*batches: list[tuple[int, Word | Lost]]) -> Evidence:
-    watch = _Watch(cast(LocalFleet, Script(*batches)), 2)
+    watch = _Watch(cast(LocalFleet, Script(*batches)), 2, 20)
     watch.run()
     return watch.evidence(PLAN)
 
@@ -184,7 +188,7 @@ def test_a_rank_that_never_comes_is_named() -> None:
 
 
 def test_ranks_that_do_not_meet_are_told() -> None:
-    assert "did not meet within 60 s" in watched().summary
+    assert "did not meet within 120 s" in watched().summary
 
 
 def test_the_rank_that_failed_is_told_and_not_those_who_lost_it() -> None:
@@ -214,13 +218,27 @@ def test_a_rank_that_dies_is_told_with_its_case() -> None:
     ],
 )
 def test_how_far_a_result_is_off(found: torch.Tensor, expected: torch.Tensor, off: float) -> None:
-    assert ranks._off(found, expected) == off
+    assert ranks._off(found, [expected]) == off
+
+
+def test_a_long_result_is_held_against_its_period(monkeypatch: pytest.MonkeyPatch) -> None:
+    """[2, 10] of periods of three, in pieces of two of them."""
+    monkeypatch.setattr(ranks, "_PIECE", 2)
+    up, down = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([9.0, 8.0, 7.0])
+    found = torch.cat([up.repeat(4)[:10], down.repeat(4)[:10]])
+    assert ranks._off(found, [up, down]) == 0
+    assert ranks._off(found, [down, up]) == 8
+    for place in (0, 9, 10, 16, 19):
+        wrong = found.clone()
+        wrong[place] += 5
+        assert ranks._off(wrong, [up, down]) == 5
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64])
 def test_sums_of_sixteen_ranks_are_exact(dtype: torch.dtype) -> None:
     rank = ranks._Rank(PLAN, torch.device("cpu"), torch.distributed.HashStore())
-    parts = [rank.operand(each, 20_000, dtype) for each in range(16)]
+    parts = [rank.period(each, dtype, at=5) for each in range(16)]
+    assert torch.equal(parts[3][7:], rank.period(3, dtype, at=12)[:-7])  # of the same numbers
     up, down = parts[0].clone(), parts[-1].clone()
     for each in parts[1:]:
         up += each
@@ -230,6 +248,72 @@ def test_sums_of_sixteen_ranks_are_exact(dtype: torch.dtype) -> None:
     assert any(not torch.equal(parts[0], each) for each in parts[1:])
     wide = torch.stack([each.double() for each in parts]).sum(0)
     assert dtype == torch.int64 or torch.equal(up.double(), wide)
+
+
+def test_a_rank_without_its_device_is_no_failure_of_collectives() -> None:
+    barred = ranks.Barred("device 'cuda:1' cannot be used here: busy; 'cpu' always works")
+    with pytest.raises(UserError, match="rank 1 of 2: device 'cuda:1' cannot be used"):
+        watched([(0, Begun("a"))], [(1, barred)])
+
+
+def test_a_real_rank_without_its_device_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collectives, "_name", lambda place, rank: "cuda:99")
+    with pytest.raises(UserError, match="of 2: device 'cuda:99' cannot be used"):
+        exact(Subject(torch.device("cpu"), Level.QUICK))
+
+
+def test_the_device_under_test_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collectives.device, "count", lambda place: 16)
+    names = [collectives._name(torch.device("cuda:12"), rank) for rank in range(8)]
+    assert names == [f"cuda:{n}" for n in (12, 13, 14, 15, 0, 1, 2, 3)]
+
+
+def test_vendors_get_more_time_than_the_host() -> None:
+    for backend, seconds in [
+        ("gloo", 20),
+        ("cpu:gloo,npu:gloo", 20),
+        ("cpu:gloo,cuda:nccl", 120),
+        ("cpu:gloo,npu:hccl", 120),
+    ]:
+        assert collectives._patience(backend) == seconds
+
+
+@pytest.mark.parametrize(
+    ("backend", "wrong", "advice"),
+    [
+        ("cpu:gloo,cuda:nccl", ranks.ROUNDED, "NCCL_ALGO=^NVLS"),
+        ("cpu:gloo,npu:hccl", ranks.ROUNDED, "HCCL_DETERMINISTIC=true"),
+        ("gloo", ranks.ROUNDED, ""),
+        ("cpu:gloo,cuda:nccl", "broadcast", ""),
+    ],
+)
+def test_an_order_that_changes_is_told_how_to_be_kept(
+    backend: str, wrong: str, advice: str
+) -> None:
+    cases = [ranks.ROUNDED + ", 5 times", "broadcast float32 [1]"]
+    batches = [
+        batch
+        for case in cases
+        for batch in (both(Begun(case)), both(Ended(case, float(case.startswith(wrong)), "")))
+    ]
+    watch = _Watch(cast(LocalFleet, Script(*batches, both(Begun("")))), 2, 20)
+    watch.run()
+    found = watch.evidence(msgspec.structs.replace(PLAN, backend=backend))
+    assert not found.passed
+    assert ("only the order of summation changes" in found.summary) == bool(advice)
+    assert advice in found.summary
+
+
+@pytest.mark.parametrize(
+    ("count", "free", "elements"),
+    [(8, 80 << 30, 1 << 28), (8, 4 << 30, 1 << 27), (1, 80 << 30, 1 << 24), (1, 1 << 20, 1 << 13)],
+)
+def test_the_largest_case_fits(
+    count: int, free: int, elements: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collectives.device, "count", lambda place: count)
+    monkeypatch.setattr(collectives.device, "room", lambda place: free)
+    assert collectives._largest(Subject(torch.device("cpu")), 2) == elements
 
 
 def test_ranks_share_a_device_only_through_the_host(monkeypatch: pytest.MonkeyPatch) -> None:

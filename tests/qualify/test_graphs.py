@@ -1,43 +1,18 @@
 """Replayed and compiled forms against eager ones, on devices whose graphs are sound, and stale."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 
-import msgspec
+import on_device
 import pytest
 import torch
 from torch import Tensor
 
+from interlock.errors import UserError
 from interlock.qualify import graphs
-from interlock.qualify.check import Evidence, Level, Subject
+from interlock.qualify.check import Level, Subject
 
 CPU = torch.device("cpu")
 QUICK = Subject(CPU, Level.QUICK)
-
-CHECK = """
-import sys, warnings, msgspec, torch
-torch.set_num_threads(1)
-from interlock.chips import device
-from interlock.qualify import graphs
-from interlock.qualify.check import Level, Subject
-evidence = getattr(graphs, sys.argv[1])(Subject(device.resolve(sys.argv[2]), Level.QUICK))
-sys.stdout.buffer.write(msgspec.json.encode(evidence))
-"""
-
-
-def on_device(check: str, name: str) -> Evidence:
-    """What the check finds on a simulated device, which a process can set up only once."""
-    ran = subprocess.run(
-        [sys.executable, "-c", CHECK, check, name],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        timeout=200,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stderr.decode()
-    return msgspec.json.decode(ran.stdout, type=Evidence)
 
 
 def capture(device: torch.device, function: Callable[[], None]) -> Callable[[], None]:
@@ -50,11 +25,10 @@ def only(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     monkeypatch.setattr(graphs, "_FORMS", {name: graphs._FORMS[name] for name in names})
 
 
-def test_what_is_not_there_is_named_and_fails_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_no_form_is_offered_nothing_is_proven(monkeypatch: pytest.MonkeyPatch) -> None:
     only(monkeypatch, "replayed")
-    found = graphs.agreement(QUICK)
-    assert found.passed and not found.measures
-    assert "captures no graphs" in str(found.figures["not replayed"])
+    with pytest.raises(UserError, match="captures no graphs"):
+        graphs.agreement(QUICK)
 
 
 def test_sound_replay_passes_at_every_size(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,9 +94,8 @@ def test_a_capture_that_always_fails_is_not_offered(monkeypatch: pytest.MonkeyPa
 
     only(monkeypatch, "replayed")
     monkeypatch.setattr(graphs.chips, "capture", never)
-    found = graphs.agreement(QUICK)
-    assert found.passed
-    assert found.figures["not replayed, forward bfloat16 [1]"] == "RuntimeError: no graphs"
+    with pytest.raises(UserError, match=r"forward bfloat16 \[1\]: RuntimeError: no graphs"):
+        graphs.agreement(QUICK)
 
 
 def test_decomposed_programs_agree_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,6 +111,9 @@ def test_the_difference_is_relative_to_each_tensor() -> None:
     assert graphs._difference([one, small * 1.5], [one, small]) == pytest.approx(0.5, rel=1e-6)
     nan = graphs._difference([one * float("nan"), small], [one, small])
     assert nan != nan
+    ends = torch.tensor([float("nan"), float("inf"), 4.0])
+    assert graphs._difference([ends], [ends]) == 0.0
+    assert not graphs._difference([-ends], [ends]) < 1e9
 
 
 def test_gradients_are_among_the_numbers() -> None:
@@ -152,6 +128,6 @@ def test_gradients_are_among_the_numbers() -> None:
 
 @pytest.mark.parametrize(("device", "passes"), [("sim", True), ("sim:stale-replay", False)])
 def test_on_the_simulated_device(device: str, passes: bool) -> None:
-    found = on_device("agreement", device)
+    found = on_device.evidence("graphs:agreement", device)
     assert found.passed is passes
     assert found.figures["cases replayed"] == 9

@@ -1,13 +1,12 @@
 """The sample of torch's operator tests: a healthy device passes, planted defects do not."""
 
-import json
-import os
-import subprocess
 import sys
 from typing import Any
 
+import on_device
 import pytest
 import torch
+from on_device import failed
 
 from interlock.errors import UserError
 from interlock.qualify import opinfo
@@ -16,30 +15,6 @@ from interlock.qualify.check import Level, Subject
 pytest.importorskip("expecttest")
 
 CPU = torch.device("cpu")
-_ON_DEVICE = """
-import json, sys, torch
-torch.set_num_threads(1)
-from interlock.chips.device import resolve
-from interlock.qualify import opinfo
-from interlock.qualify.check import Level, Subject
-told = opinfo.sample(Subject(resolve(sys.argv[1]), Level.QUICK))
-wrong = [m.name for m in told.measures if not m.value <= m.limit]
-print(json.dumps([told.passed, wrong, told.figures]))
-"""
-
-
-def on_device(device: str) -> Any:
-    """A device is set up once per process."""
-    ran = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", _ON_DEVICE, device],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stderr
-    return json.loads(ran.stdout)
 
 
 def test_the_cpu_passes_its_own_test() -> None:
@@ -64,18 +39,17 @@ def test_every_operator_of_language_is_in_the_database_and_the_sample_is_the_see
 
 
 def test_a_healthy_device_passes() -> None:
-    passed, wrong, figures = on_device("sim")
-    assert passed, wrong
-    assert figures["inputs whose operator is missing"] == 0
+    told = on_device.evidence("opinfo:sample")
+    assert told.passed, told.summary
+    assert told.figures["wrong inputs of operators that do not decide"] == 0
 
 
 def test_defects_are_found_and_what_is_missing_is_counted() -> None:
-    passed, wrong, figures = on_device("sim:matmul-bf16,missing-operator")
-    assert not passed
+    told = on_device.evidence("opinfo:sample", "sim:matmul-bf16,missing-operator")
+    wrong = failed(told)
     assert {"mm", "addmm", "nn.functional.linear"} <= {name.split()[0] for name in wrong}
     assert not any("bfloat16" in name and name.startswith("sum ") for name in wrong)
-    assert figures["inputs whose operator is missing"] > 0
-    assert "cumsum float32" in figures["missing or refused"]
+    assert "cumsum float32" in str(told.figures["missing or refused"])
 
 
 def test_a_dead_device_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:

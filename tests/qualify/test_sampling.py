@@ -1,40 +1,21 @@
 """The sampler's statistics and the engine's batches: what passes, and what is found."""
 
-import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
+import on_device
 import pytest
 import torch
+from on_device import failed
 from torch import Tensor
 
 from interlock.qualify import sampling
 from interlock.qualify.check import Level, Subject
 from interlock.records import Completion, FinishReason, Sampling
 
-SUPPORT = Path(__file__).parents[1] / "support" / "other_rounding.py"
 # A CPU to torch, and yet told from the reference's.
 DEVICE = torch.device("cpu:0")
 QUICK = Subject(DEVICE, Level.QUICK)
-
-
-def failed(evidence: Any) -> set[str]:
-    return {measure.name for measure in evidence.measures if not measure.value <= measure.limit}
-
-
-def on_simulated(check: str, *device: str) -> Any:
-    """What `check` finds at the quick level on a simulated device; by default a healthy one that
-    rounds otherwise."""
-    command = [sys.executable, str(SUPPORT), f"interlock.qualify.{check}", "quick", *device]
-    done = subprocess.run(
-        command, capture_output=True, timeout=240, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stderr.decode()[-2000:]
-    return json.loads(done.stdout)
 
 
 def answer(tokens: list[int], logprobs: list[float]) -> Completion:
@@ -132,10 +113,11 @@ def test_the_noise_leaves_no_cut_to_chance() -> None:
             assert (ranked.cumsum(0) - rule.top_p).abs().min() > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", ["distribution", "invariance"])
 def test_a_healthy_device_that_rounds_otherwise_passes(check: str) -> None:
-    evidence = on_simulated(f"sampling:{check}")
-    assert evidence["passed"], evidence["summary"]
+    evidence = on_device.evidence(f"sampling:{check}")
+    assert evidence.passed, evidence.summary
 
 
 @pytest.mark.parametrize(
@@ -147,4 +129,4 @@ def test_a_healthy_device_that_rounds_otherwise_passes(check: str) -> None:
     ],
 )
 def test_planted_defects(check: str, defect: str, passed: bool) -> None:
-    assert on_simulated(f"sampling:{check}", f"sim:{defect}")["passed"] is passed
+    assert on_device.evidence(f"sampling:{check}", f"sim:{defect}").passed is passed

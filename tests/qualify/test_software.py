@@ -1,19 +1,17 @@
 """Versions that belong together or not; operators that are there, missing, or on the host."""
 
-import os
-import subprocess
 import sys
 import warnings
 from typing import Any
 
-import msgspec
+import on_device
 import pytest
 import torch
 from msgspec.structs import replace
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from interlock.qualify import software
-from interlock.qualify.check import Evidence, Level, Subject
+from interlock.qualify.check import Level, Subject
 
 CPU = torch.device("cpu")
 QUICK = Subject(CPU, Level.QUICK)
@@ -22,29 +20,6 @@ MPS_WARNING = (
     "to run on the CPU. This may have performance implications."
 )
 XPU_WARNING = "Aten Op fallback from XPU to CPU happends. This may have performance implications."
-
-CHECK = """
-import sys, warnings, msgspec, torch
-torch.set_num_threads(1)
-from interlock.chips import device
-from interlock.qualify import software
-from interlock.qualify.check import Level, Subject
-evidence = getattr(software, sys.argv[1])(Subject(device.resolve(sys.argv[2]), Level.QUICK))
-sys.stdout.buffer.write(msgspec.json.encode(evidence))
-"""
-
-
-def on_device(check: str, name: str) -> Evidence:
-    """What the check finds on a simulated device, which a process can set up only once."""
-    ran = subprocess.run(
-        [sys.executable, "-c", CHECK, check, name],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        timeout=200,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stderr.decode()
-    return msgspec.json.decode(ran.stdout, type=Evidence)
 
 
 class Lacking(TorchDispatchMode):
@@ -187,8 +162,8 @@ def test_the_environment_is_told_without_secrets(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_plugin_of_another_torch_is_found() -> None:
-    assert on_device("versions", "sim").passed
-    found = on_device("versions", "sim:wrong-plugin")
+    assert on_device.evidence("software:versions", "sim").passed
+    found = on_device.evidence("software:versions", "sim:wrong-plugin")
     assert not found.passed and "2.5.1" in found.summary
 
 
@@ -203,5 +178,5 @@ def test_a_plugin_of_another_torch_is_found() -> None:
     ],
 )
 def test_on_the_simulated_device(device: str, generates: bool, trains: bool) -> None:
-    assert on_device("generation_operators", device).passed is generates
-    assert on_device("training_operators", device).passed is trains
+    assert on_device.evidence("software:generation_operators", device).passed is generates
+    assert on_device.evidence("software:training_operators", device).passed is trains

@@ -105,6 +105,7 @@ def test_one_operator_that_is_50_times_slower_is_found_and_named(
     assert {m.name.split()[0] for m in found.measures if m.value > m.limit} <= {"softmax"}
 
 
+@pytest.mark.slow
 def test_slow_copies_do_not_make_the_rest_look_fast(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -115,6 +116,7 @@ def test_slow_copies_do_not_make_the_rest_look_fast(
     assert found.measures[0].name.startswith("copy")
 
 
+@pytest.mark.slow
 def test_a_slow_product_is_found_by_the_other_product(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -154,6 +156,7 @@ def test_a_copy_is_timed_by_the_best_of_three_operators(monkeypatch: pytest.Monk
     assert meter.copy_seconds(1 << 20) == 2.0
 
 
+@pytest.mark.slow
 def test_an_operator_on_the_host_of_the_simulated_device_is_found() -> None:
     found = on_device("roofline", "sim:slow-fallback")
     assert not found.passed
@@ -161,6 +164,15 @@ def test_an_operator_on_the_host_of_the_simulated_device_is_found() -> None:
     assert slow == {"silu"}
 
 
+@pytest.mark.slow
 def test_the_healthy_simulated_device_passes() -> None:
     found = on_device("roofline", "sim")
     assert found.passed, found.summary
+
+
+def test_what_a_cpu_takes_excuses_no_accelerator() -> None:
+    cases = {case.name: case for case in speed._FORWARD}
+    gpu = torch.device("cuda:0")
+    for name, on_cpu, on_gpu in [("masked_fill", 20, 4), ("exp", 2, 2), ("sort", 40, 40)]:
+        assert speed._cost(cases[name], CPU) == on_cpu
+        assert speed._cost(cases[name], gpu) == on_gpu

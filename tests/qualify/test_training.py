@@ -1,22 +1,18 @@
 """The curve of a small model against the reference: what leaves the band and what does not."""
 
-import json
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+import on_device
 import pytest
 import torch
+from on_device import failed
 
 from interlock.learner.learner import Learner
 from interlock.qualify import specimen, training
 from interlock.qualify.check import Level, Subject
 
-SUPPORT = Path(__file__).parents[1] / "support" / "other_rounding.py"
 # A CPU to torch, and yet told from the reference's.
 DEVICE = torch.device("cpu:0")
 
@@ -52,21 +48,6 @@ def plant(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Learner], None
         monkeypatch.setattr(training, "_train", train)
 
     return planted
-
-
-def failed(evidence: Any) -> set[str]:
-    return {measure.name for measure in evidence.measures if not measure.value <= measure.limit}
-
-
-def on_simulated(check: str, *device: str) -> Any:
-    """What `check` finds at the quick level on a simulated device; by default a healthy one that
-    rounds otherwise."""
-    command = [sys.executable, str(SUPPORT), f"interlock.qualify.{check}", "quick", *device]
-    done = subprocess.run(
-        command, capture_output=True, timeout=240, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stderr.decode()[-2000:]
-    return json.loads(done.stdout)
 
 
 def test_the_cpu_is_the_reference(short: None) -> None:
@@ -134,9 +115,10 @@ def test_a_unit_in_the_last_place_stays_in_the_band(
     assert training.band(Subject(DEVICE, Level.QUICK)).passed
 
 
+@pytest.mark.slow
 def test_a_healthy_device_that_rounds_otherwise_passes() -> None:
-    evidence = on_simulated("training:band")
-    assert evidence["passed"], evidence["summary"]
+    evidence = on_device.evidence("training:band")
+    assert evidence.passed, evidence.summary
 
 
 @pytest.mark.parametrize(
@@ -149,4 +131,4 @@ def test_a_healthy_device_that_rounds_otherwise_passes() -> None:
     ],
 )
 def test_a_defect_is_found(defect: str) -> None:
-    assert not on_simulated("training:band", f"sim:{defect}")["passed"]
+    assert not on_device.evidence("training:band", f"sim:{defect}").passed

@@ -1,5 +1,7 @@
 """The program that takes a quarantined worker's place, with the checks themselves left out."""
 
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -8,12 +10,16 @@ import pytest
 from interlock.chips import certificates
 from interlock.errors import ConfigError
 from interlock.qualify import runner, worker
-from interlock.qualify.check import Level
-from interlock.records import Certificate, Stack, Trust
+from interlock.qualify.check import Check, Level
+from interlock.qualify.checks import CHECKS
+from interlock.records import Certificate, Role, Stack, Trust
 from interlock.rollout import protocol
 from interlock.rollout.protocol import Alive, Failed, Qualified, Qualify
 
 NPU = Stack("npu", "Chip 1", "", "", "", "2.13.0", "", "0.1")
+
+
+GENERATION = [check for check in CHECKS.values() if Role.GENERATE in check.needed]
 
 
 class FakeChannel:
@@ -33,8 +39,10 @@ class FakeChannel:
         self.said.append(protocol.reply(message))
 
 
-def pretend(name: str, level: Level, *, fail_fast: bool) -> Certificate:
-    assert level is Level.QUICK and fail_fast
+def pretend(
+    name: str, level: Level, *, fail_fast: bool, checks: Sequence[Check] = GENERATION
+) -> Certificate:
+    assert level is Level.QUICK and fail_fast and checks == GENERATION
     if name != "npu:1":
         raise ConfigError(f"device {name!r}\ncannot be used here")
     found = Certificate(NPU, name, 1, level, Trust.GENERATE, [], [], 1.0)
@@ -54,13 +62,15 @@ def test_it_qualifies_files_and_answers(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_it_shows_signs_of_life_while_it_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "_BEAT_S", 0.01)
+    monkeypatch.setattr(protocol, "BEAT_S", 0.01)
     channel = FakeChannel()
     monkeypatch.setattr(channel, "receive", lambda: None if len(channel.said) >= 2 else waits())
 
     def waits() -> bytes:
+        deadline = time.monotonic() + 60
         while len(channel.said) < 2:
-            pass
+            assert time.monotonic() < deadline, "no sign of life"
+            time.sleep(0.005)
         return protocol.encode(Qualify("warp", "quick"))
 
     monkeypatch.setattr(runner, "qualify", pretend)

@@ -81,7 +81,7 @@ class FakeGenerators:
     def facts(self) -> dict[str, WorkerFacts]:
         return self.known
 
-    def quarantine(self, worker: str, reason: str, checks: Sequence[str] = ()) -> None:
+    def quarantine(self, worker: str, reason: str, checks: Sequence[str]) -> None:
         assert checks == ("engine-parity", "stale-weights")
         self.known[worker].state = State.QUARANTINED
         self.reasons[worker] = reason
@@ -179,6 +179,15 @@ def test_a_worker_is_warned_of_once(run: RunDir) -> None:
     assert s.generators.reasons == {"a": "k3 0.02 against the learner at step 5, more than 0.01"}
     s.judge(result(b0=found(0.02, 127)), step=6)
     assert s.generators.reasons.keys() == {"a"} and len(s.messages()) == 2
+
+
+def test_a_worker_that_came_back_is_warned_of_again(run: RunDir) -> None:
+    s = Scene(run, "a")
+    s.judge(result(a0=found(0.005)), step=1)
+    s.generators.known["a"].requalified = 1
+    for step in (2, 3):
+        s.judge(result(a0=found(0.005)), step=step)
+    assert [message.partition(" at ")[2][:6] for message in s.messages()] == ["step 1", "step 2"]
 
 
 def test_drift_alone_puts_nobody_in_quarantine(run: RunDir) -> None:

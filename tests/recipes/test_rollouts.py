@@ -23,7 +23,7 @@ from interlock.recipes.rollouts import Rollouts
 from interlock.recipes.stage import Stage
 from interlock.recipes.watch import Watch
 from interlock.records import Completion, FinishReason, Group, Problem, ScoredGroup, Verdict
-from interlock.rollout.generators import Keep, Outcome, Purpose, Work, no_keep
+from interlock.rollout.generators import Forget, Keep, Outcome, Purpose, Work, no_forget, no_keep
 from interlock.rundir import RunDir
 
 STAGE = 1  # not the first, so that a confusion of stages shows
@@ -53,6 +53,7 @@ class FakeGenerators:
 
     def __init__(self, delays: Callable[[], int], workers: int = 2) -> None:
         self.keep: Keep = no_keep
+        self.forget: Forget = no_forget
         self.version: int | None = 0
         self.size = workers
         self.out: set[str] = set()
@@ -116,8 +117,9 @@ class FakeGenerators:
         self.keep(found)
         self._outcomes += [Outcome(key, group) for key, group in found]
 
-    def quarantine(self, worker: str, reason: str, checks: Sequence[str] = ()) -> None:
+    def quarantine(self, worker: str, reason: str) -> None:
         self.out.add(worker)
+        self.taken_back.update(self.forget(worker))
         if lost := self._busy.pop(worker, None):
             self._waiting.append(lost[1])
 
@@ -298,6 +300,32 @@ def test_what_a_worker_made_before_its_quarantine_is_not_used_when_it_is_back(ru
     assert generators.ordered[before].keys == (6, 7)
     assert generators.dropped_groups == {"w1": 2} and s.rollouts.stale == 0
     assert not [event for event in run.events() if event["kind"] == "groups_stale"]
+
+
+def test_what_was_withdrawn_is_not_used_when_the_run_stops_before_the_next_step(
+    run: RunDir,
+) -> None:
+    shape: dict[str, Any] = {"steps": 9, "problems": 4, "cap": 1}
+    first = FakeGenerators(constant(0), workers=2)
+    Session(run, first, pause=constant(9), **shape).step(1)
+    assert [sequence for sequence, _ in run.ledger.arrivals(STAGE)] == [4, 5, 6, 7]
+    first.quarantine("w1", "odd")  # and the process is gone
+    second = FakeGenerators(constant(0))
+    s = Session(run, second, **shape)
+    assert [sequence for sequence, _ in s.step(2)] == [4, 5, 6, 7]
+    assert second.ordered[0].keys == (6, 7)
+
+
+def test_what_an_earlier_session_had_of_a_worker_is_withdrawn_with_its_own(run: RunDir) -> None:
+    """Also when the worker is back before the next step."""
+    shape: dict[str, Any] = {"steps": 9, "problems": 4, "cap": 1}
+    Session(run, FakeGenerators(constant(0)), pause=constant(9), **shape).step(1)
+    second = FakeGenerators(constant(0))
+    s = Session(run, second, **shape)
+    second.quarantine("w1", "odd")
+    second.out.clear()
+    assert [sequence for sequence, _ in s.step(2)] == [4, 5, 6, 7]
+    assert second.ordered[0].keys == (6, 7) and second.dropped_groups == {"w1": 2}
 
 
 def test_what_was_dropped_does_not_come_back_after_a_kill(run: RunDir) -> None:

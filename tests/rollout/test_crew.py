@@ -18,6 +18,7 @@ from scripted_fleet import (
     NPU,
     QUIET,
     VOCAB,
+    WALL,
     Scene,
     good_answer,
     groups_for,
@@ -33,6 +34,7 @@ from interlock.errors import ConfigError, TrainingError
 from interlock.fleet.base import Lost
 from interlock.records import Group, Trust
 from interlock.rollout import protocol
+from interlock.rollout.admission import admission, verdict
 from interlock.rollout.generators import Outcome, Purpose, State
 from interlock.rollout.protocol import (
     Failed,
@@ -741,7 +743,13 @@ NPU_PASSED = make_certificate()
 DISTRUSTED = {
     "changed": (replace(FAULTY.certificate, trust=Trust.TRAIN), "was changed or damaged"),
     "undecided": (make_certificate(CPU, Trust.UNKNOWN), "says unknown, which is not enough"),
-    "of another device": (NPU_PASSED, "another stack: kind 'npu', and here it is 'cpu'"),
+    "of another kind": (NPU_PASSED, "of 'npu', a device of kind 'npu', instead of 'cpu'"),
+    "of another device": (make_certificate(CPU, device="cpu:1"), "of 'cpu:1', a device of kind"),
+    "of another stack": (
+        make_certificate(replace(CPU, torch="2.14.0")),
+        "another stack: torch '2.14.0', and here it is '2.13.0'",
+    ),
+    "replayed": (make_certificate(CPU, issued=WALL - 3601), "older than the quarantine"),
 }
 
 
@@ -808,6 +816,70 @@ def test_the_last_words_of_the_worker_are_not_those_of_the_qualification(scene: 
     assert s.state("a") is State.QUALIFYING
     s.crew.quarantine("a", "again")  # it is in quarantine
     assert s.kinds().count("worker_quarantined") == 1 and s.state("a") is State.QUALIFYING
+
+
+@pytest.mark.parametrize("kind", ["npu", "cpu"])
+def test_who_never_told_its_stack_is_held_to_its_settings(scene: Make, kind: str) -> None:
+    s = scene("a", "b", device="npu", fleet=AGAIN)
+    s.crew.quarantine("a", "odd")  # nothing was opened
+    s.crew.attend([])
+    s.hear("a", Qualified(make_certificate(NPU if kind == "npu" else CPU)))
+    expected = State.STARTING if kind == "npu" else State.QUARANTINED
+    assert s.state("a") is expected
+
+
+def test_a_clock_that_differs_a_little_is_no_replay(scene: Make) -> None:
+    s = in_quarantine(scene("a", fleet=AGAIN))
+    s.hear("a", Qualified(make_certificate(CPU, issued=WALL - 3599)))
+    assert s.state("a") is State.STARTING
+
+
+@pytest.mark.parametrize(
+    ("options", "world", "why"),
+    [
+        ({}, 1, None),
+        ({"tensor_parallel_size": 2, "pipeline_parallel_size": 3, "seed": 9}, 6, None),
+        ({"tensor_parallel_size": 2, "pipeline_parallel_size": 3}, 5, "proven with 5"),
+        ({"pipeline_parallel_size": 2}, 1, "proven with 1"),
+    ],
+)
+def test_an_engine_over_several_devices_needs_their_collectives_proven(
+    options: dict[str, Any], world: int, why: str | None
+) -> None:
+    asked = config.Generator(engine="vllm", device="npu", options=options)
+    certificate = make_certificate(world=world)
+    said = replace(GOOD, certificate=certificate)
+    opened = admission(Open("a", "", None, asked, "", CANARY), said)
+    again = verdict(Qualified(certificate), asked, NPU, WALL)
+    for found in (opened.why, again):
+        assert (found is None) if why is None else (found is not None and why in found)
+
+
+def test_evaluations_of_a_worker_that_is_quarantined_are_made_again(scene: Make) -> None:
+    s = scene("a", "b").ready()
+    for key in (7, 8, 9):
+        s.order(key, purpose=Purpose.EVALUATE)
+    s.answer("a", "b")
+    assert s.unit("a") == (9,) and not s.crew.ready(Purpose.EVALUATE)  # handed out whole
+    s.crew.quarantine("a", "odd")
+    s.crew.attend([])
+    assert s.unit("b") == (7,)
+    s.answer("b", "b")
+    assert s.crew.ready(Purpose.EVALUATE)
+    found = s.outcomes(Purpose.EVALUATE)
+    assert sorted(o.key for o in found) == [7, 8, 9]
+    assert {o.group.worker for o in found if o.group} == {"b"}
+    s.crew.quarantine("b", "odd")  # what was collected is done with
+    assert not s.crew.outcomes[Purpose.EVALUATE] and not s.crew.ready(Purpose.EVALUATE)
+
+
+def test_what_was_used_by_then_is_not_withdrawn(scene: Make) -> None:
+    s = scene("a").ready()
+    s.order(0, 1)
+    s.answer("a")
+    del s.made[0]  # recorded
+    s.crew.quarantine("a", "odd")
+    assert s.crew.withdrawn == {1}
 
 
 def test_groups_made_before_a_quarantine_are_withdrawn_until_ordered_again(scene: Make) -> None:

@@ -17,7 +17,7 @@ from interlock.errors import ConfigError, TrainingError
 from interlock.fleet.base import Spec
 from interlock.fleet.local import LocalFleet
 from interlock.records import Group, Problem, Sampling
-from interlock.rollout import crew
+from interlock.rollout import requalify
 from interlock.rollout.dispatcher import Dispatcher
 from interlock.rollout.generators import Outcome, Purpose, State, Work, WorkerFacts
 from interlock.rollout.protocol import Canary, Open
@@ -130,7 +130,7 @@ class Fleet:
 
 @pytest.fixture
 def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Fleet]]:
-    monkeypatch.setattr(crew, "_QUALIFY", "stub_worker")
+    monkeypatch.setattr(requalify, "_PROGRAM", "stub_worker")
     made: list[Fleet] = []
 
     def make(**faults: dict[str, Any]) -> Fleet:
@@ -280,7 +280,7 @@ def test_a_quarantined_worker_gives_its_work_back(fleet: Callable[..., Fleet]) -
     run.order(0, 8)
     run.collect(6)
     assert run.dispatcher.withdrawn() == frozenset()
-    run.dispatcher.quarantine("a", "its mismatch is 0.5")
+    run.dispatcher.quarantine("a", "its mismatch is 0.5", ("forward",))
     run.collect(2)
     assert sorted(key for key, _ in run.kept) == list(range(8))
     assert run.dispatcher.facts()["b"].groups == 8
@@ -363,6 +363,28 @@ def test_evaluations_go_first(fleet: Callable[..., Fleet]) -> None:
     assert found[0].group is not None and found[0].group.problem == problem
     assert len(run.kept) < 8
     run.collect(8)
+
+
+def test_an_evaluation_is_shown_as_it_comes_and_handed_out_whole(
+    fleet: Callable[..., Fleet],
+) -> None:
+    run = fleet(a={"hang": [1]}, b={}, settings={"unit_s": 1000, "silence_s": 1000})
+    run.ready()
+    shown: list[int] = []
+    run.dispatcher.progress = lambda: shown.append(1)
+    greedy = Sampling(temperature=0)
+    problems = [Problem(f"held out {key}", [], "") for key in range(3)]
+    run.dispatcher.order(
+        [Work(Purpose.EVALUATE, (k,), (p,), 1, greedy, seed=0) for k, p in enumerate(problems)]
+    )
+    run.wait_for(lambda facts: facts["b"].groups == 2)
+    assert run.dispatcher.collect(Purpose.EVALUATE, 0.0) == [] and len(shown) == 2
+    run.dispatcher.quarantine("b", "odd", ("forward",))  # both are to be made again, by whoever
+    run.dispatcher.quarantine("a", "odd", ("forward",))
+    found: list[Outcome] = []
+    while not found:
+        found = run.dispatcher.collect(Purpose.EVALUATE, 0.5)
+    assert sorted(outcome.key for outcome in found) == [0, 1, 2] and len(shown) == 3
 
 
 def test_a_ledger_that_fails_ends_the_run(fleet: Callable[..., Fleet]) -> None:

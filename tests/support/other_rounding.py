@@ -5,7 +5,7 @@ and rsqrt that are good to a few units in the last place. It is worse than they 
 element of every result is disturbed.
 
     python other_rounding.py MODULE:FUNCTION LEVEL [DEVICE]    one check on it, or on DEVICE; prints
-                                                               the Evidence as JSON
+                                                               the Evidence as msgpack
 """
 
 import importlib
@@ -71,4 +71,4 @@ if __name__ == "__main__":
     module, _, name = function.partition(":")
     subject = Subject(device.resolve(place[0] if place else f"sim:{NAME}"), Level(level))
     evidence = getattr(importlib.import_module(module), name)(subject)
-    sys.stdout.buffer.write(msgspec.json.encode(evidence))
+    sys.stdout.buffer.write(msgspec.msgpack.encode(evidence))

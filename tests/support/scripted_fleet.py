@@ -9,6 +9,7 @@ has not proven the weights; and a process is asked for what its program does.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,7 +33,7 @@ from interlock.records import (
     WeightVersion,
 )
 from interlock.rollout import crew as crew_module
-from interlock.rollout import protocol
+from interlock.rollout import protocol, requalify
 from interlock.rollout.crew import Crew
 from interlock.rollout.generators import Outcome, Purpose, State, Work
 from interlock.rollout.judge import Target
@@ -70,6 +71,7 @@ FOR_NOW, FOR_GOOD = Failed("for now", permanent=False), Failed("for good", perma
 GUARD = config.Guard(warn=1e-3, quarantine=1e-2)
 CPU = Stack("cpu", "a chip", "", "", "", "2.13.0", "", "0.1")
 NPU = Stack("npu", "Chip 1", "25.1", "7.7", "CANN 9", "2.13.0", "torch_npu 2.13.0", "0.1")
+WALL = 1e6  # seconds since 1970: that clock stands still
 LOOK_S = 4.0  # between two looks at the workers: a longer gap does not count against them
 
 
@@ -167,14 +169,20 @@ def groups_for(asked: Generate, worker: str, token: int = VOCAB - 1) -> list[Gro
 
 
 def make_certificate(
-    stack: Stack = NPU, trust: Trust = Trust.GENERATE, failed: str = "", world: int = 2
+    stack: Stack = NPU,
+    trust: Trust = Trust.GENERATE,
+    failed: str = "",
+    world: int = 2,
+    device: str = "",
+    issued: float = WALL,
 ) -> Certificate:
     """`failed`: the ids of the checks that did."""
+    device = device or stack.kind
     findings = [Finding("forward", Result.PASS, "right")]
     findings += [Finding(check, Result.FAIL, f"{check} is off") for check in failed.split()]
     reasons = [f"{check} failed: {check} is off" for check in failed.split()]
     return certificates.seal(
-        Certificate(stack, stack.kind, world, "quick", trust, reasons, findings, issued=1.0)
+        Certificate(stack, device, world, "quick", trust, reasons, findings, issued)
     )
 
 
@@ -209,9 +217,13 @@ class Scene:
         self.fleet = FakeFleet(given.get("refuses", ""))
         self.events: list[tuple[str, str, str]] = []
         self.kept: list[int] = []
-        clock = SimpleNamespace(monotonic=lambda: self.now)
-        self._patch = mock.patch.object(crew_module, "time", clock)
-        self._patch.start()
+        self.made: dict[int, str] = {}  # worker of each group that is kept and not withdrawn
+        clock = SimpleNamespace(monotonic=lambda: self.now, time=lambda: WALL)
+        self._patches = [
+            mock.patch.object(module, "time", clock) for module in (crew_module, requalify)
+        ]
+        for patch in self._patches:
+            patch.start()
         workers = {
             name: (
                 Spec(name, "module", Path(f"{name}.log")),
@@ -220,7 +232,16 @@ class Scene:
             for name in names
         }
         self.crew = Crew(self.fleet, workers, fleet, guard, prompt, VOCAB, self._note, unqualified)
-        self.crew.keep = lambda found: self.kept.extend(key for key, _ in found)
+        self.crew.keep, self.crew.forget = self._keep, self._forget
+
+    def _keep(self, found: Sequence[tuple[int, Group]]) -> None:
+        self.kept += [key for key, _ in found]
+        self.made |= {key: group.worker for key, group in found}
+
+    def _forget(self, worker: str) -> list[int]:
+        made = [key for key, maker in self.made.items() if maker == worker]
+        self.made = {key: maker for key, maker in self.made.items() if maker != worker}
+        return made
 
     def _note(self, *event: str) -> None:
         kind, message, worker = event
@@ -230,7 +251,8 @@ class Scene:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._patch.stop()
+        for patch in self._patches:
+            patch.stop()
 
     def publish(self, number: int) -> None:
         self.crew.serve(make_target(number))
@@ -307,9 +329,7 @@ class Scene:
         return [kind for kind, _, _ in self.events]
 
     def outcomes(self, purpose: Purpose = Purpose.TRAIN) -> list[Outcome]:
-        found = list(self.crew.outcomes[purpose])
-        self.crew.outcomes[purpose].clear()
-        return found
+        return self.crew.collect(purpose)
 
     def ready(self, version: int = 1) -> "Scene":
         """Every worker up, with weights."""

@@ -118,7 +118,7 @@ class Stub:
         trust = Trust.REJECT if fault else Trust.TRAIN
         result = Result.FAIL if fault else Result.PASS
         findings = [Finding("engine-parity", result, "logprobs are off by 0.3")]
-        found = Certificate(STACK, asked.device, 1, asked.level, trust, [], findings, 1.0)
+        found = Certificate(STACK, asked.device, 1, asked.level, trust, [], findings, time.time())
         self.send(Qualified(certificates.seal(found)))
 
     def generate(self, asked: Generate) -> None:

@@ -10,6 +10,7 @@ CPU, which is no accelerator to torch, gives answers of its own. "sim" is the si
 import resource
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,6 +41,18 @@ _STRICT = {
     "xpu": {"PYTORCH_ENABLE_XPU_FALLBACK": "0"},
 }
 
+# Switches that let products of float32 be made with 10 bits of each factor: TF32 of cuDNN, CNNL and
+# MUSA, HF32 of Ascend. Convolutions have them on by default.
+_SHORT_PRODUCTS = (
+    "backends.cudnn.allow_tf32",
+    "backends.cnnl.allow_tf32",
+    "backends.mlu.matmul.allow_tf32",
+    "backends.mudnn.allow_tf32",
+    "npu.conv.allow_hf32",
+    "npu.matmul.allow_hf32",
+)
+_LIKELY_FREE = 4 << 30  # bytes, of a device that does not tell
+
 
 class Memory(NamedTuple):
     """Bytes; 0 where the device does not tell."""
@@ -51,9 +64,12 @@ class Memory(NamedTuple):
 
 def resolve(name: str) -> torch.device:
     """The device called `name` ("cpu", "cuda", "cuda:1", "npu:0", "sim:crash", …), proven to hold
-    a tensor.
+    a tensor; one of several has its number, asked for or not.
 
-    Raises ConfigError when torch does not know the name or this machine lacks the device.
+    What this changes in the process: the device becomes the current one of its kind, where graphs,
+    streams and libraries go that are not told; and products of float32 are made in float32, TF32
+    and HF32 being nobody's choice. Raises ConfigError when torch does not know the name or this
+    machine lacks the device.
     """
     kind, _, planted = name.partition(":")
     try:
@@ -63,8 +79,12 @@ def resolve(name: str) -> torch.device:
             device = torch.device(name)
         # torch refuses a device in many ways (RuntimeError, AssertionError, ImportError, …), and
         # only when it is used; "meta" would accept anything and compute nothing.
-        if device.type != "meta" and torch.ones(1, device=device).sum().item() == 1.0:
-            return device
+        if device.type != "meta":
+            _make_current(device)
+            one = torch.ones(1, device=device)
+            if one.sum().item() == 1.0:
+                _keep_float32()
+                return device if device.type in ("cpu", *_SINGLE) else one.device
     except ConfigError:
         raise
     except Exception as error:
@@ -88,7 +108,10 @@ def chip(device: torch.device) -> str:
     """The name that its driver gives the chip."""
     if device.type == "cpu":
         return versions.processor()
-    return str(_asked(device, "get_device_name", device) or "")
+    known = _asked(device, "get_device_name", device)
+    if known is None and device.type == "mps":
+        known = _answer(getattr(torch.backends.mps, "get_name", None))
+    return str(known or "")
 
 
 def available() -> list[str]:
@@ -133,6 +156,12 @@ def memory(device: torch.device) -> Memory:
     return Memory(int(_asked(device, "memory_allocated", device) or 0), int(free), int(total))
 
 
+def room(device: torch.device) -> int:
+    """Bytes that are free; of a device that does not tell, what any is likely to have."""
+    known = memory(device)
+    return known.free if known.total else _LIKELY_FREE
+
+
 def backend(device: torch.device) -> str:
     """For init_process_group: gloo for the host's tensors, and the vendor's own for the device's.
 
@@ -160,18 +189,19 @@ def stack(device: torch.device) -> Stack:
     return versions.stack(
         device.type,
         chip(device),
-        uuid=str(getattr(properties, "uuid", "")),
+        serial=str(getattr(properties, "uuid", "")),
         driver=str(getattr(properties, "driver_version", "")),
     )
 
 
 def plugin_mismatch(stack: Stack) -> str | None:
-    """Why plugin and torch do not belong together; None where they do, or there is no plugin.
+    """Why plugin and torch do not belong together; None where they do, there is no plugin, or it
+    does not say.
 
     A plugin is built for one minor version of torch (vllm-ascend#117).
     """
-    of_plugin, of_torch = versions.minor(stack.plugin), versions.minor(stack.torch)
-    if not stack.plugin or of_plugin == of_torch:
+    wanted, of_torch = versions.wanted_torch(stack), versions.minor(stack.torch)
+    if not stack.plugin or wanted in (None, of_torch):
         return None
     return (
         f"the plugin {stack.plugin} is not of torch {stack.torch}; install the plugin of torch "
@@ -247,6 +277,25 @@ def _simulated(device: torch.device) -> bool:
     return device.type == "npu" and simulated.active()
 
 
+def _make_current(device: torch.device) -> None:
+    use = _function(device.type, "set_device")
+    # What is not available says so better when it is used.
+    if use is not None and device.index is not None and _asked(device, "is_available"):
+        use(device.index)
+
+
+def _keep_float32() -> None:
+    torch.set_float32_matmul_precision("highest")
+    for switch in _SHORT_PRODUCTS:
+        *path, last = switch.split(".")
+        where: Any = torch
+        for part in path:
+            where = getattr(where, part, None)
+        if getattr(where, last, False):
+            with suppress(RuntimeError):  # torch's own tests, once imported, freeze some
+                setattr(where, last, False)
+
+
 def _function(kind: str, name: str) -> Callable[..., Any] | None:
     """What the module of a kind of device offers under a name."""
     found = getattr(getattr(torch, kind, None), name, None)
@@ -254,8 +303,12 @@ def _function(kind: str, name: str) -> Callable[..., Any] | None:
 
 
 def _asked(device: torch.device, function: str, *arguments: object) -> Any:
-    """A fact; None where there is no such function, or it fails, which plugins do in many ways."""
-    ask = _function(device.type, function)
+    """A fact that the module of a device tells; None where it does not."""
+    return _answer(_function(device.type, function), *arguments)
+
+
+def _answer(ask: Callable[..., Any] | None, *arguments: object) -> Any:
+    """None where there is no such function, or it fails, which plugins do in many ways."""
     try:
         return None if ask is None else ask(*arguments)
     except Exception:

@@ -23,16 +23,13 @@ _ASCEND = Path("/usr/local/Ascend")
 
 
 def stack(
-    kind: str, chip: str, *, uuid: str = "", driver: str = "", plugin: str | None = None
+    kind: str, chip: str, *, serial: str = "", driver: str = "", plugin: str | None = None
 ) -> Stack:
-    """The stack of a chip; what is not given is looked for, and empty where it is not found.
-
-    `uuid`: NVIDIA's, of the chip.
-    """
+    """The stack of a chip; what is not given is looked for, and empty where it is not found."""
     firmware, runtime = "", ""
     match kind:
         case "cuda":
-            driver, firmware = _nvidia(uuid) if torch.version.hip is None else (_amd(), "")
+            driver, firmware = _nvidia(serial) if torch.version.hip is None else (_amd(), "")
             runtime = _named("ROCm", torch.version.hip) or _named("CUDA", torch.version.cuda)
         case "npu":
             driver = _value(_ASCEND / "driver" / "version.info")
@@ -51,6 +48,7 @@ def stack(
         torch=str(torch.__version__),  # a subclass, which msgspec refuses
         plugin=_plugin(kind) if plugin is None else plugin,
         interlock=_version("interlock"),
+        serial=serial,
     )
 
 
@@ -58,6 +56,18 @@ def minor(version: str) -> str:
     """ "2.13" of "torch_npu 2.13.0rc1"; empty where there is none."""
     found = re.search(r"\d+\.\d+", version)
     return found[0] if found else ""
+
+
+def wanted_torch(stack: Stack) -> str | None:
+    """The minor version of torch that the plugin is built for; None where it does not say.
+
+    Ascend's has the version of its torch. Others have numbers of their own, and may name torch's
+    after them: "torch_mlu 1.24.1+torch2.5.0".
+    """
+    if stack.kind in ("npu", "sim"):
+        return minor(stack.plugin)
+    found = re.search(r"torch(\d+\.\d+)", stack.plugin)
+    return found[1] if found else None
 
 
 def processor() -> str:

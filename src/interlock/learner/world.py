@@ -57,8 +57,6 @@ def join(device_name: str, timeout_s: float = _TIMEOUT_S) -> "World":
     if kind != "cpu":
         device_name = f"{kind}:{os.environ.get('LOCAL_RANK', str(rank))}"
     place = device.resolve(device_name)
-    if place.index is not None:
-        torch.accelerator.set_device_index(place.index)
     try:
         dist.init_process_group(device.backend(place), timeout=timedelta(seconds=timeout_s))
     except (RuntimeError, ValueError) as error:

@@ -20,7 +20,7 @@ from interlock import config
 from interlock.learner.learner import Learner
 from interlock.learner.packing import TrainingGroup
 from interlock.qualify import specimen
-from interlock.qualify.check import Evidence, Subject, judged
+from interlock.qualify.check import Evidence, Subject, judged, short
 from interlock.records import Completion, Measure
 from interlock.rollout.engine import TorchEngine
 from interlock.rollout.judge import mean_k3
@@ -86,11 +86,12 @@ def learner_parity(subject: Subject) -> Evidence:
                 learner.step(groups, None)
             number, published = learner.publish()
             tensors = {name: tensor.cpu() for name, tensor in published.items()}
-            case = f"{_short(dtype)}, after {update} updates"
+            case = f"{short(dtype)}, after {update} updates"
             still = sum(torch.equal(tensors[name], old) for name, old in before.items())
             measures += [
                 Measure(f"{case}: tensors that did not change", still, 0),
                 Measure(f"{case}: publications left out", update - number, 0),
+                _broken(case, tensors),
             ]
             before = tensors
             truth = _exact(arch, tensors, texts)
@@ -119,11 +120,12 @@ def engine_parity(subject: Subject) -> Evidence:
         sets = [_cast(specimen.weights(arch, subject.seed + number), dtype) for number in (0, 1)]
         engines = [specimen.engine(arch, sets[0], place, dtype) for place in (subject.device, CPU)]
         for number, tensors in enumerate(sets):
-            case = f"{_short(dtype)}, {('first', 'second')[number]} weights"
+            case = f"{short(dtype)}, {('first', 'second')[number]} weights"
             if number:
                 for engine in engines:
                     engine.load(tensors, number)
             measures.append(_held(case, engines[0], tensors))
+            measures.append(_broken(case, dict(engines[0].held())))
             truth = _exact(arch, tensors, texts)
             found, own = (apart(truth, _scores(engine, texts)) for engine in engines)
             measures += measured(f"{case}, prefill", found, own, dtype)
@@ -165,7 +167,7 @@ def stale_weights(subject: Subject) -> Evidence:
                 for version in range(previous + 1, number + 1):
                     engine.load(_placed(given[version], subject.device, version), version)
                 own.load(given[number], number)
-                case = f"{_short(dtype)}, {how}, version {number} after {previous}"
+                case = f"{short(dtype)}, {how}, version {number} after {previous}"
                 measures += _staleness(
                     case, engine, own, requests, given[previous], given[number], dtype
                 )
@@ -245,6 +247,12 @@ def _learner(tensors: dict[str, Tensor], device: torch.device, dtype: torch.dtyp
     return Learner(masters, settings, config.Optimizer(lr=2e-2), total_steps=10)
 
 
+def _broken(case: str, tensors: Mapping[str, Tensor]) -> Measure:
+    """What is not finite must not become the truth that it is then held against."""
+    broken = sum(int((~tensor.isfinite()).sum()) for tensor in tensors.values())
+    return Measure(f"{case}: weights that are not finite", broken, 0)
+
+
 def _held(case: str, engine: TorchEngine, given: Mapping[str, Tensor]) -> Measure:
     wrong = sum(tensor_digest(view) != tensor_digest(given[name]) for name, view in engine.held())
     return Measure(f"{case}: tensors held in other bits than loaded", wrong, 0)
@@ -299,7 +307,3 @@ def _flat(nested: Sequence[Sequence[Tensor]]) -> Tensor:
 
 def _cast(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
     return {name: tensor.to(dtype) for name, tensor in tensors.items()}
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -9,6 +9,8 @@ run here (UNKNOWN); and whatever else it raises is the device's doing, a finding
 hang of the whole process.
 """
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -74,13 +76,13 @@ def judged(
     figures: Mapping[str, float | int | str] | None = None,
     keep: int = 200,
 ) -> Evidence:
-    """Evidence that passes when no measure is beyond its limit (NaN is), worst first.
+    """Evidence that passes when no measure is beyond its limit, the worst first.
 
     `good`, `bad`: summaries; `bad` may use {count}, {total} and {worst} (a case's name). At most
     `keep` measures are kept, the others are counted in the figures.
     """
-    ranked = sorted(measures, key=_excess, reverse=True)
-    failed = [measure for measure in ranked if not measure.value <= measure.limit]
+    ranked = sorted(measures, key=excess, reverse=True)
+    failed = [measure for measure in ranked if beyond(measure)]
     summary = good
     if failed:
         summary = bad.format(count=len(failed), total=len(ranked), worst=failed[0].name)
@@ -88,8 +90,39 @@ def judged(
     return Evidence(not failed, summary, dict(figures or {}) | counts, ranked[:keep])
 
 
-def _excess(measure: Measure) -> float:
-    """value / limit, where NaN and anything beyond a limit of 0 count as infinite."""
-    if measure.value <= measure.limit:
+def beyond(measure: Measure) -> bool:
+    """Whether it fails. What is not finite always does, even where the reference is not either."""
+    return not (math.isfinite(measure.value) and measure.value <= measure.limit)
+
+
+def excess(measure: Measure) -> float:
+    """value / limit, by which cases are ranked; inf where there is no such number and it fails."""
+    if not beyond(measure):
         return measure.value / measure.limit if measure.limit > 0 else 0.0
-    return measure.value / measure.limit if measure.limit > 0 and measure.value > 0 else torch.inf
+    ratio = measure.value / measure.limit if measure.limit > 0 else math.inf
+    return ratio if ratio > 1 else math.inf
+
+
+# A refusal in words, where a backend does not raise NotImplementedError, or torch wraps it in the
+# autograd threads. "CPU fallback is disabled" is torch_npu's, which is told so by
+# TORCH_NPU_FALLBACK_CPU_DISABLE; "not implemented for DT_BFLOAT16" is of its aclnn kernels.
+_REFUSAL = re.compile(
+    r"not (currently |yet )?(implemented|supported)|could not run 'aten::|NotImplementedError"
+    r"|fallback is disabled",
+    re.IGNORECASE,
+)
+
+
+def is_missing(error: BaseException) -> bool:
+    """Whether an error says that the device has no such operator, or not for this dtype."""
+    return isinstance(error, NotImplementedError) or _REFUSAL.search(str(error)) is not None
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, with its kind."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:200]}"
+
+
+def short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,14 +1,13 @@
-"""The checks: what each proves, who needs it, and how long it may take. The code is elsewhere.
+"""The checks: what each proves, and who needs it. The code is elsewhere.
 
 The order is that of running: what everything else stands on comes first.
 """
 
-from interlock.qualify.check import Check
+from interlock.qualify.check import Check, Level
 from interlock.records import Role
 
 _BOTH = frozenset(Role)
 _TRAIN = frozenset({Role.TRAIN})
-
 
 _ALL = [
     Check(
@@ -123,6 +122,7 @@ _ALL = [
         proves="collectives end, and add up exactly",
         needed=_TRAIN,
         remedy="train on one device, or on others; check the links",
+        deadline_s={Level.QUICK: 300, Level.DEFAULT: 900, Level.SOAK: 900},  # 120 for one case
     ),
     Check(
         id="determinism",
@@ -150,7 +150,7 @@ _ALL = [
     ),
     Check(
         id="soak",
-        function="interlock.qualify.endurance:soak",
+        function="interlock.qualify.soak:soak",
         classes=(7,),
         proves="it keeps computing the same under load: no crash, no flipped bit",
         needed=_BOTH,

@@ -22,24 +22,28 @@ import msgspec
 import torch
 import torch.distributed as dist
 
-from interlock.chips import device
+from interlock.chips import certificates, device
 from interlock.errors import UserError
 from interlock.fleet.base import Lost, Spec
 from interlock.fleet.local import LocalFleet
 from interlock.qualify import faults, ranks
-from interlock.qualify.check import Evidence, Level, Subject, judged
-from interlock.qualify.ranks import Begun, Ended, Failed, Plan, Word
+from interlock.qualify.check import Evidence, Level, Subject, beyond, judged
+from interlock.qualify.ranks import Barred, Begun, Ended, Failed, Plan, Word
 from interlock.records import Measure
 
-_START_S = 60.0  # for the ranks to import torch and meet
-_CASE_S = 20.0  # for one case; the largest takes less than one second on two CPU cores
-_MOST_RANKS = 8
+_START_S = 120.0  # for the ranks to import torch and meet
+# For one case, through the host alone: the largest takes less than one second on two CPU cores.
+_CASE_S = 20.0
+# And through a vendor's library, which may take a minute to set links up for a new group.
+_VENDOR_CASE_S = 120.0
+# What has a vendor's library add up in one order.
+_IN_ORDER = {"nccl": "NCCL_ALGO=^NVLS", "hccl": "HCCL_DETERMINISTIC=true"}
 
 
 def exact(subject: Subject) -> Evidence:
     """Every collective on all ranks; evidence as the table in checks.py wants it.
 
-    Raises UserError where torch has no collectives for the device.
+    Raises UserError where torch has no collectives for the device, or a rank cannot have its own.
     """
     if not dist.is_available():
         raise UserError("this torch is built without distributed; install one that has it")
@@ -61,7 +65,7 @@ def exact(subject: Subject) -> Evidence:
             seed=subject.seed,
             sizes=sorted(sizes),
             largest=_largest(subject, world),
-            groups=subject.at(ranks.GROUPS_PER_CASE, 100),
+            groups=subject.at(10, 100),
             repeats=subject.at(5, 20),
         )
         for rank in range(world)
@@ -72,7 +76,7 @@ def exact(subject: Subject) -> Evidence:
             environment = {"OMP_NUM_THREADS": "1"} | _loopback()
             fleet.start(Spec(str(plan.rank), ranks.__name__, log, env=environment))
             fleet.send(str(plan.rank), msgspec.msgpack.encode(plan))
-        watch = _Watch(fleet, world)
+        watch = _Watch(fleet, world, _patience(backend))
         watch.run()
     return watch.evidence(plans[0])
 
@@ -81,23 +85,38 @@ def _world(place: torch.device, backend: str) -> int:
     """How many processes can take part on this machine."""
     count = device.count(place)
     if count > 1:
-        return min(count, _MOST_RANKS)
-    carriers = dict(part.split(":") for part in backend.split(",") if ":" in part)
-    return 2 if carriers.get(place.type, backend) == "gloo" else 1
+        return min(count, certificates.MOST_RANKS)
+    return 2 if _carriers(backend).get(place.type) == "gloo" else 1
+
+
+def _carriers(backend: str) -> dict[str, str]:
+    """Whose links carry a device's bytes, by the device's type: of "cpu:gloo,npu:hccl", "gloo"."""
+    parts = [part.rpartition(":") for part in backend.split(",")]
+    return {kind or "cpu": carrier for kind, _, carrier in parts}
+
+
+def _patience(backend: str) -> float:
+    """Seconds for one case."""
+    return _CASE_S if set(_carriers(backend).values()) == {"gloo"} else _VENDOR_CASE_S
 
 
 def _name(place: torch.device, rank: int) -> str:
-    """The device of a rank, as `device.resolve` takes it."""
-    several = device.count(place) > 1
-    return device.name(torch.device(place.type, rank) if several else place)
+    """The device of a rank, as `device.resolve` takes it: the one under test first."""
+    count = device.count(place)
+    if count > 1:
+        place = torch.device(place.type, ((place.index or 0) + rank) % count)
+    return device.name(place)
 
 
 def _largest(subject: Subject, world: int) -> int:
-    """Elements of the largest case: up to 64 MB through the host, else 1 GB, if that fits."""
-    several = device.count(subject.device) > 1
-    size = subject.at(64 << 20, 1 << 30) if several else subject.at(16 << 20, 64 << 20)
-    free = min(device.memory(place).free for place in (subject.device, torch.device("cpu")))
-    return max(1, min(size, free // (16 * world)) // 4)
+    """Elements of the largest case: up to 64 MB through the host, else 1 GB, if that fits: a rank
+    has it up to three times, and libraries have buffers beside."""
+    if device.count(subject.device) > 1:
+        size, room = subject.at(64 << 20, 1 << 30), device.room(subject.device) // 8
+    else:
+        size = subject.at(16 << 20, 64 << 20)
+        room = min(map(device.room, (subject.device, torch.device("cpu")))) // (16 * world)
+    return max(1, min(size, room) // 4)
 
 
 def _loopback() -> dict[str, str]:
@@ -117,8 +136,8 @@ class _Trouble:
 class _Watch:
     """The ranks seen from outside: what they said, and which case each is in."""
 
-    def __init__(self, fleet: LocalFleet, world: int) -> None:
-        self._fleet, self._world = fleet, world
+    def __init__(self, fleet: LocalFleet, world: int, case_s: float) -> None:
+        self._fleet, self._world, self._case_s = fleet, world, case_s
         self._inside: dict[int, str] = {}  # the case that a rank has begun and not ended
         self._order: dict[str, None] = {}  # cases, as they were begun
         self._ended: dict[str, dict[int, Ended]] = {}
@@ -127,9 +146,12 @@ class _Watch:
         self._trouble: _Trouble | None = None
 
     def run(self) -> None:
-        """Until all ranks are done, one fails, or nothing is heard of any for too long."""
+        """Until all ranks are done, one fails, or nothing is heard of any for too long.
+
+        Raises UserError when a rank cannot have its device.
+        """
         while len(self._done) < self._world and not self._failed:
-            limit = _CASE_S if self._order else _START_S
+            limit = self._case_s if self._order else _START_S
             events = self._fleet.poll(limit)
             if not events:
                 self._trouble = self._hang(limit)
@@ -154,7 +176,8 @@ class _Watch:
         bad = "{count} of {total} collectives are wrong, worst: {worst}"
         found = judged(measures, good, bad, figures, keep=300)
         if self._trouble is None:
-            return msgspec.structs.replace(found, world=self._world)
+            summary = found.summary + _advice(measures, plan.backend)
+            return msgspec.structs.replace(found, summary=summary, world=self._world)
         trouble = self._trouble
         inf = Measure(trouble.case, torch.inf, 0.0, 0.0)
         figures = found.figures | {"stopped in": trouble.case, "because": trouble.what}
@@ -162,7 +185,7 @@ class _Watch:
             fault = trouble.fault
             figures |= {"fault": fault.code, "kind of fault": fault.kind, "advice": fault.advice}
         summary = f"{trouble.case}: {trouble.what}"
-        wrong = sum(not measure.value <= measure.limit for measure in measures)
+        wrong = sum(map(beyond, measures))
         summary += f"; of {len(measures)} collectives before, {wrong} were wrong"
         return Evidence(False, summary, figures, [inf, *found.measures], self._world)
 
@@ -183,6 +206,8 @@ class _Watch:
                 self._ended.setdefault(case, {})[rank] = ended
             case Failed() as failed:
                 self._failed[rank] = failed
+            case Barred(reason):
+                raise UserError(f"rank {rank} of {self._world}: {reason}")
 
     def _measure(self, case: str) -> Measure:
         said = self._ended[case]
@@ -218,6 +243,15 @@ class _Watch:
         line = next((line for line in reason.splitlines() if line.strip()), "no reason given")
         meaning = f" ({fault.kind}: {fault.meaning})" if fault else ""
         return _Trouble(case, f"rank {rank} fails: {line.strip()[:300]}{meaning}", fault)
+
+
+def _advice(measures: Sequence[Measure], backend: str) -> str:
+    """What to set where nothing but the order of summation is wrong; "": no such case."""
+    wrong = [*filter(beyond, measures)]
+    settings = [_IN_ORDER[each] for each in _carriers(backend).values() if each in _IN_ORDER]
+    if not wrong or not settings or not all(each.name.startswith(ranks.ROUNDED) for each in wrong):
+        return ""
+    return f"; only the order of summation changes: set {settings[0]}, and qualify again"
 
 
 def _told(event: Failed | Lost, inside: str) -> tuple[str, str]:

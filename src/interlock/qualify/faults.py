@@ -1,6 +1,6 @@
-"""What a crash means: what a process said and how it ended, sorted into hardware, link or software.
+"""What a crash means: what a process said last, sorted into hardware, link or software.
 
-    last words ──classify──> Fault: what it is, what to do     exit status ──describe_exit──> words
+    last words ──classify──> Fault: what it is, what to do
     device ──recovers──> a product in a new process ──> whether the device is still of use
 
 The words are the vendors' own: CANN's runtime error codes (rt_error_codes.h), cudaError_t and Xid
@@ -9,7 +9,6 @@ look first, not a proof: a kernel that writes out of bounds and a broken chip ma
 """
 
 import re
-import signal
 import tempfile
 import time
 from collections.abc import Sequence
@@ -129,29 +128,6 @@ def classify(text: str) -> Fault | None:
             code = " ".join(found.group().split())[:60]
             return Fault(code, kind, meaning, advice)
     return None
-
-
-def describe_exit(returncode: int) -> str:
-    """An exit status as `subprocess` gives it, in words: "killed by SIGSEGV (…)", "exit code 3".
-
-    128 + n, as shells say it, is taken for signal n.
-    """
-    if returncode == 0:
-        return "ended without an error"
-    number = -returncode if returncode < 0 else returncode - 128
-    try:
-        name = signal.Signals(number).name
-    except ValueError:
-        return f"exit code {returncode}" if returncode > 0 else f"killed by signal {number}"
-    hint = {
-        "SIGKILL": "by someone else, or for want of memory",
-        "SIGSEGV": "a driver or library touched memory it does not own",
-        "SIGBUS": "a mapping of the driver went away",
-        "SIGABRT": "a driver or library gave up",
-        "SIGILL": "built for another processor",
-        "SIGFPE": "an arithmetic error in native code",
-    }.get(name)
-    return f"killed by {name}" + (f" ({hint})" if hint else "")
 
 
 def recovers(device_name: str, seconds: float) -> bool:

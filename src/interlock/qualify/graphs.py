@@ -7,9 +7,10 @@
                                           made with one input, run with others
 
 Interlock runs eagerly today. So what a device or this machine does not offer (capture, a compiler)
-is named among the figures and fails nothing; what is there and gives other numbers does, since the
-engines that serve (vLLM) do replay. Published: vllm-ascend#9564 and #9691, where a graph fails at
-some sizes and not at others; and vllm-ascend#7473, where it goes on with what it was captured with.
+is named among the figures and fails nothing; where it offers none at all, nothing is proven. What
+is there and gives other numbers fails, since the engines that serve (vLLM) do replay. Published:
+vllm-ascend#9564 and #9691, where a graph fails at some sizes and not at others; and
+vllm-ascend#7473, where it goes on with what it was captured with.
 """
 
 import itertools
@@ -24,11 +25,12 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from interlock.chips import device as chips
+from interlock.errors import UserError
 from interlock.models.architecture import Architecture
 from interlock.models.attention import causal
 from interlock.models.decoder import Decoder
 from interlock.qualify import specimen
-from interlock.qualify.check import Evidence, Level, Subject, judged
+from interlock.qualify.check import Evidence, Level, Subject, first_line, judged, short
 from interlock.records import Measure
 from interlock.rollout.cache import Arena, Decode, Shared
 
@@ -70,7 +72,10 @@ class Form:
 
 
 def agreement(subject: Subject) -> Evidence:
-    """Every form that is offered, of every program, at every size, against the eager one."""
+    """Every form that is offered, of every program, at every size, against the eager one.
+
+    Raises UserError when none is: nothing is proven where nothing was compared.
+    """
     level = Level.DEFAULT if subject.level is Level.SOAK else subject.level
     end = time.process_time() + _BUDGET_S[level]
     measures: list[Measure] = []
@@ -83,12 +88,15 @@ def agreement(subject: Subject) -> Evidence:
                 lacking |= refused
         except NotOffered as error:
             lacking[name] = str(error)
+    if not measures:
+        why = "; ".join(f"{what}: {reason}" for what, reason in lacking.items())
+        raise UserError(f"no other form of a program can be made here ({why}); run eagerly")
     figures: dict[str, float | int | str] = {
         f"cases {name}": count
         for name in _FORMS
         if (count := sum(measure.name.startswith(name) for measure in measures))
     }
-    forms = ", ".join(figure.removeprefix("cases ") for figure in figures) or "none is offered"
+    forms = ", ".join(figure.removeprefix("cases ") for figure in figures)
     figures |= {f"not {what}": reason for what, reason in lacking.items()}
     return judged(
         measures,
@@ -109,7 +117,7 @@ def _at_all_sizes(
     refused: dict[str, str] = {}
     dtypes = form.dtypes[:1] if level is Level.QUICK else form.dtypes
     for rows, dtype in itertools.product(form.rows[level], dtypes):
-        label = f"{name}, {program} {str(dtype).removeprefix('torch.')} [{rows}]"
+        label = f"{name}, {program} {short(dtype)} [{rows}]"
         if form.slow and time.process_time() > end:
             lacking[label] = "no time is left"
             continue
@@ -148,7 +156,7 @@ def _compared(device: torch.device, form: Form, case: _Case, label: str) -> Meas
     except NotOffered:
         raise
     except Exception as error:
-        raise _Refused(_first(error)) from error
+        raise _Refused(first_line(error)) from error
     worst = 0.0
     for tokens in [*others, first, others[0]]:
         expected = [numbers.cpu() for numbers in eager(tokens)]
@@ -309,9 +317,14 @@ def _difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     """The largest difference of any number, relative to the largest number of its tensor.
 
     A tensor of nothing but rounding (the gradient of a query that sees one key) is held against
-    the largest of all. Numbers that are not finite in both agree; NaN where one is not.
+    the largest of all. What is NaN in both agrees, and so does the same infinity; NaN or infinite
+    where only one of them is not finite.
     """
-    pairs = [(x.detach().cpu().double(), y.double()) for x, y in zip(found, expected, strict=True)]
+    pairs = []
+    for x, y in zip(found, expected, strict=True):
+        x, y = x.detach().cpu().double(), y.double()
+        alike = ((x == y) | (x.isnan() & y.isnan())) & ~y.isfinite()
+        pairs.append((x.masked_fill(alike, 0.0), y.masked_fill(alike, 0.0)))
     largest = max(float(y.abs().max()) for _, y in pairs)
     worst = 0.0
     for x, y in pairs:
@@ -323,8 +336,3 @@ def _difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
 def _larger(one: float, other: float) -> float:
     """The larger of two; NaN when either is."""
     return other if other != other or other > one else one
-
-
-def _first(error: Exception) -> str:
-    """The first line of what an error says, with its kind."""
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from interlock.qualify.check import beyond, excess
 from interlock.records import Finding, Measure
 from interlock.report.plots import BLUE, GREY, Trace
 from interlock.report.text import label
@@ -29,27 +30,12 @@ class Picture(NamedTuple):
     height: int  # pixels
 
 
-def failed(measure: Measure) -> bool:
-    """NaN is beyond every limit."""
-    return not measure.value <= measure.limit
-
-
-def share(measure: Measure) -> float:
-    """value / limit: above 1 fails. A limit of 0 is kept (0) or broken (infinite)."""
-    if measure.limit > 0:
-        return measure.value / measure.limit
-    return math.inf if failed(measure) else 0.0
-
-
-def rank(measure: Measure) -> tuple[bool, float]:
-    """What sorts the worst case last: the failed ones, and among equals the larger share."""
-    part = share(measure)
-    return failed(measure), math.inf if math.isnan(part) else part
+failed, share = beyond, excess
 
 
 def pictures(finding: Finding) -> list[Picture]:
     """What there is to see of a check; nothing when it measured nothing, or only zeros."""
-    cases = sorted(finding.measures, key=rank, reverse=True)
+    cases = sorted(finding.measures, key=excess, reverse=True)
     if not any(case.value or case.limit or case.reference for case in cases):
         return []
     if len(cases) <= NAMED:
@@ -69,7 +55,7 @@ def _worst(count: int, total: int) -> str:
 
 def overview(findings: Iterable[Finding]) -> Picture | None:
     """One row for each check: how near its worst case came to the limit."""
-    worst = [(f.check, max(f.measures, key=rank)) for f in findings if f.measures]
+    worst = [(f.check, max(f.measures, key=excess)) for f in findings if f.measures]
     if not worst:
         return None
     rows = [label(check, 40) for check, _ in worst]
@@ -129,14 +115,14 @@ def _shares(
         for row, case in placed
         if reference and case.reference is not None and case.limit > 0
     ]
-    axis = _Axis([1.0, *map(share, cases), *(x for *_, x in own)])
+    axis = _Axis([1.0, *map(excess, cases), *(x for *_, x in own)])
     line = {"color": RED, "width": 1.5, "dash": "dash"}
     ends = {"x": [0, 0], "y": [-0.6, len(rows) - 0.4], "mode": "lines", "line": line}
     traces: list[Trace] = [{"type": "scatter", "name": "limit", **ends, "hoverinfo": "skip"}]
     if own:
         points = [(axis.place(x), row, _told(case)) for row, case, x in own]
         traces.append(_dots("CPU reference", points, _REFERENCE))
-    points = [(axis.place(share(case)), row, _told(case)) for row, case in placed]
+    points = [(axis.place(excess(case)), row, _told(case)) for row, case in placed]
     traces += _judged(points, cases)
     return _figure(traces, axis, rows, "measured ÷ limit")
 

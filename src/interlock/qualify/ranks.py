@@ -1,10 +1,11 @@
 """One of the processes that prove the collectives: what each must have afterwards, case by case.
 
     Plan ──> join the others at the store ──> cases, the same in the same order on every rank
-                                                 └─ Begun, Ended | Failed ──> collectives.py
+              └─ Barred                          └─ Begun, Ended | Failed ──> collectives.py
 
 Operands are small whole numbers, so that every order of summation gives the same in every dtype:
-any difference is an error.
+any difference is an error. They repeat themselves after a period, and so do results: the host never
+holds more of either than a piece, however large a case is.
 
 Legend: n elements of what one rank sends
 """
@@ -20,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from interlock.chips import device
+from interlock.errors import ConfigError
 from interlock.fleet.base import Channel
 from interlock.sync.codec import tensor_digest
 
@@ -30,7 +32,9 @@ _PERIOD = 8191  # of the operands: a prime, so that a part in the wrong place sh
 _SHIFT = 37  # how far the operands of one rank are from those of the next
 _LARGE = (1 << 54) + 1  # int64 operands are multiples of it: no float holds their sums
 _LATE_S = 0.15
-GROUPS_PER_CASE = 10
+_PIECE = 512  # periods of a result on the host at a time: 16 MB of float32
+FIRST = "first collective"  # which many libraries set their links up in
+ROUNDED = "all_reduce of random numbers"
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -67,7 +71,13 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     reason: str
 
 
-Word = Begun | Ended | Failed
+class Barred(msgspec.Struct, frozen=True, tag=True):
+    """The rank cannot have its device."""
+
+    reason: str
+
+
+Word = Begun | Ended | Failed | Barred
 
 
 def serve(channel: Channel) -> None:
@@ -78,7 +88,13 @@ def serve(channel: Channel) -> None:
     plan = msgspec.msgpack.decode(data, type=Plan)
     case = "joining"
     try:
-        rank = _join(plan)
+        torch.set_num_threads(1)
+        try:
+            place = device.resolve(plan.device)
+        except ConfigError as error:
+            channel.send(msgspec.msgpack.encode(Barred(str(error))))
+            return
+        rank = _join(plan, place)
         for case, run in _cases(rank):
             channel.send(msgspec.msgpack.encode(Begun(case)))
             off, bits = run()
@@ -101,29 +117,34 @@ class _Rank:
         noise = torch.Generator().manual_seed(plan.seed)
         self._numbers = torch.randint(-8, 9, (_PERIOD,), generator=noise, dtype=torch.int8)
 
-    def operand(self, rank: int, n: int, dtype: torch.dtype, at: int = 0) -> Tensor:
-        """[n] on the CPU: what `rank` has from place `at` on. Sums of 16 fit into bfloat16."""
-        start = (rank * _SHIFT + at) % _PERIOD
-        tiles = -(-(start + n) // _PERIOD)
-        numbers = self._numbers.repeat(tiles)[start : start + n].to(dtype)
+    def period(self, rank: int, dtype: torch.dtype, at: int = 0) -> Tensor:
+        """[_PERIOD] on the CPU: what `rank` has from place `at` on, over and over. Sums of 16 fit
+        into bfloat16."""
+        numbers = self._numbers.roll(-(rank * _SHIFT + at)).to(dtype)
         return numbers * _LARGE if dtype == torch.int64 else numbers
 
     def own(self, n: int, dtype: torch.dtype) -> Tensor:
-        return self.operand(self.rank, n, dtype).to(self.place)
+        """[n] on the device."""
+        return _tiled(self.period(self.rank, dtype).to(self.place), n)
 
-    def all(self, n: int, dtype: torch.dtype, at: int = 0) -> list[Tensor]:
-        return [self.operand(rank, n, dtype, at) for rank in range(self.world)]
+    def all(self, dtype: torch.dtype, at: int = 0) -> list[Tensor]:
+        """The period of each rank."""
+        return [self.period(rank, dtype, at) for rank in range(self.world)]
+
+    def total(self, dtype: torch.dtype, at: int = 0) -> Tensor:
+        """The period of the sum over all ranks."""
+        return torch.stack(self.all(dtype, at)).sum(0, dtype=dtype)
 
     def empty(self, n: int, dtype: torch.dtype) -> Tensor:
         """Full of what no collective gives."""
         return torch.full((n,), -99, dtype=dtype, device=self.place)
 
 
-def _join(plan: Plan) -> _Rank:
-    torch.set_num_threads(1)
-    place = device.resolve(plan.device)
-    if place.type != "cpu" and place.index is not None:
-        torch.accelerator.set_device_index(place.index)
+def _tiled(period: Tensor, n: int) -> Tensor:
+    return period.repeat(-(-n // len(period)))[:n]
+
+
+def _join(plan: Plan, place: torch.device) -> _Rank:
     store = dist.TCPStore("127.0.0.1", plan.port, is_master=False, timeout=_TIMEOUT)
     dist.init_process_group(
         plan.backend, store=store, rank=plan.rank, world_size=plan.world, timeout=_TIMEOUT
@@ -131,51 +152,52 @@ def _join(plan: Plan) -> _Rank:
     return _Rank(plan, place, dist.PrefixStore("arrived", store))
 
 
-# Each gives what this rank has after the collective, and what it must have.
-Collective = Callable[[_Rank, int, torch.dtype], tuple[Tensor, Tensor]]
+# What this rank has after a collective, and the periods of what it must have: as many equal parts.
+Result = tuple[Tensor, list[Tensor]]
+Collective = Callable[[_Rank, int, torch.dtype], Result]
 # The names of torch 2.13, or those that it replaces.
 _gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _scatter_from = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
-def _sum(r: _Rank, n: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _sum(r: _Rank, n: int, dtype: torch.dtype) -> Result:
     x = r.own(n, dtype)
     dist.all_reduce(x)
-    return x, torch.stack(r.all(n, dtype)).sum(0, dtype=dtype)
+    return x, [r.total(dtype)]
 
 
-def _max(r: _Rank, n: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _max(r: _Rank, n: int, dtype: torch.dtype) -> Result:
     x = r.own(n, dtype)
     dist.all_reduce(x, op=dist.ReduceOp.MAX)
-    return x, torch.stack(r.all(n, dtype)).amax(0)
+    return x, [torch.stack(r.all(dtype)).amax(0)]
 
 
-def _broadcast(r: _Rank, n: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _broadcast(r: _Rank, n: int, dtype: torch.dtype) -> Result:
     root = r.world - 1
     x = r.own(n, dtype)
     dist.broadcast(x, root)
-    return x, r.operand(root, n, dtype)
+    return x, [r.period(root, dtype)]
 
 
-def _all_gather(r: _Rank, n: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _all_gather(r: _Rank, n: int, dtype: torch.dtype) -> Result:
     x = r.empty(n * r.world, dtype)
     _gather_into(x, r.own(n, dtype))
-    return x, torch.cat(r.all(n, dtype))
+    return x, r.all(dtype)
 
 
-def _reduce_scatter(r: _Rank, n: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _reduce_scatter(r: _Rank, n: int, dtype: torch.dtype) -> Result:
     x = r.empty(n, dtype)
     _scatter_from(x, r.own(n * r.world, dtype))
-    return x, torch.stack(r.all(n, dtype, at=n * r.rank)).sum(0, dtype=dtype)
+    return x, [r.total(dtype, at=n * r.rank)]
 
 
-def _all_to_all(r: _Rank, n: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _all_to_all(r: _Rank, n: int, dtype: torch.dtype) -> Result:
     x = r.empty(n * r.world, dtype)
     dist.all_to_all_single(x, r.own(n * r.world, dtype))
-    return x, torch.cat(r.all(n, dtype, at=n * r.rank))
+    return x, r.all(dtype, at=n * r.rank)
 
 
-def _ring(r: _Rank, n: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _ring(r: _Rank, n: int, dtype: torch.dtype) -> Result:
     """Everyone sends to the next; the even ones first, so that somebody always listens."""
     x, after, before = r.empty(n, dtype), (r.rank + 1) % r.world, (r.rank - 1) % r.world
     own = r.own(n, dtype)
@@ -184,7 +206,7 @@ def _ring(r: _Rank, n: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     dist.recv(x, before)
     if r.rank % 2 == 1:
         dist.send(own, after)
-    return x, r.operand(before, n, dtype)
+    return x, [r.period(before, dtype)]
 
 
 _COLLECTIVES: dict[str, Collective] = {
@@ -206,6 +228,7 @@ Outcome = tuple[float, str]
 def _cases(r: _Rank) -> Iterator[tuple[str, Callable[[], Outcome]]]:
     """The name of each case and what runs it; the same ones in the same order on every rank."""
     offered = {name: run for name, run in _COLLECTIVES.items() if r.world > 1 or run is not _ring}
+    yield FIRST, partial(_once, r, _sum, 1, torch.float32)
     for name, run in offered.items():
         for dtype in _DTYPES:
             for n in r.plan.sizes:
@@ -221,10 +244,9 @@ def _cases(r: _Rank) -> Iterator[tuple[str, Callable[[], Outcome]]]:
         yield title, partial(_once, r, run, 1000, torch.float32, late)
     for late in range(r.world):
         yield f"barrier, rank {late} late", partial(_barrier, r, late)
-    for first in range(0, r.plan.groups, GROUPS_PER_CASE):
-        last = first + GROUPS_PER_CASE
-        yield f"groups {first + 1} to {last} made, used and destroyed", partial(_groups, r)
-    yield f"all_reduce of random numbers {r.plan.repeats} times", partial(_repeats, r)
+    for number in range(r.plan.groups):
+        yield f"group {number + 1} made, used and destroyed", partial(_group, r)
+    yield f"{ROUNDED}, {r.plan.repeats} times", partial(_repeats, r)
 
 
 def _titled(name: str, dtype: torch.dtype, n: int) -> str:
@@ -240,31 +262,31 @@ def _once(
 
 
 def _barrier(r: _Rank, late: int) -> Outcome:
-    """Off by the ranks that had not come when this one was let through."""
+    """Off by the ranks that had not come when this one was let through: nobody has a sum before
+    everyone has given its part. (torch's own barrier may go over the host's links instead.)"""
     if r.rank == late:
         time.sleep(_LATE_S)
     r.store.set(f"{late}/{r.rank}", "here")
-    dist.barrier()
-    device.synchronize(r.place)
+    one = torch.ones(1, device=r.place)
+    dist.all_reduce(one)
+    one.item()  # waits for the device
     return float(sum(not r.store.check([f"{late}/{each}"]) for each in range(r.world))), ""
 
 
-def _groups(r: _Rank) -> Outcome:
-    worst = 0.0
-    for _ in range(GROUPS_PER_CASE):
-        group = dist.new_group(list(range(r.world)))
-        x = r.own(16, torch.float32)
-        dist.all_reduce(x, group=group)
-        worst = max(worst, _off(x, torch.stack(r.all(16, torch.float32)).sum(0)))
-        dist.destroy_process_group(group)
-    return worst, ""
+def _group(r: _Rank) -> Outcome:
+    group = dist.new_group(list(range(r.world)))
+    x = r.own(16, torch.float32)
+    dist.all_reduce(x, group=group)
+    off = _off(x, [r.total(torch.float32)])
+    dist.destroy_process_group(group)
+    return off, ""
 
 
 def _repeats(r: _Rank) -> Outcome:
     """Numbers whose sum depends on the order: it must be one order, on all ranks and every time.
 
-    Off by the repeats that gave other bits than the first. HCCL does so unless
-    HCCL_DETERMINISTIC is set.
+    Off by the repeats that gave other bits than the first. HCCL does so unless HCCL_DETERMINISTIC
+    is set; NCCL may where switches add up (NVLS).
     """
     noise = torch.Generator().manual_seed(r.plan.seed + 1 + r.rank)
     drawn = torch.randn(min(1 << 18, r.plan.largest), generator=noise)
@@ -276,9 +298,17 @@ def _repeats(r: _Rank) -> Outcome:
     return float(sum(each != found[0] for each in found)), found[0]
 
 
-def _off(found: Tensor, expected: Tensor) -> float:
-    """The largest difference; inf where it is not a number."""
-    found = found.cpu()
+def _off(found: Tensor, periods: list[Tensor]) -> float:
+    """The largest difference from equal parts that repeat each its period; inf where it is not a
+    number."""
+    worst = 0.0
+    for part, period in zip(found.view(len(periods), -1), periods, strict=True):
+        for piece in part.split(_PIECE * len(period)):
+            worst = max(worst, _apart(piece.cpu(), _tiled(period, len(piece))))
+    return worst
+
+
+def _apart(found: Tensor, expected: Tensor) -> float:
     if torch.equal(found, expected):
         return 0.0
     # Of int64 the difference first: as floats both may look the same.

@@ -19,7 +19,7 @@ from torch import Tensor
 from interlock.models.architecture import Architecture
 from interlock.qualify import specimen
 from interlock.qualify.agreement import CPU, MARGIN
-from interlock.qualify.check import Evidence, Subject, judged
+from interlock.qualify.check import Evidence, Subject, judged, short
 from interlock.records import Completion, Measure, Sampling
 from interlock.rollout.engine import TorchEngine
 from interlock.rollout.sampler import Noise, sample
@@ -68,7 +68,7 @@ def distribution(subject: Subject) -> Evidence:
         found = _draw(logits.to(subject.device), count, rules, subject.seed)
         own = _draw(logits, count, rules, subject.seed)
         for place, rule in enumerate(rules):
-            case = f"{_described(rule)}, {vocab} tokens, {str(dtype).removeprefix('torch.')}"
+            case = f"{_described(rule)}, {vocab} tokens, {short(dtype)}"
             case += ", mixed" if len(rules) > 1 else ""
             mine, its = (
                 _Drawn(*(column[place :: len(rules)] for column in drawn)) for drawn in (own, found)
@@ -106,7 +106,7 @@ def invariance(subject: Subject) -> Evidence:
         alone, reference = (_alone(each, length) for each in (engine, own))
         band = 2 * MARGIN[dtype] * _error(arch, tensors, reference)
         spread = max(_differ(reference, _among(own, length, *crowd)) for crowd in crowds)
-        name = str(dtype).removeprefix("torch.")
+        name = short(dtype)
         again = {f"{name}, time {n + 1}": _alone(engine, length) for n in range(1, repeats)}
         other_bits += sum(answer != alone for answer in again.values())
         among = {

@@ -37,7 +37,7 @@ from interlock.learner.packing import TrainingGroup
 from interlock.models.architecture import Architecture, Latent, Routing
 from interlock.models.attention import FUSED_ABOVE
 from interlock.qualify import specimen
-from interlock.qualify.check import Evidence, Level, Subject, judged
+from interlock.qualify.check import Evidence, Level, Subject, first_line, is_missing, judged
 from interlock.records import Measure, Sampling, Stack
 from interlock.rollout.request import Request
 from interlock.sync import tensor_digest
@@ -51,12 +51,6 @@ _ENVIRONMENT = re.compile(
 )
 _SECRET = re.compile("KEY|TOKEN|SECRET|PASSWORD")
 
-# A refusal in words, where a backend does not raise NotImplementedError, or torch wraps it in the
-# autograd threads. (There an error that is passed on would end the process.)
-_REFUSAL = re.compile(
-    r"not (currently |yet )?(implemented|supported)|could not run 'aten::|NotImplementedError",
-    re.IGNORECASE,
-)
 # "… is not currently supported on the MPS backend and will fall back to run on the CPU", "Aten Op
 # fallback from XPU to CPU happends". A fallback from one kernel to another names no host.
 _TO_HOST = re.compile(r"fall\w*[ -]?(\w+ )?back.*\b(cpu|host)\b", re.IGNORECASE | re.DOTALL)
@@ -134,9 +128,9 @@ class Survey(TorchDispatchMode):
         try:
             result = func(*args, **kwargs)
         except Exception as error:
-            if not isinstance(error, NotImplementedError) and not _REFUSAL.search(str(error)):
-                raise RuntimeError(f"{name}{_shapes(args)}: {_first(error)}") from error
-            self.missing.setdefault(name, _first(error))
+            if not is_missing(error):
+                raise RuntimeError(f"{name}{_shapes(args)}: {first_line(error)}") from error
+            self.missing.setdefault(name, first_line(error))
             result = _run_on_host(func, args, kwargs, self._device)
         self.listen(name)
         return result
@@ -179,7 +173,7 @@ def _surveyed(
         except Exception as error:
             if not survey.missing:
                 raise
-            stopped = _first(error)  # a consequence, most likely: numbers were wrong by then
+            stopped = first_line(error)  # a consequence, most likely: numbers were wrong by then
     figures: dict[str, float | int | str] = {
         f"operators of {kind}": len(survey.calls),
         "calls": survey.calls.total(),
@@ -382,11 +376,6 @@ def _environment() -> dict[str, str]:
         for name, value in sorted(os.environ.items())
         if _ENVIRONMENT.match(name) and not _SECRET.search(name)
     }
-
-
-def _first(error: Exception) -> str:
-    """The first line of what an error says, with its kind."""
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
 
 
 def _shapes(args: tuple[Any, ...]) -> str:

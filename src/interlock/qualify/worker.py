@@ -6,20 +6,18 @@
 A fleet starts it in the worker's place (rollout/crew.py), with the worker's Python and variables.
 """
 
-import threading
-import time
+import sys
 
-from interlock.errors import InterlockError, UserError
+from interlock.errors import InterlockError, RunError
 from interlock.fleet.base import Channel
+from interlock.records import Role
 from interlock.rollout import protocol
-from interlock.rollout.protocol import Alive, Failed, Qualified, Qualify
-
-_BEAT_S = 2.0
+from interlock.rollout.protocol import Failed, Qualified, Qualify
 
 
 def serve(channel: Channel) -> None:
     """Answer requests until the dispatcher is gone. Bugs end the process, with a traceback."""
-    threading.Thread(target=_beat, args=(channel,), daemon=True).start()
+    protocol.beat(channel)
     while (data := channel.receive()) is not None:
         asked = protocol.request(data)
         assert isinstance(asked, Qualify)
@@ -30,17 +28,17 @@ def _answer(asked: Qualify) -> Qualified | Failed:
     # Here, so that there are signs of life while torch is imported.
     from interlock.chips import certificates
     from interlock.qualify.check import Level
+    from interlock.qualify.checks import CHECKS
     from interlock.qualify.runner import qualify
 
+    # Collectives and the rest of what training needs would use other devices of the run.
+    checks = [check for check in CHECKS.values() if Role.GENERATE in check.needed]
     try:
-        certificate = qualify(asked.device, Level(asked.level), fail_fast=True)
-        certificates.keep(certificate)  # so that the worker, when it comes back, has it to show
+        certificate = qualify(asked.device, Level(asked.level), checks=checks, fail_fast=True)
     except InterlockError as error:
-        return Failed(" ".join(str(error).split()), permanent=isinstance(error, UserError))
+        return protocol.failed(error)
+    try:
+        certificates.keep(certificate)  # so that the worker, when it comes back, has it to show
+    except RunError as error:
+        print(f"not filed: {error}", file=sys.stderr, flush=True)
     return Qualified(certificate)
-
-
-def _beat(channel: Channel) -> None:
-    while True:
-        time.sleep(_BEAT_S)
-        channel.send(protocol.encode(Alive()))

@@ -56,7 +56,7 @@ class Guard:
     def __init__(self, stage: Stage[Grpo]) -> None:
         assert stage.generators is not None
         self._stage, self._generators = stage, stage.generators
-        self._warned: set[str] = set()
+        self._warned: set[tuple[str, int]] = set()  # worker, times that it came back
 
     def judge(self, step: int, updates: Sequence[StepResult], fresh: bool) -> dict[str, Any]:
         """Put those that are out of the band in quarantine. -> "workers", to be logged
@@ -85,8 +85,9 @@ class Guard:
             return
         found = f"k3 {k3:.2g} against the learner at step {step}, more than"
         if k3 <= limits.quarantine:
-            if worker not in self._warned:
-                self._warned.add(worker)
+            life = worker, self._generators.facts()[worker].requalified
+            if life not in self._warned:
+                self._warned.add(life)
                 message = f"{worker}: {found} {limits.warn:g}; {self._hint(worker)}"
                 self._stage.event("worker_mismatch", message, worker=worker)
             return

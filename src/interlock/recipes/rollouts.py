@@ -39,11 +39,11 @@ class Rollouts:
         self._step = 0
         self._last: tuple[int, Sequence[Problem]] = (0, ())
         self._spent = self._ledger.used(stage.index) | set(self._ledger.set_asides(stage.index))
+        self._generators.keep, self._generators.forget = self._keep, self._forget
         self._buffer = dict(self._ledger.arrivals(stage.index))  # finished, not used
         self._ordered: set[int] = set()  # not finished
         self.stale = 0
         self.set_aside = 0
-        stage.generators.keep = self._keep
 
     @property
     def activity(self) -> str:
@@ -90,6 +90,9 @@ class Rollouts:
 
     def _keep(self, groups: Sequence[tuple[int, Group]]) -> None:
         self._ledger.arrive(self._stage.index, groups)
+
+    def _forget(self, worker: str) -> Sequence[int]:
+        return self._ledger.withdraw(self._stage.index, worker)
 
     def _drop(self) -> None:
         """Forget the groups that may not be used; their problems are then ordered again."""

@@ -7,6 +7,7 @@ A worker may be older, or lie: what it says is checked here, on the learner's si
 a whole lie, with a certificate to match, is beyond that: workers are the user's own.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,6 +17,8 @@ from interlock.records import Result, Role, Stack, Trust
 from interlock.rollout.protocol import Open, Opened, Qualified
 
 UNQUALIFIED = "unqualified"
+_CLOCKS_S = 3600.0  # by which the clocks of two machines may differ
+_SIZES = ("tensor_parallel_size", "pipeline_parallel_size")  # of vLLM, in devices
 
 
 class Admission(NamedTuple):
@@ -37,6 +40,7 @@ def admission(asked: Open, said: Opened) -> Admission:
             said.certificate,
             stack,
             Role.GENERATE,
+            _world(settings),
             device=settings.device,
             python=settings.python,
         )
@@ -48,14 +52,24 @@ def admission(asked: Open, said: Opened) -> Admission:
     return Admission(said.certificate.trust)
 
 
-def verdict(said: Qualified, stack: Stack | None) -> str | None:
-    """Why a worker whose stack was `stack` may not come back; None when it may.
+def verdict(
+    said: Qualified, settings: config.Generator, stack: Stack | None, since: float
+) -> str | None:
+    """Why a worker may not come back; None when it may.
 
-    Here the CPU is no exception: there was a reason to ask.
+    `stack`: what it said it runs on, if it came that far; `since`: when it was asked, in seconds
+    since 1970. Here the CPU is no exception: there was a reason to ask.
     """
-    found = said.certificate
+    found, kind = said.certificate, certificates.kind_of(settings.device)
     failed = [finding for finding in found.findings if finding.result is Result.FAIL]
-    why = certificates.distrust(found, stack or found.stack, Role.GENERATE)
+    if (found.stack.kind, found.device) != (kind, settings.device):
+        return (
+            f"the certificate is of {found.device!r}, a device of kind {found.stack.kind!r}, "
+            f"instead of {settings.device!r}"
+        )
+    if found.issued < since - _CLOCKS_S:
+        return "the certificate is older than the quarantine"
+    why = certificates.distrust(found, stack or found.stack, Role.GENERATE, _world(settings))
     if why is None or found.trust is not Trust.REJECT or not failed:
         return why
     return f"failed {', '.join(finding.check for finding in failed)}: {failed[0].summary}"
@@ -64,3 +78,9 @@ def verdict(said: Qualified, stack: Stack | None) -> str | None:
 def hint(settings: config.Generator, checks: Sequence[str]) -> str:
     """The checks that would tell more of what was seen of a worker."""
     return certificates.remedy(settings.device, settings.python, checks)
+
+
+def _world(settings: config.Generator) -> int:
+    """Over how many devices the engine spreads: their collectives are part of its numbers."""
+    sizes = [settings.options.get(name, 1) for name in _SIZES]
+    return math.prod(size for size in sizes if isinstance(size, int))

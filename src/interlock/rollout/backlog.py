@@ -34,19 +34,19 @@ class Backlog:
     def __init__(self, strikes: int) -> None:
         """`strikes`: failures of workers on a problem, after which it is set aside."""
         self._strikes = strikes
-        self._waiting: list[Unit] = []
+        self.waiting: list[Unit] = []
         self._units = 0
 
     def add(self, work: Work, strikes: int = 0, avoid: Set[str] = frozenset()) -> None:
         self._units += 1
-        self._waiting.append(Unit(self._units, work, strikes, set(avoid)))
+        self.waiting.append(Unit(self._units, work, strikes, set(avoid)))
 
     def pick(self, worker: str, up: Set[str]) -> Unit | None:
         """The most urgent unit; one that `worker` failed, only if no other of `up` can take it."""
-        self._waiting.sort(key=lambda unit: unit.urgency)
-        for unit in self._waiting:
+        self.waiting.sort(key=lambda unit: unit.urgency)
+        for unit in self.waiting:
             if worker not in unit.avoid or up <= unit.avoid:
-                self._waiting.remove(unit)
+                self.waiting.remove(unit)
                 return unit
         return None
 
@@ -65,5 +65,5 @@ class Backlog:
                 strikes = min(unit.strikes, self._strikes - 1)
                 self.add(unit.work.part(index), strikes, unit.avoid)
         else:
-            self._waiting.append(unit)
+            self.waiting.append(unit)
         return None

@@ -10,39 +10,38 @@
                                  ^              │
                                  └── for good ──┘ failed, lost, late
 
-A worker in quarantine is killed, and another program (qualify/worker.py) takes its place, in its
-environment and on its device, to find out whether it may come back. What becomes of the work of a
-worker that fails stands in backlog.py. Every state but ready has a deadline. No threads here: see
+What becomes of the work of a worker that fails stands in backlog.py, how one may come back from
+quarantine in requalify.py. Every state but ready has a deadline. No threads here: see
 dispatcher.py.
 """
 
-import math
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import msgspec
 
 from interlock import config
-from interlock.chips import certificates
 from interlock.errors import ConfigError, TrainingError, UserError
 from interlock.fleet.base import Event, Fleet, Lost, Spec
-from interlock.records import Problem, Stack
+from interlock.records import Problem
 from interlock.rollout import protocol
-from interlock.rollout.admission import UNQUALIFIED, admission, hint, verdict
-from interlock.rollout.backlog import Backlog, Unit
+from interlock.rollout.admission import UNQUALIFIED, admission, hint
+from interlock.rollout.backlog import Backlog
 from interlock.rollout.generators import (
     OUT,
+    Forget,
     Keep,
     Outcome,
     Purpose,
     State,
     Work,
     WorkerFacts,
+    no_forget,
     no_keep,
 )
 from interlock.rollout.judge import Target, doubt, mean_k3, refusal
+from interlock.rollout.member import GONE, MESSAGE, UP, Member, Note, brief, why_gone
 from interlock.rollout.protocol import (
     Alive,
     Failed,
@@ -54,53 +53,13 @@ from interlock.rollout.protocol import (
     Opened,
     Prefetch,
     Qualified,
-    Qualify,
 )
+from interlock.rollout.requalify import Requalification
 
-_QUALIFY = "interlock.qualify.worker"  # of a higher floor: known by name only
 _NUMERICS = ("engine-parity",)  # the checks that would tell more of what was seen of a worker
 _PROOF = ("stale-weights",)
 _GARBAGE = ("forward",)
-_LONGEST_BACKOFF_S = 60.0
-_REASON = 300  # characters of what a worker says of a failure
-_MESSAGE = 1000  # characters of one of ours that quotes it: the remedy stands at its end
 _OWN_PAUSE_S = 5.0  # without a look at the workers: this process was stopped, or busy
-_UP = (State.LOADING, State.READY, State.GENERATING)
-_GONE = (State.QUARANTINED, State.RETIRED)
-
-Note = Callable[[str, str, str], None]  # kind, message, worker
-
-
-def _brief(text: str, length: int = _REASON) -> str:
-    """What a worker says, as one line of plain text for events and terminals."""
-    plain = "".join(c if c.isprintable() else " " for c in text[:length])
-    return " ".join(plain.split())
-
-
-@dataclass(eq=False)
-class _Worker:
-    spec: Spec
-    open: Open
-    facts: WorkerFacts = field(default_factory=WorkerFacts)
-    deadline: float = 0.0  # of the present state
-    heard: float = 0.0  # last sign of life
-    idle_until: float = 0.0  # back-off of a live process
-    began: float = 0.0  # loading or generating
-    failures: int = 0  # in a row
-    unit: Unit | None = None
-    given: set[int] = field(default_factory=set)  # keys of its training groups, unless made again
-    stack: Stack | None = None
-    loading: Target | None = None
-    serves: Target | None = None  # None: to be loaded and proven (again)
-    proven: Target | None = None  # the last that this process proved
-    warned: bool = False  # of its mismatch
-    may_return: bool = False  # in quarantine, to be qualified
-    mistake: bool = False  # it was set up in a way that can never work
-    reason: str = ""  # of the last failure
-
-    @property
-    def name(self) -> str:
-        return self.spec.name
 
 
 class Crew:
@@ -123,15 +82,17 @@ class Crew:
         self.outcomes: dict[Purpose, deque[Outcome]] = defaultdict(deque)
         self.withdrawn: set[int] = set()  # see generators.py
         self.keep: Keep = no_keep
+        self.forget: Forget = no_forget
         self.doubts_store = False  # a worker could not fetch the weights
         self._fleet, self._settings, self._guard = fleet, settings, guard
         self._prompt, self._vocab, self._note = prompt, vocab, note
         self._unqualified = unqualified
-        self._workers = {name: _Worker(spec, open) for name, (spec, open) in workers.items()}
+        self._workers = {name: Member(spec, open) for name, (spec, open) in workers.items()}
         self._target: Target | None = None
         self._first: Target | None = None
         self._announce = False
         self._backlog = Backlog(settings.strikes)
+        self._requalification = Requalification(fleet, settings, note)
         self._condemned: list[str] = []  # to be killed
         self._looked = time.monotonic()
         for worker in self._workers.values():
@@ -140,27 +101,16 @@ class Crew:
     @property
     def all_gone(self) -> bool:
         workers = self._workers.values()
-        return all(w.facts.state in _GONE and not w.may_return for w in workers)
+        return all(w.facts.state in GONE and not w.may_return for w in workers)
 
     @property
     def admitted(self) -> bool:
         """Whether all that need a certificate have shown it, or failed before they could."""
-        return not any(
-            certificates.needed(certificates.kind_of(worker.open.settings.device))
-            and worker.facts.state is State.STARTING
-            and not worker.facts.restarts
-            for worker in self._workers.values()
-        )
+        return not any(worker.awaited for worker in self._workers.values())
 
     def why_gone(self) -> UserError | TrainingError:
-        """What to raise when no worker is left: the user's mistake if none could ever work."""
-        names: dict[str, list[str]] = defaultdict(list)
-        for worker in self._workers.values():
-            names[worker.reason].append(worker.name)
-        whys = "; ".join(f"{', '.join(who)}: {why}" for why, who in names.items())
-        if all(worker.mistake for worker in self._workers.values()):
-            return ConfigError(f"no generator can run ({whys})")
-        return TrainingError(f"no generator is left ({whys})")
+        """What to raise when no worker is left."""
+        return why_gone(list(self._workers.values()))
 
     def facts(self) -> dict[str, WorkerFacts]:
         return {n: msgspec.structs.replace(worker.facts) for n, worker in self._workers.items()}
@@ -174,8 +124,21 @@ class Crew:
         self._backlog.add(work)
         if work.purpose is Purpose.TRAIN:
             self.withdrawn.difference_update(work.keys)
+
+    def ready(self, purpose: Purpose) -> bool:
+        """Whether there is something to collect. Nothing is learned before every chip has shown
+        that it may take part, and an evaluation is handed out whole: until then, the part of a
+        worker that is put in quarantine can be made again.
+        """
+        settled = self.admitted if purpose is Purpose.TRAIN else not self._evaluating
+        return settled and bool(self.outcomes[purpose])
+
+    def collect(self, purpose: Purpose) -> list[Outcome]:
+        found = list(self.outcomes.pop(purpose, ()))
+        if purpose is Purpose.EVALUATE:
             for worker in self._workers.values():
-                worker.given.difference_update(work.keys)
+                worker.evaluated.clear()
+        return found
 
     def quarantine(self, name: str, reason: str, checks: Sequence[str] = _NUMERICS) -> None:
         """Use a worker no more, unless it is qualified anew; `checks` would tell more.
@@ -189,8 +152,7 @@ class Crew:
         # A retired one's groups go as well, but it does not come back.
         worker.may_return = again and worker.facts.state is not State.RETIRED
         self._end(worker, State.QUARANTINED, reason)
-        self.withdrawn |= worker.given
-        worker.given.clear()
+        self._withdraw(worker)
         message = f"{name} is quarantined: {reason}; {hint(worker.open.settings, checks)}"
         self._note("worker_quarantined", message, name)
 
@@ -208,11 +170,11 @@ class Crew:
             self._hear(self._workers[name], event)
         for name in killed:
             if self._workers[name].may_return:
-                self._qualify(self._workers[name])
+                self._requalification.begin(self._workers[name])
         self._look_at_deadlines()
         self._give_out()
 
-    def _start(self, worker: _Worker) -> None:
+    def _start(self, worker: Member) -> None:
         worker.facts.state = State.STARTING
         worker.deadline = time.monotonic() + self._settings.start_s
         try:
@@ -223,17 +185,17 @@ class Crew:
             return
         self._send(worker, worker.open)
 
-    def _hear(self, worker: _Worker, event: bytes | Lost) -> None:
-        if worker.facts.state in (*_GONE, State.RESTARTING):
+    def _hear(self, worker: Member, event: bytes | Lost) -> None:
+        if worker.facts.state in (*GONE, State.RESTARTING):
             return  # what it said before it was given up
         worker.heard = time.monotonic()
         if isinstance(event, Lost):
-            self._restart(worker, "worker_lost", _brief(event.reason))
+            self._restart(worker, "worker_lost", brief(event.reason))
             return
         try:
             reply = protocol.reply(event)
         except (ValueError, RecursionError) as error:  # MsgspecError, and what else bytes can do
-            self._garbage(worker, f"a message that is none ({_brief(str(error))})")
+            self._garbage(worker, f"a message that is none ({brief(str(error))})")
             return
         state = worker.facts.state
         match reply:
@@ -248,21 +210,21 @@ class Crew:
             case Finished() if state is State.GENERATING:
                 self._finished(worker, reply)
             case Qualified() if state is State.QUALIFYING:
-                self._qualified(worker, reply)
+                self._requalification.judge(worker, reply)
             case _:
                 self._garbage(worker, f"{type(reply).__name__} while {state}")
 
-    def _opened(self, worker: _Worker, reply: Opened) -> None:
+    def _opened(self, worker: Member, reply: Opened) -> None:
         facts = worker.facts
-        facts.engine, facts.device = _brief(reply.engine), _brief(reply.device)
-        facts.dtype, worker.stack = _brief(reply.dtype), reply.stack
+        facts.engine, facts.device = brief(reply.engine), brief(reply.device)
+        facts.dtype, worker.stack = brief(reply.dtype), reply.stack
         if not self._admit(worker, reply):
             return
         facts.state = State.READY
         what = f"{facts.engine} on {facts.device}, {facts.dtype}"
         self._note("worker_started", f"{worker.name} is up: {what}", worker.name)
 
-    def _admit(self, worker: _Worker, reply: Opened) -> bool:
+    def _admit(self, worker: Member, reply: Opened) -> bool:
         """Whether its chip may generate. Raises ConfigError on the first start of one that may not:
         the run was set up that way.
         """
@@ -270,7 +232,7 @@ class Crew:
         before, (facts.trust, found) = facts.trust, admission(worker.open, reply)
         if found is None:
             return True
-        why = _brief(found, _MESSAGE)
+        why = brief(found, MESSAGE)
         if self._unqualified:
             if before != UNQUALIFIED:
                 message = f"{worker.name} generates unqualified on {device}: {why}"
@@ -282,40 +244,7 @@ class Crew:
             raise ConfigError(f"{worker.name} may not generate on {device}: {why}")
         return False
 
-    def _qualify(self, worker: _Worker) -> None:
-        """Put the program in its place that finds out whether it may come back."""
-        worker.may_return = False
-        worker.facts.requalified += 1
-        device, limit = worker.open.settings.device, self._settings.qualify_s
-        try:
-            self._fleet.start(msgspec.structs.replace(worker.spec, module=_QUALIFY))
-        except ConfigError as error:
-            self._keep_out(worker, str(error))
-            return
-        self._begin(worker, State.QUALIFYING, limit)
-        worker.heard = math.inf  # like an engine, it may start in silence
-        self._send(worker, Qualify(device, "quick"))
-        message = f"{worker.name}: {device} is being qualified, {limit:g} s at most"
-        self._note("worker_qualifying", message, worker.name)
-
-    def _qualified(self, worker: _Worker, reply: Qualified) -> None:
-        if why := verdict(reply, worker.stack):
-            self._keep_out(worker, _brief(why, _MESSAGE))
-            return
-        self._fleet.kill(worker.name)
-        worker.failures, worker.warned, worker.reason = 0, False, ""
-        worker.serves = worker.proven = worker.facts.weight_version = None
-        worker.facts.state, worker.deadline = State.RESTARTING, time.monotonic()
-        message = f"{worker.name} comes back: {worker.open.settings.device} passed qualify --quick"
-        self._note("worker_readmitted", message, worker.name)
-
-    def _keep_out(self, worker: _Worker, why: str) -> None:
-        self._fleet.kill(worker.name)
-        worker.facts.state, worker.reason = State.QUARANTINED, f"{worker.reason}; {why}"
-        message = f"{worker.name} stays in quarantine: {worker.reason}"
-        self._note("worker_quarantined", message, worker.name)
-
-    def _loaded(self, worker: _Worker, reply: Loaded) -> None:
+    def _loaded(self, worker: Member, reply: Loaded) -> None:
         facts, target, limit = worker.facts, worker.loading, self._guard.quarantine
         assert target is not None
         facts.seconds_loading += time.monotonic() - worker.began
@@ -336,7 +265,7 @@ class Crew:
             limits = f"more than {self._guard.warn:g}"
             self._note("worker_mismatch", f"{worker.name}: {figures}, {limits}", worker.name)
 
-    def _finished(self, worker: _Worker, reply: Finished) -> None:
+    def _finished(self, worker: Member, reply: Finished) -> None:
         unit, facts, serves = worker.unit, worker.facts, worker.serves
         assert unit is not None and serves is not None
         why: str | None = f"an answer to unit {reply.unit} instead of {unit.number}"
@@ -355,16 +284,17 @@ class Crew:
         ]
         if unit.work.purpose is Purpose.TRAIN:
             self.keep(found)
-            worker.given.update(unit.work.keys)
+        else:
+            worker.evaluated.append(unit.work)
         self.outcomes[unit.work.purpose] += [Outcome(key, group) for key, group in found]
         facts.groups += len(found)
         facts.tokens += sum(len(c.tokens) for group in reply.groups for c in group.completions)
         facts.seconds_generating += time.monotonic() - worker.began
         worker.unit, worker.failures, facts.state = None, 0, State.READY
 
-    def _failed(self, worker: _Worker, reply: Failed) -> None:
+    def _failed(self, worker: Member, reply: Failed) -> None:
         """It is alive, and says that it could not do what it was asked."""
-        state, reason = worker.facts.state, _brief(reply.reason)
+        state, reason = worker.facts.state, brief(reply.reason)
         if state is State.QUALIFYING:
             self._restart(worker, "", reason)
             return
@@ -390,44 +320,55 @@ class Crew:
             self._restart(worker, "", reason)
         else:
             worker.facts.state = State.READY
-            worker.idle_until = time.monotonic() + self._backoff(worker)
+            worker.idle_until = time.monotonic() + worker.backoff(self._settings.backoff_s)
 
-    def _garbage(self, worker: _Worker, what: str) -> None:
+    def _garbage(self, worker: Member, what: str) -> None:
         worker.facts.refused += 1
         self._restart(worker, "worker_garbage", f"refused: {what}")
 
-    def _restart(self, worker: _Worker, kind: str, reason: str) -> None:
+    def _restart(self, worker: Member, kind: str, reason: str) -> None:
         """Kill a worker that is lost already, or not to be trusted; start it again later."""
         self._fleet.kill(worker.name)
         if worker.facts.state is State.QUALIFYING:
-            self._keep_out(worker, f"it could not be qualified: {reason}")
+            self._requalification.keep_out(worker, f"it could not be qualified: {reason}")
             return
         if kind:
             self._note(kind, f"{worker.name}: {reason}", worker.name)
             worker.failures += 1
         self._take_back(worker)
-        worker.serves = worker.proven = worker.facts.weight_version = None
+        worker.forget_weights()
         worker.reason = reason
         if worker.failures >= self._settings.failures:
             self._retire(worker, f"{worker.failures} failures in a row, last: {reason}")
             return
         worker.facts.state = State.RESTARTING
-        worker.deadline = time.monotonic() + self._backoff(worker)
+        worker.deadline = time.monotonic() + worker.backoff(self._settings.backoff_s)
 
-    def _backoff(self, worker: _Worker) -> float:
-        doublings = min(max(0, worker.failures - 1), 64)  # more are beyond a float
-        return min(_LONGEST_BACKOFF_S, self._settings.backoff_s * 2**doublings)
-
-    def _retire(self, worker: _Worker, reason: str) -> None:
+    def _retire(self, worker: Member, reason: str) -> None:
         self._end(worker, State.RETIRED, reason)
         self._note("worker_retired", f"{worker.name} is retired: {reason}", worker.name)
 
-    def _end(self, worker: _Worker, state: State, reason: str) -> None:
+    def _end(self, worker: Member, state: State, reason: str) -> None:
         self._condemned.append(worker.name)
         self._take_back(worker, struck=False)
         worker.facts.state, worker.reason = state, reason
 
-    def _take_back(self, worker: _Worker, struck: bool = True) -> None:
+    def _withdraw(self, worker: Member) -> None:
+        """What it gave is not to be used: whoever ordered the groups orders them again."""
+        self.withdrawn.update(self.forget(worker.name))
+        again = {key for work in worker.evaluated for key in work.keys}
+        kept = [each for each in self.outcomes[Purpose.EVALUATE] if each.key not in again]
+        self.outcomes[Purpose.EVALUATE] = deque(kept)
+        for work in worker.evaluated:
+            self._backlog.add(work)
+        worker.evaluated.clear()
+
+    @property
+    def _evaluating(self) -> bool:
+        units = [worker.unit for worker in self._workers.values() if worker.unit]
+        return any(u.work.purpose is Purpose.EVALUATE for u in [*units, *self._backlog.waiting])
+
+    def _take_back(self, worker: Member, struck: bool = True) -> None:
         """Give the worker's unit out again, or set aside what keeps failing."""
         unit, worker.unit = worker.unit, None
         if unit is None:
@@ -450,18 +391,12 @@ class Crew:
     def _look_at_deadlines(self) -> None:
         now = time.monotonic()
         for worker in self._workers.values():
-            state = worker.facts.state
-            if state is State.RESTARTING:
-                if now >= worker.deadline:
-                    worker.facts.restarts += 1
-                    self._start(worker)
-            elif state in _GONE:
-                continue
-            elif state is not State.READY and now >= worker.deadline:
-                self._restart(worker, "worker_late", f"still {state} after its deadline")
-            elif state is not State.STARTING and now >= worker.heard + self._settings.silence_s:
-                silence = f"no sign of life for {self._settings.silence_s:g} s while {state}"
-                self._restart(worker, "worker_silent", silence)
+            if worker.facts.state is not State.RESTARTING:
+                if fault := worker.overdue(now, self._settings.silence_s):
+                    self._restart(worker, *fault)
+            elif now >= worker.deadline:
+                worker.facts.restarts += 1
+                self._start(worker)
 
     def _give_out(self) -> None:
         """Weights to whoever holds others, then the most urgent work."""
@@ -470,7 +405,7 @@ class Crew:
             return
         version = target.version
         announced, self._announce = self._announce, False
-        up = {name for name, worker in self._workers.items() if worker.facts.state in _UP}
+        up = {name for name, worker in self._workers.items() if worker.facts.state in UP}
         for worker in self._workers.values():
             if announced and worker.facts.state is State.GENERATING:
                 self._send(worker, Prefetch(version.number, version.digest))
@@ -478,17 +413,13 @@ class Crew:
                 continue
             if worker.serves is not target:
                 worker.loading = target
-                self._begin(worker, State.LOADING, self._settings.load_s)
+                worker.begin(State.LOADING, now, self._settings.load_s)
                 self._send(worker, Load(version.number, version.digest))
             elif unit := self._backlog.pick(worker.name, up):
                 worker.unit, work = unit, unit.work
-                self._begin(worker, State.GENERATING, self._settings.unit_s)
+                worker.begin(State.GENERATING, now, self._settings.unit_s)
                 asked = list(work.problems), work.completions, work.sampling, work.seed
                 self._send(worker, Generate(unit.number, version.number, *asked))
 
-    def _begin(self, worker: _Worker, state: State, limit_s: float) -> None:
-        worker.facts.state, worker.began = state, time.monotonic()
-        worker.deadline = worker.began + limit_s
-
-    def _send(self, worker: _Worker, message: protocol.Request) -> None:
+    def _send(self, worker: Member, message: protocol.Request) -> None:
         self._fleet.send(worker.name, protocol.encode(message))

@@ -8,6 +8,7 @@ The thread owns the fleet. What happens to a worker stands in crew.py.
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import closing
 
@@ -17,9 +18,10 @@ from interlock import config
 from interlock.errors import InterlockError, TrainingError
 from interlock.fleet.base import Fleet, Spec
 from interlock.records import Problem, WeightVersion
-from interlock.rollout.crew import Crew, Note
+from interlock.rollout.crew import Crew
 from interlock.rollout.generators import (
     OUT,
+    Forget,
     Keep,
     Outcome,
     Published,
@@ -30,6 +32,7 @@ from interlock.rollout.generators import (
     no_progress,
 )
 from interlock.rollout.judge import Target
+from interlock.rollout.member import Note
 from interlock.rollout.protocol import Open
 from interlock.sync.store import Publisher
 
@@ -60,6 +63,7 @@ class Dispatcher:
         certificate are used. Raises UserError when the fleet cannot be had.
         """
         self.progress: Callable[[], None] = no_progress
+        self._shown: Counter[Purpose] = Counter()  # of what was not collected
         self._publisher, self._note = publisher, note
         self._publishing = threading.Lock()
         self._mending: threading.Thread | None = None
@@ -110,6 +114,15 @@ class Dispatcher:
         with self._changed:
             self._crew.keep = keep
 
+    @property
+    def forget(self) -> Forget:
+        return self._crew.forget
+
+    @forget.setter
+    def forget(self, forget: Forget) -> None:
+        with self._changed:
+            self._crew.forget = forget
+
     def publish(self, number: int, tensors: Mapping[str, Tensor], score: Score) -> Published:
         with self._publishing:
             written = self._publisher.publish(number, tensors)
@@ -128,25 +141,21 @@ class Dispatcher:
 
     def collect(self, purpose: Purpose, timeout_s: float) -> list[Outcome]:
         with self._changed:
-            outcomes = self._crew.outcomes[purpose]
-
-            def ready() -> bool:
-                """Nothing is learned before every chip has shown that it may take part."""
-                return bool(outcomes) and (purpose is not Purpose.TRAIN or self._crew.admitted)
-
-            self._changed.wait_for(lambda: ready() or self._error or self._crew.all_gone, timeout_s)
+            crew = self._crew
+            self._changed.wait_for(
+                lambda: crew.ready(purpose) or self._error or crew.all_gone, timeout_s
+            )
             if self._error is not None:
                 raise self._error
-            found = list(outcomes) if ready() else []
-            if found:
-                outcomes.clear()
-            for _ in found:
-                self.progress()
-            if not found and self._crew.all_gone:
-                raise self._crew.why_gone()
-            return found
+            self._show(purpose)
+            if crew.ready(purpose):
+                self._shown[purpose] = 0
+                return crew.collect(purpose)
+            if crew.all_gone:
+                raise crew.why_gone()
+            return []
 
-    def quarantine(self, worker: str, reason: str, checks: Sequence[str] = ()) -> None:
+    def quarantine(self, worker: str, reason: str, checks: Sequence[str]) -> None:
         with self._changed:
             self._crew.quarantine(worker, reason, checks)
         self._fleet.wake()
@@ -171,6 +180,12 @@ class Dispatcher:
         self._closing = True
         self._fleet.wake()
         self._thread.join(_CLOSING_S)
+
+    def _show(self, purpose: Purpose) -> None:
+        """Each problem that is done with once, though it may have to be done again."""
+        while self._shown[purpose] < len(self._crew.outcomes[purpose]):
+            self._shown[purpose] += 1
+            self.progress()
 
     def _work(self) -> None:
         while not self._closing:

@@ -105,11 +105,13 @@ class Published(NamedTuple):
 
 
 Keep = Callable[[Sequence[tuple[int, Group]]], None]  # makes training groups durable, by key
+Forget = Callable[[str], Sequence[int]]  # undoes that for what a worker made, if unused -> keys
 Score = Callable[[list[int]], list[float]]  # the learner's logprobs of tokens[1:]
 
 
 class Generators(Protocol):
     keep: Keep  # called with training groups before they are handed out
+    forget: Forget  # called with a worker when it is put in quarantine
     progress: Callable[[], None]  # called for every problem that is done with
 
     @property
@@ -130,19 +132,20 @@ class Generators(Protocol):
         """Have it done, by whichever worker."""
 
     def collect(self, purpose: Purpose, timeout_s: float) -> list[Outcome]:
-        """What came back since the last call; waits for the first at most `timeout_s`.
+        """What came back since the last call; waits for the first at most `timeout_s`. What is
+        ordered for an evaluation comes back together.
 
         Raises TrainingError when no generator is left, ConfigError when none could ever work.
         """
 
-    def quarantine(self, worker: str, reason: str, checks: Sequence[str] = ()) -> None:
+    def quarantine(self, worker: str, reason: str, checks: Sequence[str]) -> None:
         """Do not use a worker, unless it is qualified anew. `checks` would tell more."""
 
     def quarantined(self) -> frozenset[str]: ...
 
     def withdrawn(self) -> Set[int]:
-        """Keys of training groups that were made by a worker before its quarantine, and may not be
-        used, wherever it is now; until they are ordered again.
+        """Keys of training groups that were made by a worker before its quarantine and not used
+        by then. They may not be used, wherever it is now; until they are ordered again.
         """
 
     def dropped(self, worker: str) -> None:
@@ -157,6 +160,11 @@ def no_keep(_: Sequence[tuple[int, Group]]) -> None:
     """For whoever has no ledger."""
 
 
+def no_forget(_: str) -> Sequence[int]:
+    """For whoever has no ledger."""
+    return ()
+
+
 def no_progress() -> None:
     """For when nobody looks."""
 
@@ -168,6 +176,7 @@ class Inline:
 
     def __init__(self, generator: Generator, trust: str = "cpu") -> None:
         self.keep: Keep = no_keep
+        self.forget: Forget = no_forget
         self.progress: Callable[[], None] = no_progress
         self.version: int | None = None
         self._generator = generator
@@ -207,7 +216,7 @@ class Inline:
             self.keep(found)
         return [Outcome(key, group) for key, group in found]
 
-    def quarantine(self, worker: str, reason: str, checks: Sequence[str] = ()) -> None:
+    def quarantine(self, worker: str, reason: str, checks: Sequence[str]) -> None:
         """There is nothing to put in its place: the caller decides what becomes of the run."""
         self._facts.state = State.QUARANTINED
 

@@ -8,12 +8,18 @@
 A worker does one thing at a time, in the order asked. Importing this needs no torch.
 """
 
+import threading
+import time
 from typing import Any
 
 import msgspec
 
 from interlock import config
+from interlock.errors import InterlockError, UserError
+from interlock.fleet.base import Channel
 from interlock.records import Certificate, Group, Problem, Sampling, Stack
+
+BEAT_S = 2.0
 
 
 class _Message(msgspec.Struct, frozen=True, tag_field="is", forbid_unknown_fields=True):
@@ -126,3 +132,19 @@ def request(data: bytes) -> Request:
 def reply(data: bytes) -> Reply:
     """Raises ValueError or RecursionError when the bytes are no reply."""
     return msgspec.msgpack.decode(data, type=Reply)
+
+
+def failed(error: InterlockError) -> Failed:
+    """In one line. What the user has to mend is permanent."""
+    return Failed(" ".join(str(error).split()), permanent=isinstance(error, UserError))
+
+
+def beat(channel: Channel) -> None:
+    """Give signs of life from now on, from a thread of its own, until the process ends."""
+
+    def work() -> None:
+        while True:
+            time.sleep(BEAT_S)
+            channel.send(encode(Alive()))
+
+    threading.Thread(target=work, name="beat", daemon=True).start()

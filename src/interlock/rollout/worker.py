@@ -10,7 +10,6 @@ learner's. It ends when the dispatcher does.
 
 import sys
 import threading
-import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,15 +18,13 @@ from queue import SimpleQueue
 from torch import Tensor
 
 from interlock.chips import certificates, device
-from interlock.errors import InterlockError, SyncError, TrainingError, UserError
+from interlock.errors import InterlockError, RunError, SyncError, TrainingError
 from interlock.fleet.base import Channel
-from interlock.records import Sampling, WeightVersion
+from interlock.records import Certificate, Sampling, Stack, WeightVersion
 from interlock.rollout import protocol
 from interlock.rollout.generator import Engine, Generator, open_generator
 from interlock.rollout.protocol import (
-    Alive,
     Canary,
-    Failed,
     Finished,
     Generate,
     Load,
@@ -42,13 +39,11 @@ from interlock.rollout.request import Request
 from interlock.sync.codec import digest, tensor_digest
 from interlock.sync.store import Replica
 
-BEAT_S = 2.0
-
 
 def serve(channel: Channel) -> None:
     """Answer requests until the dispatcher is gone. Bugs end the process, with a traceback."""
     worker = Worker(channel)
-    threading.Thread(target=worker.beat, daemon=True).start()
+    protocol.beat(channel)
     while (data := worker.next()) is not None:
         channel.send(protocol.encode(worker.handle(protocol.request(data))))
 
@@ -69,11 +64,6 @@ class Worker:
         """The next request that is not a prefetch; None when the dispatcher is gone."""
         return self._requests.get()
 
-    def beat(self) -> None:
-        while True:
-            time.sleep(BEAT_S)
-            self._channel.send(protocol.encode(Alive()))
-
     def handle(self, request: protocol.Request) -> Reply:
         try:
             match request:
@@ -86,7 +76,7 @@ class Worker:
                 case Prefetch() | Qualify():
                     raise AssertionError("for _receive, and for another program")
         except InterlockError as error:
-            return Failed(" ".join(str(error).split()), permanent=isinstance(error, UserError))
+            return protocol.failed(error)
 
     def _receive(self) -> None:
         while (data := self._channel.receive()) is not None:
@@ -114,8 +104,7 @@ class Worker:
         engine = self._generator.engine
         # Asked last: an engine may insist on being the first to touch the device.
         stack = device.stack(device.resolve(asked.settings.device))
-        certificate = certificates.find(stack) if certificates.needed(stack.kind) else None
-        return Opened(engine.description, engine.device, engine.dtype, stack, certificate)
+        return Opened(engine.description, engine.device, engine.dtype, stack, _filed(stack))
 
     def _load(self, version: WeightVersion) -> Loaded:
         assert self._generator and self._replica and self._canary
@@ -143,6 +132,19 @@ class Worker:
             asked.problems, asked.completions, asked.sampling, asked.seed
         )
         return Finished(asked.unit, groups)
+
+
+def _filed(stack: Stack) -> Certificate | None:
+    """The certificate to show. One that cannot be read is none: whether that ends it is for the
+    dispatcher to say.
+    """
+    if not certificates.needed(stack.kind):
+        return None
+    try:
+        return certificates.find(stack)
+    except RunError as error:
+        print(f"no certificate to show: {error}", file=sys.stderr, flush=True)
+        return None
 
 
 def _held(engine: Engine, given: Mapping[str, Tensor], digests: Mapping[str, str]) -> str | None:

@@ -39,6 +39,12 @@ _TABLES = {
 }
 
 
+class _By(msgspec.Struct):
+    """Of a group, only whose it is: the rest is not decoded."""
+
+    worker: str
+
+
 class Ledger:
     """Groups that wait to be used by (stage, sequence), used and scored ones by (stage, step)."""
 
@@ -107,6 +113,16 @@ class Ledger:
         """Forget arrivals; those that are not there are gone already."""
         with self._transaction() as database:
             _delete_arrivals(database, stage, sequences)
+
+    def withdraw(self, stage: int, worker: str) -> list[int]:
+        """Forget the arrivals that this worker made; durable on return. -> their sequences"""
+        with self._transaction() as database:
+            rows = database.execute(
+                "SELECT sequence, payload FROM arrivals WHERE stage = ?", (stage,)
+            )
+            made = [sequence for sequence, data in rows if from_bytes(data, _By).worker == worker]
+            _delete_arrivals(database, stage, made)
+        return made
 
     def record(
         self, stage: int, step: int, groups: Sequence[ScoredGroup], sequences: Sequence[int]

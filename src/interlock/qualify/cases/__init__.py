@@ -1,7 +1,8 @@
 """The cases of numerics.py: which operators, at which shapes, on which views. Data, and one-liners.
 
-    case.py ── computing.py ──┬── forward(quick), backward(quick)
-            └─ moving.py ─────┘
+    case.py ─┬─ computing.py ──┬── forward(quick), backward(quick)
+             ├─ functions.py ──┤
+             └─ moving.py ─────┘
 
 A case is a function of contiguous inputs; views, masks and outputs that are written into are made
 inside it, on the device. Inputs are drawn on the CPU from one seeded pool. The functions compute in
@@ -15,10 +16,17 @@ public threads in docs/qualify.md.
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from interlock.qualify.cases import computing, moving
+from interlock.qualify.cases import computing, functions, moving
 from interlock.qualify.cases.case import Case, Draw
 
 __all__ = ["Case", "Draw", "backward", "forward"]
+
+
+# The beginnings of labels: what the decoder, the engine or the learner is made of.
+_OURS = (
+    *("attention of the decoder", "merged attention", "RMSNorm", "SwiGLU", "rotary", "linear"),
+    *("embedding", "logprob of targets", "sampler", "expert gate", "copy_ of a weight", "cache"),
+)
 
 
 def forward(quick: bool) -> Iterator[Case]:
@@ -40,5 +48,6 @@ def _each_dtype(cases: Iterable[Case]) -> Iterator[Case]:
 
 
 def _all() -> Iterator[Case]:
-    for table in (*computing.TABLES, *moving.TABLES):
-        yield from table()
+    for table in (*computing.TABLES, *functions.TABLES, *moving.TABLES):
+        for case in table():
+            yield replace(case, ours=case.label.startswith(_OURS))

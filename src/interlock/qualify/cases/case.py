@@ -72,6 +72,11 @@ def given(*values: float) -> Input:
     return Input((len(values),), lambda draw, shape: torch.tensor(values))
 
 
+def wide(x: Tensor) -> Tensor:
+    """In fp32, unless it is wider already."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 @dataclass(frozen=True)
 class Case:
     """`run` of the drawn inputs gives what is judged: one tensor or several.
@@ -79,7 +84,8 @@ class Case:
     `terms`: how many numbers are summed into one result; 0: none is computed, all bits must
     arrive. `roundings`: ulp for values that a healthy chip rounds to the dtype where the CPU may
     not: the result and one more; all steps of what is fused here and in parts elsewhere. `grad`: a
-    case of backward as well. `raises`: the call must be refused.
+    case of backward as well. `raises`: the call must be refused; `lenient`: where it is not, that
+    is counted and fails nothing. `ours`: the decoder, the engine or the learner cannot do without.
     """
 
     label: str
@@ -89,6 +95,8 @@ class Case:
     quick: bool = True  # at every level; else not at the quick one
     grad: bool = False
     raises: bool = False
+    lenient: bool = False
+    ours: bool = False
     roundings: float = 2.0
     dtypes: tuple[torch.dtype, ...] = (FP32, BF16)
     dtype: torch.dtype = FP32
