@@ -17,6 +17,7 @@ pytest.importorskip("expecttest")
 CPU = torch.device("cpu")
 
 
+@pytest.mark.slow
 def test_the_cpu_passes_its_own_test() -> None:
     told = opinfo.sample(Subject(CPU, Level.QUICK, seed=1))
     assert told.passed, told.summary
