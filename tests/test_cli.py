@@ -43,6 +43,14 @@ def complaint(*arguments: object) -> str:
         (["chat", "no/such/model"], "no/such/model"),
         (["chat", "x", "--temperature", "-1"], "temperature = -1.0"),
         (["report", "no-such-run"], "no run in no-such-run"),
+        (["qualify", "--device", "warp"], "device 'warp' cannot be used"),
+        (["qualify", "--device", "sim:rust"], "defect 'rust' is not offered"),
+        (["qualify", "--only", "fast"], "there is no check 'fast'"),
+        (["qualify", "--soak", "0"], "--soak 0"),
+        (["qualify", "--seed", "-1"], "--seed -1"),
+        (["qualify", "--device", "cpu", "--out", "/dev/null/x"], "cannot make /dev/null/x"),
+        (["parity", "x", "--b", "jax:cpu"], "jax"),
+        (["parity", "x"], "--b"),
     ],
 )
 def test_a_mistake_is_one_line(arguments: list[str], expected: str) -> None:

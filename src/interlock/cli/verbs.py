@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 
 from interlock.config import Task
-from interlock.errors import ConfigError
+from interlock.errors import ConfigError, RunError
 from interlock.records import Sampling, Trust
-from interlock.rundir import RunDir, storage_errors
+from interlock.rundir import RunDir
 
 
 def demo(given: argparse.Namespace) -> None:
@@ -194,10 +194,12 @@ def parity(given: argparse.Namespace) -> None:
     def note(line: str) -> None:
         console.print(line, soft_wrap=True)
 
+    a = parse("a", given.a, given.a_dtype, given.a_python)
+    b = parse("b", given.b, given.b_dtype, given.b_python)
     question = Question(
         model=find_model(_model(given.model), note),
-        a=parse("a", given.a, given.a_dtype, given.a_python),
-        b=parse("b", given.b, given.b_dtype, given.b_python),
+        a=a,
+        b=b,
         b_model=find_model(_model(given.b_model), note) if given.b_model else None,
         task=config.task(given.task, given.problems, given.settings) if given.task else None,
         problems=given.problems,
@@ -234,8 +236,10 @@ def _model(name: str) -> str:
 
 def _folder(path: Path) -> Path:
     """Make a folder for results, before they cost anything. Raises RunError."""
-    with storage_errors(path):
+    try:
         path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot make {path} ({error.strerror}); choose another --out") from None
     return path
 
 

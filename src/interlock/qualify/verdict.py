@@ -19,14 +19,20 @@ from interlock.records import Finding, Result, Role, Trust
 
 
 def judge(findings: Iterable[Finding]) -> tuple[Trust, list[str]]:
-    """The trust, and one line for each check that stands in the way of more."""
-    found = {finding.check: finding for finding in findings}
-    results = {name: found[name].result if name in found else Result.UNKNOWN for name in CHECKS}
+    """The trust, and what stands in the way of more: a line for each check that failed, and for
+    those that did not run for one reason.
+    """
+    found = {name: Finding(name, Result.UNKNOWN, "") for name in CHECKS}
+    found |= {finding.check: finding for finding in findings}
+    failed = [finding for finding in found.values() if finding.result is Result.FAIL]
+    unknown: dict[str, list[str]] = {}
+    for finding in found.values():
+        if finding.result is Result.UNKNOWN:
+            unknown.setdefault(finding.summary, []).append(finding.check)
+    results = {name: finding.result for name, finding in found.items()}
     return _trust(results), [
-        _reason(name, result, found.get(name))
-        for result in (Result.FAIL, Result.UNKNOWN)
-        for name in CHECKS
-        if results[name] is result
+        *(f"{finding.check} failed: {finding.summary}" for finding in failed),
+        *(f"{', '.join(names)} did not run{why and f': {why}'}" for why, names in unknown.items()),
     ]
 
 
@@ -47,10 +53,3 @@ def _granted(role: Role, results: Mapping[str, Result]) -> Result:
         if result in needed:
             return result
     return Result.PASS
-
-
-def _reason(name: str, result: Result, finding: Finding | None) -> str:
-    if result is Result.FAIL:
-        assert finding is not None
-        return f"{name} failed: {finding.summary}"
-    return f"{name} did not run{f': {finding.summary}' if finding and finding.summary else ''}"
