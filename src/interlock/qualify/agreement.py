@@ -59,6 +59,14 @@ def apart(pi: Tensor, mu: Tensor) -> Apart:
     return Apart(k3, size.mean().item(), size.max().item(), above.mean().item())
 
 
+_NAMES = {
+    "k3": "k3",
+    "mean": "mean difference",
+    "max": "largest difference",
+    "share_above_2": "share of ratios above 2",
+}
+
+
 def measured(case: str, found: Apart, own: Apart, dtype: torch.dtype) -> Iterator[Measure]:
     """One measure per figure of `found`, held against MARGIN times the CPU's `own`.
 
@@ -68,7 +76,7 @@ def measured(case: str, found: Apart, own: Apart, dtype: torch.dtype) -> Iterato
     margin = MARGIN[dtype]
     limits = Apart(margin**2 * own.k3, margin * own.mean, margin * own.max, own.share_above_2)
     for figure, value, limit, reference in zip(Apart._fields, found, limits, own, strict=True):
-        yield Measure(f"{case}: {figure}", value, limit, reference)
+        yield Measure(f"{case}: {_NAMES[figure]}", value, limit, reference)
 
 
 def learner_parity(subject: Subject) -> Evidence:
@@ -100,10 +108,10 @@ def learner_parity(subject: Subject) -> Evidence:
             measures += measured(case, found, own, dtype)
     return judged(
         measures,
-        "The learner's log-probabilities are the reference's up to rounding, before and after "
-        "updates.",
-        "The learner's log-probabilities are not the reference's: {count} of {total} figures are "
-        "beyond rounding, worst: {worst}.",
+        "the learner's log-probabilities are the reference's up to rounding, before and after "
+        "updates",
+        "the learner's log-probabilities are not the reference's: {count} of {total} figures are "
+        "beyond rounding, worst: {worst}",
         {"tokens": sum(map(len, chain.from_iterable(completions for _, completions in texts)))},
     )
 
@@ -133,10 +141,10 @@ def engine_parity(subject: Subject) -> Evidence:
             measures += measured(f"{case}, decode", found, own, dtype)
     return judged(
         measures,
-        "The engine's log-probabilities are the reference's up to rounding, through prefill and "
-        "decode, before and after an update.",
-        "The engine's log-probabilities are not the reference's: {count} of {total} figures are "
-        "beyond rounding, worst: {worst}.",
+        "the engine's log-probabilities are the reference's up to rounding, through prefill and "
+        "decode, before and after an update",
+        "the engine's log-probabilities are not the reference's: {count} of {total} figures are "
+        "beyond rounding, worst: {worst}",
     )
 
 
@@ -173,9 +181,9 @@ def stale_weights(subject: Subject) -> Evidence:
                 )
     return judged(
         measures,
-        "After every update, decoding and prefill both follow the weights that were loaded last.",
-        "Generation does not follow the weights that were loaded last: {count} of {total} figures "
-        "are off, worst: {worst} (1 is wholly stale).",
+        "after every update, decoding and prefill both follow the weights that were loaded last",
+        "generation does not follow the weights that were loaded last: {count} of {total} figures "
+        "are off, worst: {worst} (1 is wholly stale)",
     )
 
 

@@ -143,6 +143,7 @@ def _scope(certificate: Certificate) -> dict[str, str]:
     issued = datetime.fromtimestamp(certificate.issued, UTC)
     return {
         "Chip": stack.chip or _BLANK,
+        "Serial": stack.serial or _BLANK,
         "Device": f"{certificate.device} ({stack.kind})",
         "Driver": stack.driver or _BLANK,
         "Firmware": stack.firmware or _BLANK,

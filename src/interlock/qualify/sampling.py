@@ -76,9 +76,9 @@ def distribution(subject: Subject) -> Evidence:
             measures += _judged(case, its, mine, logits.double(), rule)
     return judged(
         measures,
-        "Tokens are drawn as often as their probabilities say, and reported with them.",
-        "Tokens are not drawn as their probabilities say: {count} of {total} figures are off, "
-        "worst: {worst}.",
+        "tokens are drawn as often as their probabilities say, and reported with them",
+        "tokens are not drawn as their probabilities say: {count} of {total} figures are off, "
+        "worst: {worst}",
         {"tokens drawn per rule": draws},
     )
 
@@ -120,9 +120,9 @@ def invariance(subject: Subject) -> Evidence:
             measures.append(Measure(f"{case}: lead of the token that changed", lead, band))
     return judged(
         measures,
-        "An answer is the same alone, again and in larger batches, up to rounding.",
-        "An answer depends on what else is in the batch: {count} of {total} figures are beyond "
-        "rounding, worst: {worst}.",
+        "an answer is the same alone, again and in larger batches, up to rounding",
+        "an answer depends on what else is in the batch: {count} of {total} figures are beyond "
+        "rounding, worst: {worst}",
         {"repeats alone that differ in any bit": other_bits},
     )
 

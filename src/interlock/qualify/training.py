@@ -80,9 +80,9 @@ def band(subject: Subject) -> Evidence:
             ends[case] = found.losses[-1]
     return judged(
         measures,
-        "A small model learns as on the reference, step by step, up to rounding.",
-        "A small model does not learn as on the reference: {count} of {total} figures leave the "
-        "band, worst: {worst}.",
+        "a small model learns as on the reference, step by step, up to rounding",
+        "a small model does not learn as on the reference: {count} of {total} figures leave the "
+        "band, worst: {worst}",
         {
             "steps in float32": len(exact.losses),
             "loss of the first step": exact.losses[0],
