@@ -258,6 +258,13 @@ def test_a_damaged_payload_is_refused_whole_or_stays_in_bounds(data: st.DataObje
         assert bits(held) == bits(old)
 
 
+def test_a_name_that_is_no_text_is_refused() -> None:
+    old = {"weight": torch.zeros(8)}
+    delta = codec.encode_delta({"weight": torch.ones(8)}, old, codec.specs(old)).payload
+    with pytest.raises(SyncError, match="header is damaged"):
+        codec.apply_delta(delta.replace(b"weight", b"\xffeight"), old)
+
+
 def test_an_anchor_has_to_be_whole(model: dict[str, Tensor], same: Same) -> None:
     anchor = codec.encode_anchor(model)
     assert same(codec.decode_anchor(anchor.payload, anchor.specs), model)

@@ -75,7 +75,7 @@ def load(learner: Learner, directory: Path) -> dict[str, Any]:
     """
     try:
         state = msgspec.json.decode((directory / "state.json").read_bytes(), type=_State)
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, ValueError) as error:
         raise RunError(
             f"{directory}/state.json is unreadable ({error}); resume from an older one"
         ) from None

@@ -228,7 +228,7 @@ class JsonLines:
     def _parse(self, line: bytes, number: int) -> dict[str, Any]:
         try:
             return msgspec.json.decode(line, type=dict[str, Any])
-        except msgspec.MsgspecError as error:
+        except ValueError as error:
             raise RunError(
                 f"{self.path} line {number} is damaged ({error}); delete that line and try again"
             ) from None

@@ -265,7 +265,7 @@ def _unsealed(where: str, kind: type[Record], payload: bytes, digest: str) -> Re
         raise RunError(f"{where} is damaged; restore the ledger or start a new run")
     try:
         return from_bytes(payload, kind)
-    except msgspec.MsgspecError as error:
+    except ValueError as error:
         raise RunError(f"{where} was written by another version ({error})") from None
 
 

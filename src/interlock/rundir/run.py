@@ -105,7 +105,7 @@ class RunView:
                 f"no run in {self.path} ({name} is missing); give the directory a run was "
                 "written to"
             ) from None
-        except (OSError, msgspec.MsgspecError) as error:
+        except (OSError, ValueError) as error:
             raise RunError(f"cannot read {self.path / name}: {error}") from None
 
     def _open_ledger(self) -> Ledger:

@@ -335,7 +335,7 @@ def _entries(
     end = begin + int.from_bytes(payload[len(MAGIC) : begin], "little")
     try:
         entries = msgspec.msgpack.decode(memoryview(payload)[begin:end], type=list[_Entry])
-    except msgspec.MsgspecError as error:
+    except ValueError as error:  # UTF-8 that is none is not of msgspec.MsgspecError
         raise SyncError(f"the payload's header is damaged ({error})") from None
     seen = set()
     for entry in entries:

@@ -366,7 +366,7 @@ class Replica:
                 data = self._read(name, _MANIFEST_LIMIT)
                 try:
                     manifest = msgspec.json.decode(data, type=_Manifest)
-                except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                except ValueError as error:
                     raise SyncError(f"{self.url}: {name} is damaged ({error})") from None
                 if problem := _problem(manifest, version):
                     raise SyncError(f"{self.url}: {name} {problem}")

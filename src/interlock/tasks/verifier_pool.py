@@ -182,7 +182,7 @@ class _Worker:
             raise _Failure(f"no verdict within {timeout_s:g} s") from None
         except (EOFError, BrokenPipeError):
             raise _Failure(f"the verifier's process ended ({self.stop()})") from None
-        except msgspec.DecodeError:
+        except ValueError:
             raise _Failure("the verifier wrote into the pool's pipe") from None
         if reply.number != self._number:
             raise _Failure("the verifier replied twice")
