@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from interlock.chips import certificates
 from interlock.errors import ConfigError
-from interlock.qualify import runner
+from interlock.qualify import probe, runner
 from interlock.qualify.check import Check, Level
 from interlock.qualify.checks import CHECKS
 from interlock.records import Certificate, Finding, Measure, Result, Role, Trust
@@ -122,6 +123,14 @@ def test_a_device_that_does_not_say_what_it_is_is_rejected(
     ]
     assert "no answer within 0 s" in found.reasons[0]
     assert found.trust is Trust.REJECT
+
+
+def test_a_device_that_can_no_longer_be_opened_is_a_finding() -> None:
+    asked = probe.Ask("warp:7", Level.QUICK, function="planted_checks:passes")
+    answer = probe._answer(asked)
+    assert isinstance(answer, probe.Raised) and "'warp:7' cannot be used" in answer.error
+    first = probe._answer(msgspec.structs.replace(asked, function=""))
+    assert isinstance(first, probe.NotRun)
 
 
 def test_an_unknown_check_is_named_with_the_others() -> None:

@@ -10,7 +10,7 @@ line that names it and its log.
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 import msgspec
 
@@ -70,7 +70,7 @@ def parse(name: str, text: str, dtype: str | None = None, python: str | None = N
             f"--{name} {text!r} is no engine:device; write torch:DEVICE or vllm:DEVICE, such as "
             "torch:cpu"
         )
-    offered = ("auto", "bfloat16", "float16", "float32")
+    offered = get_args(config.Dtype)
     if dtype is not None and dtype not in offered:
         raise ConfigError(
             f"--{name}-dtype {dtype!r} is not offered; choose one of {', '.join(offered)}"

@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from interlock.errors import ConfigError, InterlockError, TrainingError, UserError
+from interlock.errors import ConfigError, InterlockError, TrainingError
 from interlock.fleet.base import Channel
 from interlock.models.checkpoint import load_decoder
 from interlock.models.decoder import Decoder
@@ -43,7 +43,7 @@ from interlock.parity.protocol import (
 )
 from interlock.rollout.engine import TorchEngine
 from interlock.rollout.generator import Generator, open_generator
-from interlock.rollout.protocol import Failed
+from interlock.rollout.protocol import failed
 from interlock.sync.codec import tensor_digest
 
 
@@ -84,7 +84,7 @@ class Side:
                 case Apply():
                     return self._apply(request)
         except InterlockError as error:
-            return Failed(" ".join(str(error).split()), permanent=isinstance(error, UserError))
+            return failed(error)
 
     @property
     def _opened(self) -> Generator:

@@ -26,8 +26,8 @@ from interlock.learner.learner import Learner
 from interlock.learner.packing import TrainingGroup
 from interlock.models.attention import FUSED_ABOVE
 from interlock.qualify import specimen
-from interlock.qualify.check import Evidence, Level, Subject, judged
-from interlock.qualify.soak import DTYPES, naming, short
+from interlock.qualify.check import Evidence, Level, Subject, judged, short
+from interlock.qualify.soak import DTYPES, naming
 from interlock.records import Measure
 from interlock.rollout.cache import Arena
 from interlock.sync.codec import digest, tensor_digest

@@ -15,7 +15,7 @@ import msgspec
 from interlock.chips import device
 from interlock.errors import UserError
 from interlock.fleet.base import Channel
-from interlock.qualify.check import Evidence, Level, Subject
+from interlock.qualify.check import Evidence, Level, Subject, first_line
 from interlock.records import Stack
 
 
@@ -68,6 +68,11 @@ def serve(channel: Channel) -> None:
 def _answer(asked: Ask) -> Answer:
     try:
         place = device.resolve(asked.device)
+    except UserError as error:
+        reason = " ".join(str(error).split())
+        # It could be opened when it was asked what it is: by now that is the device's doing.
+        return Raised(reason, "") if asked.function else NotRun(reason)
+    try:
         if not asked.function:
             return Known(device.stack(place))
         subject = Subject(place, asked.level, asked.minutes, asked.seed)
@@ -77,5 +82,4 @@ def _answer(asked: Ask) -> Answer:
         return NotRun(" ".join(str(error).split()))
     except Exception as error:
         traceback.print_exc(file=sys.stderr)
-        first = (str(error).strip().splitlines() or [""])[0]
-        return Raised(f"{type(error).__name__}: {first}"[:500], traceback.format_exc()[-4000:])
+        return Raised(first_line(error), traceback.format_exc()[-4000:])

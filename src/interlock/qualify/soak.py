@@ -25,7 +25,7 @@ from torch import Tensor
 from interlock.chips import device
 from interlock.models.attention import causal
 from interlock.qualify import specimen
-from interlock.qualify.check import Evidence, Level, Subject, judged
+from interlock.qualify.check import Evidence, Level, Subject, judged, short
 from interlock.records import Measure
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -227,7 +227,3 @@ def _copies(subject: Subject, hidden: int) -> Iterator[_Work]:
         there = block.to(place)
         yield _Work(f"copy of {name}", there.clone, block.to(place, copy=True))
     yield _Work("copy to the host", lambda: there.to("cpu", copy=True), block)
-
-
-def short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from interlock.chips import device as chips
-from interlock.qualify.check import Evidence, Level, Subject, judged
+from interlock.qualify.check import Evidence, Level, Subject, judged, short
 from interlock.records import Measure
 
 # Times slower than expected. A healthy CPU stays below 5, and one with six times more work than it
@@ -134,7 +134,7 @@ def roofline(subject: Subject) -> Evidence:
     measures = []
     for dtype in _DTYPES:
         inputs = _inputs(subject, size, dtype)
-        name = str(dtype).removeprefix("torch.")
+        name = short(dtype)
         for case in _FORWARD + _BACKWARD:
             value = meter.confirmed(partial(_slowdown, meter, case, inputs))
             measures.append(Measure(f"{case.name} {name} [{size}]", value, LIMIT))
