@@ -125,6 +125,8 @@ def _at_all_sizes(
             found.append(_compared(device, form, _Case(program, rows, dtype), label))
         except _Refused as error:
             refused[label] = str(error)
+        except _Untrainable as error:
+            return [], {program: f"it does not run eagerly either: {error}"}
     if not found:
         return [], lacking | refused
     return found + [Measure(f"{what}: {why}", inf, 0.0) for what, why in refused.items()], lacking
@@ -132,6 +134,10 @@ def _at_all_sizes(
 
 class _Refused(Exception):
     """A form cannot be made of this program at this size."""
+
+
+class _Untrainable(Exception):
+    """Gradients cannot be computed eagerly either, as other checks find: nothing to agree with."""
 
 
 class _Case(NamedTuple):
@@ -143,13 +149,18 @@ class _Case(NamedTuple):
 def _compared(device: torch.device, form: Form, case: _Case, label: str) -> Measure:
     """The largest difference of one form, made with one input and run with others.
 
-    Raises NotOffered and _Refused when there is nothing to compare.
+    Raises NotOffered, _Refused and _Untrainable when there is nothing to compare.
     """
     arch = specimen.architecture()
     program = _PROGRAMS[case.program](arch, case.rows, device, case.dtype)
     first, *others = [_tokens(arch, case.rows, seed).to(device) for seed in range(1 + _INPUTS)]
     eager = _with_gradients(program.forward, program.trained)
-    eager(first)  # before anything is captured: kernels load, tables are made
+    try:
+        eager(first)  # before anything is captured: kernels load, tables are made
+    except Exception as error:
+        if program.trained:
+            raise _Untrainable(first_line(error)) from error
+        raise
     try:
         run = form.make(device, program, first)
         run(first)  # compilers begin only now
