@@ -1,5 +1,6 @@
 """Rotary frequencies of real sizes against transformers."""
 
+import math
 from typing import Any
 
 import msgspec
@@ -9,7 +10,7 @@ from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from interlock.models.architecture import Rope, YarnRope
-from interlock.models.rope import Rotary, frequencies, rotate, rotate_interleaved
+from interlock.models.rope import Rotary, both_halves, frequencies, rotate, rotate_interleaved
 
 DIM = 64
 LLAMA3 = {
@@ -45,7 +46,8 @@ def test_frequencies_and_magnitude_are_those_of_transformers(settings: dict[str,
     torch.testing.assert_close(frequencies(rope, DIM), expected, rtol=1e-6, atol=0)
     cos, sin = Rotary(rope, DIM)(torch.tensor([0, 5000]))
     angles = torch.tensor([0.0, 5000.0])[:, None, None] * expected
-    torch.testing.assert_close(cos, angles.cos() * magnitude, rtol=0, atol=5e-3)
+    torch.testing.assert_close(cos[..., : DIM // 2], angles.cos() * magnitude, rtol=0, atol=5e-3)
+    torch.testing.assert_close(sin[..., DIM // 2 :], angles.sin() * magnitude, rtol=0, atol=5e-3)
     torch.testing.assert_close((cos**2 + sin**2).sqrt(), torch.full_like(cos, magnitude))
 
 
@@ -56,6 +58,8 @@ def test_a_ramp_without_width_is_a_step() -> None:
 
 def test_rotation_by_hand() -> None:
     x = torch.tensor([[[1.0, 2.0, 3.0, 4.0]]])
-    quarter = torch.tensor([[[0.0, 1.0]]]), torch.tensor([[[1.0, 0.0]]])  # 90 and 0 degrees
-    assert rotate(x, quarter).flatten().tolist() == [-3.0, 2.0, 1.0, 4.0]
-    assert rotate_interleaved(x, quarter).flatten().tolist() == [-2.0, 3.0, 1.0, 4.0]
+    angles = both_halves(torch.tensor([[[math.pi / 2, 0.0]]]))
+    found = rotate(x, angles).flatten()
+    torch.testing.assert_close(found, torch.tensor([-3.0, 2.0, 1.0, 4.0]))
+    found = rotate_interleaved(x, angles).flatten()
+    torch.testing.assert_close(found, torch.tensor([-2.0, 3.0, 1.0, 4.0]))

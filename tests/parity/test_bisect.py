@@ -64,7 +64,7 @@ def test_sound_sides_do_not_part(inline: Any, bare_model: Path, tmp_path: Path, 
     [
         ("aten.embedding.default", always, "embed", False),
         ("aten.cos.default", always, "angles", False),
-        ("aten.rsqrt.default", always, "layers.0.attention_norm", False),
+        ("aten.rms_norm.default", always, "layers.0.attention_norm", False),
         ("aten.softmax.int", always, "layers.0.attention.attended", False),
         ("aten.silu.default", always, "layers.0.mlp.activation", False),
         ("aten.linear.default", of_width(64), "layers.0.mlp.down", False),

@@ -44,8 +44,9 @@ def _check(
         Sampling(temperature=0, max_tokens=6),
         Sampling(max_tokens=7),
         Sampling(temperature=0.8, top_k=50, top_p=0.9, max_tokens=5),
+        Sampling(max_tokens=18),
     ],
-    ids=["greedy", "plain", "narrowed"],
+    ids=["greedy", "plain", "narrowed", "packed"],
 )
 def test_tokens_and_logprobs_are_the_plain_loops(
     family: str,

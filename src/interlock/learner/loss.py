@@ -295,7 +295,7 @@ class _ChunkedLoss(torch.autograd.Function):
             at_target = -slope * torch.expm1(logprobs[rows])
             logits.scatter_(1, targets[rows, None], at_target[:, None].to(logits.dtype))
             torch.mm(logits, weight, out=d_hidden[rows])
-            d_head += logits.T @ hidden[rows]
+            _add_product(d_head, logits.T, hidden[rows])
         ctx.save_for_backward(d_hidden, d_head)
         ctx.head_dtype = head.dtype
         ctx.mark_non_differentiable(logprobs, entropy)
@@ -305,8 +305,16 @@ class _ChunkedLoss(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         d_hidden, d_head = ctx.saved_tensors
         scale = grads[0]
-        d_head = (d_head * scale).to(ctx.head_dtype)
+        d_head = d_head.mul_(scale).to(ctx.head_dtype)  # in place: it is as large as the head
         return (d_hidden * scale).to(d_hidden.dtype), d_head, None, None, None, None
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left @ right, without a copy of the product where the dtypes allow."""
+    if left.dtype == total.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
 
 
 def _slices(length: int, chunk: int) -> list[slice]:

@@ -12,6 +12,7 @@ loading, publishing and saving all go through it.
 Legend: N tokens, d hidden size, V vocabulary, H query heads, K key/value heads, D head size
 """
 
+import copy
 from collections.abc import Iterator
 
 import torch
@@ -23,7 +24,7 @@ from interlock.errors import ModelError
 from interlock.models.architecture import Architecture
 from interlock.models.attention import Attend
 from interlock.models.latent import LatentAttention
-from interlock.models.layers import Entry, Linear, Mlp, Part, RMSNorm
+from interlock.models.layers import Entry, Linear, Mlp, Part, Product, RMSNorm
 from interlock.models.moe import Experts
 from interlock.models.rope import Angles, Rotary, rotate
 
@@ -47,10 +48,11 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, angles: Angles, attend: Attend) -> Tensor:
         qkv = self.qkv(x).view(len(x), -1, self.head_dim)  # [N, H + 2K, D]
-        q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
+        qk, v = qkv.split([self.heads + self.kv_heads, self.kv_heads], dim=1)
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotate(q, angles), rotate(k, angles)
+            q, k = qk.split([self.heads, self.kv_heads], dim=1)
+            qk = torch.cat([self.q_norm(q), self.k_norm(k)], dim=1)
+        q, k = rotate(qk, angles).split([self.heads, self.kv_heads], dim=1)
         return self.out(attend(self.layer, q, k, v, self.scale).flatten(1))
 
     def layout(self, ours: str, theirs: str) -> Iterator[Entry]:
@@ -102,6 +104,7 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Layer(arch, index) for index in range(arch.layers))
         self.norm = RMSNorm(arch.hidden, arch.norm_eps)
         self.unembed = None if arch.tied else nn.Parameter(torch.empty(arch.vocab, arch.hidden))
+        self.head_product: Product = F.linear  # as Linear's
         self.dtype = torch.float32
         self.checkpointing = False
 
@@ -129,7 +132,12 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [..., d] -> logits [..., V] in the compute dtype."""
-        return F.linear(hidden, self.head.to(hidden.dtype))
+        return self.head_product(hidden, self.head.to(hidden.dtype), None)
+
+    def shared(self) -> "Decoder":
+        """Another decoder of the very same weights, outside of autograd: they change together."""
+        own = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in self.parameters()}
+        return copy.deepcopy(self, memo=own)
 
     def balance_experts(self, speed: float) -> None:
         """Move each expert's bias by `speed` against the load it had since the last call (moe.py).

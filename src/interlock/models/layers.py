@@ -7,7 +7,8 @@ module's `layout` says which part of which parameter every Hugging Face tensor i
 Legend: N tokens, d hidden size
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,19 +18,22 @@ from torch import Tensor, nn
 Part = tuple[str, tuple[int | slice, ...]]
 # Hugging Face name and where it is kept
 Entry = tuple[str, Part]
+# x [N, in], W [out, in], b [out] or None -> x Wᵀ + b
+Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 class Linear(nn.Module):
-    """y = x Wᵀ + b, with W [out, in] cast to x's dtype."""
+    """y = x Wᵀ + b, with W [out, in] cast to x's dtype. An engine may lend another `product`."""
 
     def __init__(self, inputs: int, outputs: int, bias: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(outputs, inputs))
         self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
+        self.product: Product = F.linear
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.linear(x, self.weight.to(x.dtype), bias)
+        return self.product(x, self.weight.to(x.dtype), bias)
 
     def layout(self, ours: str, theirs: str) -> Iterator[Entry]:
         """As one tensor of its own."""
@@ -53,13 +57,30 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        h = x.float()
-        h = h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + self.eps)
         # The weight is rounded to the compute dtype first, as the published one is.
-        return (h * self.weight.to(x.dtype)).to(x.dtype)
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
 
     def layout(self, ours: str, theirs: str) -> Iterator[Entry]:
         yield f"{theirs}.weight", (f"{ours}.weight", ())
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """silu(gate) * up, [N, 2I] -> [N, I]. Of what backward needs, only gate_up is kept."""
+    return _SwiGlu.apply(gate_up)
+
+
+class _SwiGlu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_up)
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        gate, up = ctx.saved_tensors[0].chunk(2, dim=-1)
+        d_gate = torch.ops.aten.silu_backward(grads[0] * up, gate)
+        return torch.cat([d_gate, F.silu(gate).mul_(grads[0])], dim=-1)
 
 
 class Mlp(nn.Module):
@@ -72,8 +93,7 @@ class Mlp(nn.Module):
         self.down = Linear(inner, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
+        return self.down(swiglu(self.gate_up(x)))
 
     def layout(self, ours: str, theirs: str) -> Iterator[Entry]:
         rows = {f"{theirs}.gate_proj": self.inner, f"{theirs}.up_proj": self.inner}

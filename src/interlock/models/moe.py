@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from interlock.models.architecture import Routing
-from interlock.models.layers import Entry, Mlp
+from interlock.models.layers import Entry, Mlp, swiglu
 
 
 class Router(nn.Module):
@@ -90,7 +90,7 @@ class Experts(nn.Module):
         rows = x.repeat_interleave(per_token, dim=0).index_select(0, order)  # [N k, d]
         parts = rows.split(routed.tolist())
         experts = zip(parts, self.gate_up.to(x.dtype), self.down.to(x.dtype), strict=True)
-        out = torch.cat([_swiglu(*expert) for expert in experts if len(expert[0])])
+        out = torch.cat([_expert(*expert) for expert in experts if len(expert[0])])
         out = out.index_select(0, order.argsort()).unflatten(0, (-1, per_token))  # [N, k, d]
         mixed = (out * weights[..., None]).sum(1).to(x.dtype)
         return mixed if self.shared is None else mixed + self.shared(x)
@@ -120,7 +120,6 @@ class Experts(nn.Module):
             yield from self.shared.layout(f"{ours}.shared", f"{theirs}.shared_experts")
 
 
-def _swiglu(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+def _expert(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
     """One expert: x [n, d], gate_up [2I, d], down [d, I] -> [n, d]."""
-    gate, up = F.linear(x, gate_up).chunk(2, dim=-1)
-    return F.linear(F.silu(gate) * up, down)
+    return F.linear(swiglu(F.linear(x, gate_up)), down)

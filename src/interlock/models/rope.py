@@ -15,11 +15,11 @@ from torch import Tensor
 
 from interlock.models.architecture import LinearRope, Llama3Rope, Rope, YarnRope
 
-Angles = tuple[Tensor, Tensor]  # cos and sin, each [N, 1, D/2] fp32
+Angles = tuple[Tensor, Tensor]  # what `rotate` multiplies by, each [N, 1, D] fp32
 
 
 class Rotary:
-    """cos and sin of every rotation angle, called with positions [N]."""
+    """The angles of every token, called with positions [N]."""
 
     def __init__(self, rope: Rope, dim: int) -> None:
         self.frequencies = frequencies(rope, dim)  # [D/2]
@@ -27,15 +27,21 @@ class Rotary:
 
     def __call__(self, positions: Tensor) -> Angles:
         self.frequencies = self.frequencies.to(positions.device)
-        angles = positions[:, None, None] * self.frequencies
-        return angles.cos() * self.magnitude, angles.sin() * self.magnitude
+        return both_halves(positions[:, None, None] * self.frequencies, self.magnitude)
+
+
+def both_halves(angles: Tensor, magnitude: float = 1.0) -> Angles:
+    """angles [N, 1, D/2] of the pairs -> factors of every element, and of its partner."""
+    cos, sin = angles.cos() * magnitude, angles.sin() * magnitude
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
 def rotate(x: Tensor, angles: Angles) -> Tensor:
     """Rotate x [N, H, D], whose pairs are (i, i + D/2), by the angles of each token."""
     cos, sin = angles
     first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
+    partner = torch.cat([second, first], dim=-1)
+    return torch.addcmul(x * cos, partner, sin).to(x.dtype)
 
 
 def rotate_interleaved(x: Tensor, angles: Angles) -> Tensor:

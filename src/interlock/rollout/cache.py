@@ -24,6 +24,9 @@ from interlock.models.attention import Groups
 class Arena:
     """k [Y, R, K, S, D] and v [Y, R, K, S, E]. What was never written is zero, never garbage: a
     masked score multiplies it by 0.
+
+    A key lies in memory token by token for each of its elements, so that the product of a few
+    queries with all keys reads rows: on a CPU twice as fast as columns.
     """
 
     def __init__(self, k: Tensor, v: Tensor) -> None:
@@ -49,7 +52,8 @@ class Arena:
             length = -(-length // block) * block
         if rows > have_rows or length > have:
             rows, length = max(rows, have_rows), max(length, have)
-            self.k, self.v = _grown(self.k, rows, length), _grown(self.v, rows, length)
+            self.k = _grown(self.k.mT, (rows, self.k.shape[4], length)).mT
+            self.v = _grown(self.v, (rows, length, self.v.shape[4]))
 
     def append(self, rows: int, k: Tensor, v: Tensor) -> None:
         """Store k [Y, n, K, P, D] and v [Y, n, K, P, E] behind the first `rows` rows."""
@@ -64,10 +68,11 @@ class Arena:
         self.v[:, list(targets)] = self.v[:, list(sources)]
 
 
-def _grown(x: Tensor, rows: int, length: int) -> Tensor:
-    layers, have_rows, heads, have, size = x.shape
-    grown = x.new_zeros(layers, rows, heads, length, size)
-    grown[:, :have_rows, :, :have] = x
+def _grown(x: Tensor, to: tuple[int, int, int]) -> Tensor:
+    """x [Y, R, K, *, *] with as many rows, and elements in the last two dimensions, as `to`."""
+    layers, rows, heads, height, width = x.shape
+    grown = x.new_zeros(layers, to[0], heads, *to[1:])
+    grown[:, :rows, :, :height, :width] = x
     return grown
 
 
@@ -129,10 +134,8 @@ class Decode:
         device = own.k.device
         self._own, self._shared = own, shared
         self._mask = _seen([length + 1 for length in lengths], own.length, device)  # [B, 1, 1, S]
-        heads = own.k.shape[2]
-        first = torch.arange(len(lengths) * heads, device=device) * own.length
-        at = torch.tensor(lengths, device=device).repeat_interleave(heads)
-        self._at = first + at  # [B * K], rows of a layer seen as [R * K * S, D]
+        self._rows = torch.arange(len(lengths), device=device)
+        self._at = torch.tensor(lengths, device=device)  # [B], the new token's place in its row
         self._where = torch.tensor(self._places(len(lengths)), device=device)  # [B]
 
     def _places(self, count: int) -> list[int]:
@@ -150,8 +153,8 @@ class Decode:
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         count, kv_heads, _ = k.shape
         own_k, own_v = self._own.k[layer], self._own.v[layer]  # [R, K, S, *]
-        own_k.view(-1, k.shape[2]).index_copy_(0, self._at, k.flatten(0, 1))
-        own_v.view(-1, v.shape[2]).index_copy_(0, self._at, v.flatten(0, 1))
+        own_k[self._rows, :, self._at] = k
+        own_v[self._rows, :, self._at] = v
         q = (q * scale).unflatten(1, (kv_heads, -1))  # [B, K, H/K, D]
         own, own_lse = _attend(q, own_k[:count], own_v[:count], self._mask)
         parts = [_attend_shared(q, shared, layer) for shared in self._shared]
@@ -175,12 +178,10 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> tuple[Tensor, Tens
     """q [*, K, M, D] (scaled), k [*, K, S, D], v [*, K, S, E], mask [*, 1, 1, S] fp32, 0 or -inf
     -> out [*, K, M, E] and the log-sum-exp of the scores [*, K, M] fp32. Softmax in fp32.
     """
-    scores = q @ k.mT + mask
-    top = scores.amax(-1, keepdim=True)
-    weights = scores.sub_(top).exp_()
-    total = weights.sum(-1, keepdim=True)
-    out = weights.div_(total).to(v.dtype) @ v
-    return out, (top + total.log())[..., 0]
+    scores = (q @ k.mT).float().add_(mask)
+    weights = scores.log_softmax(-1)
+    lse = scores[..., 0] - weights[..., 0]  # the first key is always seen
+    return weights.exp_().to(v.dtype) @ v, lse
 
 
 def _seen(lengths: Sequence[int], width: int, device: torch.device) -> Tensor:

@@ -20,6 +20,7 @@ from interlock.records import Sampling
 
 BLOCK = 256  # tokens summed together; about the square root of today's vocabularies
 CANDIDATES = 256  # most likely tokens looked at before the whole row is sorted
+_CACHED = 2**19  # elements of the weights worked on at a time on a CPU
 _HALF = 1 << 24  # a float32 in [0, 1) holds 24 bits exactly
 
 
@@ -67,19 +68,24 @@ def sample(
 
 
 def _weights(logits: Tensor, temperatures: Sequence[float]) -> Tensor:
-    """Unnormalised probabilities [B, W] fp32, the largest of each row 1, of logits [B, V].
-
-    In place on one buffer: at 64 rows of 50,000 tokens the passes over memory are the cost.
-    """
+    """Unnormalised probabilities [B, W] fp32, the largest of each row 1, of logits [B, V]."""
     rows, vocabulary = logits.shape
     width = -(-vocabulary // BLOCK) * BLOCK
     weights = logits.new_empty(rows, width, dtype=torch.float32)
-    weights[:, vocabulary:] = -torch.inf
-    weights[:, :vocabulary] = logits
-    weights -= logits.amax(-1, keepdim=True)
+    divisors = None
     if any(temperature != 1.0 for temperature in temperatures):
-        weights /= torch.tensor(temperatures, device=logits.device)[:, None]
-    return weights.exp_()
+        divisors = torch.tensor(temperatures, device=logits.device)[:, None]
+    # At 64 rows of 50,000 tokens passes over memory are the cost: a CPU makes them in its cache.
+    together = max(1, _CACHED // width) if logits.device.type == "cpu" else rows
+    for first in range(0, rows, together):
+        part = logits[first : first + together].float()
+        block = weights[first : first + together]
+        block[:, vocabulary:] = -torch.inf
+        torch.sub(part, part.amax(-1, keepdim=True), out=block[:, :vocabulary])
+        if divisors is not None:
+            block /= divisors[first : first + together]
+        block.exp_()
+    return weights
 
 
 def truncate(weights: Tensor, limits: Sequence[tuple[int, float]]) -> Tensor:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from interlock.models.attention import attention
-from interlock.models.rope import rotate
+from interlock.models.rope import both_halves, rotate
 from interlock.qualify.cases.case import (
     BF16,
     BOUNDARIES,
@@ -235,7 +235,7 @@ def _swiglu(x: Tensor) -> Tensor:
 
 
 def _rotary(x: Tensor, angles: Tensor) -> Tensor:
-    return rotate(x, (angles.cos(), angles.sin()))
+    return rotate(x, both_halves(angles))
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

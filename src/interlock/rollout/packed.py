@@ -1,0 +1,82 @@
+"""Projections packed for the matrix products of a CPU, for as long as one call needs them.
+
+    W ──once a call──> W in the order the kernel reads it ──> x Wᵀ, step after step
+
+With few rows, half of a product's time goes into bringing W into that order. A packed copy takes
+the memory of the weights and the time of a few decoding steps; it is made of the weights as they
+are when a call begins and dropped at its end, so it is never stale and never there in an update.
+The operators are those torch's compiler uses (torch.ops.mkl, torch.ops.mkldnn); where torch lacks
+them, and on every other device, nothing is packed.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from interlock.models.decoder import Decoder
+from interlock.models.layers import Linear
+
+MOST_ROWS = 96  # of a product; from here on packing W costs little beside the product itself
+LEAST_STEPS = 16  # of a call; packing takes the time that about eight steps gain
+
+Multiply = Callable[[Tensor, Tensor | None], Tensor]
+
+
+class Packed:
+    """x Wᵀ + b of few rows from a packed copy of W, of more rows from W itself."""
+
+    def __init__(self, weight: Tensor, rows: int) -> None:
+        """weight [out, in] fp32 or bf16 on a CPU. `rows`: how many are expected; any are right."""
+        make = _mkl if weight.dtype == torch.float32 else _onednn
+        self._multiply = make(weight, rows)
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if x.ndim != 2 or len(x) > MOST_ROWS:
+            return F.linear(x, weight, bias)
+        return self._multiply(x, bias)
+
+
+@contextmanager
+def packed(decoder: Decoder, rows: int, steps: int) -> Iterator[None]:
+    """Within, the decoder multiplies with packed weights, if `steps` steps of `rows` rows are worth
+    it. Its weights must not change meanwhile.
+    """
+    maps = [module for module in decoder.modules() if isinstance(module, Linear)]
+    if not (_offered(decoder.head) and 1 < rows <= MOST_ROWS and steps >= LEAST_STEPS):
+        maps = []
+    try:
+        for each in maps:
+            each.product = Packed(each.weight, rows)
+        if maps:
+            decoder.head_product = Packed(decoder.head, rows)
+        yield
+    finally:
+        for each in maps:
+            each.product = F.linear
+        decoder.head_product = F.linear
+
+
+def _offered(weight: Tensor) -> bool:
+    if weight.device.type != "cpu":
+        return False
+    if weight.dtype == torch.float32:
+        return torch.backends.mkl.is_available() and hasattr(torch.ops.mkl, "_mkl_linear")
+    return (
+        weight.dtype == torch.bfloat16
+        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
+
+
+def _mkl(weight: Tensor, rows: int) -> Multiply:
+    copy = torch.ops.mkl._mkl_reorder_linear_weight(weight, rows)
+    # MKL packs the same way for any number of rows, so every call may claim its own.
+    return lambda x, bias: torch.ops.mkl._mkl_linear(x, copy, weight, bias, len(x))
+
+
+def _onednn(weight: Tensor, rows: int) -> Multiply:
+    copy = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+    return lambda x, bias: torch.ops.mkldnn._linear_pointwise(x, copy, bias, "none", [], "")
