@@ -11,9 +11,13 @@ from safetensors.torch import load_file
 
 from interlock import config
 from interlock.errors import TrainingError
+from interlock.models.decoder import Decoder
 from interlock.models.tokenizer import Tokenizer
+from interlock.recipes import fleet
 from interlock.recipes.train import train
 from interlock.recipes.watch import Watch
+from interlock.rollout import generator as generators
+from interlock.rollout.engine import TorchEngine
 from interlock.rundir import RunDir
 
 
@@ -117,6 +121,36 @@ def test_checkpointing_and_micro_batches_change_nothing_but_rounding(
     other = run(tiny_recipe, tmp_path / "b", *short, *split).metrics()[1]
     for name in ("loss", "grad_norm", "entropy"):
         assert other[name] == pytest.approx(plain[name], rel=1e-5, abs=1e-7)
+
+
+def test_a_generator_that_uses_the_masters_gives_the_run_of_one_with_a_copy(
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[tuple[TorchEngine, Decoder]] = []
+
+    def watched(settings: Any, masters: Decoder, *rest: Any) -> Any:
+        generator = generators.sharing_generator(settings, masters, *rest)
+        opened.append((generator.engine, masters))
+        return generator
+
+    def result(directory: Path) -> tuple[list[Any], dict[str, torch.Tensor]]:
+        overrides = ["stage.steps=3", "stage.updates_per_step=2"]
+        done = run(tiny_recipe, directory, *overrides)
+        lines = [line["reward"] for line in done.metrics()[1:]]
+        return lines, load_file(directory / "weights" / "model.safetensors")
+
+    monkeypatch.setattr(fleet, "sharing_generator", watched)
+    shared = result(tmp_path / "shared")
+    ((engine, masters),) = opened
+    assert engine.version > 0
+    for ours, theirs in zip(engine.decoder.parameters(), masters.parameters(), strict=True):
+        assert ours.data_ptr() == theirs.data_ptr()
+        assert theirs.requires_grad and not ours.requires_grad
+    monkeypatch.setattr(fleet, "_would_copy", lambda *_: False)
+    copied = result(tmp_path / "copied")
+    assert len(opened) == 1 and shared[0] == copied[0]
+    assert shared[1].keys() == copied[1].keys()
+    assert all(torch.equal(shared[1][name], copied[1][name]) for name in shared[1])
 
 
 def test_a_run_that_diverges_stops_and_says_so(sft_recipe: Path, tmp_path: Path) -> None:

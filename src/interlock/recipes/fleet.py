@@ -7,14 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from interlock import config
+from interlock.chips import device
 from interlock.config import Recipe
 from interlock.errors import ConfigError
 from interlock.fleet.base import Fleet, Spec
+from interlock.models.decoder import Decoder
 from interlock.models.huggingface import read_architecture
 from interlock.models.tokenizer import Tokenizer
 from interlock.recipes.watch import Watch
 from interlock.rollout.dispatcher import Dispatcher
-from interlock.rollout.generator import open_generator
+from interlock.rollout.generator import open_generator, sharing_generator
 from interlock.rollout.generators import Generators, Inline
 from interlock.rollout.protocol import Canary, Open
 from interlock.rundir import RunDir
@@ -55,10 +57,25 @@ def check(recipe: Recipe) -> None:
             )
 
 
-def open_inline(recipe: Recipe, model: Path, trust: str) -> Inline:
-    """The one generator of a recipe, in this process, on a chip of this trust. Raises UserError."""
+def open_inline(recipe: Recipe, model: Path, trust: str, masters: Decoder | None) -> Inline:
+    """The one generator of a recipe, in this process, on a chip of this trust. Raises UserError.
+
+    Where it would only hold a copy of the learner's `masters`, it uses these themselves: a recipe
+    publishes what it has learned before anything is generated.
+    """
     ((name, settings),) = config.workers(recipe).items()
-    return Inline(open_generator(settings, model, recipe.model.chat_template, name), trust)
+    template = recipe.model.chat_template
+    if masters is not None and _would_copy(settings, recipe.learner, masters):
+        return Inline(sharing_generator(settings, masters, model, template, name), trust)
+    return Inline(open_generator(settings, model, template, name), trust)
+
+
+def _would_copy(settings: config.Generator, learner: config.Learner, masters: Decoder) -> bool:
+    return (
+        settings.engine == "torch"
+        and settings.dtype == learner.dtype == "float32"
+        and device.resolve(settings.device) == masters.embed.device
+    )
 
 
 def open_fleet(

@@ -18,7 +18,7 @@ import torch
 from msgspec.structs import replace
 
 from interlock import config
-from interlock.chips import device
+from interlock.chips import device, heap
 from interlock.config import Grpo, Recipe, Sft, parse, to_tree
 from interlock.errors import InterlockError, RunError
 from interlock.learner import checkpoint, sharding
@@ -51,6 +51,7 @@ def train(
     Raises UserError when the recipe, the model, the data or the directory is not fit, as a rule
     before anything is written; TrainingError when the run cannot go on.
     """
+    heap.keep_freed()
     world = join(recipe.learner.device)
     trains = gate.learner(recipe.learner.device, world)  # all ranks do, before rank 0 leads
     with world:
@@ -81,7 +82,7 @@ def _lead(
     fleet.check(recipe)
     decoder = load_decoder(model, torch.float32, world.loading)
     decoder = sharding.shard(decoder, recipe.learner, world)
-    inline = _inline(recipe, model, uses)
+    inline = _inline(recipe, model, uses, decoder if world.size == 1 else None)
     if resume:
         run = RunDir.open(directory, to_tree(recipe))
     else:
@@ -171,11 +172,13 @@ def _generates(recipe: Recipe) -> bool:
     return any(stage.task is not None for stage in recipe.stage)
 
 
-def _inline(recipe: Recipe, model: Path, uses: Sequence[Use]) -> Inline | None:
+def _inline(
+    recipe: Recipe, model: Path, uses: Sequence[Use], masters: Decoder | None
+) -> Inline | None:
     """The recipe's generator when it runs in this process and a stage has something to generate."""
     for use in uses:
         if use.role is Role.GENERATE:
-            return fleet.open_inline(recipe, model, use.trust)
+            return fleet.open_inline(recipe, model, use.trust, masters)
     return None
 
 

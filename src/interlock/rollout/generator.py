@@ -14,6 +14,7 @@ from torch import Tensor
 from interlock import config
 from interlock.chips import device
 from interlock.models.checkpoint import load_decoder
+from interlock.models.decoder import Decoder
 from interlock.models.tokenizer import Tokenizer
 from interlock.records import Completion, Group, Problem, Sampling
 from interlock.rollout.request import OnFinished, Request
@@ -104,6 +105,19 @@ class Generator:
         )
         ((completion,),) = self.engine.generate([request])
         return completion.text
+
+
+def sharing_generator(
+    settings: config.Generator, decoder: Decoder, model: Path, chat_template: str | None, name: str
+) -> Generator:
+    """A generator of the torch engine that has no weights of its own but those of `decoder`: they
+    may change only where the version that is loaded next does.
+    """
+    from interlock.rollout.engine import TorchEngine
+
+    tokenizer = Tokenizer.load(model, chat_template)
+    tokenizer.check_fits(decoder.arch.vocab)
+    return Generator(TorchEngine(decoder.shared(), tokenizer, settings.slots), tokenizer, name)
 
 
 def open_generator(

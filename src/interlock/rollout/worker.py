@@ -17,7 +17,7 @@ from queue import SimpleQueue
 
 from torch import Tensor
 
-from interlock.chips import certificates, device
+from interlock.chips import certificates, device, heap
 from interlock.errors import InterlockError, RunError, SyncError, TrainingError
 from interlock.fleet.base import Channel
 from interlock.records import Certificate, Sampling, Stack, WeightVersion
@@ -42,6 +42,7 @@ from interlock.sync.store import Replica
 
 def serve(channel: Channel) -> None:
     """Answer requests until the dispatcher is gone. Bugs end the process, with a traceback."""
+    heap.keep_freed()
     worker = Worker(channel)
     protocol.beat(channel)
     while (data := worker.next()) is not None:
