@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from interlock.models import attention as module
-from interlock.models.attention import Groups, attention
+from interlock.models.attention import Groups, attention, repeated
 
 CPU = torch.device("cpu")
 HEADS, KV_HEADS, SIZE, V_SIZE, SCALE = 4, 2, 6, 5, 0.37
@@ -88,3 +88,22 @@ def test_a_query_that_sees_nothing_gives_a_number() -> None:
     x = torch.ones(1, 1, 2, 4)
     nothing = torch.zeros(1, 1, 1, dtype=torch.bool)
     assert attention(x, x, x, nothing, 0.5).isfinite().all()
+
+
+def test_gradients_of_a_row_named_often_are_the_same_bits_every_time() -> None:
+    """With two threads: a prompt's gradient comes from all of its completions."""
+    noise = torch.Generator().manual_seed(0)
+    x = torch.randn(6, 40, 3, 32, generator=noise, requires_grad=True)
+    rows = torch.randint(0, 6, (48,), generator=noise)
+    slope = torch.randn(48, 40, 3, 32, generator=noise)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        found = [torch.autograd.grad(repeated(x, rows), x, slope)[0] for _ in range(30)]
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(repeated(x, rows), x[rows])
+    assert all(torch.equal(found[0], other) for other in found)
+    expected = torch.zeros(6, 40, 3, 32, dtype=torch.float64)
+    expected.index_add_(0, rows, slope.double())
+    torch.testing.assert_close(found[0].double(), expected, rtol=1e-5, atol=1e-5)

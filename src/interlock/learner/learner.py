@@ -32,7 +32,7 @@ from interlock.learner.loss import (
 )
 from interlock.learner.packing import MicroBatch, TrainingGroup, described, labels_of, pack
 from interlock.learner.world import World
-from interlock.models.attention import causal
+from interlock.models.attention import causal, repeated
 from interlock.models.decoder import Decoder
 
 # How far an expert's bias moves per step: DeepSeek-V3, arXiv 2412.19437, section 4.2.
@@ -332,7 +332,9 @@ class Learner:
 
 def _hidden(decoder: Decoder, batch: MicroBatch) -> Tensor:
     """The hidden states that predict the targets, [M, d]."""
-    return decoder(batch.tokens, batch.attend.positions, batch.attend)[batch.rows]
+    # The last token of a prompt predicts the first one of each completion.
+    hidden = decoder(batch.tokens, batch.attend.positions, batch.attend)
+    return repeated(hidden, batch.rows)
 
 
 def _of(batch: MicroBatch, column: Tensor | None) -> Tensor | None:

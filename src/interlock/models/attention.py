@@ -110,8 +110,10 @@ class Groups:
         out = attention(_gather(q, prompts), prompt_k, prompt_v, self._prompt_mask, scale)
         padded = out.flatten(0, 1)  # [B P, H, E]
         if rows.numel():
-            span_k = torch.cat([prompt_k[self._owners], _gather(k, rows)], dim=1)
-            span_v = torch.cat([prompt_v[self._owners], _gather(v, rows)], dim=1)
+            own_prompt_k = repeated(prompt_k, self._owners)  # [C, P, K, *]
+            own_prompt_v = repeated(prompt_v, self._owners)
+            span_k = torch.cat([own_prompt_k, _gather(k, rows)], dim=1)
+            span_v = torch.cat([own_prompt_v, _gather(v, rows)], dim=1)
             out = attention(_gather(q, rows), span_k, span_v, self._mask, scale)
             padded = torch.cat([padded, out.flatten(0, 1)])
         return padded.index_select(0, self._places)
@@ -120,6 +122,15 @@ class Groups:
 def causal(length: int, device: torch.device) -> Groups:
     """One plain sequence of `length` tokens."""
     return Groups([length], [[]], device)
+
+
+def repeated(x: Tensor, rows: Tensor) -> Tensor:
+    """x[rows], where rows [A] may name a row of x [N, …] more than once -> [A, …].
+
+    The gradients of a row are added up in the same order every time. Those of x[rows] are not on a
+    CPU with several threads, and those of index_select not on a GPU.
+    """
+    return F.embedding(rows, x.flatten(1)).unflatten(1, x.shape[1:])
 
 
 def _gather(x: Tensor, rows: Tensor) -> Tensor:
