@@ -1,8 +1,8 @@
-"""Tokens per second of the torch engine against transformers' `generate`, side by side.
+"""Tokens per second of the torch engine against transformers' `generate` and vLLM, side by side.
 
-    python bench/rollout.py [--model DIR] [--rounds 5] [--json result.json]
+    python bench/rollout.py [--model DIR] [--rounds 5] [--vllm .venv-vllm/bin/python]
 
-Both sides answer the same prompts with the same weights on the same threads, and make exactly the
+All sides answer the same prompts with the same weights on the same threads, and make exactly the
 same number of tokens: end tokens end nothing. They take turns inside every round, so that a busy
 machine slows both; the ratio is taken per round. A short round of each goes before, uncounted.
 --dtype auto is what Interlock would choose for the device; both sides use it.
@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import statistics
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -95,6 +96,40 @@ def transformers_side(
     return run
 
 
+def vllm_side(
+    python: Path, model: Path, prompts: list[list[int]], group: int, threads: int, dtype: str
+) -> Side:
+    """A process of vLLM's environment, which sleeps while it is not its turn."""
+    child = subprocess.Popen(
+        [python, Path(__file__).with_name("vllm_side.py")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+    )
+
+    def ask(question: object) -> str:
+        assert child.stdin is not None and child.stdout is not None
+        child.stdin.write(json.dumps(question) + "\n")
+        child.stdin.flush()
+        if not (answer := child.stdout.readline()):
+            raise SystemExit(f"vLLM ended early, exit code {child.wait()}")
+        return answer
+
+    start = time.perf_counter()
+    ask(
+        {
+            "model": str(model),
+            "dtype": dtype,
+            "prompts": prompts,
+            "group": group,
+            "threads": threads,
+        }
+    )
+    print(f"vLLM is ready after {time.perf_counter() - start:.1f} s", flush=True)
+    return lambda new_tokens, _: int(ask(new_tokens))
+
+
 def measure(sides: dict[str, Side], rounds: int, new_tokens: int) -> dict[str, list[float]]:
     """Tokens per second of each side in each round; who begins alternates."""
     for side in sides.values():
@@ -114,9 +149,12 @@ def measure(sides: dict[str, Side], rounds: int, new_tokens: int) -> dict[str, l
 
 
 def summary(speeds: dict[str, list[float]]) -> dict[str, Any]:
-    """Median, minimum and maximum of each side, and of the ratio round by round."""
-    ours, theirs = speeds.values()
-    rows = speeds | {"ratio": [a / b for a, b in zip(ours, theirs, strict=True)]}
+    """Median, minimum and maximum of each side, and of the ratios round by round."""
+    (_, ours), *others = speeds.items()
+    rows = speeds | {
+        f"ratio to {name}": [a / b for a, b in zip(ours, theirs, strict=True)]
+        for name, theirs in others
+    }
     return {
         name: {"median": statistics.median(v), "min": min(v), "max": max(v), "rounds": v}
         for name, v in rows.items()
@@ -134,6 +172,8 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=64, help="completions we decode at a time")
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--vllm", type=Path, help="interpreter of an environment that has vLLM")
+    parser.add_argument("--vllm-dtype", choices=["bfloat16", "float32"], help="else as the others")
     parser.add_argument("--json", type=Path, help="write the figures to this file, too")
     options = parser.parse_args()
 
@@ -148,13 +188,16 @@ def main() -> None:
         f"torch {torch.__version__}, transformers {transformers.__version__}"
     )
     shape = (model, prompts, options.group)
-    sides = {
-        "interlock": interlock_side(*shape, options.slots, place, options.dtype),
-        "transformers": transformers_side(*shape, place, options.dtype),
-    }
+    start = time.perf_counter()
+    sides = {"interlock": interlock_side(*shape, options.slots, place, options.dtype)}
+    print(f"the engine is ready after {time.perf_counter() - start:.1f} s")
+    sides["transformers"] = transformers_side(*shape, place, options.dtype)
+    if options.vllm is not None:
+        dtype = options.vllm_dtype or options.dtype
+        sides["vllm"] = vllm_side(options.vllm, *shape, options.threads, dtype)
     result = summary(measure(sides, options.rounds, options.new_tokens))
     for name, row in result.items():
-        unit = "x" if name == "ratio" else " tok/s"
+        unit = "x" if name.startswith("ratio") else " tok/s"
         print(
             f"{name}: median {row['median']:.2f}{unit}, {row['min']:.2f} to {row['max']:.2f}{unit}"
         )
