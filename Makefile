@@ -37,6 +37,8 @@ format: $(VENV)/.lint  ## Rewrite the sources in the house format
 
 bench: $(VENV)/.bench  ## The benchmarks of bench/RESULTS.md (about two hours on two cores)
 	$(BIN)/python bench/rollout.py
+	$(BIN)/python bench/decode.py
+	$(BIN)/python bench/learner.py
 	$(BIN)/python bench/grpo_step.py
 	$(BIN)/python bench/demo_seeds.py
 	$(BIN)/python bench/sync.py
