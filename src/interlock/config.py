@@ -110,7 +110,7 @@ class Learner(_Section, frozen=True):
 
     device: str = "cpu"
     dtype: Dtype = "auto"  # of the forward and backward pass, and of the published weights
-    micro_batch_tokens: Positive = 1024  # per forward pass; the rest is accumulated
+    micro_batch_tokens: Positive = 512  # per forward pass; the rest is accumulated
     logits_chunk: Positive = 1024  # rows of the vocabulary projection held at a time
     activation_checkpointing: bool = False
     max_bad_steps: Positive = 5  # non-finite steps in a row before the run stops

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from statistics import fmean, pstdev
 from typing import Any
 
+from interlock.chips import heap
 from interlock.config import Grpo, Loss
 from interlock.learner.learner import Learner, StepResult
 from interlock.learner.packing import TrainingGroup
@@ -52,7 +53,7 @@ def run(stage: Stage[Grpo], task: TaskSource) -> None:
             recorded = stage.run.ledger.read(stage.index, step)
             scored = recorded or _sample(stage, step, rollouts, verifier, clock)
             batches = minibatches(scored, settings, rollouts.staleness)
-            with clock("update"):
+            with clock("update"), heap.apart():
                 updates = _update(stage, batches)
             stage.note_bad(step, updates)
             taught = sum(map(len, batches))
