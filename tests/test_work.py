@@ -50,6 +50,7 @@ class Products(TorchDispatchMode):
         self.calls = 0
         self.steps = 0  # products with the vocabulary projection
         self.multiplications = 0
+        self.attention = 0  # products of queries with keys, and of shares with values
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
@@ -59,6 +60,7 @@ class Products(TorchDispatchMode):
             self.calls += 1
             self.steps += outer == VOCAB
             self.multiplications += left.numel() * outer
+        self.attention += name == "matmul"
         return func(*args, **(kwargs or {}))
 
 
@@ -113,6 +115,25 @@ def test_an_engine_computes_a_prompt_once_and_each_token_once(decoder: Decoder) 
     decoded = 8 * 5  # the last token of a completion is not computed
     assert products.multiplications == (prompts + decoded) * LAYER_WEIGHTS + 8 * 6 * HEAD_WEIGHTS
     assert products.calls == (1 + 5) * PRODUCTS + 6
+
+
+@pytest.mark.parametrize(
+    ("length", "completions", "attentions"),
+    [(128, 1, 1), (129, 1, 2), (128, 2, 2)],
+    ids=["in its own row", "too long for that", "shared"],
+)
+def test_a_step_attends_once_to_a_prompt_in_its_own_row(
+    decoder: Decoder, length: int, completions: int, attentions: int
+) -> None:
+    """To a prompt apart and to a completion's own tokens it attends twice."""
+
+    def products(new_tokens: int) -> int:
+        request = Request("0", [1] * length, completions, Sampling(max_tokens=new_tokens), 0)
+        with Products() as products:
+            TorchEngine(decoder, Endless(), slots=2).generate([request])
+        return products.attention
+
+    assert products(6) - products(1) == 5 * LAYERS * 2 * attentions
 
 
 def test_a_freed_slot_is_filled_before_the_next_step(decoder: Decoder) -> None:

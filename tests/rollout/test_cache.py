@@ -24,17 +24,25 @@ def _plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 @given(
     groups=st.lists(
         st.tuples(st.integers(1, 40), st.lists(st.integers(0, 40), max_size=3)),
-        min_size=1,
         max_size=4,
-    ).filter(lambda groups: any(members for _, members in groups)),
+    ),
+    alone=st.lists(st.integers(1, 40), max_size=3),
     heads=st.sampled_from([(4, 2), (3, 3), (4, 1)]),
     shelves=st.integers(1, 2),
     seed=st.integers(0, 100),
 )
 def test_one_decoding_step_is_plain_attention(
-    groups: list[tuple[int, list[int]]], heads: tuple[int, int], shelves: int, seed: int
+    groups: list[tuple[int, list[int]]],
+    alone: list[int],
+    heads: tuple[int, int],
+    shelves: int,
+    seed: int,
 ) -> None:
-    """`groups`: prompt length and tokens already decoded of each member. Rows are shuffled."""
+    """`groups`: prompt length and tokens already decoded of each member. `alone`: tokens of those
+    that have their prompt in their own row. Rows are shuffled.
+    """
+    if not alone and not any(members for _, members in groups):
+        alone = [1]
     noise = torch.Generator().manual_seed(seed)
     queries, kv_heads = heads
 
@@ -42,8 +50,10 @@ def test_one_decoding_step_is_plain_attention(
         return torch.randn(shape, generator=noise)
 
     prompts = [(random(1, 1, kv_heads, n, 5), random(1, 1, kv_heads, n, 7)) for n, _ in groups]
+    prompts += [(random(1, 1, kv_heads, 0, 5), random(1, 1, kv_heads, 0, 7))]
     owners = [group for group, (_, members) in enumerate(groups) for _ in members]
-    lengths = [length for _, members in groups for length in members]
+    owners += [len(groups)] * len(alone)
+    lengths = [length for _, members in groups for length in members] + alone
     order = torch.randperm(len(lengths), generator=noise).tolist()
     owners, lengths = [owners[i] for i in order], [lengths[i] for i in order]
     pasts = [(random(1, 1, kv_heads, n, 5), random(1, 1, kv_heads, n, 7)) for n in lengths]

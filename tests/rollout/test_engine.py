@@ -11,6 +11,7 @@ import torch
 from interlock.errors import ConfigError, ModelError, TrainingError
 from interlock.models.decoder import Decoder
 from interlock.records import Completion, FinishReason, Sampling
+from interlock.rollout.batch import LONE_PROMPT
 from interlock.rollout.engine import TorchEngine
 from interlock.rollout.request import Request
 
@@ -77,6 +78,7 @@ def test_requests_of_different_sizes_and_rules_share_a_batch(
     requests = [
         Request(f"p{i}", prompt(1 + 7 * i), 1 + i % 3, rules[i % 4], seed=i) for i in range(12)
     ]
+    requests += [Request("long", prompt(LONE_PROMPT + 1), 1, rules[3], seed=12)]
     _check(TorchEngine(decoder, letters(), 5).generate(requests), requests, decoder, plain_loop)
 
 

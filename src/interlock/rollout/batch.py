@@ -36,6 +36,9 @@ PREFILL_TOKENS = 2048  # of one forward pass, padding included; a longer prompt 
 # work meanwhile.
 ADMIT_SHARE = 1 / 8
 SHORTEST_CLASS = 32  # prompts up to this length share a shelf
+# A prompt of one completion, if no longer than this, is kept in the completion's own row: one
+# attention instead of two that are merged. All rows are as long as the longest, hence the bound.
+LONE_PROMPT = 128
 
 Item = TypeVar("Item", Prompt, Row)
 
@@ -49,6 +52,16 @@ class Shelf:
     def __init__(self) -> None:
         self.prompts: list[Prompt] = []
         self.arena: Arena | None = None
+
+    def add(self, prompts: Sequence[Prompt], k: torch.Tensor, v: torch.Tensor) -> None:
+        """Keep those of the prompts that are not lone; k and v [Y, A, K, P, *] are of all."""
+        kept = [place for place, prompt in enumerate(prompts) if not prompt.lone]
+        if not kept:
+            return
+        if self.arena is None:
+            self.arena = Arena(k, v)
+        self.arena.append(len(self.prompts), k[:, kept], v[:, kept])
+        self.prompts += [prompts[place] for place in kept]
 
     def compact(self) -> None:
         """Forget the prompts whose completions are all finished."""
@@ -82,6 +95,7 @@ class Batch:
         self._device = decoder.embed.device
         self._waiting: deque[tuple[int, Request]] = deque()
         self._starting: deque[Row] = deque()  # prefilled, but without a slot
+        self._prompts: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # k, v of lone ones there
         self._rows: list[Row] = []  # _rows[i] is row i of _own and of _hidden
         self._own: Arena | None = None
         self._hidden = torch.empty(
@@ -116,7 +130,11 @@ class Batch:
         if admitted:
             hidden = torch.stack([row.prompt.hidden for row in admitted])
             self._hidden = torch.cat([self._hidden, hidden])
-            self._rows += admitted
+            for row in admitted:
+                if row.prompt.lone:
+                    assert self._own is not None
+                    self._own.append(len(self._rows), *self._prompts.pop(row.prompt.index))
+                self._rows.append(row)
 
     def _prefill(self, fresh: Sequence[tuple[int, Request]]) -> list[Prompt]:
         """Compute the prompts of `fresh`, by length class; returns them in the order of `fresh`."""
@@ -142,17 +160,18 @@ class Batch:
         hidden = self._decoder(self._tensor(stream), attend.positions, attend)  # [N, d]
         last = hidden[attend.last]
         prompts = [
-            Prompt(index, request, state)
-            for (index, request), state in zip(fresh, last, strict=True)
+            Prompt(index, request, state, request.completions == 1 and len(text) <= LONE_PROMPT)
+            for (index, request), text, state in zip(fresh, texts, last, strict=True)
         ]
         k, v = attend.stored()
         if self._own is None:
             self._own = Arena(k, v)
             self._own.reserve(self._slots, 1)
-        if shelf.arena is None:
-            shelf.arena = Arena(k, v)
-        shelf.arena.append(len(shelf.prompts), k, v)
-        shelf.prompts += prompts
+        for place, prompt in enumerate(prompts):
+            if prompt.lone:
+                rows = slice(place, place + 1), slice(None), slice(prompt.length)
+                self._prompts[prompt.index] = k[:, *rows], v[:, *rows]
+        shelf.add(prompts, k, v)
         return prompts
 
     def _sample(self) -> None:
@@ -191,7 +210,7 @@ class Batch:
             self._hidden = self._hidden[:0]
             return
         assert self._own is not None
-        stored = [len(row.tokens) - 1 for row in self._rows]
+        stored = [row.stored for row in self._rows]
         self._own.reserve(self._slots, max(stored) + 1)
         attend = Decode(self._own, stored, self._shared())
         tokens = self._tensor([row.tokens[-1] for row in self._rows])

@@ -5,6 +5,8 @@
                        └ prompt: all completions of a group against its one row
                          the two softmaxes are merged by their log-sum-exps
 
+A completion that shares its prompt with no other may have it in its own row, before its own tokens.
+
 Only basic operators, on any device. Active rows of an arena are always its first ones: attention
 reads a dense slice and never gathers keys or values.
 
@@ -126,7 +128,8 @@ class Shared:
 class Decode:
     """Attention of one new token per completion over the group's prompt and its own past.
 
-    Writes the token's keys and values into `own` first.
+    Writes the token's keys and values into `own` first. A completion in none of `shared` has its
+    prompt in its own row.
     """
 
     def __init__(self, own: Arena, lengths: Sequence[int], shared: Sequence[Shared]) -> None:
@@ -136,18 +139,20 @@ class Decode:
         self._mask = _seen([length + 1 for length in lengths], own.length, device)  # [B, 1, 1, S]
         self._rows = torch.arange(len(lengths), device=device)
         self._at = torch.tensor(lengths, device=device)  # [B], the new token's place in its row
-        self._where = torch.tensor(self._places(len(lengths)), device=device)  # [B]
+        nowhere = sum(part.rows.numel() for part in shared)
+        places = self._places(len(lengths), nowhere)
+        self._where = torch.tensor(places, device=device)  # [B]
+        self._alone = nowhere in places
 
-    def _places(self, count: int) -> list[int]:
+    def _places(self, count: int, nowhere: int) -> list[int]:
         """Where each completion stands in the concatenation of all padded `Shared.rows`."""
-        places, base = [-1] * count, 0
+        places, base = [nowhere] * count, 0
         for shared in self._shared:
             groups, most = shared.rows.shape
             for group, members in enumerate(shared.members):
                 for offset, row in enumerate(members):
                     places[row] = base + group * most + offset
             base += groups * most
-        assert min(places) >= 0
         return places
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -157,7 +162,11 @@ class Decode:
         own_v[self._rows, :, self._at] = v
         q = (q * scale).unflatten(1, (kv_heads, -1))  # [B, K, H/K, D]
         own, own_lse = _attend(q, own_k[:count], own_v[:count], self._mask)
+        if not self._shared:
+            return own.flatten(1, 2)
         parts = [_attend_shared(q, shared, layer) for shared in self._shared]
+        if self._alone:  # a place behind all others, without weight
+            parts.append((torch.zeros_like(own[:1]), torch.full_like(own_lse[:1], -torch.inf)))
         prompt = torch.cat([out for out, _ in parts])[self._where]  # [B, K, H/K, E]
         prompt_lse = torch.cat([lse for _, lse in parts])[self._where]  # [B, K, H/K]
         share = torch.sigmoid(prompt_lse - own_lse)[..., None]

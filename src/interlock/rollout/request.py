@@ -69,10 +69,11 @@ def check(request: Request, vocab: int, context: int) -> None:
 class Prompt:
     """A prefilled prompt: what the completions of one request share."""
 
-    def __init__(self, index: int, request: Request, hidden: Tensor) -> None:
+    def __init__(self, index: int, request: Request, hidden: Tensor, lone: bool = False) -> None:
         self.index = index  # of the request
         self.request = request
         self.hidden = hidden  # [d], of the last token
+        self.lone = lone  # kept in the row of its only completion
         self.length = len(request.prompt_tokens)
         self.finished: dict[int, Completion] = {}  # by number
 
@@ -99,6 +100,11 @@ class Row:
         self._stream = vocabulary.stream() if self.sampling.stop else None
         self._streamed = ""
         self._text: str | None = None  # before the stop string, once one was found
+
+    @property
+    def stored(self) -> int:
+        """Tokens whose keys and values are in the row, before the newest token's."""
+        return (self.prompt.length if self.prompt.lone else 0) + len(self.tokens) - 1
 
     def noise(self) -> tuple[float, float]:
         """The uniforms of the next token."""
