@@ -35,16 +35,25 @@ format: $(VENV)/.lint  ## Rewrite the sources in the house format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.bench  ## The benchmarks of bench/RESULTS.md (about two hours on two cores)
-	$(BIN)/python bench/rollout.py
-	$(BIN)/python bench/decode.py
-	$(BIN)/python bench/learner.py
-	$(BIN)/python bench/grpo_step.py
-	$(BIN)/python bench/demo_seeds.py
-	$(BIN)/python bench/sync.py
-	$(BIN)/python bench/coordinator.py
-	$(BIN)/python bench/recovery.py --learner
-	$(BIN)/python bench/qualify.py levels --threads 2
+# vLLM takes part where `make vllm` has been run.
+bench: VLLM_SIDE = $(if $(wildcard $(VLLM)/bin/python),--vllm $(VLLM)/bin/python)
+bench: $(VENV)/.bench  ## Run the CPU benchmarks and rewrite the tables of bench/RESULTS.md (over two hours)
+	@echo "$(if $(VLLM_SIDE),vLLM takes part: $(VLLM),without vLLM: make vllm installs it)"
+	mkdir -p runs/bench
+	rm -rf runs/bench/demo_seeds
+	$(BIN)/python bench/rollout.py $(VLLM_SIDE) --json runs/bench/rollout.json
+	$(BIN)/python bench/rollout.py --dtype bfloat16 $(VLLM_SIDE) --json runs/bench/rollout-bfloat16.json
+	$(BIN)/python bench/decode.py --json runs/bench/decode.json
+	$(BIN)/python bench/decode.py --rows 64 --group 1 8 --memory 14 --json runs/bench/decode-groups.json
+	$(BIN)/python bench/learner.py --json runs/bench/learner.json
+	$(BIN)/python bench/grpo_step.py --json runs/bench/grpo_step.json
+	$(BIN)/python bench/demo_seeds.py --runs runs/bench/demo_seeds --json runs/bench/demo_seeds.json
+	$(BIN)/python bench/time_to_half.py --json runs/bench/time_to_half.json
+	$(BIN)/python bench/sync.py --json runs/bench/sync.json
+	$(BIN)/python bench/coordinator.py --json runs/bench/coordinator.json
+	$(BIN)/python bench/recovery.py --learner --json runs/bench/recovery.json
+	$(BIN)/python bench/qualify.py levels --threads 2 --json runs/bench/qualify.json
+	$(BIN)/python bench/tables.py runs/bench
 
 vllm: $(VLLM)/.installed  ## An environment of its own with vLLM's CPU build (3.5 GB), for generators
 

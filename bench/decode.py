@@ -5,11 +5,11 @@
 A step is the decoder with cached attention, the vocabulary projection and sampling, for as many
 sequences as --rows. Every sequence has a prompt of its own of --contexts tokens, with random keys
 and values, and --own tokens of its own. With --group G, G sequences share a prompt, and its keys
-and values; with --group 1 each has its own, as in engines without sharing.
+and values; with --group 1 each has its own, as in engines without sharing. Several G take turns.
 
 The bound is the longer of two times: all multiplications at the speed of a square product, and all
 weights, keys and values at the speed of reading memory, both measured here. Settings whose keys and
-values exceed --memory GB are left out, and named.
+values, of all groups together, exceed --memory GB are left out, and named.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from interlock.models.checkpoint import load_decoder
 from interlock.models.decoder import Decoder
 from interlock.models.fetch import find_model
 from interlock.records import Sampling
+from interlock.rollout.batch import LONE_PROMPT
 from interlock.rollout.cache import Arena, Decode, Shared
 from interlock.rollout.packed import packed
 from interlock.rollout.sampler import Noise, sample
@@ -50,17 +51,20 @@ def arena(decoder: Decoder, rows: int, length: int) -> Arena:
 def step_of(
     decoder: Decoder, rows: int, context: int, own: int, group: int
 ) -> Callable[[], tuple[torch.Tensor, torch.Tensor]]:
-    prompts = arena(decoder, rows // group, context)
     members = [list(range(first, first + group)) for first in range(0, rows, group)]
-    past = arena(decoder, rows, own)
-    past.reserve(rows, own + 1)
+    if group == 1 and context <= LONE_PROMPT:  # the engine keeps these as one
+        before, prompts = context + own, None
+    else:
+        before, prompts = own, arena(decoder, rows // group, context)
+    past = arena(decoder, rows, before)
+    past.reserve(rows, before + 1)
     tokens = torch.arange(1000, 1000 + rows)
     positions = torch.full((rows,), context + own)
     rules, noise = [Sampling()] * rows, [Noise(0, "bench", row).at(own) for row in range(rows)]
 
     def step() -> tuple[torch.Tensor, torch.Tensor]:
-        shared = Shared(prompts, [context] * len(members), members)
-        hidden = decoder(tokens, positions, Decode(past, [own] * rows, [shared]))
+        shared = [] if prompts is None else [Shared(prompts, [context] * len(members), members)]
+        hidden = decoder(tokens, positions, Decode(past, [before] * rows, shared))
         return sample(decoder.logits(hidden), rules, noise)
 
     return step
@@ -84,14 +88,21 @@ def bound_s(
     return max(rows * (weights + attention) / speed, read / bandwidth)
 
 
-def median_s(run: Callable[[], Any], rounds: int) -> float:
-    run()
-    taken = []
-    for _ in range(rounds):
-        start = time.perf_counter()
+def in_turns(runs: Sequence[Callable[[], Any]], rounds: int) -> list[list[float]]:
+    """Seconds of each in every round; one of each goes before, uncounted."""
+    for run in runs:
         run()
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken)
+    taken: list[list[float]] = [[] for _ in runs]
+    for number in range(rounds):
+        for at in range(len(runs))[:: 1 if number % 2 else -1]:
+            start = time.perf_counter()
+            runs[at]()
+            taken[at].append(time.perf_counter() - start)
+    return taken
+
+
+def median_s(run: Callable[[], Any], rounds: int) -> float:
+    return statistics.median(in_turns([run], rounds)[0])
 
 
 def machine(dtype: torch.dtype) -> tuple[float, float]:
@@ -99,6 +110,30 @@ def machine(dtype: torch.dtype) -> tuple[float, float]:
     x = torch.randn(2048, 2048).to(dtype)
     block = torch.ones(1 << 27)
     return 2048**3 / median_s(lambda: x @ x, 5), 4 * (1 << 27) / median_s(block.sum, 5)
+
+
+def figures_of(
+    shape: tuple[int, int, int, int], kept: int, taken: list[float], bound: float
+) -> dict[str, Any]:
+    """Of one setting: seconds a step, in the median and in every round, beside the bound's."""
+    rows, context, _, group = shape
+    return {
+        "rows": rows,
+        "group": group,
+        "context": context,
+        "seconds": statistics.median(taken),
+        "rounds": taken,
+        "bound": bound,
+        "kept_bytes": kept,
+    }
+
+
+def show(row: dict[str, Any]) -> str:
+    return (
+        f"| {row['rows']} | {row['group']} | {row['context']} | {1e3 * row['seconds']:.0f} "
+        f"| {row['rows'] / row['seconds']:.0f} | {1e3 * row['bound']:.0f} "
+        f"| {row['bound'] / row['seconds']:.0%} | {row['kept_bytes'] / 1e9:.2f} GB |"
+    )
 
 
 def main() -> None:
@@ -109,7 +144,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 64, 256])
     parser.add_argument("--contexts", type=int, nargs="+", default=[128, 1024, 4096])
     parser.add_argument("--own", type=int, default=32, help="tokens of each sequence alone")
-    parser.add_argument("--group", type=int, default=1, help="sequences that share a prompt")
+    parser.add_argument("--group", type=int, nargs="+", default=[1], help="share a prompt")
     parser.add_argument("--memory", type=float, default=13.0, help="GB of keys and values, at most")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, help="write the figures to this file, too")
@@ -122,26 +157,27 @@ def main() -> None:
     dtype = device.dtype(given.dtype)
     decoder = load_decoder(find_model(given.model, print), dtype, place).requires_grad_(False)
     print(f"{given.dtype}, {given.threads} threads, torch {torch.__version__}")
-    print("| sequences | context | ms a step | tokens/s | bound, ms | share | keys and values |")
-    print("|---|---|---|---|---|---|---|")
+    heads = ["sequences", "group", "context", "ms a step", "tokens/s", "bound, ms", "share"]
+    heads += ["keys and values"]
+    print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|", flush=True)
     found = []
     for rows in given.rows:
         for context in given.contexts:
-            shape = (rows, context, given.own, min(given.group, rows))
-            kept = bytes_kept(decoder, *shape) / 1e9
-            if kept > given.memory:
-                print(f"| {rows} | {context} | not run | | | | {kept:.1f} GB |", flush=True)
+            groups = sorted({min(group, rows) for group in given.group})
+            shapes = [(rows, context, given.own, group) for group in groups]
+            kept = [bytes_kept(decoder, *shape) for shape in shapes]
+            if sum(kept) > given.memory * 1e9:
+                row = {"rows": rows, "context": context, "kept_bytes": sum(kept)}
+                found.append(row | {"seconds": None})
+                print(f"| {rows} | | {context} | not run | | | | {sum(kept) / 1e9:.1f} GB |")
                 continue
             speed, bandwidth = machine(dtype)
             with torch.inference_mode(), packed(decoder, rows, 1000):
-                taken = median_s(step_of(decoder, *shape), given.rounds)
-            bound = bound_s(decoder, *shape, speed, bandwidth)
-            found.append({"rows": rows, "context": context, "seconds": taken, "bound": bound})
-            print(
-                f"| {rows} | {context} | {1e3 * taken:.0f} | {rows / taken:.0f} "
-                f"| {1e3 * bound:.0f} | {bound / taken:.0%} | {kept:.2f} GB |",
-                flush=True,
-            )
+                rounds = in_turns([step_of(decoder, *shape) for shape in shapes], given.rounds)
+            for shape, size, values in zip(shapes, kept, rounds, strict=True):
+                bound = bound_s(decoder, *shape, speed, bandwidth)
+                found.append(figures_of(shape, size, values, bound))
+                print(show(found[-1]), flush=True)
     if given.json is not None:
         setting = {name: str(value) for name, value in vars(given).items()}
         figures = {"environment": environment(), "setting": setting, "result": found}

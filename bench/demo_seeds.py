@@ -32,6 +32,7 @@ class Result:
     after: float
     steps: int
     minutes: float
+    curve: list[tuple[int, float]]  # step, accuracy
 
 
 def run(seed: int, directory: Path, settings: list[str]) -> Result:
@@ -42,8 +43,8 @@ def run(seed: int, directory: Path, settings: list[str]) -> Result:
     minutes = (time.perf_counter() - start) / 60
     lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     metrics = [json.loads(line) for line in lines]
-    accuracies = [line["accuracy"] for line in metrics if line.get("accuracy") is not None]
-    return Result(seed, accuracies[0], accuracies[-1], metrics[-1]["step"], minutes)
+    curve = [(m["step"], m["accuracy"]) for m in metrics if m.get("accuracy") is not None]
+    return Result(seed, curve[0][1], curve[-1][1], metrics[-1]["step"], minutes, curve)
 
 
 def show(results: list[Result]) -> None:
@@ -73,7 +74,11 @@ def main() -> None:
     results = [run(seed, given.runs / f"seed-{seed}", given.settings) for seed in given.seeds]
     show(results)
     if given.json:
-        figures = {"environment": environment(), "seeds": [asdict(result) for result in results]}
+        figures = {
+            "environment": environment(),
+            "setting": {"recipe": " ".join([f"recipes/{RECIPE.name}", *given.settings])},
+            "seeds": [asdict(result) for result in results],
+        }
         given.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 

@@ -10,7 +10,7 @@ import platform
 from importlib import metadata
 from pathlib import Path
 
-_PACKAGES = ("interlock", "torch", "transformers", "trl", "accelerate", "tokenizers")
+_PACKAGES = ("interlock", "torch", "transformers", "trl", "accelerate", "tokenizers", "ray")
 _INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "bf16", "sve")  # bf16, sve: Arm
 _CPUINFO = Path("/proc/cpuinfo")
 

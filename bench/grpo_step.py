@@ -64,8 +64,10 @@ class Turns:
         self._replies = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)
 
-    def idle(self, facts: Facts | None) -> None:
-        """Tell the facts of the step before, if any; sleep until told to go, or exit when over."""
+    def idle(self, facts: Any) -> None:
+        """Tell the facts of the step before, a dataclass or None; sleep until told to go, or exit
+        when over.
+        """
         print(json.dumps(facts and asdict(facts)), file=self._replies, flush=True)
         if not sys.stdin.readline():
             sys.exit(0)
@@ -74,23 +76,26 @@ class Turns:
 class Side:
     """A trainer in its own process, started and waited for until it is idle."""
 
-    def __init__(self, name: str, arguments: list[str]) -> None:
-        script = Path(__file__).with_name(SIDES[name])
+    def __init__(self, name: str, script: str, arguments: list[str]) -> None:
         self.name = name
         self._process = subprocess.Popen(
-            [sys.executable, str(script), *arguments],
+            [sys.executable, str(Path(__file__).with_name(script)), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
         self._reply()
 
-    def step(self) -> Step:
+    def go(self) -> Any:
+        """The facts of one step."""
         assert self._process.stdin is not None
-        start = time.perf_counter()
         self._process.stdin.write("go\n")
         self._process.stdin.flush()
-        facts = self._reply()
+        return self._reply()
+
+    def step(self) -> Step:
+        start = time.perf_counter()
+        facts = self.go()
         return Step(time.perf_counter() - start, Facts(**facts))
 
     def close(self) -> None:
@@ -182,7 +187,10 @@ def main() -> None:
     given = parser.parse_args()
     both = [f"--steps={given.rounds + 1}", f"--dtype={given.dtype}"]
     trl = [f"--micro-batch={given.trl_micro_batch}", f"--weights={given.trl_weights}"]
-    sides = [Side("ours", both), Side("trl", both + trl)]
+    sides = [
+        Side("ours", SIDES["ours"], both),
+        Side("trl", SIDES["trl"], both + trl),
+    ]
     measured = measure(sides, given.rounds)
     for side in sides:
         side.close()

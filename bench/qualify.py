@@ -80,6 +80,15 @@ def run_all(
             yield result
 
 
+def noted(
+    results: Iterator[dict[str, Any]], found: list[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """The same results, each kept in `found` as it passes."""
+    for result in results:
+        found.append(result)
+        yield result
+
+
 def failed(result: dict[str, Any]) -> list[str]:
     return [name for name, (outcome, _) in result["results"].items() if outcome == "fail"]
 
@@ -140,6 +149,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of torch, a run (default: 1)")
     parser.add_argument("--results", type=Path, help="JSON Lines, appended to")
     parser.add_argument("--only", nargs="*", default=sorted(DEFECTS), help="defects")
+    parser.add_argument("--json", type=Path, help="write the figures to this file, too")
     given = parser.parse_args()
     print(json.dumps(environment()))
     match given.what:
@@ -149,9 +159,15 @@ def main() -> None:
             runs = [(device, given.level, n) for n in range(given.rounds) for device in DEVICES]
         case "levels":
             runs = [(device, level, 0) for level in ("quick", "default") for device in DEVICES]
-    results = run_all(runs, given.jobs, given.threads, given.results)
+    found: list[dict[str, Any]] = []
+    results = noted(run_all(runs, given.jobs, given.threads, given.results), found)
     show = show_defects if given.what == "defects" else show_healthy
-    sys.exit(0 if show(results) else 1)
+    right = show(results)
+    if given.json is not None:
+        setting = {name: str(value) for name, value in vars(given).items()}
+        figures = {"environment": environment(), "setting": setting, "result": found}
+        given.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    sys.exit(0 if right else 1)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@
 All sides answer the same prompts with the same weights on the same threads, and make exactly the
 same number of tokens: end tokens end nothing. They take turns inside every round, so that a busy
 machine slows both; the ratio is taken per round. A short round of each goes before, uncounted.
+"Ready" is after opening the model; vLLM, a process of its own, begins with its imports.
 --dtype auto is what Interlock would choose for the device; both sides use it.
 """
 
@@ -98,8 +99,8 @@ def transformers_side(
 
 def vllm_side(
     python: Path, model: Path, prompts: list[list[int]], group: int, threads: int, dtype: str
-) -> Side:
-    """A process of vLLM's environment, which sleeps while it is not its turn."""
+) -> tuple[Side, str]:
+    """A process of vLLM's environment, which sleeps while it is not its turn, and its version."""
     child = subprocess.Popen(
         [python, Path(__file__).with_name("vllm_side.py")],
         stdin=subprocess.PIPE,
@@ -116,8 +117,7 @@ def vllm_side(
             raise SystemExit(f"vLLM ended early, exit code {child.wait()}")
         return answer
 
-    start = time.perf_counter()
-    ask(
+    version = ask(
         {
             "model": str(model),
             "dtype": dtype,
@@ -126,8 +126,7 @@ def vllm_side(
             "threads": threads,
         }
     )
-    print(f"vLLM is ready after {time.perf_counter() - start:.1f} s", flush=True)
-    return lambda new_tokens, _: int(ask(new_tokens))
+    return lambda new_tokens, _: int(ask(new_tokens)), version.strip()
 
 
 def measure(sides: dict[str, Side], rounds: int, new_tokens: int) -> dict[str, list[float]]:
@@ -187,14 +186,20 @@ def main() -> None:
         f"{options.new_tokens} new tokens, {options.dtype}, {options.threads} threads, {place}; "
         f"torch {torch.__version__}, transformers {transformers.__version__}"
     )
-    shape = (model, prompts, options.group)
+    shape, facts, ready = (model, prompts, options.group), environment(), {}
     start = time.perf_counter()
     sides = {"interlock": interlock_side(*shape, options.slots, place, options.dtype)}
-    print(f"the engine is ready after {time.perf_counter() - start:.1f} s")
+    ready["interlock"] = time.perf_counter() - start
+    start = time.perf_counter()
     sides["transformers"] = transformers_side(*shape, place, options.dtype)
+    ready["transformers"] = time.perf_counter() - start
     if options.vllm is not None:
         dtype = options.vllm_dtype or options.dtype
-        sides["vllm"] = vllm_side(options.vllm, *shape, options.threads, dtype)
+        start = time.perf_counter()
+        sides["vllm"], facts["vllm"] = vllm_side(options.vllm, *shape, options.threads, dtype)
+        ready["vllm"] = time.perf_counter() - start
+    for name, seconds in ready.items():
+        print(f"{name} is ready after {seconds:.1f} s", flush=True)
     result = summary(measure(sides, options.rounds, options.new_tokens))
     for name, row in result.items():
         unit = "x" if name.startswith("ratio") else " tok/s"
@@ -203,7 +208,7 @@ def main() -> None:
         )
     if options.json is not None:
         setting = {name: str(value) for name, value in vars(options).items()}
-        figures = {"environment": environment(), "setting": setting, "result": result}
+        figures = {"environment": facts, "setting": setting, "ready_s": ready, "result": result}
         options.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 

@@ -144,16 +144,23 @@ def measure_codec(
     return encoded, encode_s, time.perf_counter() - start
 
 
-def measure(weights: Iterator[dict[str, Tensor]], store: Path, threads: int) -> list[Row]:
-    """Publish all of `weights` to `store`, the first as the only anchor, and follow them."""
+def measure(
+    weights: Iterator[dict[str, Tensor]], store: Path, threads: int
+) -> dict[str, list[float]]:
+    """Publish all of `weights` to `store`, the first as the only anchor, and follow them.
+
+    The fields of Row, a value for every later version, and what the anchor took.
+    """
     publisher, replica = Publisher(str(store), anchor_every=1 << 30), Replica(str(store))
     rows: list[Row] = []
+    anchor: dict[str, list[float]] = {}
     old: dict[str, Tensor] = {}
     specs: dict[str, codec.Spec] = {}
     for number in itertools.count():
         torch.set_num_threads(threads)
         if (new := next(weights, None)) is None:
-            return rows
+            columns = zip(Row._fields, zip(*rows, strict=True), strict=True)
+            return {name: list(values) for name, values in columns} | anchor
         torch.set_num_threads(1)
         published = publisher.publish(number, new)
         start = time.perf_counter()
@@ -184,6 +191,7 @@ def measure(weights: Iterator[dict[str, Tensor]], store: Path, threads: int) -> 
             )
         else:
             specs = codec.specs(new)
+            anchor = {"anchor share": [share], "anchor publish_s": [published.seconds]}
             print(
                 f"  version 0: anchor, {published.full_bytes / 1e6:.1f} MB, stored in {share:.1%}; "
                 f"publish {published.seconds:.2f} s, fetch {fetch_s:.2f} s",
@@ -231,7 +239,7 @@ def table(result: dict[str, dict[str, dict[str, float]]]) -> None:
     for title, figures in result.items():
         print(f"\n{title:36s} {'min':>10s} {'median':>10s} {'max':>10s}")
         for name, values in figures.items():
-            percent = name in ("changed", "share") or name.startswith("waiting")
+            percent = name == "changed" or name.endswith("share") or name.startswith("waiting")
             shown = [f"{values[key]:.3%}" if percent else f"{values[key]:.3f}" for key in values]
             print(f"  {name:34s} " + " ".join(f"{text:>10s}" for text in shown))
 
@@ -257,9 +265,8 @@ def main() -> None:
             store = Path(directory)
             print(f"\nlr {lr:g}")
             weights = training(model, lr, options.versions, options.rows)
-            rows = measure(weights, store, options.threads)
-            columns = zip(Row._fields, zip(*rows, strict=True), strict=True)
-            result[f"lr {lr:g}"] = {name: spread(list(values)) for name, values in columns}
+            found = measure(weights, store, options.threads)
+            result[f"lr {lr:g}"] = {name: spread(values) for name, values in found.items()}
             if place or not options.mbit:
                 continue
             waits = measure_link(store, options.mbit, model_bytes(store))

@@ -1,7 +1,7 @@
 """vLLM's side of rollout.py, run by the interpreter of its own environment (`make vllm`).
 
     stdin: one JSON of model, dtype, prompts, group, threads; then, a line each, new tokens
-    stdout: "ready", then, a line each, the number of tokens made
+    stdout: vLLM's version once it is ready, then, a line each, the number of tokens made
 
 vLLM is started as its users start it: compiled, with its own defaults, for sequences as long as
 these. End tokens end nothing.
@@ -20,11 +20,11 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = str(asked["threads"])
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GB, more than these sequences need
 
-    from vllm import LLM, SamplingParams
+    from vllm import LLM, SamplingParams, __version__
 
     engine = LLM(model=asked["model"], dtype=asked["dtype"], max_model_len=512)
     prompts = [{"prompt_token_ids": ids} for ids in asked["prompts"]]
-    print("ready", file=replies, flush=True)
+    print(__version__, file=replies, flush=True)
     for line in sys.stdin:
         new_tokens = json.loads(line)
         rule = SamplingParams(

@@ -1,0 +1,86 @@
+"""Interlock's side of time_to_half.py: the GRPO recipe as it is, held before each step."""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from grpo_step import Turns
+from interlock import config
+from interlock.recipes.train import train
+from interlock.recipes.watch import Watch
+from time_to_half import (
+    BETAS,
+    COMPLETIONS,
+    HELD_OUT,
+    LEARNING_RATE,
+    MODEL,
+    PROBLEMS,
+    RULE,
+    Progress,
+    task,
+)
+
+
+def recipe(seed: int, steps: int) -> config.Recipe:
+    """One step more than is taken: the side is stopped when that would begin."""
+    stage = config.Grpo(
+        task=task(seed),
+        steps=steps + 1,
+        problems_per_step=PROBLEMS,
+        completions=COMPLETIONS,
+        sampling=RULE,
+        optimizer=config.Optimizer(lr=LEARNING_RATE, betas=BETAS),
+        eval=config.Evaluation(every=1, problems=HELD_OUT),
+    )
+    return config.Recipe(
+        model=config.Model(path=MODEL),
+        stage=[stage],
+        seed=seed,
+        learner=config.Learner(dtype="float32"),
+        generator=[config.Generator(dtype="float32", slots=PROBLEMS * COMPLETIONS)],
+        checkpoint_every=0,
+    )
+
+
+class Held(Watch):
+    """Lets a step begin when it is this side's turn; its clock stops for evaluations."""
+
+    def __init__(self, turns: Turns) -> None:
+        self._turns = turns
+        self._metrics: dict[str, Any] = {}
+        self._start = self._pause = self._paused = 0.0
+
+    def phase(self, name: str, total: int = 0) -> None:
+        now = time.perf_counter()
+        if name == "evaluating":
+            self._pause = now
+        if name == "generating":
+            self._turns.idle(self._progress(now - self._start - self._paused))
+            self._start, self._paused = time.perf_counter(), 0.0
+
+    def evaluated(self, step: int, accuracy: float, problems: int) -> None:
+        self._paused += time.perf_counter() - self._pause
+
+    def step(self, metrics: dict[str, Any]) -> None:
+        self._metrics = metrics
+
+    def _progress(self, seconds: float) -> Progress | None:
+        if not self._metrics:
+            return None
+        return Progress(seconds, self._metrics["accuracy"], self._metrics["generated_tokens"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--steps", type=int, required=True)
+    given = parser.parse_args()
+    turns = Turns()
+    with tempfile.TemporaryDirectory() as directory:
+        train(recipe(given.seed, given.steps), Path(directory) / "run", watch=Held(turns))
+
+
+if __name__ == "__main__":
+    main()
