@@ -46,6 +46,7 @@ bench: $(VENV)/.bench  ## Run the CPU benchmarks and rewrite the tables of bench
 	$(BIN)/python bench/decode.py --json runs/bench/decode.json
 	$(BIN)/python bench/decode.py --rows 64 --group 1 8 --memory 14 --json runs/bench/decode-groups.json
 	$(BIN)/python bench/learner.py --json runs/bench/learner.json
+	$(BIN)/python bench/learner.py --prompt 91 --json runs/bench/learner-long.json
 	$(BIN)/python bench/grpo_step.py --json runs/bench/grpo_step.json
 	$(BIN)/python bench/demo_seeds.py --runs runs/bench/demo_seeds --json runs/bench/demo_seeds.json
 	$(BIN)/python bench/time_to_half.py --json runs/bench/time_to_half.json

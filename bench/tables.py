@@ -372,6 +372,7 @@ RENDERERS: dict[str, Callable[[Figures], str]] = {
     "decode": decode,
     "decode-groups": decode_groups,
     "learner": learner,
+    "learner-long": learner,
     "sync": sync,
     "coordinator": coordinator,
     "recovery": recovery,

@@ -367,6 +367,7 @@ micro-batches of 8; OMP_NUM_THREADS not set.
 | sim | default | 224 | generate |""",
     ),
 }
+KNOWN["learner-long"] = KNOWN["learner"]
 
 
 def test_every_benchmark_is_known_here() -> None:
@@ -413,7 +414,7 @@ def test_a_run_replaces_what_stands_between_the_markers(folder: Path, results: P
     assert done.stdout.splitlines() == [
         "written: rollout",
         "left as it was: demo_seeds, time_to_half, grpo_step, rollout-bfloat16, decode, "
-        "decode-groups, learner, sync, coordinator, recovery, qualify",
+        "decode-groups, learner, learner-long, sync, coordinator, recovery, qualify",
     ]
     head = BEFORE.removesuffix(b"old | one\n")
     assert results.read_bytes() == head + ROLLOUT_TEXT.encode() + b"\n" + AFTER
