@@ -10,8 +10,10 @@ machine slows both; the ratio is taken per round. A short round of each goes bef
 """
 
 import argparse
+import atexit
 import json
 import os
+import signal
 import statistics
 import subprocess
 import time
@@ -100,21 +102,25 @@ def transformers_side(
 def vllm_side(
     python: Path, model: Path, prompts: list[list[int]], group: int, threads: int, dtype: str
 ) -> tuple[Side, str]:
-    """A process of vLLM's environment, which sleeps while it is not its turn, and its version."""
+    """vLLM's processes, stopped while it is not their turn, for they poll; and its version."""
     child = subprocess.Popen(
         [python, Path(__file__).with_name("vllm_side.py")],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        start_new_session=True,
     )
+    atexit.register(lambda: child.poll() is None and os.killpg(child.pid, signal.SIGKILL))
 
     def ask(question: object) -> str:
         assert child.stdin is not None and child.stdout is not None
+        os.killpg(child.pid, signal.SIGCONT)
         child.stdin.write(json.dumps(question) + "\n")
         child.stdin.flush()
         if not (answer := child.stdout.readline()):
             raise SystemExit(f"vLLM ended early, exit code {child.wait()}")
+        os.killpg(child.pid, signal.SIGSTOP)
         return answer
 
     version = ask(
