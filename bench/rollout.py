@@ -25,7 +25,7 @@ import torch
 import transformers
 
 from environment import environment
-from interlock.chips import device
+from interlock.chips import device, heap
 from interlock.models.checkpoint import load_decoder
 from interlock.models.fetch import find_model
 from interlock.models.tokenizer import TextStream, Tokenizer
@@ -111,7 +111,7 @@ def vllm_side(
         env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
         start_new_session=True,
     )
-    atexit.register(lambda: child.poll() is None and os.killpg(child.pid, signal.SIGKILL))
+    atexit.register(end, child)
 
     def ask(question: object) -> str:
         assert child.stdin is not None and child.stdout is not None
@@ -133,6 +133,12 @@ def vllm_side(
         }
     )
     return lambda new_tokens, _: int(ask(new_tokens)), version.strip()
+
+
+def end(child: subprocess.Popen[str]) -> None:
+    """Stopped processes would outlive this one."""
+    if child.poll() is None:
+        os.killpg(child.pid, signal.SIGKILL)
 
 
 def measure(sides: dict[str, Side], rounds: int, new_tokens: int) -> dict[str, list[float]]:
@@ -182,6 +188,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures to this file, too")
     options = parser.parse_args()
 
+    heap.keep_freed()  # for transformers too, which shares the process
     torch.set_num_threads(options.threads)
     model, place = find_model(options.model, print), device.resolve(options.device)
     options.dtype = device.settled_dtype(options.dtype, place)
