@@ -37,7 +37,7 @@ format: $(VENV)/.lint  ## Rewrite the sources in the house format
 
 # vLLM takes part where `make vllm` has been run.
 bench: VLLM_SIDE = $(if $(wildcard $(VLLM)/bin/python),--vllm $(VLLM)/bin/python)
-bench: $(VENV)/.bench  ## Run the CPU benchmarks and rewrite the tables of bench/RESULTS.md (over two hours)
+bench: $(VENV)/.bench  ## Run the CPU benchmarks and rewrite the tables of bench/RESULTS.md (about three hours)
 	@echo "$(if $(VLLM_SIDE),vLLM takes part: $(VLLM),without vLLM: make vllm installs it)"
 	mkdir -p runs/bench
 	rm -rf runs/bench/demo_seeds
@@ -49,7 +49,7 @@ bench: $(VENV)/.bench  ## Run the CPU benchmarks and rewrite the tables of bench
 	$(BIN)/python bench/learner.py --prompt 91 --json runs/bench/learner-long.json
 	$(BIN)/python bench/grpo_step.py --json runs/bench/grpo_step.json
 	$(BIN)/python bench/demo_seeds.py --runs runs/bench/demo_seeds --json runs/bench/demo_seeds.json
-	$(BIN)/python bench/time_to_half.py --json runs/bench/time_to_half.json
+	$(BIN)/python bench/time_to_half.py --seeds 0 --json runs/bench/time_to_half.json
 	$(BIN)/python bench/sync.py --json runs/bench/sync.json
 	$(BIN)/python bench/coordinator.py --json runs/bench/coordinator.json
 	$(BIN)/python bench/recovery.py --learner --json runs/bench/recovery.json

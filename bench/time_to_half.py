@@ -1,6 +1,6 @@
 """Seconds of training until half of the held-out sums are right: Interlock against TRL.
 
-    python bench/time_to_half.py [--seeds 0 1 2] [--most-steps 30] [--json time_to_half.json]
+    python bench/time_to_half.py [--seeds 0 1 2] [--most-steps 10] [--json time_to_half.json]
 
 Both sides train SmolLM2-135M-Instruct on the demo's task: the same problems in the same order, the
 same verifier, 12 problems x 8 completions of at most 32 tokens that end with their line, and the
@@ -83,7 +83,7 @@ def reached(curve: list[list[float]], goal: float) -> tuple[float | None, float 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
-    parser.add_argument("--most-steps", type=int, default=30, help="give up after these")
+    parser.add_argument("--most-steps", type=int, default=10, help="give up after these")
     parser.add_argument("--goal", type=float, default=0.5, help="share of the problems right")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
     given = parser.parse_args()
