@@ -102,7 +102,7 @@ def transformers_side(
 def vllm_side(
     python: Path, model: Path, prompts: list[list[int]], group: int, threads: int, dtype: str
 ) -> tuple[Side, str]:
-    """vLLM's processes, stopped while it is not their turn, for they poll; and its version."""
+    """vLLM's processes, stopped while it is not their turn, and its version."""
     child = subprocess.Popen(
         [python, Path(__file__).with_name("vllm_side.py")],
         stdin=subprocess.PIPE,

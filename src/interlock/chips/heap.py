@@ -29,7 +29,7 @@ def apart() -> Iterator[None]:
     """Around one phase of a step: what is free before and after it goes back to the kernel.
 
     Phases cannot use the pieces well that others left: without this, a process that generates and
-    updates in turns holds a third more than the hungriest of them needs.
+    updates in turns holds up to a fifth more than the hungriest of them needs.
     """
     release()
     try:
