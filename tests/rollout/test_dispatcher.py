@@ -74,11 +74,14 @@ class Fleet:
         self.dispatcher.keep = self.kept.extend
         self.publish(0)
 
-    def publish(self, number: int) -> None:
-        tensors = {"w": torch.full((8,), float(number))}
-        self.dispatcher.publish(
-            number, tensors, lambda tokens: stub_worker.score(number, len(tokens))
-        )
+    def publish(self, number: int, before_telling: Callable[[], None] = lambda: None) -> None:
+        """`before_telling`: called when the version is in the store and no worker knows of it."""
+
+        def score(tokens: list[int]) -> list[float]:
+            before_telling()
+            return stub_worker.score(number, len(tokens))
+
+        self.dispatcher.publish(number, {"w": torch.full((8,), float(number))}, score)
 
     def order(self, first: int, count: int, unit: int = 2, names: str = "problem {}") -> None:
         keys = range(first, first + count)
@@ -221,12 +224,15 @@ def test_weights_that_are_not_proven_are_never_served(
 
 
 def test_a_store_that_was_damaged_is_mended(fleet: Callable[..., Fleet], tmp_path: Path) -> None:
-    """The stub says that it cannot fetch; the payload is really cut short."""
+    """The stub says that it cannot fetch; the payload is really cut short, before it is told of."""
     run = fleet(a={"link": [2]})
     run.ready()
-    run.publish(1)
-    (payload,) = (tmp_path / "sync").glob("v00000001-*.delta")
-    payload.write_bytes(payload.read_bytes()[:-1])
+
+    def cut_short() -> None:
+        (payload,) = (tmp_path / "sync").glob("v00000001-*.delta")
+        payload.write_bytes(payload.read_bytes()[:-1])
+
+    run.publish(1, before_telling=cut_short)
     run.order(0, 2)
     run.check(run.collect(2), 0, 2, version=1)
     run.wait_for(lambda _: run.kinds()["store_mended"] == 1)
