@@ -41,15 +41,17 @@ bench: $(VENV)/.bench  ## Run the CPU benchmarks and rewrite the tables of bench
 	@echo "$(if $(VLLM_SIDE),vLLM takes part: $(VLLM),without vLLM: make vllm installs it)"
 	mkdir -p runs/bench
 	rm -rf runs/bench/demo_seeds
+	$(BIN)/python bench/time_to_half.py --json runs/bench/time_to_half.json
 	$(BIN)/python bench/rollout.py $(VLLM_SIDE) --json runs/bench/rollout.json
 	$(BIN)/python bench/rollout.py --dtype bfloat16 $(VLLM_SIDE) --json runs/bench/rollout-bfloat16.json
 	$(BIN)/python bench/decode.py --json runs/bench/decode.json
 	$(BIN)/python bench/decode.py --rows 64 --group 1 8 --memory 14 --json runs/bench/decode-groups.json
 	$(BIN)/python bench/learner.py --json runs/bench/learner.json
 	$(BIN)/python bench/learner.py --prompt 91 --json runs/bench/learner-long.json
+	$(BIN)/python bench/learner.py --dtype bfloat16 --json runs/bench/learner-bfloat16.json
 	$(BIN)/python bench/grpo_step.py --json runs/bench/grpo_step.json
+	$(BIN)/python bench/grpo_step.py --dtype bfloat16 --json runs/bench/grpo_step-bfloat16.json
 	$(BIN)/python bench/demo_seeds.py --runs runs/bench/demo_seeds --json runs/bench/demo_seeds.json
-	$(BIN)/python bench/time_to_half.py --seeds 0 --json runs/bench/time_to_half.json
 	$(BIN)/python bench/sync.py --json runs/bench/sync.json
 	$(BIN)/python bench/coordinator.py --json runs/bench/coordinator.json
 	$(BIN)/python bench/recovery.py --learner --json runs/bench/recovery.json

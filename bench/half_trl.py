@@ -110,6 +110,7 @@ def settings(seed: int, steps: int, directory: str) -> GRPOConfig:
         output_dir=directory,
         seed=seed,
         use_cpu=True,
+        bf16=False,  # TRL's default is True
         model_init_kwargs={"dtype": "float32"},
         max_steps=steps + 1,
         per_device_train_batch_size=MICRO_BATCH,

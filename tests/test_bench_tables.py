@@ -367,7 +367,8 @@ micro-batches of 8; OMP_NUM_THREADS not set.
 | sim | default | 224 | generate |""",
     ),
 }
-KNOWN["learner-long"] = KNOWN["learner"]
+for also in ("learner-long", "learner-bfloat16", "grpo_step-bfloat16"):
+    KNOWN[also] = KNOWN[also.partition("-")[0]]
 
 
 def test_every_benchmark_is_known_here() -> None:
@@ -413,8 +414,9 @@ def test_a_run_replaces_what_stands_between_the_markers(folder: Path, results: P
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == [
         "written: rollout",
-        "left as it was: demo_seeds, time_to_half, grpo_step, rollout-bfloat16, decode, "
-        "decode-groups, learner, learner-long, sync, coordinator, recovery, qualify",
+        "left as it was: demo_seeds, time_to_half, grpo_step, grpo_step-bfloat16, "
+        "rollout-bfloat16, decode, decode-groups, learner, learner-long, learner-bfloat16, sync, "
+        "coordinator, recovery, qualify",
     ]
     head = BEFORE.removesuffix(b"old | one\n")
     assert results.read_bytes() == head + ROLLOUT_TEXT.encode() + b"\n" + AFTER
