@@ -37,7 +37,7 @@ format: $(VENV)/.lint  ## Rewrite the sources in the house format
 
 # vLLM takes part where `make vllm` has been run.
 bench: VLLM_SIDE = $(if $(wildcard $(VLLM)/bin/python),--vllm $(VLLM)/bin/python)
-bench: $(VENV)/.bench  ## Run the CPU benchmarks and rewrite the tables of bench/RESULTS.md (about three hours)
+bench: $(VENV)/.bench  ## Run the CPU benchmarks and rewrite the tables of bench/RESULTS.md (about two hours)
 	@echo "$(if $(VLLM_SIDE),vLLM takes part: $(VLLM),without vLLM: make vllm installs it)"
 	mkdir -p runs/bench
 	rm -rf runs/bench/demo_seeds
