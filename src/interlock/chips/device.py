@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
-from interlock.chips import accelerator, defects, simulated, versions
+from interlock.chips import accelerator, defects, mkl, simulated, versions
 from interlock.errors import ConfigError
 from interlock.records import Stack
 
@@ -67,10 +67,11 @@ def resolve(name: str) -> torch.device:
     a tensor; one of several has its number, asked for or not.
 
     What this changes in the process: the device becomes the current one of its kind, where graphs,
-    streams and libraries go that are not told; and products of float32 are made in float32, TF32
-    and HF32 being nobody's choice. Raises ConfigError when torch does not know the name or this
-    machine lacks the device.
+    streams and libraries go that are not told; products of float32 are made in float32, TF32 and
+    HF32 being nobody's choice; MKL's kernels are chosen. Raises ConfigError when torch does not
+    know the name or this machine lacks the device.
     """
+    mkl.choose_kernels()
     kind, _, planted = name.partition(":")
     try:
         if kind == "sim":
