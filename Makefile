@@ -9,6 +9,8 @@ BIN := $(VENV)/bin
 SOURCES := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
 .PHONY: help demo test test-slow chaos lint format bench vllm clean
 
 help:  ## This list
@@ -35,28 +37,32 @@ format: $(VENV)/.lint  ## Rewrite the sources in the house format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# vLLM takes part where `make vllm` has been run.
-bench: VLLM_SIDE = $(if $(wildcard $(VLLM)/bin/python),--vllm $(VLLM)/bin/python)
-bench: $(VENV)/.bench  ## Run the CPU benchmarks and rewrite the tables of bench/RESULTS.md (about two hours)
-	@echo "$(if $(VLLM_SIDE),vLLM takes part: $(VLLM),without vLLM: make vllm installs it)"
-	mkdir -p runs/bench
-	rm -rf runs/bench/demo_seeds
-	$(BIN)/python bench/time_to_half.py --json runs/bench/time_to_half.json
-	$(BIN)/python bench/rollout.py $(VLLM_SIDE) --json runs/bench/rollout.json
-	$(BIN)/python bench/rollout.py --dtype bfloat16 $(VLLM_SIDE) --json runs/bench/rollout-bfloat16.json
-	$(BIN)/python bench/decode.py --json runs/bench/decode.json
-	$(BIN)/python bench/decode.py --rows 64 --group 1 8 --memory 14 --json runs/bench/decode-groups.json
-	$(BIN)/python bench/learner.py --json runs/bench/learner.json
-	$(BIN)/python bench/learner.py --prompt 91 --json runs/bench/learner-long.json
-	$(BIN)/python bench/learner.py --dtype bfloat16 --json runs/bench/learner-bfloat16.json
-	$(BIN)/python bench/grpo_step.py --json runs/bench/grpo_step.json
-	$(BIN)/python bench/grpo_step.py --dtype bfloat16 --json runs/bench/grpo_step-bfloat16.json
-	$(BIN)/python bench/demo_seeds.py --runs runs/bench/demo_seeds --json runs/bench/demo_seeds.json
-	$(BIN)/python bench/sync.py --json runs/bench/sync.json
-	$(BIN)/python bench/coordinator.py --json runs/bench/coordinator.json
-	$(BIN)/python bench/recovery.py --learner --json runs/bench/recovery.json
-	$(BIN)/python bench/qualify.py levels --threads 2 --json runs/bench/qualify.json
-	$(BIN)/python bench/tables.py runs/bench
+# Each benchmark leaves its figures in a file, and what is younger than all it measures is not run again:
+# an interrupted `make bench` goes on. vLLM takes part where `make vllm` has been run.
+FIGURES := runs/bench
+BENCHMARKS := time_to_half rollout rollout-bfloat16 decode decode-groups learner learner-long learner-bfloat16 \
+  grpo_step grpo_step-bfloat16 demo_seeds sync coordinator recovery qualify
+MEASURED := $(shell find src bench recipes -name '*.py' -not -name tables.py -o -name '*.toml')
+VLLM_SIDE := $(if $(wildcard $(VLLM)/.installed),$(VLLM)/pyvenv.cfg)
+
+bench: $(BENCHMARKS:%=$(FIGURES)/%.json)  ## Run the CPU benchmarks and rewrite the tables of bench/RESULTS.md (about two hours)
+	$(BIN)/python bench/tables.py $(FIGURES)
+	@echo "$(if $(VLLM_SIDE),vLLM took part: $(VLLM),without vLLM: make vllm, then make bench again, adds it)"
+
+$(FIGURES)/rollout.json $(FIGURES)/rollout-bfloat16.json: $(VLLM_SIDE)
+$(FIGURES)/rollout%: FLAGS = $(if $(VLLM_SIDE),--vllm $(VLLM)/bin/python)
+$(FIGURES)/%-bfloat16.json: FLAGS += --dtype bfloat16
+$(FIGURES)/decode-groups.json: FLAGS = --rows 64 --group 1 8 --memory 14
+$(FIGURES)/learner-long.json: FLAGS = --prompt 91
+$(FIGURES)/demo_seeds.json: FLAGS = --runs $(FIGURES)/demo_seeds
+$(FIGURES)/recovery.json: FLAGS = --learner
+$(FIGURES)/qualify.json: FLAGS = levels --threads 2
+
+# decode-groups is bench/decode.py with other flags.
+$(BENCHMARKS:%=$(FIGURES)/%.json): $(FIGURES)/%.json: $(VENV)/.bench $(MEASURED)
+	mkdir -p $(FIGURES)
+	rm -rf $(FIGURES)/$*
+	$(BIN)/python bench/$(firstword $(subst -, ,$*)).py $(FLAGS) --json $@
 
 vllm: $(VLLM)/.installed  ## An environment of its own with vLLM's CPU build (3.5 GB), for generators
 
