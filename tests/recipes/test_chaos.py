@@ -12,20 +12,22 @@ from running import DEADLINE, finish, start
 
 from interlock.rundir import RunDir, RunView
 
-# A reward that two random layers can learn: the share of one letter. It begins at about 0.1.
+# A reward that two random layers can learn: a fifth of the letters shall be one letter. It begins
+# at about 0.5, and ends at 1 for every answer: then no group teaches anything, and nothing moves.
 REWARD = """
 def reward(problem, answer):
-    return answer.count("e") / max(1, len(answer))
+    return min(1.0, 5 * answer.count("e") / max(1, len(answer)))
 """
 PROBLEMS, COMPLETIONS = 4, 8
-LEARNED = 0.3
+UNLEARNED, LEARNED = 0.6, 0.95
 
 
 @pytest.fixture
 def recipe(tiny_recipe: Path) -> Path:
     (tiny_recipe.parent / "reward.py").write_text(REWARD)
     text = tiny_recipe.read_text()
-    fleet = "fleet = { kind = 'local', unit = 2, backoff_s = 0.1, silence_s = 6, failures = 8 }"
+    deadlines = "silence_s = 6, start_s = 40"  # a worker may be stopped while it starts, too
+    fleet = f"fleet = {{ kind = 'local', unit = 2, backoff_s = 0.1, {deadlines}, failures = 8 }}"
     three = 'count = 3\nenv = { OMP_NUM_THREADS = "1" }\n'
     changes = {
         "[[generator]]\n": f"{fleet}\nsync = {{ anchor_every = 4 }}\n\n[[generator]]\n{three}",
@@ -57,9 +59,7 @@ def check(view: RunView, steps: int) -> None:
     lines = [line for line in view.metrics() if line["step"]]
     assert all(0 <= line["staleness_max"] <= 2 for line in lines)
     rewards = [line["reward"] for line in lines]
-    # At its best: lr 4e-2, with which it learns in so few steps, may break what has converged.
-    best = max(fmean(rewards[at : at + 5]) for at in range(len(rewards) - 4))
-    assert fmean(rewards[:5]) < 0.15 and best > LEARNED, rewards
+    assert fmean(rewards[:5]) < UNLEARNED and fmean(rewards[-5:]) > LEARNED, rewards
 
 
 def disturbed(process: subprocess.Popen[bytes], chaos: Chaos, strikes: int, seed: int) -> None:
@@ -97,7 +97,7 @@ def test_an_undisturbed_run_sets_the_level(recipe: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize("seed", range(4))
 def test_long(seed: int, recipe: Path, tmp_path: Path) -> None:
     """Many more strikes; the learner, and so the coordinator, is killed three times as well."""
-    run, steps = tmp_path / "run", 160
+    run, steps = tmp_path / "run", 240
     chaos, moments = Chaos(run, seed), random.Random(seed)
     asked = (recipe, run, f"stage.steps={steps}")
     process = start(*asked)
