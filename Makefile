@@ -58,7 +58,7 @@ $(FIGURES)/demo_seeds.json: FLAGS = --runs $(FIGURES)/demo_seeds
 $(FIGURES)/recovery.json: FLAGS = --learner
 $(FIGURES)/qualify.json: FLAGS = levels --threads 2
 
-# decode-groups is bench/decode.py with other flags.
+# decode-groups is bench/decode.py with other flags. What an interrupted one left behind goes first.
 $(BENCHMARKS:%=$(FIGURES)/%.json): $(FIGURES)/%.json: $(VENV)/.bench $(MEASURED)
 	mkdir -p $(FIGURES)
 	rm -rf $(FIGURES)/$*
