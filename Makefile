@@ -43,14 +43,14 @@ FIGURES := runs/bench
 BENCHMARKS := time_to_half rollout rollout-bfloat16 decode decode-groups learner learner-long learner-bfloat16 \
   grpo_step grpo_step-bfloat16 demo_seeds sync coordinator recovery qualify
 MEASURED := $(shell find src bench recipes -name '*.py' -not -name tables.py -o -name '*.toml')
-VLLM_SIDE := $(if $(wildcard $(VLLM)/.installed),$(VLLM)/pyvenv.cfg)
+VLLM_READY := $(if $(wildcard $(VLLM)/.installed),$(VLLM)/pyvenv.cfg)
 
 bench: $(BENCHMARKS:%=$(FIGURES)/%.json)  ## Run the CPU benchmarks and rewrite the tables of bench/RESULTS.md (about two hours)
 	$(BIN)/python bench/tables.py $(FIGURES)
-	@echo "$(if $(VLLM_SIDE),vLLM took part: $(VLLM),without vLLM: make vllm, then make bench again, adds it)"
+	@echo "$(if $(VLLM_READY),vLLM took part: $(VLLM),without vLLM: make vllm, then make bench again, adds it)"
 
-$(FIGURES)/rollout.json $(FIGURES)/rollout-bfloat16.json: $(VLLM_SIDE)
-$(FIGURES)/rollout%: FLAGS = $(if $(VLLM_SIDE),--vllm $(VLLM)/bin/python)
+$(FIGURES)/rollout.json $(FIGURES)/rollout-bfloat16.json: $(VLLM_READY)
+$(FIGURES)/rollout%: FLAGS = $(if $(VLLM_READY),--vllm $(VLLM)/bin/python)
 $(FIGURES)/%-bfloat16.json: FLAGS += --dtype bfloat16
 $(FIGURES)/decode-groups.json: FLAGS = --rows 64 --group 1 8 --memory 14
 $(FIGURES)/learner-long.json: FLAGS = --prompt 91
