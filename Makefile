@@ -42,11 +42,10 @@ format: $(VENV)/.lint  ## Rewrite the sources in the house format
 FIGURES := runs/bench
 BENCHMARKS := time_to_half rollout rollout-bfloat16 decode decode-groups learner learner-long learner-bfloat16 \
   grpo_step grpo_step-bfloat16 demo_seeds sync coordinator recovery qualify
-MEASURED := $(shell find src bench recipes -name '*.py' -not -name tables.py -o -name '*.toml')
+MEASURED := $(shell find src bench recipes -name '*.py' -o -name '*.toml')
 VLLM_READY := $(if $(wildcard $(VLLM)/.installed),$(VLLM)/pyvenv.cfg)
 
-bench: $(BENCHMARKS:%=$(FIGURES)/%.json)  ## Run the CPU benchmarks and rewrite the tables of bench/RESULTS.md (about two hours)
-	$(BIN)/python bench/tables.py $(FIGURES)
+bench: $(BENCHMARKS:%=$(FIGURES)/%.json)  ## Run the CPU benchmarks (about two hours); figures go to runs/bench
 	@echo "$(if $(VLLM_READY),vLLM took part: $(VLLM),without vLLM: make vllm, then make bench again, adds it)"
 
 $(FIGURES)/rollout.json $(FIGURES)/rollout-bfloat16.json: $(VLLM_READY)

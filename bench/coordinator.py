@@ -35,14 +35,15 @@ import torch
 
 import quick_worker
 from environment import environment
-from interlock import config
+from interlock.config.schema import FleetSettings, GeneratorSettings, GuardSettings
 from interlock.fleet.base import Fleet, Spec
-from interlock.records import Group, Problem, Sampling
-from interlock.rollout.dispatcher import Dispatcher
-from interlock.rollout.generators import Purpose, State, Work, no_keep
-from interlock.rollout.protocol import Open
+from interlock.records.metrics import WorkerState
+from interlock.records.rl import Group, Problem, Sampling
 from interlock.rundir.ledger import Ledger
 from interlock.sync.store import Publisher
+from interlock.workers.dispatcher import Dispatcher
+from interlock.workers.generators import Purpose, Work, no_keep
+from interlock.workers.protocol import Open
 
 HERE = Path(__file__).resolve().parent
 START_S = 180.0  # for all workers of one fleet
@@ -148,17 +149,17 @@ def opened(
     asked = {
         name: (
             Spec(name, "quick_worker", directory / "logs" / f"{name}.log", env=env),
-            Open(name, "", None, config.Generator(), "", canary),
+            Open(name, "", None, GeneratorSettings(), "", canary),
         )
         for name in (f"w{number}" for number in range(workers))
     }
-    settings = config.Fleet(start_s=START_S, silence_s=60)
+    settings = FleetSettings(start_s=START_S, silence_s=60)
     notes: list[str] = []
     dispatcher = Dispatcher(
         fleet,
         asked,
         settings,
-        config.Guard(),
+        GuardSettings(),
         Publisher(str(directory / "sync"), 5),
         lambda problem: quick_worker.PROMPT,
         quick_worker.VOCAB,
@@ -168,7 +169,7 @@ def opened(
         dispatcher.publish(0, {"w": torch.zeros(8)}, lambda text: quick_worker.TEXT)
         deadline = time.monotonic() + START_S
         while not all(
-            facts.weight_version == 0 and facts.state is State.READY
+            facts.weight_version == 0 and facts.state is WorkerState.READY
             for facts in dispatcher.facts().values()
         ):
             if time.monotonic() > deadline:

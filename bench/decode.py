@@ -25,14 +25,14 @@ import torch
 
 from environment import environment
 from interlock.chips import device, heap
+from interlock.engine.portable.kv_cache import Arena, Decode, Shared
+from interlock.engine.portable.prepacked import packed
+from interlock.engine.portable.sampler import Noise, sample
+from interlock.engine.portable.scheduler import LONE_PROMPT
 from interlock.models.checkpoint import load_decoder
 from interlock.models.decoder import Decoder
 from interlock.models.fetch import find_model
-from interlock.records import Sampling
-from interlock.rollout.batch import LONE_PROMPT
-from interlock.rollout.cache import Arena, Decode, Shared
-from interlock.rollout.packed import packed
-from interlock.rollout.sampler import Noise, sample
+from interlock.records.rl import Sampling
 
 
 def arena(decoder: Decoder, rows: int, length: int) -> Arena:

@@ -10,8 +10,8 @@ import stub_worker  # type: ignore[import-not-found]
 
 from interlock.errors import SyncError
 from interlock.fleet.base import Channel
-from interlock.records import WeightVersion
-from interlock.rollout.protocol import Failed, Load, Open
+from interlock.records.rl import WeightVersion
+from interlock.workers.protocol import Failed, Load, Open
 
 
 class Witness(stub_worker.Stub):

@@ -14,7 +14,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 from environment import environment
-from interlock import config
+from interlock.config.reading import load_recipe
 from interlock.errors import RunError
 from interlock.recipes.train import train
 from interlock.rundir import RunDir
@@ -45,14 +45,14 @@ def once(directory: Path) -> tuple[float, float, float]:
     try:
         recipe, settings = tiny_recipe(directory), [f"stage.steps={STEPS}"]
         try:
-            train(config.load(recipe, [*settings, f"sync.url={disk}"]), run)
+            train(load_recipe(recipe, [*settings, f"sync.url={disk}"]), run)
         except RunError as error:
             assert "no space left" in str(error), error
         stopped = RunDir.read(run)
         last = stopped.metrics()[-1]
         ended = stopped.manifest.sessions[-1].ended
         assert stopped.status == "failed" and ended is not None
-        train(config.load(recipe, settings), run, resume=True)
+        train(load_recipe(recipe, settings), run, resume=True)
     finally:
         subprocess.run(["umount", disk], check=True)
     view = RunDir.read(run)

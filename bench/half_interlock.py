@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from grpo_step import Turns
-from interlock import config
+from interlock.config.schema import (
+    EvaluationSettings,
+    GeneratorSettings,
+    Grpo,
+    LearnerSettings,
+    ModelSettings,
+    OptimizerSettings,
+    Recipe,
+)
 from interlock.recipes.train import train
 from interlock.recipes.watch import Watch
 from time_to_half import (
@@ -23,23 +31,23 @@ from time_to_half import (
 )
 
 
-def recipe(seed: int, steps: int) -> config.Recipe:
+def recipe(seed: int, steps: int) -> Recipe:
     """One step more than is taken: the side is stopped when that would begin."""
-    stage = config.Grpo(
+    stage = Grpo(
         task=task(seed),
         steps=steps + 1,
         problems_per_step=PROBLEMS,
         completions=COMPLETIONS,
         sampling=RULE,
-        optimizer=config.Optimizer(lr=LEARNING_RATE, betas=BETAS),
-        eval=config.Evaluation(every=1, problems=HELD_OUT),
+        optimizer=OptimizerSettings(lr=LEARNING_RATE, betas=BETAS),
+        eval=EvaluationSettings(every=1, problems=HELD_OUT),
     )
-    return config.Recipe(
-        model=config.Model(path=MODEL),
+    return Recipe(
+        model=ModelSettings(path=MODEL),
         stage=[stage],
         seed=seed,
-        learner=config.Learner(dtype="float32"),
-        generator=[config.Generator(dtype="float32", slots=PROBLEMS * COMPLETIONS)],
+        learner=LearnerSettings(dtype="float32"),
+        generator=[GeneratorSettings(dtype="float32", slots=PROBLEMS * COMPLETIONS)],
         checkpoint_every=0,
     )
 

@@ -16,12 +16,12 @@ from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from grpo_step import Turns
+from interlock.engine.base import Request
+from interlock.engine.portable.engine import TorchEngine
 from interlock.models.checkpoint import load_decoder
 from interlock.models.fetch import find_model
 from interlock.models.tokenizer import Tokenizer
-from interlock.records import Problem, Sampling
-from interlock.rollout.engine import TorchEngine
-from interlock.rollout.request import Request
+from interlock.records.rl import Problem, Sampling
 from interlock.tasks import open_task
 from interlock.tasks.verifier_pool import VerifierPool
 from time_to_half import (

@@ -25,8 +25,8 @@ import torch
 import transformers
 
 from environment import environment
-from interlock import config
 from interlock.chips import device, heap
+from interlock.config.schema import LearnerSettings, LossSettings, OptimizerSettings
 from interlock.learner.learner import Learner
 from interlock.learner.packing import TrainingGroup
 from interlock.models.checkpoint import load_decoder
@@ -55,9 +55,9 @@ def groups_of(problems: int, completions: int, prompt: int, length: int) -> list
 
 def interlock_side(model: Path, groups: list[TrainingGroup], dtype: str) -> Callable[[], Any]:
     decoder = load_decoder(model, torch.float32, torch.device("cpu"))
-    settings = config.Learner(dtype=dtype)  # type: ignore[arg-type]
-    learner = Learner(decoder, settings, config.Optimizer(lr=1e-6), 1000)
-    loss = config.Loss(correction="off")
+    settings = LearnerSettings(dtype=dtype)  # type: ignore[arg-type]
+    learner = Learner(decoder, settings, OptimizerSettings(lr=1e-6), 1000)
+    loss = LossSettings(correction="off")
     return lambda: learner.step(groups, loss)
 
 

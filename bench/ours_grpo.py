@@ -11,29 +11,37 @@ from pathlib import Path
 from typing import Any, Literal
 
 from grpo_step import Facts, Turns, peak_rss_mb
-from interlock import config
+from interlock.config.schema import (
+    EvaluationSettings,
+    GeneratorSettings,
+    Grpo,
+    LearnerSettings,
+    ModelSettings,
+    OptimizerSettings,
+    Recipe,
+)
 from interlock.recipes.train import train
 from interlock.recipes.watch import Watch
-from interlock.records import Sampling
+from interlock.records.rl import Sampling
 from workload import COMPLETIONS, LEARNING_RATE, MAX_TOKENS, MODEL, PROBLEMS, TEMPERATURE, task
 
 
-def recipe(steps: int, dtype: Literal["float32", "bfloat16"], directory: Path) -> config.Recipe:
+def recipe(steps: int, dtype: Literal["float32", "bfloat16"], directory: Path) -> Recipe:
     """The workload. One step more than is taken, for the last one ends with an evaluation."""
-    stage = config.Grpo(
+    stage = Grpo(
         task=task(directory),
         steps=steps + 1,
         problems_per_step=PROBLEMS,
         completions=COMPLETIONS,
         sampling=Sampling(temperature=TEMPERATURE, max_tokens=MAX_TOKENS),
-        optimizer=config.Optimizer(lr=LEARNING_RATE),
-        eval=config.Evaluation(problems=1),
+        optimizer=OptimizerSettings(lr=LEARNING_RATE),
+        eval=EvaluationSettings(problems=1),
     )
-    return config.Recipe(
-        model=config.Model(path=MODEL),
+    return Recipe(
+        model=ModelSettings(path=MODEL),
         stage=[stage],
-        learner=config.Learner(dtype=dtype),
-        generator=[config.Generator(dtype=dtype)],
+        learner=LearnerSettings(dtype=dtype),
+        generator=[GeneratorSettings(dtype=dtype)],
         checkpoint_every=0,
     )
 

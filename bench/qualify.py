@@ -1,6 +1,6 @@
 """What `interlock qualify` finds: every planted defect, no false alarm, and how long a level takes.
 
-    defects   every defect of chips/defects.py -> found by which check, after how long, the verdict
+    defects   every defect of chips/sim/defects.py -> check that found it, seconds, verdict
               (with --fail-fast: a device that is rejected is not asked for more)
     healthy   the healthy CPU and the healthy simulated device, again and again -> their verdicts
     levels    quick and default, alone on the machine -> seconds
@@ -26,8 +26,8 @@ from statistics import median
 from typing import Any
 
 from environment import environment
-from interlock.chips.defects import DEFECTS
-from interlock.records import Trust
+from interlock.chips.sim.defects import DEFECTS
+from interlock.records.trust import Trust
 
 INTERLOCK = Path(sys.executable).with_name("interlock")
 DEVICES = ("cpu", "sim")

@@ -11,9 +11,9 @@ import threading
 import time
 
 from interlock.fleet.base import Channel
-from interlock.records import Completion, FinishReason, Group
-from interlock.rollout import protocol
-from interlock.rollout.protocol import Alive, Canary, Finished, Generate, Load, Loaded, Open, Opened
+from interlock.records.rl import Completion, FinishReason, Group
+from interlock.workers import protocol
+from interlock.workers.protocol import Alive, Canary, Finished, Generate, Load, Loaded, Open, Opened
 
 VOCAB = 150_000
 PROMPT = [1 + 997 * k % VOCAB for k in range(64)]

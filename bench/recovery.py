@@ -41,17 +41,18 @@ from msgspec.structs import replace
 
 from cut_link import Link, link
 from environment import environment
-from interlock import config
+from interlock.config.schema import FleetSettings, GeneratorSettings, GuardSettings
 from interlock.errors import TrainingError
 from interlock.fleet.base import Spec
 from interlock.fleet.local import LocalFleet
 from interlock.models.fetch import find_model
-from interlock.records import Group, Problem, Sampling
-from interlock.rollout.dispatcher import Dispatcher
-from interlock.rollout.generators import Purpose, State, Work
-from interlock.rollout.protocol import Canary, Open
+from interlock.records.metrics import WorkerState
+from interlock.records.rl import Group, Problem, Sampling
 from interlock.rundir import RunDir
 from interlock.sync.store import Publisher
+from interlock.workers.dispatcher import Dispatcher
+from interlock.workers.generators import Purpose, Work
+from interlock.workers.protocol import Canary, Open
 
 HERE = Path(__file__).resolve().parent
 SUPPORT = HERE.parent / "tests" / "support"
@@ -117,7 +118,7 @@ class Scene:
         self,
         case: Case,
         others: int,
-        settings: config.Fleet,
+        settings: FleetSettings,
         directory: Path,
         served: Link | None = None,
     ) -> None:
@@ -133,7 +134,7 @@ class Scene:
             LocalFleet,
             {name: self._worker(name, plan) for name, plan in plans.items()},
             replace(settings, **case.settings),
-            config.Guard(),
+            GuardSettings(),
             Publisher(str(directory / "sync"), 5),
             stub.prompt,
             stub.VOCAB,
@@ -149,7 +150,7 @@ class Scene:
     def ready(self, name: str) -> bool:
         """Whether the worker serves the weights and has nothing to do."""
         facts = self.dispatcher.facts()[name]
-        return facts.state is State.READY and facts.weight_version == self.version
+        return facts.state is WorkerState.READY and facts.weight_version == self.version
 
     def all_ready(self) -> None:
         deadline = time.monotonic() + LIMIT_S
@@ -207,7 +208,7 @@ class Scene:
         }
         spec = Spec(name, "faulty_worker", self._directory / f"{name}.log", env=env)
         store = "" if self._link is None else f"{self._link.url}/{name}"
-        return spec, Open(name, "", None, config.Generator(), store, CANARY)
+        return spec, Open(name, "", None, GeneratorSettings(), store, CANARY)
 
     def _note(self, kind: str, message: str, worker: str) -> None:
         if worker == "a" and kind != "worker_started" and self.noticed is None:
@@ -218,7 +219,7 @@ class Scene:
         self.arrived += [(now, key, group) for key, group in found]
 
 
-def suffer(case: Case, others: int, settings: config.Fleet) -> Found:
+def suffer(case: Case, others: int, settings: FleetSettings) -> Found:
     """One fault, from a fresh fleet."""
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="recovery-")))
@@ -396,7 +397,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures to this file, too")
     options = parser.parse_args()
 
-    settings = config.Fleet(
+    settings = FleetSettings(
         kind="local",
         start_s=20,
         load_s=20,

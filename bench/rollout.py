@@ -26,12 +26,12 @@ import transformers
 
 from environment import environment
 from interlock.chips import device, heap
+from interlock.engine.base import Request
+from interlock.engine.portable.engine import TorchEngine
 from interlock.models.checkpoint import load_decoder
 from interlock.models.fetch import find_model
 from interlock.models.tokenizer import TextStream, Tokenizer
-from interlock.records import Sampling
-from interlock.rollout.engine import TorchEngine
-from interlock.rollout.request import Request
+from interlock.records.rl import Sampling
 
 Side = Callable[[int, int], int]  # (new tokens per completion, seed) -> tokens made
 

@@ -31,13 +31,13 @@ import torch
 from torch import Tensor
 
 from environment import environment
-from interlock import config
+from interlock.config.schema import LearnerSettings, OptimizerSettings
 from interlock.learner.learner import Learner
 from interlock.learner.packing import TrainingGroup
 from interlock.models.checkpoint import load_decoder
 from interlock.models.fetch import find_model
 from interlock.models.tokenizer import Tokenizer
-from interlock.records import WeightVersion
+from interlock.records.rl import WeightVersion
 from interlock.sync import Publisher, Replica, codec
 from interlock.sync.storage import Storage
 
@@ -116,7 +116,7 @@ def training(model: Path, lr: float, versions: int, rows: int) -> Iterator[dict[
     """The published weights before the first step and after each."""
     decoder = load_decoder(model, torch.float32, torch.device("cpu"))
     learner = Learner(
-        decoder, config.Learner(dtype="bfloat16"), config.Optimizer(lr=lr), total_steps=versions
+        decoder, LearnerSettings(dtype="bfloat16"), OptimizerSettings(lr=lr), total_steps=versions
     )
     source = itertools.cycle(texts(Tokenizer.load(model)))
     yield learner.publish()[1]

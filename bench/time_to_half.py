@@ -21,8 +21,8 @@ from typing import Any
 
 from environment import environment
 from grpo_step import Side
-from interlock import config
-from interlock.records import Sampling
+from interlock.config.schema import TaskSettings
+from interlock.records.rl import Sampling
 
 MODEL = "smollm2-135m-instruct"
 PROBLEMS = 12
@@ -43,10 +43,10 @@ class Progress:
     tokens: int  # generated
 
 
-def task(seed: int) -> config.Task:
+def task(seed: int) -> TaskSettings:
     """The demo's. Another seed draws other problems, in another order."""
     options = {"operators": ["+"], "digits": 2}
-    return config.Task(name="arithmetic", options=options, seed=seed, held_out=HELD_OUT)
+    return TaskSettings(name="arithmetic", options=options, seed=seed, held_out=HELD_OUT)
 
 
 def race(seed: int, most_steps: int, goal: float) -> dict[str, list[list[float]]]:

@@ -25,7 +25,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from grpo_step import Facts, Turns, peak_rss_mb
 from interlock.models.fetch import find_model
-from interlock.records import Problem
+from interlock.records.rl import Problem
 from interlock.tasks import open_task
 from workload import (
     COMPLETIONS,

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from interlock import config
+from interlock.config.schema import TaskSettings
 from interlock.tasks.answers import last_number
 
 MODEL = "smollm2-135m-instruct"
@@ -21,7 +21,7 @@ TEMPERATURE = 1.0
 LEARNING_RATE = 1e-6
 
 
-def task(directory: Path) -> config.Task:
+def task(directory: Path) -> TaskSettings:
     """Sums of two-digit numbers, written to `directory`, in the same order wherever it is."""
     rows = [
         {"question": f"What is {a} + {b}?", "answer": a + b}
@@ -31,7 +31,7 @@ def task(directory: Path) -> config.Task:
     path = directory / "sums.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     options = {"path": str(path), "verifier": f"{Path(__file__).resolve()}:closeness"}
-    return config.Task(name="jsonl", options=options, held_out=1)
+    return TaskSettings(name="jsonl", options=options, held_out=1)
 
 
 def closeness(problem: dict[str, Any], answer: str) -> float:

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from interlock import config
-from interlock.config import Grpo, Recipe, Sft
+from interlock.config.reading import load_recipe, parse_recipe, parse_task, to_tree
+from interlock.config.schema import Grpo, Recipe, Sft
 from interlock.errors import ConfigError
+from interlock.recipes import shipped
 
-SHIPPED = Path(config.__file__).parent / "recipes" / "shipped"
+SHIPPED = Path(shipped.__file__).parent
 
 BASE = """
 [model]
@@ -29,13 +30,13 @@ steps = 5
 def load(tmp_path: Path, text: str, *overrides: str) -> Recipe:
     path = tmp_path / "recipe.toml"
     path.write_text(text)
-    return config.load(path, overrides)
+    return load_recipe(path, overrides)
 
 
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.toml")), ids=lambda path: path.stem)
 def test_every_shipped_recipe_parses_and_survives_a_round_trip(path: Path) -> None:
-    recipe = config.load(path)
-    assert config.parse(config.to_tree(recipe)) == recipe
+    recipe = load_recipe(path)
+    assert parse_recipe(to_tree(recipe)) == recipe
 
 
 def test_defaults_and_kinds(tmp_path: Path) -> None:
@@ -135,17 +136,17 @@ def test_an_unreadable_recipe_is_named(
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ConfigError, match=expected) as caught:
-        config.load(path)
+        load_recipe(path)
     assert "broken.toml" in str(caught.value)
 
 
 def test_a_directory_is_no_recipe(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is a directory"):
-        config.load(tmp_path)
+        load_recipe(tmp_path)
 
 
 def test_a_lone_task_takes_the_same_overrides() -> None:
-    task = config.task("arithmetic", 64, ["options.digits=3", "system=Be brief."])
+    task = parse_task("arithmetic", 64, ["options.digits=3", "system=Be brief."])
     assert (task.held_out, task.options, task.system) == (64, {"digits": 3}, "Be brief.")
     with pytest.raises(ConfigError, match="unknown setting 'digits'"):
-        config.task("arithmetic", 64, ["digits=3"])
+        parse_task("arithmetic", 64, ["digits=3"])

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from interlock import terminal
-from interlock.records import Completion, FinishReason, Group, Problem, ScoredGroup, Verdict
+from interlock.records.rl import Completion, FinishReason, Group, Problem, ScoredGroup, Verdict
 from interlock.rundir import RunDir
 
 METRICS = {

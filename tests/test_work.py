@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from interlock import config
+from interlock.config.schema import LearnerSettings, LossSettings, OptimizerSettings
+from interlock.engine.base import Request
+from interlock.engine.portable.engine import TorchEngine
 from interlock.learner.learner import Learner
 from interlock.learner.packing import TrainingGroup
 from interlock.models.architecture import Architecture, DefaultRope
 from interlock.models.decoder import Decoder
-from interlock.records import Sampling
-from interlock.rollout.engine import TorchEngine
-from interlock.rollout.request import Request
+from interlock.records.rl import Sampling
 
 LAYERS, HIDDEN, INNER, VOCAB = 3, 32, 80, 300
 QKV, OUT = (4 + 2 * 2) * 8, 4 * 8
@@ -164,9 +164,9 @@ def groups(count: int, completions: int, prompt: int, length: int) -> list[Train
 
 
 def test_a_learner_computes_a_prompt_once_forward_and_once_back(decoder: Decoder) -> None:
-    learner = Learner(decoder, config.Learner(dtype="float32"), config.Optimizer(), 10)
+    learner = Learner(decoder, LearnerSettings(dtype="float32"), OptimizerSettings(), 10)
     with Products() as products:
-        learner.step(groups(2, 4, prompt=7, length=5), config.Loss())
+        learner.step(groups(2, 4, prompt=7, length=5), LossSettings())
     stream = 2 * (7 + 4 * 4)  # the last token of a completion predicts nothing
     targets = 2 * 4 * 5
     # Backward takes two products for one of forward: by the input, and by the weights.
@@ -178,11 +178,11 @@ def test_a_learner_keeps_few_numbers_of_a_token(decoder: Decoder) -> None:
     """Of a token in a layer: seven of the hidden size (what enters the norms and products), gate
     and up and their product, and what attention reads: queries, keys and values as it pads them.
     """
-    learner = Learner(decoder, config.Learner(dtype="float32"), config.Optimizer(), 10)
+    learner = Learner(decoder, LearnerSettings(dtype="float32"), OptimizerSettings(), 10)
     kept = []
     for count in (2, 6):
         with kept_bytes() as counted:
-            learner.step(groups(count, 4, prompt=7, length=5), config.Loss())
+            learner.step(groups(count, 4, prompt=7, length=5), LossSettings())
         kept.append(counted())
     tokens = 4 * (7 + 4 * 4)  # more in the second step
     attention = 184  # of prompts and completions of these lengths

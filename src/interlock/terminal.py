@@ -23,7 +23,8 @@ from rich.text import Text
 from interlock.qualify import runner
 from interlock.qualify.check import Check
 from interlock.recipes.watch import Watch
-from interlock.records import Certificate, Finding, FinishReason, Result, Role, ScoredGroup, Trust
+from interlock.records.rl import FinishReason, ScoredGroup
+from interlock.records.trust import Certificate, Finding, Result, Role, Trust
 from interlock.report import fleet, summary
 from interlock.rundir import RunView
 

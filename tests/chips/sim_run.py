@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from interlock import config
 from interlock.chips import device
+from interlock.config.schema import LearnerSettings, LossSettings, OptimizerSettings
+from interlock.engine.base import Request
+from interlock.engine.portable import prepacked
+from interlock.engine.portable.engine import TorchEngine
 from interlock.learner.learner import Learner
 from interlock.learner.packing import TrainingGroup
 from interlock.models.architecture import Architecture, DefaultRope, Latent, Routing
 from interlock.models.decoder import Decoder
-from interlock.records import Sampling
-from interlock.rollout import packed
-from interlock.rollout.engine import TorchEngine
-from interlock.rollout.request import Request
+from interlock.records.rl import Sampling
 
 CPU = torch.device("cpu")
 SIM = device.resolve("sim")
@@ -136,10 +136,10 @@ def test_a_learner(case: Case) -> None:
     given = groups([[520, 3]] if case.long else [[5, 1, 7], [4, 4], [2]])
 
     def learn(place: torch.device) -> tuple[Any, list[Tensor], Any, dict[str, Tensor]]:
-        settings = config.Learner(dtype=case.dtype, activation_checkpointing=case.checkpointing)
-        rule = config.Optimizer(lr=1e-2, weight_decay=0.1, clip_norm=0.5)
+        settings = LearnerSettings(dtype=case.dtype, activation_checkpointing=case.checkpointing)
+        rule = OptimizerSettings(lr=1e-2, weight_decay=0.1, clip_norm=0.5)
         learner = Learner(made(case.kind, place), settings, rule, 9, keep_reference=True)
-        steps = [learner.step(given, config.Loss()) for _ in range(1 if case.long else 3)]
+        steps = [learner.step(given, LossSettings()) for _ in range(1 if case.long else 3)]
         logprobs = [part for group in learner.logprobs(given) for part in group]
         _, weights = learner.publish()
         return steps, logprobs, learner.score([1, 2, 3]), weights
@@ -159,7 +159,7 @@ def test_a_learner(case: Case) -> None:
 )
 def test_an_engine(kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     # Packed weights, which the engine has on a CPU alone, may round differently.
-    monkeypatch.setattr(packed, "_offered", lambda weight: False)
+    monkeypatch.setattr(prepacked, "_offered", lambda weight: False)
     rules = [
         Sampling(max_tokens=11),
         Sampling(max_tokens=7, temperature=0.7, top_k=9),

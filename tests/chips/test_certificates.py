@@ -18,17 +18,8 @@ from msgspec.structs import fields, replace
 from interlock.chips import certificates
 from interlock.chips.certificates import find, keep, load, refusal, save, seal, verify
 from interlock.errors import RunError
-from interlock.records import (
-    Certificate,
-    Finding,
-    Measure,
-    Result,
-    Role,
-    Stack,
-    Trust,
-    from_bytes,
-    to_bytes,
-)
+from interlock.records.coding import from_bytes, to_bytes
+from interlock.records.trust import Certificate, Finding, Measure, Result, Role, Stack, Trust
 
 NPU = Stack("npu", "Chip 1", "25.1", "7.7", "CANN 9", "2.13.0", "torch_npu 2.13.0", "0.1")
 CPU = Stack("cpu", "a chip", "", "", "", "2.13.0", "", "0.1")

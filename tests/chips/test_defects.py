@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from interlock.chips import defects, faults
-from interlock.chips.defects import DEFECTS
+from interlock.chips.sim import defects, faults
+from interlock.chips.sim.defects import DEFECTS
 from interlock.errors import ConfigError
-from interlock.records import Trust
+from interlock.records.trust import Trust
 
 aten = torch.ops.aten
 INF = torch.inf

@@ -15,17 +15,18 @@ from typing import Any
 import torch
 from msgspec.structs import asdict
 
-from interlock import config
+from interlock.config.schema import LearnerSettings, LossSettings, OptimizerSettings
 from interlock.errors import TrainingError
-from interlock.learner import checkpoint, sharding, world
-from interlock.learner.follow import follow
+from interlock.learner import checkpoint
+from interlock.learner.distributed import ranks, sharding
+from interlock.learner.distributed.rank_loop import follow
 from interlock.learner.learner import Learner, StepResult
 from interlock.learner.packing import TrainingGroup
 from interlock.models.architecture import Architecture, DefaultRope, Routing
 from interlock.models.decoder import Decoder
 
 VOCAB, STEPS = 61, 5
-OPTIMIZER = config.Optimizer(
+OPTIMIZER = OptimizerSettings(
     lr=1e-2, warmup_steps=2, schedule="cosine", weight_decay=0.01, clip_norm=0.5, eps=1e-3
 )
 ROUTING = Routing(
@@ -104,12 +105,12 @@ def make_groups(step: int, sampler: bool = True, kl: bool = False) -> list[Train
 class Runs:
     """Learners of one kind: alone, and at the head of all ranks."""
 
-    def __init__(self, together: world.World, settings: config.Learner, **kind: Any) -> None:
+    def __init__(self, together: ranks.World, settings: LearnerSettings, **kind: Any) -> None:
         self.together, self.settings, self.kind = together, settings, kind
 
     def learner(self, apart: bool, seed: int = 0, reference: bool = False) -> Learner:
         decoder = make_decoder(seed, **self.kind)
-        found = world.World() if apart else self.together
+        found = ranks.World() if apart else self.together
         decoder = sharding.shard(decoder, self.settings, found)
         return Learner(
             decoder, self.settings, OPTIMIZER, STEPS, keep_reference=reference, world=found
@@ -130,7 +131,7 @@ def written(results: list[StepResult]) -> list[dict[str, Any]]:
     ]
 
 
-def train(learner: Learner, sft: bool, kl: bool, loss: config.Loss) -> list[StepResult]:
+def train(learner: Learner, sft: bool, kl: bool, loss: LossSettings) -> list[StepResult]:
     steps = range(learner.steps, STEPS)
     if sft:
         return [learner.step(make_groups(step, sampler=False), None) for step in steps]
@@ -138,13 +139,13 @@ def train(learner: Learner, sft: bool, kl: bool, loss: config.Loss) -> list[Step
 
 
 def same_steps(
-    runs: Runs, sft: bool = False, kl: bool = False, loss: config.Loss | None = None
+    runs: Runs, sft: bool = False, kl: bool = False, loss: LossSettings | None = None
 ) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for who in ("alone", "together"):
         learner = runs.learner(who == "alone", reference=kl)
         score = learner.score([3, 1, 4, 1, 5, 9, 2, 6])
-        results = train(learner, sft, kl, loss or config.Loss())
+        results = train(learner, sft, kl, loss or LossSettings())
         found[who] = {
             "score": score,
             "results": written(results),
@@ -159,7 +160,7 @@ def stages(runs: Runs) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for who in ("alone", "together"):
         first = runs.learner(who == "alone")
-        results = train(first, True, False, config.Loss())
+        results = train(first, True, False, LossSettings())
         second = Learner(
             first.decoder,
             runs.settings,
@@ -169,7 +170,7 @@ def stages(runs: Runs) -> dict[str, Any]:
             version=first.version + first.unpublished,
             world=first.world,
         )
-        results += train(second, False, True, config.Loss())
+        results += train(second, False, True, LossSettings())
         found[who] = {"results": written(results), "masters": masters(second)}
     return found
 
@@ -182,7 +183,7 @@ def updates(runs: Runs) -> dict[str, Any]:
         batches = [make_groups(step) for step in range(STEPS)]
         old = [learner.logprobs(batch, 0.8) for batch in batches]
         results = [
-            learner.step(batch, config.Loss(), 0.8, logprobs)
+            learner.step(batch, LossSettings(), 0.8, logprobs)
             for batch, logprobs in zip(batches, old, strict=True)
         ]
         flat = [part.tolist() for batch in old for group in batch for part in group]
@@ -195,7 +196,7 @@ def skipped(runs: Runs) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for who in ("alone", "together"):
         learner = runs.learner(who == "alone")
-        train(learner, False, False, config.Loss())
+        train(learner, False, False, LossSettings())
         before, groups = masters(learner), make_groups(4, sampler=False)
         groups[1].weights[0][0] = 1e38
         groups[1].weights[0][1] = -1e38
@@ -214,13 +215,13 @@ def crossed(runs: Runs, directory: Path) -> dict[str, Any]:
     for writer in ("alone", "together"):
         first = runs.learner(writer == "alone", reference=True)
         for step in range(2):
-            first.step(make_groups(step, kl=True), config.Loss(), 0.8)
+            first.step(make_groups(step, kl=True), LossSettings(), 0.8)
         first.publish()
         path = directory / writer
         path.mkdir()
         checkpoint.save(first, path, {"step": 2})
         found[f"{writer}-on"] = {
-            "results": written(train(first, False, True, config.Loss())),
+            "results": written(train(first, False, True, LossSettings())),
             "masters": masters(first),
         }
         for reader in ("alone", "together"):
@@ -235,7 +236,7 @@ def crossed(runs: Runs, directory: Path) -> dict[str, Any]:
             equal = [
                 (path / file.name).read_bytes() == file.read_bytes() for file in again.iterdir()
             ]
-            results = train(learner, False, True, config.Loss())
+            results = train(learner, False, True, LossSettings())
             found[f"{writer}-{reader}"] = {
                 "extra": extra,
                 "score": learner.score([3, 1, 4]),
@@ -262,10 +263,10 @@ def published(runs: Runs) -> dict[str, Any]:
     return found
 
 
-def equal(together: world.World, directory: Path) -> dict[str, Any]:
-    fp32 = config.Learner(dtype="float32", micro_batch_tokens=16, logits_chunk=8)
-    bf16 = config.Learner(dtype="bfloat16", micro_batch_tokens=16, logits_chunk=8)
-    again = config.Learner(
+def equal(together: ranks.World, directory: Path) -> dict[str, Any]:
+    fp32 = LearnerSettings(dtype="float32", micro_batch_tokens=16, logits_chunk=8)
+    bf16 = LearnerSettings(dtype="bfloat16", micro_batch_tokens=16, logits_chunk=8)
+    again = LearnerSettings(
         dtype="float32", micro_batch_tokens=16, logits_chunk=8, activation_checkpointing=True
     )
     tied, untied = Runs(together, fp32), Runs(together, fp32, tied=False, qk_norm=True)
@@ -275,7 +276,7 @@ def equal(together: world.World, directory: Path) -> dict[str, Any]:
         "tied": lambda: same_steps(tied, kl=True),
         "tied sft": lambda: same_steps(tied, sft=True),
         "untied": lambda: same_steps(untied),
-        "untied geometric": lambda: same_steps(untied, loss=config.Loss(correction="geometric")),
+        "untied geometric": lambda: same_steps(untied, loss=LossSettings(correction="geometric")),
         "experts": lambda: same_steps(experts),
         "recomputed": lambda: same_steps(Runs(together, again, routing=ROUTING)),
         "bfloat16": lambda: same_steps(half, kl=True),
@@ -289,14 +290,14 @@ def equal(together: world.World, directory: Path) -> dict[str, Any]:
     return start | {name: part() for name, part in parts.items()}
 
 
-def die(together: world.World, directory: Path) -> dict[str, Any]:
+def die(together: ranks.World, directory: Path) -> dict[str, Any]:
     """Steps without end. When the file `training` is there, some are behind, and a checkpoint."""
-    learner = Runs(together, config.Learner(dtype="float32")).learner(apart=False)
-    learner.step(make_groups(0), config.Loss())
+    learner = Runs(together, LearnerSettings(dtype="float32")).learner(apart=False)
+    learner.step(make_groups(0), LossSettings())
     (directory / "saved").mkdir()
     checkpoint.save(learner, directory / "saved", {"step": 1})
     time.sleep(float(os.environ.get("IDLE_S", "0")))
-    learner.step(make_groups(1), config.Loss())
+    learner.step(make_groups(1), LossSettings())
     (directory / "training").touch()
     try:
         while True:
@@ -320,7 +321,7 @@ def main() -> None:
     kind, directory = sys.argv[1], Path(sys.argv[2])
     torch.set_num_threads(1)
     wait_for_all(directory, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
-    with world.join("cpu", timeout_s=float(os.environ["TIMEOUT_S"])) as together:
+    with ranks.join("cpu", timeout_s=float(os.environ["TIMEOUT_S"])) as together:
         if together.rank:
             follow(together)
             return

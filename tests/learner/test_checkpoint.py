@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from interlock import config
+from interlock.config.schema import LearnerSettings, LossSettings, OptimizerSettings
 from interlock.errors import RunError
 from interlock.learner.checkpoint import load, save
 from interlock.learner.learner import Learner, StepResult
@@ -17,17 +17,17 @@ Tiny = Callable[..., Decoder]
 Sampled = Callable[..., list[TrainingGroup]]
 
 LENGTHS = [[5, 1, 3], [4, 4]]
-OPTIMIZER = config.Optimizer(lr=1e-2, warmup_steps=2, schedule="cosine", weight_decay=0.01)
+OPTIMIZER = OptimizerSettings(lr=1e-2, warmup_steps=2, schedule="cosine", weight_decay=0.01)
 
 
 def make(decoder: Decoder, keep_reference: bool = False) -> Learner:
-    settings = config.Learner(logits_chunk=4, dtype="bfloat16")
+    settings = LearnerSettings(logits_chunk=4, dtype="bfloat16")
     return Learner(decoder, settings, OPTIMIZER, 8, keep_reference=keep_reference)
 
 
 def advance(learner: Learner, sampled: Sampled, steps: range) -> list[StepResult]:
     kl = learner.reference is not None
-    return [learner.step(sampled(LENGTHS, seed=s, kl=kl), config.Loss()) for s in steps]
+    return [learner.step(sampled(LENGTHS, seed=s, kl=kl), LossSettings()) for s in steps]
 
 
 def state(learner: Learner) -> dict[str, Tensor]:

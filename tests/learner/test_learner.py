@@ -8,7 +8,7 @@ import torch
 from msgspec.structs import replace
 from torch import Tensor
 
-from interlock import config
+from interlock.config.schema import LearnerSettings, LossSettings, OptimizerSettings
 from interlock.errors import TrainingError
 from interlock.learner.learner import Learner, Mismatch, learning_rate
 from interlock.learner.packing import TrainingGroup
@@ -21,19 +21,19 @@ Sampled = Callable[..., list[TrainingGroup]]
 Plain = Callable[..., list[Tensor]]
 
 LENGTHS = [[5, 1, 3], [4, 4]]
-FP32 = config.Learner(dtype="float32", logits_chunk=4)
-STILL = config.Optimizer(lr=1e-12, clip_norm=1e9)
+FP32 = LearnerSettings(dtype="float32", logits_chunk=4)
+STILL = OptimizerSettings(lr=1e-12, clip_norm=1e9)
 
 
-def make(decoder: Decoder, optimizer: config.Optimizer = STILL, **changes: object) -> Learner:
-    settings = config.Learner(**{"dtype": "float32", "logits_chunk": 4} | changes)  # type: ignore
+def make(decoder: Decoder, optimizer: OptimizerSettings = STILL, **changes: object) -> Learner:
+    settings = LearnerSettings(**{"dtype": "float32", "logits_chunk": 4} | changes)  # type: ignore
     return Learner(decoder, settings, optimizer, total_steps=10)
 
 
 def gradients(
     learner: Learner,
     groups: list[TrainingGroup],
-    loss: config.Loss | None,
+    loss: LossSettings | None,
     temperature: float = 1,
     old: list[list[Tensor]] | None = None,
 ) -> dict[str, Tensor]:
@@ -79,7 +79,7 @@ def test_packed_gradients_equal_those_of_plain_sequences(
     (-weights * factor * logprobs).sum().backward()
     expected = {name: p.grad for name, p in decoder.named_parameters() if p.grad is not None}
     decoder.zero_grad()
-    found = gradients(make(decoder), groups, config.Loss(tis_cap=1.5), temperature)
+    found = gradients(make(decoder), groups, LossSettings(tis_cap=1.5), temperature)
     assert found.keys() == expected.keys()
     for name, gradient in found.items():
         torch.testing.assert_close(gradient, expected[name], atol=2e-6, rtol=1e-4)
@@ -126,12 +126,12 @@ def test_accumulated_micro_batches_equal_one_batch(tiny: Tiny, sampled: Sampled)
     for tokens in (1000, 8):
         learner = Learner(
             tiny(),
-            config.Learner(dtype="float32", logits_chunk=4, micro_batch_tokens=tokens),
+            LearnerSettings(dtype="float32", logits_chunk=4, micro_batch_tokens=tokens),
             STILL,
             10,
             keep_reference=True,
         )
-        results.append(gradients(learner, groups, config.Loss()))
+        results.append(gradients(learner, groups, LossSettings()))
     for name, gradient in results[0].items():
         torch.testing.assert_close(gradient, results[1][name], atol=2e-6, rtol=1e-4)
 
@@ -140,8 +140,8 @@ def test_activation_checkpointing_changes_no_bit(tiny: Tiny, sampled: Sampled) -
     groups, results = sampled(LENGTHS), []
     for checkpointing in (False, True):
         decoder = tiny()
-        learner = make(decoder, config.Optimizer(lr=1e-2), activation_checkpointing=checkpointing)
-        learner.step(groups, config.Loss())
+        learner = make(decoder, OptimizerSettings(lr=1e-2), activation_checkpointing=checkpointing)
+        learner.step(groups, LossSettings())
         assert decoder.checkpointing is checkpointing
         results.append(masters(decoder))
     assert_same(*results)
@@ -157,19 +157,19 @@ def test_activation_checkpointing_changes_no_bit(tiny: Tiny, sampled: Sampled) -
     ],
 )
 def test_the_schedule_by_hand(schedule: str, expected: list[float]) -> None:
-    settings = config.Optimizer(lr=8, warmup_steps=2, schedule=schedule, final_lr=0.25)  # type: ignore
+    settings = OptimizerSettings(lr=8, warmup_steps=2, schedule=schedule, final_lr=0.25)  # type: ignore
     # Warm-up ends at step 1; the way down begins at step 2: steps 2 to 5 are 0 to 3 thirds of it.
     assert [learning_rate(settings, step, 6) for step in range(7)] == pytest.approx(expected)
 
 
 def test_a_schedule_of_one_step_is_its_end() -> None:
-    settings = config.Optimizer(lr=8, schedule="linear", final_lr=0.25)
+    settings = OptimizerSettings(lr=8, schedule="linear", final_lr=0.25)
     assert learning_rate(settings, 0, 1) == 2
-    assert learning_rate(config.Optimizer(lr=8), 0, 1) == 8
+    assert learning_rate(OptimizerSettings(lr=8), 0, 1) == 8
 
 
 def test_clipping_and_adamw_by_formula(tiny: Tiny, sampled: Sampled) -> None:
-    optimizer = config.Optimizer(
+    optimizer = OptimizerSettings(
         lr=1e-2, betas=(0.8, 0.95), eps=1e-6, weight_decay=0.1, clip_norm=0.05, warmup_steps=2
     )
     decoder, groups = tiny(), sampled(LENGTHS)
@@ -178,11 +178,11 @@ def test_clipping_and_adamw_by_formula(tiny: Tiny, sampled: Sampled) -> None:
     first = {name: np.zeros_like(value) for name, value in weights.items()}
     second = {name: np.zeros_like(value) for name, value in weights.items()}
     for step in (1, 2):
-        raw = gradients(make(tiny_copy(decoder, tiny)), groups, config.Loss())
+        raw = gradients(make(tiny_copy(decoder, tiny)), groups, LossSettings())
         raw = {name: value.double().numpy() for name, value in raw.items()}
         norm = math.sqrt(sum(float((value**2).sum()) for value in raw.values()))
         assert norm > 0.05  # so that clipping is tested
-        result = learner.step(groups, config.Loss())
+        result = learner.step(groups, LossSettings())
         assert result.grad_norm == pytest.approx(norm, rel=1e-4)
         assert result.lr == pytest.approx(1e-2 * step / 2)
         for name, weight in weights.items():
@@ -218,16 +218,16 @@ def exploding(groups: list[TrainingGroup]) -> list[TrainingGroup]:
 
 def test_a_step_that_is_not_finite_changes_nothing(tiny: Tiny, sampled: Sampled) -> None:
     groups = sampled(LENGTHS)
-    optimizer = config.Optimizer(lr=1e-2, schedule="linear")
+    optimizer = OptimizerSettings(lr=1e-2, schedule="linear")
     left, right = tiny(), tiny()
     disturbed, calm = make(left, optimizer), make(right, optimizer)
     for learner in (disturbed, calm):
-        learner.step(groups, config.Loss())
-    bad = disturbed.step(exploding(groups), config.Loss(tis_cap=1e9))
+        learner.step(groups, LossSettings())
+    bad = disturbed.step(exploding(groups), LossSettings(tis_cap=1e9))
     assert bad.skipped and not math.isfinite(bad.loss)
     assert (disturbed.steps, disturbed.bad_steps, disturbed.bad_in_row) == (1, 1, 1)
     assert_same(masters(left), masters(right))
-    results = [learner.step(groups, config.Loss()) for learner in (disturbed, calm)]
+    results = [learner.step(groups, LossSettings()) for learner in (disturbed, calm)]
     assert results[0] == results[1] and not results[0].skipped
     assert_same(masters(left), masters(right))
     assert (disturbed.steps, disturbed.bad_steps, disturbed.bad_in_row) == (2, 1, 0)
@@ -235,7 +235,7 @@ def test_a_step_that_is_not_finite_changes_nothing(tiny: Tiny, sampled: Sampled)
 
 def test_bad_steps_in_a_row_stop_the_run(tiny: Tiny, sampled: Sampled) -> None:
     groups, learner = sampled(LENGTHS), make(tiny(), max_bad_steps=2)
-    bad, loss = exploding(groups), config.Loss(tis_cap=1e9)
+    bad, loss = exploding(groups), LossSettings(tis_cap=1e9)
     learner.step(bad, loss)
     learner.step(groups, loss)
     learner.step(bad, loss)
@@ -257,8 +257,8 @@ def test_logprobs_equal_those_of_plain_sequences(
 
 
 def test_the_ratio_of_the_first_update_is_exactly_one(tiny: Tiny, sampled: Sampled) -> None:
-    groups, loss = sampled(LENGTHS), config.Loss()
-    left, right = make(tiny()), make(tiny(), config.Optimizer(lr=1e-12, clip_norm=1e9))
+    groups, loss = sampled(LENGTHS), LossSettings()
+    left, right = make(tiny()), make(tiny(), OptimizerSettings(lr=1e-12, clip_norm=1e9))
     old = right.logprobs(groups)
     plain, with_old = left.step(groups, loss), right.step(groups, loss, old=old)
     assert plain == with_old
@@ -267,8 +267,8 @@ def test_the_ratio_of_the_first_update_is_exactly_one(tiny: Tiny, sampled: Sampl
 
 
 def test_later_updates_are_clipped_against_the_old_policy(tiny: Tiny, sampled: Sampled) -> None:
-    groups, loss = sampled(LENGTHS), config.Loss()
-    learner = make(tiny(), config.Optimizer(lr=0.05))
+    groups, loss = sampled(LENGTHS), LossSettings()
+    learner = make(tiny(), OptimizerSettings(lr=0.05))
     old = learner.logprobs(groups)
     steps = [learner.step(groups, loss, old=old) for _ in range(4)]
     assert steps[0].clipped_share == 0 and (steps[-1].clipped_share or 0) > 0.2
@@ -280,16 +280,16 @@ def test_the_reference_stays_while_the_policy_moves(
     tiny: Tiny, sampled: Sampled, plain_logprobs: Plain
 ) -> None:
     groups, decoder = sampled(LENGTHS, kl=True), tiny()
-    learner = Learner(decoder, FP32, config.Optimizer(lr=1e-2), 10, keep_reference=True)
+    learner = Learner(decoder, FP32, OptimizerSettings(lr=1e-2), 10, keep_reference=True)
     with torch.no_grad():
         before = torch.cat(plain_logprobs(decoder, groups))
-    assert learner.step(groups, config.Loss()).kl == 0
+    assert learner.step(groups, LossSettings()).kl == 0
     with torch.no_grad():
         gap = before - torch.cat(plain_logprobs(decoder, groups))
     expected = (gap.exp() - gap - 1).mean().item()
-    assert learner.step(groups, config.Loss()).kl == pytest.approx(expected, rel=1e-3)
+    assert learner.step(groups, LossSettings()).kl == pytest.approx(expected, rel=1e-3)
     with pytest.raises(TrainingError, match="no reference policy"):
-        make(tiny()).step(groups, config.Loss())
+        make(tiny()).step(groups, LossSettings())
 
 
 def test_mismatch_of_a_step_is_against_the_sampler(
@@ -299,7 +299,7 @@ def test_mismatch_of_a_step_is_against_the_sampler(
     with torch.no_grad():
         mu = torch.cat([flat(group.sampler_logprobs) for group in groups])
         gap = torch.cat(plain_logprobs(decoder, groups)) - mu
-    result = make(decoder, micro_batch_tokens=8).step(groups, config.Loss())
+    result = make(decoder, micro_batch_tokens=8).step(groups, LossSettings())
     assert result.mismatch_k3 == pytest.approx((gap.exp() - gap - 1).mean().item(), rel=1e-4)
     assert result.mismatch_max == pytest.approx(gap.abs().max().item(), rel=1e-4)
     assert result.mismatch_share_above_2 == (gap.exp() > 2).double().mean().item()
@@ -326,7 +326,7 @@ def test_mismatch_is_told_apart_by_label(
         for mu in group.sampler_logprobs or []:
             gaps[group.label] += (next(parts) - torch.tensor(mu)).tolist()
     learner = make(decoder, micro_batch_tokens=micro_batch_tokens)
-    result = learner.step(groups, config.Loss())
+    result = learner.step(groups, LossSettings())
     assert {label: found.tokens for label, found in result.mismatch.items()} == {
         "b/0": 17,
         "a/1": 8,
@@ -351,7 +351,7 @@ def test_mismatches_add_up_by_hand() -> None:
 
 
 def token_by_token(
-    loss: config.Loss,
+    loss: LossSettings,
     groups: list[TrainingGroup],
     now: list[Tensor],  # of each completion, with gradients
     old: list[Tensor],
@@ -396,7 +396,7 @@ def test_corrections_equal_those_of_single_tokens(
     tiny: Tiny, sampled: Sampled, plain_logprobs: Plain, correction: str, first: bool
 ) -> None:
     groups, decoder = sampled(LENGTHS), tiny()
-    loss = config.Loss(
+    loss = LossSettings(
         correction=correction,  # type: ignore[arg-type]
         tis_cap=0.4 if correction == "geometric" else 1.3,
         tis_veto=0.2,
@@ -434,7 +434,7 @@ def test_logprobs_that_a_correction_lacks_are_an_error(tiny: Tiny, sampled: Samp
     before = masters(learner.decoder)
     labels = ["gpu/0", "npu/2"]
     for correction in ("truncated", "masked", "geometric", "bypass", "off"):
-        loss = config.Loss(correction=correction)  # type: ignore[arg-type]
+        loss = LossSettings(correction=correction)  # type: ignore[arg-type]
         for groups in ([good[0], bad[1]], [bad[1]]):
             with pytest.raises(TrainingError, match=r"\(npu/2\) has no sampler log-probabilities"):
                 learner.step(relabelled(groups, labels[-len(groups) :]), loss)
@@ -458,7 +458,7 @@ def test_score_is_the_plain_logprobs_of_the_current_weights(
     tiny: Tiny, sampled: Sampled, plain_logprobs: Plain, dtype: str
 ) -> None:
     decoder = tiny()
-    learner = make(decoder, config.Optimizer(lr=1e-2), dtype=dtype)
+    learner = make(decoder, OptimizerSettings(lr=1e-2), dtype=dtype)
     text = TrainingGroup([7], [[3, 11, 60, 0, 3, 3]], [[1.0] * 6])
     scores = []
     for _ in range(2):
@@ -466,13 +466,13 @@ def test_score_is_the_plain_logprobs_of_the_current_weights(
             (expected,) = plain_logprobs(decoder, [text])
         scores.append(learner.score([7, 3, 11, 60, 0, 3, 3]))
         assert scores[-1] == pytest.approx(expected.tolist(), abs=1e-6)
-        learner.step(sampled(LENGTHS), config.Loss())
+        learner.step(sampled(LENGTHS), LossSettings())
     assert scores[0] != pytest.approx(scores[1], abs=1e-3)
     assert learner.score([7]) == []
 
 
 def test_likelihood_training_reports_no_mismatch(tiny: Tiny, sampled: Sampled) -> None:
-    learner = make(tiny(), config.Optimizer(lr=1e-2))
+    learner = make(tiny(), OptimizerSettings(lr=1e-2))
     groups = [
         TrainingGroup(
             group.prompt, group.completions, [[1 / 17] * len(c) for c in group.completions]
@@ -488,7 +488,7 @@ def test_likelihood_training_reports_no_mismatch(tiny: Tiny, sampled: Sampled) -
 def test_a_step_without_any_weight_is_an_error(tiny: Tiny, sampled: Sampled) -> None:
     learner = make(tiny())
     with pytest.raises(TrainingError, match="no token of the step's groups has a weight"):
-        learner.step([], config.Loss())
+        learner.step([], LossSettings())
     with pytest.raises(TrainingError, match="no token"):
         learner.step([TrainingGroup([1], [[2]], [[0.0]])], None)
 
@@ -496,7 +496,7 @@ def test_a_step_without_any_weight_is_an_error(tiny: Tiny, sampled: Sampled) -> 
 def test_published_weights_are_the_rounded_masters(tiny: Tiny, sampled: Sampled) -> None:
     decoder = tiny()
     learner = Learner(
-        decoder, config.Learner(dtype="bfloat16"), config.Optimizer(lr=1e-2), 10, version=3
+        decoder, LearnerSettings(dtype="bfloat16"), OptimizerSettings(lr=1e-2), 10, version=3
     )
     number, tensors = learner.publish()
     views = decoder.tensors()
@@ -505,22 +505,22 @@ def test_published_weights_are_the_rounded_masters(tiny: Tiny, sampled: Sampled)
     assert all(torch.equal(tensors[name], views[name].bfloat16()) for name in views)
     assert learner.publish()[0] == 3
     kept = {name: tensor.clone() for name, tensor in tensors.items()}
-    learner.step(sampled(LENGTHS), config.Loss())
+    learner.step(sampled(LENGTHS), LossSettings())
     assert_same(tensors, kept)  # what was published does not move with the masters
     number, after = learner.publish()
     assert number == 4
     assert [name for name in after if not torch.equal(after[name], tensors[name])]
-    learner.step(exploding(sampled(LENGTHS)), config.Loss(tis_cap=1e9))
+    learner.step(exploding(sampled(LENGTHS)), LossSettings(tis_cap=1e9))
     number, same = learner.publish()
     assert number == 4
     assert_same(same, after)
 
 
 def test_fp32_publication_is_a_copy(tiny: Tiny, sampled: Sampled) -> None:
-    learner = make(tiny(), config.Optimizer(lr=1e-2))
+    learner = make(tiny(), OptimizerSettings(lr=1e-2))
     _, tensors = learner.publish()
     kept = {name: tensor.clone() for name, tensor in tensors.items()}
-    learner.step(sampled(LENGTHS), config.Loss())
+    learner.step(sampled(LENGTHS), LossSettings())
     assert_same(tensors, kept)
 
 
@@ -545,10 +545,10 @@ def test_experts_are_balanced_after_good_steps_only(tiny: Tiny, sampled: Sampled
     assert bias is not None
     with torch.no_grad():
         bias.fill_(0.25)
-    learner = make(decoder, config.Optimizer(lr=1e-2))
-    learner.step(exploding(groups), config.Loss(tis_cap=1e9))
+    learner = make(decoder, OptimizerSettings(lr=1e-2))
+    learner.step(exploding(groups), LossSettings(tis_cap=1e9))
     assert bias.tolist() == [0.25] * 4 and experts.load is None
-    learner.step(groups, config.Loss())
+    learner.step(groups, LossSettings())
     # 3 + 4 + 0 + 2 and 4 + 3 + 3 tokens, and 19 / 4 is nobody's load: every bias moves.
     assert experts.routed is not None and experts.routed.sum() == 19
     moved = [0.251 if load < 19 / 4 else 0.249 for load in experts.routed.tolist()]
@@ -564,8 +564,8 @@ def test_two_runs_on_two_threads_give_the_same_bits(smollm2: Path, sampled: Samp
     groups, results = sampled([[9, 14, 3], [12, 7, 12]]), []
     for _ in range(2):
         decoder = load_decoder(smollm2, torch.float32, torch.device("cpu"))
-        learner = Learner(decoder, config.Learner(dtype="bfloat16"), config.Optimizer(lr=1e-4), 2)
+        learner = Learner(decoder, LearnerSettings(dtype="bfloat16"), OptimizerSettings(lr=1e-4), 2)
         for _ in range(2):
-            learner.step(groups, config.Loss())
+            learner.step(groups, LossSettings())
         results.append(masters(decoder))
     assert_same(*results)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from interlock.config import Loss
+from interlock.config.schema import LossSettings
 from interlock.errors import TrainingError
 from interlock.learner.loss import (
     Gap,
@@ -23,7 +23,7 @@ from interlock.learner.loss import (
     token_logprobs,
 )
 
-PPO = Loss(clip_low=0.2, clip_high=0.28, tis_cap=2.0, tis_veto=1e-4)
+PPO = LossSettings(clip_low=0.2, clip_high=0.28, tis_cap=2.0, tis_veto=1e-4)
 
 
 def problem(rows: int, vocab: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -161,7 +161,7 @@ def test_truncated_importance_sampling_by_hand(rho: float, factor: float) -> Non
     assert logprobs.grad.item() == pytest.approx(-3 * factor, rel=1e-5)
 
 
-def on_policy(rho: float, loss: Loss, weight: float = 3.0) -> tuple[float, float]:
+def on_policy(rho: float, loss: LossSettings, weight: float = 3.0) -> tuple[float, float]:
     """Loss of a token and its slope at pi = pi_old, with a completion of this token alone."""
     logprobs = torch.tensor([-1.0], requires_grad=True)
     sampler = torch.tensor([-1.0 - math.log(rho)])
@@ -180,13 +180,13 @@ MASKING = [(1.0, 1.0), (0.51, 0.51), (0.49, 0.0), (4.9, 4.9), (5.1, 0.0), (1e-6,
 
 @pytest.mark.parametrize(("rho", "factor"), MASKING)
 def test_masked_importance_sampling_by_hand(rho: float, factor: float) -> None:
-    found = on_policy(rho, Loss(correction="masked", mask_low=0.5, mask_high=5.0))
+    found = on_policy(rho, LossSettings(correction="masked", mask_low=0.5, mask_high=5.0))
     assert found == pytest.approx((-3 * factor, -3 * factor), rel=1e-5)
 
 
 @pytest.mark.parametrize("rho", [1e-6, 0.5, 3.0])
 def test_off_is_a_factor_of_one(rho: float) -> None:
-    assert on_policy(rho, Loss(correction="off")) == (-3, -3)
+    assert on_policy(rho, LossSettings(correction="off")) == (-3, -3)
 
 
 # rho = pi / mu here, weight, loss and slope with clip_low 0.2 and clip_high 0.28
@@ -203,7 +203,7 @@ BYPASS = [
 def test_bypass_clips_against_the_sampler(
     rho: float, weight: float, loss: float, slope: float
 ) -> None:
-    settings = Loss(clip_low=0.2, clip_high=0.28, correction="bypass")
+    settings = LossSettings(clip_low=0.2, clip_high=0.28, correction="bypass")
     assert on_policy(rho, settings, weight) == pytest.approx((loss, slope), rel=1e-5)
 
 
@@ -215,7 +215,7 @@ def test_geometric_by_hand() -> None:
     completion = completion_ratio(old, mu, [2, 1, 2])
     assert completion.tolist() == pytest.approx([2, 2, 3, 0.25, 0.25], rel=1e-6)
     # The cap is 2.5 and the last token's own ratio, 1/8, is vetoed.
-    settings = Loss(correction="geometric", tis_cap=2.5, tis_veto=0.2)
+    settings = LossSettings(correction="geometric", tis_cap=2.5, tis_veto=0.2)
     logprobs = old.clone().requires_grad_()
     weights = torch.tensor([1.0, -2.0, 1.0, 4.0, 1.0])
     terms = Terms(weights, mu, old, completion=completion)
@@ -229,7 +229,7 @@ def test_geometric_by_hand() -> None:
 
 
 def by_formula(
-    settings: Loss, weight: float, pi: float, old: float, mu: float, completion: float
+    settings: LossSettings, weight: float, pi: float, old: float, mu: float, completion: float
 ) -> tuple[float, float, bool, bool]:
     """Loss and slope of one token, whether it was corrected and vetoed; in plain Python."""
     rho, corrected, vetoed = math.exp(old - mu), False, False
@@ -263,7 +263,9 @@ tokens = st.tuples(st.floats(-2, 2, width=32), log_p, log_p, log_p, st.floats(0.
 def test_every_correction_equals_its_formula(
     correction: Any, rows: list[tuple[float, float, float, float, float]]
 ) -> None:
-    settings = Loss(correction=correction, tis_cap=3.0, tis_veto=0.1, mask_low=0.4, mask_high=6.0)
+    settings = LossSettings(
+        correction=correction, tis_cap=3.0, tis_veto=0.1, mask_low=0.4, mask_high=6.0
+    )
     for _, pi, old, mu, completion in rows:  # rounding may decide what lies on an edge
         edges = [(old - mu, e) for e in (3, 0.1, 0.4, 6)] + [(math.log(completion), 3)]
         edges += [(pi - base, e) for base in (old, mu) for e in (0.8, 1.2)]
@@ -288,7 +290,7 @@ def test_every_correction_equals_its_formula(
 def test_a_mismatch_that_is_not_a_number_is_never_masked_away() -> None:
     nan = torch.tensor([math.nan])
     for correction in ("truncated", "masked", "geometric", "bypass", "off"):
-        settings = Loss(correction=correction)  # type: ignore[arg-type]
+        settings = LossSettings(correction=correction)  # type: ignore[arg-type]
         terms = Terms(torch.tensor([1.0]), torch.tensor([-1.0]), completion=nan)
         assert math.isnan(policy_loss(nan, terms, settings).item())
 

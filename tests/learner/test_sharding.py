@@ -14,11 +14,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from interlock import config
+from interlock.config.schema import LearnerSettings, OptimizerSettings
 from interlock.errors import ConfigError
 from interlock.learner.checkpoint import load
+from interlock.learner.distributed.ranks import World, join
 from interlock.learner.learner import Learner
-from interlock.learner.world import World, join
 from interlock.models.decoder import Decoder
 
 DEADLINE_S = 120.0
@@ -181,7 +181,7 @@ def test_when_one_is_killed_the_others_end(
     assert ended["error"].startswith(f"rank 0 of 3: {gone}") and "\n" not in ended["error"]
     assert ended["again"] == ended["error"]
     assert ranks[1].returncode == 1 and f"TrainingError: rank 1 of 3: {gone}" in errors[1]
-    learner = Learner(tiny(), config.Learner(), config.Optimizer(lr=1e-2), 5)
+    learner = Learner(tiny(), LearnerSettings(), OptimizerSettings(lr=1e-2), 5)
     assert load(learner, tmp_path / "saved") == {"step": 1} and learner.steps == 1
 
 

@@ -14,7 +14,8 @@ from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
-from interlock import config
+from interlock.config.schema import GeneratorSettings
+from interlock.engine.portable.engine import TorchEngine
 from interlock.models.checkpoint import load_decoder
 from interlock.models.decoder import Decoder
 from interlock.models.huggingface import read_architecture
@@ -22,9 +23,8 @@ from interlock.parity import protocol, worker
 from interlock.parity.prompts import prompts
 from interlock.parity.protocol import Open, Opened, Reply, Request
 from interlock.parity.sides import Sides
-from interlock.qualify.specimen import Numbers
-from interlock.rollout.engine import TorchEngine
-from interlock.rollout.generator import Generator
+from interlock.qualify.tiny_model import Numbers
+from interlock.workers.generator import Generator
 
 
 class InlineSides(Sides):
@@ -43,7 +43,7 @@ class InlineSides(Sides):
         self._labels[name] = label
         self.workers[name] = worker.Side()
 
-    def open(self, sides: Mapping[str, tuple[Path, config.Generator]]) -> dict[str, Opened]:
+    def open(self, sides: Mapping[str, tuple[Path, GeneratorSettings]]) -> dict[str, Opened]:
         asked = {name: Open(name, str(model), kept) for name, (model, kept) in sides.items()}
         opened = self.ask(asked, Opened)
         if type(self).spoil is not None:

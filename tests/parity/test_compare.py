@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from interlock.config import Guard, Task
+from interlock.config.schema import GuardSettings, TaskSettings
 from interlock.errors import ConfigError
 from interlock.models.attention import causal
 from interlock.models.checkpoint import load_decoder
@@ -20,7 +20,7 @@ from interlock.parity import page, worker
 from interlock.parity.compare import Question, compare
 from interlock.parity.outcome import Answer, How, Report, Verdict, judged
 from interlock.parity.sides import parse
-from interlock.records import Sampling
+from interlock.records.rl import Sampling
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
 
@@ -65,7 +65,7 @@ def test_the_k3_of_two_dtypes_is_that_of_their_logits(
 
 
 def test_k3_is_taken_under_the_side_that_drew(inline: Any, small: Path, tmp_path: Path) -> None:
-    """x = p of the other over p of the sampler, as rollout/judge.py and the learner have it."""
+    """x = p of the other over p of the sampler, as workers/replies.py and the learner have it."""
     found = ask(small, tmp_path, b="bfloat16", tokens=16)
     rows = {each.name: each for each in found.differences}
     for name, side, theirs, ours in (
@@ -112,7 +112,7 @@ def test_a_tensor_that_was_converted_wrongly_is_named_first(
             held[DOWN][0, 0] += held[DOWN].abs().max()
 
     inline.spoil = staticmethod(spoil)
-    found = ask(small, tmp_path, band=Guard(warn=100.0, quarantine=100.0))
+    found = ask(small, tmp_path, band=GuardSettings(warn=100.0, quarantine=100.0))
     assert found.verdict is Verdict.DIFFERENT  # whatever the band
     assert [each.tensor for each in found.weights.wrong_b] == [DOWN]
     assert found.weights.wrong_b[0].error == pytest.approx(1.0) and not found.weights.wrong_a
@@ -141,7 +141,7 @@ def test_the_band_decides(inline: Any, small: Path, tmp_path: Path) -> None:
         (k3 / 2, k3, Verdict.CLOSE),
         (k3 / 4, k3 / 2, Verdict.DIFFERENT),
     ):
-        band = Guard(warn=warn, quarantine=quarantine)
+        band = GuardSettings(warn=warn, quarantine=quarantine)
         assert judged(msgspec.structs.replace(found, band=band)).verdict is expected
 
 
@@ -167,7 +167,7 @@ def test_a_task_gives_both_accuracies(inline: Any, small: Path, tmp_path: Path) 
     rows = ({"question": f"Say {n}.", "answer": str(n % 2)} for n in range(12))
     problems.write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = {"path": str(problems), "verifier": f"{verifier}:reward"}
-    task = Task("jsonl", options=options, held_out=8)
+    task = TaskSettings("jsonl", options=options, held_out=8)
     found = ask(small, tmp_path, task=task, problems=8)
     assert found.task is not None and found.task.problems == 8
     assert found.task.a == found.task.b and found.task.p == 1.0

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from interlock.config import Guard
+from interlock.config.schema import GuardSettings
 from interlock.parity.figures import Difference, difference, task_result
 from interlock.parity.outcome import Report, SideFacts, Verdict, Weights, judged
 
@@ -23,7 +23,12 @@ def report(k3: float = 1e-9, sides: str = "ab", dtype: str = "float32", **more: 
         "task": None,
     }
     facts = [SideFacts(label, "torch", "cpu", dtype) for label in ("torch:x", "vllm:y")]
-    rest: dict[str, Any] = {"band": Guard(), "greedy": None, "parted": [], "bisection": None}
+    rest: dict[str, Any] = {
+        "band": GuardSettings(),
+        "greedy": None,
+        "parted": [],
+        "bisection": None,
+    }
     rest |= {"answers": [], "left_out": 0, "seconds": 1.0, "created": 0.0}
     return judged(Report("m", *facts, **(fields | rest | more)))
 
@@ -56,7 +61,7 @@ def test_bfloat16_is_not_blamed_for_its_rounding() -> None:
     assert "rounding in bfloat16 alone" in found.headline and "--b-dtype float32" in found.headline
     for finer in ("float32", "float16"):
         assert "more than rounding apart" in report(2.7e-3, dtype=finer).headline
-    wide = report(0.3, dtype="bfloat16", band=Guard(1e-3, 1.0))
+    wide = report(0.3, dtype="bfloat16", band=GuardSettings(1e-3, 1.0))
     assert wide.verdict is Verdict.CLOSE and "more than rounding apart" in wide.headline
 
 

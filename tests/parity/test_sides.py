@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from interlock.config import Guard
+from interlock.config.schema import GuardSettings
 from interlock.errors import ConfigError, TrainingError
 from interlock.fleet.base import Lost
 from interlock.parity.compare import Question, compare
 from interlock.parity.outcome import Verdict
 from interlock.parity.protocol import Score, Scored
 from interlock.parity.sides import SideFailed, Sides, parse
-from interlock.records import Problem, Sampling
-from interlock.rollout.protocol import Failed
+from interlock.records.rl import Problem, Sampling
+from interlock.workers.protocol import Failed
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ def test_a_chip_that_ignores_masks_is_found_in_attention(
     monkeypatch.setattr("interlock.parity.compare.prompts", lambda: [long])
     sides = parse("a", "torch:cpu", "float32"), parse("b", "torch:sim:mask-512", "float32")
     limits = Sampling(max_tokens=2)
-    band = Guard(warn=1e-4, quarantine=1e-3)
+    band = GuardSettings(warn=1e-4, quarantine=1e-3)
     question = Question(long_model, *sides, samples=1, sampling=limits, bisect=True, band=band)
     found = compare(question, tmp_path, lambda note: None)
     assert found.verdict is Verdict.DIFFERENT and found.left_out == 0

@@ -10,12 +10,12 @@ import torch
 from on_device import failed
 from torch import Tensor
 
+from interlock.engine.portable.engine import TorchEngine
 from interlock.learner.learner import Learner
 from interlock.models.attention import causal
-from interlock.qualify import agreement, specimen
+from interlock.qualify import agreement, tiny_model
 from interlock.qualify.check import Level, Subject
-from interlock.records import Completion
-from interlock.rollout.engine import TorchEngine
+from interlock.records.rl import Completion
 
 # A CPU to torch, and yet told from the reference's.
 DEVICE = torch.device("cpu:0")
@@ -29,10 +29,10 @@ def use_on_device(monkeypatch: pytest.MonkeyPatch, engine: type[TorchEngine]) ->
         arch: Any, tensors: Any, device: torch.device, dtype: torch.dtype, slots: int = 32
     ) -> TorchEngine:
         kind = engine if device == DEVICE else TorchEngine
-        weights = specimen.decoder(arch, tensors, device, dtype)
-        return kind(weights, specimen.Numbers(), slots)
+        weights = tiny_model.decoder(arch, tensors, device, dtype)
+        return kind(weights, tiny_model.Numbers(), slots)
 
-    monkeypatch.setattr(specimen, "engine", made)
+    monkeypatch.setattr(tiny_model, "engine", made)
 
 
 def test_apart_is_what_the_hand_says() -> None:
@@ -58,10 +58,10 @@ def test_limits_are_the_margins_times_the_cpu() -> None:
 
 
 def test_the_reference_scores_packed_completions_as_plain_text() -> None:
-    arch = specimen.architecture(hidden=32, vocab=61)
-    model = specimen.exact(arch, specimen.weights(arch))
+    arch = tiny_model.architecture(hidden=32, vocab=61)
+    model = tiny_model.exact(arch, tiny_model.weights(arch))
     prompt, completions = [3, 5, 7], [[11, 13, 17], [2], [60, 0]]
-    found = specimen.logprobs(model, prompt, completions).split([3, 1, 2])
+    found = tiny_model.logprobs(model, prompt, completions).split([3, 1, 2])
     for completion, values in zip(completions, found, strict=True):
         text = torch.tensor([*prompt, *completion])
         attend = causal(len(text), torch.device("cpu"))

@@ -18,7 +18,7 @@ from interlock.qualify.cases import functions
 from interlock.qualify.cases.case import normal
 from interlock.qualify.check import Level, Subject, beyond, excess, is_missing
 from interlock.qualify.numerics import compared, error, limit, nearby
-from interlock.records import Measure
+from interlock.records.trust import Measure
 
 CPU = torch.device("cpu")
 EPS32, EPS16 = 2.0**-23, 2.0**-7

@@ -15,7 +15,7 @@ from interlock.qualify import plots
 from interlock.qualify.checks import CHECKS
 from interlock.qualify.page import page, write_page
 from interlock.qualify.verdict import judge
-from interlock.records import Certificate, Finding, Measure, Result, Role, Stack, Trust
+from interlock.records.trust import Certificate, Finding, Measure, Result, Role, Stack, Trust
 
 STACK = Stack("npu", "Chip 9", "1.2", "3.4", "CANN 8.5", "2.13.0", "torch_npu 2.13.0", "0.4.0")
 ATTACKS = [

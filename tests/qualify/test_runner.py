@@ -11,7 +11,7 @@ from interlock.errors import ConfigError
 from interlock.qualify import probe, runner
 from interlock.qualify.check import Check, Level
 from interlock.qualify.checks import CHECKS
-from interlock.records import Certificate, Finding, Measure, Result, Role, Trust
+from interlock.records.trust import Certificate, Finding, Measure, Result, Role, Trust
 
 BOTH = frozenset(Role)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from interlock.qualify import sampling
 from interlock.qualify.check import Level, Subject
-from interlock.records import Completion, FinishReason, Sampling
+from interlock.records.rl import Completion, FinishReason, Sampling
 
 # A CPU to torch, and yet told from the reference's.
 DEVICE = torch.device("cpu:0")

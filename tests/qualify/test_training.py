@@ -10,7 +10,7 @@ import torch
 from on_device import failed
 
 from interlock.learner.learner import Learner
-from interlock.qualify import specimen, training
+from interlock.qualify import tiny_model, training
 from interlock.qualify.check import Level, Subject
 
 # A CPU to torch, and yet told from the reference's.
@@ -83,8 +83,8 @@ def test_a_curve_is_apart_by_what_the_hand_says() -> None:
 def test_updates_in_bfloat16_leave_the_band_at_the_first_step(
     short: None, plant: Callable[..., None]
 ) -> None:
-    arch = specimen.architecture(hidden=32, vocab=31)
-    weights = specimen.decoder(arch, specimen.weights(arch), DEVICE, torch.float32)
+    arch = tiny_model.architecture(hidden=32, vocab=31)
+    weights = tiny_model.decoder(arch, tiny_model.weights(arch), DEVICE, torch.float32)
     start = [parameter.detach() for parameter in weights.parameters()]
 
     @torch.no_grad()

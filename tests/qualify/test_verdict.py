@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from interlock.qualify.checks import CHECKS
 from interlock.qualify.verdict import judge
-from interlock.records import Finding, Result, Role, Trust
+from interlock.records.trust import Finding, Result, Role, Trust
 
 
 def findings(**results: Result) -> list[Finding]:

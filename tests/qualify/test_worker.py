@@ -12,9 +12,9 @@ from interlock.errors import ConfigError
 from interlock.qualify import runner, worker
 from interlock.qualify.check import Check, Level
 from interlock.qualify.checks import CHECKS
-from interlock.records import Certificate, Role, Stack, Trust
-from interlock.rollout import protocol
-from interlock.rollout.protocol import Alive, Failed, Qualified, Qualify
+from interlock.records.trust import Certificate, Role, Stack, Trust
+from interlock.workers import protocol
+from interlock.workers.protocol import Alive, Failed, Qualified, Qualify
 
 NPU = Stack("npu", "Chip 1", "", "", "", "2.13.0", "", "0.1")
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from running import ENVIRONMENT, start
 
-from interlock import config
+from interlock.recipes import shipped
 from interlock.rundir import RunDir
 
-RECIPE = Path(config.__file__).parent / "recipes" / "shipped" / "bad-chip.toml"
+RECIPE = Path(shipped.__file__).parent / "bad-chip.toml"
 # The logits of random weights are almost flat, and every difference is that much smaller.
 TINY = ["guard.warn=1e-13", "guard.quarantine=1e-12", "fleet.backoff_s=0.1"]
 SHORT = ["stage.problems_per_step=2", "stage.completions=2", "stage.sampling.max_tokens=6"]

@@ -12,7 +12,7 @@ import pytest
 from running import DEADLINE, ENVIRONMENT
 
 from interlock.chips import certificates
-from interlock.records import Certificate, Stack, Trust
+from interlock.records.trust import Certificate, Stack, Trust
 from interlock.rundir import RunDir
 
 SHORT = ("stage.steps=2", "stage.eval.every=0", "checkpoint_every=1")

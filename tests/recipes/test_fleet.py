@@ -26,10 +26,10 @@ from running import (
 )
 from safetensors.torch import load_file
 
-from interlock import config
+from interlock.config.reading import load_recipe
 from interlock.errors import ConfigError, TrainingError
 from interlock.recipes.train import train
-from interlock.records import ScoredGroup
+from interlock.records.rl import ScoredGroup
 from interlock.rundir import RunDir
 
 FLEET = """
@@ -98,7 +98,7 @@ def test_a_killed_learner_takes_its_workers_along(two_generators: Path, tmp_path
 
 def asynchronous(recipe: Path, directory: Path, *overrides: str) -> Any:
     settings = ["stage.staleness=2", "stage.eval.every=0", *overrides]
-    train(config.load(recipe, settings), directory)
+    train(load_recipe(recipe, settings), directory)
     return RunDir.read(directory)
 
 
@@ -137,7 +137,7 @@ def test_asynchronous_a_killed_learner_uses_nothing_twice(
 def planted(tmp_path: Path, body: str) -> Path:
     """An "interpreter" whose worker is ours with `body` run before it serves."""
     module = tmp_path / "planted_worker.py"
-    module.write_text(f"import interlock.rollout.worker as worker\n{body}\nserve = worker.serve\n")
+    module.write_text(f"import interlock.workers.worker as worker\n{body}\nserve = worker.serve\n")
     python = tmp_path / "planted-python"
     python.write_text(
         f'#!/bin/sh\nPYTHONPATH="{tmp_path}" exec "{sys.executable}" -m interlock.fleet.worker '
@@ -150,7 +150,7 @@ def planted(tmp_path: Path, body: str) -> Path:
 # The planted engine answers with the weights it was opened with, whatever it is given.
 STALE_DECODE = """
 import copy
-from interlock.rollout.engine import TorchEngine
+from interlock.engine.portable.engine import TorchEngine
 real = TorchEngine.generate
 def generate(self, requests, on_finished=None):
     fresh, self.decoder = self.decoder, self.first
@@ -166,14 +166,14 @@ TorchEngine.__init__, TorchEngine.generate = open_engine, generate
 """
 # It keeps the new weights where they can be read, and computes with the old ones.
 STALE_EVERYWHERE = """
-from interlock.rollout.engine import TorchEngine
+from interlock.engine.portable.engine import TorchEngine
 def load(self, tensors, version):
     self.kept, self.version = {n: t.clone() for n, t in tensors.items()}, version
 TorchEngine.load = load
 TorchEngine.held = lambda self: iter(self.kept.items())
 """
 WRONG_COPY = """
-from interlock.rollout.engine import TorchEngine
+from interlock.engine.portable.engine import TorchEngine
 real = TorchEngine.load
 def load(self, tensors, version):
     changed = {n: t.clone() for n, t in tensors.items()}
@@ -201,7 +201,7 @@ def test_a_planted_engine_with_stale_weights_is_caught(
     overrides = ["stage.steps=4", "stage.eval.every=0", "fleet.failures=1"]
     overrides += ["stage.optimizer.lr=0.05", "stage.optimizer.warmup_steps=0"]
     with pytest.raises(TrainingError, match=f"no generator is left .*{why}"):
-        train(config.load(recipe, overrides), tmp_path / "run")
+        train(load_recipe(recipe, overrides), tmp_path / "run")
     view = RunDir.read(tmp_path / "run")
     assert view.status == "failed" and why in (view.manifest.reason or "")
     # What was learned before it was caught is kept, all of it from right weights.
@@ -218,13 +218,13 @@ def test_a_worker_that_never_starts_ends_the_run_with_its_reason(
     recipe = tmp_path / "planted.toml"
     recipe.write_text(text)
     with pytest.raises(TrainingError, match=r"no generator is left .*libcann\.so is missing"):
-        train(config.load(recipe, ["fleet.failures=2"]), tmp_path / "run")
+        train(load_recipe(recipe, ["fleet.failures=2"]), tmp_path / "run")
 
 
 def test_an_interpreter_that_is_not_there_is_the_users_mistake(
     two_generators: Path, tmp_path: Path
 ) -> None:
-    recipe = config.load(two_generators, ["generator.python=/nowhere/python"])
+    recipe = load_recipe(two_generators, ["generator.python=/nowhere/python"])
     with pytest.raises(
         ConfigError, match=r"generator\.python = '/nowhere/python' of generator-0-0"
     ):

@@ -9,9 +9,9 @@ import torch
 
 from interlock.chips import certificates
 from interlock.errors import ConfigError
-from interlock.learner.world import World
+from interlock.learner.distributed.ranks import World
 from interlock.recipes import gate
-from interlock.records import Certificate, Role, Stack, Trust
+from interlock.records.trust import Certificate, Role, Stack, Trust
 
 NPU = Stack("npu", "Chip 1", "25.1", "7.7", "CANN 9", "2.13.0", "torch_npu 2.13.0", "0.1")
 RUN = "run: interlock qualify --device npu"

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interlock.config import Grpo, Loss, Task
+from interlock.config.schema import Grpo, LossSettings, TaskSettings
 from interlock.recipes.grpo import advantages, minibatches, training_groups
-from interlock.records import (
+from interlock.records.rl import (
     Completion,
     FinishReason,
     Group,
@@ -32,11 +32,11 @@ def scored(rewards: Sequence[float], lengths: Sequence[int]) -> ScoredGroup:
 
 def settings(updates: int = 1, **loss: object) -> Grpo:
     return Grpo(
-        task=Task(name="arithmetic"),
+        task=TaskSettings(name="arithmetic"),
         steps=1,
         updates_per_step=updates,
         sampling=Sampling(max_tokens=10),
-        loss=Loss(**loss),  # type: ignore[arg-type]
+        loss=LossSettings(**loss),  # type: ignore[arg-type]
     )
 
 

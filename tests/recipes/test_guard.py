@@ -7,15 +7,22 @@ from typing import Any
 
 import pytest
 
-from interlock import config
-from interlock.config import Grpo, Recipe, Task
+from interlock.config.schema import (
+    FleetSettings,
+    GeneratorSettings,
+    Grpo,
+    GuardSettings,
+    ModelSettings,
+    Recipe,
+    TaskSettings,
+)
 from interlock.errors import TrainingError
 from interlock.learner.learner import Mismatch, StepResult
 from interlock.recipes.guard import Guard, buckets, label, numerics
 from interlock.recipes.stage import Stage
 from interlock.recipes.watch import Watch
-from interlock.records import Sampling
-from interlock.rollout.generators import State, WorkerFacts
+from interlock.records.metrics import WorkerMetrics, WorkerState
+from interlock.records.rl import Sampling
 from interlock.rundir import RunDir
 
 RUN = "run: interlock qualify --device npu:1 --only engine-parity,stale-weights"
@@ -75,15 +82,15 @@ def test_the_updates_of_a_step_are_enough_together() -> None:
 
 class FakeGenerators:
     def __init__(self, *names: str) -> None:
-        self.known = {name: WorkerFacts(State.READY, groups=3) for name in names}
+        self.known = {name: WorkerMetrics(WorkerState.READY, groups=3) for name in names}
         self.reasons: dict[str, str] = {}
 
-    def facts(self) -> dict[str, WorkerFacts]:
+    def facts(self) -> dict[str, WorkerMetrics]:
         return self.known
 
     def quarantine(self, worker: str, reason: str, checks: Sequence[str]) -> None:
         assert checks == ("engine-parity", "stale-weights")
-        self.known[worker].state = State.QUARANTINED
+        self.known[worker].state = WorkerState.QUARANTINED
         self.reasons[worker] = reason
 
     def quarantined(self) -> frozenset[str]:
@@ -94,14 +101,14 @@ class Scene:
     def __init__(
         self, run: RunDir, *names: str, kind: Any = "local", sampling: Sampling | None = None
     ) -> None:
-        task = Task(name="arithmetic")
+        task = TaskSettings(name="arithmetic")
         grpo = Grpo(task=task, steps=1, sampling=sampling or Sampling())
-        guard = config.Guard(warn=0.001, quarantine=0.01)
-        fleet = config.Fleet(kind=kind)
+        guard = GuardSettings(warn=0.001, quarantine=0.01)
+        fleet = FleetSettings(kind=kind)
         recipe = Recipe(
-            model=config.Model("m"),
+            model=ModelSettings("m"),
             stage=[grpo],
-            generator=[config.Generator(name=name, device="npu:1") for name in names],
+            generator=[GeneratorSettings(name=name, device="npu:1") for name in names],
             fleet=fleet,
             guard=guard,
         )

@@ -16,15 +16,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from interlock import config
-from interlock.config import Grpo, Recipe, Task
+from interlock.config.schema import FleetSettings, Grpo, ModelSettings, Recipe, TaskSettings
 from interlock.errors import TrainingError
 from interlock.recipes.rollouts import Rollouts
 from interlock.recipes.stage import Stage
 from interlock.recipes.watch import Watch
-from interlock.records import Completion, FinishReason, Group, Problem, ScoredGroup, Verdict
-from interlock.rollout.generators import Forget, Keep, Outcome, Purpose, Work, no_forget, no_keep
+from interlock.records.rl import Completion, FinishReason, Group, Problem, ScoredGroup, Verdict
 from interlock.rundir import RunDir
+from interlock.workers.generators import Forget, Keep, Outcome, Purpose, Work, no_forget, no_keep
 
 STAGE = 1  # not the first, so that a confusion of stages shows
 
@@ -145,10 +144,10 @@ def open_stage(
     cap: int | None,
     unit: int = 0,
 ) -> Stage[Grpo]:
-    task = Task(name="arithmetic")
+    task = TaskSettings(name="arithmetic")
     grpo = Grpo(task=task, steps=steps, problems_per_step=problems, completions=2, staleness=cap)
     recipe = Recipe(
-        model=config.Model("m"), stage=[grpo], fleet=config.Fleet(kind="local", unit=unit), seed=5
+        model=ModelSettings("m"), stage=[grpo], fleet=FleetSettings(kind="local", unit=unit), seed=5
     )
     learner: Any = SimpleNamespace(version=0, steps=0, bad_steps=0, unpublished=False)
     fleet: Any = generators

@@ -9,16 +9,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from interlock import config
+from interlock.config.reading import load_recipe
+from interlock.engine.portable.engine import TorchEngine
 from interlock.errors import TrainingError
 from interlock.models.decoder import Decoder
 from interlock.models.tokenizer import Tokenizer
 from interlock.recipes import fleet
 from interlock.recipes.train import train
 from interlock.recipes.watch import Watch
-from interlock.rollout import generator as generators
-from interlock.rollout.engine import TorchEngine
 from interlock.rundir import RunDir
+from interlock.workers import generator as generators
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +52,7 @@ optimizer.lr = 1e-2
 
 
 def run(recipe: Path, directory: Path, *overrides: str) -> Any:
-    train(config.load(recipe, overrides), directory)
+    train(load_recipe(recipe, overrides), directory)
     return RunDir.read(directory)
 
 
@@ -175,7 +175,7 @@ def test_a_verifier_that_fails_is_counted_and_stops_nothing(
         def note(self, message: str) -> None:
             notes.append(message)
 
-    recipe = config.load(tiny_recipe, ["stage.steps=2", "stage.eval.every=0"])
+    recipe = load_recipe(tiny_recipe, ["stage.steps=2", "stage.eval.every=0"])
     train(recipe, tmp_path / "run", watch=Notes())
     view = RunDir.read(tmp_path / "run")
     scored = [group for step in (1, 2) for group in view.ledger.read(0, step)]

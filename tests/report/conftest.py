@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from interlock.records import Completion, FinishReason, Group, Problem, ScoredGroup, Verdict
+from interlock.records.rl import Completion, FinishReason, Group, Problem, ScoredGroup, Verdict
 from interlock.rundir import RunDir
 
 CONFIG: dict[str, Any] = {"name": "test", "model": {"path": "m"}, "stage": [{"kind": "grpo"}]}

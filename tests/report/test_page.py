@@ -13,14 +13,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from interlock.config import parse, to_tree
+from interlock.config.reading import parse_recipe, to_tree
 from interlock.errors import RunError
-from interlock.records import Verdict
+from interlock.records.rl import Verdict
 from interlock.report import write_report
 from interlock.report.page import to_toml
 from interlock.report.sheet import json_in_script
-from interlock.report.text import visible
 from interlock.rundir import RunDir
+from interlock.text import visible
 
 MakeRun = Callable[..., RunDir]
 ATTACKS = [
@@ -268,7 +268,7 @@ def test_only_so_many_events_are_listed_and_the_rest_counted(make_run: MakeRun) 
 
 def test_the_config_reads_back_as_toml() -> None:
     tree = to_tree(
-        parse(
+        parse_recipe(
             {
                 "model": {"path": 'a "quoted" \\ path'},
                 "stage": [
@@ -279,7 +279,7 @@ def test_the_config_reads_back_as_toml() -> None:
         )
     )
     text = to_toml(tree)
-    again = to_tree(parse(tomllib.loads(text)))
+    again = to_tree(parse_recipe(tomllib.loads(text)))
     assert again == tree
     assert "# chat_template is not set" in text
 

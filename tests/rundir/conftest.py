@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from interlock.records import Completion, FinishReason, Group, Problem, ScoredGroup, Verdict
+from interlock.records.rl import Completion, FinishReason, Group, Problem, ScoredGroup, Verdict
 
 
 def scored_group(problem: str, *rewards: float, text: str = "4") -> ScoredGroup:

@@ -17,7 +17,7 @@ from interlock.rundir import RunDir
 WRITER = """
 import sys
 from pathlib import Path
-from interlock.records import Completion, FinishReason, Group, Problem, ScoredGroup, Verdict
+from interlock.records.rl import Completion, FinishReason, Group, Problem, ScoredGroup, Verdict
 from interlock.rundir import RunDir
 
 def groups(step):

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from interlock.errors import RunError
-from interlock.records import Completion, FinishReason, Group, Problem, ScoredGroup, Verdict
+from interlock.records.rl import Completion, FinishReason, Group, Problem, ScoredGroup, Verdict
 from interlock.rundir import Ledger
 
 MakeGroup = Callable[..., ScoredGroup]
@@ -226,7 +226,7 @@ def test_two_threads_share_a_ledger(tmp_path: Path, make_group: MakeGroup) -> No
 WRITER = """
 import sys
 from pathlib import Path
-from interlock.records import Completion, FinishReason, Group, Problem, ScoredGroup, Verdict
+from interlock.records.rl import Completion, FinishReason, Group, Problem, ScoredGroup, Verdict
 from interlock.rundir import Ledger
 
 def group(sequence):

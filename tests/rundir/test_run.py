@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from interlock.config import parse, to_tree
+from interlock.config.reading import parse_recipe, to_tree
 from interlock.errors import RunError
-from interlock.records import ScoredGroup
+from interlock.records.rl import ScoredGroup
 from interlock.rundir import RunDir
 
 TREE: dict[str, Any] = {
@@ -123,7 +123,7 @@ def test_resuming_with_another_config_is_refused_and_changes_nothing(
 
 
 def test_a_whole_recipe_compares_equal_to_itself(tmp_path: Path) -> None:
-    recipe = to_tree(parse(TREE))
+    recipe = to_tree(parse_recipe(TREE))
     RunDir.create(tmp_path, recipe, VERSIONS).finish()
     run = RunDir.open(tmp_path, recipe | {"checkpoint_every": 1, "name": "other"})
     run.finish()

@@ -8,11 +8,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from scripted_fleet import CPU, FOR_GOOD, FOR_NOW, Scene, make_certificate
 
-from interlock import config
+from interlock.config.schema import FleetSettings
 from interlock.fleet.base import Lost
-from interlock.records import Trust
-from interlock.rollout.generators import Outcome, State
-from interlock.rollout.protocol import Alive, Finished, Open, Opened, Qualified, Qualify, Reply
+from interlock.records.metrics import WorkerState
+from interlock.records.trust import Trust
+from interlock.workers.generators import Outcome
+from interlock.workers.protocol import Alive, Finished, Open, Opened, Qualified, Qualify, Reply
 
 NAMES = ("a", "b", "c")
 
@@ -28,7 +29,7 @@ class CrewMachine(RuleBasedStateMachine):
         failures=st.sampled_from([2, 50]), strikes=st.integers(1, 4), requalify=st.integers(0, 2)
     )
     def start(self, failures: int, strikes: int, requalify: int) -> None:
-        settings = config.Fleet(failures=failures, strikes=strikes, requalify=requalify)
+        settings = FleetSettings(failures=failures, strikes=strikes, requalify=requalify)
         self.scene = Scene(*NAMES, fleet=settings)
         self.requalify = requalify
         self.version = self.faults = 0
@@ -120,13 +121,18 @@ class CrewMachine(RuleBasedStateMachine):
         assert not (done + under_way) - Counter(self.ordered), "given out or answered twice"
         for name in NAMES:
             facts = self.scene.crew.facts()[name]
-            assert facts.state is not State.RESTARTING or name not in self.scene.fleet.alive
+            assert facts.state is not WorkerState.RESTARTING or name not in self.scene.fleet.alive
             assert facts.requalified <= self.requalify
             qualified = self.scene.fleet.modules[name] != "module"
-            assert facts.state is not State.QUALIFYING or qualified
-            at_work = (State.STARTING, State.READY, State.LOADING, State.GENERATING)
+            assert facts.state is not WorkerState.QUALIFYING or qualified
+            at_work = (
+                WorkerState.STARTING,
+                WorkerState.READY,
+                WorkerState.LOADING,
+                WorkerState.GENERATING,
+            )
             assert facts.state not in at_work or not qualified
-            if facts.state is State.GENERATING:
+            if facts.state is WorkerState.GENERATING:
                 assert self.scene.asked(name).number == facts.weight_version
 
     def teardown(self) -> None:
@@ -168,7 +174,7 @@ CrewMachine.TestCase.settings = settings(
 def one_sound_worker(sound: str, problems: int, noise: random.Random) -> list[Outcome]:
     """The others fail at random, up to their retirement; units are of one problem each."""
     found: list[Outcome] = []
-    with Scene(*NAMES, fleet=config.Fleet(failures=3, strikes=3)) as s:
+    with Scene(*NAMES, fleet=FleetSettings(failures=3, strikes=3)) as s:
         s.publish(1)
         for key in range(problems):
             s.order(key)

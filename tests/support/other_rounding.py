@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from interlock.chips import defects, device, faults
+from interlock.chips import device
+from interlock.chips.sim import defects, faults
 from interlock.qualify.check import Level, Subject
-from interlock.records import Trust
+from interlock.records.trust import Trust
 
 NAME = "other-rounding"
 _aten = torch.ops.aten

@@ -8,7 +8,7 @@ import torch
 
 from interlock.errors import ConfigError
 from interlock.qualify.check import Evidence, Subject, judged
-from interlock.records import Measure
+from interlock.records.trust import Measure
 
 
 def passes(subject: Subject) -> Evidence:

@@ -15,29 +15,18 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-from interlock import config
 from interlock.chips import certificates
+from interlock.config.schema import FleetSettings, GeneratorSettings, GuardSettings
 from interlock.errors import ConfigError
 from interlock.fleet.base import Event, Lost, Spec
-from interlock.records import (
-    Certificate,
-    Completion,
-    Finding,
-    FinishReason,
-    Group,
-    Problem,
-    Result,
-    Sampling,
-    Stack,
-    Trust,
-    WeightVersion,
-)
-from interlock.rollout import crew as crew_module
-from interlock.rollout import protocol, requalify
-from interlock.rollout.crew import Crew
-from interlock.rollout.generators import Outcome, Purpose, State, Work
-from interlock.rollout.judge import Target
-from interlock.rollout.protocol import (
+from interlock.records.metrics import WorkerState
+from interlock.records.rl import Completion, FinishReason, Group, Problem, Sampling, WeightVersion
+from interlock.records.trust import Certificate, Finding, Result, Stack, Trust
+from interlock.workers import pool as crew_module
+from interlock.workers import protocol, requalification
+from interlock.workers.generators import Outcome, Purpose, Work
+from interlock.workers.pool import Crew
+from interlock.workers.protocol import (
     Alive,
     Canary,
     Failed,
@@ -53,10 +42,11 @@ from interlock.rollout.protocol import (
     Reply,
     Request,
 )
+from interlock.workers.replies import Target
 
 VOCAB = 20
 CANARY = Canary(text=[1, 2, 3], prompts=[[4]], tokens=2)
-QUIET = config.Fleet(
+QUIET = FleetSettings(
     start_s=100,
     load_s=50,
     unit_s=200,
@@ -68,7 +58,7 @@ QUIET = config.Fleet(
     requalify=0,
 )
 FOR_NOW, FOR_GOOD = Failed("for now", permanent=False), Failed("for good", permanent=True)
-GUARD = config.Guard(warn=1e-3, quarantine=1e-2)
+GUARD = GuardSettings(warn=1e-3, quarantine=1e-2)
 CPU = Stack("cpu", "a chip", "", "", "", "2.13.0", "", "0.1")
 NPU = Stack("npu", "Chip 1", "25.1", "7.7", "CANN 9", "2.13.0", "torch_npu 2.13.0", "0.1")
 WALL = 1e6  # seconds since 1970: that clock stands still
@@ -207,8 +197,8 @@ class Scene:
     def __init__(
         self,
         *names: str,
-        fleet: config.Fleet = QUIET,
-        guard: config.Guard = GUARD,
+        fleet: FleetSettings = QUIET,
+        guard: GuardSettings = GUARD,
         device: str = "cpu",
         unqualified: bool = False,
         **given: str,
@@ -220,14 +210,14 @@ class Scene:
         self.made: dict[int, str] = {}  # worker of each group that is kept and not withdrawn
         clock = SimpleNamespace(monotonic=lambda: self.now, time=lambda: WALL)
         self._patches = [
-            mock.patch.object(module, "time", clock) for module in (crew_module, requalify)
+            mock.patch.object(module, "time", clock) for module in (crew_module, requalification)
         ]
         for patch in self._patches:
             patch.start()
         workers = {
             name: (
                 Spec(name, "module", Path(f"{name}.log")),
-                Open(name, "model", None, config.Generator(device=device), "store", CANARY),
+                Open(name, "model", None, GeneratorSettings(device=device), "store", CANARY),
             )
             for name in names
         }
@@ -300,8 +290,8 @@ class Scene:
 
     def dawdle(self, name: str) -> None:
         """This worker lives, and does not get done what it was asked until it is too late."""
-        limits = {State.STARTING: 100, State.LOADING: 50, State.GENERATING: 200}
-        limits[State.QUALIFYING] = 300
+        limits = {WorkerState.STARTING: 100, WorkerState.LOADING: 50, WorkerState.GENERATING: 200}
+        limits[WorkerState.QUALIFYING] = 300
         everyone = " ".join(self.fleet.alive)
         self.wait(limits[self.state(name)] - 1, everyone)
         assert name in self.fleet.alive
@@ -322,7 +312,7 @@ class Scene:
         asked = self.fleet.asked.get(name)
         return tuple(int(p.answer) for p in asked.problems) if isinstance(asked, Generate) else ()
 
-    def state(self, name: str) -> State:
+    def state(self, name: str) -> WorkerState:
         return self.crew.facts()[name].state
 
     def kinds(self) -> list[str]:
@@ -340,13 +330,13 @@ class Scene:
             self.new(name)
         return self
 
-    def put(self, name: str, state: State) -> "Scene":
+    def put(self, name: str, state: WorkerState) -> "Scene":
         """Bring a worker that was just started into a state; version 1, problems 0 and 1."""
-        if state is not State.STARTING:
+        if state is not WorkerState.STARTING:
             self.answer(name)
-        if state in (State.LOADING, State.GENERATING):
+        if state in (WorkerState.LOADING, WorkerState.GENERATING):
             self.publish(1)
-        if state is State.GENERATING:
+        if state is WorkerState.GENERATING:
             self.answer(name)
             self.order(0, 1)
         assert self.state(name) is state

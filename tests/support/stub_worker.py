@@ -14,19 +14,10 @@ from pathlib import Path
 
 from interlock.chips import certificates
 from interlock.fleet.base import Channel
-from interlock.records import (
-    Certificate,
-    Completion,
-    Finding,
-    FinishReason,
-    Group,
-    Problem,
-    Result,
-    Stack,
-    Trust,
-)
-from interlock.rollout import protocol
-from interlock.rollout.protocol import Generate, Load, Open, Qualified, Qualify
+from interlock.records.rl import Completion, FinishReason, Group, Problem
+from interlock.records.trust import Certificate, Finding, Result, Stack, Trust
+from interlock.workers import protocol
+from interlock.workers.protocol import Generate, Load, Open, Qualified, Qualify
 
 VOCAB = 100
 STACK = Stack("cpu", "no chip", "", "", "", "", "", "")

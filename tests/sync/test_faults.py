@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from torch import Tensor
 
 from interlock.errors import ConfigError, RunError, SyncError
-from interlock.records import WeightVersion
+from interlock.records.rl import WeightVersion
 from interlock.sync import Publisher, Replica, codec
 
 Same = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], bool]

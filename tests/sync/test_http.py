@@ -12,7 +12,7 @@ import pytest
 from torch import Tensor
 
 from interlock.errors import SyncError
-from interlock.records import WeightVersion
+from interlock.records.rl import WeightVersion
 from interlock.sync import Publisher, Replica
 
 Same = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], bool]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from interlock.errors import ConfigError, SyncError
-from interlock.records import WeightVersion
+from interlock.records.rl import WeightVersion
 from interlock.sync import Publisher, Replica, digest, tensor_digest
 
 Same = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], bool]

@@ -4,15 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interlock.config import Task
+from interlock.config.schema import TaskSettings
 from interlock.errors import TaskError
-from interlock.records import Problem, from_bytes, to_bytes
+from interlock.records.coding import from_bytes, to_bytes
+from interlock.records.rl import Problem
 from interlock.tasks import open_task
 from interlock.tasks.arithmetic import verify
 
 
 def _open(seed: int = 0, held_out: int = 128, **options: Any) -> Any:
-    return open_task(Task("arithmetic", options, seed=seed, held_out=held_out))
+    return open_task(TaskSettings("arithmetic", options, seed=seed, held_out=held_out))
 
 
 def _problem(answer: int) -> Problem:

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interlock.config import Task
+from interlock.config.schema import TaskSettings
 from interlock.errors import TaskError
-from interlock.records import Problem
+from interlock.records.rl import Problem
 from interlock.tasks import open_task
 from interlock.tasks.gym import open_verifier, pack, unpack
 
@@ -19,8 +19,8 @@ from interlock.tasks.gym import open_verifier, pack, unpack
 GENERATORS = ["chain_sum", "countdown", "arc_1d", "knights_knaves", "binary_matrix"]
 
 
-def _task(generator: str, held_out: int = 4, **options: Any) -> Task:
-    return Task(f"reasoning-gym/{generator}", options, held_out=held_out)
+def _task(generator: str, held_out: int = 4, **options: Any) -> TaskSettings:
+    return TaskSettings(f"reasoning-gym/{generator}", options, held_out=held_out)
 
 
 def _over_the_wire(problem: Problem) -> Problem:
@@ -59,9 +59,10 @@ def test_a_generator_with_few_questions_draws_until_they_differ() -> None:
 def test_another_process_draws_the_same_problems() -> None:
     """`list_functions` and `pool_matrix` use the global generators of Python and numpy."""
     script = (
-        "import json; from interlock.config import Task; from interlock.tasks import open_task\n"
+        "import json; from interlock.config.schema import TaskSettings\n"
+        "from interlock.tasks import open_task\n"
         "for name in 'list_functions', 'pool_matrix':\n"
-        "    source = open_task(Task(f'reasoning-gym/{name}', held_out=1))\n"
+        "    source = open_task(TaskSettings(f'reasoning-gym/{name}', held_out=1))\n"
         "    print(json.dumps([problem.id for problem in source.train(0, 60)]))"
     )
     env = {"PYTHONPATH": ":".join(filter(None, sys.path))}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from interlock.config import Task
+from interlock.config.schema import TaskSettings
 from interlock.errors import TaskError
 from interlock.tasks import open_task
 
@@ -20,7 +20,7 @@ def _row(number: int) -> dict[str, str]:
 
 
 def _open(path: Path | str, held_out: int = 2, name: str = "jsonl", **options: Any) -> Any:
-    return open_task(Task(name, {"path": str(path), **options}, held_out=held_out))
+    return open_task(TaskSettings(name, {"path": str(path), **options}, held_out=held_out))
 
 
 def _answers(problems: list[Any]) -> set[str]:
@@ -58,7 +58,7 @@ def test_fields_mark_instruction_and_system(write_jsonl: WriteJsonl) -> None:
     path = write_jsonl("a.jsonl", row, {"q": "Half?", "a": "#### x #### 0.5"})
     options = {"path": str(path), "question_field": "q", "answer_field": "a"}
     options |= {"answer_after": "####", "instruction": "Box it."}
-    source = open_task(Task("jsonl", options, held_out=1, system="S"))
+    source = open_task(TaskSettings("jsonl", options, held_out=1, system="S"))
     problems = source.train(0, 1) + source.held_out(1)
     by_answer = {problem.answer: problem for problem in problems}
     assert set(by_answer) == {"3", "0.5"}
@@ -131,7 +131,7 @@ def test_bad_files_and_options_are_named(write_jsonl: WriteJsonl, tmp_path: Path
             _open(**options)
         assert complaint in str(caught.value)
     with pytest.raises(TaskError, match="required field path"):
-        open_task(Task("gsm8k"))
+        open_task(TaskSettings("gsm8k"))
 
 
 def _fake_hub(monkeypatch: pytest.MonkeyPatch, download: Callable[..., str]) -> None:

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from interlock.config import Task
-from interlock.records import Problem
+from interlock.config.schema import TaskSettings
+from interlock.records.rl import Problem
 from interlock.tasks import open_task
 from interlock.tasks.math_verifier import open_verifier
 
 GSM8K = Path(os.environ.get("INTERLOCK_GSM8K", "../shared/data/gsm8k"))
-verify = open_verifier(Task("gsm8k", {"path": "unused"}))
-verify_unmarked = open_verifier(Task("jsonl", {"path": "unused"}))
+verify = open_verifier(TaskSettings("gsm8k", {"path": "unused"}))
+verify_unmarked = open_verifier(TaskSettings("jsonl", {"path": "unused"}))
 
 
 def _problem(answer: str) -> Problem:
@@ -78,7 +78,7 @@ def test_gsm8k_solutions_score_one_and_wrong_numbers_zero() -> None:
     for line in (GSM8K / "test.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         solutions[row["question"]] = row["answer"]
-    source = open_task(Task("gsm8k", {"path": str(GSM8K)}, held_out=200))
+    source = open_task(TaskSettings("gsm8k", {"path": str(GSM8K)}, held_out=200))
     for problem in source.held_out(200):
         solution = solutions[problem.messages[-1]["content"]]
         assert verify(problem, solution) == 1.0

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interlock.config import Task
+from interlock.config.schema import TaskSettings
 from interlock.errors import TaskError
-from interlock.records import Problem
+from interlock.records.rl import Problem
 from interlock.tasks import open_task
 from interlock.tasks.sources import ListSource, ProceduralSource, prompt
 
@@ -86,8 +86,8 @@ def test_a_procedure_with_too_few_problems_says_so() -> None:
 
 def test_the_prompt_puts_the_system_turn_first() -> None:
     user = {"role": "user", "content": "Q"}
-    assert prompt(Task("arithmetic"), "Q") == [user]
-    assert prompt(Task("arithmetic", system="Be brief."), "Q") == [
+    assert prompt(TaskSettings("arithmetic"), "Q") == [user]
+    assert prompt(TaskSettings("arithmetic", system="Be brief."), "Q") == [
         {"role": "system", "content": "Be brief."},
         user,
     ]
@@ -104,5 +104,5 @@ def test_the_prompt_puts_the_system_turn_first() -> None:
 )
 def test_unknown_tasks_are_named(name: str, complaint: str) -> None:
     with pytest.raises(TaskError) as caught:
-        open_task(Task(name))
+        open_task(TaskSettings(name))
     assert complaint in str(caught.value)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from interlock.config import Task
+from interlock.config.schema import TaskSettings
 from interlock.errors import TaskError
-from interlock.records import Problem, Verdict
+from interlock.records.rl import Problem, Verdict
 from interlock.tasks.verifier_pool import VerifierPool
 
 TIMEOUT_S = 0.5
@@ -88,7 +88,7 @@ def _pool(
 ) -> Iterator[VerifierPool]:
     (directory / "faults.py").write_text(source)
     options = {"path": "unused", "verifier": f"{directory / 'faults.py'}:verify"}
-    task = Task("jsonl", options, workers=workers, timeout_s=timeout_s, memory_mb=256)
+    task = TaskSettings("jsonl", options, workers=workers, timeout_s=timeout_s, memory_mb=256)
     with VerifierPool(task) as pool:
         yield pool
 
@@ -253,7 +253,7 @@ def test_a_verifier_that_no_longer_loads_costs_its_answers_only(tmp_path: Path) 
 
 def test_arithmetic_answers_take_milliseconds() -> None:
     pairs = [(_problem("46"), f"12 + 34 = {number}") for number in range(64)]
-    with VerifierPool(Task("arithmetic")) as pool:
+    with VerifierPool(TaskSettings("arithmetic")) as pool:
         elapsed, verdicts = [], []
         for _ in range(5):
             started = time.monotonic()
@@ -266,15 +266,15 @@ def test_arithmetic_answers_take_milliseconds() -> None:
 @pytest.mark.parametrize(
     ("task", "answer", "meta"),
     [
-        (Task("gsm8k", {"path": "unused"}), "18", {}),
+        (TaskSettings("gsm8k", {"path": "unused"}), "18", {}),
         (
-            Task("reasoning-gym/chain_sum"),
+            TaskSettings("reasoning-gym/chain_sum"),
             "18",
             {"entry": {"dict": [["question", "9 + 9"], ["answer", "18"]]}},
         ),
     ],
 )
-def test_every_task_has_a_verifier_in_the_pool(task: Task, answer: str, meta: dict) -> None:
+def test_every_task_has_a_verifier_in_the_pool(task: TaskSettings, answer: str, meta: dict) -> None:
     problem = Problem(id="p", messages=[], answer=answer, meta=meta)
     with VerifierPool(task) as pool:
         verdicts = pool.verify([(problem, "18"), (problem, "19"), (problem, "")])
@@ -283,6 +283,6 @@ def test_every_task_has_a_verifier_in_the_pool(task: Task, answer: str, meta: di
 
 def test_math_that_never_ends_is_cut_short() -> None:
     problem = _problem("18")
-    with VerifierPool(Task("gsm8k", {"path": "unused"}, timeout_s=TIMEOUT_S)) as pool:
+    with VerifierPool(TaskSettings("gsm8k", {"path": "unused"}, timeout_s=TIMEOUT_S)) as pool:
         endless, right = pool.verify([(problem, r"\boxed{9^{9^{9^{9}}}!}"), (problem, "18")])
         assert endless.reward == 0.0 and right.reward == 1.0

@@ -21,7 +21,7 @@ import msgspec
 from msgspec.structs import fields, replace
 
 from interlock.errors import RunError
-from interlock.records import Certificate, Result, Role, Stack, Trust
+from interlock.records.trust import Certificate, Result, Role, Stack, Trust
 from interlock.rundir.files import storage_errors, write_atomically
 
 MOST_RANKS = 8  # that collectives are proven with; links between machines are not looked at

@@ -17,9 +17,11 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
-from interlock.chips import accelerator, defects, mkl, simulated, versions
+from interlock.chips import mkl, versions
+from interlock.chips.sim import accelerator, defects
+from interlock.chips.sim import backend as simulated
 from interlock.errors import ConfigError
-from interlock.records import Stack
+from interlock.records.trust import Stack
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _KINDS = ("cuda", "npu", "xpu", "mps", "mlu", "musa")  # of accelerators

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from interlock.records import Stack
+from interlock.records.trust import Stack
 
 _DEADLINE_S = 5.0
 _PLUGINS = {"npu": "torch_npu", "mlu": "torch_mlu", "musa": "torch_musa"}

@@ -11,9 +11,11 @@ import shlex
 import sys
 from pathlib import Path
 
-from interlock.config import Task
+from interlock.config.reading import load_recipe, parse_sampling, parse_task, to_tree
+from interlock.config.schema import GeneratorSettings, TaskSettings
 from interlock.errors import ConfigError, RunError
-from interlock.records import Sampling, Trust
+from interlock.records.rl import Sampling
+from interlock.records.trust import Trust
 from interlock.rundir import RunDir
 
 
@@ -29,13 +31,13 @@ def train(given: argparse.Namespace) -> None:
     """Run a recipe with a live display; then the figures and the report."""
     from rich.console import Console
 
-    from interlock import config, terminal
+    from interlock import terminal
     from interlock.recipes.train import train as run_recipe
     from interlock.report.page import write_report  # now: a missing plotly must not cost a run
 
     if given.unqualified:
         given.settings.append("unqualified=true")
-    recipe = config.load(Path(given.recipe), given.settings)
+    recipe = load_recipe(Path(given.recipe), given.settings)
     if given.resume and given.run is None:
         raise ConfigError("--resume needs --run DIR, the run to go on with")
     directory = given.run or _free_directory(recipe.name)
@@ -61,32 +63,30 @@ def evaluate(given: argparse.Namespace) -> None:
     """Greedy accuracy on held-out problems, with its 95 % interval."""
     from rich.console import Console
 
-    from interlock import config, terminal
+    from interlock import terminal
     from interlock.recipes.evaluate import accuracy, measure
     from interlock.report.summary import wilson
 
     count = 128 if given.problems is None else given.problems
     task, sampling = _what_to_measure(given, count)
-    generator = config.Generator(device=given.device)
+    generator = GeneratorSettings(device=given.device)
     console = Console(highlight=False, markup=False, stderr=given.json)
     with terminal.watching(console) as watch:
         scored = measure(_model(given.model), task, count, generator, sampling, watch)
     if given.json:
         low, high = wilson(accuracy(scored), len(scored))
         figures = {"accuracy": accuracy(scored), "low": low, "high": high, "problems": len(scored)}
-        print(json.dumps(figures | {"model": given.model, "task": config.to_tree(task)}))
+        print(json.dumps(figures | {"model": given.model, "task": to_tree(task)}))
     else:
         terminal.print_accuracy(console, scored, given.show)
 
 
-def _what_to_measure(given: argparse.Namespace, count: int) -> tuple[Task, Sampling]:
+def _what_to_measure(given: argparse.Namespace, count: int) -> tuple[TaskSettings, Sampling]:
     """The task, and the limits of an answer: those of the command line, or the run's own."""
-    from interlock import config
-
     if given.task:
         limit = 256 if given.max_tokens is None else given.max_tokens
-        task = config.task(given.task, count, given.settings)
-        return task, config.sampling(0.0, limit, given.stop or [])
+        task = parse_task(given.task, count, given.settings)
+        return task, parse_sampling(0.0, limit, given.stop or [])
     if not (Path(given.model) / "weights").is_dir():
         raise ConfigError(f"{given.model} is no finished run; say what to measure with --task")
     if given.settings:
@@ -99,19 +99,18 @@ def _what_to_measure(given: argparse.Namespace, count: int) -> tuple[Task, Sampl
             f"--problems {count}: the run held out {task.held_out}; choose from those"
         )
     limit = drawn.max_tokens if given.max_tokens is None else given.max_tokens
-    return task, config.sampling(0.0, limit, given.stop or drawn.stop)
+    return task, parse_sampling(0.0, limit, given.stop or drawn.stop)
 
 
 def chat(given: argparse.Namespace) -> None:
     """Answer each line of the terminal or of standard input, remembering the conversation."""
-    from interlock import config
     from interlock.models.fetch import find_model
-    from interlock.rollout.generator import open_generator
     from interlock.terminal import visible
+    from interlock.workers.generator import open_generator
 
-    sampling = config.sampling(given.temperature, given.max_tokens, [])
+    sampling = parse_sampling(given.temperature, given.max_tokens, [])
     model = find_model(_model(given.model), lambda note: print(note, file=sys.stderr))
-    settings = config.Generator(device=given.device, slots=1)
+    settings = GeneratorSettings(device=given.device, slots=1)
     generator = open_generator(settings, model, chat_template=None, name="chat")
     messages = [{"role": "system", "content": given.system}] if given.system else []
     prompt = "> " if sys.stdin.isatty() else ""
@@ -181,7 +180,7 @@ def parity(given: argparse.Namespace) -> None:
     """Compare two sides; write the figures and the page."""
     from rich.console import Console
 
-    from interlock import config
+    from interlock.config.reading import parse_sampling, parse_task
     from interlock.models.fetch import find_model
     from interlock.parity import outcome, page
     from interlock.parity.compare import Question, compare
@@ -201,10 +200,10 @@ def parity(given: argparse.Namespace) -> None:
         a=a,
         b=b,
         b_model=find_model(_model(given.b_model), note) if given.b_model else None,
-        task=config.task(given.task, given.problems, given.settings) if given.task else None,
+        task=parse_task(given.task, given.problems, given.settings) if given.task else None,
         problems=given.problems,
         samples=given.samples,
-        sampling=config.sampling(0.0, given.max_tokens, given.stop or []),
+        sampling=parse_sampling(0.0, given.max_tokens, given.stop or []),
         band=outcome.band(given.band),
         bisect=given.bisect,
         answer_s=given.timeout,

@@ -18,7 +18,7 @@ class Spec(msgspec.Struct, frozen=True):
     """One worker process to be started."""
 
     name: str
-    module: str  # its `serve(channel)` does the work, e.g. "interlock.rollout.worker"
+    module: str  # its `serve(channel)` does the work, e.g. "interlock.workers.worker"
     log: Path  # what the worker prints is appended here
     python: str | None = None  # interpreter of the worker's own environment; None: ours
     env: dict[str, str] = {}  # added to our environment variables

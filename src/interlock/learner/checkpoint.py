@@ -23,8 +23,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from interlock.errors import RunError
-from interlock.learner import sharding
-from interlock.learner.commands import Gather, Restore, State
+from interlock.learner.distributed import sharding
+from interlock.learner.distributed.messages import Gather, Restore, State
 from interlock.learner.learner import Learner
 
 _FORMAT = 1

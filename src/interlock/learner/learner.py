@@ -16,11 +16,12 @@ import torch
 from msgspec.structs import replace
 from torch import Tensor, nn
 
-from interlock import config
 from interlock.chips import device
+from interlock.config.schema import LearnerSettings, LossSettings, OptimizerSettings
 from interlock.errors import TrainingError
-from interlock.learner import sharding
-from interlock.learner.commands import Begin, Logprobs, Publish, Score, Step
+from interlock.learner.distributed import sharding
+from interlock.learner.distributed.messages import Begin, Logprobs, Publish, Score, Step
+from interlock.learner.distributed.ranks import World
 from interlock.learner.loss import (
     Sums,
     Terms,
@@ -31,7 +32,6 @@ from interlock.learner.loss import (
     token_logprobs,
 )
 from interlock.learner.packing import MicroBatch, TrainingGroup, described, labels_of, pack
-from interlock.learner.world import World
 from interlock.models.attention import causal, repeated
 from interlock.models.decoder import Decoder
 
@@ -77,7 +77,7 @@ class StepResult(msgspec.Struct, frozen=True):
     mismatch: dict[str, Mismatch]  # of the sampler's tokens under each label; SFT has none
 
 
-def learning_rate(settings: config.Optimizer, step: int, total_steps: int) -> float:
+def learning_rate(settings: OptimizerSettings, step: int, total_steps: int) -> float:
     """The rate of a step, counted from 0: linear warm-up to lr, then the schedule's way down.
 
     The last step of a linear or cosine schedule, and any after it, has final_lr * lr.
@@ -112,8 +112,8 @@ class Learner:
     def __init__(
         self,
         decoder: Decoder,
-        settings: config.Learner,
-        optimizer: config.Optimizer,
+        settings: LearnerSettings,
+        optimizer: OptimizerSettings,
         total_steps: int,
         *,
         keep_reference: bool = False,
@@ -150,7 +150,7 @@ class Learner:
     def step(
         self,
         groups: Sequence[TrainingGroup],
-        loss: config.Loss | None,
+        loss: LossSettings | None,
         temperature: float = 1.0,
         old: Sequence[Sequence[Tensor]] | None = None,
     ) -> StepResult:
@@ -220,7 +220,7 @@ class Learner:
         self,
         groups: Sequence[TrainingGroup],
         batches: Sequence[MicroBatch],
-        loss: config.Loss | None,
+        loss: LossSettings | None,
         temperature: float,
         behaviour: Tensor | None,
     ) -> StepResult:
@@ -255,7 +255,7 @@ class Learner:
     def _accumulate(
         self,
         batch: MicroBatch,
-        loss: config.Loss | None,
+        loss: LossSettings | None,
         temperature: float,
         old: Tensor | None,
         completion: Tensor | None,
@@ -356,7 +356,7 @@ def _sampler(groups: Sequence[TrainingGroup]) -> Tensor:
     return torch.tensor([value for values in columns for value in values], dtype=torch.float32)
 
 
-def _adamw(parameters: dict[str, nn.Parameter], settings: config.Optimizer) -> torch.optim.AdamW:
+def _adamw(parameters: dict[str, nn.Parameter], settings: OptimizerSettings) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter, arXiv 1711.05101); norms and biases do not decay."""
     matrices = [parameter for parameter in parameters.values() if parameter.ndim > 1]
     vectors = [parameter for parameter in parameters.values() if parameter.ndim <= 1]
@@ -387,7 +387,7 @@ def _result(
     lr: float,
     skipped: bool,
     batch: MicroBatch,
-    loss: config.Loss | None,
+    loss: LossSettings | None,
     labels: Sequence[str],
 ) -> StepResult:
     tokens, sampled = total.tokens, loss is not None

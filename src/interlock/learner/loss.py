@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from interlock.config import Loss
+from interlock.config.schema import LossSettings
 from interlock.errors import TrainingError
 
 # Elements of the softmax worked on at a time on a CPU: their fp32 copies stay in its cache.
@@ -111,7 +111,7 @@ def completion_ratio(old: Tensor, sampler: Tensor, lengths: Sequence[int]) -> Te
     return (total / sizes).exp().float()[owner]
 
 
-def policy_loss(logprobs: Tensor, terms: Terms, settings: Loss | None) -> Tensor:
+def policy_loss(logprobs: Tensor, terms: Terms, settings: LossSettings | None) -> Tensor:
     """The loss of each token, [M] fp32; its sum is what is minimised.
 
     With `settings`, the clipped surrogate of PPO (arXiv 1707.06347, eq. 7) with DAPO's two bounds
@@ -143,7 +143,7 @@ def policy_loss(logprobs: Tensor, terms: Terms, settings: Loss | None) -> Tensor
     return loss + terms.kl_weights * k3(terms.reference - logprobs)
 
 
-def _ratio(logprobs: Tensor, terms: Terms, settings: Loss) -> Tensor:
+def _ratio(logprobs: Tensor, terms: Terms, settings: LossSettings) -> Tensor:
     old = logprobs.detach() if terms.old is None else terms.old
     if settings.correction == "bypass":
         assert terms.sampler is not None
@@ -151,7 +151,7 @@ def _ratio(logprobs: Tensor, terms: Terms, settings: Loss) -> Tensor:
     return (logprobs - old).exp()
 
 
-def _clip(weights: Tensor, settings: Loss) -> Tensor:
+def _clip(weights: Tensor, settings: LossSettings) -> Tensor:
     """The bound of the ratio beyond which a token gives no gradient."""
     return torch.where(weights > 0, 1 + settings.clip_high, 1 - settings.clip_low)
 
@@ -162,7 +162,9 @@ def _mismatch(logprobs: Tensor, terms: Terms) -> Tensor:
     return (logprobs.detach() if terms.old is None else terms.old) - terms.sampler
 
 
-def _correct(logprobs: Tensor, terms: Terms, settings: Loss) -> tuple[Tensor, Tensor, Tensor]:
+def _correct(
+    logprobs: Tensor, terms: Terms, settings: LossSettings
+) -> tuple[Tensor, Tensor, Tensor]:
     """The constant factor of each token; whether it was truncated or masked; whether vetoed; [M].
 
     With rho = pi_old / mu of the token, settings.correction is one of:
@@ -196,7 +198,7 @@ def _correct(logprobs: Tensor, terms: Terms, settings: Loss) -> tuple[Tensor, Te
 
 
 @torch.no_grad()
-def sums(logprobs: Tensor, entropy: Tensor, terms: Terms, settings: Loss | None) -> Sums:
+def sums(logprobs: Tensor, entropy: Tensor, terms: Terms, settings: LossSettings | None) -> Sums:
     """The statistics of one micro-batch; logprobs and entropy are [M]."""
     loss = policy_loss(logprobs, terms, settings)
     values: dict[str, Any] = {"loss": loss.double().sum(), "entropy": entropy.double().sum()}

@@ -5,7 +5,7 @@ those tokens belong together. So one decoder serves packed training, prefill and
 and none of them pads anything but the attention itself.
 
     Groups    prompts, each followed by its completions; a prompt is computed once for all of them
-    (the engine's cached decoding is in rollout/cache.py)
+    (the engine's cached decoding is in engine/portable/kv_cache.py)
 
 Legend: N tokens of the stream, B groups, C completions of all groups, P longest prompt, L longest
         completion, S keys a query may see, H query heads, K key/value heads, D head size, E value

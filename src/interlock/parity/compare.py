@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from interlock.config import Guard, Task
+from interlock.config.schema import GuardSettings, TaskSettings
 from interlock.errors import ConfigError
 from interlock.models.huggingface import read_architecture
 from interlock.models.tokenizer import Tokenizer
@@ -29,17 +29,10 @@ from interlock.parity.outcome import (
     weights,
 )
 from interlock.parity.prompts import prompts
-from interlock.parity.protocol import (
-    Generate,
-    Generated,
-    Score,
-    Scored,
-    Text,
-    Weighed,
-)
+from interlock.parity.protocol import Generate, Generated, Score, Scored, Text, Weighed
 from interlock.parity.protocol import Weights as AskWeights
 from interlock.parity.sides import ANSWER_S, SideFailed, Sides, SideSpec
-from interlock.records import Completion, Group, Problem, Sampling
+from interlock.records.rl import Completion, Group, Problem, Sampling
 from interlock.tasks import open_task
 from interlock.tasks.verifier_pool import VerifierPool
 
@@ -57,11 +50,11 @@ class Question(msgspec.Struct, frozen=True):
     a: SideSpec
     b: SideSpec
     b_model: Path | None = None  # the same model in other files, such as a converted one
-    task: Task | None = None
+    task: TaskSettings | None = None
     problems: int = 64
     samples: int = 2  # answers drawn at temperature 1, per prompt and side
     sampling: Sampling = Sampling(max_tokens=64)  # limits of every answer
-    band: Guard = Guard()
+    band: GuardSettings = GuardSettings()
     bisect: bool = False
     answer_s: float = ANSWER_S  # for a side to answer one request
 

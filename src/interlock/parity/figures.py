@@ -11,7 +11,7 @@ from statistics import fmean
 import msgspec
 
 from interlock.report.summary import wilson
-from interlock.rollout.judge import mean_k3
+from interlock.workers.replies import mean_k3
 
 _SAME_WITHIN = math.log(2)
 

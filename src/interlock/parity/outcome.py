@@ -10,7 +10,7 @@ from statistics import fmean
 
 import msgspec
 
-from interlock.config import Guard
+from interlock.config.schema import GuardSettings
 from interlock.errors import ConfigError
 from interlock.parity.bisect import Bisection
 from interlock.parity.figures import Difference, Greedy, TaskResult
@@ -100,7 +100,7 @@ class Report(msgspec.Struct, frozen=True):
     model: str
     a: SideFacts
     b: SideFacts
-    band: Guard
+    band: GuardSettings
     weights: Weights
     failures: list[str]  # what a side said it could not do
     differences: list[Difference]  # empty when a side failed before
@@ -121,7 +121,7 @@ class Report(msgspec.Struct, frozen=True):
         return max(self.differences, key=lambda each: each.k3, default=None)
 
 
-def band(text: str) -> Guard:
+def band(text: str) -> GuardSettings:
     """Read "1e-3,1e-2": same up to the first, close up to the second. Raises ConfigError."""
     try:
         warn, quarantine = map(float, text.split(","))
@@ -129,7 +129,7 @@ def band(text: str) -> Guard:
         warn = quarantine = math.nan
     if not 0 < warn <= quarantine < math.inf:
         raise ConfigError(f"--band {text!r}: write two numbers of nats, such as 1e-3,1e-2")
-    return Guard(warn, quarantine)
+    return GuardSettings(warn, quarantine)
 
 
 def weights(a: Mapping[str, Held] | None, b: Mapping[str, Held] | None) -> Weights:

@@ -16,8 +16,8 @@ from interlock.parity.bisect import Bisection, named
 from interlock.parity.outcome import How, Report
 from interlock.report import sheet
 from interlock.report.plots import BLUE, GREY, ORANGE
-from interlock.report.text import label
 from interlock.rundir import storage_errors, write_atomically
+from interlock.text import label
 
 Figure = dict[str, Any]
 

@@ -4,7 +4,7 @@ The long ones are there for what goes wrong only past a length, such as a mask t
 behind 512 keys. Each is about 700 tokens to a tokenizer of today.
 """
 
-from interlock.records import Problem
+from interlock.records.rl import Problem
 
 _SHORT = (
     "What is the capital of France, and what is it known for?",

@@ -10,9 +10,9 @@ from typing import Any
 
 import msgspec
 
-from interlock import config
-from interlock.records import Group, Problem, Sampling
-from interlock.rollout.protocol import Failed
+from interlock.config.schema import GeneratorSettings
+from interlock.records.rl import Group, Problem, Sampling
+from interlock.workers.protocol import Failed
 
 
 class _Message(msgspec.Struct, frozen=True, tag_field="is", forbid_unknown_fields=True):
@@ -24,7 +24,7 @@ class Open(_Message, frozen=True, tag="open"):
 
     name: str
     model: str
-    settings: config.Generator
+    settings: GeneratorSettings
 
 
 class Weights(_Message, frozen=True, tag="weights"):

@@ -14,14 +14,14 @@ from typing import TypeVar, get_args
 
 import msgspec
 
-from interlock import config
+from interlock.config.schema import Dtype, GeneratorSettings
 from interlock.errors import ConfigError, TrainingError
 from interlock.fleet.base import Lost, Spec
 from interlock.fleet.local import LocalFleet
 from interlock.parity import protocol
 from interlock.parity.protocol import Open, Opened, Reply, Request
-from interlock.report.text import visible
-from interlock.rollout.protocol import Failed
+from interlock.text import visible
+from interlock.workers.protocol import Failed
 
 ANSWER_S = 1800.0  # vLLM takes minutes to start
 _MODULE = "interlock.parity.worker"
@@ -47,7 +47,7 @@ class SideSpec(msgspec.Struct, frozen=True):
         return f"{self.engine}:{self.device}"
 
     @property
-    def settings(self) -> config.Generator:
+    def settings(self) -> GeneratorSettings:
         return msgspec.convert(
             {
                 "engine": self.engine,
@@ -55,7 +55,7 @@ class SideSpec(msgspec.Struct, frozen=True):
                 "dtype": self.dtype,
                 "python": self.python,
             },
-            config.Generator,
+            GeneratorSettings,
         )
 
 
@@ -70,7 +70,7 @@ def parse(name: str, text: str, dtype: str | None = None, python: str | None = N
             f"--{name} {text!r} is no engine:device; write torch:DEVICE or vllm:DEVICE, such as "
             "torch:cpu"
         )
-    offered = get_args(config.Dtype)
+    offered = get_args(Dtype)
     if dtype is not None and dtype not in offered:
         raise ConfigError(
             f"--{name}-dtype {dtype!r} is not offered; choose one of {', '.join(offered)}"
@@ -109,7 +109,7 @@ class Sides:
         except ConfigError as error:
             raise ConfigError(f"--{name}-python: {error}") from None
 
-    def open(self, sides: Mapping[str, tuple[Path, config.Generator]]) -> dict[str, Opened]:
+    def open(self, sides: Mapping[str, tuple[Path, GeneratorSettings]]) -> dict[str, Opened]:
         """Start the engines, at the same time. Raises UserError for what the user can mend."""
         asked = {name: Open(name, str(model), kept) for name, (model, kept) in sides.items()}
         return self.ask(asked, Opened)

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from interlock.engine.portable.kv_cache import Arena, Decode, Prefill, Shared
 from interlock.models.attention import Attend
 from interlock.models.decoder import Attention, Decoder
 from interlock.models.latent import LatentAttention
@@ -29,7 +30,6 @@ from interlock.models.layers import Mlp
 from interlock.models.rope import Angles
 from interlock.parity.operators import Call, Doubled, Recording
 from interlock.parity.protocol import Text, Where
-from interlock.rollout.cache import Arena, Decode, Prefill, Shared
 
 PROJECTIONS = 16
 _ROWS = 64  # of the vocabulary projection at a time

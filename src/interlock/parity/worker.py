@@ -16,6 +16,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from interlock.engine.portable.engine import TorchEngine
 from interlock.errors import ConfigError, InterlockError, TrainingError
 from interlock.fleet.base import Channel
 from interlock.models.checkpoint import load_decoder
@@ -41,10 +42,9 @@ from interlock.parity.protocol import (
     Weighed,
     Weights,
 )
-from interlock.rollout.engine import TorchEngine
-from interlock.rollout.generator import Generator, open_generator
-from interlock.rollout.protocol import failed
 from interlock.sync.codec import tensor_digest
+from interlock.workers.generator import Generator, open_generator
+from interlock.workers.protocol import failed
 
 
 def serve(channel: Channel) -> None:

@@ -16,16 +16,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from interlock import config
+from interlock.config.schema import Dtype, LearnerSettings, OptimizerSettings
+from interlock.engine.base import Request
+from interlock.engine.portable.engine import TorchEngine
 from interlock.learner.learner import Learner
 from interlock.learner.packing import TrainingGroup
-from interlock.qualify import specimen
+from interlock.qualify import tiny_model
 from interlock.qualify.check import Evidence, Subject, judged, short
-from interlock.records import Completion, Measure
-from interlock.rollout.engine import TorchEngine
-from interlock.rollout.judge import mean_k3
-from interlock.rollout.request import Request
+from interlock.records.rl import Completion
+from interlock.records.trust import Measure
 from interlock.sync.codec import tensor_digest
+from interlock.workers.replies import mean_k3
 
 # How many times the CPU's own error in the same dtype a device may be off. Other orders of
 # summation, fused multiply-adds and functions good to a few units in the last place stay within 3.
@@ -81,8 +82,8 @@ def measured(case: str, found: Apart, own: Apart, dtype: torch.dtype) -> Iterato
 
 def learner_parity(subject: Subject) -> Evidence:
     """Its log-probabilities before and after updates, under the weights that it publishes."""
-    arch = specimen.architecture(hidden=64, vocab=_VOCAB)
-    start = specimen.weights(arch, subject.seed)
+    arch = tiny_model.architecture(hidden=64, vocab=_VOCAB)
+    start = tiny_model.weights(arch, subject.seed)
     groups = _groups()
     texts = [(group.prompt, group.completions) for group in groups]
     measures: list[Measure] = []
@@ -118,15 +119,17 @@ def learner_parity(subject: Subject) -> Evidence:
 
 def engine_parity(subject: Subject) -> Evidence:
     """Prefill and decode under two sets of weights, and the bits of the weights themselves."""
-    arch = specimen.architecture(hidden=64, vocab=_VOCAB)
+    arch = tiny_model.architecture(hidden=64, vocab=_VOCAB)
     lengths = (512, 513, 511, 640)[: subject.at(2, 4)]
     texts = [(text[:1], [text[1:]]) for text in _prompts(*lengths)]
     # In several length classes; the last one decodes across 512 tokens.
     requests = _requests({17: 4, 33: 3, 600: 2, 508: 4}, subject.at(10, 40))
     measures: list[Measure] = []
     for dtype in MARGIN:
-        sets = [_cast(specimen.weights(arch, subject.seed + number), dtype) for number in (0, 1)]
-        engines = [specimen.engine(arch, sets[0], place, dtype) for place in (subject.device, CPU)]
+        sets = [_cast(tiny_model.weights(arch, subject.seed + number), dtype) for number in (0, 1)]
+        engines = [
+            tiny_model.engine(arch, sets[0], place, dtype) for place in (subject.device, CPU)
+        ]
         for number, tensors in enumerate(sets):
             case = f"{short(dtype)}, {('first', 'second')[number]} weights"
             if number:
@@ -156,9 +159,9 @@ def stale_weights(subject: Subject) -> Evidence:
     stale where prefill is not, and where the weights that the engine shows are right:
     vllm-ascend#7473, NeMo-RL#2895.
     """
-    arch = specimen.architecture(hidden=64, vocab=_VOCAB)
+    arch = tiny_model.architecture(hidden=64, vocab=_VOCAB)
     # Scaled apart, the sets disagree by nats on every token.
-    sets = [specimen.weights(arch, subject.seed + n, 1.0 + 0.5 * (n % 2)) for n in range(5)]
+    sets = [tiny_model.weights(arch, subject.seed + n, 1.0 + 0.5 * (n % 2)) for n in range(5)]
     requests = _requests({17: 4, 33: 3, 100: 2}, subject.at(6, 16))
     # The third is overwritten by the fourth before anything has used it.
     orders = {"one by one": [1, 2, 4], "two at once": [1, 3, 4]}
@@ -168,7 +171,7 @@ def stale_weights(subject: Subject) -> Evidence:
         given = [_cast(tensors, dtype) for tensors in sets]
         for how, order in chosen.items():
             engine, own = (
-                specimen.engine(arch, given[0], place, dtype) for place in (subject.device, CPU)
+                tiny_model.engine(arch, given[0], place, dtype) for place in (subject.device, CPU)
             )
             _answers(engine, requests)  # warm: a cache of packed weights is filled by now
             for previous, number in zip([0, *order], order, strict=False):
@@ -221,13 +224,13 @@ def _placed(tensors: dict[str, Tensor], device: torch.device, version: int) -> d
 
 
 def _prompts(*lengths: int) -> list[list[int]]:
-    return [specimen.prompt(length, _VOCAB) for length in lengths]
+    return [tiny_model.prompt(length, _VOCAB) for length in lengths]
 
 
 def _requests(prompts: Mapping[int, int], length: int) -> list[Request]:
     """Groups that share a prompt; `prompts`: completions by the prompt's length."""
     return [
-        specimen.request(specimen.prompt(size, _VOCAB), f"p{size}", completions, length)
+        tiny_model.request(tiny_model.prompt(size, _VOCAB), f"p{size}", completions, length)
         for size, completions in prompts.items()
     ]
 
@@ -239,7 +242,8 @@ def _groups() -> list[TrainingGroup]:
     groups = []
     for prompt, lengths in shapes:
         completions = [
-            specimen.prompt(length, _VOCAB, seed=1 + place) for place, length in enumerate(lengths)
+            tiny_model.prompt(length, _VOCAB, seed=1 + place)
+            for place, length in enumerate(lengths)
         ]
         weights = [[1 / total] * length for length in lengths]
         groups.append(TrainingGroup(_prompts(prompt)[0], completions, weights))
@@ -248,11 +252,11 @@ def _groups() -> list[TrainingGroup]:
 
 def _learner(tensors: dict[str, Tensor], device: torch.device, dtype: torch.dtype) -> Learner:
     """On these weights. Its rate moves every tensor by more than a unit of bfloat16."""
-    arch = specimen.architecture(hidden=64, vocab=_VOCAB)
-    compute: config.Dtype = "float32" if dtype == torch.float32 else "bfloat16"
-    masters = specimen.decoder(arch, tensors, device, torch.float32)
-    settings = config.Learner(dtype=compute)
-    return Learner(masters, settings, config.Optimizer(lr=2e-2), total_steps=10)
+    arch = tiny_model.architecture(hidden=64, vocab=_VOCAB)
+    compute: Dtype = "float32" if dtype == torch.float32 else "bfloat16"
+    masters = tiny_model.decoder(arch, tensors, device, torch.float32)
+    settings = LearnerSettings(dtype=compute)
+    return Learner(masters, settings, OptimizerSettings(lr=2e-2), total_steps=10)
 
 
 def _broken(case: str, tensors: Mapping[str, Tensor]) -> Measure:
@@ -281,9 +285,9 @@ def _decoded(
     return _exact(engine.decoder.arch, tensors, texts), _logprobs(answers)
 
 
-def _exact(arch: specimen.Architecture, tensors: dict[str, Tensor], texts: Texts) -> Tensor:
-    model = specimen.exact(arch, tensors)
-    return torch.cat([specimen.logprobs(model, prompt, tokens) for prompt, tokens in texts])
+def _exact(arch: tiny_model.Architecture, tensors: dict[str, Tensor], texts: Texts) -> Tensor:
+    model = tiny_model.exact(arch, tensors)
+    return torch.cat([tiny_model.logprobs(model, prompt, tokens) for prompt, tokens in texts])
 
 
 def _scores(engine: TorchEngine, texts: Texts) -> Tensor:

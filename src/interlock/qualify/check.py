@@ -18,7 +18,7 @@ from enum import StrEnum
 import msgspec
 import torch
 
-from interlock.records import Measure, Role
+from interlock.records.trust import Measure, Role
 
 
 class Level(StrEnum):

@@ -4,7 +4,7 @@ The order is that of running: what everything else stands on comes first.
 """
 
 from interlock.qualify.check import Check, Level
-from interlock.records import Role
+from interlock.records.trust import Role
 
 _BOTH = frozenset(Role)
 _TRAIN = frozenset({Role.TRAIN})

@@ -29,7 +29,7 @@ from interlock.fleet.local import LocalFleet
 from interlock.qualify import faults, ranks
 from interlock.qualify.check import Evidence, Level, Subject, beyond, judged
 from interlock.qualify.ranks import Barred, Begun, Ended, Failed, Plan, Word
-from interlock.records import Measure
+from interlock.records.trust import Measure
 
 _START_S = 120.0  # for the ranks to import torch and meet
 # For one case, through the host alone: the largest takes less than one second on two CPU cores.

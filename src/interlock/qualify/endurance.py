@@ -19,17 +19,17 @@ import msgspec
 import torch
 from torch import Tensor
 
-from interlock import config
 from interlock.chips import device
+from interlock.config.schema import LearnerSettings, LossSettings, OptimizerSettings
+from interlock.engine.portable.kv_cache import Arena
 from interlock.errors import UserError
 from interlock.learner.learner import Learner
 from interlock.learner.packing import TrainingGroup
 from interlock.models.attention import FUSED_ABOVE
-from interlock.qualify import specimen
+from interlock.qualify import tiny_model
 from interlock.qualify.check import Evidence, Level, Subject, judged, short
 from interlock.qualify.soak import DTYPES, naming
-from interlock.records import Measure
-from interlock.rollout.cache import Arena
+from interlock.records.trust import Measure
 from interlock.sync.codec import digest, tensor_digest
 
 # Determinism.
@@ -43,8 +43,8 @@ def determinism(subject: Subject) -> Evidence:
         prompts = {64: [33, 100, FUSED_ABOVE + 8], 256: [33, 100]}
     cases: dict[str, Callable[[], dict[str, Tensor]]] = {}
     for hidden, lengths in prompts.items():
-        arch = specimen.architecture(hidden=hidden, layers=2)
-        weights = specimen.weights(arch, subject.seed)
+        arch = tiny_model.architecture(hidden=hidden, layers=2)
+        weights = tiny_model.weights(arch, subject.seed)
         for dtype in DTYPES:
             name = f"{short(dtype)}, hidden size {hidden}"
             for what, run in (("learner steps", _learned), ("generation", _generated)):
@@ -70,18 +70,18 @@ def determinism(subject: Subject) -> Evidence:
 
 def _learned(
     subject: Subject,
-    arch: specimen.Architecture,
+    arch: tiny_model.Architecture,
     weights: dict[str, Tensor],
     dtype: torch.dtype,
     lengths: Sequence[int],
 ) -> dict[str, Tensor]:
     """What a new learner publishes after two steps, and the log-probabilities it then has."""
-    decoder = specimen.decoder(arch, weights, subject.device, torch.float32)
-    settings = msgspec.convert({"dtype": short(dtype)}, config.Learner)
-    learner = Learner(decoder, settings, config.Optimizer(lr=1e-3), total_steps=2)
+    decoder = tiny_model.decoder(arch, weights, subject.device, torch.float32)
+    settings = msgspec.convert({"dtype": short(dtype)}, LearnerSettings)
+    learner = Learner(decoder, settings, OptimizerSettings(lr=1e-3), total_steps=2)
     groups = _groups(lengths, arch.vocab, subject.seed)
     for _ in range(2):
-        learner.step(groups, config.Loss())
+        learner.step(groups, LossSettings())
     found = {name: tensor.cpu() for name, tensor in learner.publish()[1].items()}
     for number, group in enumerate(learner.logprobs(groups)):
         found[f"log-probabilities {number}"] = torch.cat(group)
@@ -107,15 +107,15 @@ def _groups(prompts: Sequence[int], vocab: int, seed: int) -> list[TrainingGroup
 
 def _generated(
     subject: Subject,
-    arch: specimen.Architecture,
+    arch: tiny_model.Architecture,
     weights: dict[str, Tensor],
     dtype: torch.dtype,
     lengths: Sequence[int],
 ) -> dict[str, Tensor]:
-    engine = specimen.engine(arch, weights, subject.device, dtype, slots=8)
-    prompts = [specimen.prompt(length, arch.vocab, subject.seed) for length in lengths]
+    engine = tiny_model.engine(arch, weights, subject.device, dtype, slots=8)
+    prompts = [tiny_model.prompt(length, arch.vocab, subject.seed) for length in lengths]
     requests = [
-        specimen.request(prompt, str(number), completions=2, length=6)
+        tiny_model.request(prompt, str(number), completions=2, length=6)
         for number, prompt in enumerate(prompts)
     ]
     found = {}
@@ -218,8 +218,8 @@ class _Use:
     def __init__(self, subject: Subject, churn: int) -> None:
         self.place, self._churn = subject.device, churn
         self._noise = random.Random(subject.seed)
-        self._arch = specimen.architecture()
-        self._weights = specimen.weights(self._arch, subject.seed)
+        self._arch = tiny_model.architecture()
+        self._weights = tiny_model.weights(self._arch, subject.seed)
 
     def cycle(self) -> None:
         self._blocks(self._noise)
@@ -247,11 +247,11 @@ class _Use:
 
     def _engine(self) -> None:
         """An engine is made, generates, sends its weights to the host and gets them back."""
-        engine = specimen.engine(self._arch, self._weights, self.place, torch.float32, slots=2)
+        engine = tiny_model.engine(self._arch, self._weights, self.place, torch.float32, slots=2)
         asleep = {name: tensor.cpu() for name, tensor in engine.held()}
         engine.load(asleep, 1)
-        prompt = specimen.prompt(20, self._arch.vocab)
-        engine.generate([specimen.request(prompt, completions=2, length=3)])
+        prompt = tiny_model.prompt(20, self._arch.vocab)
+        engine.generate([tiny_model.request(prompt, completions=2, length=3)])
 
 
 def _in_use(place: torch.device) -> _Used:

@@ -25,14 +25,14 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from interlock.chips import device as chips
+from interlock.engine.portable.kv_cache import Arena, Decode, Shared
 from interlock.errors import UserError
 from interlock.models.architecture import Architecture
 from interlock.models.attention import causal
 from interlock.models.decoder import Decoder
-from interlock.qualify import specimen
+from interlock.qualify import tiny_model
 from interlock.qualify.check import Evidence, Level, Subject, first_line, judged, short
-from interlock.records import Measure
-from interlock.rollout.cache import Arena, Decode, Shared
+from interlock.records.trust import Measure
 
 Numbers = list[Tensor]
 Run = Callable[[Tensor], Numbers]
@@ -151,7 +151,7 @@ def _compared(device: torch.device, form: Form, case: _Case, label: str) -> Meas
 
     Raises NotOffered, _Refused and _Untrainable when there is nothing to compare.
     """
-    arch = specimen.architecture()
+    arch = tiny_model.architecture()
     program = _PROGRAMS[case.program](arch, case.rows, device, case.dtype)
     first, *others = [_tokens(arch, case.rows, seed).to(device) for seed in range(1 + _INPUTS)]
     eager = _with_gradients(program.forward, program.trained)
@@ -215,7 +215,7 @@ _PROGRAMS = {"forward": _forward, "decode step": _decode, "training step": _trai
 
 
 def _decoder(arch: Architecture, device: torch.device, dtype: torch.dtype) -> Decoder:
-    return specimen.decoder(arch, specimen.weights(arch), device, dtype)
+    return tiny_model.decoder(arch, tiny_model.weights(arch), device, dtype)
 
 
 def _filled(
@@ -231,7 +231,7 @@ def _filled(
 
 
 def _tokens(arch: Architecture, rows: int, seed: int) -> Tensor:
-    return torch.tensor(specimen.prompt(rows, arch.vocab, seed))
+    return torch.tensor(tiny_model.prompt(rows, arch.vocab, seed))
 
 
 # The forms.
@@ -314,7 +314,7 @@ def _with_gradients(forward: Callable[[Tensor], Tensor], trained: list[nn.Parame
 
 def _own_error(case: _Case) -> float:
     """How wrong the CPU is in bfloat16, by float32; scaled down to the steps of a finer dtype."""
-    host, arch = torch.device("cpu"), specimen.architecture()
+    host, arch = torch.device("cpu"), tiny_model.architecture()
     tokens = _tokens(arch, case.rows, 0)
     made = [
         _PROGRAMS[case.program](arch, case.rows, host, dtype)

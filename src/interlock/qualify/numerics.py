@@ -39,7 +39,7 @@ from interlock.qualify.check import (
     is_missing,
     judged,
 )
-from interlock.records import Measure
+from interlock.records.trust import Measure
 
 # The largest error of one order of summation against that of another: both are extremes of
 # random walks, which rarely differ by more than two; and once more for kernels that round what the

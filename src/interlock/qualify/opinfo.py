@@ -25,7 +25,7 @@ from torch.utils import _pytree as pytree
 from interlock.errors import UserError
 from interlock.qualify.check import Evidence, Subject, beyond, first_line, judged, short
 from interlock.qualify.numerics import compared, nearby, placed
-from interlock.records import Measure
+from interlock.records.trust import Measure
 
 DTYPES = (torch.float32, torch.bfloat16)
 _CPU = torch.device("cpu")

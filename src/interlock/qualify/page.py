@@ -19,7 +19,7 @@ from interlock.chips import certificates
 from interlock.qualify import plots
 from interlock.qualify.check import Check
 from interlock.qualify.checks import CHECKS
-from interlock.records import Certificate, Finding, Measure, Result, Role, Trust
+from interlock.records.trust import Certificate, Finding, Measure, Result, Role, Trust
 from interlock.report import sheet
 
 _HERE = Path(__file__).parent

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from interlock.qualify.check import beyond, excess
-from interlock.records import Finding, Measure
+from interlock.records.trust import Finding, Measure
 from interlock.report.plots import BLUE, GREY, Trace
-from interlock.report.text import label
+from interlock.text import label
 
 RED = "#e5484d"
 NAMED = 20  # cases that a picture can name

@@ -16,7 +16,7 @@ from interlock.chips import device
 from interlock.errors import UserError
 from interlock.fleet.base import Channel
 from interlock.qualify.check import Evidence, Level, Subject, first_line
-from interlock.records import Stack
+from interlock.records.trust import Stack
 
 
 class Ask(msgspec.Struct, frozen=True):

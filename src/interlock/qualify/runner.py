@@ -26,7 +26,7 @@ from interlock.qualify.check import Check, Evidence, Level
 from interlock.qualify.checks import CHECKS
 from interlock.qualify.probe import Answer, Ask, Known, NotRun, Raised, Shown, answer_of
 from interlock.qualify.verdict import judge
-from interlock.records import Certificate, Finding, Result, Role, Stack
+from interlock.records.trust import Certificate, Finding, Result, Role, Stack
 
 _OPENING_S = 120.0  # for a device to say what it is
 _RECOVERY_S = 60.0

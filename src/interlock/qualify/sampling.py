@@ -16,13 +16,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from interlock.engine.portable.engine import TorchEngine
+from interlock.engine.portable.sampler import Noise, sample
 from interlock.models.architecture import Architecture
-from interlock.qualify import specimen
+from interlock.qualify import tiny_model
 from interlock.qualify.agreement import CPU, MARGIN
 from interlock.qualify.check import Evidence, Subject, judged, short
-from interlock.records import Completion, Measure, Sampling
-from interlock.rollout.engine import TorchEngine
-from interlock.rollout.sampler import Noise, sample
+from interlock.records.rl import Completion, Sampling
+from interlock.records.trust import Measure
 
 # -log10 of the probability that as large a chi-square comes from a right sampler. The noise is
 # fixed, so a device that passes passes always; this is for the choice of the noise.
@@ -91,16 +92,16 @@ def invariance(subject: Subject) -> Evidence:
     and tokens from the first place on where the exact ones of the two are as close.
     vllm-ascend#12610.
     """
-    arch = specimen.architecture(hidden=64, vocab=509)
+    arch = tiny_model.architecture(hidden=64, vocab=509)
     length = subject.at(8, 24)
     crowds = _CROWDS[: subject.at(2, 3)]
     measures: list[Measure] = []
     other_bits = 0
     for dtype, repeats in ((torch.float32, subject.at(3, 12)), (torch.bfloat16, subject.at(2, 8))):
-        tensors = specimen.weights(arch, subject.seed)
+        tensors = tiny_model.weights(arch, subject.seed)
         tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
         engine, own = (
-            specimen.engine(arch, tensors, place, dtype, slots=64)
+            tiny_model.engine(arch, tensors, place, dtype, slots=64)
             for place in (subject.device, CPU)
         )
         alone, reference = (_alone(each, length) for each in (engine, own))
@@ -219,21 +220,25 @@ def _alone(engine: TorchEngine, length: int) -> Completion:
 def _among(engine: TorchEngine, length: int, others: int, place: int) -> Completion:
     """The same request as number `place`; the others have prompts of many lengths."""
     requests = [
-        specimen.request(specimen.prompt(3 + 5 * other, engine.vocab, 1), f"o{other}", 1, length)
+        tiny_model.request(
+            tiny_model.prompt(3 + 5 * other, engine.vocab, 1), f"o{other}", 1, length
+        )
         for other in range(others)
     ]
     requests.insert(place, _asked(engine, length))
     return engine.generate(requests)[place][0]
 
 
-def _asked(engine: TorchEngine, length: int) -> specimen.Request:
-    return specimen.request(specimen.prompt(24, engine.vocab), "alone", 1, length, temperature=0.0)
+def _asked(engine: TorchEngine, length: int) -> tiny_model.Request:
+    return tiny_model.request(
+        tiny_model.prompt(24, engine.vocab), "alone", 1, length, temperature=0.0
+    )
 
 
 def _exact(arch: Architecture, tensors: dict[str, Tensor], answer: Completion) -> Tensor:
     """Log-probabilities [tokens, V] fp64 at every place of the answer."""
-    prompt = specimen.prompt(24, arch.vocab)
-    rows = specimen.distributions(specimen.exact(arch, tensors), [*prompt, *answer.tokens[:-1]])
+    prompt = tiny_model.prompt(24, arch.vocab)
+    rows = tiny_model.distributions(tiny_model.exact(arch, tensors), [*prompt, *answer.tokens[:-1]])
     return rows[len(prompt) - 1 :]
 
 

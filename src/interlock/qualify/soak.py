@@ -24,9 +24,9 @@ from torch import Tensor
 
 from interlock.chips import device
 from interlock.models.attention import causal
-from interlock.qualify import specimen
+from interlock.qualify import tiny_model
 from interlock.qualify.check import Evidence, Level, Subject, judged, short
-from interlock.records import Measure
+from interlock.records.trust import Measure
 
 DTYPES = (torch.float32, torch.bfloat16)
 # Every partial sum of this many ±1 is a whole number that bfloat16 holds.
@@ -192,12 +192,12 @@ def _operands(
 
 def _layers(subject: Subject, hidden: int) -> Iterator[_Work]:
     """A layer of the decoder with its vocabulary, 256 tokens; what it gives first is expected."""
-    arch = specimen.architecture(hidden=hidden, layers=1, vocab=1024)
-    weights = specimen.weights(arch, subject.seed)
-    tokens = torch.tensor(specimen.prompt(256, arch.vocab, subject.seed))
+    arch = tiny_model.architecture(hidden=hidden, layers=1, vocab=1024)
+    weights = tiny_model.weights(arch, subject.seed)
+    tokens = torch.tensor(tiny_model.prompt(256, arch.vocab, subject.seed))
 
     def logits(dtype: torch.dtype, place: torch.device) -> Callable[[], Tensor]:
-        decoder = specimen.decoder(arch, weights, place, dtype)
+        decoder = tiny_model.decoder(arch, weights, place, dtype)
         stream, attend = tokens.to(place), causal(len(tokens), place)
 
         @torch.no_grad()

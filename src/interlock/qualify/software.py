@@ -30,16 +30,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 import interlock
-from interlock import config
 from interlock.chips import device as chips
+from interlock.config.schema import LearnerSettings, LossSettings, OptimizerSettings
+from interlock.engine.base import Request
 from interlock.learner.learner import Learner
 from interlock.learner.packing import TrainingGroup
 from interlock.models.architecture import Architecture, Latent, Routing
 from interlock.models.attention import FUSED_ABOVE
-from interlock.qualify import specimen
+from interlock.qualify import tiny_model
 from interlock.qualify.check import Evidence, Level, Subject, first_line, is_missing, judged
-from interlock.records import Measure, Sampling, Stack
-from interlock.rollout.request import Request
+from interlock.records.rl import Sampling
+from interlock.records.trust import Measure, Stack
 from interlock.sync import tensor_digest
 
 # What changes numbers, or where they are computed, without a line of code. A certificate is of the
@@ -222,7 +223,7 @@ def _run_on_host(
 
 def _generate(arch: Architecture, device: torch.device, dtype: torch.dtype) -> None:
     """Everything that a generator does with its engine."""
-    engine = specimen.engine(arch, specimen.weights(arch), device, dtype, slots=6)
+    engine = tiny_model.engine(arch, tiny_model.weights(arch), device, dtype, slots=6)
     rules = [
         Sampling(temperature=0.0, max_tokens=4),
         Sampling(temperature=0.7, max_tokens=5),
@@ -230,15 +231,15 @@ def _generate(arch: Architecture, device: torch.device, dtype: torch.dtype) -> N
         Sampling(top_p=0.9999, max_tokens=3),  # so flat that the whole row is sorted
         Sampling(top_k=20, top_p=0.8, max_tokens=4),
     ]
-    start = specimen.prompt(8, arch.vocab)  # in common: prefilled once
+    start = tiny_model.prompt(8, arch.vocab)  # in common: prefilled once
     requests = [
-        Request(f"p{i}", start + specimen.prompt(3 + i, arch.vocab), 2, rule, 0)
+        Request(f"p{i}", start + tiny_model.prompt(3 + i, arch.vocab), 2, rule, 0)
         for i, rule in enumerate(rules)
     ]
-    long = specimen.prompt(FUSED_ABOVE + 8, arch.vocab)
-    requests.append(specimen.request(long, "long", 1, 2))
+    long = tiny_model.prompt(FUSED_ABOVE + 8, arch.vocab)
+    requests.append(tiny_model.request(long, "long", 1, 2))
     engine.generate(requests)
-    engine.load(specimen.weights(arch, seed=1), 1)
+    engine.load(tiny_model.weights(arch, seed=1), 1)
     engine.score(long)
     engine.score(start)
     for _, tensor in engine.held():
@@ -249,25 +250,25 @@ def _train(
     arch: Architecture, device: torch.device, dtype: str, corrections: Sequence[str]
 ) -> None:
     """Everything that a recipe does with its learner."""
-    decoder = specimen.decoder(arch, specimen.weights(arch), device, torch.float32)
-    settings = config.Learner(
+    decoder = tiny_model.decoder(arch, tiny_model.weights(arch), device, torch.float32)
+    settings = LearnerSettings(
         dtype=dtype,  # type: ignore[arg-type]
         logits_chunk=16,
         activation_checkpointing=arch.routing is not None,
     )
-    optimizer = config.Optimizer(clip_norm=1e-3, weight_decay=0.1, warmup_steps=1)
+    optimizer = OptimizerSettings(clip_norm=1e-3, weight_decay=0.1, warmup_steps=1)
     learner = Learner(decoder, settings, optimizer, 8, keep_reference=True)
     groups = [_group(arch, 5, [3, 6]), _group(arch, 7, [4]), _group(arch, FUSED_ABOVE + 1, [2, 3])]
     old = learner.logprobs(groups)
     for correction in corrections:
-        loss = config.Loss(correction=correction, kl_beta=0.01)  # type: ignore[arg-type]
+        loss = LossSettings(correction=correction, kl_beta=0.01)  # type: ignore[arg-type]
         learner.step(groups, loss, temperature=0.9, old=old)
     text = [replace(group, sampler_logprobs=None, kl_weights=None) for group in groups]
     learner.step(text, None)
     _, published = learner.publish()
     for tensor in published.values():
         tensor_digest(tensor)
-    learner.score(specimen.prompt(9, arch.vocab))
+    learner.score(tiny_model.prompt(9, arch.vocab))
 
 
 def _group(arch: Architecture, prompt: int, lengths: list[int]) -> TrainingGroup:
@@ -275,8 +276,8 @@ def _group(arch: Architecture, prompt: int, lengths: list[int]) -> TrainingGroup
         return [[value] * length for length in lengths]
 
     return TrainingGroup(
-        prompt=specimen.prompt(prompt, arch.vocab),
-        completions=[specimen.prompt(length, arch.vocab, seed=1) for length in lengths],
+        prompt=tiny_model.prompt(prompt, arch.vocab),
+        completions=[tiny_model.prompt(length, arch.vocab, seed=1) for length in lengths],
         weights=each(0.1),
         sampler_logprobs=each(-6.0),
         kl_weights=each(0.01),
@@ -284,7 +285,7 @@ def _group(arch: Architecture, prompt: int, lengths: list[int]) -> TrainingGroup
 
 
 def _dense() -> Architecture:
-    return replace(specimen.architecture(), qkv_bias=True)
+    return replace(tiny_model.architecture(), qkv_bias=True)
 
 
 def _experts() -> Architecture:
@@ -304,7 +305,7 @@ def _experts() -> Architecture:
         scale=2.5,
     )
     return replace(
-        specimen.architecture(),
+        tiny_model.architecture(),
         kv_heads=4,
         head_dim=24,
         rope_dim=8,
@@ -331,7 +332,7 @@ def _softmax_experts() -> Architecture:
         normalize=True,
         scale=1.0,
     )
-    return replace(specimen.architecture(), routing=routing)
+    return replace(tiny_model.architecture(), routing=routing)
 
 
 def _kinds(subject: Subject) -> list[Callable[[], Architecture]]:

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from interlock.chips import device as chips
 from interlock.qualify.check import Evidence, Level, Subject, judged, short
-from interlock.records import Measure
+from interlock.records.trust import Measure
 
 # Times slower than expected. A healthy CPU stays below 5, and one with six times more work than it
 # has cores below 11, even before an operator is measured again.

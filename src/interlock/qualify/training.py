@@ -21,12 +21,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from interlock import config
+from interlock.config.schema import Dtype, LearnerSettings, LossSettings, OptimizerSettings
 from interlock.learner.learner import Learner
 from interlock.learner.packing import TrainingGroup
-from interlock.qualify import specimen
+from interlock.qualify import tiny_model
 from interlock.qualify.check import Evidence, Level, Subject, judged
-from interlock.records import Measure
+from interlock.records.trust import Measure
 
 _CPU = torch.device("cpu")
 _VOCAB = 31
@@ -34,7 +34,7 @@ _ROWS, _TOKENS = 8, 32  # sequences of a step, and tokens of each
 _SEEN = 4  # tokens of a prompt: enough to tell how the row goes on
 # Gradients are clipped to norm 1, about 6e-3 per weight. Below eps a gradient counts in proportion,
 # so that one which is nothing but rounding cannot turn a whole update around.
-_OPTIMIZER = config.Optimizer(lr=3e-3, eps=1e-3, warmup_steps=5)
+_OPTIMIZER = OptimizerSettings(lr=3e-3, eps=1e-3, warmup_steps=5)
 # Of the extreme steps: the sampler thought every token this unlikely, so that ratios reach e^80;
 # float32 ends at e^88. The weights bring the losses down to 2^20, beyond what float16 holds.
 _RARE = -80.0
@@ -46,7 +46,7 @@ _NUDGE = 2.0**-23  # one unit in the last place of float32
 class _Plan:
     """How a dtype is tried. `horizons`: steps after which the curves are compared."""
 
-    dtype: config.Dtype
+    dtype: Dtype
     horizons: Sequence[int]
     margin: float  # how many times the CPU's own spread a device may be off
     least: float  # of the spread, relative: a spread of few steps may be small by chance
@@ -106,7 +106,7 @@ def _plans(level: Level, extreme: bool) -> tuple[_Plan, _Plan]:
 
 def _train(
     device: torch.device,
-    dtype: config.Dtype,
+    dtype: Dtype,
     horizons: Sequence[int],
     seed: int,
     extreme: bool = False,
@@ -115,18 +115,18 @@ def _train(
     """`nudge`: the seed of the noise, 0 for none. `extreme`: learn from a sampler that is far off
     (policy_loss with "bypass") instead of from text.
     """
-    arch = specimen.architecture(hidden=32, vocab=_VOCAB)
-    masters = specimen.decoder(arch, specimen.weights(arch, seed), device, torch.float32)
+    arch = tiny_model.architecture(hidden=32, vocab=_VOCAB)
+    masters = tiny_model.decoder(arch, tiny_model.weights(arch, seed), device, torch.float32)
     steps = max(horizons)
     # A curve that ends early is evidence; the learner's own stop would leave none.
-    settings = config.Learner(dtype=dtype, max_bad_steps=steps + 1)
+    settings = LearnerSettings(dtype=dtype, max_bad_steps=steps + 1)
     learner = Learner(masters, settings, _OPTIMIZER, steps)
     noise = torch.Generator().manual_seed(nudge)
     losses, norms, kept = [], [], {0: _snapshot(learner)}
     for number, rows in enumerate(_rows(steps, seed), start=1):
         if nudge:
             _perturb(learner, noise)
-        loss = config.Loss(correction="bypass") if extreme else None
+        loss = LossSettings(correction="bypass") if extreme else None
         result = learner.step([_group(row, extreme) for row in rows], loss)
         losses.append(result.loss)
         norms.append(result.grad_norm)

@@ -15,7 +15,7 @@ Which check is needed for which role stands in its row of checks.py; all are nee
 from collections.abc import Iterable, Mapping
 
 from interlock.qualify.checks import CHECKS
-from interlock.records import Finding, Result, Role, Trust
+from interlock.records.trust import Finding, Result, Role, Trust
 
 
 def judge(findings: Iterable[Finding]) -> tuple[Trust, list[str]]:

@@ -3,16 +3,16 @@
     channel ──Qualify──> runner.qualify ──Certificate──> filed here ──Qualified | Failed──> channel
     every few seconds ── Alive ──> channel
 
-A fleet starts it in the worker's place (rollout/crew.py), with the worker's Python and variables.
+A fleet starts it in the worker's place (workers/pool.py), with the worker's Python and variables.
 """
 
 import sys
 
 from interlock.errors import InterlockError, RunError
 from interlock.fleet.base import Channel
-from interlock.records import Role
-from interlock.rollout import protocol
-from interlock.rollout.protocol import Failed, Qualified, Qualify
+from interlock.records.trust import Role
+from interlock.workers import protocol
+from interlock.workers.protocol import Failed, Qualified, Qualify
 
 
 def serve(channel: Channel) -> None:

@@ -7,19 +7,19 @@ from statistics import fmean
 
 from msgspec import to_builtins
 
-from interlock import config
-from interlock.config import Grpo, Sft, Task
+from interlock.config.reading import parse_recipe
+from interlock.config.schema import GeneratorSettings, Grpo, Sft, TaskSettings
 from interlock.errors import ConfigError
 from interlock.models.fetch import find_model
 from interlock.models.tokenizer import Tokenizer
 from interlock.recipes.stage import Stage
 from interlock.recipes.watch import Watch
-from interlock.records import Group, Problem, Sampling, ScoredGroup
-from interlock.rollout.generator import open_generator
-from interlock.rollout.generators import Generators, Inline, Outcome, Purpose, Work
+from interlock.records.rl import Group, Problem, Sampling, ScoredGroup
 from interlock.rundir import RunDir
 from interlock.tasks import open_task
 from interlock.tasks.verifier_pool import VerifierPool
+from interlock.workers.generator import open_generator
+from interlock.workers.generators import Generators, Inline, Outcome, Purpose, Work
 
 _LOOK_S = 0.5  # the longest wait at a time
 _UNIT = 256
@@ -70,13 +70,13 @@ def answer_greedily(
     return score(groups, verifier)
 
 
-def practised(directory: Path) -> tuple[Task, Sampling]:
+def practised(directory: Path) -> tuple[TaskSettings, Sampling]:
     """The task a run last trained or was measured on, and how its answers were drawn.
 
     Raises RunError when there is no run, ConfigError when it had no task.
     """
     with closing(RunDir.read(directory)) as run:
-        recipe = config.parse(run.config, source=f"{directory}/config.json")
+        recipe = parse_recipe(run.config, source=f"{directory}/config.json")
     for stage in reversed(recipe.stage):
         if stage.task is not None:
             return stage.task, stage.sampling
@@ -85,9 +85,9 @@ def practised(directory: Path) -> tuple[Task, Sampling]:
 
 def measure(
     model: str,
-    task: Task,
+    task: TaskSettings,
     problems: int,
-    settings: config.Generator,
+    settings: GeneratorSettings,
     sampling: Sampling,
     watch: Watch,
 ) -> list[ScoredGroup]:

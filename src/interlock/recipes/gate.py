@@ -3,7 +3,7 @@
     learner.device ────────── train ─────┐
     generator.device (inline) generate ──┴─ certificate of its stack ──> Use ──check──> ConfigError
 
-Workers of a fleet show their own certificates, and are judged by rollout/admission.py. With
+Workers of a fleet show their own certificates, and are judged by workers/admission.py. With
 `unqualified = true` nothing is refused, and every use is kept as an event of the run.
 """
 
@@ -15,9 +15,9 @@ import torch
 
 from interlock.chips import certificates, device
 from interlock.errors import ConfigError, RunError
-from interlock.learner.world import World
-from interlock.records import Role
-from interlock.rollout.admission import UNQUALIFIED
+from interlock.learner.distributed.ranks import World
+from interlock.records.trust import Role
+from interlock.workers.admission import UNQUALIFIED
 
 
 class Use(NamedTuple):

@@ -12,7 +12,7 @@ from statistics import fmean, pstdev
 from typing import Any
 
 from interlock.chips import heap
-from interlock.config import Grpo, Loss
+from interlock.config.schema import Grpo, LossSettings
 from interlock.learner.learner import Learner, StepResult
 from interlock.learner.packing import TrainingGroup
 from interlock.models.tokenizer import Tokenizer
@@ -20,7 +20,7 @@ from interlock.recipes.evaluate import accuracy, check_lengths, held_out_accurac
 from interlock.recipes.guard import Guard, label
 from interlock.recipes.rollouts import Rollouts
 from interlock.recipes.stage import Clock, Stage, step_metrics
-from interlock.records import FinishReason, Group, ScoredGroup
+from interlock.records.rl import FinishReason, Group, ScoredGroup
 from interlock.tasks import TaskSource, open_task
 from interlock.tasks.verifier_pool import VerifierPool
 
@@ -139,7 +139,9 @@ def training_groups(
     ]
 
 
-def _shares(groups: Sequence[ScoredGroup], loss: Loss, max_tokens: int) -> list[list[float]]:
+def _shares(
+    groups: Sequence[ScoredGroup], loss: LossSettings, max_tokens: int
+) -> list[list[float]]:
     """The share of the whole loss that one token of each completion has.
 
     "token": every token counts the same (DAPO, arXiv 2503.14476). "sequence": every completion

@@ -3,7 +3,7 @@
 Mismatch at staleness 0 is numerics alone. At staleness n the learner has moved n versions on, and
 that drift cannot be told from numerics: it is reported (flat over staleness: numerics; rising:
 drift), but nobody is judged by it. The canary, which every worker scores with every weight version
-(rollout/judge.py), is of the same weights on both sides however late the groups are.
+(workers/replies.py), is of the same weights on both sides however late the groups are.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,12 +13,11 @@ from typing import Any
 
 from msgspec import to_builtins
 
-from interlock import config
-from interlock.config import Grpo
+from interlock.config.schema import Grpo, worker_settings
 from interlock.errors import TrainingError
 from interlock.learner.learner import Mismatch, StepResult
 from interlock.recipes.stage import Stage
-from interlock.rollout.admission import hint
+from interlock.workers.admission import hint
 
 _TOKENS = 128  # fewer say nothing
 _CHECKS = ("engine-parity", "stale-weights")  # would tell more of a mismatch
@@ -99,4 +98,4 @@ class Guard:
         self._generators.quarantine(worker, f"{found} {limits.quarantine:g}", _CHECKS)
 
     def _hint(self, worker: str) -> str:
-        return hint(config.workers(self._stage.recipe)[worker], _CHECKS)
+        return hint(worker_settings(self._stage.recipe)[worker], _CHECKS)

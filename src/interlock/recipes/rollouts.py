@@ -15,12 +15,12 @@ from statistics import fmean
 
 from msgspec import to_builtins
 
-from interlock.config import Grpo
+from interlock.config.schema import Grpo
 from interlock.errors import TrainingError
 from interlock.recipes.stage import Stage
-from interlock.records import Group, Problem, ScoredGroup
-from interlock.rollout.generators import Purpose, Work
+from interlock.records.rl import Group, Problem, ScoredGroup
 from interlock.tasks import TaskSource
+from interlock.workers.generators import Purpose, Work
 
 _LOOK_S = 0.5  # between two looks at the workers while waiting
 

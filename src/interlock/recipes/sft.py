@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from interlock.config import Sft
+from interlock.config.schema import Sft
 from interlock.errors import ModelError, TaskError
 from interlock.learner.packing import TrainingGroup
 from interlock.models.tokenizer import Tokenizer

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Generic, TypeVar
 
-from interlock.config import Grpo, Recipe, Sft
+from interlock.config.schema import Grpo, Recipe, Sft
 from interlock.learner import checkpoint
 from interlock.learner.learner import Learner, StepResult
 from interlock.recipes.watch import Watch
-from interlock.rollout.generators import Generators, Published
 from interlock.rundir import RunDir
+from interlock.workers.generators import Generators, Published
 
 Settings = TypeVar("Settings", bound=Grpo | Sft)
 _COMBINE: dict[str, Callable[[Sequence[float]], float]] = {"vetoed": sum, "mismatch_max": max}

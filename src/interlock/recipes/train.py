@@ -17,14 +17,15 @@ from typing import Any, TypeVar
 import torch
 from msgspec.structs import replace
 
-from interlock import config
 from interlock.chips import device, heap
-from interlock.config import Grpo, Recipe, Sft, parse, to_tree
+from interlock.config.reading import parse_recipe, to_tree
+from interlock.config.schema import GeneratorSettings, Grpo, LearnerSettings, Recipe, Sft
 from interlock.errors import InterlockError, RunError
-from interlock.learner import checkpoint, sharding
-from interlock.learner.follow import follow
+from interlock.learner import checkpoint
+from interlock.learner.distributed import sharding
+from interlock.learner.distributed.rank_loop import follow
+from interlock.learner.distributed.ranks import World, join
 from interlock.learner.learner import Learner
-from interlock.learner.world import World, join
 from interlock.models.checkpoint import load_decoder, save_model
 from interlock.models.decoder import Decoder
 from interlock.models.fetch import find_model
@@ -34,11 +35,11 @@ from interlock.recipes import fleet, gate
 from interlock.recipes.gate import Use
 from interlock.recipes.stage import Stage
 from interlock.recipes.watch import Watch
-from interlock.records import Role
-from interlock.rollout.generators import Generators, Inline
+from interlock.records.trust import Role
 from interlock.rundir import Checkpoint, RunDir
+from interlock.workers.generators import Generators, Inline
 
-Part = TypeVar("Part", config.Learner, config.Generator)
+Part = TypeVar("Part", LearnerSettings, GeneratorSettings)
 _RECIPES = {Grpo: "interlock.recipes.grpo", Sft: "interlock.recipes.sft"}
 _PACKAGES = ("interlock", "torch", "msgspec", "safetensors", "tokenizers", "numpy")
 
@@ -129,7 +130,7 @@ def _settled(recipe: Recipe, resumed: Path | None) -> Recipe:
     known = recipe
     if resumed is not None:
         with closing(RunDir.read(resumed)) as run:
-            known = parse(run.config, source=f"{resumed}/config.json")
+            known = parse_recipe(run.config, source=f"{resumed}/config.json")
     return replace(
         recipe,
         learner=_settled_dtype(recipe.learner, known.learner.dtype),

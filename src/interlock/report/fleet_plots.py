@@ -28,7 +28,7 @@ from interlock.report.plots import (
     shown,
 )
 from interlock.report.summary import Metrics, number
-from interlock.report.text import label
+from interlock.text import label
 
 RED, OCHRE = "#e5484d", "#d4a017"
 _COLORS = (BLUE, ORANGE, GREEN, VIOLET, "#e0609a", "#1aa7b8", "#a3762f", "#7f8ea3")

@@ -19,8 +19,8 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from interlock.errors import RunError
-from interlock.report.text import visible
 from interlock.rundir import storage_errors, write_atomically
+from interlock.text import visible
 
 _HERE = Path(__file__).parent
 _FIGURE = '<script type="application/json" class="figure">'  # what was escaped has no "<"

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from interlock.records import ScoredGroup
+from interlock.records.rl import ScoredGroup
 from interlock.rundir import RunView, Session
 
 _Z95 = 1.959963984540054  # standard normal quantile of a two-sided 95 % interval

@@ -3,12 +3,7 @@
 `files` writes so that no kill leaves a thing half done, `ledger` keeps the groups, `run` ties them.
 """
 
-from interlock.rundir.files import (
-    JsonLines,
-    atomic_directory,
-    storage_errors,
-    write_atomically,
-)
+from interlock.rundir.files import JsonLines, atomic_directory, storage_errors, write_atomically
 from interlock.rundir.ledger import Ledger
 from interlock.rundir.run import Checkpoint, Manifest, RunDir, RunView, Session
 

@@ -21,7 +21,8 @@ from typing import Any
 import msgspec
 
 from interlock.errors import RunError
-from interlock.records import Group, Record, ScoredGroup, from_bytes, to_bytes
+from interlock.records.coding import Record, from_bytes, to_bytes
+from interlock.records.rl import Group, ScoredGroup
 from interlock.rundir.files import storage_errors
 
 _FORMAT = 2  # of the tables below; kept in the file as PRAGMA user_version

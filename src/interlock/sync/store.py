@@ -29,7 +29,7 @@ from msgspec import Meta
 from torch import Tensor
 
 from interlock.errors import InterlockError, SyncError
-from interlock.records import WeightVersion
+from interlock.records.rl import WeightVersion
 from interlock.sync import codec
 from interlock.sync.codec import NonNegative, Spec
 from interlock.sync.storage import Storage

@@ -9,7 +9,7 @@ processes of `verifier_pool`, so the caller never imports a verifier's libraries
 
 import importlib
 
-from interlock.config import Task
+from interlock.config.schema import TaskSettings
 from interlock.errors import TaskError
 from interlock.tasks.options import unknown
 from interlock.tasks.sources import TaskSource
@@ -22,7 +22,7 @@ _SOURCES = {
 }
 
 
-def open_task(task: Task) -> TaskSource:
+def open_task(task: TaskSettings) -> TaskSource:
     """Open the task's problems and set its held-out ones aside.
 
     Raises TaskError for an unknown name or option, for data that cannot be read, for too few

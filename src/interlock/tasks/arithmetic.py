@@ -12,9 +12,9 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from interlock.config import Task
+from interlock.config.schema import TaskSettings
 from interlock.errors import TaskError
-from interlock.records import Problem
+from interlock.records.rl import Problem
 from interlock.tasks import answers
 from interlock.tasks.options import read_options
 from interlock.tasks.sources import ProceduralSource, prompt
@@ -39,7 +39,7 @@ class Arithmetic(msgspec.Struct, frozen=True):
     template: str = "What is {a} {op} {b}?"
 
 
-def open_source(task: Task) -> ProceduralSource:
+def open_source(task: TaskSettings) -> ProceduralSource:
     options = read_options(task, Arithmetic)
     _check_template(options.template)
     digits = options.digits
@@ -63,7 +63,7 @@ def open_source(task: Task) -> ProceduralSource:
     return ProceduralSource(draw, task.seed, task.held_out, family=_family)
 
 
-def open_verifier(task: Task) -> Callable[[Problem, str], float]:
+def open_verifier(task: TaskSettings) -> Callable[[Problem, str], float]:
     return verify
 
 

@@ -16,9 +16,9 @@ import reasoning_gym
 from reasoning_gym.factory import DATASETS
 from reasoning_gym.utils import extract_answer
 
-from interlock.config import Task
+from interlock.config.schema import TaskSettings
 from interlock.errors import TaskError
-from interlock.records import Problem
+from interlock.records.rl import Problem
 from interlock.tasks import answers
 from interlock.tasks.options import unknown
 from interlock.tasks.sources import ProceduralSource, prompt
@@ -35,7 +35,7 @@ _UNORDERED = {
 _COLLECTIONS: dict[str, type] = {"tuple": tuple, "set": set, "frozenset": frozenset}
 
 
-def open_source(task: Task) -> ProceduralSource:
+def open_source(task: TaskSettings) -> ProceduralSource:
     generator = task.name.partition("/")[2]
     if generator in _UNORDERED and sys.flags.hash_randomization:
         raise TaskError(
@@ -58,7 +58,7 @@ def open_source(task: Task) -> ProceduralSource:
     return ProceduralSource(draw, task.seed, task.held_out)
 
 
-def open_verifier(task: Task) -> Callable[[Problem, str], float]:
+def open_verifier(task: TaskSettings) -> Callable[[Problem, str], float]:
     # Scoring looks at the settings and the entry, never at other problems.
     dataset = _dataset(task, size=10)
 
@@ -72,7 +72,7 @@ def open_verifier(task: Task) -> Callable[[Problem, str], float]:
     return verify
 
 
-def _dataset(task: Task, **fixed: int) -> Any:
+def _dataset(task: TaskSettings, **fixed: int) -> Any:
     """The generator with the task's options. Raises TaskError."""
     generator = task.name.partition("/")[2]
     if generator not in DATASETS:

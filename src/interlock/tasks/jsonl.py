@@ -16,9 +16,9 @@ from typing import Any
 
 import msgspec
 
-from interlock.config import Task
+from interlock.config.schema import TaskSettings
 from interlock.errors import TaskError
-from interlock.records import Problem
+from interlock.records.rl import Problem
 from interlock.tasks.options import read_options
 from interlock.tasks.sources import ListSource, prompt
 
@@ -38,12 +38,12 @@ class Gsm8k(Jsonl, frozen=True):
     answer_after: str | None = "####"
 
 
-def options_of(task: Task) -> Jsonl:
+def options_of(task: TaskSettings) -> Jsonl:
     """The task's options. Raises TaskError."""
     return read_options(task, Gsm8k if task.name == "gsm8k" else Jsonl)
 
 
-def open_source(task: Task) -> ListSource:
+def open_source(task: TaskSettings) -> ListSource:
     options = options_of(task)
     if options.verifier is not None:
         split_verifier(options.verifier)
@@ -117,7 +117,7 @@ def _distinct(problems: Iterator[Problem]) -> tuple[dict[str, Problem], int]:
     return found, repeated
 
 
-def _read(path: Path, task: Task, options: Jsonl) -> Iterator[Problem]:
+def _read(path: Path, task: TaskSettings, options: Jsonl) -> Iterator[Problem]:
     """The rows as problems, blank lines passed over. Raises TaskError with file and line."""
     try:
         lines = path.read_bytes().split(b"\n")
@@ -134,7 +134,7 @@ def _read(path: Path, task: Task, options: Jsonl) -> Iterator[Problem]:
             raise TaskError(f"{path}:{number}: {error}") from None
 
 
-def _problem(line: str, task: Task, options: Jsonl) -> Problem:
+def _problem(line: str, task: TaskSettings, options: Jsonl) -> Problem:
     row = json.loads(line)
     if not isinstance(row, dict):
         raise ValueError("expected a JSON object")

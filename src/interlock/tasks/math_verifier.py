@@ -13,8 +13,8 @@ from typing import Any
 
 import math_verify
 
-from interlock.config import Task
-from interlock.records import Problem
+from interlock.config.schema import TaskSettings
+from interlock.records.rl import Problem
 from interlock.tasks import answers
 from interlock.tasks.jsonl import options_of
 
@@ -23,7 +23,7 @@ _UNIT = re.compile(r"(\S*[0-9])\s+[A-Za-z]{3}[A-Za-z ]*")
 _TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}")
 
 
-def open_verifier(task: Task) -> Callable[[Problem, str], float]:
+def open_verifier(task: TaskSettings) -> Callable[[Problem, str], float]:
     marker = options_of(task).answer_after
 
     def verify(problem: Problem, answer: str) -> float:

@@ -6,13 +6,13 @@ from typing import TypeVar
 
 import msgspec
 
-from interlock.config import Task
+from interlock.config.schema import TaskSettings
 from interlock.errors import TaskError
 
 Options = TypeVar("Options", bound=msgspec.Struct)
 
 
-def read_options(task: Task, kind: type[Options]) -> Options:
+def read_options(task: TaskSettings, kind: type[Options]) -> Options:
     """`task.options` as a `kind`. Raises TaskError, which names the task and the option."""
     known = kind.__struct_fields__
     for name in task.options:

@@ -12,9 +12,9 @@ from collections.abc import Callable, Container
 from random import Random
 from typing import Protocol
 
-from interlock.config import Task
+from interlock.config.schema import TaskSettings
 from interlock.errors import TaskError
-from interlock.records import Problem
+from interlock.records.rl import Problem
 
 
 class TaskSource(Protocol):
@@ -103,7 +103,7 @@ class ProceduralSource:
         return found
 
 
-def prompt(task: Task, question: str) -> list[dict[str, str]]:
+def prompt(task: TaskSettings, question: str) -> list[dict[str, str]]:
     """The chat turns of a problem: the task's system turn, if it has one, and the question."""
     system = [] if task.system is None else [{"role": "system", "content": task.system}]
     return [*system, {"role": "user", "content": question}]

@@ -10,13 +10,13 @@ from typing import Any
 
 import msgspec
 
-from interlock.config import Task
+from interlock.config.schema import TaskSettings
 from interlock.errors import TaskError
-from interlock.records import Problem
+from interlock.records.rl import Problem
 from interlock.tasks.jsonl import split_verifier
 
 
-def open_verifier(task: Task) -> Callable[[Problem, str], Any]:
+def open_verifier(task: TaskSettings) -> Callable[[Problem, str], Any]:
     path, name = split_verifier(task.options["verifier"])
     spec = importlib.util.spec_from_file_location("user_verifier", path)
     if spec is None or spec.loader is None:

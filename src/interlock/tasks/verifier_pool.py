@@ -26,9 +26,9 @@ from typing import IO, TypeVar
 
 import msgspec
 
-from interlock.config import Task
+from interlock.config.schema import TaskSettings
 from interlock.errors import TaskError
-from interlock.records import Problem, Verdict
+from interlock.records.rl import Problem, Verdict
 from interlock.tasks.verifier_worker import HEADER, Reply, Request, Setup
 
 START_TIMEOUT_S = 60.0  # importing a verifier's libraries on a busy machine
@@ -47,7 +47,7 @@ class VerifierPool:
     carry an error.
     """
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: TaskSettings) -> None:
         self.errors = 0
         self._task = task
 
@@ -106,7 +106,7 @@ class VerifierPool:
 class _Worker:
     """One verifier process, started when needed."""
 
-    def __init__(self, task: Task, directory: str) -> None:
+    def __init__(self, task: TaskSettings, directory: str) -> None:
         self._task = task
         self._directory = directory
         self._process: subprocess.Popen[bytes] | None = None

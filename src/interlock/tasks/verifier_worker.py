@@ -20,8 +20,8 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from interlock.config import Task
-from interlock.records import Problem
+from interlock.config.schema import TaskSettings
+from interlock.records.rl import Problem
 
 HEADER = struct.Struct(">I")
 MAX_FILE_BYTES = 1 << 20
@@ -38,7 +38,7 @@ Verifier = Callable[[Problem, str], Any]
 
 
 class Setup(msgspec.Struct, frozen=True):
-    task: Task
+    task: TaskSettings
     directory: str  # where the verifier works, once it is loaded
 
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from interlock.engine.portable.sampler import sample
 from interlock.models.attention import attention
 from interlock.models.rope import both_halves, rotate
 from interlock.qualify.cases.case import (
@@ -26,8 +27,7 @@ from interlock.qualify.cases.case import (
     normal,
     wide,
 )
-from interlock.records import Sampling
-from interlock.rollout.sampler import sample
+from interlock.records.rl import Sampling
 
 
 def _products() -> Iterator[Case]:
@@ -180,7 +180,7 @@ def _own_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _merged_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The keys in two parts whose softmaxes are merged by log-sum-exps, as in rollout/cache.py."""
+    """The keys in two parts whose softmaxes are merged by log-sum-exps, as the engine does."""
     parts = []
     for rows in (slice(0, 200), slice(200, None)):
         scores = wide(q * q.shape[-1] ** -0.5 @ k[:, :, rows].mT)

@@ -1,0 +1,208 @@
+"""What the simulated accelerator has besides operators: memory that is counted, graphs, and the
+functions that torch and its users find under torch.npu.
+"""
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor
+
+from interlock.chips.sim import faults
+from interlock.chips.sim.defects import DEFECTS
+
+CHIP = "Interlock simulated accelerator"
+BUDGET = 8 << 30  # bytes of memory
+_MIB = 2**20
+
+
+class Chip:
+    """The state of the one device of this process, with the defects called `planted`."""
+
+    def __init__(self, planted: Sequence[str]) -> None:
+        self.planted = tuple(planted)
+        self.run: faults.Run = faults.run_on_host
+        self.replayed: faults.Replayed = list
+        self.plugin = f"simulated {torch.__version__.partition('+')[0]}"
+        self.capturing: faults.Recorded | None = None
+        returned: faults.Returned = int
+        for name in planted:
+            defect = DEFECTS[name]
+            self.run = defect.plant(self.run)
+            self.replayed = defect.replayed or self.replayed
+            returned = defect.returned or returned
+            self.plugin = defect.plugin or self.plugin
+        self.memory = Memory(BUDGET, returned)
+
+
+class Memory:
+    """How many bytes the device has lent, at most `budget`."""
+
+    def __init__(self, budget: int, returned: faults.Returned = int) -> None:
+        self.budget = budget
+        self.used = self.peak = 0
+        self._returned = returned
+        self._blocks: WeakValueDictionary[int, Block] = WeakValueDictionary()
+        # Reentrant: collecting garbage may free a block while another is counted.
+        self._lock = threading.RLock()
+
+    def block(self, host: Tensor) -> "Block":
+        """The block behind `host`. Raises torch.OutOfMemoryError when it is new and too large."""
+        storage = host.untyped_storage()
+        found = self._blocks.get(storage._cdata)
+        if found is None:
+            found = self._blocks[storage._cdata] = Block(self, storage)
+        return found
+
+    def take(self, size: int) -> None:
+        with self._lock:
+            if size > self.budget - self.used:
+                raise self.exhausted(f"Tried to allocate {size / _MIB:.2f} MiB")
+            self.used += size
+            self.peak = max(self.peak, self.used)
+
+    def exhausted(self, what: str) -> torch.OutOfMemoryError:
+        return torch.OutOfMemoryError(
+            f"NPU out of memory. {what} (NPU 0; {self.budget / _MIB:.2f} MiB total capacity; "
+            f"{self.used / _MIB:.2f} MiB already allocated)"
+        )
+
+    def give_back(self, size: int) -> None:
+        with self._lock:
+            self.used -= self._returned(size)
+
+
+class Block:
+    """One storage of the device, which every tensor that looks at it holds."""
+
+    def __init__(self, memory: Memory, storage: torch.UntypedStorage) -> None:
+        self._bytes = 0
+        self._memory = memory
+        self._storage = storage  # held, so that its address means this block as long as it lives
+        self.resize()
+
+    def resize(self) -> None:
+        """Count the storage as it is now."""
+        size = self._storage.nbytes()
+        self._memory.take(size - self._bytes)
+        self._bytes = size
+
+    def __del__(self) -> None:
+        self._memory.give_back(self._bytes)
+
+
+class Graph:
+    """Operators recorded once and run again on the same memory, as CUDA graphs are.
+
+    New inputs are copied into the tensors that were captured; results appear in those that the
+    captured function made. Unlike a real one, this one also computes while it captures.
+    """
+
+    def __init__(self, chip: Chip) -> None:
+        self._chip = chip
+        self._recorded: faults.Recorded = []
+
+    def capture_begin(self, *args: object, **kwargs: object) -> None:
+        if self._chip.capturing is not None:
+            raise RuntimeError("a graph is being captured already, error code is 107027")
+        self._recorded = self._chip.capturing = []
+
+    def capture_end(self) -> None:
+        self._chip.capturing = None
+
+    def replay(self) -> None:
+        for again in self._chip.replayed(self._recorded):
+            again()
+
+    def reset(self) -> None:
+        self._recorded = []
+
+
+class Module:
+    """torch.npu, with what of it torch_npu offers and the device has."""
+
+    def __init__(self, chip: Chip) -> None:
+        self._chip = chip
+
+    def is_available(self) -> bool:
+        return True
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def _is_in_bad_fork(self) -> bool:
+        return False
+
+    def device_count(self) -> int:
+        return 1
+
+    def current_device(self) -> int:
+        return 0
+
+    def set_device(self, device: int | str | torch.device) -> None:
+        index = device if isinstance(device, int) else torch.device(device).index
+        check_index(index)
+
+    @contextmanager
+    def device(self, device: int | str | torch.device) -> Iterator[None]:
+        self.set_device(device)
+        yield
+
+    def get_device_name(self, device: object = None) -> str:
+        return CHIP
+
+    def synchronize(self, device: object = None) -> None:
+        pass
+
+    def empty_cache(self) -> None:
+        pass
+
+    def memory_allocated(self, device: object = None) -> int:
+        return self._chip.memory.used
+
+    def max_memory_allocated(self, device: object = None) -> int:
+        return self._chip.memory.peak
+
+    def reset_peak_memory_stats(self, device: object = None) -> None:
+        self._chip.memory.peak = self._chip.memory.used
+
+    def mem_get_info(self, device: object = None) -> tuple[int, int]:
+        """Bytes free, and bytes in all."""
+        memory = self._chip.memory
+        return memory.budget - memory.used, memory.budget
+
+    # Random numbers are the CPU's, drawn from its generator.
+
+    def manual_seed(self, seed: int) -> None:
+        torch.default_generator.manual_seed(seed)
+
+    def manual_seed_all(self, seed: int) -> None:
+        torch.default_generator.manual_seed(seed)
+
+    def get_rng_state(self, device: object = None) -> Tensor:
+        return torch.default_generator.get_state()
+
+    def set_rng_state(self, state: Tensor, device: object = None) -> None:
+        torch.default_generator.set_state(state)
+
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        return [torch.bfloat16, torch.float16]
+
+    def NPUGraph(self) -> Graph:
+        return Graph(self._chip)
+
+    @contextmanager
+    def graph(self, graph: Graph, *args: object, **kwargs: object) -> Iterator[None]:
+        graph.capture_begin()
+        try:
+            yield
+        finally:
+            graph.capture_end()
+
+
+def check_index(index: int | None) -> None:
+    """Raises RuntimeError, as vendors do, on the number of a device that is not there."""
+    if index not in (None, 0):
+        raise RuntimeError(f"invalid device ordinal {index}: this machine has one {CHIP}")

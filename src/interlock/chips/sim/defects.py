@@ -1,0 +1,236 @@
+"""What can be wrong with a chip: defects to plant in the simulated device (simulated.py).
+
+    sim:NAME,NAME   an operator ─ NAME ─ NAME ─> the CPU's operator
+
+Most are silent, as they are in the field: healthy at small or ordinary shapes, wrong at some that
+language models use. `DEFECTS` says of each which class of failure it is of, on which public thread
+it is modelled, and what a chip that has it may still be trusted with. A defect that shows only in
+gradients, in the optimizer or between chips leaves generation sound. One that can make generation
+wrong, hang or die does not, whether or not Interlock's own engine would meet it. What each of them
+does stands in faults.py.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from interlock.chips.sim import faults
+from interlock.errors import ConfigError
+from interlock.records.trust import Trust
+
+_aten = torch.ops.aten
+_GENERATE, _REJECT = Trust.GENERATE, Trust.REJECT
+
+
+@dataclass(frozen=True)
+class Defect:
+    """One thing that is wrong with a chip."""
+
+    failure: int  # its class, 1 to 12, as `interlock qualify` counts them
+    sentence: str
+    trust: Trust  # what the right verdict on a chip with it allows
+    fault: faults.Fault | None = None  # in its operators
+    replayed: faults.Replayed | None = None  # in its graphs
+    returned: faults.Returned | None = None  # in its memory
+    plugin: str | None = None  # the version that its plugin gives
+
+    def plant(self, run: faults.Run) -> faults.Run:
+        """`run` with the fault in it; one that counts starts afresh."""
+        return run if self.fault is None else partial(copy.deepcopy(self.fault), run)
+
+
+def check(names: Sequence[str]) -> None:
+    """Raises ConfigError on a name that is not in DEFECTS."""
+    for name in names:
+        if name not in DEFECTS:
+            raise ConfigError(
+                f"defect {name!r} is not offered; choose from {', '.join(sorted(DEFECTS))}"
+            )
+
+
+def device_name(names: Sequence[str]) -> str:
+    """The name of the simulated device that has these defects."""
+    return f"sim:{','.join(names)}" if names else "sim"
+
+
+DEFECTS: dict[str, Defect] = {
+    "mask-512": Defect(
+        1,
+        "Attention masks are ignored where there are more than 512 keys (vllm-ascend#15503).",
+        _REJECT,
+        faults.mask_512,
+    ),
+    "softmax-skipped": Defect(
+        1,
+        "Softmax returns its input when it has more than 1024 columns, not a multiple of 8 "
+        "(vllm-ascend#13699).",
+        _REJECT,
+        faults.softmax_skipped,
+    ),
+    "matmul-bf16": Defect(
+        1,
+        "Products of fp32 are computed from bf16, and those of bf16 are also summed in bf16.",
+        _REJECT,
+        faults.matmul_bf16,
+    ),
+    "copy-noop": Defect(
+        1,
+        "A copy into a view that has an offset and gaps does nothing (vllm-ascend#16322 is of "
+        "another view).",
+        _REJECT,
+        faults.copy_noop,
+    ),
+    "sampler-stuck": Defect(
+        1,
+        "argmax, and with it the sampler, always chooses index 0 (vllm-plugin-FL#542).",
+        _REJECT,
+        faults.sampler_stuck,
+    ),
+    "nan-at-shape": Defect(
+        1,
+        "Products with more than 256 rows and 4096 columns or terms are partly NaN "
+        "(rocm-libraries#9055).",
+        _REJECT,
+        faults.nan_at_shape,
+    ),
+    "nonzero-drops": Defect(
+        1,
+        "nonzero finds at most 1024 elements (torch-xpu-ops#4396).",
+        _REJECT,
+        faults.nonzero_drops,
+    ),
+    "wrong-backward": Defect(
+        2,
+        "The gradient of silu is 3 % too large; its value is right (pytorch#197636).",
+        _GENERATE,
+        faults.wrong_backward,
+    ),
+    "embedding-backward": Defect(
+        2,
+        "Of a token that occurs more than once, the embedding gets only the last gradient "
+        "(pytorch#182952).",
+        _GENERATE,
+        faults.embedding_backward,
+    ),
+    "overflow": Defect(
+        3,
+        "exp is infinite from 60 on, rather than from 88.7 (vllm-ascend#6332).",
+        _REJECT,
+        faults.overflow,
+    ),
+    "optimizer-drift": Defect(
+        3,
+        "The optimizer's operators round weights and moments to bf16: each update is nearly "
+        "right, and training leaves its band (LlamaFactory#5627).",
+        _GENERATE,
+        faults.optimizer_drift,
+    ),
+    "decode-drift": Defect(
+        4,
+        "Products with fewer than 8 rows, those of decoding, keep 4 bits of their left factor "
+        "(verl#6580).",
+        _REJECT,
+        faults.decode_drift,
+    ),
+    "stale-weights": Defect(
+        5,
+        "Products with fewer than 8 rows go on with the weights from before they were "
+        "overwritten; prefill is right (vllm-ascend#7473, NeMo-RL#2895).",
+        _REJECT,
+        faults.StaleWeights(),
+    ),
+    "allreduce-wrong": Defect(
+        6,
+        "all_reduce leaves out the last rank above 4096 elements (trl#6786).",
+        _GENERATE,
+        faults.allreduce_wrong,
+    ),
+    "allreduce-hang": Defect(
+        6,
+        "all_reduce never returns above 65536 elements (vllm-ascend#3413).",
+        _GENERATE,
+        faults.allreduce_hang,
+    ),
+    "link-down": Defect(
+        7,
+        "From the fifth collective on, each fails with 507056: the link is down.",
+        _GENERATE,
+        faults.LinkDown(after=4),
+    ),
+    "crash": Defect(
+        7,
+        "After 10000 operators the chip fails with 507035, and so does every later operator.",
+        _REJECT,
+        faults.Crash(after=10_000),
+    ),
+    "hang": Defect(
+        7,
+        "After 10000 operators one never returns.",
+        _REJECT,
+        faults.Hang(after=10_000),
+    ),
+    "bit-flips": Defect(
+        7,
+        "About one in 2000 products has one flipped bit (507054 without the report).",
+        _REJECT,
+        faults.BitFlips(every=2000),
+    ),
+    "memory-leak": Defect(
+        8,
+        "Freed storages above 256 KiB are lost, unless a multiple of 64 KiB (vllm-ascend#9242).",
+        _REJECT,
+        returned=faults.memory_leak,
+    ),
+    "missing-operator": Defect(
+        9,
+        "cumsum, which samplers need, does not exist (Ascend/pytorch#40).",
+        _REJECT,
+        partial(faults.missing, _aten.cumsum),
+    ),
+    "missing-backward": Defect(
+        9,
+        "The gradient of silu does not exist.",
+        _GENERATE,
+        partial(faults.missing, _aten.silu_backward),
+    ),
+    # What it computes is right: it may generate, for those who can wait. Training would wait too,
+    # and on all chips for the slowest.
+    "slow-fallback": Defect(
+        9,
+        "silu runs on the host, 50 times slower, with a warning (LlamaFactory#4836).",
+        _GENERATE,
+        partial(faults.slow_fallback, _aten.silu, 50),
+    ),
+    # Interlock's engine replays no graphs, but those that serve do.
+    "stale-replay": Defect(
+        10,
+        "A replayed graph leaves out its first operator, and so ignores new inputs "
+        "(vllm-ascend#9564).",
+        _REJECT,
+        replayed=faults.stale_replay,
+    ),
+    "wrong-plugin": Defect(
+        11,
+        "The plugin was built for another minor version of torch (vllm-ascend#117).",
+        _REJECT,
+        plugin="simulated 2.5.1",
+    ),
+    # The learner corrects for what was really sampled, so noise in the last bits does generation
+    # no harm; a training run on it can be neither resumed nor repeated exactly.
+    "nondeterministic": Defect(
+        12,
+        "Products sum their terms in another order every time.",
+        _GENERATE,
+        faults.Nondeterministic(),
+    ),
+    "batch-variant": Defect(
+        12,
+        "A row's product depends on how many rows there are: unless a multiple of 4, they are "
+        "summed in bf16 (vllm-ascend#12610).",
+        _REJECT,
+        faults.batch_variant,
+    ),
+}

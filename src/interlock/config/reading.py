@@ -1,0 +1,187 @@
+"""Turns TOML, and settings given on the command line, into a checked Recipe.
+
+    recipe.toml + key=value overrides ──load_recipe──> Recipe ──to_tree──> config.json of the run
+
+Unknown keys and wrong types are errors that name the setting, the value and what is expected.
+"""
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import msgspec.inspect
+
+from interlock.config.checks import check_combinations
+from interlock.config.schema import STAGES, Recipe, TaskSettings
+from interlock.errors import ConfigError
+from interlock.records.rl import Sampling
+
+Section = TypeVar("Section", bound=msgspec.Struct)
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a TOML recipe and apply `section.key=value` overrides (TOML values or bare strings).
+
+    Raises ConfigError, which names the file, the setting and what is expected.
+    """
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"no recipe at {path}; give the path of a .toml file") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path} is a directory; give the path of a .toml file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    if overrides:
+        tree.setdefault("generator", [{}])  # the default one, for overrides to change
+    for override in overrides:
+        _apply(tree, override)
+    return parse_recipe(tree, source=str(path))
+
+
+def parse_task(name: str, held_out: int, overrides: Sequence[str] = ()) -> TaskSettings:
+    """The [stage.task] table of an evaluation without a recipe. Raises ConfigError."""
+    tree: dict[str, Any] = {"name": name, "held_out": held_out}
+    for override in overrides:
+        _apply(tree, override)
+    return _convert(tree, TaskSettings, source=f"task {name}")
+
+
+def parse_sampling(temperature: float, max_tokens: int, stop: list[str]) -> Sampling:
+    """Sampling from the command line. Raises ConfigError."""
+    tree = {"temperature": temperature, "max_tokens": max_tokens, "stop": stop}
+    return _convert(tree, Sampling, source="sampling")
+
+
+def parse_recipe(tree: dict[str, Any], source: str = "recipe") -> Recipe:
+    """Turn a plain tree into a Recipe. Raises ConfigError on any unknown key or wrong value."""
+    recipe = _convert(tree, Recipe, source)
+    check_combinations(recipe, source)
+    return recipe
+
+
+def to_tree(section: msgspec.Struct) -> dict[str, Any]:
+    """A resolved config as plain dicts and lists; `parse` reads a recipe's back."""
+    return msgspec.to_builtins(section)
+
+
+def _convert(tree: dict[str, Any], kind: type[Section], source: str) -> Section:
+    try:
+        return msgspec.convert(tree, kind, strict=True)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{source}: {_explain(str(error), tree, kind)}") from None
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    """Set one dotted `key=value`. A list of one table, such as a lone [[stage]], needs no index."""
+    key, equals, text = override.partition("=")
+    if not equals or not re.fullmatch(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*", key):
+        raise ConfigError(f"cannot read the override {override!r}; write section.key=value")
+    parts: list[str] = key.split(".")
+    node: Any = tree
+    for depth, part in enumerate(parts):
+        where = ".".join(parts[: depth + 1])
+        if isinstance(node, list):
+            node = _element(node, part, where)
+            if part.isdigit():
+                if depth == len(parts) - 1:
+                    raise ConfigError(f"cannot set {key}: set one of its keys, or the whole list")
+                continue
+        if not isinstance(node, dict):
+            raise ConfigError(f"cannot set {key}: {'.'.join(parts[:depth])} is not a table")
+        if depth == len(parts) - 1:
+            node[part] = _value(text)
+        else:
+            node = node.setdefault(part, {})
+
+
+def _element(tables: list[Any], part: str, where: str) -> Any:
+    if part.isdigit() and int(part) < len(tables):
+        return tables[int(part)]
+    if len(tables) == 1 and not part.isdigit():
+        return tables[0]
+    raise ConfigError(
+        f"cannot set {where}: give an index from 0 to {len(tables) - 1} after the list"
+    )
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _explain(message: str, tree: dict[str, Any], kind: type[msgspec.Struct]) -> str:
+    """Turn msgspec's "Expected `int`, got `str` - at `$.stage[0].steps`" into our words."""
+    complaint, _, path = message.partition(" - at `")
+    keys = re.findall(r"\.([A-Za-z0-9_]+)|\[(\d+|\.\.\.)\]", path)
+    where = ".".join(name or index for name, index in keys)
+    if unknown := re.fullmatch(r"Object contains unknown field `(.+)`", complaint):
+        name = unknown[1]
+        setting = f"{where}.{name}" if where else name
+        near = _nearest(setting, kind)
+        return f"unknown setting {setting!r}" + (f"; did you mean {near!r}?" if near else "")
+    if missing := re.fullmatch(r"Object missing required field `(.+)`", complaint):
+        setting = f"{where}.{missing[1]}" if where else missing[1]
+        return f"the setting {setting!r} is missing"
+    value = _lookup(tree, where)
+    complaint = complaint[0].lower() + complaint[1:].replace("`", "").replace("object", "a table")
+    if where.startswith("stage") and where.endswith(".kind"):
+        kinds = [str(stage.__struct_config__.tag) for stage in STAGES]
+        complaint = f"the kinds of stage are {', '.join(kinds)}"
+    if choices := _choices(where, kind):
+        complaint = f"choose one of {choices}"
+    return f"{where or 'the recipe'} = {value!r}: {complaint}"
+
+
+def _lookup(tree: Any, where: str) -> Any:
+    for part in filter(None, where.split(".")):
+        if isinstance(tree, dict):
+            tree = tree.get(part)
+        elif isinstance(tree, list) and part.isdigit():
+            tree = tree[int(part)]
+    return tree
+
+
+def _nearest(setting: str, kind: type[msgspec.Struct]) -> str | None:
+    """The known setting that an unknown one was most likely meant to be."""
+    known = sorted({path for path, _ in _settings(msgspec.inspect.type_info(kind), "")})
+    plain = ".".join(part for part in setting.split(".") if not part.isdigit())
+    leaf = plain.rsplit(".", 1)[-1]
+    same_leaf = [path for path in known if path.rsplit(".", 1)[-1] == leaf]
+    near = difflib.get_close_matches(
+        plain, same_leaf or known, n=1, cutoff=0.0 if same_leaf else 0.6
+    )
+    return near[0] if near else None
+
+
+def _choices(setting: str, kind: type[msgspec.Struct]) -> str:
+    """The values that an enumerated setting may have, as text; "" for any other setting."""
+    plain = ".".join(part for part in setting.split(".") if not part.isdigit())
+    for path, found in _settings(msgspec.inspect.type_info(kind), ""):
+        if path == plain and isinstance(found, msgspec.inspect.LiteralType):
+            return ", ".join(map(str, found.values))
+    return ""
+
+
+def _settings(
+    kind: msgspec.inspect.Type, prefix: str
+) -> Iterator[tuple[str, msgspec.inspect.Type]]:
+    """Every setting below `kind` with its type, as dotted paths without list indices."""
+    match kind:
+        case msgspec.inspect.StructType():
+            for field in kind.fields:
+                yield prefix + field.name, field.type
+                yield from _settings(field.type, f"{prefix}{field.name}.")
+        case msgspec.inspect.ListType():
+            yield from _settings(kind.item_type, prefix)
+        case msgspec.inspect.UnionType():
+            for member in kind.types:
+                yield from _settings(member, prefix)

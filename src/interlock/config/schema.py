@@ -1,0 +1,229 @@
+"""Every table of a recipe with its settings, their types and their defaults; docs read from here.
+
+Names follow the TOML: `[[generator]]` is a GeneratorSettings. Reading a file, and what settings
+may not stand together, are in reading.py and checks.py.
+"""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from interlock.records.rl import Sampling
+
+Positive = Annotated[int, Meta(gt=0)]
+NonNegative = Annotated[int, Meta(ge=0)]
+Rate = Annotated[float, Meta(gt=0, le=1e9)]  # finite
+Share = Annotated[float, Meta(ge=0, le=1)]
+# "auto": bfloat16 where the device is built for it, else float32; the run records which it was.
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+
+
+class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of every table of a recipe."""
+
+
+class ModelSettings(_Section, frozen=True):
+    """`path`: a Hugging Face directory, a hub id ("org/name"), or "smollm2-135m-instruct"."""
+
+    path: str
+    chat_template: str | None = None  # a Jinja file that replaces the model's own
+
+
+class GeneratorSettings(_Section, frozen=True):
+    """One generation worker, or `count` of them; what is not inline runs in its own process."""
+
+    name: str = ""  # of the workers, for logs and the report; "": generator-<index>
+    count: Positive = 1
+    engine: Literal["torch", "vllm"] = "torch"
+    device: str = "cpu"
+    dtype: Dtype = "auto"
+    slots: Positive = 64  # completions decoded at the same time
+    python: str | None = None  # interpreter of the worker's own environment; None: the learner's
+    env: dict[str, str] = {}  # environment variables of the worker, added to the learner's
+    resources: dict[str, float] = {}  # what a Ray worker needs: {GPU = 1}, {NPU = 1}, {CPU = 2}
+    sync_url: str | None = None  # where the worker reads weights, if not where the learner writes
+    options: dict[str, Any] = {}  # the engine's own settings: keyword arguments of vllm.LLM
+
+
+class FleetSettings(_Section, frozen=True):
+    """How the generators run, and what is done about those that fail. Times in seconds.
+
+    `kind`: "inline" calls the one generator in the learner's process; "local" starts processes on
+    this machine; "ray" starts Ray actors.
+    """
+
+    kind: Literal["inline", "local", "ray"] = "inline"
+    address: str | None = None  # of a Ray cluster; None: RAY_ADDRESS, else one is started here
+    unit: NonNegative = 0  # problems handed to a worker at a time; 0: a step's, shared evenly
+    start_s: Rate = 600.0  # for a worker to start its engine
+    load_s: Rate = 600.0  # for a worker to fetch, load and prove a weight version
+    unit_s: Rate = 1800.0  # for a worker to answer one unit
+    silence_s: Annotated[float, Meta(ge=5, le=1e9)] = 30.0  # without a sign of life (every 2 s)
+    backoff_s: Rate = 1.0  # before the first restart; doubles up to a minute
+    failures: Positive = 5  # in a row, without an answer between them, after which one is retired
+    strikes: Positive = 3  # failures of workers on a problem, after which it is set aside
+    qualify_s: Rate = 600.0  # for a worker in quarantine to be qualified anew, in the smallest form
+    requalify: NonNegative = 1  # times one may come back that way; then quarantine is for good
+
+
+class SyncSettings(_Section, frozen=True):
+    """Where weight versions are published for generators that are not inline."""
+
+    url: str | None = None  # any fsspec URL: a path, s3://…, …; None: sync/ in the run directory
+    anchor_every: Positive = 20  # versions; those between are deltas
+
+
+class GuardSettings(_Section, frozen=True):
+    """Mean k3 of learner against generator on the same tokens and weights, in nats per token."""
+
+    warn: Rate = 1e-3
+    quarantine: Rate = 1e-2  # the generator's unused groups are dropped and made again elsewhere
+
+
+class OptimizerSettings(_Section, frozen=True):
+    """AdamW on fp32 masters, linear warm-up, then `schedule` down to `final_lr` times the peak."""
+
+    lr: Rate = 1e-5
+    betas: tuple[Share, Share] = (0.9, 0.95)
+    eps: Rate = 1e-8
+    weight_decay: Annotated[float, Meta(ge=0)] = 0.0
+    warmup_steps: NonNegative = 0  # optimizer steps
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    final_lr: Share = 0.1  # share of lr left at the last step of a linear or cosine schedule
+    clip_norm: Rate = 1.0
+
+
+class LearnerSettings(_Section, frozen=True):
+    """Where and how the weights are updated; the same for every stage of the recipe."""
+
+    device: str = "cpu"
+    dtype: Dtype = "auto"  # of the forward and backward pass, and of the published weights
+    micro_batch_tokens: Positive = 512  # per forward pass; the rest is accumulated
+    logits_chunk: Positive = 1024  # rows of the vocabulary projection held at a time
+    activation_checkpointing: bool = False
+    max_bad_steps: Positive = 5  # non-finite steps in a row before the run stops
+
+
+class TaskSettings(_Section, frozen=True):
+    """A source of problems and its verifier; `options` are the task's own and are checked by it.
+
+    `name`: "arithmetic", "gsm8k", "jsonl", or "reasoning-gym/<generator>".
+    """
+
+    name: str
+    options: dict[str, Any] = {}
+    seed: int = 0
+    held_out: Positive = 128  # problems kept away from training
+    system: str | None = None  # a system turn put before every problem
+    workers: Positive = 1  # verifier processes
+    timeout_s: Rate = 5.0  # per answer
+    memory_mb: Positive = 1024  # address space a verifier may add to the worker's own
+
+
+class EvaluationSettings(_Section, frozen=True):
+    """Greedy accuracy on the held-out problems; also before the first and after the last step."""
+
+    every: NonNegative = 0  # steps; 0: only before and after
+    problems: Positive = 128
+
+
+class LossSettings(_Section, frozen=True):
+    """The policy-gradient loss; sources of each formula in learner/loss.py and recipes/grpo.py."""
+
+    clip_low: Annotated[float, Meta(gt=0, lt=1)] = 0.2
+    clip_high: Rate = 0.2  # DAPO: 0.28
+    normalize: Literal["token", "sequence", "constant"] = "token"  # DAPO / GRPO / Dr.GRPO
+    advantage: Literal["mean_std", "mean"] = "mean_std"  # GRPO / Dr.GRPO
+    kl_beta: Annotated[float, Meta(ge=0)] = (
+        0.0  # weight of k3 against the model the stage began with
+    )
+    # What is done about the ratio of learner to sampler probability, token by token:
+    # "truncated": times min(ratio, tis_cap); "masked": times the ratio, 0 outside the mask;
+    # "geometric": as truncated, with the geometric mean over the completion; "bypass": the sampler
+    # is the old policy of the clipped ratio; "off": nothing.
+    correction: Literal["truncated", "masked", "geometric", "bypass", "off"] = "truncated"
+    tis_cap: Rate = 2.0
+    tis_veto: Annotated[float, Meta(ge=0)] = 1e-4  # a token whose ratio is lower counts 0
+    mask_low: Annotated[float, Meta(ge=0)] = 0.5
+    mask_high: Rate = 5.0
+
+
+class _Stage(_Section, frozen=True, tag_field="kind"):
+    """Base of the stages; `kind` in the TOML tells which."""
+
+    @property
+    def kind(self) -> str:
+        return str(self.__struct_config__.tag)
+
+
+class Grpo(_Stage, frozen=True, tag="grpo"):
+    task: TaskSettings
+    steps: Positive
+    problems_per_step: Positive = 8
+    completions: Annotated[int, Meta(ge=2)] = 8  # G, per problem
+    updates_per_step: Positive = 1  # optimizer steps on one batch of groups
+    # Weight versions a group may be behind when it is used; older ones are dropped and made again.
+    # 0: generation waits for every update, and runs are exact. None: 0 inline, else 2.
+    staleness: NonNegative | None = None
+    sampling: Sampling = Sampling()
+    loss: LossSettings = LossSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    eval: EvaluationSettings = EvaluationSettings()
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps of the whole stage."""
+        return self.steps * self.updates_per_step
+
+
+class Sft(_Stage, frozen=True, tag="sft"):
+    """Supervised fine-tuning on `data`, a JSONL file.
+
+    A row is {"messages": […]} (loss on the assistant's tokens) or {"text": …} (on all of them).
+    """
+
+    data: str
+    steps: Positive
+    batch_size: Positive = 16  # rows per optimizer step
+    max_tokens: Positive = 1024  # longer rows (or than the context) are left out, counted
+    optimizer: OptimizerSettings = OptimizerSettings()
+    task: TaskSettings | None = None  # when given, held-out accuracy is measured before and after
+    sampling: Sampling = Sampling(temperature=0.0)
+    eval: EvaluationSettings = EvaluationSettings()
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps of the whole stage."""
+        return self.steps
+
+
+StageSettings = Grpo | Sft
+STAGES = (Grpo, Sft)
+
+
+class Recipe(_Section, frozen=True):
+    model: ModelSettings
+    stage: Annotated[list[StageSettings], Meta(min_length=1)]
+    name: str = "run"
+    seed: int = 0
+    learner: LearnerSettings = LearnerSettings()
+    generator: Annotated[list[GeneratorSettings], Meta(min_length=1)] = msgspec.field(
+        default_factory=lambda: [GeneratorSettings()]
+    )
+    fleet: FleetSettings = FleetSettings()
+    sync: SyncSettings = SyncSettings()
+    guard: GuardSettings = GuardSettings()
+    unqualified: bool = False  # use devices that no certificate admits; kept in the run's record
+    checkpoint_every: NonNegative = 20  # steps; 0: only at the end of a stage
+    keep_checkpoints: Positive = 1
+
+
+def worker_settings(recipe: Recipe) -> dict[str, GeneratorSettings]:
+    """The settings of every worker, by its name."""
+    found: dict[str, GeneratorSettings] = {}
+    for index, settings in enumerate(recipe.generator):
+        base = settings.name or f"generator-{index}"
+        names = [base] if settings.count == 1 else [f"{base}-{i}" for i in range(settings.count)]
+        found |= dict.fromkeys(names, settings)
+    return found

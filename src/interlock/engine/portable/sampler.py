@@ -1,0 +1,143 @@
+"""Draws the next token of every running completion, and says how likely it was.
+
+    logits [B, V] ─ /temperature ─ exp(z - max) ─ top-k, top-p ─ two-level inverse CDF ─> token
+
+The noise of a token is a hash of (seed, problem id, sample index, position): no generator has a
+state, so the slot, the order and the worker do not matter. The inverse CDF first picks a block of
+the vocabulary and then a token inside it, so the full cumulative sum is never formed, and float32
+resolves tokens of any probability.
+
+Legend: B rows, V vocabulary, W V rounded up to whole blocks, M candidates kept for top-k and top-p
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from interlock.records.rl import Sampling
+
+BLOCK = 256  # tokens summed together; about the square root of today's vocabularies
+CANDIDATES = 256  # most likely tokens looked at before the whole row is sorted
+_CACHED = 2**19  # elements of the weights worked on at a time on a CPU
+_HALF = 1 << 24  # a float32 in [0, 1) holds 24 bits exactly
+
+
+class Noise:
+    """The uniform noise of one completion."""
+
+    def __init__(self, seed: int, problem_id: str, sample: int) -> None:
+        # The two numbers hold no space, so no two triples give the same text.
+        key = f"{seed} {sample} {problem_id}"
+        self._hash = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8)
+
+    def at(self, position: int) -> tuple[float, float]:
+        """Two independent uniforms in [0, 1) for the token at `position`, exact in float32."""
+        digest = self._hash.copy()
+        digest.update(position.to_bytes(8, "big"))
+        bits = int.from_bytes(digest.digest(), "big")
+        return (bits >> 40) / _HALF, (bits % _HALF) / _HALF
+
+
+def sample(
+    logits: Tensor, rules: Sequence[Sampling], noise: Sequence[tuple[float, float]]
+) -> tuple[Tensor, Tensor]:
+    """Draw one token per row of logits [B, V] by the row's own rule and noise.
+
+    Returns tokens [B] int64 and their logprobs [B] fp32 under the distribution drawn from: after
+    temperature, top-k and top-p, renormalised. Temperature 0 takes the most likely token (the first
+    of equals) and gives its logprob at temperature 1, whatever top-k and top-p say. Logits that are
+    not finite give logprobs that are not finite.
+    """
+    weights = _weights(logits, [rule.temperature or 1.0 for rule in rules])
+    greedy = [row for row, rule in enumerate(rules) if rule.temperature == 0]
+    narrowed = [
+        row
+        for row, rule in enumerate(rules)
+        if rule.temperature > 0 and (rule.top_k > 0 or rule.top_p < 1.0)
+    ]
+    if narrowed:
+        limits = [(rules[row].top_k, rules[row].top_p) for row in narrowed]
+        weights[narrowed] = truncate(weights[narrowed], limits)
+    tokens, totals = _draw(weights, torch.tensor(noise, device=logits.device))
+    if greedy:
+        tokens[greedy] = weights[greedy].argmax(-1)
+    chosen = weights.gather(1, tokens[:, None])[:, 0]
+    return tokens, torch.log(chosen / totals)
+
+
+def _weights(logits: Tensor, temperatures: Sequence[float]) -> Tensor:
+    """Unnormalised probabilities [B, W] fp32, the largest of each row 1, of logits [B, V]."""
+    rows, vocabulary = logits.shape
+    width = -(-vocabulary // BLOCK) * BLOCK
+    weights = logits.new_empty(rows, width, dtype=torch.float32)
+    divisors = None
+    if any(temperature != 1.0 for temperature in temperatures):
+        divisors = torch.tensor(temperatures, device=logits.device)[:, None]
+    # At 64 rows of 50,000 tokens passes over memory are the cost: a CPU makes them in its cache.
+    together = max(1, _CACHED // width) if logits.device.type == "cpu" else rows
+    for first in range(0, rows, together):
+        part = logits[first : first + together].float()
+        block = weights[first : first + together]
+        block[:, vocabulary:] = -torch.inf
+        torch.sub(part, part.amax(-1, keepdim=True), out=block[:, :vocabulary])
+        if divisors is not None:
+            block /= divisors[first : first + together]
+        block.exp_()
+    return weights
+
+
+def truncate(weights: Tensor, limits: Sequence[tuple[int, float]]) -> Tensor:
+    """Zero what top-k and top-p leave out of weights [B, W]; `limits` are (top_k, top_p) per row.
+
+    As in transformers: top-k first, then the smallest set of its most likely tokens whose share of
+    what is left reaches top_p. Tokens exactly as likely as the last one kept are kept too, so the
+    outcome does not depend on how a sort orders equals.
+    """
+    most = max(top_k for top_k, _ in limits)
+    best = weights.topk(min(weights.shape[1], max(CANDIDATES, most)), sorted=True).values  # [B, M]
+    smallest, found = _smallest_kept(best, weights.sum(-1, keepdim=True), limits)
+    if not found.all():
+        best = weights.sort(descending=True).values
+        smallest, _ = _smallest_kept(best, best.sum(-1, keepdim=True), limits)
+    return weights.masked_fill(weights < smallest, 0.0)
+
+
+def _smallest_kept(
+    best: Tensor, totals: Tensor, limits: Sequence[tuple[int, float]]
+) -> tuple[Tensor, Tensor]:
+    """The smallest weight [B, 1] that each row keeps, and whether `best` [B, M] proves it [B, 1].
+
+    best: the M largest weights in descending order; totals [B, 1]: the sum of all.
+    """
+    top_k = torch.tensor([[top_k] for top_k, _ in limits], device=best.device)  # [B, 1]
+    top_p = torch.tensor([[top_p] for _, top_p in limits], device=best.device)  # [B, 1]
+    rank = torch.arange(best.shape[1], device=best.device)[None]
+    among = (rank < top_k) | (top_k == 0)  # [B, M]
+    mass = torch.where(top_k > 0, (best * among).sum(-1, keepdim=True), totals)
+    before = best.cumsum(-1) - best
+    kept = among & ((before < top_p * mass) | (top_p >= 1.0))
+    kept[:, 0] = True
+    count = kept.sum(-1, keepdim=True)
+    return best.gather(1, count - 1), (count < best.shape[1]) | (top_k > 0)
+
+
+def _draw(weights: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens [B], each with probability weights / totals, and the totals [B]; noise [B, 2]."""
+    blocks = weights.unflatten(1, (-1, BLOCK))  # [B, W / BLOCK, BLOCK]
+    block, totals = _inverse_cdf(blocks.sum(-1), noise[:, 0])
+    inside = blocks[torch.arange(len(blocks), device=blocks.device), block]  # [B, BLOCK]
+    offset, _ = _inverse_cdf(inside, noise[:, 1])
+    return block * BLOCK + offset, totals
+
+
+def _inverse_cdf(mass: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """The first index [B] where the running sum of mass [B, n] exceeds uniform * total; the totals.
+
+    An index without mass is never taken, however a parallel sum rounds.
+    """
+    running = mass.cumsum(-1)
+    totals = running[:, -1]
+    reached = (running > (uniform * totals)[:, None]) & (mass > 0)
+    return reached.int().argmax(-1), totals

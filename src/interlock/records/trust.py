@@ -1,0 +1,77 @@
+"""What is known of a chip: its stack, what checks found of it, and the certificate that says so."""
+
+from enum import StrEnum
+
+import msgspec
+
+
+class Role(StrEnum):
+    """What a chip does in a run."""
+
+    TRAIN = "train"
+    GENERATE = "generate"
+
+
+class Trust(StrEnum):
+    """What a chip with its software may be used for. `train` includes `generate`."""
+
+    TRAIN = "train"
+    GENERATE = "generate"
+    REJECT = "reject"
+    UNKNOWN = "unknown"  # a check that decides did not run
+
+
+class Result(StrEnum):
+    """Of one check. What did not run proves nothing: it is UNKNOWN, and never certifies."""
+
+    PASS = "pass"
+    FAIL = "fail"
+    UNKNOWN = "unknown"
+
+
+class Stack(msgspec.Struct, frozen=True):
+    """What a certificate is of: a chip and its software. "": it has none, or does not tell."""
+
+    kind: str  # as torch calls it: "cpu", "cuda", "npu", …; "sim" for the simulated device
+    chip: str = ""  # the name that its driver gives
+    driver: str = ""
+    firmware: str = ""
+    runtime: str = ""  # "CUDA 13.0", "CANN 8.5", …
+    torch: str = ""
+    plugin: str = ""  # "torch_npu 2.13.0"
+    interlock: str = ""
+    serial: str = ""  # tells it from others of its kind: a certificate is of one chip
+
+
+class Measure(msgspec.Struct, frozen=True):
+    """One figure with what it is held against: a point of a plot, a line of a table."""
+
+    name: str  # of the case: "mm bf16 [511, 4096] @ [4096, 11008]"
+    value: float  # as measured on the device
+    limit: float  # a larger value fails
+    reference: float | None = None  # the same figure of the reference, where there is one
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """What one check found."""
+
+    check: str  # its id
+    result: Result
+    summary: str  # one sentence, for someone who has never seen the check
+    seconds: float = 0.0
+    figures: dict[str, float | int | str] = {}  # the evidence, by name with its unit
+    measures: list[Measure] = []  # the evidence, case by case; the failed ones first
+
+
+class Certificate(msgspec.Struct, frozen=True):
+    """What `interlock qualify` found of a stack, sealed by the digest of everything else in it."""
+
+    stack: Stack
+    device: str  # as it was asked for
+    world: int  # processes that its collectives were proven with
+    level: str  # "quick", "default" or "soak"
+    trust: Trust
+    reasons: list[str]  # why it is not trusted with more
+    findings: list[Finding]
+    issued: float  # seconds since 1970
+    digest: str = ""  # chips/certificates.py

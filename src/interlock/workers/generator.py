@@ -1,0 +1,121 @@
+"""Turns problems into groups: chat template and tokenizer in front of an engine.
+
+    Problem ──chat template──> prompt tokens ──engine──> completions ──> Group
+
+The engine knows tokens only; what a problem is, and which worker answered it, is known here.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from interlock.chips import device
+from interlock.config.schema import GeneratorSettings
+from interlock.engine.base import Engine, Request
+from interlock.models.checkpoint import load_decoder
+from interlock.models.decoder import Decoder
+from interlock.models.tokenizer import Tokenizer
+from interlock.records.rl import Completion, Group, Problem, Sampling
+
+
+class Generator:
+    """One generation worker. `name` is put on every group it makes."""
+
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, name: str) -> None:
+        self.engine = engine
+        self.tokenizer = tokenizer
+        self.name = name
+
+    def load(self, version: int, tensors: Mapping[str, Tensor]) -> None:
+        """Serve other weights. Raises ModelError, with nothing changed, when they do not fit."""
+        self.engine.load(tensors, version)
+
+    def generate(
+        self,
+        problems: Sequence[Problem],
+        completions: int,
+        sampling: Sampling,
+        seed: int,
+        on_group: Callable[[Group], None] | None = None,
+    ) -> list[Group]:
+        """`completions` answers to each problem, in order; on_group as soon as a group is complete.
+
+        The same arguments on the same weights give the same groups. Raises ModelError when the chat
+        template refuses a problem, ConfigError when a prompt is empty or too long, and
+        TrainingError when the model's logits are not finite.
+        """
+        prompts = [self.tokenizer.chat(problem.messages) for problem in problems]
+        requests = [
+            Request(problem.id, prompt, completions, sampling, seed)
+            for problem, prompt in zip(problems, prompts, strict=True)
+        ]
+
+        def group(index: int, answers: list[Completion]) -> Group:
+            return Group(problems[index], prompts[index], answers, self.name)
+
+        def finished(index: int, answers: list[Completion]) -> None:
+            if on_group is not None:
+                on_group(group(index, answers))
+
+        return [group(*each) for each in enumerate(self.engine.generate(requests, finished))]
+
+    def reply(
+        self,
+        messages: list[dict[str, str]],
+        sampling: Sampling,
+        seed: int,
+        on_text: Callable[[str], None],
+    ) -> str:
+        """One answer to a conversation; on_text with every piece of it as it is written."""
+        stream = self.tokenizer.stream()
+        prompt = self.tokenizer.chat(messages)
+        request = Request(
+            "chat", prompt, 1, sampling, seed, lambda token: on_text(stream.push(token))
+        )
+        ((completion,),) = self.engine.generate([request])
+        return completion.text
+
+
+def sharing_generator(
+    settings: GeneratorSettings, decoder: Decoder, model: Path, chat_template: str | None, name: str
+) -> Generator:
+    """A generator of the torch engine that has no weights of its own but those of `decoder`: they
+    may change only where the version that is loaded next does.
+    """
+    from interlock.engine.portable.engine import TorchEngine
+
+    tokenizer = Tokenizer.load(model, chat_template)
+    tokenizer.check_fits(decoder.arch.vocab)
+    return Generator(TorchEngine(decoder.shared(), tokenizer, settings.slots), tokenizer, name)
+
+
+def open_generator(
+    settings: GeneratorSettings, model: Path, chat_template: str | None, name: str
+) -> Generator:
+    """The generator that `settings` describes, with the weights in the directory `model` as
+    version 0. `chat_template`: a Jinja file that replaces the model's own, or None.
+
+    Raises ConfigError when the device is not there, ModelError when the model cannot be read.
+    """
+    tokenizer = Tokenizer.load(model, chat_template)
+    engine = _ENGINES[settings.engine](settings, model, tokenizer)
+    tokenizer.check_fits(engine.vocab)
+    return Generator(engine, tokenizer, name)
+
+
+def _torch_engine(settings: GeneratorSettings, model: Path, tokenizer: Tokenizer) -> Engine:
+    from interlock.engine.portable.engine import TorchEngine
+
+    place = device.resolve(settings.device)
+    dtype = device.dtype(device.settled_dtype(settings.dtype, place))
+    return TorchEngine(load_decoder(model, dtype, place), tokenizer, settings.slots)
+
+
+def _vllm_engine(settings: GeneratorSettings, model: Path, tokenizer: Tokenizer) -> Engine:
+    from interlock.engine.vllm.engine import VllmEngine
+
+    return VllmEngine(model, settings, tokenizer)
+
+
+_ENGINES = {"torch": _torch_engine, "vllm": _vllm_engine}

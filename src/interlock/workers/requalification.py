@@ -1,0 +1,66 @@
+"""How a worker may come back from quarantine: its device is qualified anew, in its place.
+
+    quarantined ──begin──> qualifying ──Qualified──> judge ──> restarting
+         ^                     │                       │
+         └──── keep_out ───────┴── failed, lost, late ─┘
+
+The worker was killed; another program (qualify/worker.py) runs in its environment and on its
+device. Who is put in quarantine, and what becomes of what it gave, is for crew.py.
+"""
+
+import math
+import time
+
+import msgspec
+
+from interlock.config.schema import FleetSettings
+from interlock.errors import ConfigError
+from interlock.fleet.base import Fleet
+from interlock.records.metrics import WorkerState
+from interlock.workers import protocol
+from interlock.workers.admission import verdict
+from interlock.workers.handle import MESSAGE, Member, Note, brief
+from interlock.workers.protocol import Qualified, Qualify
+
+_PROGRAM = "interlock.qualify.worker"  # of a higher floor: known by name only
+
+
+class Requalification:
+    def __init__(self, fleet: Fleet, settings: FleetSettings, note: Note) -> None:
+        self._fleet, self._settings, self._note = fleet, settings, note
+
+    def begin(self, worker: Member) -> None:
+        """Put the program in its place that finds out whether it may come back."""
+        worker.may_return = False
+        worker.facts.requalified += 1
+        worker.accused = time.time()
+        device, limit = worker.open.settings.device, self._settings.qualify_s
+        try:
+            self._fleet.start(msgspec.structs.replace(worker.spec, module=_PROGRAM))
+        except ConfigError as error:
+            self.keep_out(worker, str(error))
+            return
+        worker.begin(WorkerState.QUALIFYING, time.monotonic(), limit)
+        worker.heard = math.inf  # like an engine, it may start in silence
+        self._fleet.send(worker.name, protocol.encode(Qualify(device, "quick")))
+        message = f"{worker.name}: {device} is being qualified, {limit:g} s at most"
+        self._note("worker_qualifying", message, worker.name)
+
+    def judge(self, worker: Member, reply: Qualified) -> None:
+        """It comes back with a clean slate, or not at all."""
+        settings = worker.open.settings
+        if why := verdict(reply, settings, worker.stack, worker.accused):
+            self.keep_out(worker, brief(why, MESSAGE))
+            return
+        self._fleet.kill(worker.name)
+        worker.failures, worker.warned, worker.reason = 0, False, ""
+        worker.forget_weights()
+        worker.begin(WorkerState.RESTARTING, time.monotonic(), 0.0)
+        message = f"{worker.name} comes back: {settings.device} passed qualify --quick"
+        self._note("worker_readmitted", message, worker.name)
+
+    def keep_out(self, worker: Member, why: str) -> None:
+        self._fleet.kill(worker.name)
+        worker.facts.state, worker.reason = WorkerState.QUARANTINED, f"{worker.reason}; {why}"
+        message = f"{worker.name} stays in quarantine: {worker.reason}"
+        self._note("worker_quarantined", message, worker.name)
