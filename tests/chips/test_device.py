@@ -2,8 +2,6 @@
 
 import mmap
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -60,7 +58,6 @@ def test_the_cpu_answers_everything() -> None:
     assert (device.name(CPU), device.kind(CPU), device.count(CPU)) == ("cpu", "cpu", 1)
     assert device.available()[-1] == "cpu"
     assert device.backend(CPU) == "gloo"
-    assert device.capture(CPU, lambda: None) is None
     assert device.has_fused_adamw(CPU)
     device.synchronize(CPU)
     device.empty_cache(CPU)
@@ -188,7 +185,6 @@ def test_what_a_plugin_lacks_stays_empty(plugin: Any, monkeypatch: pytest.Monkey
     assert device.count(GPU) == 1
     assert device.chip(GPU) == ""
     assert device.memory(GPU) == (0, 0, 0)
-    assert device.capture(GPU, lambda: None) is None
     device.empty_cache(GPU)
     stack = device.stack(GPU)
     assert (stack.kind, stack.chip, stack.driver, stack.plugin) == ("cuda", "", "", "")
@@ -289,49 +285,6 @@ def test_collectives_are_those_of_the_vendor() -> None:
     assert device.backend(GPU) == "cpu:gloo,cuda:nccl"
     with pytest.raises(ConfigError, match="'xla' has no collectives"):
         device.backend(torch.device("xla"))
-
-
-def test_a_graph_is_warmed_up_off_the_default_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    happened: list[str] = []
-
-    class Stream:
-        def __init__(self, name: object) -> None:
-            self.name = name if isinstance(name, str) else "side"
-
-        def wait_stream(self, other: "Stream") -> None:
-            happened.append(f"{self.name} waits for {other.name}")
-
-    @contextmanager
-    def within(name: str) -> Iterator[None]:
-        happened.append(f"in {name}")
-        yield
-        happened.append(f"out of {name}")
-
-    fake = SimpleNamespace(
-        CUDAGraph=lambda: SimpleNamespace(replay=lambda: happened.append("replay")),
-        graph=lambda graph: within("graph"),
-        Stream=Stream,
-        stream=lambda stream: within(stream.name),
-        current_stream=lambda place: Stream("main"),
-        synchronize=lambda place: happened.append("synchronize"),
-    )
-    monkeypatch.setattr(torch, "cuda", fake)
-    replay = device.capture(GPU, lambda: happened.append("call"))
-    assert replay is not None
-    replay()
-    assert happened == [
-        "side waits for main",
-        "in side",
-        "call",
-        "call",
-        "out of side",
-        "main waits for side",
-        "synchronize",
-        "in graph",
-        "call",
-        "out of graph",
-        "replay",
-    ]
 
 
 def test_versions_are_read_from_the_vendors_files(

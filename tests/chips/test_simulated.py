@@ -15,7 +15,7 @@ def test_a_sound_device_computes_as_the_cpu_does() -> None:
     on_sim.check(HERE / "sim_operators.py")
 
 
-def test_defects_of_memory_graphs_software_and_gradients_show() -> None:
+def test_defects_of_memory_software_and_gradients_show() -> None:
     on_sim.check(HERE / "sim_planted.py")
 
 

@@ -53,16 +53,16 @@ def test_what_a_check_shows_is_in_the_certificate(planted: Callable[..., list[Ch
         def ended(self, finding: Finding) -> None:
             seen.append(f"ended {finding.check}")
 
-    checks = planted(forward="fails", sampler="passes", graphs="cannot_run")
+    checks = planted(forward="fails", sampler="passes", memory="cannot_run")
     found = runner.qualify("cpu", Level.QUICK, checks=checks, seed=3, watch=Watch())
-    forward, sampler, graphs = found.findings
+    forward, sampler, memory = found.findings
     assert forward.result is Result.FAIL
     assert forward.summary == "1 of 2 are wrong, worst mm"
     assert forward.measures[0] == Measure("mm", 0.5, 0.1, 0.01)
     assert forward.figures == {"cases": 2, "cases beyond their limit": 1}
     assert sampler.result is Result.PASS
     assert sampler.figures == {"level": "quick", "seed": 3}
-    assert graphs.result is Result.UNKNOWN and "no compiler" in graphs.summary
+    assert memory.result is Result.UNKNOWN and "no compiler" in memory.summary
     assert (found.device, found.level, found.world, found.trust) == ("cpu", "quick", 2, "reject")
     assert found.stack.kind == "cpu" and found.stack.torch and found.stack.chip
     certificates.verify(found)

@@ -68,7 +68,7 @@ def _disturb(tensor: Tensor) -> None:
 
 if __name__ == "__main__":
     function, level, *place = sys.argv[1:]
-    defects.DEFECTS[NAME] = defects.Defect(12, "rounds otherwise", Trust.TRAIN, other_rounding)
+    defects.DEFECTS[NAME] = defects.Defect(11, "rounds otherwise", Trust.TRAIN, other_rounding)
     module, _, name = function.partition(":")
     subject = Subject(device.resolve(place[0] if place else f"sim:{NAME}"), Level(level))
     evidence = getattr(importlib.import_module(module), name)(subject)

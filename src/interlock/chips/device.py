@@ -1,6 +1,6 @@
 """Which devices there are, what they are, and the few things to ask of one; none else asks torch.
 
-    "cpu", "cuda:1", "npu", "sim:crash" ─ resolve ─> torch.device ─> stack, memory, capture, …
+    "cpu", "cuda:1", "npu", "sim:crash" ─ resolve ─> torch.device ─> stack, memory, …
 
 Every accelerator comes as a module of torch's (torch.cuda) or of a plugin (torch_npu as torch.npu).
 Nothing is taken for granted of a plugin: a function it lacks is an answer that stays empty. The
@@ -28,13 +28,6 @@ _KINDS = ("cuda", "npu", "xpu", "mps", "mlu", "musa")  # of accelerators
 _SINGLE = ("mps",)  # of which a machine has one, without a number
 # Devices for which torch has AdamW in one pass.
 _FUSED = ("cpu", "cuda", "xpu")
-_GRAPHS = {
-    "cuda": "CUDAGraph",
-    "npu": "NPUGraph",
-    "xpu": "XPUGraph",
-    "mlu": "MLUGraph",
-    "musa": "MUSAGraph",
-}
 # What turns the silent use of the CPU for a missing operator into an error: Ascend/pytorch's
 # environment variables, torch's docs on MPS, intel/torch-xpu-ops.
 _STRICT = {
@@ -68,8 +61,8 @@ def resolve(name: str) -> torch.device:
     """The device called `name` ("cpu", "cuda", "cuda:1", "npu:0", "sim:crash", …), proven to hold
     a tensor; one of several has its number, asked for or not.
 
-    What this changes in the process: the device becomes the current one of its kind, where graphs,
-    streams and libraries go that are not told; products of float32 are made in float32, TF32 and
+    What this changes in the process: the device becomes the current one of its kind, where streams
+    and libraries go that are not told; products of float32 are made in float32, TF32 and
     HF32 being nobody's choice; MKL's kernels are chosen. Raises ConfigError when torch does not
     know the name or this machine lacks the device.
     """
@@ -215,41 +208,6 @@ def plugin_mismatch(stack: Stack) -> str | None:
 def strict_env(kind: str) -> dict[str, str]:
     """What turns silent fallback to the CPU into an error, set before torch is imported."""
     return dict(_STRICT.get(kind, {}))
-
-
-def capture(device: torch.device, function: Callable[[], None]) -> Callable[[], None] | None:
-    """Record what `function` computes as a graph of the device, and return what replays it.
-
-    Replaying works on the same memory: copy new inputs into the old ones first. None where the
-    device has no graphs. `function` is called some times more than once.
-    """
-    make = _function(device.type, _GRAPHS.get(device.type, ""))
-    recording = _function(device.type, "graph")
-    if make is None or recording is None:
-        return None
-    _warm_up(device, function)
-    graph: Any = make()
-    with recording(graph):
-        function()
-    return graph.replay
-
-
-def _warm_up(device: torch.device, function: Callable[[], None]) -> None:
-    """Twice, off the default stream: the first use of a library may not be captured, nor may what
-    runs on the default stream (torch's notes on CUDA graphs)."""
-    stream, use = _function(device.type, "Stream"), _function(device.type, "stream")
-    if stream is None or use is None:
-        function()
-        return
-    side: Any = stream(device)
-    current = _function(device.type, "current_stream")
-    assert current is not None
-    side.wait_stream(current(device))
-    with use(side):
-        function()
-        function()
-    current(device).wait_stream(side)
-    synchronize(device)
 
 
 def has_fused_adamw(device: torch.device) -> bool:

@@ -13,7 +13,7 @@ _ALL = [
     Check(
         id="versions",
         function="interlock.qualify.software:versions",
-        classes=(11,),
+        classes=(10,),
         proves="driver, runtime, torch and its plugin belong together",
         needed=_BOTH,
         remedy="install the plugin made for this torch, and the runtime that plugin names",
@@ -94,7 +94,7 @@ _ALL = [
     Check(
         id="sampler",
         function="interlock.qualify.sampling:distribution",
-        classes=(1, 12),
+        classes=(1, 11),
         proves="tokens are drawn as often as their probabilities say",
         needed=_BOTH,
         remedy="do not use it",
@@ -102,18 +102,10 @@ _ALL = [
     Check(
         id="batch-invariance",
         function="interlock.qualify.sampling:invariance",
-        classes=(12,),
+        classes=(11,),
         proves="an answer does not depend on what else is in the batch, beyond rounding",
         needed=_BOTH,
         remedy="do not use it",
-    ),
-    Check(
-        id="graphs",
-        function="interlock.qualify.graphs:agreement",
-        classes=(10,),
-        proves="compiled and replayed programs give what eager ones do",
-        needed=_BOTH,
-        remedy="run without graphs and compilation, and qualify that",
     ),
     Check(
         id="collectives",
@@ -127,7 +119,7 @@ _ALL = [
     Check(
         id="determinism",
         function="interlock.qualify.endurance:determinism",
-        classes=(7, 12),
+        classes=(7, 11),
         proves="the same computation gives the same bits, on which exact resume stands",
         needed=_TRAIN,
         remedy="train elsewhere, or switch the vendor's deterministic mode on and qualify that",

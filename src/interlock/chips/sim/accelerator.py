@@ -1,5 +1,5 @@
-"""What the simulated accelerator has besides operators: memory that is counted, graphs, and the
-functions that torch and its users find under torch.npu.
+"""What the simulated accelerator has besides operators: memory that is counted, and the functions
+that torch and its users find under torch.npu.
 """
 
 import threading
@@ -24,14 +24,11 @@ class Chip:
     def __init__(self, planted: Sequence[str]) -> None:
         self.planted = tuple(planted)
         self.run: faults.Run = faults.run_on_host
-        self.replayed: faults.Replayed = list
         self.plugin = f"simulated {torch.__version__.partition('+')[0]}"
-        self.capturing: faults.Recorded | None = None
         returned: faults.Returned = int
         for name in planted:
             defect = DEFECTS[name]
             self.run = defect.plant(self.run)
-            self.replayed = defect.replayed or self.replayed
             returned = defect.returned or returned
             self.plugin = defect.plugin or self.plugin
         self.memory = Memory(BUDGET, returned)
@@ -91,33 +88,6 @@ class Block:
 
     def __del__(self) -> None:
         self._memory.give_back(self._bytes)
-
-
-class Graph:
-    """Operators recorded once and run again on the same memory, as CUDA graphs are.
-
-    New inputs are copied into the tensors that were captured; results appear in those that the
-    captured function made. Unlike a real one, this one also computes while it captures.
-    """
-
-    def __init__(self, chip: Chip) -> None:
-        self._chip = chip
-        self._recorded: faults.Recorded = []
-
-    def capture_begin(self, *args: object, **kwargs: object) -> None:
-        if self._chip.capturing is not None:
-            raise RuntimeError("a graph is being captured already, error code is 107027")
-        self._recorded = self._chip.capturing = []
-
-    def capture_end(self) -> None:
-        self._chip.capturing = None
-
-    def replay(self) -> None:
-        for again in self._chip.replayed(self._recorded):
-            again()
-
-    def reset(self) -> None:
-        self._recorded = []
 
 
 class Module:
@@ -189,17 +159,6 @@ class Module:
 
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.bfloat16, torch.float16]
-
-    def NPUGraph(self) -> Graph:
-        return Graph(self._chip)
-
-    @contextmanager
-    def graph(self, graph: Graph, *args: object, **kwargs: object) -> Iterator[None]:
-        graph.capture_begin()
-        try:
-            yield
-        finally:
-            graph.capture_end()
 
 
 def check_index(index: int | None) -> None:

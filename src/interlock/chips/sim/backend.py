@@ -7,7 +7,7 @@
 A `SimulatedTensor` stands for memory of the device: torch sees a tensor on npu:0, whose operators
 all end up in `execute`, be it in the forward pass, in autograd's threads, in optimizers or in
 collectives. Without a defect every number is the CPU's, bit for bit. Memory is counted against a
-budget, mixing devices is refused, and operators can be captured and replayed, as accelerators do.
+budget, and mixing devices is refused.
 
 It rests on torch's experimental Python backends, which a process can set up once and never take
 down. What it cannot do: FSDP2, streams, autocast, pinned memory, its own `torch.Generator`, and
@@ -36,8 +36,6 @@ _MIXING = {
     _aten.index_put_.default,
     _aten._index_put_impl_.default,
 }
-# Operators that make the host wait for the device.
-_WAITING = {_aten._local_scalar_dense.default, _aten.nonzero.default}
 # Operators that the fallback is not enough for: under a dispatch mode torch wants the first three
 # by name, and the others it would take apart on a device, though never on a CPU.
 _WHOLE = (
@@ -223,11 +221,7 @@ def _reached(op: OpOverload, args: tuple, kwargs: dict[str, Any]) -> Any:
 
 
 def execute(op: OpOverload, args: tuple, kwargs: dict[str, Any]) -> Any:
-    """One operator of the device.
-
-    Raises RuntimeError where a device would: on tensors of the host, and on what cannot be captured
-    while a graph is.
-    """
+    """One operator of the device. Raises RuntimeError on tensors of the host, as devices do."""
     if _is_composite(op):  # in inference mode torch leaves it to the device to take it apart
         return _attention(*args, **kwargs) if op is _ATTENTION else op.decompose(*args, **kwargs)
     chip = _here()
@@ -243,8 +237,6 @@ def execute(op: OpOverload, args: tuple, kwargs: dict[str, Any]) -> Any:
             "Expected all tensors to be on the same device, but found at least two devices, "
             f"{DEVICE} and cpu! ({op})"
         )
-    if chip.capturing is not None and (leaves or enters or op in _WAITING):
-        raise RuntimeError(f"{op} is not permitted while a graph is captured, error code is 107027")
     try:
         found = chip.run(op, host_args, host_kwargs)
     except RuntimeError as error:
@@ -253,10 +245,7 @@ def execute(op: OpOverload, args: tuple, kwargs: dict[str, Any]) -> Any:
         raise
     if leaves:
         return found
-    result = _to_device(found, known)
-    if chip.capturing is not None and not _is_view(result, known):
-        chip.capturing.append(partial(_again, op, args, kwargs, result))
-    return result
+    return _to_device(found, known)
 
 
 def _is_composite(op: OpOverload) -> bool:
@@ -312,34 +301,6 @@ def _wrapped(host: Tensor) -> SimulatedTensor:
 def _on_host(tensor: Tensor) -> bool:
     """Numbers, tensors of no dimension, may be anywhere."""
     return not isinstance(tensor, SimulatedTensor) and tensor.dim() > 0
-
-
-def _is_view(result: Any, known: dict[int, Tensor]) -> bool:
-    """Whether `result` is nothing but another look at memory that the caller has."""
-    results = result if isinstance(result, (list, tuple)) else [result]
-    given = [each for each in known.values() if isinstance(each, SimulatedTensor)]
-    return bool(results) and all(
-        isinstance(each, SimulatedTensor)
-        and all(each is not other for other in given)
-        and any(each.block is other.block for other in given)
-        for each in results
-    )
-
-
-def _again(op: OpOverload, args: tuple, kwargs: dict[str, Any], result: Any) -> None:
-    """Run a captured operator once more, and put what it gives where the first run had put it."""
-    with torch.no_grad():
-        host_kwargs = {name: _to_host(value, {}) for name, value in kwargs.items()}
-        _write(result, _here().run(op, _to_host(args, {}), host_kwargs))
-
-
-def _write(result: Any, found: Any) -> None:
-    if isinstance(result, SimulatedTensor):
-        if result.host is not found:
-            result.host.copy_(found)
-    elif isinstance(result, (list, tuple)):
-        for each, new in zip(result, found, strict=True):
-            _write(each, new)
 
 
 def _attention(

@@ -29,11 +29,10 @@ _GENERATE, _REJECT = Trust.GENERATE, Trust.REJECT
 class Defect:
     """One thing that is wrong with a chip."""
 
-    failure: int  # its class, 1 to 12, as `interlock qualify` counts them
+    failure: int  # its class, 1 to 11, as `interlock qualify` counts them
     sentence: str
     trust: Trust  # what the right verdict on a chip with it allows
     fault: faults.Fault | None = None  # in its operators
-    replayed: faults.Replayed | None = None  # in its graphs
     returned: faults.Returned | None = None  # in its memory
     plugin: str | None = None  # the version that its plugin gives
 
@@ -204,16 +203,8 @@ DEFECTS: dict[str, Defect] = {
         _GENERATE,
         partial(faults.slow_fallback, _aten.silu, 50),
     ),
-    # Interlock's engine replays no graphs, but those that serve do.
-    "stale-replay": Defect(
-        10,
-        "A replayed graph leaves out its first operator, and so ignores new inputs "
-        "(vllm-ascend#9564).",
-        _REJECT,
-        replayed=faults.stale_replay,
-    ),
     "wrong-plugin": Defect(
-        11,
+        10,
         "The plugin was built for another minor version of torch (vllm-ascend#117).",
         _REJECT,
         plugin="simulated 2.5.1",
@@ -221,13 +212,13 @@ DEFECTS: dict[str, Defect] = {
     # The learner corrects for what was really sampled, so noise in the last bits does generation
     # no harm; a training run on it can be neither resumed nor repeated exactly.
     "nondeterministic": Defect(
-        12,
+        11,
         "Products sum their terms in another order every time.",
         _GENERATE,
         faults.Nondeterministic(),
     ),
     "batch-variant": Defect(
-        12,
+        11,
         "A row's product depends on how many rows there are: unless a multiple of 4, they are "
         "summed in bf16 (vllm-ascend#12610).",
         _REJECT,

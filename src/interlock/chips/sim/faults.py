@@ -20,9 +20,6 @@ Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
 Run = Callable[[OpOverload, Args, Kwargs], Any]
 Fault = Callable[[Run, OpOverload, Args, Kwargs], Any]
-# The operators of a captured graph, and which of them are run again.
-Recorded = list[Callable[[], None]]
-Replayed = Callable[[Recorded], Recorded]
 # Bytes of a freed storage -> those that come back.
 Returned = Callable[[int], int]
 
@@ -368,7 +365,3 @@ def slow_fallback(
     found = run(op, args, kwargs)
     time.sleep((times - 1) * max(time.perf_counter() - start, _LAUNCH))
     return found
-
-
-def stale_replay(recorded: Recorded) -> Recorded:
-    return recorded[1:]
