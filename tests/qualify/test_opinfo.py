@@ -1,5 +1,6 @@
 """The sample of torch's operator tests: a healthy device passes, planted defects do not."""
 
+import subprocess
 import sys
 from typing import Any
 
@@ -11,8 +12,6 @@ from on_device import failed
 from interlock.errors import UserError
 from interlock.qualify import opinfo
 from interlock.qualify.check import Level, Subject
-
-pytest.importorskip("expecttest")
 
 CPU = torch.device("cpu")
 
@@ -65,5 +64,19 @@ def test_a_dead_device_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_the_database_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     module = "torch.testing._internal.common_methods_invocations"
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(UserError, match="pip install expecttest numpy"):
+    with pytest.raises(UserError, match="reinstall torch and numpy"):
         opinfo.sample(Subject(CPU))
+
+
+def test_the_database_is_the_same_without_expecttest() -> None:
+    """A package that only torch's own tests need, and no extra of Interlock installs."""
+    script = """
+import sys
+from interlock.qualify import opinfo
+opinfo.find_spec = lambda name: None
+print(*sorted(opinfo._name(operator) for operator in opinfo._database()))
+assert not hasattr(sys.modules["expecttest"], "__file__")
+"""
+    command = [sys.executable, "-c", script]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert ran.stdout.split() == sorted(map(opinfo._name, opinfo._database()))

@@ -3,8 +3,8 @@
     op_db ─ ours: all of LANGUAGE, and some of the others ─ samples ─ numerics.compared ─> Measure
 
 Its sample inputs are small and odd: no elements, one, views, broadcasts, every keyword. They find
-what the shapes of language models in cases.py do not. Forward only. The database is a private
-module of torch's wheel (torch.testing._internal) and wants `expecttest` and `numpy`.
+what the shapes of language models in cases/ do not. Forward only. The database is a private module
+of torch's wheel (torch.testing._internal).
 
 Only LANGUAGE decides; a wrong number of another operator is told among the figures. An operator
 that refuses is counted, not judged, while the device lives: a refusal is no wrong number, and the
@@ -13,9 +13,13 @@ of LANGUAGE has shown little.
 """
 
 import random
+import sys
+import unittest
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from itertools import islice
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -134,13 +138,26 @@ def sample(subject: Subject) -> Evidence:
 
 
 def _database() -> list[Any]:
+    _stand_in_for_expecttest()
     try:
         from torch.testing._internal.common_methods_invocations import op_db
-    except ImportError as error:
+    except (ImportError, AttributeError) as error:
         raise UserError(
-            f"torch's operator tests cannot be imported ({error}); pip install expecttest numpy"
+            f"torch's operator tests cannot be imported ({error}); reinstall torch and numpy"
         ) from None
     return op_db
+
+
+def _stand_in_for_expecttest() -> None:
+    """Let torch's test modules be imported where the package `expecttest` is not installed.
+
+    They want nothing of it but a base for their own test classes, which are never run here
+    (torch/testing/_internal/common_utils.py of torch 2.13). The database is the same without it.
+    """
+    if "expecttest" not in sys.modules and find_spec("expecttest") is None:
+        stand_in = ModuleType("expecttest")
+        stand_in.TestCase = unittest.TestCase  # type: ignore[attr-defined]
+        sys.modules["expecttest"] = stand_in
 
 
 def _chosen(database: list[Any], subject: Subject) -> list[Any]:
