@@ -1,6 +1,5 @@
 """A run as seen in a terminal: a live display on a screen, plain lines anywhere else."""
 
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from interlock.records.rl import FinishReason, ScoredGroup
 from interlock.records.trust import Certificate, Finding, Result, Role, Trust
 from interlock.report import fleet, summary
 from interlock.rundir import RunView
+from interlock.text import visible
 
 _BARS = "▁▂▃▄▅▆▇█"
 _ROWS = 8  # steps shown in the live table
@@ -365,13 +365,3 @@ def print_checks(console: Console, checks: Iterable[Check]) -> None:
         classes = ", ".join(map(str, check.classes))
         line = f"{check.id:<20}{roles:<17}{classes:<7}{check.proves}"
         console.print(Text(line), soft_wrap=True)
-
-
-def visible(text: str) -> str:
-    """Model-written text with control characters shown: no escape reaches the terminal."""
-    return "".join(
-        char
-        if char in "\n\t" or not unicodedata.category(char).startswith("C")
-        else f"\\x{ord(char):02x}"
-        for char in text
-    )

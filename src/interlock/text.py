@@ -1,13 +1,24 @@
 """Foreign text made fit to be shown: nothing in it acts, and nothing in it hides.
 
-The page's templates escape HTML themselves; plotly reads a few tags in names and labels, so what
-goes into a figure is escaped here.
+What a model, a worker, a library or a file says may hold escape sequences, marks that reorder what
+stands beside them, and more lines than a message has room for.
+
+    visible            any number of lines, for a page or a terminal
+    one_line           all of it on one line
+    first_line, last_line
+    error_line         what an error says, on one line
+    error_headline     its first line: what libraries raise goes on with a trace
+    described          its kind, and that first line
+    label              one line for a figure: plotly reads tags in names and labels
+
+The pages' templates escape HTML themselves.
 """
 
 import html
 import unicodedata
 
 _UNPRINTED = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+_LOOKED_AT = 16  # characters per character shown: foreign text may be of any length
 
 
 def visible(text: str) -> str:
@@ -15,13 +26,57 @@ def visible(text: str) -> str:
 
     Line feeds and tabs stay as they are.
     """
-    return "".join(_visible(character) for character in text)
+    return text if text.isprintable() else "".join(map(_visible, text))
+
+
+def one_line(text: str, limit: int | None = None) -> str:
+    """All of `text` on one line that is `visible`, in at most `limit` characters.
+
+    White space of any length, line breaks included, becomes one space; what is cut ends in "…".
+    """
+    looked_at = text if limit is None else text[: _LOOKED_AT * limit]
+    line = visible(" ".join(looked_at.split()))
+    if limit is None or (len(line) <= limit and len(looked_at) == len(text)):
+        return line
+    return f"{line[: limit - 1]}…"
+
+
+def first_line(text: str, limit: int | None = None) -> str:
+    """The first line that is not empty, as `one_line`; "" when there is none."""
+    return one_line(next((line for line in text.splitlines() if line.strip()), ""), limit)
+
+
+def last_line(text: str, limit: int | None = None) -> str:
+    """The last line that is not empty, as `one_line`; "" when there is none."""
+    return one_line(next((line for line in text.splitlines()[::-1] if line.strip()), ""), limit)
+
+
+def error_line(error: BaseException, limit: int | None = None) -> str:
+    """All that an error says, as `one_line`; its kind when it says nothing."""
+    return one_line(_said(error), limit) or type(error).__name__
+
+
+def error_headline(error: BaseException, limit: int | None = None) -> str:
+    """The first line of what an error says; its kind when it says nothing."""
+    return first_line(_said(error), limit) or type(error).__name__
+
+
+def described(error: BaseException, limit: int | None = None) -> str:
+    """The kind of an error and the first line of what it says, if it says anything."""
+    kind, said = type(error).__name__, first_line(_said(error), limit)
+    return one_line(f"{kind}: {said}" if said else kind, limit)
 
 
 def label(text: str, limit: int = 200) -> str:
     """One line of at most `limit` characters that plotly shows as it is written."""
-    line = " ".join(visible(text).split())
-    return html.escape(line if len(line) <= limit else f"{line[:limit]}…")
+    return html.escape(one_line(text, limit))
+
+
+def _said(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # a foreign error may fail to describe itself
+        return ""
 
 
 def _visible(character: str) -> str:

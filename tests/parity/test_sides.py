@@ -78,7 +78,10 @@ def test_wrong_devices_and_pythons_are_the_users_to_mend(long_model: Path, tmp_p
             sides.open({"a": (long_model, parse("a", "torch:warp").settings)})
 
 
-def test_a_python_without_interlock_is_a_lost_side(tmp_path: Path) -> None:
+def test_a_python_without_interlock_is_a_lost_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHONPATH", raising=False)
     bare = tmp_path / "python"
     bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
     bare.chmod(0o755)
@@ -106,7 +109,7 @@ def test_nonsense_is_no_reply(tmp_path: Path) -> None:
 def test_what_a_side_says_does_not_act_on_a_terminal(tmp_path: Path) -> None:
     """Escape sequences, 8-bit ones, carriage returns and reordering marks; one line in all."""
     bad = "\x1b]0;x\x07 \x9b2J\r\nSAME: all is well\u202e"
-    said = r"\u241b]0;x\u2407 ⟨U\+009B⟩2J\u240d SAME: all is well⟨U\+202E⟩$"
+    said = r"\u241b]0;x\u2407 ⟨U\+009B⟩2J SAME: all is well⟨U\+202E⟩$"
     with Sides(tmp_path) as sides:
         sides._labels["a"] = "torch:cpu"
         for permanent, error in ((True, ConfigError), (False, SideFailed)):

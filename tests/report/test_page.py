@@ -20,7 +20,6 @@ from interlock.report import write_report
 from interlock.report.page import to_toml
 from interlock.report.sheet import json_in_script
 from interlock.rundir import RunDir
-from interlock.text import visible
 
 MakeRun = Callable[..., RunDir]
 ATTACKS = [
@@ -202,14 +201,6 @@ def test_terminal_escapes_and_control_characters_are_made_visible(
     page = Page(write_report(run.path))
     assert "␛[31mred␛[0m␀␇⟨U+007F⟩⟨U+009B⟩␍⟨U+202E⟩evil⟨U+200B⟩\ttab\nline" in page.text
     assert not [x for x in page.text if unicodedata.category(x) == "Cc" and x not in "\n\t"]
-
-
-@given(st.text(st.characters(exclude_categories=[])))
-def test_visible_text_prints_and_can_be_written(text: str) -> None:
-    shown = visible(text)
-    shown.encode()
-    assert all(unicodedata.category(x)[0] != "C" or x in "\n\t" for x in shown)
-    assert visible(shown) == shown
 
 
 @given(st.dictionaries(st.text(), st.text()))

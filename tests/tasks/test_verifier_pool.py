@@ -108,7 +108,7 @@ def _between_good_ones(pool: VerifierPool, fault: str) -> Verdict:
         ("hold_the_gil", "no verdict within 0.5 s"),
         ("raises", "ValueError: wrong kind of answer"),
         ("raises_unspeakable", "Unspeakable"),
-        ("raises_surrogates", "ValueError: \\ud800"),
+        ("raises_surrogates", "ValueError: ⟨U+D800⟩"),
         ("exits", "SystemExit: 0"),
         ("dies", "the verifier's process ended (exit code 3)"),
         ("segfaults", f"the verifier's process ended (signal {signal.SIGSEGV:d})"),

@@ -22,6 +22,7 @@ from interlock.chips.sim import accelerator, defects
 from interlock.chips.sim import backend as simulated
 from interlock.errors import ConfigError
 from interlock.records.trust import Stack
+from interlock.text import error_headline
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _KINDS = ("cuda", "npu", "xpu", "mps", "mlu", "musa")  # of accelerators
@@ -84,7 +85,7 @@ def resolve(name: str) -> torch.device:
     except ConfigError:
         raise
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = error_headline(error)
     else:
         reason = "it computes nothing"
     raise ConfigError(f"device {name!r} cannot be used here: {reason}; 'cpu' always works")

@@ -105,7 +105,7 @@ def _what_to_measure(given: argparse.Namespace, count: int) -> tuple[TaskSetting
 def chat(given: argparse.Namespace) -> None:
     """Answer each line of the terminal or of standard input, remembering the conversation."""
     from interlock.models.fetch import find_model
-    from interlock.terminal import visible
+    from interlock.text import visible
     from interlock.workers.generator import open_generator
 
     sampling = parse_sampling(given.temperature, given.max_tokens, [])

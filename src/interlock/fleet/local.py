@@ -28,6 +28,7 @@ from pathlib import Path
 from interlock.errors import ConfigError
 from interlock.fleet.base import Event, Lost, Spec
 from interlock.fleet.worker import HEADER, MAX_MESSAGE_BYTES
+from interlock.text import last_line
 
 _REAP_S = 2.0  # from SIGKILL to the end of a process that is not stuck in a driver
 _LONGEST_WAIT_S = 3600.0  # at a time: epoll takes no more than some weeks
@@ -252,10 +253,7 @@ def last_words(log: Path, start: int) -> str:
     with suppress(OSError), open(log, "rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(start, size - _LOG_TAIL_BYTES))
-        lines = file.read().decode(errors="replace").splitlines()
-        last = next((line for line in reversed(lines) if line.strip()), "")
-        plain = "".join(c if c.isprintable() else " " for c in last)
-        return plain.strip()[:_LOG_LINE_CHARACTERS]
+        return last_line(file.read().decode(errors="replace"), _LOG_LINE_CHARACTERS)
     return ""
 
 

@@ -34,6 +34,7 @@ from typing import Any
 from interlock.errors import ConfigError
 from interlock.fleet.base import Event, Lost, Spec
 from interlock.fleet.local import interpreter, last_words
+from interlock.text import described, error_line
 
 _TAKE_S = 5.0  # one call of `take` at most
 _REASON_CHARACTERS = 300
@@ -93,7 +94,9 @@ class RayFleet:
                 runtime_env=environment,
             ).remote(spec.module, str(spec.log.absolute()), self._node)
         except (TypeError, ValueError) as error:
-            raise ConfigError(f"generator {spec.name!r}: {_one_line(error)}") from None
+            raise ConfigError(
+                f"generator {spec.name!r}: {error_line(error, _REASON_CHARACTERS)}"
+            ) from None
         worker = _Worker(spec, actor, time.monotonic() + self._start_s)
         self._workers[spec.name] = worker
         self._take(worker, 0.0)  # answers as soon as the actor runs
@@ -161,7 +164,7 @@ class RayFleet:
         try:
             self._ray.init(**options)
         except (self._ray.exceptions.RayError, OSError, RuntimeError, ValueError) as error:
-            reason = _one_line(error)
+            reason = error_line(error, _REASON_CHARACTERS)
             if address is None:
                 raise ConfigError(f"a local Ray cluster does not start: {reason}") from error
             raise ConfigError(f"Ray at {address}: {reason}; is it the right token?") from error
@@ -215,9 +218,9 @@ class _Worker:
 
     def epitaph(self, error: Exception) -> str:
         """Of all that Ray says, the cause; and the last line of the log, where it is here."""
-        cause = re.search(r"is dead because (.+?)\.( |$)", _one_line(error, 2000))
+        cause = re.search(r"is dead because (.+?)\.( |$)", error_line(error, 2000))
         if cause is None:
-            return _one_line(error)
+            return error_line(error, _REASON_CHARACTERS)
         return f"{cause[1]}: {last_words(self.spec.log, self._log_start)}".removesuffix(": ")
 
 
@@ -259,8 +262,8 @@ class RayWorker:
             importlib.import_module(module).serve(self)
         except BaseException as error:
             traceback.print_exc()
-            end = f"exit code 1: {''.join(traceback.format_exception_only(error)).strip()}"
-        self._outbox.put(end.splitlines()[-1][:_REASON_CHARACTERS])
+            end = f"exit code 1: {described(error, _REASON_CHARACTERS)}"
+        self._outbox.put(end)
 
 
 def _reach(address: str) -> None:
@@ -298,7 +301,3 @@ def _print_to(log: Path) -> None:
 
 def _amounts(resources: dict[str, float]) -> str:
     return ", ".join(f"{kind} {amount:g}" for kind, amount in sorted(resources.items()))
-
-
-def _one_line(error: BaseException, characters: int = _REASON_CHARACTERS) -> str:
-    return " ".join(str(error).split())[:characters]

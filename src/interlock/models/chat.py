@@ -22,6 +22,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from interlock.errors import ModelError
+from interlock.text import error_line
 
 Messages = list[dict[str, Any]]
 Span = tuple[int, int]  # characters [start, end)
@@ -44,8 +45,9 @@ class ChatTemplate:
         try:
             self._template = environment.from_string(text)
         except (TemplateError, RecursionError) as error:
-            reason = " ".join(str(error).split())
-            raise ModelError(f"the chat template of {source} does not parse: {reason}") from None
+            raise ModelError(
+                f"the chat template of {source} does not parse: {error_line(error)}"
+            ) from None
 
     def render(self, messages: Messages, add_generation_prompt: bool = True, **more: Any) -> str:
         """The text of a conversation. `more` are the template's own settings (enable_thinking, …).
@@ -68,8 +70,9 @@ class ChatTemplate:
                 messages=present, add_generation_prompt=add_generation_prompt, **settings
             )
         except Exception as error:  # foreign code: it may raise anything, and none of it is our bug
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise ModelError(f"the chat template of {self._source} failed: {reason}") from None
+            raise ModelError(
+                f"the chat template of {self._source} failed: {error_line(error)}"
+            ) from None
         return _unmark(marked, self._generation.start, self._generation.end)
 
 

@@ -26,6 +26,7 @@ from interlock.errors import ModelError
 from interlock.models.architecture import Architecture
 from interlock.models.decoder import Decoder
 from interlock.models.huggingface import read_architecture
+from interlock.text import error_line
 
 _log = logging.getLogger(__name__)
 
@@ -160,8 +161,9 @@ def _opened(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as file:
             yield file
     except (SafetensorError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise ModelError(f"{path} cannot be read ({reason}); fetch the model again") from None
+        raise ModelError(
+            f"{path} cannot be read ({error_line(error)}); fetch the model again"
+        ) from None
 
 
 def _sort_tensors(

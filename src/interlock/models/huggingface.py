@@ -18,6 +18,7 @@ from msgspec import Meta
 
 from interlock.errors import ModelError
 from interlock.models.architecture import Architecture, Latent, Llama3Rope, Rope, Routing
+from interlock.text import one_line
 
 # The upper bounds are far above any published model: a lying config must not keep us building.
 Size = Annotated[int, Meta(gt=0, le=2**24)]
@@ -155,8 +156,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _refuse_unsupported(config: dict[str, Any], family: str, path: Path) -> None:
     for key, allowed in (_SUPPORTED | _SUPPORTED_BY_FAMILY.get(family, {})).items():
         if key in config and config[key] not in allowed:
-            value = json.dumps(config[key])
-            value = value if len(value) <= 60 else f"{value[:60]}…"
+            value = one_line(json.dumps(config[key]), 60)
             raise ModelError(f"{path}: {key} {value} is not supported; choose a model without it")
     kinds = config.get("layer_types") or []
     if any(kind != "full_attention" for kind in (kinds if isinstance(kinds, list) else [kinds])):

@@ -15,7 +15,7 @@ from interlock.errors import ConfigError
 from interlock.parity.bisect import Bisection
 from interlock.parity.figures import Difference, Greedy, TaskResult
 from interlock.parity.protocol import Held
-from interlock.parity.sides import line
+from interlock.text import one_line
 
 _SURE = 0.01  # p of the paired test below which a difference in accuracy is one
 _BFLOAT16 = 1e-2  # k3 up to which its rounding alone may be the cause
@@ -170,7 +170,10 @@ def judged(report: Report) -> Report:
     if report.bisection is not None:
         reasons.append(report.bisection.words)
     return msgspec.structs.replace(
-        report, verdict=verdict, headline=line(headline), reasons=[line(each) for each in reasons]
+        report,
+        verdict=verdict,
+        headline=one_line(headline),
+        reasons=[one_line(each) for each in reasons],
     )
 
 

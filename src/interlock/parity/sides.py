@@ -20,7 +20,7 @@ from interlock.fleet.base import Lost, Spec
 from interlock.fleet.local import LocalFleet
 from interlock.parity import protocol
 from interlock.parity.protocol import Open, Opened, Reply, Request
-from interlock.text import visible
+from interlock.text import error_line, one_line
 from interlock.workers.protocol import Failed
 
 ANSWER_S = 1800.0  # vLLM takes minutes to start
@@ -78,11 +78,6 @@ def parse(name: str, text: str, dtype: str | None = None, python: str | None = N
     return SideSpec(name, engine, device, dtype or "auto", python)
 
 
-def line(text: str) -> str:
-    """What a side said, on one line of a terminal, where nothing in it acts."""
-    return " ".join(visible(text).split())
-
-
 class Sides:
     """The worker processes. The thread that makes it must live as long as they do."""
 
@@ -138,17 +133,18 @@ class Sides:
 
     def _read(self, name: str, event: bytes | Lost) -> Reply:
         if isinstance(event, Lost):
-            raise TrainingError(f"{self._who(name)} is gone: {line(event.reason)}")
+            raise TrainingError(f"{self._who(name)} is gone: {one_line(event.reason)}")
         try:
             return protocol.reply(event)
         except (ValueError, RecursionError) as error:
-            reason = line(str(error))
-            raise TrainingError(f"{self._who(name)} sent what is no reply ({reason})") from None
+            raise TrainingError(
+                f"{self._who(name)} sent what is no reply ({error_line(error)})"
+            ) from None
 
     def _checked(self, name: str, reply: Reply, kind: type[Kind]) -> Kind:
         if isinstance(reply, Failed):
             error = ConfigError if reply.permanent else SideFailed
-            raise error(f"side {name} ({self._labels[name]}): {line(reply.reason)}")
+            raise error(f"side {name} ({self._labels[name]}): {one_line(reply.reason)}")
         if not isinstance(reply, kind):
             raise TrainingError(f"{self._who(name)} answered something else than it was asked")
         return reply

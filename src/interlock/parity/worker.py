@@ -43,6 +43,7 @@ from interlock.parity.protocol import (
     Weights,
 )
 from interlock.sync.codec import tensor_digest
+from interlock.text import error_headline
 from interlock.workers.generator import Generator, open_generator
 from interlock.workers.protocol import failed
 
@@ -131,8 +132,7 @@ class Side:
         try:
             outputs = operators.applied(asked.operator, place, asked.exact)
         except (RuntimeError, NotImplementedError) as error:  # what a device cannot do is evidence
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            return Applied(operators.packed({}), reason)
+            return Applied(operators.packed({}), error_headline(error))
         return Applied(operators.packed(outputs), "")
 
     def _place(self) -> torch.device:

@@ -118,11 +118,5 @@ def is_missing(error: BaseException) -> bool:
     return isinstance(error, NotImplementedError) or _REFUSAL.search(str(error)) is not None
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of what an error says, with its kind."""
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:200]}"
-
-
 def short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")

@@ -30,6 +30,7 @@ from interlock.qualify import faults, ranks
 from interlock.qualify.check import Evidence, Level, Subject, beyond, judged
 from interlock.qualify.ranks import Barred, Begun, Ended, Failed, Plan, Word
 from interlock.records.trust import Measure
+from interlock.text import first_line
 
 _START_S = 120.0  # for the ranks to import torch and meet
 # For one case, through the host alone: the largest takes less than one second on two CPU cores.
@@ -240,9 +241,9 @@ class _Watch:
         peers = ("Connection closed", "Connection reset")
         told.sort(key=lambda each: any(word in each[2] for word in peers))
         rank, case, reason, fault = told[0]
-        line = next((line for line in reason.splitlines() if line.strip()), "no reason given")
+        line = first_line(reason, 300) or "no reason given"
         meaning = f" ({fault.kind}: {fault.meaning})" if fault else ""
-        return _Trouble(case, f"rank {rank} fails: {line.strip()[:300]}{meaning}", fault)
+        return _Trouble(case, f"rank {rank} fails: {line}{meaning}", fault)
 
 
 def _advice(measures: Sequence[Measure], backend: str) -> str:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from interlock.fleet.base import Channel, Lost, Spec
 from interlock.fleet.local import LocalFleet
+from interlock.text import one_line
 
 
 class Kind(StrEnum):
@@ -125,7 +126,7 @@ def classify(text: str) -> Fault | None:
     for pattern, kind, meaning, advice in _FAULTS:
         exact = rf"(?<![\w.]){pattern}(?!\w|\.\d)" if pattern.isdigit() else pattern
         if found := re.search(exact, text, re.IGNORECASE):
-            code = " ".join(found.group().split())[:60]
+            code = one_line(found.group(), 60)
             return Fault(code, kind, meaning, advice)
     return None
 

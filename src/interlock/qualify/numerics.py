@@ -35,11 +35,11 @@ from interlock.qualify.check import (
     Subject,
     beyond,
     excess,
-    first_line,
     is_missing,
     judged,
 )
 from interlock.records.trust import Measure
+from interlock.text import described
 
 # The largest error of one order of summation against that of another: both are extremes of
 # random walks, which rarely differ by more than two; and once more for kernels that round what the
@@ -132,7 +132,7 @@ def _measure(
     except Exception as broken:  # the CPU ran it, so it is the device's doing
         if is_missing(broken):
             return None
-        return Measure(f"{case.name}: {first_line(broken)}", math.inf, 0.0)
+        return Measure(f"{case.name}: {described(broken, 200)}", math.inf, 0.0)
     measure = compared(case.name, found, yard, exact, case.terms, case.roundings)
     if not beyond(measure) or case.terms == 0:
         return measure

@@ -27,9 +27,10 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from interlock.errors import UserError
-from interlock.qualify.check import Evidence, Subject, beyond, first_line, judged, short
+from interlock.qualify.check import Evidence, Subject, beyond, judged, short
 from interlock.qualify.numerics import compared, nearby, placed
 from interlock.records.trust import Measure
+from interlock.text import described
 
 DTYPES = (torch.float32, torch.bfloat16)
 _CPU = torch.device("cpu")
@@ -196,7 +197,7 @@ def _judge(operator: Any, dtype: torch.dtype, subject: Subject, tally: _Tally) -
             found = _outputs(operator, _moved(inputs, subject.device))
         except Exception as error:
             _alive(subject.device, title, error)
-            tally.refused.append(f"{name}: {first_line(error)}")
+            tally.refused.append(f"{name}: {described(error, 200)}")
             tally.lacking += decides
             return
         measure = _measure(operator, title, inputs, found, *expected)
@@ -211,7 +212,7 @@ def _alive(device: torch.device, title: str, error: Exception) -> None:
     except Exception:
         alive = False
     if not alive:
-        raise RuntimeError(f"the device is dead after {title}: {first_line(error)}") from error
+        raise RuntimeError(f"the device is dead after {title}: {described(error, 200)}") from error
 
 
 def _samples(operator: Any, dtype: torch.dtype, subject: Subject) -> Iterator[tuple[int, Any]]:

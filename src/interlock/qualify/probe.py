@@ -15,8 +15,9 @@ import msgspec
 from interlock.chips import device
 from interlock.errors import UserError
 from interlock.fleet.base import Channel
-from interlock.qualify.check import Evidence, Level, Subject, first_line
+from interlock.qualify.check import Evidence, Level, Subject
 from interlock.records.trust import Stack
+from interlock.text import described, error_line
 
 
 class Ask(msgspec.Struct, frozen=True):
@@ -69,9 +70,8 @@ def _answer(asked: Ask) -> Answer:
     try:
         place = device.resolve(asked.device)
     except UserError as error:
-        reason = " ".join(str(error).split())
         # It could be opened when it was asked what it is: by now that is the device's doing.
-        return Raised(reason, "") if asked.function else NotRun(reason)
+        return Raised(error_line(error), "") if asked.function else NotRun(error_line(error))
     try:
         if not asked.function:
             return Known(device.stack(place))
@@ -79,7 +79,7 @@ def _answer(asked: Ask) -> Answer:
         module, _, name = asked.function.partition(":")
         return Shown(getattr(importlib.import_module(module), name)(subject))
     except UserError as error:
-        return NotRun(" ".join(str(error).split()))
+        return NotRun(error_line(error))
     except Exception as error:
         traceback.print_exc(file=sys.stderr)
-        return Raised(first_line(error), traceback.format_exc()[-4000:])
+        return Raised(described(error, 200), traceback.format_exc()[-4000:])

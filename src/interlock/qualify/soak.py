@@ -27,6 +27,7 @@ from interlock.models.attention import causal
 from interlock.qualify import tiny_model
 from interlock.qualify.check import Evidence, Level, Subject, judged, short
 from interlock.records.trust import Measure
+from interlock.text import error_headline
 
 DTYPES = (torch.float32, torch.bfloat16)
 # Every partial sum of this many ±1 is a whole number that bfloat16 holds.
@@ -128,8 +129,7 @@ def naming(case: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise RuntimeError(f"{case}: {first}") from error
+        raise RuntimeError(f"{case}: {error_headline(error)}") from error
 
 
 def _affordable(place: torch.device) -> int:

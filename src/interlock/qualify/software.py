@@ -38,10 +38,11 @@ from interlock.learner.packing import TrainingGroup
 from interlock.models.architecture import Architecture, Latent, Routing
 from interlock.models.attention import FUSED_ABOVE
 from interlock.qualify import tiny_model
-from interlock.qualify.check import Evidence, Level, Subject, first_line, is_missing, judged
+from interlock.qualify.check import Evidence, Level, Subject, is_missing, judged
 from interlock.records.rl import Sampling
 from interlock.records.trust import Measure, Stack
 from interlock.sync import tensor_digest
+from interlock.text import described, first_line
 
 # What changes numbers, or where they are computed, without a line of code. A certificate is of the
 # stack; these stand among the figures so that two certificates can be told apart.
@@ -130,8 +131,8 @@ class Survey(TorchDispatchMode):
             result = func(*args, **kwargs)
         except Exception as error:
             if not is_missing(error):
-                raise RuntimeError(f"{name}{_shapes(args)}: {first_line(error)}") from error
-            self.missing.setdefault(name, first_line(error))
+                raise RuntimeError(f"{name}{_shapes(args)}: {described(error, 200)}") from error
+            self.missing.setdefault(name, described(error, 200))
             result = _run_on_host(func, args, kwargs, self._device)
         self.listen(name)
         return result
@@ -143,7 +144,7 @@ class Survey(TorchDispatchMode):
             if _TO_HOST.search(text):
                 # Warnings of the backward pass may come when it is over, but name the operator.
                 named = re.search(r"aten::\w+", text)
-                self.on_host.setdefault(named[0] if named else name, text.splitlines()[0])
+                self.on_host.setdefault(named[0] if named else name, first_line(text))
         self._read = len(self._caught)
 
 
@@ -174,7 +175,8 @@ def _surveyed(
         except Exception as error:
             if not survey.missing:
                 raise
-            stopped = first_line(error)  # a consequence, most likely: numbers were wrong by then
+            # A consequence, most likely: numbers were wrong by then.
+            stopped = described(error, 200)
     figures: dict[str, float | int | str] = {
         f"operators of {kind}": len(survey.calls),
         "calls": survey.calls.total(),

@@ -6,12 +6,12 @@ The x axis is the global step: the steps of all stages, one after another. A qua
 logged has no plot. Colours of the frame belong to the page, which knows light from dark.
 """
 
-import html
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from interlock.report.summary import Evaluation, Metrics, number
+from interlock.text import label
 
 BLUE, ORANGE, GREEN, VIOLET, GREY = "#3f83f8", "#f0883e", "#2ba471", "#9b6cf0", "#98a2b3"
 TEAL, ROSE = "#1aa7b8", "#e0609a"
@@ -86,7 +86,7 @@ class Timeline:
         ]
         place = {"y": 1, "xanchor": "left", "yanchor": "bottom", "showarrow": False}
         annotations = [
-            {**frame, **place, "x": start, "text": html.escape(f"{stage}: {self.kinds[stage]}")}
+            {**frame, **place, "x": start, "text": label(f"{stage}: {self.kinds[stage]}")}
             for stage, start in self.starts.items()
             if stage in self.kinds
         ]

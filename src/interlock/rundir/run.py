@@ -42,6 +42,7 @@ from interlock.rundir.files import (
     write_atomically,
 )
 from interlock.rundir.ledger import Ledger
+from interlock.text import error_line, one_line
 
 # Settings that a resumed run may change: when things are written, and who generates. (Another
 # generator may round differently: the run goes on, but not bit for bit as it would have.)
@@ -323,8 +324,7 @@ class RunDir(RunView):
             return
         with suppress(RunError):  # a full disk must not hide the error that is on its way up
             if isinstance(error, Exception):
-                reason = " ".join(str(error).split()) or type(error).__name__
-                self.finish("failed", reason)
+                self.finish("failed", error_line(error))
             else:
                 self.finish("interrupted")
 
@@ -379,10 +379,5 @@ def _first_difference(recorded: Any, given: Any, key: str, free: Set[str]) -> st
         return None
     if recorded == given:
         return None
-    old, new = (_brief(value) for value in (recorded, given))
+    old, new = (one_line(msgspec.json.encode(value).decode(), 60) for value in (recorded, given))
     return f"{key} = {old}, not {new}"
-
-
-def _brief(value: Any) -> str:
-    text = msgspec.json.encode(value).decode()
-    return text if len(text) <= 60 else f"{text[:57]}…"

@@ -21,6 +21,7 @@ from fsspec.implementations.local import LocalFileSystem
 from interlock.errors import ConfigError, RunError, SyncError
 from interlock.rundir import storage_errors, write_atomically
 from interlock.rundir.files import recover
+from interlock.text import described
 
 _CONNECT_S = 20.0
 _SILENCE_S = 60.0  # within a transfer
@@ -54,7 +55,7 @@ class Storage:
         except ImportError as error:
             raise ConfigError(f"sync url {url!r} needs a package more: {error}") from None
         except Exception as error:  # every protocol has its own
-            raise ConfigError(f"sync url {url!r} cannot be used: {_line(error)}") from None
+            raise ConfigError(f"sync url {url!r} cannot be used: {described(error)}") from None
         self.writable = protocol not in _READ_ONLY
         self._flat = protocol in _BUCKETS
         self._local = Path(self._root) if isinstance(self._fs, LocalFileSystem) else None
@@ -138,7 +139,7 @@ class Storage:
         except TimeoutError:
             raise SyncError(f"{self.url}: {name}: no answer in time") from None
         except Exception as error:  # every protocol has its own
-            raise SyncError(f"{self.url}: {name}: {_line(error)}") from error
+            raise SyncError(f"{self.url}: {name}: {described(error)}") from error
 
 
 @contextmanager
@@ -148,7 +149,7 @@ def _disk(directory: Path) -> Iterator[None]:
         with storage_errors(directory):
             yield
     except OSError as error:
-        raise RunError(f"{directory}: {_line(error)}") from error
+        raise RunError(f"{directory}: {described(error)}") from error
 
 
 def _settings(protocol: str) -> dict[str, Any]:
@@ -176,7 +177,3 @@ def _within(seconds: float, call: Callable[[], Result]) -> Result:
 
     threading.Thread(target=work, daemon=True).start()
     return answer.result(seconds)
-
-
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:300]

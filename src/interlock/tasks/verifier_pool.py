@@ -30,6 +30,7 @@ from interlock.config.schema import TaskSettings
 from interlock.errors import TaskError
 from interlock.records.rl import Problem, Verdict
 from interlock.tasks.verifier_worker import HEADER, Reply, Request, Setup
+from interlock.text import last_line
 
 START_TIMEOUT_S = 60.0  # importing a verifier's libraries on a busy machine
 _KILL_TIMEOUT_S = 5.0
@@ -233,8 +234,7 @@ def _await(pipe: int, event: int, deadline: float) -> None:
 
 def _last_line(stderr: IO[bytes]) -> str:
     stderr.seek(0)
-    lines = stderr.read().decode(errors="replace").split("\n")
-    return next((line for line in reversed(lines) if line.strip()), "")
+    return last_line(stderr.read().decode(errors="replace"))
 
 
 def _environment(directory: str) -> dict[str, str]:

@@ -22,6 +22,7 @@ import msgspec
 
 from interlock.config.schema import TaskSettings
 from interlock.records.rl import Problem
+from interlock.text import described
 
 HEADER = struct.Struct(">I")
 MAX_FILE_BYTES = 1 << 20
@@ -61,7 +62,7 @@ def main() -> None:
     try:
         verify = _load(setup)
     except BaseException as error:
-        _send(replies, Reply(0, error=_describe(error), last=True))
+        _send(replies, Reply(0, error=described(error, _ERROR_CHARACTERS), last=True))
         os._exit(0)
     _send(replies, Reply(0))
     owner = os.getpid()
@@ -84,7 +85,7 @@ def judge(verify: Verifier, request: Request) -> Reply:
         return Reply(request.number, reward=_as_reward(verify(request.problem, answer)))
     except BaseException as error:
         last = isinstance(error, MemoryError) or not isinstance(error, Exception)
-        return Reply(request.number, error=_describe(error), last=last)
+        return Reply(request.number, error=described(error, _ERROR_CHARACTERS), last=last)
 
 
 def _as_reward(value: Any) -> float:
@@ -94,14 +95,6 @@ def _as_reward(value: Any) -> float:
     if not math.isfinite(reward):
         raise ValueError(f"the verifier returned {reward}")
     return reward
-
-
-def _describe(error: BaseException) -> str:
-    try:
-        text = f"{type(error).__name__}: {error}"
-    except Exception:  # a foreign exception may fail to describe itself
-        text = type(error).__name__
-    return text.encode("utf-8", "backslashreplace").decode()[:_ERROR_CHARACTERS]
 
 
 def _load(setup: Setup) -> Verifier:

@@ -23,12 +23,6 @@ _LONGEST_BACKOFF_S = 60.0
 Note = Callable[[str, str, str], None]  # kind, message, worker
 
 
-def brief(text: str, length: int = REASON) -> str:
-    """What a worker says, as one line of plain text for events and terminals."""
-    plain = "".join(c if c.isprintable() else " " for c in text[:length])
-    return " ".join(plain.split())
-
-
 @dataclass(eq=False)
 class Member:
     spec: Spec

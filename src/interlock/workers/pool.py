@@ -26,10 +26,11 @@ from interlock.errors import ConfigError, TrainingError, UserError
 from interlock.fleet.base import Event, Fleet, Lost, Spec
 from interlock.records.metrics import OUT_OF_USE, WorkerMetrics, WorkerState
 from interlock.records.rl import Problem
+from interlock.text import error_line, one_line
 from interlock.workers import protocol
 from interlock.workers.admission import UNQUALIFIED, admission, hint
 from interlock.workers.generators import Forget, Keep, Outcome, Purpose, Work, no_forget, no_keep
-from interlock.workers.handle import GONE, MESSAGE, UP, Member, Note, brief, why_gone
+from interlock.workers.handle import GONE, MESSAGE, REASON, UP, Member, Note, why_gone
 from interlock.workers.protocol import (
     Alive,
     Failed,
@@ -180,12 +181,12 @@ class Crew:
             return  # what it said before it was given up
         worker.heard = time.monotonic()
         if isinstance(event, Lost):
-            self._restart(worker, "worker_lost", brief(event.reason))
+            self._restart(worker, "worker_lost", one_line(event.reason, REASON))
             return
         try:
             reply = protocol.reply(event)
         except (ValueError, RecursionError) as error:  # MsgspecError, and what else bytes can do
-            self._garbage(worker, f"a message that is none ({brief(str(error))})")
+            self._garbage(worker, f"a message that is none ({error_line(error, REASON)})")
             return
         state = worker.facts.state
         match reply:
@@ -206,8 +207,8 @@ class Crew:
 
     def _opened(self, worker: Member, reply: Opened) -> None:
         facts = worker.facts
-        facts.engine, facts.device = brief(reply.engine), brief(reply.device)
-        facts.dtype, worker.stack = brief(reply.dtype), reply.stack
+        facts.engine, facts.device = one_line(reply.engine, REASON), one_line(reply.device, REASON)
+        facts.dtype, worker.stack = one_line(reply.dtype, REASON), reply.stack
         if not self._admit(worker, reply):
             return
         facts.state = WorkerState.READY
@@ -222,7 +223,7 @@ class Crew:
         before, (facts.trust, found) = facts.trust, admission(worker.open, reply)
         if found is None:
             return True
-        why = brief(found, MESSAGE)
+        why = one_line(found, MESSAGE)
         if self._unqualified:
             if before != UNQUALIFIED:
                 message = f"{worker.name} generates unqualified on {device}: {why}"
@@ -284,7 +285,7 @@ class Crew:
 
     def _failed(self, worker: Member, reply: Failed) -> None:
         """It is alive, and says that it could not do what it was asked."""
-        state, reason = worker.facts.state, brief(reply.reason)
+        state, reason = worker.facts.state, one_line(reply.reason, REASON)
         if state is WorkerState.QUALIFYING:
             self._restart(worker, "", reason)
             return

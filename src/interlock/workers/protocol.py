@@ -19,6 +19,7 @@ from interlock.errors import InterlockError, UserError
 from interlock.fleet.base import Channel
 from interlock.records.rl import Group, Problem, Sampling
 from interlock.records.trust import Certificate, Stack
+from interlock.text import error_line
 
 BEAT_S = 2.0
 
@@ -137,7 +138,7 @@ def reply(data: bytes) -> Reply:
 
 def failed(error: InterlockError) -> Failed:
     """In one line. What the user has to mend is permanent."""
-    return Failed(" ".join(str(error).split()), permanent=isinstance(error, UserError))
+    return Failed(error_line(error), permanent=isinstance(error, UserError))
 
 
 def beat(channel: Channel) -> None:

@@ -17,9 +17,10 @@ from interlock.config.schema import FleetSettings
 from interlock.errors import ConfigError
 from interlock.fleet.base import Fleet
 from interlock.records.metrics import WorkerState
+from interlock.text import one_line
 from interlock.workers import protocol
 from interlock.workers.admission import verdict
-from interlock.workers.handle import MESSAGE, Member, Note, brief
+from interlock.workers.handle import MESSAGE, Member, Note
 from interlock.workers.protocol import Qualified, Qualify
 
 _PROGRAM = "interlock.qualify.worker"  # of a higher floor: known by name only
@@ -50,7 +51,7 @@ class Requalification:
         """It comes back with a clean slate, or not at all."""
         settings = worker.open.settings
         if why := verdict(reply, settings, worker.stack, worker.accused):
-            self.keep_out(worker, brief(why, MESSAGE))
+            self.keep_out(worker, one_line(why, MESSAGE))
             return
         self._fleet.kill(worker.name)
         worker.failures, worker.warned, worker.reason = 0, False, ""

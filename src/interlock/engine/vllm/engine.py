@@ -35,6 +35,7 @@ from interlock.errors import ConfigError, ModelError, SyncError, TrainingError
 from interlock.models.decoder import Decoder
 from interlock.models.huggingface import read_architecture
 from interlock.records.rl import Completion
+from interlock.text import error_line
 
 NO_VERSION = -1  # of an engine whose weights are not whole
 LOWEST_TEMPERATURE = 0.01  # vLLM raises a lower one to this, greedy apart
@@ -332,8 +333,9 @@ def _start(wanted: dict[str, Any], options: Mapping[str, Any], kind: str) -> tup
     try:
         engine = LLMEngine.from_engine_args(EngineArgs(**wanted | dict(options)))
     except (ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{description} refuses the generator's settings: {reason}") from None
+        raise ConfigError(
+            f"{description} refuses the generator's settings: {error_line(error)}"
+        ) from None
     chip = current_platform.get_device_name()
     return engine, description, kind if kind == chip else f"{kind}: {chip}"
 
@@ -454,9 +456,9 @@ def _write(tensors: Mapping[str, Tensor], path: Path) -> None:
     try:
         save_file(plain, path)
     except (OSError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
         raise SyncError(
-            f"cannot write the weights to {path} ({reason}); make room there, or set TMPDIR"
+            f"cannot write the weights to {path} ({error_line(error)}); make room there, or set "
+            "TMPDIR"
         ) from None
 
 

@@ -29,6 +29,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from interlock.chips import device
 from interlock.errors import ConfigError, TrainingError
+from interlock.text import error_headline
 
 Value = TypeVar("Value")
 _TIMEOUT_S = 600.0
@@ -227,5 +228,4 @@ class World:
 
 def _reason(error: BaseException) -> str:
     """The first sentence of its first line, without the place in gloo's source."""
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return re.sub(r"^\[\S+\] ", "", line).split(". ")[0][:200]
+    return re.sub(r"^\[\S+\] ", "", error_headline(error)).split(". ")[0][:200]
