@@ -25,8 +25,8 @@ import torch
 
 from environment import environment
 from interlock.chips import device, heap
-from interlock.engine.portable.kv_cache import Arena, Decode, Shared
-from interlock.engine.portable.prepacked import packed
+from interlock.engine.portable.kv_cache import Decode, KVCache, SharedPrompts
+from interlock.engine.portable.prepacked import PackedProducts
 from interlock.engine.portable.sampler import Noise, sample
 from interlock.engine.portable.scheduler import LONE_PROMPT
 from interlock.models.checkpoint import load_decoder
@@ -35,13 +35,13 @@ from interlock.models.fetch import find_model
 from interlock.records.rl import Sampling
 
 
-def arena(decoder: Decoder, rows: int, length: int) -> Arena:
+def kv_cache(decoder: Decoder, rows: int, length: int) -> KVCache:
     """Random keys and values."""
     arch = decoder.arch
     shape = (arch.layers, 1, arch.kv_heads, length)
     k = torch.randn(*shape, arch.head_dim).to(decoder.dtype)
     v = torch.randn(*shape, arch.value_dim).to(decoder.dtype)
-    made = Arena(k, v)
+    made = KVCache(k, v)
     made.reserve(rows, length)
     for row in range(rows):
         made.append(row, k, v)
@@ -55,15 +55,17 @@ def step_of(
     if group == 1 and context <= LONE_PROMPT:  # the engine keeps these as one
         before, prompts = context + own, None
     else:
-        before, prompts = own, arena(decoder, rows // group, context)
-    past = arena(decoder, rows, before)
+        before, prompts = own, kv_cache(decoder, rows // group, context)
+    past = kv_cache(decoder, rows, before)
     past.reserve(rows, before + 1)
     tokens = torch.arange(1000, 1000 + rows)
     positions = torch.full((rows,), context + own)
     rules, noise = [Sampling()] * rows, [Noise(0, "bench", row).at(own) for row in range(rows)]
 
     def step() -> tuple[torch.Tensor, torch.Tensor]:
-        shared = [] if prompts is None else [Shared(prompts, [context] * len(members), members)]
+        shared = (
+            [] if prompts is None else [SharedPrompts(prompts, [context] * len(members), members)]
+        )
         hidden = decoder(tokens, positions, Decode(past, [before] * rows, shared))
         return sample(decoder.logits(hidden), rules, noise)
 
@@ -172,8 +174,11 @@ def main() -> None:
                 print(f"| {rows} | | {context} | not run | | | | {sum(kept) / 1e9:.1f} GB |")
                 continue
             speed, bandwidth = machine(dtype)
-            with torch.inference_mode(), packed(decoder, rows, 1000):
+            products = PackedProducts(decoder)
+            with torch.inference_mode():
+                products.begin(rows, 1000)
                 rounds = in_turns([step_of(decoder, *shape) for shape in shapes], given.rounds)
+                products.end()
             for shape, size, values in zip(shapes, kept, rounds, strict=True):
                 bound = bound_s(decoder, *shape, speed, bandwidth)
                 found.append(figures_of(shape, size, values, bound))

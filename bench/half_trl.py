@@ -17,7 +17,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from grpo_step import Turns
 from interlock.engine.base import Request
-from interlock.engine.portable.engine import TorchEngine
+from interlock.engine.portable.engine import PortableEngine
 from interlock.models.checkpoint import load_decoder
 from interlock.models.fetch import find_model
 from interlock.models.tokenizer import Tokenizer
@@ -71,7 +71,7 @@ class Examiner:
         model = find_model(MODEL)
         self._tokenizer = Tokenizer.load(model)
         decoder = load_decoder(model, torch.float32, torch.device("cpu"))
-        self._engine = TorchEngine(decoder, self._tokenizer, slots=96)
+        self._engine = PortableEngine(decoder, self._tokenizer, slots=96)
         self._problems, self._verifier = held_out, verifier
 
     def accuracy(self, model: torch.nn.Module) -> float:

@@ -47,7 +47,7 @@ def serve(channel: Channel) -> None:
 def _answer(tokens: int, version: int) -> Completion:
     drawn = [1 + 7919 * k % (VOCAB - 1) for k in range(tokens)]
     logprobs = [-1.0 / (k + 1) for k in range(tokens)]
-    return Completion(drawn, logprobs, FinishReason.LENGTH, "word " * tokens, version)
+    return Completion.sampled(drawn, logprobs, FinishReason.LENGTH, "word " * tokens, version)
 
 
 def _beat(channel: Channel) -> None:

@@ -27,7 +27,7 @@ import transformers
 from environment import environment
 from interlock.chips import device, heap
 from interlock.engine.base import Request
-from interlock.engine.portable.engine import TorchEngine
+from interlock.engine.portable.engine import PortableEngine
 from interlock.models.checkpoint import load_decoder
 from interlock.models.fetch import find_model
 from interlock.models.tokenizer import TextStream, Tokenizer
@@ -62,7 +62,7 @@ def interlock_side(
 ) -> Side:
     tokenizer = Tokenizer.load(model)
     decoder = load_decoder(model, device.dtype(dtype), place)
-    engine = TorchEngine(decoder, Endless(tokenizer), slots)
+    engine = PortableEngine(decoder, Endless(tokenizer), slots)
 
     def run(new_tokens: int, seed: int) -> int:
         rule = Sampling(max_tokens=new_tokens)

@@ -35,7 +35,7 @@ def text(console: Console) -> str:
 
 def scored(answer: str, reward: float, finish: FinishReason = FinishReason.STOP) -> ScoredGroup:
     problem = Problem("p", [{"role": "user", "content": "What is 2 + 2?"}], "4")
-    completion = Completion([1], [-0.1], finish, answer, 0)
+    completion = Completion.sampled([1], [-0.1], finish, answer, 0)
     return ScoredGroup(Group(problem, [1], [completion], "w"), [Verdict(reward)])
 
 

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from interlock.config.schema import LearnerSettings, LossSettings, OptimizerSettings
 from interlock.engine.base import Request
-from interlock.engine.portable.engine import TorchEngine
+from interlock.engine.portable.engine import PortableEngine
 from interlock.learner.learner import Learner
 from interlock.learner.packing import TrainingGroup
 from interlock.models.architecture import Architecture, DefaultRope
@@ -108,7 +108,7 @@ def test_an_engine_computes_a_prompt_once_and_each_token_once(decoder: Decoder) 
     begin, ends = [1, 2, 3, 4], ([5, 6, 7], [8, 9, 10, 11])
     rule = Sampling(max_tokens=6)
     requests = [Request(str(i), begin + end, 4, rule, 0) for i, end in enumerate(ends)]
-    engine = TorchEngine(decoder, Endless(), slots=8)
+    engine = PortableEngine(decoder, Endless(), slots=8)
     with Products() as products:
         engine.generate(requests)
     prompts = 4 + 3 + 4  # what both begin with once
@@ -130,7 +130,7 @@ def test_a_step_attends_once_to_a_prompt_in_its_own_row(
     def products(new_tokens: int) -> int:
         request = Request("0", [1] * length, completions, Sampling(max_tokens=new_tokens), 0)
         with Products() as products:
-            TorchEngine(decoder, Endless(), slots=2).generate([request])
+            PortableEngine(decoder, Endless(), slots=2).generate([request])
         return products.attention
 
     assert products(6) - products(1) == 5 * LAYERS * 2 * attentions
@@ -142,7 +142,7 @@ def test_a_freed_slot_is_filled_before_the_next_step(decoder: Decoder) -> None:
         Request(str(i), [i, 1, 2], 1, Sampling(max_tokens=n), 0) for i, n in enumerate(lengths)
     ]
     with Products() as products:
-        TorchEngine(decoder, Endless(), slots=4).generate(requests)
+        PortableEngine(decoder, Endless(), slots=4).generate(requests)
     waiting, running, steps = list(lengths), list[int](), 0
     while waiting or running:
         while waiting and len(running) < 4:

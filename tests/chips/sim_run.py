@@ -13,7 +13,7 @@ from interlock.chips import device
 from interlock.config.schema import LearnerSettings, LossSettings, OptimizerSettings
 from interlock.engine.base import Request
 from interlock.engine.portable import prepacked
-from interlock.engine.portable.engine import TorchEngine
+from interlock.engine.portable.engine import PortableEngine
 from interlock.learner.learner import Learner
 from interlock.learner.packing import TrainingGroup
 from interlock.models.architecture import Architecture, DefaultRope, Latent, Routing
@@ -181,12 +181,12 @@ def test_an_engine(kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatc
         decoder = made(kind, place)
         if dtype != torch.float32:
             decoder, decoder.dtype = decoder.to(dtype), dtype
-        served = TorchEngine(decoder, Numbers(), slots=4)
+        served = PortableEngine(decoder, Numbers(), slots=4)
         first = served.generate(requests)
         new = {name: tensor.cpu().float() * 1.1 for name, tensor in served.held()}
         served.load(new, version=2)
         held = {name: tensor.cpu() for name, tensor in served.held()}
-        return first, served.generate(requests), served.score([4, 5, 6, 7]), held
+        return first, served.generate(requests), served.score([4, 5, 6, 7]).logprobs, held
 
     expected, found = generate(CPU), generate(SIM)
     assert found[:3] == expected[:3]

@@ -1,7 +1,7 @@
 """Tiny decoders, a vocabulary of letters, and the plain loop that the engine must agree with."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -123,17 +123,25 @@ def distribution() -> Callable[[list[float], Sampling], list[float]]:
 @pytest.fixture
 def plain_loop() -> Callable[..., tuple[list[int], list[float]]]:
     """Generate completion `number` of a request without a cache, batch or shortcut: everything is
-    computed again for every token. Ends at max_tokens only.
+    computed again for every token. Ends at max_tokens only, or after `count` tokens behind those
+    that it has `begun` with.
     """
 
     @torch.no_grad()
-    def generate(decoder: Decoder, request: Request, number: int) -> tuple[list[int], list[float]]:
+    def generate(
+        decoder: Decoder,
+        request: Request,
+        number: int,
+        begun: Sequence[int] = (),
+        count: int | None = None,
+    ) -> tuple[list[int], list[float]]:
         rule = request.sampling
         noise = Noise(request.seed, request.problem_id, number)
         tokens: list[int] = []
         logprobs: list[float] = []
-        for position in range(rule.max_tokens):
-            stream = torch.tensor(request.prompt_tokens + tokens)
+        places = range(len(begun), rule.max_tokens)
+        for position in places if count is None else places[:count]:
+            stream = torch.tensor([*request.prompt_tokens, *begun, *tokens])
             attend = causal(len(stream), stream.device)
             logits = decoder.logits(decoder(stream, attend.positions, attend)[-1])
             shares = _distribution(logits.double().tolist(), rule)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from interlock.engine.base import Request
-from interlock.engine.portable.engine import TorchEngine
+from interlock.engine.portable.engine import PortableEngine
 from interlock.engine.portable.scheduler import LONE_PROMPT
 from interlock.errors import ConfigError, ModelError, TrainingError
 from interlock.models.decoder import Decoder
@@ -61,7 +61,7 @@ def test_tokens_and_logprobs_are_the_plain_loops(
     decoder = tiny(family)
     # Three length classes; one and three slots cannot hold a group, 64 hold everything.
     requests = _requests(prompt, [5, 90, 1, 40], 4, rule)
-    done = TorchEngine(decoder, letters(), slots).generate(requests)
+    done = PortableEngine(decoder, letters(), slots).generate(requests)
     _check(done, requests, decoder, plain_loop)
 
 
@@ -79,13 +79,13 @@ def test_requests_of_different_sizes_and_rules_share_a_batch(
         Request(f"p{i}", prompt(1 + 7 * i), 1 + i % 3, rules[i % 4], seed=i) for i in range(12)
     ]
     requests += [Request("long", prompt(LONE_PROMPT + 1), 1, rules[3], seed=12)]
-    _check(TorchEngine(decoder, letters(), 5).generate(requests), requests, decoder, plain_loop)
+    _check(PortableEngine(decoder, letters(), 5).generate(requests), requests, decoder, plain_loop)
 
 
 def test_the_same_call_gives_the_same_bits(tiny: Tiny, prompt: Prompt, letters: Any) -> None:
     decoder = tiny().bfloat16()
     decoder.dtype = torch.bfloat16
-    engine = TorchEngine(decoder, letters(), 6)
+    engine = PortableEngine(decoder, letters(), 6)
     requests = _requests(prompt, [30, 3, 50, 8], 3, Sampling(max_tokens=12))
     assert engine.generate(requests) == engine.generate(requests)
 
@@ -93,7 +93,7 @@ def test_the_same_call_gives_the_same_bits(tiny: Tiny, prompt: Prompt, letters: 
 def test_a_completion_does_not_depend_on_its_company(
     tiny: Tiny, prompt: Prompt, letters: Any
 ) -> None:
-    engine = TorchEngine(tiny(), letters(), 5)
+    engine = PortableEngine(tiny(), letters(), 5)
     requests = _requests(prompt, [30, 3, 50, 8, 12], 3, Sampling(max_tokens=12))
     together = engine.generate(requests)
     backwards = engine.generate(requests[::-1])[::-1]
@@ -108,7 +108,7 @@ def test_a_completion_does_not_depend_on_its_company(
 
 
 def test_seed_and_problem_make_the_noise(tiny: Tiny, prompt: Prompt, letters: Any) -> None:
-    engine = TorchEngine(tiny(), letters(), 4)
+    engine = PortableEngine(tiny(), letters(), 4)
     base = Request("a", prompt(9), 1, Sampling(max_tokens=8), seed=1)
     others = [dataclasses.replace(base, seed=2), dataclasses.replace(base, problem_id="b")]
     drawn = engine.generate([base, *others, base])
@@ -135,7 +135,7 @@ def test_a_prompt_is_computed_once_and_only_running_rows_are_decoded(
 
     monkeypatch.setattr(decoder, "forward", counted_forward)
     monkeypatch.setattr(decoder, "logits", counted_logits)
-    engine = TorchEngine(decoder, letters(), 4)
+    engine = PortableEngine(decoder, letters(), 4)
     short, long = Sampling(max_tokens=2), Sampling(max_tokens=4)
     requests = [Request("a", prompt(20), 3, short, 0), Request("b", prompt(30), 3, long, 0)]
     engine.generate(requests)
@@ -168,7 +168,7 @@ def test_what_prompts_begin_with_in_common_is_computed_once(
     ]
     with monkeypatch.context() as patch:
         patch.setattr(decoder, "forward", counted)
-        done = TorchEngine(decoder, letters(), 8).generate(requests)
+        done = PortableEngine(decoder, letters(), 8).generate(requests)
     # Each prompt keeps a token of its own: 24 shared, and 1 more of the first.
     assert passes == [24 + 1 + 4 + 8 + 7] + [8] * 4
     _check(done, requests, decoder, plain_loop)
@@ -187,7 +187,7 @@ def test_prompts_wait_until_a_slot_is_free(
 
     monkeypatch.setattr(decoder, "forward", counted)
     requests = _requests(prompt, [33] * 300, 1, Sampling(max_tokens=1))
-    assert len(TorchEngine(decoder, letters(), 10).generate(requests)) == 300
+    assert len(PortableEngine(decoder, letters(), 10).generate(requests)) == 300
     # The prompts are equal: all but the last token is computed once for ten of them.
     assert passes == [42] * 30
 
@@ -198,7 +198,7 @@ def test_groups_are_handed_over_as_soon_as_they_are_complete(
     rules = [Sampling(max_tokens=9), Sampling(max_tokens=2), Sampling(max_tokens=5)]
     requests = [Request(f"p{i}", prompt(5), 2, rule, 0) for i, rule in enumerate(rules)]
     seen: list[tuple[int, list[Completion]]] = []
-    done = TorchEngine(tiny(), letters(), 6).generate(
+    done = PortableEngine(tiny(), letters(), 6).generate(
         requests, lambda index, completions: seen.append((index, completions))
     )
     assert seen == [(1, done[1]), (2, done[2]), (0, done[0])]
@@ -209,11 +209,11 @@ def test_an_end_token_ends_a_completion_and_is_part_of_it(
 ) -> None:
     decoder = tiny()
     (request,) = _requests(prompt, [12], 1, Sampling(temperature=0, max_tokens=8))
-    ((free,),) = TorchEngine(decoder, letters(), 1).generate([request])
+    ((free,),) = PortableEngine(decoder, letters(), 1).generate([request])
     end = next(token for token in free.tokens[2:] if token not in free.tokens[:2])
     at = free.tokens.index(end)
     vocabulary = letters(frozenset({end, 599}))
-    ((ended,),) = TorchEngine(decoder, vocabulary, 1).generate([request])
+    ((ended,),) = PortableEngine(decoder, vocabulary, 1).generate([request])
     assert ended.tokens == free.tokens[: at + 1]
     assert ended.logprobs == free.logprobs[: at + 1]
     assert ended.finish is FinishReason.STOP
@@ -223,7 +223,7 @@ def test_an_end_token_ends_a_completion_and_is_part_of_it(
 def test_a_stop_string_may_span_tokens(tiny: Tiny, prompt: Prompt, letters: Any) -> None:
     decoder = tiny()
     (request,) = _requests(prompt, [12], 1, Sampling(max_tokens=30))
-    ((free,),) = TorchEngine(decoder, letters(), 1).generate([request])
+    ((free,),) = PortableEngine(decoder, letters(), 1).generate([request])
     pieces = [letters().push(token) for token in free.tokens]
     assert sum(map(bool, pieces[10:14])) >= 2
     stop = "".join(pieces[10:14])
@@ -231,7 +231,7 @@ def test_a_stop_string_may_span_tokens(tiny: Tiny, prompt: Prompt, letters: Any)
     # The first token by which the whole stop string is there.
     used = next(n for n in range(31) if stop in "".join(pieces[:n]))
     rule = Sampling(max_tokens=30, stop=["not there", stop])
-    ((stopped,),) = TorchEngine(decoder, letters(), 1).generate(
+    ((stopped,),) = PortableEngine(decoder, letters(), 1).generate(
         [dataclasses.replace(request, sampling=rule)]
     )
     assert stopped.tokens == free.tokens[:used]
@@ -245,12 +245,12 @@ def test_of_two_stop_strings_the_text_ends_before_the_earlier(
 ) -> None:
     decoder = tiny()
     (request,) = _requests(prompt, [12], 1, Sampling(max_tokens=30))
-    ((free,),) = TorchEngine(decoder, letters(), 1).generate([request])
+    ((free,),) = PortableEngine(decoder, letters(), 1).generate([request])
     pieces = [letters().push(token) for token in free.tokens]
     at = next(n for n, piece in enumerate(pieces) if len(piece) == 3)  # "e f" or "xyz"
     rule = Sampling(max_tokens=30, stop=[pieces[at][2], pieces[at][1]])
     used = next(n for n in range(30) if set(rule.stop) & set("".join(pieces[: n + 1])))
-    ((stopped,),) = TorchEngine(decoder, letters(), 1).generate(
+    ((stopped,),) = PortableEngine(decoder, letters(), 1).generate(
         [dataclasses.replace(request, sampling=rule)]
     )
     text = "".join(pieces[: used + 1])
@@ -271,7 +271,7 @@ def test_of_two_stop_strings_the_text_ends_before_the_earlier(
 def test_a_request_that_cannot_be_served_is_refused_before_any_work(
     length: int, changes: dict[str, Any], message: str, tiny: Tiny, prompt: Prompt, letters: Any
 ) -> None:
-    engine = TorchEngine(tiny(context=64), letters(), 2)
+    engine = PortableEngine(tiny(context=64), letters(), 2)
     (request,) = _requests(prompt, [length], 1, Sampling(max_tokens=4))
     good = Request("good", prompt(60), 1, Sampling(max_tokens=4), 0)
     finished: list[int] = []
@@ -284,13 +284,13 @@ def test_a_request_that_cannot_be_served_is_refused_before_any_work(
 
 
 def test_no_requests_give_no_completions(tiny: Tiny, letters: Any) -> None:
-    assert TorchEngine(tiny(), letters(), 2).generate([]) == []
+    assert PortableEngine(tiny(), letters(), 2).generate([]) == []
 
 
 def test_loaded_weights_are_served_and_their_version_is_on_every_completion(
     tiny: Tiny, prompt: Prompt, letters: Any, plain_loop: PlainLoop
 ) -> None:
-    engine = TorchEngine(tiny(), letters(), 2)
+    engine = PortableEngine(tiny(), letters(), 2)
     other = tiny()
     noise = torch.Generator().manual_seed(9)
     with torch.no_grad():
@@ -309,7 +309,7 @@ def test_loaded_weights_are_served_and_their_version_is_on_every_completion(
 
 @pytest.mark.parametrize("fault", ["missing", "unknown", "shape"])
 def test_weights_of_another_model_change_nothing(fault: str, tiny: Tiny, letters: Any) -> None:
-    engine = TorchEngine(tiny(), letters(), 2)
+    engine = PortableEngine(tiny(), letters(), 2)
     before = {name: tensor.clone() for name, tensor in engine.decoder.tensors().items()}
     tensors = {name: tensor + 1 for name, tensor in before.items()}
     name = "model.layers.1.mlp.down_proj.weight"
@@ -333,6 +333,6 @@ def test_broken_weights_stop_the_run(tiny: Tiny, prompt: Prompt, letters: Any) -
     with torch.no_grad():
         decoder.norm.weight[3] = math.nan
     with pytest.raises(TrainingError, match="weight version 0 are not finite"):
-        TorchEngine(decoder, letters(), 2).generate(
+        PortableEngine(decoder, letters(), 2).generate(
             _requests(prompt, [6], 1, Sampling(max_tokens=2))
         )

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from interlock.engine.portable.kv_cache import Arena, Decode, Prefill, Shared
+from interlock.engine.portable.kv_cache import Decode, KVCache, Prefill, SharedPrompts
 
 CPU = torch.device("cpu")
 SCALE = 0.3
@@ -28,14 +28,14 @@ def _plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     ),
     alone=st.lists(st.integers(1, 40), max_size=3),
     heads=st.sampled_from([(4, 2), (3, 3), (4, 1)]),
-    shelves=st.integers(1, 2),
+    caches=st.integers(1, 2),
     seed=st.integers(0, 100),
 )
 def test_one_decoding_step_is_plain_attention(
     groups: list[tuple[int, list[int]]],
     alone: list[int],
     heads: tuple[int, int],
-    shelves: int,
+    caches: int,
     seed: int,
 ) -> None:
     """`groups`: prompt length and tokens already decoded of each member. `alone`: tokens of those
@@ -58,19 +58,19 @@ def test_one_decoding_step_is_plain_attention(
     owners, lengths = [owners[i] for i in order], [lengths[i] for i in order]
     pasts = [(random(1, 1, kv_heads, n, 5), random(1, 1, kv_heads, n, 7)) for n in lengths]
 
-    own = Arena(*pasts[0])
+    own = KVCache(*pasts[0])
     for row, past in enumerate(pasts):
         own.append(row, *past)
     own.reserve(len(pasts), max(lengths) + 1)
     shared = []
-    for shelf in range(shelves):
-        there = range(shelf, len(groups), shelves)
+    for shelf in range(caches):
+        there = range(shelf, len(groups), caches)
         members = [[row for row, owner in enumerate(owners) if owner == group] for group in there]
         if any(members):
-            arena = Arena(*prompts[0])
+            cache = KVCache(*prompts[0])
             for row, group in enumerate(there):
-                arena.append(row, *prompts[group])
-            shared.append(Shared(arena, [groups[group][0] for group in there], members))
+                cache.append(row, *prompts[group])
+            shared.append(SharedPrompts(cache, [groups[group][0] for group in there], members))
 
     q, k, v = (
         random(len(lengths), n, size) for n, size in ((queries, 5), (kv_heads, 5), (kv_heads, 7))
@@ -87,10 +87,10 @@ def test_one_decoding_step_is_plain_attention(
 
 def test_large_scores_on_one_side_do_not_overflow() -> None:
     k = torch.full((1, 1, 1, 1, 1), 100.0)
-    arena, own = Arena(k, k), Arena(k, k)
-    arena.append(0, k, k)
+    cache, own = KVCache(k, k), KVCache(k, k)
+    cache.append(0, k, k)
     own.reserve(1, 1)
-    decode = Decode(own, [0], [Shared(arena, [1], [[0]])])
+    decode = Decode(own, [0], [SharedPrompts(cache, [1], [[0]])])
     token = torch.full((1, 1, 1), -100.0)
     # Scores are 10,000 for the prompt and -10,000 for the token itself.
     assert decode(0, -token, token, token, 1.0).item() == 100.0
@@ -124,13 +124,13 @@ def test_prefill_stores_the_common_beginning_with_every_prompt() -> None:
 
 def test_an_arena_keeps_its_rows_when_it_grows_and_moves_them_whole() -> None:
     k = torch.arange(1.0, 7.0).view(1, 3, 1, 2, 1)  # rows 1 2, 3 4 and 5 6
-    arena = Arena(k, -k)
-    arena.append(0, k, -k)
-    arena.reserve(5, 33)
-    assert arena.length == 48  # whole blocks of 16
-    assert arena.k[0, :3, 0, :2, 0].tolist() == [[1, 2], [3, 4], [5, 6]]
-    assert arena.v[0, 2, 0, :3, 0].tolist() == [-5, -6, 0]
-    assert arena.k.sum() == 21
-    arena.move([2], [0])
-    assert arena.k[0, :3, 0, :2, 0].tolist() == [[5, 6], [3, 4], [5, 6]]
-    assert arena.v[0, 0, 0, :2, 0].tolist() == [-5, -6]
+    cache = KVCache(k, -k)
+    cache.append(0, k, -k)
+    cache.reserve(5, 33)
+    assert cache.length == 48  # whole blocks of 16
+    assert cache.k[0, :3, 0, :2, 0].tolist() == [[1, 2], [3, 4], [5, 6]]
+    assert cache.v[0, 2, 0, :3, 0].tolist() == [-5, -6, 0]
+    assert cache.k.sum() == 21
+    cache.move([2], [0])
+    assert cache.k[0, :3, 0, :2, 0].tolist() == [[5, 6], [3, 4], [5, 6]]
+    assert cache.v[0, 0, 0, :2, 0].tolist() == [-5, -6]

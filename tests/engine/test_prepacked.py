@@ -6,10 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from interlock.engine.portable.prepacked import LEAST_STEPS, MOST_ROWS, Packed, packed
-from interlock.errors import TrainingError
+from interlock.engine.base import Request
+from interlock.engine.portable.engine import PortableEngine
+from interlock.engine.portable.prepacked import LEAST_STEPS, MOST_ROWS, Packed, PackedProducts
 from interlock.models.decoder import Decoder
 from interlock.models.layers import Linear
+from interlock.records.rl import Sampling
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -35,19 +37,18 @@ def products(decoder: Decoder) -> set[object]:
     return {type(product) for product in (*maps, decoder.head_product)}
 
 
-def test_weights_are_packed_for_one_call_and_plain_after_it(tiny: Callable[..., Decoder]) -> None:
+def test_weights_are_packed_until_the_end_and_plain_after_it(tiny: Callable[..., Decoder]) -> None:
     decoder = tiny().requires_grad_(False)
-    plain = products(decoder)
-    with pytest.raises(TrainingError), packed(decoder, 4, LEAST_STEPS):
-        assert products(decoder) == {Packed}
-        raise TrainingError("in the middle")
-    assert products(decoder) == plain
+    plain, packed = products(decoder), PackedProducts(decoder)
     x = torch.randn(4, decoder.arch.hidden)
-    with packed(decoder, 4, LEAST_STEPS):
-        before = decoder.logits(x)
+    packed.begin(4, LEAST_STEPS)
+    assert products(decoder) == {Packed}
+    before = decoder.logits(x)
+    packed.end()
+    assert products(decoder) == plain
     decoder.head.mul_(2)
-    with packed(decoder, 4, LEAST_STEPS):
-        torch.testing.assert_close(decoder.logits(x), 2 * before)
+    packed.begin(4, LEAST_STEPS)
+    torch.testing.assert_close(decoder.logits(x), 2 * before)
 
 
 @pytest.mark.parametrize(("rows", "steps"), [(1, 100), (MOST_ROWS + 1, 100), (64, LEAST_STEPS - 1)])
@@ -55,5 +56,22 @@ def test_what_would_not_pay_is_not_packed(
     rows: int, steps: int, tiny: Callable[..., Decoder]
 ) -> None:
     decoder = tiny().requires_grad_(False)
-    with packed(decoder, rows, steps):
-        assert Packed not in products(decoder)
+    PackedProducts(decoder).begin(rows, steps)
+    assert Packed not in products(decoder)
+
+
+def test_an_engine_packs_while_it_decodes_and_never_outside(
+    tiny: Callable[..., Decoder], letters: type
+) -> None:
+    engine = PortableEngine(tiny(), letters(), 4)
+    plain = products(engine.decoder)
+    engine.add("a", Request("a", [1, 2], 2, Sampling(max_tokens=LEAST_STEPS), 0))
+    assert products(engine.decoder) == plain
+    engine.step()
+    assert products(engine.decoder) == {Packed}
+    engine.load({name: 2 * view for name, view in engine.decoder.tensors().items()}, 1)
+    assert products(engine.decoder) == plain
+    engine.step()
+    assert products(engine.decoder) == {Packed}
+    engine.abort("a")
+    assert products(engine.decoder) == plain

@@ -107,11 +107,11 @@ def test_without_vllm_the_remedy_is_named(smollm2: Path) -> None:
     code = f"""
 import sys
 from pathlib import Path
-from interlock import config
+from interlock.config.schema import GeneratorSettings
 from interlock.engine.vllm.engine import VllmEngine
 assert "vllm" not in sys.modules
 sys.modules["vllm"] = None  # as if it were not installed
-VllmEngine(Path({str(smollm2)!r}), config.Generator(engine="vllm"), None)
+VllmEngine(Path({str(smollm2)!r}), GeneratorSettings(engine="vllm"), None)
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     last = run.stderr.strip().splitlines()[-1]

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from safetensors.torch import load_file, save_file
 
 from interlock.config.schema import GeneratorSettings
@@ -18,7 +17,7 @@ from interlock.engine.base import Request
 from interlock.engine.vllm.engine import VllmEngine
 from interlock.errors import InterlockError
 from interlock.models.tokenizer import Tokenizer
-from interlock.records.rl import Sampling
+from interlock.records.rl import Completion, Sampling
 
 CONVERSATIONS = [
     [{"role": "user", "content": "Name three colours of the rainbow."}],
@@ -41,13 +40,18 @@ def refusal(call: Callable[[], Any]) -> str:
     return ""
 
 
+def described(answer: Completion) -> dict[str, Any]:
+    names = ("tokens", "logprobs", "finish", "text", "weight_version")
+    return {name: getattr(answer, name) for name in names}
+
+
 def main(model: Path, work: Path, dtype: str, **options: Any) -> None:
     tokenizer = Tokenizer.load(model)
     settings = GeneratorSettings(engine="vllm", dtype=dtype, slots=8, options=options)
     began = time.perf_counter()
     engine = VllmEngine(model, settings, tokenizer)
     found: dict[str, Any] = {"start_s": time.perf_counter() - began}
-    found["says"] = [engine.description, engine.device, engine.dtype, engine.vocab, engine.context]
+    found["says"] = [engine.description, engine.device, engine.dtype, *engine.limits[:2]]
 
     requests = [
         Request(f"p{index}-{rule}", tokenizer.chat(turns), 2, sampling, 5)
@@ -57,7 +61,7 @@ def main(model: Path, work: Path, dtype: str, **options: Any) -> None:
     found["prompts"] = [request.prompt_tokens for request in requests]
 
     def answers(of: list[Request]) -> Any:
-        return msgspec.to_builtins(engine.generate(of))
+        return [[described(answer) for answer in group] for group in engine.generate(of)]
 
     def held(version: int) -> None:
         shown = engine.held()
@@ -77,7 +81,7 @@ def main(model: Path, work: Path, dtype: str, **options: Any) -> None:
     found["held_s"] = time.perf_counter() - began
     found["answers"] = answers(requests)
     found["scores"] = [
-        [engine.score(request.prompt_tokens + answer["tokens"]) for answer in group]
+        [engine.score(request.prompt_tokens + answer["tokens"]).logprobs for answer in group]
         for request, group in zip(requests, found["answers"], strict=True)
     ]
     found["alone"] = answers(requests[4:5])
@@ -120,7 +124,7 @@ def main(model: Path, work: Path, dtype: str, **options: Any) -> None:
     found["interrupted"] = refusal(lambda: engine.generate(requests, fail))
     found["after_interruption"] = answers(requests[4:5])
 
-    context = engine.context
+    context = engine.limits.context
     cold = Sampling(temperature=0.001)
     found["unservable"] = [
         refusal(lambda: engine.generate([Request("x", [1] * context, 1, RULES[0], 0)])),

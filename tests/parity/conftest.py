@@ -15,7 +15,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
 from interlock.config.schema import GeneratorSettings
-from interlock.engine.portable.engine import TorchEngine
+from interlock.engine.portable.engine import PortableEngine
 from interlock.models.checkpoint import load_decoder
 from interlock.models.decoder import Decoder
 from interlock.models.huggingface import read_architecture
@@ -55,7 +55,7 @@ class InlineSides(Sides):
         for name in "ab":
             self.start(name, f"torch:{name}")
             decoder = load_decoder(model, getattr(torch, dtype), torch.device("cpu"))
-            engine = TorchEngine(decoder, Numbers(), slots=8)
+            engine = PortableEngine(decoder, Numbers(), slots=8)
             self.workers[name]._generator = Generator(engine, None, name)  # type: ignore[arg-type]
         if type(self).spoil is not None:
             type(self).spoil(self.workers["b"])

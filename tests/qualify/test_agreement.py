@@ -10,7 +10,7 @@ import torch
 from on_device import failed
 from torch import Tensor
 
-from interlock.engine.portable.engine import TorchEngine
+from interlock.engine.portable.engine import PortableEngine
 from interlock.learner.learner import Learner
 from interlock.models.attention import causal
 from interlock.qualify import agreement, tiny_model
@@ -22,13 +22,13 @@ DEVICE = torch.device("cpu:0")
 QUICK = Subject(DEVICE, Level.QUICK)
 
 
-def use_on_device(monkeypatch: pytest.MonkeyPatch, engine: type[TorchEngine]) -> None:
+def use_on_device(monkeypatch: pytest.MonkeyPatch, engine: type[PortableEngine]) -> None:
     """Let specimen.engine make this one on the device, and the sound one on the reference."""
 
     def made(
         arch: Any, tensors: Any, device: torch.device, dtype: torch.dtype, slots: int = 32
-    ) -> TorchEngine:
-        kind = engine if device == DEVICE else TorchEngine
+    ) -> PortableEngine:
+        kind = engine if device == DEVICE else PortableEngine
         weights = tiny_model.decoder(arch, tensors, device, dtype)
         return kind(weights, tiny_model.Numbers(), slots)
 
@@ -97,7 +97,7 @@ def test_a_learner_whose_weights_turn_nan_is_found(monkeypatch: pytest.MonkeyPat
 
 
 def test_weights_held_in_other_bits_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    class OffByOneBit(TorchEngine):
+    class OffByOneBit(PortableEngine):
         def load(self, tensors: Mapping[str, Tensor], version: int) -> None:
             super().load(tensors, version)
             self.decoder.embed.view(torch.uint8)[0, 0] ^= 1
@@ -113,7 +113,7 @@ def test_weights_held_in_other_bits_are_found(monkeypatch: pytest.MonkeyPatch) -
 def test_one_stale_matrix_in_decoding_is_found(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
     """The first weights are kept for decoding; what is held and prefilled is fresh."""
 
-    class Stale(TorchEngine):
+    class Stale(PortableEngine):
         kept: Tensor | None = None
 
         def generate(self, *args: Any, **kwargs: Any) -> list[list[Completion]]:
@@ -133,7 +133,7 @@ def test_one_stale_matrix_in_decoding_is_found(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_an_update_that_is_not_taken_is_wholly_stale(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Deaf(TorchEngine):
+    class Deaf(PortableEngine):
         def load(self, tensors: Mapping[str, Tensor], version: int) -> None:
             self.version = version
 
@@ -145,7 +145,7 @@ def test_an_update_that_is_not_taken_is_wholly_stale(monkeypatch: pytest.MonkeyP
 
 
 def test_answers_that_name_another_version_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Misnamed(TorchEngine):
+    class Misnamed(PortableEngine):
         def generate(self, requests: Sequence[Any], *rest: Any) -> list[list[Completion]]:
             true, self.version = self.version, 0
             found = super().generate(requests, *rest)

@@ -19,7 +19,7 @@ QUICK = Subject(DEVICE, Level.QUICK)
 
 
 def answer(tokens: list[int], logprobs: list[float]) -> Completion:
-    return Completion(tokens, logprobs, FinishReason.LENGTH, "", 0)
+    return Completion.sampled(tokens, logprobs, FinishReason.LENGTH, "", 0)
 
 
 def test_improbability_by_hand() -> None:

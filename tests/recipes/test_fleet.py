@@ -150,36 +150,29 @@ def planted(tmp_path: Path, body: str) -> Path:
 # The planted engine answers with the weights it was opened with, whatever it is given.
 STALE_DECODE = """
 import copy
-from interlock.engine.portable.engine import TorchEngine
-real = TorchEngine.generate
-def generate(self, requests, on_finished=None):
-    fresh, self.decoder = self.decoder, self.first
-    try:
-        return real(self, requests, on_finished)
-    finally:
-        self.decoder = fresh
-opened = TorchEngine.__init__
+from interlock.engine.portable.engine import PortableEngine
+opened = PortableEngine.__init__
 def open_engine(self, decoder, vocabulary, slots):
     opened(self, decoder, vocabulary, slots)
-    self.first = copy.deepcopy(self.decoder)
-TorchEngine.__init__, TorchEngine.generate = open_engine, generate
+    self._scheduler._decoder = copy.deepcopy(self.decoder)
+PortableEngine.__init__ = open_engine
 """
 # It keeps the new weights where they can be read, and computes with the old ones.
 STALE_EVERYWHERE = """
-from interlock.engine.portable.engine import TorchEngine
+from interlock.engine.portable.engine import PortableEngine
 def load(self, tensors, version):
     self.kept, self.version = {n: t.clone() for n, t in tensors.items()}, version
-TorchEngine.load = load
-TorchEngine.held = lambda self: iter(self.kept.items())
+PortableEngine.load = load
+PortableEngine.held = lambda self: iter(self.kept.items())
 """
 WRONG_COPY = """
-from interlock.engine.portable.engine import TorchEngine
-real = TorchEngine.load
+from interlock.engine.portable.engine import PortableEngine
+real = PortableEngine.load
 def load(self, tensors, version):
     changed = {n: t.clone() for n, t in tensors.items()}
     changed["model.norm.weight"][3] += 1
     real(self, changed, version)
-TorchEngine.load = load
+PortableEngine.load = load
 """
 
 

@@ -22,7 +22,8 @@ from interlock.records.rl import (
 
 def scored(rewards: Sequence[float], lengths: Sequence[int]) -> ScoredGroup:
     completions = [
-        Completion([5] * length, [-0.5] * length, FinishReason.STOP, "x", 0) for length in lengths
+        Completion.sampled([5] * length, [-0.5] * length, FinishReason.STOP, "x", 0)
+        for length in lengths
     ]
     problem = Problem("p", [{"role": "user", "content": "q"}], "a")
     return ScoredGroup(

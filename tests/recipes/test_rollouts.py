@@ -43,7 +43,7 @@ class FakeTask:
 
 
 def group_of(problem: Problem, version: int, worker: str) -> Group:
-    answer = Completion([1], [-1.0], FinishReason.STOP, "", version)
+    answer = Completion.sampled([1], [-1.0], FinishReason.STOP, "", version)
     return Group(problem, [1], [answer] * 2, worker)
 
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from interlock.config.reading import load_recipe
-from interlock.engine.portable.engine import TorchEngine
+from interlock.engine.portable.engine import PortableEngine
 from interlock.errors import TrainingError
 from interlock.models.decoder import Decoder
 from interlock.models.tokenizer import Tokenizer
@@ -126,7 +126,7 @@ def test_checkpointing_and_micro_batches_change_nothing_but_rounding(
 def test_a_generator_that_uses_the_masters_gives_the_run_of_one_with_a_copy(
     tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened: list[tuple[TorchEngine, Decoder]] = []
+    opened: list[tuple[PortableEngine, Decoder]] = []
 
     def watched(settings: Any, masters: Decoder, *rest: Any) -> Any:
         generator = generators.sharing_generator(settings, masters, *rest)

@@ -14,7 +14,8 @@ CONFIG: dict[str, Any] = {"name": "test", "model": {"path": "m"}, "stage": [{"ki
 def scored_group(problem: str, *answers: tuple[str, float]) -> ScoredGroup:
     """One group of (text, reward) answers to the question "<problem>?"."""
     completions = [
-        Completion([7], [-0.5], FinishReason.STOP, text, weight_version=0) for text, _ in answers
+        Completion.sampled([7], [-0.5], FinishReason.STOP, text, weight_version=0)
+        for text, _ in answers
     ]
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": problem}]
     group = Group(Problem(problem, messages, f"{problem}!"), [1], completions, "w0")

@@ -10,7 +10,7 @@ from interlock.records.rl import Completion, FinishReason, Group, Problem, Score
 
 def scored_group(problem: str, *rewards: float, text: str = "4") -> ScoredGroup:
     completions = [
-        Completion([5, 6], [-0.5, -0.25], FinishReason.STOP, text, weight_version=3)
+        Completion.sampled([5, 6], [-0.5, -0.25], FinishReason.STOP, text, weight_version=3)
         for _ in rewards
     ]
     question = Problem(problem, [{"role": "user", "content": "2 + 2?"}], "4")

@@ -21,7 +21,7 @@ from interlock.records.rl import Completion, FinishReason, Group, Problem, Score
 from interlock.rundir import RunDir
 
 def groups(step):
-    completion = Completion([step], [-0.5], FinishReason.STOP, "x" * 20_000, step)
+    completion = Completion.sampled([step], [-0.5], FinishReason.STOP, "x" * 20_000, step)
     problem = Problem(f"p{step}", [{"role": "user", "content": "q"}], "a")
     return [ScoredGroup(Group(problem, [1], [completion], "w"), [Verdict(float(step))])] * 3
 

@@ -19,7 +19,9 @@ MakeGroup = Callable[..., ScoredGroup]
 
 
 def group(problem: str, text: str = "4") -> Group:
-    completion = Completion([5, 6], [-0.5, -0.25], FinishReason.STOP, text, weight_version=3)
+    completion = Completion.sampled(
+        [5, 6], [-0.5, -0.25], FinishReason.STOP, text, weight_version=3
+    )
     return Group(Problem(problem, [], "4"), [1, 2, 3], [completion], worker="w0")
 
 
@@ -230,7 +232,7 @@ from interlock.records.rl import Completion, FinishReason, Group, Problem, Score
 from interlock.rundir import Ledger
 
 def group(sequence):
-    completion = Completion([sequence], [-0.5], FinishReason.STOP, "x" * 5_000, 0)
+    completion = Completion.sampled([sequence], [-0.5], FinishReason.STOP, "x" * 5_000, 0)
     return Group(Problem(f"p{sequence}", [], "a"), [1], [completion], "w")
 
 ledger = Ledger(Path(sys.argv[1]))

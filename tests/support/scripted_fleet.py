@@ -153,7 +153,7 @@ def proof(asked: Load, shift: float = 0.0) -> Loaded:
 
 
 def groups_for(asked: Generate, worker: str, token: int = VOCAB - 1) -> list[Group]:
-    one = Completion([0, token], [-0.5, -0.5], FinishReason.STOP, "x", asked.number)
+    one = Completion.sampled([0, token], [-0.5, -0.5], FinishReason.STOP, "x", asked.number)
     answers = [one] * asked.completions
     return [Group(each, prompt(each), answers, worker) for each in asked.problems]
 

@@ -36,7 +36,7 @@ def answer(problem: Problem, count: int, version: int, seed: int) -> list[Comple
     """A function of its arguments alone, as an engine's is."""
     drawn = [[(seed + 7 * n + k) % VOCAB for k in range(1 + n % 3)] for n in range(count)]
     return [
-        Completion(
+        Completion.sampled(
             tokens, [-0.5] * len(tokens), FinishReason.STOP, f"{problem.id} {tokens}", version
         )
         for tokens in drawn
@@ -161,8 +161,9 @@ def spoilt(groups: list[Group], fault: str) -> list[Group]:
         return rest
     if fault not in changes:
         return groups
-    fields = {name: getattr(answer, name) for name in Completion.__struct_fields__}
-    bad = Completion(**(fields | changes[fault]))  # type: ignore[arg-type]
+    names = ("tokens", "logprobs", "finish", "text", "weight_version")
+    fields = {name: getattr(answer, name) for name in names}
+    bad = Completion.sampled(**(fields | changes[fault]))  # type: ignore[arg-type]
     return [Group(first.problem, first.prompt_tokens, [bad, *others], first.worker), *rest]
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -33,7 +34,12 @@ def prompts(work: Work) -> list[list[int]]:
 
 def completion(tokens: Sequence[int], logprobs: Sequence[float] | None = None) -> Completion:
     given = [-0.5] * len(tokens) if logprobs is None else list(logprobs)
-    return Completion(list(tokens), given, FinishReason.STOP, "text", VERSION)
+    return Completion.sampled(list(tokens), given, FinishReason.STOP, "text", VERSION)
+
+
+def changed(good: Completion, **fields: Any) -> Completion:
+    names = ("tokens", "logprobs", "finish", "text", "weight_version")
+    return Completion.sampled(**{name: getattr(good, name) for name in names} | fields)
 
 
 def answer(work: Work, tokens: Sequence[int] = (3, 4)) -> list[Group]:
@@ -64,27 +70,27 @@ GROUP_FAULTS: dict[str, tuple[Callable[[Group], Group], str]] = {
     ),
 }
 COMPLETION_FAULTS: dict[str, tuple[Callable[[Completion], Completion], str]] = {
-    "older weights": (lambda c: replace(c, weight_version=VERSION - 1), "version 6 instead of 7"),
-    "newer weights": (lambda c: replace(c, weight_version=VERSION + 1), "version 8 instead of 7"),
-    "empty": (lambda c: replace(c, tokens=[], logprobs=[]), "0 tokens, not 1 to 6"),
+    "older weights": (lambda c: changed(c, weight_version=VERSION - 1), "version 6 instead of 7"),
+    "newer weights": (lambda c: changed(c, weight_version=VERSION + 1), "version 8 instead of 7"),
+    "empty": (lambda c: changed(c, tokens=[], logprobs=[]), "0 tokens, not 1 to 6"),
     "too long": (
-        lambda c: replace(c, tokens=[1] * (LONGEST + 1), logprobs=[-1.0] * (LONGEST + 1)),
+        lambda c: changed(c, tokens=[1] * (LONGEST + 1), logprobs=[-1.0] * (LONGEST + 1)),
         "7 tokens, not 1 to 6",
     ),
-    "a logprob less": (lambda c: replace(c, logprobs=c.logprobs[1:]), "logprobs for"),
-    "a logprob more": (lambda c: replace(c, logprobs=[*c.logprobs, -1.0]), "logprobs for"),
-    "negative token": (lambda c: replace(c, tokens=[-1, *c.tokens[1:]]), "vocabulary of 50"),
+    "a logprob less": (lambda c: changed(c, logprobs=c.logprobs[1:]), "logprobs for"),
+    "a logprob more": (lambda c: changed(c, logprobs=[*c.logprobs, -1.0]), "logprobs for"),
+    "negative token": (lambda c: changed(c, tokens=[-1, *c.tokens[1:]]), "vocabulary of 50"),
     "token beyond the vocabulary": (
-        lambda c: replace(c, tokens=[*c.tokens[:-1], VOCAB]),
+        lambda c: changed(c, tokens=[*c.tokens[:-1], VOCAB]),
         "vocabulary of 50",
     ),
-    "nan": (lambda c: replace(c, logprobs=[*c.logprobs[:-1], math.nan]), "of nan"),
-    "inf": (lambda c: replace(c, logprobs=[math.inf, *c.logprobs[1:]]), "of inf"),
-    "minus inf": (lambda c: replace(c, logprobs=[-math.inf, *c.logprobs[1:]]), "of -inf"),
-    "positive": (lambda c: replace(c, logprobs=[0.01, *c.logprobs[1:]]), "of 0.01"),
+    "nan": (lambda c: changed(c, logprobs=[*c.logprobs[:-1], math.nan]), "of nan"),
+    "inf": (lambda c: changed(c, logprobs=[math.inf, *c.logprobs[1:]]), "of inf"),
+    "minus inf": (lambda c: changed(c, logprobs=[-math.inf, *c.logprobs[1:]]), "of -inf"),
+    "positive": (lambda c: changed(c, logprobs=[0.01, *c.logprobs[1:]]), "of 0.01"),
     # What no token that was drawn can have; in fp32, where the learner computes, it is -inf.
-    "too unlikely": (lambda c: replace(c, logprobs=[*c.logprobs[:-1], -1e39]), "of -1e+39"),
-    "just too unlikely": (lambda c: replace(c, logprobs=[-10001.0, *c.logprobs[1:]]), "-10001.0"),
+    "too unlikely": (lambda c: changed(c, logprobs=[*c.logprobs[:-1], -1e39]), "of -1e+39"),
+    "just too unlikely": (lambda c: changed(c, logprobs=[-10001.0, *c.logprobs[1:]]), "-10001.0"),
 }
 
 

@@ -1,8 +1,29 @@
-"""The contract of every engine, and what is asked of one."""
+"""The contract of every engine: requests go in, tokens come out, one step at a time.
 
+    add(name, request) ──> waiting ──┐
+                                     ├─ step() ──> Progress of every sequence that got a token
+    running <────────────────────────┘             └─ its Completion, once that ended it
+    abort(name)             what it made is forgotten; the others do not notice
+    load(tensors, version)  between any two steps; what runs goes on under the new weights
+
+Streams, joining in mid-flight, refilled slots and serving all come from that; `generate` is one
+loop on top, the same for every engine. An engine belongs to one thread.
+
+    engine.add("chat", Request("q1", prompt, 1, Sampling(max_tokens=200), seed=0))
+    while engine.pending:
+        for progress in engine.step():
+            print(stream.push(progress.tokens[0]), end="")
+
+What is exact: a sequence's noise is a function of (seed, problem id, number, position), so its
+tokens depend on its company only through rounding: matrix products of other shapes may round
+differently, and a token on the very edge flip. An engine that holds nothing, given the same
+requests before its first step, gives the same bits.
+"""
+
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -11,6 +32,7 @@ from interlock.records.rl import Completion, Sampling
 
 # Called with the index of a request, once all of its completions are there.
 OnFinished = Callable[[int, list[Completion]], None]
+Shapes = dict[str, list[int]]  # of a model's tensors, by Hugging Face name
 
 
 class TextStream(Protocol):
@@ -20,7 +42,7 @@ class TextStream(Protocol):
 
 
 class Vocabulary(Protocol):
-    """What an engine needs of models.tokenizer.Tokenizer."""
+    """What an engine needs of models.tokenizer.Tokenizer: it finds where an answer ends."""
 
     @property
     def eos_ids(self) -> frozenset[int]: ...
@@ -37,23 +59,148 @@ class Request:
     completions: int
     sampling: Sampling
     seed: int
-    on_token: Callable[[int], None] | None = None  # called with each token as it is drawn
 
 
-def check(request: Request, vocab: int, context: int) -> None:
-    """Raise ConfigError on a request that no engine with this vocabulary and context can serve."""
+class Progress(NamedTuple):
+    """What one step did for one sequence."""
+
+    name: str  # under which its request was added
+    number: int  # of the sequence: 0 to request.completions - 1
+    tokens: list[int]  # drawn in this step, at least one
+    logprobs: list[float]  # of these, under the distribution they were drawn from
+    completion: Completion | None  # all of it, when these tokens ended it
+
+
+class Scores(NamedTuple):
+    """Log-probabilities of given tokens at temperature 1, in nats."""
+
+    logprobs: list[float]  # [n - 1]: of tokens[1:]
+    top: list[
+        list[tuple[int, float]]
+    ]  # [n - 1][top_k]: the most likely in their places, best first
+
+
+class Limits(NamedTuple):
+    vocab: int  # token ids are below it
+    context: int  # tokens of a prompt and its completion together
+    slots: int  # sequences that run at a time; more wait
+
+
+class Engine(ABC):
+    """What runs the forward pass for generation.
+
+    `version` is that of the weights it serves; `description` names the engine with its version
+    ("torch 2.13.0"); `device` and `dtype` are where and in what it computes, as settings name them.
+    """
+
+    version: int
+    limits: Limits
+    description: str
+    device: str
+    dtype: str
+
+    @property
+    @abstractmethod
+    def pending(self) -> int:
+        """Sequences that were added and are not finished."""
+
+    @abstractmethod
+    def add(self, name: str, request: Request) -> None:
+        """Take a request; nothing is computed before the next step.
+
+        Args:
+            name: the caller's, not that of another pending request.
+
+        Raises ConfigError on a request that can never be served.
+        """
+
+    @abstractmethod
+    def step(self) -> list[Progress]:
+        """Start what waits where slots are free, and draw the next token of what runs.
+
+        Returns what every sequence that was given tokens got, in no particular order; nothing when
+        nothing is pending. A sequence that is finished has left the engine.
+
+        Raises TrainingError when the model's logits are not finite, or the engine gives a sequence
+        up; all that was pending is then aborted.
+        """
+
+    @abstractmethod
+    def abort(self, name: str) -> bool:
+        """Forget a request with all its sequences; no step mentions it again.
+
+        Returns whether it was pending.
+        """
+
+    @abstractmethod
+    def load(self, tensors: Mapping[str, Tensor], version: int) -> None:
+        """Serve other weights: tensors under Hugging Face names, cast to the engine's dtype.
+
+        Sequences that run go on with what they have drawn; their keys and values are computed anew,
+        so every token is drawn from exactly the weights its segment names.
+
+        Raises ModelError, with nothing changed, on a missing or unknown name or a wrong shape.
+        """
+
+    @abstractmethod
+    def score(self, tokens: Sequence[int], top_k: int = 0) -> Scores:
+        """Log-probabilities of given tokens [n] through the prefill of a prompt.
+
+        Does not touch what is pending.
+        """
+
+    @abstractmethod
+    def held(self) -> Iterator[tuple[str, Tensor]] | None:
+        """The weights as they are used, under Hugging Face names; None: they cannot be read."""
+
+    def generate(
+        self, requests: Sequence[Request], on_finished: OnFinished | None = None
+    ) -> list[list[Completion]]:
+        """All completions of all requests, in order; on_finished(index, completions) once a
+        request has all of its own. For an engine that holds nothing else.
+
+        The same call on the same weights gives the same bits. Raises what `add` and `step` raise;
+        the engine then holds nothing.
+        """
+        assert not self.pending, "generate has the engine to itself"
+        found: dict[str, dict[int, Completion]] = {str(i): {} for i in range(len(requests))}
+        try:
+            for index, request in enumerate(requests):
+                self.add(str(index), request)
+            while self.pending:
+                for name, number, _, _, completion in self.step():
+                    if completion is None:
+                        continue
+                    found[name][number] = completion
+                    done = len(found[name]) == requests[int(name)].completions
+                    if done and on_finished is not None:
+                        on_finished(int(name), in_order(found[name]))
+        except BaseException:
+            for name in found:
+                self.abort(name)
+            raise
+        return [in_order(each) for each in found.values()]
+
+
+def in_order(completions: Mapping[int, Completion]) -> list[Completion]:
+    """The completions of one request by their numbers."""
+    return [completions[number] for number in range(len(completions))]
+
+
+def check_request(request: Request, limits: Limits) -> None:
+    """Raise ConfigError on a request that no engine with these limits can serve."""
     name, prompt, sampling = request.problem_id, request.prompt_tokens, request.sampling
     if not prompt:
         raise ConfigError(f"problem {name!r} has an empty prompt; give it at least one token")
-    if min(prompt) < 0 or max(prompt) >= vocab:
+    if min(prompt) < 0 or max(prompt) >= limits.vocab:
         raise ConfigError(
-            f"problem {name!r} has a token id outside the model's vocabulary of {vocab}; use the "
-            "tokenizer that belongs to the model"
+            f"problem {name!r} has a token id outside the model's vocabulary of {limits.vocab}; "
+            "use the tokenizer that belongs to the model"
         )
-    if len(prompt) + sampling.max_tokens > context:
+    if len(prompt) + sampling.max_tokens > limits.context:
         raise ConfigError(
             f"problem {name!r} has {len(prompt)} prompt tokens, which with max_tokens = "
-            f"{sampling.max_tokens} is more than the model's context of {context}; lower "
+            f"{sampling.max_tokens} is more than the model's context of {limits.context}; lower "
             "max_tokens or leave the problem out"
         )
     if request.completions < 1 or sampling.max_tokens < 1:
@@ -63,38 +210,6 @@ def check(request: Request, vocab: int, context: int) -> None:
         )
     if "" in sampling.stop:
         raise ConfigError("sampling.stop holds an empty string, which ends nothing; remove it")
-
-
-class Engine(Protocol):
-    """What runs the forward pass: engine/portable/engine.py (torch) or engine/vllm/engine.py."""
-
-    version: int  # of the weights it serves
-
-    @property
-    def vocab(self) -> int: ...
-    @property
-    def description(self) -> str: ...  # with its version
-    @property
-    def device(self) -> str: ...
-    @property
-    def dtype(self) -> str: ...
-
-    def load(self, tensors: Mapping[str, Tensor], version: int) -> None:
-        """Serve other weights, all of them or, with ModelError, none."""
-
-    def generate(
-        self, requests: Sequence[Request], on_finished: OnFinished | None = None
-    ) -> list[list[Completion]]:
-        """All completions of all requests, in order."""
-
-    def score(self, tokens: Sequence[int]) -> list[float]:
-        """Log-probabilities of tokens[1:] at temperature 1, through prefill."""
-
-    def held(self) -> Iterator[tuple[str, Tensor]] | None:
-        """The weights as they are used, under Hugging Face names; None: they cannot be read."""
-
-
-Shapes = dict[str, list[int]]  # of a model's tensors, by Hugging Face name
 
 
 def check_weights(tensors: Mapping[str, Tensor], shapes: Shapes, version: int) -> None:

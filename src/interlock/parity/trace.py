@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from interlock.engine.portable.kv_cache import Arena, Decode, Prefill, Shared
+from interlock.engine.portable.kv_cache import Decode, KVCache, Prefill, SharedPrompts
 from interlock.models.attention import Attend
 from interlock.models.decoder import Attention, Decoder
 from interlock.models.latent import LatentAttention
@@ -142,12 +142,12 @@ def run(decoder: Decoder, text: Text, probe: Probe) -> None:
         if not text.decode:
             return
         k, v = prefill.stored()
-        shelf, own = Arena(k, v), Arena(k, v)
+        shelf, own = KVCache(k, v), KVCache(k, v)
         shelf.append(0, k, v)
         for step, token in enumerate(text.answer):
             probe.begin(step + 1)
             own.reserve(1, step + 1)
-            decode = Decode(own, [step], [Shared(shelf, [len(prompt)], [[0]])])
+            decode = Decode(own, [step], [SharedPrompts(shelf, [len(prompt)], [[0]])])
             position = torch.tensor([len(prompt) + step], device=place)
             _pass(decoder, [token], position, decode, probe)
 

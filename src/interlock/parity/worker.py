@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from interlock.engine.portable.engine import TorchEngine
+from interlock.engine.portable.engine import PortableEngine
 from interlock.errors import ConfigError, InterlockError, TrainingError
 from interlock.fleet.base import Channel
 from interlock.models.checkpoint import load_decoder
@@ -112,7 +112,7 @@ class Side:
         )
 
     def _score(self, asked: Score) -> Scored:
-        scored = [self._opened.engine.score(text) for text in asked.texts]
+        scored = [self._opened.engine.score(text).logprobs for text in asked.texts]
         if not all(math.isfinite(value) for text in scored for value in text):
             raise TrainingError("its log-probabilities of given tokens are not finite")
         return Scored(scored)
@@ -121,7 +121,7 @@ class Side:
         if dtype:
             return load_decoder(Path(model), getattr(torch, dtype), torch.device("cpu"))
         engine = self._opened.engine
-        if not isinstance(engine, TorchEngine):
+        if not isinstance(engine, PortableEngine):
             raise ConfigError(
                 f"{engine.description} does not show its layers; bisect torch engines only"
             )

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from interlock.config.schema import Dtype, LearnerSettings, OptimizerSettings
 from interlock.engine.base import Request
-from interlock.engine.portable.engine import TorchEngine
+from interlock.engine.portable.engine import PortableEngine
 from interlock.learner.learner import Learner
 from interlock.learner.packing import TrainingGroup
 from interlock.qualify import tiny_model
@@ -192,8 +192,8 @@ def stale_weights(subject: Subject) -> Evidence:
 
 def _staleness(
     case: str,
-    engine: TorchEngine,
-    own: TorchEngine,
+    engine: PortableEngine,
+    own: PortableEngine,
     requests: Sequence[Request],
     old: dict[str, Tensor],
     new: dict[str, Tensor],
@@ -265,19 +265,19 @@ def _broken(case: str, tensors: Mapping[str, Tensor]) -> Measure:
     return Measure(f"{case}: weights that are not finite", broken, 0)
 
 
-def _held(case: str, engine: TorchEngine, given: Mapping[str, Tensor]) -> Measure:
+def _held(case: str, engine: PortableEngine, given: Mapping[str, Tensor]) -> Measure:
     wrong = sum(tensor_digest(view) != tensor_digest(given[name]) for name, view in engine.held())
     return Measure(f"{case}: tensors held in other bits than loaded", wrong, 0)
 
 
-def _answers(engine: TorchEngine, requests: Sequence[Request]) -> list[list[Completion]]:
+def _answers(engine: PortableEngine, requests: Sequence[Request]) -> list[list[Completion]]:
     """All together, and the last request once more alone: chips have a product of their own for
     few rows."""
     return engine.generate(requests) + engine.generate(requests[-1:])
 
 
 def _decoded(
-    engine: TorchEngine, requests: Sequence[Request], tensors: dict[str, Tensor]
+    engine: PortableEngine, requests: Sequence[Request], tensors: dict[str, Tensor]
 ) -> tuple[Tensor, Tensor]:
     """The exact log-probabilities of the tokens that `engine` draws, and its own."""
     answers = _answers(engine, requests)
@@ -290,10 +290,10 @@ def _exact(arch: tiny_model.Architecture, tensors: dict[str, Tensor], texts: Tex
     return torch.cat([tiny_model.logprobs(model, prompt, tokens) for prompt, tokens in texts])
 
 
-def _scores(engine: TorchEngine, texts: Texts) -> Tensor:
+def _scores(engine: PortableEngine, texts: Texts) -> Tensor:
     """Through prefill."""
     found = [
-        engine.score([*prompt, *tokens])[len(prompt) - 1 :]
+        engine.score([*prompt, *tokens]).logprobs[len(prompt) - 1 :]
         for prompt, completions in texts
         for tokens in completions
     ]

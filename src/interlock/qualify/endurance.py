@@ -21,7 +21,7 @@ from torch import Tensor
 
 from interlock.chips import device
 from interlock.config.schema import LearnerSettings, LossSettings, OptimizerSettings
-from interlock.engine.portable.kv_cache import Arena
+from interlock.engine.portable.kv_cache import KVCache
 from interlock.errors import UserError
 from interlock.learner.learner import Learner
 from interlock.learner.packing import TrainingGroup
@@ -239,7 +239,7 @@ class _Use:
     def _cache(self, noise: random.Random) -> None:
         """The keys and values of a batch that grows."""
         like = torch.zeros(2, 1, 4, 1, 32, device=self.place)
-        arena = Arena(like, like)
+        arena = KVCache(like, like)
         length = 1
         for rows in (1, 4, 16):
             length += noise.randrange(1, 200)

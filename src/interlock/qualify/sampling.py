@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from interlock.engine.portable.engine import TorchEngine
+from interlock.engine.portable.engine import PortableEngine
 from interlock.engine.portable.sampler import Noise, sample
 from interlock.models.architecture import Architecture
 from interlock.qualify import tiny_model
@@ -213,15 +213,15 @@ def _described(rule: Sampling) -> str:
     return ", ".join(parts)
 
 
-def _alone(engine: TorchEngine, length: int) -> Completion:
+def _alone(engine: PortableEngine, length: int) -> Completion:
     return engine.generate([_asked(engine, length)])[0][0]
 
 
-def _among(engine: TorchEngine, length: int, others: int, place: int) -> Completion:
+def _among(engine: PortableEngine, length: int, others: int, place: int) -> Completion:
     """The same request as number `place`; the others have prompts of many lengths."""
     requests = [
         tiny_model.request(
-            tiny_model.prompt(3 + 5 * other, engine.vocab, 1), f"o{other}", 1, length
+            tiny_model.prompt(3 + 5 * other, engine.limits.vocab, 1), f"o{other}", 1, length
         )
         for other in range(others)
     ]
@@ -229,9 +229,9 @@ def _among(engine: TorchEngine, length: int, others: int, place: int) -> Complet
     return engine.generate(requests)[place][0]
 
 
-def _asked(engine: TorchEngine, length: int) -> tiny_model.Request:
+def _asked(engine: PortableEngine, length: int) -> tiny_model.Request:
     return tiny_model.request(
-        tiny_model.prompt(24, engine.vocab), "alone", 1, length, temperature=0.0
+        tiny_model.prompt(24, engine.limits.vocab), "alone", 1, length, temperature=0.0
     )
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from interlock.engine.base import Request
-from interlock.engine.portable.engine import TorchEngine
+from interlock.engine.portable.engine import PortableEngine
 from interlock.models.architecture import Architecture, DefaultRope
 from interlock.models.attention import Groups, causal
 from interlock.models.decoder import Decoder
@@ -89,8 +89,8 @@ def engine(
     device: torch.device,
     dtype: torch.dtype,
     slots: int = 32,
-) -> TorchEngine:
-    return TorchEngine(decoder(arch, tensors, device, dtype), Numbers(), slots)
+) -> PortableEngine:
+    return PortableEngine(decoder(arch, tensors, device, dtype), Numbers(), slots)
 
 
 def prompt(length: int, vocab: int, seed: int = 0) -> list[int]:

@@ -5,7 +5,7 @@
                              └───────────────────── WeightVersion ───────────────────┘
 
 Token ids are plain lists of int. Log-probabilities are natural logs of the distribution that was
-really sampled from (after temperature, top-k and top-p), one per completion token.
+really sampled from (after temperature, top-k and top-p), one per sampled token.
 """
 
 from enum import StrEnum
@@ -39,14 +39,76 @@ class FinishReason(StrEnum):
     LENGTH = "length"  # max_tokens reached
 
 
-class Completion(msgspec.Struct, frozen=True):
-    """One sampled answer. `tokens` includes the end-of-turn token when that ended it."""
+class Segment(msgspec.Struct, frozen=True):
+    """A stretch of tokens [n] that one weight version sampled, or that was given.
+
+    Given is what the policy did not write: a tool's result, a user's turn. It is read, not learned.
+    """
 
     tokens: list[int]
-    logprobs: list[float]
+    logprobs: list[float] = []  # [n] of sampled tokens, as they were drawn; [] of given ones
+    weight_version: int | None = None  # None: given
+
+    @property
+    def sampled(self) -> bool:
+        return self.weight_version is not None
+
+
+class Completion(msgspec.Struct, frozen=True):
+    """One answer, in the order it came about: the segments that were sampled, and those given.
+
+    An answer in one go is one segment; one that new weights were loaded under is several. The
+    token that ended a turn is in its segment.
+    """
+
+    segments: list[Segment]  # at least one of them sampled
     finish: FinishReason
-    text: str  # decoded, without special tokens
-    weight_version: int
+    text: str  # decoded, without special tokens and stop strings
+
+    @classmethod
+    def sampled(
+        cls,
+        tokens: list[int],
+        logprobs: list[float],
+        finish: FinishReason,
+        text: str,
+        weight_version: int,
+    ) -> "Completion":
+        """An answer of one segment: tokens [n] with their logprobs [n], all of one version."""
+        return cls([Segment(tokens, logprobs, weight_version)], finish, text)
+
+    @property
+    def tokens(self) -> list[int]:
+        """[N], of all segments."""
+        if len(self.segments) == 1:
+            return self.segments[0].tokens
+        return [token for segment in self.segments for token in segment.tokens]
+
+    @property
+    def logprobs(self) -> list[float]:
+        """[N]; 0.0 for a token that was given."""
+        if len(self.segments) == 1:
+            return self.segments[0].logprobs
+        return [
+            value
+            for segment in self.segments
+            for value in (segment.logprobs if segment.sampled else [0.0] * len(segment.tokens))
+        ]
+
+    @property
+    def mask(self) -> list[bool]:
+        """[N]; whether the policy sampled the token, and may learn from it."""
+        return [segment.sampled for segment in self.segments for _ in segment.tokens]
+
+    @property
+    def weight_versions(self) -> list[int]:
+        """Those that sampled it, segment by segment."""
+        return [s.weight_version for s in self.segments if s.weight_version is not None]
+
+    @property
+    def weight_version(self) -> int:
+        """The oldest that sampled any of it: what staleness is counted from."""
+        return min(self.weight_versions)
 
 
 class Group(msgspec.Struct, frozen=True):
@@ -56,6 +118,11 @@ class Group(msgspec.Struct, frozen=True):
     prompt_tokens: list[int]
     completions: list[Completion]
     worker: str
+
+    @property
+    def weight_version(self) -> int:
+        """The oldest that sampled any of it."""
+        return min(completion.weight_version for completion in self.completions)
 
 
 class Verdict(msgspec.Struct, frozen=True):

@@ -69,12 +69,15 @@ class Generator:
     ) -> str:
         """One answer to a conversation; on_text with every piece of it as it is written."""
         stream = self.tokenizer.stream()
-        prompt = self.tokenizer.chat(messages)
-        request = Request(
-            "chat", prompt, 1, sampling, seed, lambda token: on_text(stream.push(token))
-        )
-        ((completion,),) = self.engine.generate([request])
-        return completion.text
+        self.engine.add("chat", Request("chat", self.tokenizer.chat(messages), 1, sampling, seed))
+        try:
+            while True:
+                for progress in self.engine.step():
+                    on_text("".join(map(stream.push, progress.tokens)))
+                    if progress.completion is not None:
+                        return progress.completion.text
+        finally:
+            self.engine.abort("chat")
 
 
 def sharing_generator(
@@ -83,11 +86,11 @@ def sharing_generator(
     """A generator of the torch engine that has no weights of its own but those of `decoder`: they
     may change only where the version that is loaded next does.
     """
-    from interlock.engine.portable.engine import TorchEngine
+    from interlock.engine.portable.engine import PortableEngine
 
     tokenizer = Tokenizer.load(model, chat_template)
     tokenizer.check_fits(decoder.arch.vocab)
-    return Generator(TorchEngine(decoder.shared(), tokenizer, settings.slots), tokenizer, name)
+    return Generator(PortableEngine(decoder.shared(), tokenizer, settings.slots), tokenizer, name)
 
 
 def open_generator(
@@ -100,16 +103,16 @@ def open_generator(
     """
     tokenizer = Tokenizer.load(model, chat_template)
     engine = _ENGINES[settings.engine](settings, model, tokenizer)
-    tokenizer.check_fits(engine.vocab)
+    tokenizer.check_fits(engine.limits.vocab)
     return Generator(engine, tokenizer, name)
 
 
 def _torch_engine(settings: GeneratorSettings, model: Path, tokenizer: Tokenizer) -> Engine:
-    from interlock.engine.portable.engine import TorchEngine
+    from interlock.engine.portable.engine import PortableEngine
 
     place = device.resolve(settings.device)
     dtype = device.dtype(device.settled_dtype(settings.dtype, place))
-    return TorchEngine(load_decoder(model, dtype, place), tokenizer, settings.slots)
+    return PortableEngine(load_decoder(model, dtype, place), tokenizer, settings.slots)
 
 
 def _vllm_engine(settings: GeneratorSettings, model: Path, tokenizer: Tokenizer) -> Engine:

@@ -118,7 +118,7 @@ class Worker:
         return Loaded(
             number=version.number,
             digest=held,
-            text=engine.score(self._canary.text),
+            text=engine.score(self._canary.text).logprobs,
             decode=decode,
             prefill=prefill,
             fetched_bytes=self._replica.fetched_bytes - fetched,
@@ -177,7 +177,7 @@ def _continuations(engine: Engine, canary: Canary, seed: int) -> tuple[list[floa
     for request, (answer,) in zip(requests, engine.generate(requests), strict=True):
         decode += answer.logprobs
         scored = engine.score(request.prompt_tokens + answer.tokens)
-        prefill += scored[len(request.prompt_tokens) - 1 :]
+        prefill += scored.logprobs[len(request.prompt_tokens) - 1 :]
     if not len(decode) == len(prefill):
         raise TrainingError("the engine scored another number of tokens than it was given")
     return decode, prefill

@@ -1,11 +1,10 @@
 """The portable engine: the model's own decoder and a batch of slots, on any torch device.
 
-    requests ──check──> Batch (engine/portable/scheduler.py) ──> completions, per request
-    weights ──load──> decoder
+    requests ──check──> Scheduler (scheduler.py) ──step──> Progress
+    weights ──load──> decoder; what runs is computed anew (Scheduler.recompute)
 
-The same call on the same weights gives the same bits. Another mix of requests or number of slots
-changes the shapes of the matrix products and may round differently: the noise of a completion stays
-the same (engine/portable/sampler.py), but a token on the very edge may flip.
+The noise of a sequence does not depend on its company (sampler.py); what else may differ says
+engine/base.py.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,82 +13,94 @@ import torch
 from torch import Tensor
 
 from interlock.chips import device
-from interlock.engine.base import OnFinished, Request, Vocabulary, check, check_weights
+from interlock.engine.base import (
+    Engine,
+    Limits,
+    Progress,
+    Request,
+    Scores,
+    Vocabulary,
+    check_request,
+    check_weights,
+)
 from interlock.engine.portable.kv_cache import Prefill
-from interlock.engine.portable.prepacked import packed
-from interlock.engine.portable.scheduler import Batch
+from interlock.engine.portable.prepacked import PackedProducts
+from interlock.engine.portable.scheduler import Scheduler
 from interlock.models.decoder import Decoder
-from interlock.records.rl import Completion
 
 
-class TorchEngine:
-    """Generates with its own copy of the decoder; `version` says which weights it holds."""
+class PortableEngine(Engine):
+    """Generates with its own copy of the decoder; see engine/base.py for the contract."""
 
     def __init__(self, decoder: Decoder, vocabulary: Vocabulary, slots: int) -> None:
-        """`decoder` belongs to the engine from now on. `slots`: completions decoded at a time."""
+        """`decoder` belongs to the engine from now on. `slots`: sequences decoded at a time."""
         assert slots > 0
         self.decoder = decoder.requires_grad_(False)
         self.version = 0
-        self._vocabulary = vocabulary
-        self._slots = slots
+        self.limits = Limits(decoder.arch.vocab, decoder.arch.context, slots)
+        self.description = f"torch {torch.__version__}"
+        self.device = device.name(decoder.embed.device)
+        self.dtype = str(decoder.dtype).removeprefix("torch.")
+        self._scheduler = Scheduler(decoder, vocabulary, slots)
+        self._packed = PackedProducts(decoder)
+        self._grown = False  # something was added since it was last seen whether packing pays
 
     @property
-    def vocab(self) -> int:
-        return self.decoder.arch.vocab
+    def pending(self) -> int:
+        return self._scheduler.pending
 
-    @property
-    def description(self) -> str:
-        return f"torch {torch.__version__}"
+    def add(self, name: str, request: Request) -> None:
+        check_request(request, self.limits)
+        self._scheduler.add(name, request)
+        self._grown = True
 
-    @property
-    def device(self) -> str:
-        return device.name(self.decoder.embed.device)
+    @torch.inference_mode()
+    def abort(self, name: str) -> bool:
+        found = self._scheduler.abort(name)
+        self._rest()
+        return found
 
-    @property
-    def dtype(self) -> str:
-        return str(self.decoder.dtype).removeprefix("torch.")
+    @torch.inference_mode()
+    def step(self) -> list[Progress]:
+        if self._grown:
+            self._grown = False
+            self._packed.begin(min(self.limits.slots, self.pending), self._scheduler.longest)
+        try:
+            return self._scheduler.step(self.version)
+        except BaseException:
+            self._scheduler.clear()
+            raise
+        finally:
+            self._rest()
 
     def load(self, tensors: Mapping[str, Tensor], version: int) -> None:
-        """Take over the weights of `version`: tensors under Hugging Face names, cast to the dtype
-        of the decoder's own.
-
-        Raises ModelError, with nothing copied, on a missing or unknown name or a wrong shape.
-        """
         views = self.decoder.tensors()
         check_weights(tensors, {name: list(view.shape) for name, view in views.items()}, version)
+        self._packed.end()
         with torch.no_grad():
             for name, view in views.items():
                 view.copy_(tensors[name])
         self.version = version
+        with torch.inference_mode():
+            self._scheduler.recompute()
+        self._grown = self.pending > 0
 
     @torch.inference_mode()
-    def generate(
-        self, requests: Sequence[Request], on_finished: OnFinished | None = None
-    ) -> list[list[Completion]]:
-        """All completions of all requests, in order; on_finished(index, completions) once a
-        request has all of its own.
-
-        Raises ConfigError, before anything is computed, on a request that cannot be served, and
-        TrainingError when the model's logits are not finite.
-        """
-        for request in requests:
-            check(request, self.vocab, self.decoder.arch.context)
-        batch = Batch(self.decoder, self._vocabulary, self._slots, self.version, on_finished)
-        rows = min(self._slots, sum(request.completions for request in requests))
-        steps = max((request.sampling.max_tokens for request in requests), default=0)
-        with packed(self.decoder, rows, steps):
-            return batch.run(requests)
-
-    @torch.inference_mode()
-    def score(self, tokens: Sequence[int]) -> list[float]:
-        """Log-probabilities of tokens[1:] at temperature 1, through the prefill of a prompt."""
+    def score(self, tokens: Sequence[int], top_k: int = 0) -> Scores:
         place = self.decoder.embed.device
         stream = torch.tensor(tokens, device=place)
         attend = Prefill(0, [len(stream)], place)
         hidden = self.decoder(stream, attend.positions, attend)[:-1]
         logprobs = self.decoder.logits(hidden).float().log_softmax(-1)
-        return logprobs.gather(1, stream[1:, None])[:, 0].tolist()
+        given = logprobs.gather(1, stream[1:, None])[:, 0].tolist()
+        best = logprobs.topk(top_k)
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        return Scores(given, [list(zip(*each, strict=True)) for each in pairs])
 
     def held(self) -> Iterator[tuple[str, Tensor]]:
-        """The weights as they are used, under Hugging Face names."""
         yield from self.decoder.tensors().items()
+
+    def _rest(self) -> None:
+        """Nothing is held for sequences where there are none: an update may come."""
+        if not self.pending:
+            self._packed.end()

@@ -1,17 +1,17 @@
 """Keys and values of running completions, and the attention that reads them.
 
-    prompts ──Prefill──> keys and values of the prompts ──> Arena: one row per group
-    tokens  ──Decode───┬ own tokens: ─────────────────────  Arena: one row per completion
+    prompts ──Prefill──> keys and values of the prompts ──> KVCache: one row per group
+    tokens  ──Decode───┬ own tokens: ─────────────────────  KVCache: one row per completion
                        └ prompt: all completions of a group against its one row
                          the two softmaxes are merged by their log-sum-exps
 
 A completion that shares its prompt with no other may have it in its own row, before its own tokens.
 
-Only basic operators, on any device. Active rows of an arena are always its first ones: attention
+Only basic operators, on any device. Active rows of a cache are always its first ones: attention
 reads a dense slice and never gathers keys or values.
 
-Legend: Y layers, R rows of an arena, B completions decoded, A groups, C most completions of a
-        group, H query heads, K key/value heads, S tokens of an arena's row, P prompt tokens,
+Legend: Y layers, R rows of a cache, B completions decoded, A groups, C most completions of a
+        group, H query heads, K key/value heads, S tokens of a cache's row, P prompt tokens,
         D head size, E value head size, N tokens of the stream
 """
 
@@ -23,7 +23,7 @@ from torch import Tensor
 from interlock.models.attention import Groups
 
 
-class Arena:
+class KVCache:
     """k [Y, R, K, S, D] and v [Y, R, K, S, E]. What was never written is zero, never garbage: a
     masked score multiplies it by 0.
 
@@ -32,7 +32,7 @@ class Arena:
     """
 
     def __init__(self, k: Tensor, v: Tensor) -> None:
-        """An empty arena for tensors laid out like k [Y, *, K, *, D] and v [Y, *, K, *, E]."""
+        """An empty cache for tensors laid out like k [Y, *, K, *, D] and v [Y, *, K, *, E]."""
         self.k, self.v = k[:, :0, :, :0], v[:, :0, :, :0]
 
     @property
@@ -110,19 +110,19 @@ class Prefill:
         return torch.stack(self._k), torch.stack(self._v)
 
 
-class Shared:
-    """The prompts in one arena, as the completions that share them see it in one step."""
+class SharedPrompts:
+    """The prompts in one cache, as the completions that share them see it in one step."""
 
     def __init__(
-        self, arena: Arena, prompts: Sequence[int], members: Sequence[Sequence[int]]
+        self, cache: KVCache, prompts: Sequence[int], members: Sequence[Sequence[int]]
     ) -> None:
-        """`prompts`: lengths of the arena's rows; `members`: the completions of each, if any."""
-        device, most = arena.k.device, max(len(rows) for rows in members)
+        """`prompts`: lengths of the cache's rows; `members`: the completions of each, if any."""
+        device, most = cache.k.device, max(len(rows) for rows in members)
         padded = [[*rows, *[0] * (most - len(rows))] for rows in members]
-        self.k, self.v = arena.k[:, : len(prompts)], arena.v[:, : len(prompts)]
+        self.k, self.v = cache.k[:, : len(prompts)], cache.v[:, : len(prompts)]
         self.members = members
         self.rows = torch.tensor(padded, device=device)  # [A, C]
-        self.mask = _seen(prompts, arena.length, device)  # [A, 1, 1, P]
+        self.mask = _seen(prompts, cache.length, device)  # [A, 1, 1, P]
 
 
 class Decode:
@@ -132,7 +132,9 @@ class Decode:
     prompt in its own row.
     """
 
-    def __init__(self, own: Arena, lengths: Sequence[int], shared: Sequence[Shared]) -> None:
+    def __init__(
+        self, own: KVCache, lengths: Sequence[int], shared: Sequence[SharedPrompts]
+    ) -> None:
         """`lengths`: tokens of each completion that are in `own` already."""
         device = own.k.device
         self._own, self._shared = own, shared
@@ -145,7 +147,7 @@ class Decode:
         self._alone = nowhere in places
 
     def _places(self, count: int, nowhere: int) -> list[int]:
-        """Where each completion stands in the concatenation of all padded `Shared.rows`."""
+        """Where each completion stands in the concatenation of all padded `SharedPrompts.rows`."""
         places, base = [nowhere] * count, 0
         for shared in self._shared:
             groups, most = shared.rows.shape
@@ -173,7 +175,7 @@ class Decode:
         return own.float().lerp(prompt.float(), share).to(q.dtype).flatten(1, 2)
 
 
-def _attend_shared(q: Tensor, shared: Shared, layer: int) -> tuple[Tensor, Tensor]:
+def _attend_shared(q: Tensor, shared: SharedPrompts, layer: int) -> tuple[Tensor, Tensor]:
     """q [B, K, H/K, D] -> out [A*C, K, H/K, E] and log-sum-exp [A*C, K, H/K], padded rows too."""
     most = shared.rows.shape[1]
     # [A, C, K, H/K, D] -> [A, K, C*H/K, D]: a group's queries are one matrix against its prompt.

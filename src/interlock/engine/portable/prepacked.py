@@ -1,16 +1,16 @@
-"""Projections packed for the matrix products of a CPU, for as long as one call needs them.
+"""Projections packed for the matrix products of a CPU, for as long as sequences run.
 
-    W ──once a call──> W in the order the kernel reads it ──> x Wᵀ, step after step
+    W ──once──> W in the order the kernel reads it ──> x Wᵀ, step after step
 
 With few rows, half of a product's time goes into bringing W into that order. A packed copy takes
-the memory of the weights and the time of a few decoding steps; it is made of the weights as they
-are when a call begins and dropped at its end, so it is never stale and never there in an update.
+the memory of the weights and the time of a few decoding steps; it is made when an engine begins to
+decode and dropped when nothing runs or the weights change, so it is never stale and never there in
+an update.
 The operators are those torch's compiler uses (torch.ops.mkl, torch.ops.mkldnn); where torch lacks
 them, and on every other device, nothing is packed.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from interlock.models.decoder import Decoder
 from interlock.models.layers import Linear
 
 MOST_ROWS = 96  # of a product; from here on packing W costs little beside the product itself
-LEAST_STEPS = 16  # of a call; packing takes the time that about eight steps gain
+LEAST_STEPS = 16  # packing takes the time that about eight steps gain
 
 Multiply = Callable[[Tensor, Tensor | None], Tensor]
 
@@ -39,24 +39,36 @@ class Packed:
         return self._multiply(x, bias)
 
 
-@contextmanager
-def packed(decoder: Decoder, rows: int, steps: int) -> Iterator[None]:
-    """Within, the decoder multiplies with packed weights, if `steps` steps of `rows` rows are worth
-    it. Its weights must not change meanwhile.
-    """
-    maps = [module for module in decoder.modules() if isinstance(module, Linear)]
-    if not (_offered(decoder.head) and 1 < rows <= MOST_ROWS and steps >= LEAST_STEPS):
-        maps = []
-    try:
-        for each in maps:
+class PackedProducts:
+    """Packs the projections of one decoder while that pays, and lets go of the copies."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+        self._packed = False
+
+    def begin(self, rows: int, steps: int) -> None:
+        """From now on multiply with packed weights, if `steps` steps of `rows` rows are worth it.
+
+        The decoder's weights must not change before `end`. Does nothing when they are packed.
+        """
+        offered = _offered(self._decoder.head)
+        if self._packed or not (offered and 1 < rows <= MOST_ROWS and steps >= LEAST_STEPS):
+            return
+        self._packed = True
+        for each in self._linears():
             each.product = Packed(each.weight, rows)
-        if maps:
-            decoder.head_product = Packed(decoder.head, rows)
-        yield
-    finally:
-        for each in maps:
-            each.product = F.linear
-        decoder.head_product = F.linear
+        self._decoder.head_product = Packed(self._decoder.head, rows)
+
+    def end(self) -> None:
+        """Multiply with the weights themselves again; the copies are freed."""
+        if self._packed:
+            for each in self._linears():
+                each.product = F.linear
+            self._decoder.head_product = F.linear
+        self._packed = False
+
+    def _linears(self) -> list[Linear]:
+        return [module for module in self._decoder.modules() if isinstance(module, Linear)]
 
 
 def _offered(weight: Tensor) -> bool:

@@ -1,19 +1,20 @@
-"""Continuous batching: one call of `TorchEngine.generate`, from waiting requests to completions.
+"""Continuous batching: which sequences wait, start and run, and one step of them all.
 
-    waiting ──prefill: each prompt once──> starting ──a slot is free──> rows
-                                                                          │
-            ┌─────────────────────────────────────────────────────────────┘
-            v
-      hidden [B, d] ──vocabulary projection──> sample ──finished──> Completion, the slot is free
-            ^                                    │
-            └───────────── decode <──────────────┘
+    waiting ──prefill: each prompt once──> starting ──a slot is free──> running
+                                                                           │
+    step:  decode the newest token of what runs ─> hidden [B, d] <─────────┤ + those that start
+                       ^                              v                    │
+                       └── slots fall free <── sample, retire <── vocabulary projection
 
 Computed are: each prompt once, and what prompts prefilled together begin with (a system turn, say)
-once for all of them; one row per completion and token but the last; the vocabulary projection of
-just the rows that sample. A prompt is prefilled when the first of its completions gets a slot and
+once for all of them; one row per sequence and token but the last; the vocabulary projection of just
+the rows that sample. A prompt is prefilled when the first of its sequences gets a slot and
 forgotten with the last, so memory is bounded by the slots, not by the requests.
 
-Legend: B rows, d hidden size, N tokens of the stream
+Between two steps nothing but keys and values depends on the weights: `recompute` makes them anew
+when these change.
+
+Legend: B sequences that sample, d hidden size, N tokens of the stream
 """
 
 import itertools
@@ -23,211 +24,298 @@ from typing import TypeVar
 
 import torch
 
-from interlock.engine.base import OnFinished, Request, Vocabulary
-from interlock.engine.portable.kv_cache import Arena, Decode, Prefill, Shared
-from interlock.engine.portable.sampler import sample
-from interlock.engine.portable.sequence import Prompt, Row
+from interlock.engine.base import Progress, Request, Vocabulary
+from interlock.engine.portable.kv_cache import Decode, KVCache, Prefill, SharedPrompts
+from interlock.engine.portable.sampler import Noise, sample
+from interlock.engine.sequence import LiveSequence
 from interlock.errors import TrainingError
 from interlock.models.decoder import Decoder
-from interlock.records.rl import Completion
 
 PREFILL_TOKENS = 2048  # of one forward pass, padding included; a longer prompt goes alone
-# Prompts are prefilled once this share of the slots lacks completions, so that several go together:
+# Prompts are prefilled once this share of the slots lacks sequences, so that several go together:
 # larger matrix products, and what they begin with in common is computed once. A free slot costs no
 # work meanwhile.
 ADMIT_SHARE = 1 / 8
-SHORTEST_CLASS = 32  # prompts up to this length share a shelf
-# A prompt of one completion, if no longer than this, is kept in the completion's own row: one
+SHORTEST_CLASS = 32  # prompts up to this length share a cache
+# A prompt of one completion, if no longer than this, is kept in the sequence's own row: one
 # attention instead of two that are merged. All rows are as long as the longest, hence the bound.
 LONE_PROMPT = 128
 
-Item = TypeVar("Item", Prompt, Row)
+Item = TypeVar("Item", "Prompt", "Running")
 
 
-class Shelf:
+class Prompt:
+    """A request with what its sequences share."""
+
+    def __init__(self, name: str, request: Request, number: int) -> None:
+        self.name, self.request = name, request
+        self.number = number  # in the order of being added
+        self.length = len(request.prompt_tokens)
+        self.lone = request.completions == 1 and self.length <= LONE_PROMPT  # in the row of its own
+        self.unfinished = request.completions
+        self.hidden = torch.empty(0)  # [d], of the last token, once it is prefilled
+        self.kv: tuple[torch.Tensor, torch.Tensor] | None = None  # of a lone one without a slot
+
+    @property
+    def done(self) -> bool:
+        return self.unfinished == 0
+
+
+class Running(LiveSequence):
+    """A sequence with its prompt and its noise."""
+
+    def __init__(self, prompt: Prompt, number: int, vocabulary: Vocabulary) -> None:
+        super().__init__(prompt.name, prompt.request, number, vocabulary)
+        self.prompt = prompt
+        self._noise = Noise(prompt.request.seed, prompt.request.problem_id, number)
+
+    @property
+    def stored(self) -> int:
+        """Tokens whose keys and values are in its row: all but the newest."""
+        return (self.prompt.length if self.prompt.lone else 0) + len(self.tokens) - 1
+
+    def noise(self) -> tuple[float, float]:
+        """The uniforms of the next token."""
+        return self._noise.at(len(self.tokens))
+
+
+class PromptCache:
     """The live prompts of one length class, so that none is padded to more than twice its length.
 
-    `prompts[i]` is row i of the arena.
+    `prompts[i]` is row i of the cache.
     """
 
     def __init__(self) -> None:
         self.prompts: list[Prompt] = []
-        self.arena: Arena | None = None
+        self.cache: KVCache | None = None
 
     def add(self, prompts: Sequence[Prompt], k: torch.Tensor, v: torch.Tensor) -> None:
         """Keep those of the prompts that are not lone; k and v [Y, A, K, P, *] are of all."""
         kept = [place for place, prompt in enumerate(prompts) if not prompt.lone]
         if not kept:
             return
-        if self.arena is None:
-            self.arena = Arena(k, v)
-        self.arena.append(len(self.prompts), k[:, kept], v[:, kept])
+        if self.cache is None:
+            self.cache = KVCache(k, v)
+        self.cache.append(len(self.prompts), k[:, kept], v[:, kept])
         self.prompts += [prompts[place] for place in kept]
 
     def compact(self) -> None:
-        """Forget the prompts whose completions are all finished."""
+        """Forget the prompts whose sequences are all finished."""
         self.prompts = _compact(
-            self.prompts, [not prompt.done for prompt in self.prompts], self.arena
+            self.prompts, [not prompt.done for prompt in self.prompts], self.cache
         )
         if not self.prompts:
-            self.arena = None
+            self.cache = None
 
-    def shared(self, rows: dict[int, list[int]]) -> Shared | None:
-        """The prompts as attention wants them; `rows` of each by request index. None: no rows."""
-        members = [rows.get(prompt.index, []) for prompt in self.prompts]
-        if self.arena is None or not any(members):
+    def shared(self, rows: dict[int, list[int]]) -> SharedPrompts | None:
+        """The prompts as attention wants them; `rows` of each by its number. None: no rows."""
+        members = [rows.get(prompt.number, []) for prompt in self.prompts]
+        if self.cache is None or not any(members):
             return None
-        return Shared(self.arena, [prompt.length for prompt in self.prompts], members)
+        return SharedPrompts(self.cache, [prompt.length for prompt in self.prompts], members)
 
 
-class Batch:
-    """Which completions wait, run or are done, and their memory. `run` may be called once."""
+class Scheduler:
+    """The sequences of one decoder, `slots` of them running at a time."""
 
-    def __init__(
-        self,
-        decoder: Decoder,
-        vocabulary: Vocabulary,
-        slots: int,
-        version: int,
-        on_finished: OnFinished | None,
-    ) -> None:
-        self._decoder, self._vocabulary, self._version = decoder, vocabulary, version
-        self._slots, self._on_finished = slots, on_finished
+    def __init__(self, decoder: Decoder, vocabulary: Vocabulary, slots: int) -> None:
+        self._decoder, self._vocabulary, self._slots = decoder, vocabulary, slots
         self._device = decoder.embed.device
-        self._waiting: deque[tuple[int, Request]] = deque()
-        self._starting: deque[Row] = deque()  # prefilled, but without a slot
-        self._prompts: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # k, v of lone ones there
-        self._rows: list[Row] = []  # _rows[i] is row i of _own and of _hidden
-        self._own: Arena | None = None
-        self._hidden = torch.empty(
-            0, decoder.arch.hidden, dtype=decoder.dtype, device=self._device
-        )  # [B, d], of the newest token: the next one is sampled from it
-        self._shelves: dict[int, Shelf] = defaultdict(Shelf)  # by the longest prompt they take
-        self._results: dict[int, list[Completion]] = {}
+        self._added = 0
+        self.clear()
 
-    def run(self, requests: Sequence[Request]) -> list[list[Completion]]:
-        self._slots = min(self._slots, sum(request.completions for request in requests))
-        self._waiting.extend(enumerate(requests))
-        while self._waiting or self._starting or self._rows:
-            self._admit()
-            self._sample()
-            self._retire()
-            self._decode()
-        return [self._results[index] for index in range(len(requests))]
+    def clear(self) -> None:
+        """Forget everything; what comes next is computed as if it were the first."""
+        self._prompts: dict[str, Prompt] = {}  # those with unfinished sequences, by name
+        self._waiting: deque[Prompt] = deque()
+        self._starting: deque[Running] = deque()  # prefilled, but without a slot
+        self._running: list[Running] = []  # _running[i] is row i of _own
+        self._own: KVCache | None = None
+        self._caches: dict[int, PromptCache] = defaultdict(PromptCache)  # by longest prompt
+        self.pending = 0  # sequences that are not finished
 
-    def _admit(self) -> None:
-        """Give the free slots to completions, prefilling as many prompts as that takes."""
-        free = self._slots - len(self._rows)
+    @property
+    def longest(self) -> int:
+        """Tokens that any pending sequence may at most be given."""
+        return max((p.request.sampling.max_tokens for p in self._prompts.values()), default=0)
+
+    def add(self, name: str, request: Request) -> None:
+        assert name not in self._prompts, name
+        self._added += 1
+        prompt = self._prompts[name] = Prompt(name, request, self._added)
+        self._waiting.append(prompt)
+        self.pending += request.completions
+
+    def abort(self, name: str) -> bool:
+        prompt = self._prompts.pop(name, None)
+        if prompt is None:
+            return False
+        self.pending -= prompt.unfinished
+        prompt.unfinished = 0
+        self._waiting = deque(other for other in self._waiting if other is not prompt)
+        self._starting = deque(each for each in self._starting if each.prompt is not prompt)
+        self._close_gaps([each.prompt is not prompt for each in self._running])
+        return True
+
+    def step(self, version: int) -> list[Progress]:
+        """Draw the next token of all that run, with the decoder's weights, those of `version`."""
+        hidden = [self._decode()] if self._running else []
+        if started := self._admit():
+            hidden.append(torch.stack([each.prompt.hidden for each in started]))
+        if not self._running:
+            return []
+        progress = self._sample(torch.cat(hidden), version)
+        self._retire()
+        return progress
+
+    def recompute(self) -> None:
+        """Make the keys and values of all that runs anew: the decoder has other weights."""
+        running, starting = self._running, self._starting
+        self._own, self._caches = None, defaultdict(PromptCache)
+        own: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # k and v by row
+        for prompt in {each.prompt.number: each.prompt for each in (*running, *starting)}.values():
+            rows = [row for row, each in enumerate(running) if each.prompt is prompt]
+            own |= self._recompute(prompt, {row: running[row].tokens[:-1] for row in rows})
+        for row in range(len(running)):
+            assert self._own is not None
+            self._own.append(row, *own[row])
+
+    def _recompute(
+        self, prompt: Prompt, drawn: dict[int, list[int]]
+    ) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+        """One forward pass over a prompt and what was `drawn` behind it, by row; keys and values
+        of the rows."""
+        length, longer = prompt.length, {row: tokens for row, tokens in drawn.items() if tokens}
+        texts = list(longer.values())
+        if texts:
+            attend = Prefill(length, [len(tokens) for tokens in texts], self._device)
+        else:
+            attend = Prefill(0, [length], self._device)
+        stream = [*prompt.request.prompt_tokens, *itertools.chain(*texts)]
+        hidden = self._decoder(self._tensor(stream), attend.positions, attend)
+        k, v = attend.stored()
+        self._own = self._own or KVCache(k, v)
+        prompt.hidden = hidden[length - 1]
+        shared = k[:, :1, :, :length], v[:, :1, :, :length]
+        prompt.kv = shared if prompt.lone and not drawn else None
+        self._caches[_length_class(length)].add([prompt], *shared)
+        first = 0 if prompt.lone else length
+        places = {row: place for place, row in enumerate(longer)}
+        found = {}
+        for row, tokens in drawn.items():
+            place = places.get(row, 0)  # one that has drawn nothing to store takes nothing
+            part = slice(place, place + 1), slice(None), slice(first, length + len(tokens))
+            found[row] = k[:, *part], v[:, *part]
+        return found
+
+    def _admit(self) -> list[Running]:
+        """Give the free slots to sequences, prefilling as many prompts as that takes."""
+        free = self._slots - len(self._running)
         lacking = free - len(self._starting)
-        fresh: list[tuple[int, Request]] = []
-        if not self._rows or lacking >= self._slots * ADMIT_SHARE:
+        fresh: list[Prompt] = []
+        if not self._running or lacking >= self._slots * ADMIT_SHARE:
             while self._waiting and lacking > 0:
                 fresh.append(self._waiting.popleft())
-                lacking -= fresh[-1][1].completions
-        for prompt in self._prefill(fresh):
+                lacking -= fresh[-1].request.completions
+        self._prefill(fresh)
+        for prompt in fresh:
             numbers = range(prompt.request.completions)
-            self._starting += [Row(prompt, number, self._vocabulary) for number in numbers]
-        admitted = [self._starting.popleft() for _ in range(min(free, len(self._starting)))]
-        if admitted:
-            hidden = torch.stack([row.prompt.hidden for row in admitted])
-            self._hidden = torch.cat([self._hidden, hidden])
-            for row in admitted:
-                if row.prompt.lone:
-                    assert self._own is not None
-                    self._own.append(len(self._rows), *self._prompts.pop(row.prompt.index))
-                self._rows.append(row)
+            self._starting += [Running(prompt, number, self._vocabulary) for number in numbers]
+        started = [self._starting.popleft() for _ in range(min(free, len(self._starting)))]
+        for each in started:
+            assert self._own is not None
+            if each.prompt.kv is not None:
+                self._own.append(len(self._running), *each.prompt.kv)
+                each.prompt.kv = None
+            self._running.append(each)
+        if self._own is not None:
+            self._own.reserve(min(self._slots, self.pending), 1)
+        return started
 
-    def _prefill(self, fresh: Sequence[tuple[int, Request]]) -> list[Prompt]:
-        """Compute the prompts of `fresh`, by length class; returns them in the order of `fresh`."""
-        classes: dict[int, list[tuple[int, Request]]] = defaultdict(list)
-        for index, request in fresh:
-            power = 1 << (len(request.prompt_tokens) - 1).bit_length()
-            classes[max(SHORTEST_CLASS, power)].append((index, request))
-        prompts: list[Prompt] = []
+    def _prefill(self, fresh: Sequence[Prompt]) -> None:
+        """Compute the prompts of `fresh`, by length class."""
+        classes: dict[int, list[Prompt]] = defaultdict(list)
+        for prompt in fresh:
+            classes[_length_class(prompt.length)].append(prompt)
         for longest, members in classes.items():
             chunk = max(1, PREFILL_TOKENS // longest)
             for start in range(0, len(members), chunk):
-                part = members[start : start + chunk]
-                prompts += self._prefill_chunk(part, self._shelves[longest])
-        return sorted(prompts, key=lambda prompt: prompt.index)
+                self._prefill_chunk(members[start : start + chunk], self._caches[longest])
 
-    def _prefill_chunk(self, fresh: Sequence[tuple[int, Request]], shelf: Shelf) -> list[Prompt]:
-        """One forward pass over prompts of similar length, which are kept on `shelf`."""
-        texts = [request.prompt_tokens for _, request in fresh]
+    def _prefill_chunk(self, fresh: Sequence[Prompt], cache: PromptCache) -> None:
+        """One forward pass over prompts of similar length, which are kept in `cache`."""
+        texts = [prompt.request.prompt_tokens for prompt in fresh]
         common = _common(texts)
         rests = [tokens[common:] for tokens in texts]
         attend = Prefill(common, [len(rest) for rest in rests], self._device)
         stream = [*texts[0][:common], *itertools.chain(*rests)]
         hidden = self._decoder(self._tensor(stream), attend.positions, attend)  # [N, d]
-        last = hidden[attend.last]
-        prompts = [
-            Prompt(index, request, state, request.completions == 1 and len(text) <= LONE_PROMPT)
-            for (index, request), text, state in zip(fresh, texts, last, strict=True)
-        ]
         k, v = attend.stored()
-        if self._own is None:
-            self._own = Arena(k, v)
-            self._own.reserve(self._slots, 1)
-        for place, prompt in enumerate(prompts):
+        self._own = self._own or KVCache(k, v)
+        for place, (prompt, last) in enumerate(zip(fresh, hidden[attend.last], strict=True)):
+            prompt.hidden = last
             if prompt.lone:
-                rows = slice(place, place + 1), slice(None), slice(prompt.length)
-                self._prompts[prompt.index] = k[:, *rows], v[:, *rows]
-        shelf.add(prompts, k, v)
-        return prompts
+                part = slice(place, place + 1), slice(None), slice(prompt.length)
+                prompt.kv = k[:, *part], v[:, *part]
+        cache.add(fresh, k, v)
 
-    def _sample(self) -> None:
-        """Draw the next token of every row."""
-        rules = [row.sampling for row in self._rows]
-        noise = [row.noise() for row in self._rows]
-        tokens, logprobs = sample(self._decoder.logits(self._hidden), rules, noise)
+    def _sample(self, hidden: torch.Tensor, version: int) -> list[Progress]:
+        """Draw the next token of every running sequence from its hidden state [B, d]."""
+        rules = [each.request.sampling for each in self._running]
+        noise = [each.noise() for each in self._running]
+        tokens, logprobs = sample(self._decoder.logits(hidden), rules, noise)
         if not logprobs.isfinite().all():
             raise TrainingError(
-                f"the logits of weight version {self._version} are not finite: training broke the "
+                f"the logits of weight version {version} are not finite: training broke the "
                 "weights, or the generator's dtype is too narrow for them"
             )
-        drawn = zip(self._rows, tokens.tolist(), logprobs.tolist(), strict=True)
-        for row, token, logprob in drawn:
-            row.push(token, logprob)
+        drawn = zip(self._running, tokens.tolist(), logprobs.tolist(), strict=True)
+        return [each.push(token, logprob, version) for each, token, logprob in drawn]
 
     def _retire(self) -> None:
-        """Hand over what is finished, and close the gaps it leaves among rows and prompts."""
-        finished = [row for row in self._rows if row.finish is not None]
-        if not finished:
-            return
-        for row in finished:
-            prompt = row.prompt
-            prompt.finished[row.number] = row.completion(self._version)
-            if prompt.done:
-                self._results[prompt.index] = prompt.completions()
-                if self._on_finished is not None:
-                    self._on_finished(prompt.index, self._results[prompt.index])
-        self._rows = _compact(self._rows, [row.finish is None for row in self._rows], self._own)
-        for shelf in self._shelves.values():
-            shelf.compact()
+        """Let go of what is finished."""
+        finished = [each for each in self._running if each.finish is not None]
+        for each in finished:
+            each.prompt.unfinished -= 1
+            self.pending -= 1
+            if each.prompt.done:
+                del self._prompts[each.name]
+        if finished:
+            self._close_gaps([each.finish is None for each in self._running])
 
-    def _decode(self) -> None:
-        """Run the newest token of every row through the decoder."""
-        if not self._rows:
-            self._hidden = self._hidden[:0]
-            return
+    def _close_gaps(self, kept: Sequence[bool]) -> None:
+        """Keep these of the running sequences, and the prompts that are not done."""
+        self._running = _compact(self._running, kept, self._own)
+        for cache in self._caches.values():
+            cache.compact()
+        if not self._prompts:
+            self.clear()
+
+    def _decode(self) -> torch.Tensor:
+        """Run the newest token of every running sequence through the decoder -> [B, d]."""
         assert self._own is not None
-        stored = [row.stored for row in self._rows]
-        self._own.reserve(self._slots, max(stored) + 1)
+        stored = [each.stored for each in self._running]
+        self._own.reserve(len(stored), max(stored) + 1)
         attend = Decode(self._own, stored, self._shared())
-        tokens = self._tensor([row.tokens[-1] for row in self._rows])
-        positions = self._tensor([row.prompt.length + len(row.tokens) - 1 for row in self._rows])
-        self._hidden = self._decoder(tokens, positions, attend)
+        tokens = self._tensor([each.tokens[-1] for each in self._running])
+        positions = [each.prompt.length + len(each.tokens) - 1 for each in self._running]
+        return self._decoder(tokens, self._tensor(positions), attend)
 
-    def _shared(self) -> list[Shared]:
-        """The prompts of the rows, shelf by shelf."""
+    def _shared(self) -> list[SharedPrompts]:
+        """The prompts of the running sequences, class by class."""
         rows: dict[int, list[int]] = defaultdict(list)
-        for number, row in enumerate(self._rows):
-            rows[row.prompt.index].append(number)
-        found = [shelf.shared(rows) for shelf in self._shelves.values()]
+        for number, each in enumerate(self._running):
+            rows[each.prompt.number].append(number)
+        found = [cache.shared(rows) for cache in self._caches.values()]
         return [shared for shared in found if shared is not None]
 
     def _tensor(self, values: Sequence[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.long, device=self._device)
+
+
+def _length_class(length: int) -> int:
+    """The longest prompt that is kept with one of `length` tokens: a power of two."""
+    return max(SHORTEST_CLASS, 1 << (length - 1).bit_length())
 
 
 def _common(prompts: Sequence[list[int]]) -> int:
@@ -240,12 +328,12 @@ def _common(prompts: Sequence[list[int]]) -> int:
     return min(shared, min(len(tokens) for tokens in prompts) - 1)
 
 
-def _compact(items: list[Item], kept: Sequence[bool], arena: Arena | None) -> list[Item]:
-    """The kept items in the first places: the last of them move into the gaps, in the arena too."""
+def _compact(items: list[Item], kept: Sequence[bool], cache: KVCache | None) -> list[Item]:
+    """The kept items in the first places: the last of them move into the gaps, in the cache too."""
     count = sum(kept)
     gaps = [place for place in range(count) if not kept[place]]
     movers = [place for place in range(count, len(items)) if kept[place]]
     moved = dict(zip(gaps, movers, strict=True))
-    if moved and arena is not None:
-        arena.move(movers, gaps)
+    if moved and cache is not None:
+        cache.move(movers, gaps)
     return [items[moved.get(place, place)] for place in range(count)]

@@ -29,14 +29,24 @@ from torch import Tensor
 
 from interlock.chips import device
 from interlock.config.schema import GeneratorSettings
-from interlock.engine.base import OnFinished, Request, Shapes, Vocabulary, check, check_weights
-from interlock.engine.portable.sequence import Prompt, Row
+from interlock.engine.base import (
+    Engine,
+    Limits,
+    Progress,
+    Request,
+    Scores,
+    Shapes,
+    Vocabulary,
+    check_request,
+    check_weights,
+)
+from interlock.engine.sequence import LiveSequence
 from interlock.errors import ConfigError, ModelError, SyncError, TrainingError
 from interlock.models.decoder import Decoder
 from interlock.models.huggingface import read_architecture
-from interlock.records.rl import Completion
 from interlock.text import error_line
 
+_SCORE = "score"  # vLLM's name for a text that is scored; sequences have numbers
 NO_VERSION = -1  # of an engine whose weights are not whole
 LOWEST_TEMPERATURE = 0.01  # vLLM raises a lower one to this, greedy apart
 _FILE = "weights.safetensors"
@@ -54,7 +64,7 @@ _FIXED = {
 Place = tuple[str, int, int]  # a vLLM parameter, and from which of its rows to which
 
 
-class VllmEngine:
+class VllmEngine(Engine):
     """Generates with vLLM; `version` says which weights it holds, NO_VERSION that they are torn."""
 
     def __init__(self, model: Path, settings: GeneratorSettings, vocabulary: Vocabulary) -> None:
@@ -67,15 +77,15 @@ class VllmEngine:
             decoder = Decoder(read_architecture(model))
         self._shapes = {name: list(view.shape) for name, view in decoder.tensors().items()}
         self._vocabulary = vocabulary
-        self.vocab = decoder.arch.vocab
-        self.context = int(settings.options.get("max_model_len", decoder.arch.context))
+        context = int(settings.options.get("max_model_len", decoder.arch.context))
+        self.limits = Limits(decoder.arch.vocab, context, settings.slots)
         kind = settle(settings)
         self.dtype = device.settled_dtype(settings.dtype, device.resolve(settings.device))
         wanted = {
             "model": str(model),
             "dtype": self.dtype,
             "max_num_seqs": settings.slots,
-            "max_model_len": self.context,
+            "max_model_len": context,
             "logprobs_mode": "processed_logprobs",
             "skip_tokenizer_init": True,
             "generation_config": "vllm",
@@ -88,8 +98,11 @@ class VllmEngine:
             # A prompt prefilled in parts makes the CPU build turn a seeded generator back, which
             # torch's CPU generators refuse.
             wanted["enable_chunked_prefill"] = False
-            wanted["max_num_batched_tokens"] = max(2048, self.context, settings.slots)
+            wanted["max_num_batched_tokens"] = max(2048, context, settings.slots)
         self._engine, self.description, self.device = _start(wanted, settings.options, kind)
+        self._sequences: dict[str, LiveSequence] = {}  # by the name of vLLM's request
+        self._submitted = 0
+        self._early: list[Progress] = []  # made while something was scored, for the next step
         self._refuse_packed()
         self.version = 0
 
@@ -101,6 +114,9 @@ class VllmEngine:
         ModelError, and the engine holds no version, when vLLM did not take all of them.
         """
         check_weights(tensors, self._shapes, version)
+        running = list(self._sequences.values())
+        self._engine.abort_request(list(self._sequences))
+        self._sequences.clear()
         with TemporaryDirectory(prefix="interlock-") as folder:
             path = Path(folder) / _FILE
             _write({name: tensors[name] for name in self._shapes}, path)
@@ -114,6 +130,8 @@ class VllmEngine:
         if self._engine.reset_prefix_cache() is False:
             raise TrainingError("vLLM kept its prefix cache, which belongs to older weights")
         self.version = version
+        for sequence in running:
+            self._submit(sequence)
 
     def held(self) -> Iterator[tuple[str, Tensor]] | None:
         """The weights as vLLM's products read them, under Hugging Face names.
@@ -125,76 +143,81 @@ class VllmEngine:
         where = places(self._shapes, *found[0]) if len(found) == 1 else None
         return None if where is None else self._read(where)
 
-    def score(self, tokens: Sequence[int]) -> list[float]:
-        """Log-probabilities of tokens[1:] at temperature 1, through the prefill of a prompt.
-
-        Raises ConfigError when there is no room in the context for the one token that vLLM draws
+    def score(self, tokens: Sequence[int], top_k: int = 0) -> Scores:
+        """Raises ConfigError when there is no room in the context for the one token that vLLM draws
         behind every prompt.
         """
         from vllm import SamplingParams
 
-        if len(tokens) >= self.context:
+        if len(tokens) >= self.limits.context:
             raise ConfigError(
                 f"a text of {len(tokens)} tokens cannot be scored by vLLM in a context of "
-                f"{self.context}; give it one of at most {self.context - 1}"
+                f"{self.limits.context}; give it one of at most {self.limits.context - 1}"
             )
         params = SamplingParams(
-            max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False, ignore_eos=True
+            max_tokens=1, temperature=0.0, prompt_logprobs=top_k, detokenize=False, ignore_eos=True
         )
-        self._engine.add_request("score", {"prompt_token_ids": list(tokens)}, params)
+        self._engine.add_request(_SCORE, {"prompt_token_ids": list(tokens)}, params)
         found: Any = None
-        while self._engine.has_unfinished_requests():
+        finished = False
+        while not finished:
             for output in self._engine.step():
-                found = output.prompt_logprobs or found
-        pairs = zip(tokens[1:], found[1:], strict=True)
-        return [entry[token].logprob for token, entry in pairs]
+                if output.request_id == _SCORE:
+                    found, finished = output.prompt_logprobs or found, output.finished
+                else:
+                    self._early += self._push(output)
+        places = list(zip(tokens[1:], found[1:], strict=True))
+        given = [entry[token].logprob for token, entry in places]
+        return Scores(given, [_most_likely(entry, top_k) for _, entry in places])
 
-    def generate(
-        self, requests: Sequence[Request], on_finished: OnFinished | None = None
-    ) -> list[list[Completion]]:
-        """All completions of all requests, in order; on_finished(index, completions) once a
-        request has all of its own.
+    @property
+    def pending(self) -> int:
+        return len(self._sequences) + sum(each.completion is not None for each in self._early)
 
-        The noise of a completion depends on seed, problem and number alone; another mix of requests
-        may still round differently, and a token on the very edge flip.
-
-        Raises ConfigError, before anything is computed, on a request that cannot be served, and
-        TrainingError when the model's logits are not finite or vLLM gives a completion up.
-        """
+    def add(self, name: str, request: Request) -> None:
         assert self.version != NO_VERSION, "its weights are torn"
-        for request in requests:
-            check(request, self.vocab, self.context)
-            _check_temperature(request)
-        rows = self._submit(requests)
-        results: dict[int, list[Completion]] = {}
+        assert all(each.name != name for each in self._sequences.values()), name
+        check_request(request, self.limits)
+        _check_temperature(request)
+        for number in range(request.completions):
+            self._submit(LiveSequence(name, request, number, self._vocabulary))
+
+    def abort(self, name: str) -> bool:
+        early = len(self._early)
+        self._early = [each for each in self._early if each.name != name]
+        gone = [key for key, each in self._sequences.items() if each.name == name]
+        self._engine.abort_request(gone)
+        for key in gone:
+            del self._sequences[key]
+        return bool(gone) or len(self._early) < early
+
+    def step(self) -> list[Progress]:
+        progress, self._early = self._early, []
+        if progress or not self._sequences:
+            return progress
         try:
-            while rows:
-                for output in self._engine.step():
-                    row = rows.get(output.request_id)
-                    if row is not None and self._push(row, output):
-                        self._retire(row, results, on_finished)
-                        del rows[output.request_id]
-        finally:
-            # What a caller's error leaves behind must not run into the next call.
-            self._engine.abort_request(list(rows))
-        return [results[index] for index in range(len(requests))]
+            return [each for output in self._engine.step() for each in self._push(output)]
+        except BaseException:
+            self._engine.abort_request(list(self._sequences))
+            self._sequences.clear()
+            raise
 
-    def _submit(self, requests: Sequence[Request]) -> dict[str, Row]:
-        """Give every completion to vLLM; the rows by the names of their vLLM requests."""
-        rows: dict[str, Row] = {}
-        for index, request in enumerate(requests):
-            prompt = Prompt(index, request, torch.empty(0))
-            for number in range(request.completions):
-                name = f"{index}-{number}"
-                rows[name] = Row(prompt, number, self._vocabulary)
-                params = _sampling_params(request, number, self._vocabulary.eos_ids)
-                prompt_ids = {"prompt_token_ids": list(request.prompt_tokens)}
-                self._engine.add_request(name, prompt_ids, params)
-        return rows
+    def _submit(self, sequence: LiveSequence) -> None:
+        """Give vLLM a sequence to begin, or to go on with where it has drawn tokens already."""
+        self._submitted += 1
+        key = str(self._submitted)
+        tokens = [*sequence.request.prompt_tokens, *sequence.tokens]
+        params = _sampling_params(sequence, self._vocabulary.eos_ids)
+        self._engine.add_request(key, {"prompt_token_ids": tokens}, params)
+        self._sequences[key] = sequence
 
-    def _push(self, row: Row, output: Any) -> bool:
-        """Give the row its next tokens; whether that finished it."""
+    def _push(self, output: Any) -> list[Progress]:
+        """Give a sequence its next tokens."""
+        sequence = self._sequences.get(output.request_id)
+        if sequence is None:
+            return []
         (answer,) = output.outputs
+        found: list[Progress] = []
         for token, entry in zip(answer.token_ids, answer.logprobs or (), strict=True):
             logprob = entry[token].logprob
             if not math.isfinite(logprob):
@@ -202,27 +225,18 @@ class VllmEngine:
                     f"the logits of weight version {self.version} are not finite: training broke "
                     "the weights, or the generator's dtype is too narrow for them"
                 )
-            row.push(token, logprob)
-            if row.finish is not None:
+            found.append(sequence.push(token, logprob, self.version))
+            if sequence.finish is not None:
                 if not output.finished:  # a stop string, of which vLLM knows nothing
                     self._engine.abort_request([output.request_id])
-                return True
+                del self._sequences[output.request_id]
+                return found
         if output.finished:
             raise TrainingError(
-                f"vLLM gave up a completion of {row.prompt.request.problem_id!r} after "
-                f"{len(row.tokens)} tokens ({answer.finish_reason})"
+                f"vLLM gave up a completion of {sequence.request.problem_id!r} after "
+                f"{len(sequence.tokens)} tokens ({answer.finish_reason})"
             )
-        return False
-
-    def _retire(
-        self, row: Row, results: dict[int, list[Completion]], on_finished: OnFinished | None
-    ) -> None:
-        prompt = row.prompt
-        prompt.finished[row.number] = row.completion(self.version)
-        if prompt.done:
-            results[prompt.index] = prompt.completions()
-            if on_finished is not None:
-                on_finished(prompt.index, results[prompt.index])
+        return found
 
     def _refuse_packed(self) -> None:
         """Raise ConfigError when vLLM hid weights behind handles: an update may leave those on the
@@ -388,18 +402,25 @@ def _reloading(model: Any, model_config: Any) -> tuple[Any, Any]:
     )
 
 
-def _sampling_params(request: Request, number: int, eos_ids: Iterable[int]) -> Any:
-    """vLLM's words for one completion; its logprobs are those of the distribution drawn from."""
+def _most_likely(entry: Mapping[int, Any], top_k: int) -> list[tuple[int, float]]:
+    """The `top_k` first of what vLLM says of one place, which adds the token that was given."""
+    ranked = sorted(entry.items(), key=lambda item: item[1].rank)
+    return [(token, value.logprob) for token, value in ranked[:top_k]]
+
+
+def _sampling_params(sequence: LiveSequence, eos_ids: Iterable[int]) -> Any:
+    """vLLM's words for the rest of a sequence; logprobs are of the distribution drawn from."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
+    request, drawn = sequence.request, len(sequence.tokens)
     sampling = request.sampling
     return SamplingParams(
         temperature=sampling.temperature,
         top_k=sampling.top_k,
         top_p=sampling.top_p,
-        max_tokens=sampling.max_tokens,
-        seed=noise_seed(request.seed, request.problem_id, number),
+        max_tokens=sampling.max_tokens - drawn,
+        seed=noise_seed(request.seed, request.problem_id, sequence.number, drawn),
         stop_token_ids=sorted(eos_ids),
         ignore_eos=True,  # but for those
         logprobs=0,  # of the drawn token alone
@@ -408,9 +429,12 @@ def _sampling_params(request: Request, number: int, eos_ids: Iterable[int]) -> A
     )
 
 
-def noise_seed(seed: int, problem_id: str, number: int) -> int:
-    """The seed of one completion, in [0, 2^63): a hash, so neighbours have nothing in common."""
-    key = f"{seed} {number} {problem_id}".encode("utf-8", "surrogatepass")
+def noise_seed(seed: int, problem_id: str, number: int, drawn: int = 0) -> int:
+    """The seed of a completion from its token `drawn` on, in [0, 2^63).
+
+    A hash, so neighbours have nothing in common.
+    """
+    key = f"{seed} {number} {drawn} {problem_id}".encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1
 
 
