@@ -1,4 +1,4 @@
-"""The crew with scripted workers and a clock of the test's own: every state, every way to fail."""
+"""The pool with scripted workers and a clock of the test's own: every state, every way to fail."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -6,11 +6,11 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from crew_machine import NAMES, CrewMachine, one_sound_worker
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
-from scripted_fleet import (
+from pool_machine import NAMES, PoolMachine, one_sound_worker
+from scripted_pool import (
     CANARY,
     CPU,
     FOR_GOOD,
@@ -65,7 +65,7 @@ def test_start_open_load_generate(scene: Make) -> None:
     s = scene("a")
     (opened,) = s.new("a")
     assert isinstance(opened, Open) and opened.name == "a" and opened.canary == CANARY
-    s.crew.order(make_work(3, 4))
+    s.pool.order(make_work(3, 4))
     s.answer("a")
     assert s.new("a") == []  # no weights were published yet
     assert s.state("a") is WorkerState.READY and s.kinds() == ["worker_started"]
@@ -82,7 +82,7 @@ def test_start_open_load_generate(scene: Make) -> None:
     found = s.outcomes()
     assert [o.key for o in found] == [3, 4] == s.kept
     assert [o.group for o in found] == groups_for(asked, "a")
-    facts = s.crew.facts()["a"]
+    facts = s.pool.facts()["a"]
     assert (facts.state, facts.weight_version) == (WorkerState.READY, 1)
     assert (facts.groups, facts.tokens) == (2, 8)  # 2 problems x 2 completions x 2 tokens
     assert (facts.seconds_loading, facts.seconds_generating) == (5, 8)
@@ -93,8 +93,8 @@ def test_start_open_load_generate(scene: Make) -> None:
 def test_groups_are_durable_before_they_are_handed_out(scene: Make) -> None:
     s = scene("a").ready()
     handed: list[int] = []
-    s.crew.keep = lambda _: handed.append(len(s.crew.outcomes[Purpose.TRAIN]))
-    s.crew.order(make_work(1))
+    s.pool.keep = lambda _: handed.append(len(s.pool.outcomes[Purpose.TRAIN]))
+    s.pool.order(make_work(1))
     s.order(2, purpose=Purpose.EVALUATE)
     s.answer("a")
     assert handed == []  # an evaluation is not kept here
@@ -105,10 +105,10 @@ def test_groups_are_durable_before_they_are_handed_out(scene: Make) -> None:
 def test_evaluations_first_then_the_oldest(scene: Make) -> None:
     s = scene("a").ready()
     for keys in [(9,), (2, 3), (4,)]:
-        s.crew.order(make_work(*keys))
+        s.pool.order(make_work(*keys))
     for key in (5, 1):
-        s.crew.order(make_work(key, purpose=Purpose.EVALUATE))
-    s.crew.attend([])
+        s.pool.order(make_work(key, purpose=Purpose.EVALUATE))
+    s.pool.attend([])
     order = []
     while unit := s.unit("a"):
         order.append(unit)
@@ -119,12 +119,12 @@ def test_evaluations_first_then_the_oldest(scene: Make) -> None:
 def test_new_weights_are_loaded_before_the_next_unit(scene: Make) -> None:
     s = scene("busy", "idle").ready()
     s.order(0)
-    s.crew.serve(make_target(2))
+    s.pool.serve(make_target(2))
     s.order(1)
     # The one at work fetches meanwhile, once; what it does is finished with the old weights.
     assert s.new("busy")[1:] == [Prefetch(2, "digest-2")]
     assert s.new("idle") == [Load(2, "digest-2")]
-    s.crew.attend([])
+    s.pool.attend([])
     assert s.new("busy") == [] == s.new("idle")
     s.answer("busy")
     (outcome,) = s.outcomes()
@@ -137,7 +137,7 @@ def test_new_weights_are_loaded_before_the_next_unit(scene: Make) -> None:
 def test_a_version_overtaken_while_it_is_loaded_serves_no_unit(scene: Make) -> None:
     s = scene("a").ready()
     s.publish(2)
-    s.crew.serve(make_target(3))
+    s.pool.serve(make_target(3))
     s.order(0)
     assert s.new("a") == [Load(2, "digest-2")]  # nor a prefetch: it does one thing at a time
     s.answer("a")
@@ -166,7 +166,7 @@ def test_a_fault_in_any_state_is_a_restart(scene: Make, state: WorkerState, kind
     s.events.clear()
     FAULTS[kind](s, "a")
     assert s.kinds() == [kind] and s.events[0][1].startswith("a: ") and s.events[0][2] == "a"
-    facts = s.crew.facts()["a"]
+    facts = s.pool.facts()["a"]
     assert facts.state is WorkerState.RESTARTING and facts.weight_version is None
     assert "a" not in s.fleet.alive
     assert facts.redispatched == (state is WorkerState.GENERATING)
@@ -174,7 +174,7 @@ def test_a_fault_in_any_state_is_a_restart(scene: Make, state: WorkerState, kind
     s.wait(0.75)
     assert s.fleet.starts["a"] == 1
     s.wait(0.25)
-    assert s.fleet.starts["a"] == 2 and s.crew.facts()["a"].restarts == 1
+    assert s.fleet.starts["a"] == 2 and s.pool.facts()["a"].restarts == 1
     assert [type(each) for each in s.new("a")] == [Open]
     s.ready()  # weights are loaded anew by the new process
     assert s.unit("a") == ((0, 1) if state is WorkerState.GENERATING else ())
@@ -268,7 +268,7 @@ def test_a_message_out_of_place_is_garbage(
         ),
     ],
 )
-def test_no_bytes_whatever_stop_the_crew(scene: Make, data: bytes) -> None:
+def test_no_bytes_whatever_stop_the_pool(scene: Make, data: bytes) -> None:
     s = scene("a").ready()
     s.hear("a", data)
     assert s.kinds()[-1] == "worker_garbage" and s.state("a") is WorkerState.RESTARTING
@@ -292,7 +292,7 @@ def test_a_wrong_answer_is_refused_and_asked_of_another(scene: Make, wrong: str)
     assert s.unit("a") == (0, 1) and s.unit("b") == ()
     asked, (spoil, words) = s.asked("a"), WRONG[wrong]
     s.hear("a", spoil(asked, groups_for(asked, "a")))
-    assert s.kinds()[-1] == "worker_garbage" and s.crew.facts()["a"].refused == 1
+    assert s.kinds()[-1] == "worker_garbage" and s.pool.facts()["a"].refused == 1
     assert words in s.events[-1][1]
     assert s.outcomes() == [] and s.kept == [] and s.unit("b") == (0, 1)
     s.answer("b")
@@ -325,7 +325,7 @@ def test_weights_that_are_not_proven_are_not_served(
     scene: Make, meanwhile: Lost | Failed | None, change: dict[str, Any], words: str
 ) -> None:
     s = scene("a").ready(1).ready(2)
-    s.crew.serve(make_target(3))
+    s.pool.serve(make_target(3))
     s.order(0)
     if meanwhile:
         s.hear("a", meanwhile)
@@ -345,14 +345,14 @@ def test_work_that_failed_comes_after_the_weights_were_proven_again(scene: Make)
     s.order(0)
     s.new("a")
     s.hear("a", FOR_NOW)
-    assert s.kinds()[-1] == "worker_failed" and s.crew.facts()["a"].redispatched == 1
+    assert s.kinds()[-1] == "worker_failed" and s.pool.facts()["a"].redispatched == 1
     s.wait(0.75)
     assert s.new("a") == []
     s.wait(0.25)
     assert s.new("a") == [Load(1, "digest-1")] and s.fleet.starts["a"] == 1
     s.answer("a")
     assert s.unit("a") == (0,)
-    assert not s.crew.doubts_store  # it had its weights
+    assert not s.pool.doubts_store  # it had its weights
 
 
 def test_another_worker_gets_what_one_failed(scene: Make) -> None:
@@ -362,7 +362,7 @@ def test_another_worker_gets_what_one_failed(scene: Make) -> None:
     s.order(1)
     assert s.unit("b") == (1,)
     s.lose("a")
-    assert s.unit("c") == (0,) and s.crew.facts()["a"].redispatched == 1
+    assert s.unit("c") == (0,) and s.pool.facts()["a"].redispatched == 1
     s.lose("c")
     s.wait(1, "b")
     s.answer("a", "c", "a", "c")  # Open, Load
@@ -375,7 +375,7 @@ def test_another_worker_gets_what_one_failed(scene: Make) -> None:
 
 def test_the_same_worker_gets_it_again_when_there_is_no_other(scene: Make) -> None:
     s = scene("a", "b").ready()
-    s.crew.quarantine("b", "odd")
+    s.pool.quarantine("b", "odd")
     s.order(0, 1)
     s.lose("a")
     s.wait(1)
@@ -418,24 +418,24 @@ def test_too_many_failures_in_a_row_retire(scene: Make) -> None:
         assert s.state("a") is WorkerState.STARTING
         s.lose("a")
         s.wait(2 ** (count - 1))
-    assert s.state("a") is WorkerState.RETIRED and not s.crew.all_gone
+    assert s.state("a") is WorkerState.RETIRED and not s.pool.all_gone
     assert s.kinds() == ["worker_lost"] * 5 + ["worker_retired"]
     assert "5 failures in a row, last: signal 9" in s.events[-1][1]
-    assert s.crew.facts()["a"].restarts == 4
+    assert s.pool.facts()["a"].restarts == 4
     s.wait(60)
     assert s.fleet.starts["a"] == 5
-    s.crew.quarantine("b", "odd")
-    assert s.crew.all_gone
+    s.pool.quarantine("b", "odd")
+    assert s.pool.all_gone
     why = "no generator is left (a: 5 failures in a row, last: signal 9; b: odd)"
-    assert (type(s.crew.why_gone()), str(s.crew.why_gone())) == (TrainingError, why)
+    assert (type(s.pool.why_gone()), str(s.pool.why_gone())) == (TrainingError, why)
 
 
 def test_loading_that_fails_is_tried_again_by_the_same_process(scene: Make) -> None:
     s = scene("a").ready(1)
     s.publish(2)
-    assert not s.crew.doubts_store
+    assert not s.pool.doubts_store
     s.hear("a", FOR_NOW)
-    assert s.crew.doubts_store
+    assert s.pool.doubts_store
     assert s.kinds()[-1] == "worker_failed" and s.state("a") is WorkerState.READY
     s.new("a")
     s.wait(0.75)
@@ -447,7 +447,7 @@ def test_loading_that_fails_is_tried_again_by_the_same_process(scene: Make) -> N
         s.wait(delay)
     s.hear("a", FOR_NOW)
     assert s.state("a") is WorkerState.RETIRED
-    s.crew.attend([])
+    s.pool.attend([])
     assert "a" not in s.fleet.alive
 
 
@@ -455,7 +455,7 @@ def test_an_engine_that_fails_to_start_is_started_again(scene: Make) -> None:
     s = scene("a")
     s.hear("a", FOR_NOW)
     assert s.state("a") is WorkerState.RESTARTING and "a" not in s.fleet.alive
-    assert s.kinds() == ["worker_failed"] and not s.crew.doubts_store
+    assert s.kinds() == ["worker_failed"] and not s.pool.doubts_store
     s.wait(1)
     assert s.fleet.starts["a"] == 2
 
@@ -464,10 +464,10 @@ def test_an_engine_that_fails_to_start_is_started_again(scene: Make) -> None:
 def test_a_permanent_failure_before_any_problem_retires(scene: Make, state: WorkerState) -> None:
     s = scene("a").put("a", state)
     s.hear("a", FOR_GOOD)
-    assert s.state("a") is WorkerState.RETIRED and s.crew.all_gone
-    why = s.crew.why_gone()
+    assert s.state("a") is WorkerState.RETIRED and s.pool.all_gone
+    why = s.pool.why_gone()
     assert (type(why), str(why)) == (ConfigError, "no generator can run (a: for good)")
-    s.crew.attend([])
+    s.pool.attend([])
     assert "a" not in s.fleet.alive
 
 
@@ -489,7 +489,7 @@ def test_a_permanent_failure_of_a_problem_is_the_problems_own(scene: Make) -> No
     s.hear("a", FOR_GOOD)
     assert s.outcomes() == [Outcome(0, None, "3 workers failed on it, a last")]
     assert s.kept == [] and s.kinds()[-1] == "problem_set_aside"
-    assert not s.crew.all_gone and set(s.fleet.alive) == {"a", "b"}
+    assert not s.pool.all_gone and set(s.fleet.alive) == {"a", "b"}
     for _ in range(5):  # none of this counts against the workers
         s.order(1)
         for name in "aba":
@@ -501,7 +501,7 @@ def test_quarantine_kills_when_attended_and_gives_the_unit_out_again(scene: Make
     s = scene("a", "b").ready()
     s.order(0, 1)
     asked = s.asked("a")
-    s.crew.quarantine("a", "k3 0.5")
+    s.pool.quarantine("a", "k3 0.5")
     assert (
         s.state("a") is WorkerState.QUARANTINED and "a" in s.fleet.alive
     )  # any thread may ask for it
@@ -509,12 +509,12 @@ def test_quarantine_kills_when_attended_and_gives_the_unit_out_again(scene: Make
     assert "a" not in s.fleet.alive and s.outcomes() == [] and s.kept == []
     assert s.unit("b") == (0, 1)
     assert s.kinds()[-1] == "worker_quarantined"
-    s.crew.quarantine("a", "again")
+    s.pool.quarantine("a", "again")
     assert s.kinds().count("worker_quarantined") == 1
     s.wait(60, "b")
     assert s.fleet.starts["a"] == 1
-    s.crew.quarantine("b", "odd too")
-    assert s.crew.all_gone
+    s.pool.quarantine("b", "odd too")
+    assert s.pool.all_gone
 
 
 def test_a_retired_worker_can_still_be_put_in_quarantine(scene: Make) -> None:
@@ -525,7 +525,7 @@ def test_a_retired_worker_can_still_be_put_in_quarantine(scene: Make) -> None:
     s.publish(2)
     s.hear("a", FOR_GOOD)
     assert s.state("a") is WorkerState.RETIRED
-    s.crew.quarantine("a", "k3 0.5")
+    s.pool.quarantine("a", "k3 0.5")
     assert s.state("a") is WorkerState.QUARANTINED
 
 
@@ -556,8 +556,8 @@ def test_what_a_worker_says_is_noted_in_one_line_of_bounded_length(
 def test_quarantine_is_no_strike(scene: Make) -> None:
     s = scene("a", "b", fleet=FleetSettings(strikes=1)).ready()
     s.order(0)
-    s.crew.quarantine("a", "odd")
-    s.crew.attend([])
+    s.pool.quarantine("a", "odd")
+    s.pool.attend([])
     assert s.unit("b") == (0,) and s.outcomes() == []
 
 
@@ -577,7 +577,7 @@ def test_the_canary_is_measured_against_the_learner(
     s.events.clear()
     s.hear("a", proof(Load(1, "digest-1"), shift))
     assert s.kinds() == kinds and s.state("a") is state
-    assert s.crew.facts()["a"].canary_k3 == pytest.approx(k3, abs=1e-6)  # e^-shift + shift - 1
+    assert s.pool.facts()["a"].canary_k3 == pytest.approx(k3, abs=1e-6)  # e^-shift + shift - 1
     if state is WorkerState.READY:  # a warning is given once
         s.publish(2)
         s.hear("a", proof(Load(2, "digest-2"), shift))
@@ -636,20 +636,20 @@ def test_parts_of_a_unit_avoid_the_workers_that_failed_the_whole(scene: Make) ->
 def test_dropped_groups_are_counted_also_of_workers_unknown(scene: Make) -> None:
     s = scene("a")
     for name in ("a", "a", "of an earlier recipe"):
-        s.crew.dropped(name)
-    assert s.crew.facts()["a"].dropped == 2
+        s.pool.dropped(name)
+    assert s.pool.facts()["a"].dropped == 2
 
 
 def test_events_of_a_worker_that_was_given_up_are_ignored(scene: Make) -> None:
     s = scene("a", "b").ready()
     s.order(0)
     s.hear("a", b"\xc1", good_answer(s.asked("a"), "a"), Lost("later"))  # in one look
-    assert s.outcomes() == [] and s.crew.facts()["a"].refused == 1
+    assert s.outcomes() == [] and s.pool.facts()["a"].refused == 1
     assert s.kinds()[-1] == "worker_garbage"
     assert s.unit("b") == (0,)
 
 
-TestNothingIsLostOrDoubled = CrewMachine.TestCase
+TestNothingIsLostOrDoubled = PoolMachine.TestCase
 
 
 @settings(max_examples=30, deadline=None)
@@ -684,8 +684,8 @@ FAULTY = Qualified(make_certificate(CPU, Trust.REJECT, "engine-parity sampler"))
 def in_quarantine(s: Scene) -> Scene:
     """Worker a; its device is being qualified."""
     s.ready()
-    s.crew.quarantine("a", "k3 0.5", ("engine-parity", "stale-weights"))
-    s.crew.attend([])
+    s.pool.quarantine("a", "k3 0.5", ("engine-parity", "stale-weights"))
+    s.pool.attend([])
     return s
 
 
@@ -734,15 +734,15 @@ def test_one_that_fails_again_stays_in_quarantine_and_says_of_what(scene: Make) 
     why = "k3 0.5; failed engine-parity, sampler: engine-parity is off"
     assert s.events[-1] == ("worker_quarantined", f"a stays in quarantine: {why}", "a")
     s.wait(1000, "b")
-    assert s.fleet.starts["a"] == 2 and not s.crew.all_gone
-    s.crew.quarantine("b", "odd")
-    assert not s.crew.all_gone  # b may come back
-    s.crew.attend([])
-    assert not s.crew.all_gone
+    assert s.fleet.starts["a"] == 2 and not s.pool.all_gone
+    s.pool.quarantine("b", "odd")
+    assert not s.pool.all_gone  # b may come back
+    s.pool.attend([])
+    assert not s.pool.all_gone
     s.lose("b")
-    assert s.crew.all_gone
+    assert s.pool.all_gone
     left = f"no generator is left (a: {why}; b: odd; it could not be qualified: signal 9)"
-    assert str(s.crew.why_gone()) == left
+    assert str(s.pool.why_gone()) == left
 
 
 NPU_PASSED = make_certificate()
@@ -765,7 +765,7 @@ def test_a_certificate_that_proves_nothing_brings_nobody_back(scene: Make, case:
     s = in_quarantine(scene("a", fleet=AGAIN))
     s.hear("a", Qualified(certificate))
     assert s.state("a") is WorkerState.QUARANTINED and words in s.events[-1][1]
-    assert s.crew.all_gone
+    assert s.pool.all_gone
 
 
 @pytest.mark.parametrize(
@@ -803,32 +803,32 @@ def test_how_often_a_worker_may_come_back(scene: Make, times: int) -> None:
         in_quarantine(s).answer("a")
         assert s.state("a") is WorkerState.STARTING
     in_quarantine(s)
-    assert s.state("a") is WorkerState.QUARANTINED and s.crew.facts()["a"].requalified == times
+    assert s.state("a") is WorkerState.QUARANTINED and s.pool.facts()["a"].requalified == times
     assert s.kinds().count("worker_readmitted") == times
 
 
 def test_a_retired_worker_does_not_come_back_by_way_of_quarantine(scene: Make) -> None:
     s = scene("a", "b", fleet=AGAIN).put("a", WorkerState.LOADING)
     s.hear("a", FOR_GOOD)
-    s.crew.quarantine("a", "odd")
-    s.crew.attend([])
+    s.pool.quarantine("a", "odd")
+    s.pool.attend([])
     assert s.state("a") is WorkerState.QUARANTINED and s.fleet.starts["a"] == 1
 
 
 def test_the_last_words_of_the_worker_are_not_those_of_the_qualification(scene: Make) -> None:
     s = scene("a", fleet=AGAIN).ready()
-    s.crew.quarantine("a", "odd")
+    s.pool.quarantine("a", "odd")
     s.hear("a", Lost("killed"), b"\xc1")  # polled before it was killed
     assert s.state("a") is WorkerState.QUALIFYING
-    s.crew.quarantine("a", "again")  # it is in quarantine
+    s.pool.quarantine("a", "again")  # it is in quarantine
     assert s.kinds().count("worker_quarantined") == 1 and s.state("a") is WorkerState.QUALIFYING
 
 
 @pytest.mark.parametrize("kind", ["npu", "cpu"])
 def test_who_never_told_its_stack_is_held_to_its_settings(scene: Make, kind: str) -> None:
     s = scene("a", "b", device="npu", fleet=AGAIN)
-    s.crew.quarantine("a", "odd")  # nothing was opened
-    s.crew.attend([])
+    s.pool.quarantine("a", "odd")  # nothing was opened
+    s.pool.attend([])
     s.hear("a", Qualified(make_certificate(NPU if kind == "npu" else CPU)))
     expected = WorkerState.STARTING if kind == "npu" else WorkerState.QUARANTINED
     assert s.state("a") is expected
@@ -865,17 +865,17 @@ def test_evaluations_of_a_worker_that_is_quarantined_are_made_again(scene: Make)
     for key in (7, 8, 9):
         s.order(key, purpose=Purpose.EVALUATE)
     s.answer("a", "b")
-    assert s.unit("a") == (9,) and not s.crew.ready(Purpose.EVALUATE)  # handed out whole
-    s.crew.quarantine("a", "odd")
-    s.crew.attend([])
+    assert s.unit("a") == (9,) and not s.pool.ready(Purpose.EVALUATE)  # handed out whole
+    s.pool.quarantine("a", "odd")
+    s.pool.attend([])
     assert s.unit("b") == (7,)
     s.answer("b", "b")
-    assert s.crew.ready(Purpose.EVALUATE)
+    assert s.pool.ready(Purpose.EVALUATE)
     found = s.outcomes(Purpose.EVALUATE)
     assert sorted(o.key for o in found) == [7, 8, 9]
     assert {o.group.worker for o in found if o.group} == {"b"}
-    s.crew.quarantine("b", "odd")  # what was collected is done with
-    assert not s.crew.outcomes[Purpose.EVALUATE] and not s.crew.ready(Purpose.EVALUATE)
+    s.pool.quarantine("b", "odd")  # what was collected is done with
+    assert not s.pool.outcomes[Purpose.EVALUATE] and not s.pool.ready(Purpose.EVALUATE)
 
 
 def test_what_was_used_by_then_is_not_withdrawn(scene: Make) -> None:
@@ -883,8 +883,8 @@ def test_what_was_used_by_then_is_not_withdrawn(scene: Make) -> None:
     s.order(0, 1)
     s.answer("a")
     del s.made[0]  # recorded
-    s.crew.quarantine("a", "odd")
-    assert s.crew.withdrawn == {1}
+    s.pool.quarantine("a", "odd")
+    assert s.pool.withdrawn == {1}
 
 
 def test_groups_made_before_a_quarantine_are_withdrawn_until_ordered_again(scene: Make) -> None:
@@ -893,15 +893,15 @@ def test_groups_made_before_a_quarantine_are_withdrawn_until_ordered_again(scene
     s.order(2)
     s.order(7, purpose=Purpose.EVALUATE)
     s.answer("a", "b", "a")
-    assert s.crew.withdrawn == set()
+    assert s.pool.withdrawn == set()
     in_quarantine(s).answer("a")
     s.ready()
-    assert s.crew.withdrawn == {0, 1}  # wherever it is now
+    assert s.pool.withdrawn == {0, 1}  # wherever it is now
     s.order(0)
-    assert s.crew.withdrawn == {1}
+    assert s.pool.withdrawn == {1}
     s.answer(*s.fleet.asked)
-    s.crew.quarantine("a", "odd")
-    assert 2 not in s.crew.withdrawn  # b's
+    s.pool.quarantine("a", "odd")
+    assert 2 not in s.pool.withdrawn  # b's
 
 
 GOOD = Opened("torch 2", "npu", "bfloat16", NPU, make_certificate())
@@ -939,7 +939,7 @@ def test_unqualified_it_is_used_and_noted_once(scene: Make, case: str) -> None:
     reply, words = REFUSED[case]
     s = scene("a", device="npu", unqualified=True)
     s.hear("a", reply)
-    assert s.state("a") is WorkerState.READY and s.crew.facts()["a"].trust == "unqualified"
+    assert s.state("a") is WorkerState.READY and s.pool.facts()["a"].trust == "unqualified"
     (kind, message, worker), _ = s.events
     assert (kind, worker) == ("unqualified", "a") and words in message
     assert message.startswith("a generates unqualified on npu: ")
@@ -964,21 +964,21 @@ def test_what_a_worker_is_trusted_with_is_told(scene: Make) -> None:
     trusted = scene("a", "b", device="npu")
     trusted.answer("a")
     trusted.hear("b", replace(GOOD, certificate=make_certificate(trust=Trust.TRAIN)))
-    assert [f.trust for f in trusted.crew.facts().values()] == ["generate", "train"]
+    assert [f.trust for f in trusted.pool.facts().values()] == ["generate", "train"]
     on_cpu = scene("a")
     on_cpu.answer("a")
-    assert on_cpu.crew.facts()["a"].trust == "cpu"
+    assert on_cpu.pool.facts()["a"].trust == "cpu"
 
 
 def test_who_has_not_shown_a_certificate_yet_is_waited_for(scene: Make) -> None:
     s = scene("a", "b", device="npu")
     s.answer("a")
-    assert not s.crew.admitted
+    assert not s.pool.admitted
     s.lose("b")  # it may never come up: no reason to wait for longer
-    assert s.crew.admitted
+    assert s.pool.admitted
     s.wait(1, "a")
-    assert s.state("b") is WorkerState.STARTING and s.crew.admitted
-    assert scene("a", "b").crew.admitted  # the CPU needs none
+    assert s.state("b") is WorkerState.STARTING and s.pool.admitted
+    assert scene("a", "b").pool.admitted  # the CPU needs none
 
 
 def test_messages_name_the_check_to_run_again(scene: Make) -> None:

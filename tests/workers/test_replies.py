@@ -292,4 +292,4 @@ def test_finite_nonsense_is_doubted(part: str, value: float) -> None:
 
 def test_a_canary_just_within_the_limits_is_weighed() -> None:
     assert doubted(before=None, decode=[-1e4] * 3, prefill=[-1e4] * 3) is None
-    assert doubted(before=None, text=[1e-3, -1e4, 0.0]) is None  # the crew measures how far off
+    assert doubted(before=None, text=[1e-3, -1e4, 0.0]) is None  # the pool measures how far off

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from scripted_fleet import NPU, make_certificate
+from scripted_pool import NPU, make_certificate
 
 from interlock.chips import certificates
 from interlock.errors import SyncError, UserError

@@ -43,7 +43,7 @@ Texts = Sequence[tuple[list[int], list[list[int]]]]  # prompt and completions
 
 
 class Apart(NamedTuple):
-    """How far `pi` is from `mu` on the same tokens; see learner.Mismatch and judge.mean_k3."""
+    """How far `pi` is from `mu` on the same tokens; see learner.Mismatch and replies.mean_k3."""
 
     k3: float  # nats per token
     mean: float  # of |log pi - log mu|

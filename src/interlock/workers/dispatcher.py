@@ -1,9 +1,9 @@
 """Generators as worker processes of a fleet, kept at work while the recipe does something else.
 
-    recipe's thread ── order, publish, collect ──┐ lock ┌── attend <── poll ── fleet
-                                                 └─ Crew ┘   dispatcher's thread
+    recipe's thread ── order, publish, collect ──┐  lock   ┌── attend <── poll ── fleet
+                                                 └─ pool ──┘   dispatcher's thread
 
-The thread owns the fleet. What happens to a worker stands in crew.py.
+The thread owns the fleet. What happens to a worker stands in pool.py.
 """
 
 import threading
@@ -31,7 +31,7 @@ from interlock.workers.generators import (
     no_progress,
 )
 from interlock.workers.handle import Note
-from interlock.workers.pool import Crew
+from interlock.workers.pool import WorkerPool
 from interlock.workers.protocol import Open
 from interlock.workers.replies import Target
 
@@ -77,8 +77,8 @@ class Dispatcher:
         def work() -> None:
             try:
                 with closing(open_fleet()) as self._fleet:
-                    crew = self._fleet, workers, settings, guard, prompt, vocab, note, unqualified
-                    self._crew = Crew(*crew)
+                    given = self._fleet, workers, settings, guard, prompt, vocab, note, unqualified
+                    self._pool = WorkerPool(*given)
                     opened.set()
                     self._work()
             except BaseException as error:  # handed to the recipe's thread
@@ -102,25 +102,25 @@ class Dispatcher:
 
     @property
     def size(self) -> int:
-        return len(self._crew.facts())
+        return len(self._pool.facts())
 
     @property
     def keep(self) -> Keep:
-        return self._crew.keep
+        return self._pool.keep
 
     @keep.setter
     def keep(self, keep: Keep) -> None:
         with self._changed:
-            self._crew.keep = keep
+            self._pool.keep = keep
 
     @property
     def forget(self) -> Forget:
-        return self._crew.forget
+        return self._pool.forget
 
     @forget.setter
     def forget(self, forget: Forget) -> None:
         with self._changed:
-            self._crew.forget = forget
+            self._pool.forget = forget
 
     def publish(self, number: int, tensors: Mapping[str, Tensor], score: Score) -> Published:
         with self._publishing:
@@ -128,35 +128,35 @@ class Dispatcher:
         self.weights = written.version
         target = Target(written.version, score(self._canary.text))
         with self._changed:
-            self._crew.serve(target)
+            self._pool.serve(target)
         self._fleet.wake()
         return Published(written.kind, written.written_bytes)
 
     def order(self, work: Sequence[Work]) -> None:
         with self._changed:
             for each in work:
-                self._crew.order(each)
+                self._pool.order(each)
         self._fleet.wake()
 
     def collect(self, purpose: Purpose, timeout_s: float) -> list[Outcome]:
         with self._changed:
-            crew = self._crew
+            pool = self._pool
             self._changed.wait_for(
-                lambda: crew.ready(purpose) or self._error or crew.all_gone, timeout_s
+                lambda: pool.ready(purpose) or self._error or pool.all_gone, timeout_s
             )
             if self._error is not None:
                 raise self._error
             self._show(purpose)
-            if crew.ready(purpose):
+            if pool.ready(purpose):
                 self._shown[purpose] = 0
-                return crew.collect(purpose)
-            if crew.all_gone:
-                raise crew.why_gone()
+                return pool.collect(purpose)
+            if pool.all_gone:
+                raise pool.why_gone()
             return []
 
     def quarantine(self, worker: str, reason: str, checks: Sequence[str]) -> None:
         with self._changed:
-            self._crew.quarantine(worker, reason, checks)
+            self._pool.quarantine(worker, reason, checks)
         self._fleet.wake()
 
     def quarantined(self) -> frozenset[str]:
@@ -164,15 +164,15 @@ class Dispatcher:
 
     def withdrawn(self) -> Set[int]:
         with self._changed:
-            return frozenset(self._crew.withdrawn)
+            return frozenset(self._pool.withdrawn)
 
     def dropped(self, worker: str) -> None:
         with self._changed:
-            self._crew.dropped(worker)
+            self._pool.dropped(worker)
 
     def facts(self) -> dict[str, WorkerMetrics]:
         with self._changed:
-            return self._crew.facts()
+            return self._pool.facts()
 
     def close(self) -> None:
         """Kill the workers. Bounded in time."""
@@ -182,7 +182,7 @@ class Dispatcher:
 
     def _show(self, purpose: Purpose) -> None:
         """Each problem that is done with once, though it may have to be done again."""
-        while self._shown[purpose] < len(self._crew.outcomes[purpose]):
+        while self._shown[purpose] < len(self._pool.outcomes[purpose]):
             self._shown[purpose] += 1
             self.progress()
 
@@ -190,10 +190,10 @@ class Dispatcher:
         while not self._closing:
             events = self._fleet.poll(_PATIENCE_S)
             with self._changed:
-                self._crew.attend(events)
+                self._pool.attend(events)
                 self._changed.notify_all()
-            if self._crew.doubts_store and time.monotonic() >= self._mend_after:
-                self._crew.doubts_store = False
+            if self._pool.doubts_store and time.monotonic() >= self._mend_after:
+                self._pool.doubts_store = False
                 self._look_at_store()
 
     def _look_at_store(self) -> None:

@@ -1,4 +1,4 @@
-"""One worker of a crew as the dispatcher sees it: what it is doing, and what it is believed."""
+"""One worker of a pool as the dispatcher sees it: what it is doing, and what it is believed."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ Note = Callable[[str, str, str], None]  # kind, message, worker
 
 
 @dataclass(eq=False)
-class Member:
+class WorkerHandle:
     spec: Spec
     open: Open
     facts: WorkerMetrics = field(default_factory=WorkerMetrics)
@@ -78,12 +78,12 @@ class Member:
         return min(_LONGEST_BACKOFF_S, first_s * 2**doublings)
 
 
-def why_gone(members: Sequence[Member]) -> UserError | TrainingError:
+def why_gone(workers: Sequence[WorkerHandle]) -> UserError | TrainingError:
     """What to raise when no worker is left: the user's mistake if none could ever work."""
     names: dict[str, list[str]] = {}
-    for member in members:
-        names.setdefault(member.reason, []).append(member.name)
+    for worker in workers:
+        names.setdefault(worker.reason, []).append(worker.name)
     whys = "; ".join(f"{', '.join(who)}: {why}" for why, who in names.items())
-    if all(member.mistake for member in members):
+    if all(worker.mistake for worker in workers):
         return ConfigError(f"no generator can run ({whys})")
     return TrainingError(f"no generator is left ({whys})")

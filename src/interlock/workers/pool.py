@@ -10,8 +10,8 @@
                                  ^              │
                                  └── for good ──┘ failed, lost, late
 
-What becomes of the work of a worker that fails stands in backlog.py, how one may come back from
-quarantine in requalify.py. Every state but ready has a deadline. No threads here: see
+What becomes of the work of a worker that fails stands in queue.py, how one may come back from
+quarantine in requalification.py. Every state but ready has a deadline. No threads here: see
 dispatcher.py.
 """
 
@@ -30,7 +30,7 @@ from interlock.text import error_line, one_line
 from interlock.workers import protocol
 from interlock.workers.admission import UNQUALIFIED, admission, hint
 from interlock.workers.generators import Forget, Keep, Outcome, Purpose, Work, no_forget, no_keep
-from interlock.workers.handle import GONE, MESSAGE, REASON, UP, Member, Note, why_gone
+from interlock.workers.handle import GONE, MESSAGE, REASON, UP, Note, WorkerHandle, why_gone
 from interlock.workers.protocol import (
     Alive,
     Failed,
@@ -43,7 +43,7 @@ from interlock.workers.protocol import (
     Prefetch,
     Qualified,
 )
-from interlock.workers.queue import Backlog
+from interlock.workers.queue import UnitQueue
 from interlock.workers.replies import Target, doubt, mean_k3, refusal
 from interlock.workers.requalification import Requalification
 
@@ -53,7 +53,7 @@ _GARBAGE = ("forward",)
 _OWN_PAUSE_S = 5.0  # without a look at the workers: this process was stopped, or busy
 
 
-class Crew:
+class WorkerPool:
     """All workers, the work that waits, and the outcomes not yet collected."""
 
     def __init__(
@@ -78,13 +78,13 @@ class Crew:
         self._fleet, self._settings, self._guard = fleet, settings, guard
         self._prompt, self._vocab, self._note = prompt, vocab, note
         self._unqualified = unqualified
-        self._workers = {name: Member(spec, open) for name, (spec, open) in workers.items()}
+        self._workers = {name: WorkerHandle(spec, open) for name, (spec, open) in workers.items()}
         self._target: Target | None = None
         self._first: Target | None = None
         self._announce = False
-        self._backlog = Backlog(settings.strikes)
+        self._queue = UnitQueue(settings.strikes)
         self._requalification = Requalification(fleet, settings, note)
-        self._condemned: list[str] = []  # to be killed
+        self._to_kill: list[str] = []
         self._looked = time.monotonic()
         for worker in self._workers.values():
             self._start(worker)
@@ -112,7 +112,7 @@ class Crew:
         self._target, self._announce = target, True
 
     def order(self, work: Work) -> None:
-        self._backlog.add(work)
+        self._queue.add(work)
         if work.purpose is Purpose.TRAIN:
             self.withdrawn.difference_update(work.keys)
 
@@ -153,7 +153,7 @@ class Crew:
 
     def attend(self, events: Sequence[Event]) -> None:
         """Take in what the fleet saw, look at the deadlines, and give out what can be done."""
-        killed, self._condemned = self._condemned, []
+        killed, self._to_kill = self._to_kill, []
         for name in killed:
             self._fleet.kill(name)
         self._forgive()
@@ -165,7 +165,7 @@ class Crew:
         self._look_at_deadlines()
         self._give_out()
 
-    def _start(self, worker: Member) -> None:
+    def _start(self, worker: WorkerHandle) -> None:
         worker.facts.state = WorkerState.STARTING
         worker.deadline = time.monotonic() + self._settings.start_s
         try:
@@ -176,7 +176,7 @@ class Crew:
             return
         self._send(worker, worker.open)
 
-    def _hear(self, worker: Member, event: bytes | Lost) -> None:
+    def _hear(self, worker: WorkerHandle, event: bytes | Lost) -> None:
         if worker.facts.state in (*GONE, WorkerState.RESTARTING):
             return  # what it said before it was given up
         worker.heard = time.monotonic()
@@ -205,7 +205,7 @@ class Crew:
             case _:
                 self._garbage(worker, f"{type(reply).__name__} while {state}")
 
-    def _opened(self, worker: Member, reply: Opened) -> None:
+    def _opened(self, worker: WorkerHandle, reply: Opened) -> None:
         facts = worker.facts
         facts.engine, facts.device = one_line(reply.engine, REASON), one_line(reply.device, REASON)
         facts.dtype, worker.stack = one_line(reply.dtype, REASON), reply.stack
@@ -215,7 +215,7 @@ class Crew:
         what = f"{facts.engine} on {facts.device}, {facts.dtype}"
         self._note("worker_started", f"{worker.name} is up: {what}", worker.name)
 
-    def _admit(self, worker: Member, reply: Opened) -> bool:
+    def _admit(self, worker: WorkerHandle, reply: Opened) -> bool:
         """Whether its chip may generate. Raises ConfigError on the first start of one that may not:
         the run was set up that way.
         """
@@ -235,7 +235,7 @@ class Crew:
             raise ConfigError(f"{worker.name} may not generate on {device}: {why}")
         return False
 
-    def _loaded(self, worker: Member, reply: Loaded) -> None:
+    def _loaded(self, worker: WorkerHandle, reply: Loaded) -> None:
         facts, target, limit = worker.facts, worker.loading, self._guard.quarantine
         assert target is not None
         facts.seconds_loading += time.monotonic() - worker.began
@@ -256,7 +256,7 @@ class Crew:
             limits = f"more than {self._guard.warn:g}"
             self._note("worker_mismatch", f"{worker.name}: {figures}, {limits}", worker.name)
 
-    def _finished(self, worker: Member, reply: Finished) -> None:
+    def _finished(self, worker: WorkerHandle, reply: Finished) -> None:
         unit, facts, serves = worker.unit, worker.facts, worker.serves
         assert unit is not None and serves is not None
         why: str | None = f"an answer to unit {reply.unit} instead of {unit.number}"
@@ -283,7 +283,7 @@ class Crew:
         facts.seconds_generating += time.monotonic() - worker.began
         worker.unit, worker.failures, facts.state = None, 0, WorkerState.READY
 
-    def _failed(self, worker: Member, reply: Failed) -> None:
+    def _failed(self, worker: WorkerHandle, reply: Failed) -> None:
         """It is alive, and says that it could not do what it was asked."""
         state, reason = worker.facts.state, one_line(reply.reason, REASON)
         if state is WorkerState.QUALIFYING:
@@ -313,11 +313,11 @@ class Crew:
             worker.facts.state = WorkerState.READY
             worker.idle_until = time.monotonic() + worker.backoff(self._settings.backoff_s)
 
-    def _garbage(self, worker: Member, what: str) -> None:
+    def _garbage(self, worker: WorkerHandle, what: str) -> None:
         worker.facts.refused += 1
         self._restart(worker, "worker_garbage", f"refused: {what}")
 
-    def _restart(self, worker: Member, kind: str, reason: str) -> None:
+    def _restart(self, worker: WorkerHandle, kind: str, reason: str) -> None:
         """Kill a worker that is lost already, or not to be trusted; start it again later."""
         self._fleet.kill(worker.name)
         if worker.facts.state is WorkerState.QUALIFYING:
@@ -335,37 +335,37 @@ class Crew:
         worker.facts.state = WorkerState.RESTARTING
         worker.deadline = time.monotonic() + worker.backoff(self._settings.backoff_s)
 
-    def _retire(self, worker: Member, reason: str) -> None:
+    def _retire(self, worker: WorkerHandle, reason: str) -> None:
         self._end(worker, WorkerState.RETIRED, reason)
         self._note("worker_retired", f"{worker.name} is retired: {reason}", worker.name)
 
-    def _end(self, worker: Member, state: WorkerState, reason: str) -> None:
-        self._condemned.append(worker.name)
+    def _end(self, worker: WorkerHandle, state: WorkerState, reason: str) -> None:
+        self._to_kill.append(worker.name)
         self._take_back(worker, struck=False)
         worker.facts.state, worker.reason = state, reason
 
-    def _withdraw(self, worker: Member) -> None:
+    def _withdraw(self, worker: WorkerHandle) -> None:
         """What it gave is not to be used: whoever ordered the groups orders them again."""
         self.withdrawn.update(self.forget(worker.name))
         again = {key for work in worker.evaluated for key in work.keys}
         kept = [each for each in self.outcomes[Purpose.EVALUATE] if each.key not in again]
         self.outcomes[Purpose.EVALUATE] = deque(kept)
         for work in worker.evaluated:
-            self._backlog.add(work)
+            self._queue.add(work)
         worker.evaluated.clear()
 
     @property
     def _evaluating(self) -> bool:
         units = [worker.unit for worker in self._workers.values() if worker.unit]
-        return any(u.work.purpose is Purpose.EVALUATE for u in [*units, *self._backlog.waiting])
+        return any(u.work.purpose is Purpose.EVALUATE for u in [*units, *self._queue.waiting])
 
-    def _take_back(self, worker: Member, struck: bool = True) -> None:
+    def _take_back(self, worker: WorkerHandle, struck: bool = True) -> None:
         """Give the worker's unit out again, or set aside what keeps failing."""
         unit, worker.unit = worker.unit, None
         if unit is None:
             return
         worker.facts.redispatched += 1
-        if why := self._backlog.give_back(unit, worker.name, struck):
+        if why := self._queue.give_back(unit, worker.name, struck):
             (key,), (problem,) = unit.work.keys, unit.work.problems
             self.outcomes[unit.work.purpose].append(Outcome(key, None, why))
             message = f"problem {problem.id!r} is set aside: {why}"
@@ -406,11 +406,11 @@ class Crew:
                 worker.loading = target
                 worker.begin(WorkerState.LOADING, now, self._settings.load_s)
                 self._send(worker, Load(version.number, version.digest))
-            elif unit := self._backlog.pick(worker.name, up):
+            elif unit := self._queue.pick(worker.name, up):
                 worker.unit, work = unit, unit.work
                 worker.begin(WorkerState.GENERATING, now, self._settings.unit_s)
                 asked = list(work.problems), work.completions, work.sampling, work.seed
                 self._send(worker, Generate(unit.number, version.number, *asked))
 
-    def _send(self, worker: Member, message: protocol.Request) -> None:
+    def _send(self, worker: WorkerHandle, message: protocol.Request) -> None:
         self._fleet.send(worker.name, protocol.encode(message))

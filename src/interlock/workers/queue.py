@@ -30,7 +30,7 @@ class Unit:
         return self.work.purpose is not Purpose.EVALUATE, self.work.keys[0]
 
 
-class Backlog:
+class UnitQueue:
     def __init__(self, strikes: int) -> None:
         """`strikes`: failures of workers on a problem, after which it is set aside."""
         self._strikes = strikes

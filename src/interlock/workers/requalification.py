@@ -5,7 +5,7 @@
          └──── keep_out ───────┴── failed, lost, late ─┘
 
 The worker was killed; another program (qualify/worker.py) runs in its environment and on its
-device. Who is put in quarantine, and what becomes of what it gave, is for crew.py.
+device. Who is put in quarantine, and what becomes of what it gave, is for pool.py.
 """
 
 import math
@@ -20,7 +20,7 @@ from interlock.records.metrics import WorkerState
 from interlock.text import one_line
 from interlock.workers import protocol
 from interlock.workers.admission import verdict
-from interlock.workers.handle import MESSAGE, Member, Note
+from interlock.workers.handle import MESSAGE, Note, WorkerHandle
 from interlock.workers.protocol import Qualified, Qualify
 
 _PROGRAM = "interlock.qualify.worker"  # of a higher floor: known by name only
@@ -30,7 +30,7 @@ class Requalification:
     def __init__(self, fleet: Fleet, settings: FleetSettings, note: Note) -> None:
         self._fleet, self._settings, self._note = fleet, settings, note
 
-    def begin(self, worker: Member) -> None:
+    def begin(self, worker: WorkerHandle) -> None:
         """Put the program in its place that finds out whether it may come back."""
         worker.may_return = False
         worker.facts.requalified += 1
@@ -47,7 +47,7 @@ class Requalification:
         message = f"{worker.name}: {device} is being qualified, {limit:g} s at most"
         self._note("worker_qualifying", message, worker.name)
 
-    def judge(self, worker: Member, reply: Qualified) -> None:
+    def judge(self, worker: WorkerHandle, reply: Qualified) -> None:
         """It comes back with a clean slate, or not at all."""
         settings = worker.open.settings
         if why := verdict(reply, settings, worker.stack, worker.accused):
@@ -60,7 +60,7 @@ class Requalification:
         message = f"{worker.name} comes back: {settings.device} passed qualify --quick"
         self._note("worker_readmitted", message, worker.name)
 
-    def keep_out(self, worker: Member, why: str) -> None:
+    def keep_out(self, worker: WorkerHandle, why: str) -> None:
         self._fleet.kill(worker.name)
         worker.facts.state, worker.reason = WorkerState.QUARANTINED, f"{worker.reason}; {why}"
         message = f"{worker.name} stays in quarantine: {worker.reason}"

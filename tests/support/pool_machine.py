@@ -1,4 +1,4 @@
-"""A crew at random: rules for hypothesis to choose from, and workers of which one is sound."""
+"""A pool at random: rules for hypothesis to choose from, and workers of which one is sound."""
 
 import random
 from collections import Counter
@@ -6,7 +6,7 @@ from collections import Counter
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
-from scripted_fleet import CPU, FOR_GOOD, FOR_NOW, Scene, make_certificate
+from scripted_pool import CPU, FOR_GOOD, FOR_NOW, Scene, make_certificate
 
 from interlock.config.schema import FleetSettings
 from interlock.fleet.base import Lost
@@ -18,7 +18,7 @@ from interlock.workers.protocol import Alive, Finished, Open, Opened, Qualified,
 NAMES = ("a", "b", "c")
 
 
-class CrewMachine(RuleBasedStateMachine):
+class PoolMachine(RuleBasedStateMachine):
     """Anything happens in any order. At the end those that are left work well, and then every
     problem that was ever ordered has ended in exactly one outcome.
 
@@ -99,8 +99,8 @@ class CrewMachine(RuleBasedStateMachine):
     @rule(name=st.sampled_from(NAMES))
     def quarantine(self, name: str) -> None:
         self.faults = 0
-        self.scene.crew.quarantine(name, "odd")
-        self.scene.crew.attend([])
+        self.scene.pool.quarantine(name, "odd")
+        self.scene.pool.attend([])
         self._look()
 
     def _look(self) -> None:
@@ -113,14 +113,14 @@ class CrewMachine(RuleBasedStateMachine):
         for key, group, _ in new:
             if group is not None:
                 self.makers[key] = group.worker, quarantines[group.worker]
-        assert self.scene.crew.withdrawn == {
+        assert self.scene.pool.withdrawn == {
             key for key, (worker, before) in self.makers.items() if quarantines[worker] > before
         }
         done = Counter(outcome.key for outcome in self.found)
         under_way = Counter(key for name in NAMES for key in self.scene.unit(name))
         assert not (done + under_way) - Counter(self.ordered), "given out or answered twice"
         for name in NAMES:
-            facts = self.scene.crew.facts()[name]
+            facts = self.scene.pool.facts()[name]
             assert facts.state is not WorkerState.RESTARTING or name not in self.scene.fleet.alive
             assert facts.requalified <= self.requalify
             qualified = self.scene.fleet.modules[name] != "module"
@@ -145,9 +145,9 @@ class CrewMachine(RuleBasedStateMachine):
         if self.version == 0:
             self.publish()
         for _ in range(400):
-            s.crew.attend([])
+            s.pool.attend([])
             self._look()
-            if s.crew.all_gone or (not s.fleet.asked and len(self.found) == len(self.ordered)):
+            if s.pool.all_gone or (not s.fleet.asked and len(self.found) == len(self.ordered)):
                 break
             for name in sorted(s.fleet.asked):
                 if name in s.fleet.asked:
@@ -157,13 +157,13 @@ class CrewMachine(RuleBasedStateMachine):
             self._look()
         keys = Counter(outcome.key for outcome in self.found)
         assert set(keys.values()) <= {1}
-        assert s.crew.all_gone or keys.keys() == set(self.ordered)
+        assert s.pool.all_gone or keys.keys() == set(self.ordered)
         given = [outcome.key for outcome in self.found if outcome.group is not None]
         assert sorted(s.kept) == sorted(given), "kept is what is handed out"
         assert s.kinds().count("problem_set_aside") == len(self.found) - len(given)
 
 
-CrewMachine.TestCase.settings = settings(
+PoolMachine.TestCase.settings = settings(
     max_examples=25,
     stateful_step_count=30,
     deadline=None,

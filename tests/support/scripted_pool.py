@@ -1,9 +1,9 @@
-"""A crew with scripted workers and a clock of the test's own.
+"""A pool with scripted workers and a clock of the test's own.
 
-    test ── order, publish ──> Crew ── start, send, kill ──> FakeFleet
+    test ── order, publish ──> WorkerPool ── start, send, kill ──> FakeFleet
          ── answer, hear, wait, jump ──────────^ (what the workers say, and the time)
 
-No process runs. FakeFleet keeps the contract of fleet/base.py in the crew's face: no start under a
+No process runs. FakeFleet keeps the contract of fleet/base.py in the pool's face: no start under a
 name in use, no second request to a worker that has not answered the first, and no work for one that
 has not proven the weights; and a process is asked for what its program does.
 """
@@ -22,10 +22,10 @@ from interlock.fleet.base import Event, Lost, Spec
 from interlock.records.metrics import WorkerState
 from interlock.records.rl import Completion, FinishReason, Group, Problem, Sampling, WeightVersion
 from interlock.records.trust import Certificate, Finding, Result, Stack, Trust
-from interlock.workers import pool as crew_module
+from interlock.workers import pool as pool_module
 from interlock.workers import protocol, requalification
 from interlock.workers.generators import Outcome, Purpose, Work
-from interlock.workers.pool import Crew
+from interlock.workers.pool import WorkerPool
 from interlock.workers.protocol import (
     Alive,
     Canary,
@@ -120,13 +120,13 @@ class FakeFleet:
                 self.proven.pop(name, None)
 
     def poll(self, timeout_s: float) -> list[Event]:
-        raise AssertionError("the dispatcher polls, not the crew")
+        raise AssertionError("the dispatcher polls, not the pool")
 
     def wake(self) -> None:
-        raise AssertionError("the dispatcher wakes, not the crew")
+        raise AssertionError("the dispatcher wakes, not the pool")
 
     def close(self) -> None:
-        raise AssertionError("the dispatcher closes, not the crew")
+        raise AssertionError("the dispatcher closes, not the pool")
 
 
 def make_problem(key: int) -> Problem:
@@ -192,7 +192,7 @@ def good_answer(asked: Request, worker: str) -> Reply:
 
 
 class Scene:
-    """A crew, its fleet and the time."""
+    """A pool, its fleet and the time."""
 
     def __init__(
         self,
@@ -210,7 +210,7 @@ class Scene:
         self.made: dict[int, str] = {}  # worker of each group that is kept and not withdrawn
         clock = SimpleNamespace(monotonic=lambda: self.now, time=lambda: WALL)
         self._patches = [
-            mock.patch.object(module, "time", clock) for module in (crew_module, requalification)
+            mock.patch.object(module, "time", clock) for module in (pool_module, requalification)
         ]
         for patch in self._patches:
             patch.start()
@@ -221,8 +221,10 @@ class Scene:
             )
             for name in names
         }
-        self.crew = Crew(self.fleet, workers, fleet, guard, prompt, VOCAB, self._note, unqualified)
-        self.crew.keep, self.crew.forget = self._keep, self._forget
+        self.pool = WorkerPool(
+            self.fleet, workers, fleet, guard, prompt, VOCAB, self._note, unqualified
+        )
+        self.pool.keep, self.pool.forget = self._keep, self._forget
 
     def _keep(self, found: Sequence[tuple[int, Group]]) -> None:
         self.kept += [key for key, _ in found]
@@ -245,19 +247,19 @@ class Scene:
             patch.stop()
 
     def publish(self, number: int) -> None:
-        self.crew.serve(make_target(number))
-        self.crew.attend([])
+        self.pool.serve(make_target(number))
+        self.pool.attend([])
 
     def order(self, *keys: int, purpose: Purpose = Purpose.TRAIN) -> None:
         """One unit."""
-        self.crew.order(make_work(*keys, purpose=purpose))
-        self.crew.attend([])
+        self.pool.order(make_work(*keys, purpose=purpose))
+        self.pool.attend([])
 
     def hear(self, name: str, *said: Reply | Lost | bytes) -> None:
-        """The worker says this at once, and the crew attends to it."""
+        """The worker says this at once, and the pool attends to it."""
         for each in said:
             self.fleet.said(name, each)
-        self.crew.attend(
+        self.pool.attend(
             [(name, e if isinstance(e, bytes | Lost) else protocol.encode(e)) for e in said]
         )
 
@@ -279,7 +281,7 @@ class Scene:
     def jump(self, seconds: float, alive: str = "") -> None:
         """Time passes, and nobody looks until the end of it, when those in `alive` have spoken."""
         self.now += seconds
-        self.crew.attend([(name, protocol.encode(Alive())) for name in alive.split()])
+        self.pool.attend([(name, protocol.encode(Alive())) for name in alive.split()])
 
     def hush(self, name: str) -> None:
         """Only this worker says nothing, for as long as it takes to be noticed."""
@@ -313,13 +315,13 @@ class Scene:
         return tuple(int(p.answer) for p in asked.problems) if isinstance(asked, Generate) else ()
 
     def state(self, name: str) -> WorkerState:
-        return self.crew.facts()[name].state
+        return self.pool.facts()[name].state
 
     def kinds(self) -> list[str]:
         return [kind for kind, _, _ in self.events]
 
     def outcomes(self, purpose: Purpose = Purpose.TRAIN) -> list[Outcome]:
-        return self.crew.collect(purpose)
+        return self.pool.collect(purpose)
 
     def ready(self, version: int = 1) -> "Scene":
         """Every worker up, with weights."""
