@@ -11,7 +11,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "interlock"
 
 # docs/structure.md draws the same picture.
 FLOORS = [
-    {"errors", "text", "records", "config", "rundir"},
+    {"errors", "text", "mismatch", "records", "config", "rundir"},
     {"chips", "tasks", "report", "fleet", "sync"},
     {"models"},
     {"engine", "learner"},
@@ -21,7 +21,7 @@ FLOORS = [
     {"cli"},
 ]
 # Floor 0 is one storey with an order of its own.
-GROUND = ["errors", "text", "records", "config", "rundir"]
+GROUND = ["errors", "text", "mismatch", "records", "config", "rundir"]
 ONLY = {"fastapi": "serve", "ray": "fleet", "vllm": "engine"}
 
 

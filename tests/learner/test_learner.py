@@ -10,7 +10,7 @@ from torch import Tensor
 
 from interlock.config.schema import LearnerSettings, LossSettings, OptimizerSettings
 from interlock.errors import TrainingError
-from interlock.learner.learner import Learner, Mismatch, learning_rate
+from interlock.learner.learner import Learner, learning_rate
 from interlock.learner.packing import TrainingGroup
 from interlock.models.architecture import Routing
 from interlock.models.checkpoint import load_decoder
@@ -343,11 +343,6 @@ def test_mismatch_is_told_apart_by_label(
     assert both.tokens == result.tokens and both.max == result.mismatch_max
     assert both.k3 == pytest.approx(result.mismatch_k3, rel=1e-9)
     assert both.share_above_2 == pytest.approx(result.mismatch_share_above_2, rel=1e-9)
-
-
-def test_mismatches_add_up_by_hand() -> None:
-    found = Mismatch(3, 0.5, 1.0, 1 / 3) + Mismatch(1, 2.5, 4.0, 1.0)
-    assert found == Mismatch(4, (3 * 0.5 + 2.5) / 4, 4.0, 0.5)
 
 
 def token_by_token(

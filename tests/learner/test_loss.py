@@ -12,16 +12,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from interlock.config.schema import LossSettings
 from interlock.errors import TrainingError
 from interlock.learner.loss import (
-    Gap,
     Sums,
     Terms,
     chunked_loss,
     completion_ratio,
     k3,
+    mismatches,
     policy_loss,
     sums,
     token_logprobs,
 )
+from interlock.mismatch import Mismatch, mismatch
 
 PPO = LossSettings(clip_low=0.2, clip_high=0.28, tis_cap=2.0, tis_veto=1e-4)
 
@@ -284,7 +285,7 @@ def test_every_correction_equals_its_formula(
     found = sums(logprobs.detach(), torch.zeros(len(rows)), terms, settings)
     assert (found.corrected, found.vetoed) == (sum(corrected), sum(vetoed))
     assert found.loss == pytest.approx(sum(losses), rel=1e-4, abs=1e-5)
-    assert found.mismatch_max == pytest.approx(max(abs(row[2] - row[3]) for row in rows), abs=1e-6)
+    assert found.mismatch.max == pytest.approx(max(abs(row[2] - row[3]) for row in rows), abs=1e-6)
 
 
 def test_a_mismatch_that_is_not_a_number_is_never_masked_away() -> None:
@@ -338,14 +339,14 @@ def test_statistics_by_hand() -> None:
     # -1 · 2 · 1, -1 · 1/2 · 1.28, vetoed, weight 0
     assert found.loss == pytest.approx(-2 - 0.64)
     assert found.entropy == 5.0
-    assert found.mismatch == pytest.approx(mismatch)
-    assert found.mismatch_max == 12.0
-    assert (found.above_two, found.corrected, found.vetoed, found.clipped) == (1, 1, 1, 2)
+    assert found.mismatch.k3 == pytest.approx(mismatch / 4)
+    assert (found.mismatch.max, found.mismatch.share_above_2) == (12.0, 1 / 4)
+    assert (found.corrected, found.vetoed, found.clipped) == (1, 1, 2)
     assert found.by_label == {}
-    total = found + Sums(tokens=2, loss=1.0, mismatch_max=13.0, clipped=1)
-    assert (total.tokens, total.mismatch_max, total.clipped) == (6, 13.0, 3)
+    total = found + Sums(tokens=2, loss=1.0, mismatch=Mismatch(2, 0.0, 13.0, 0.5), clipped=1)
+    assert (total.tokens, total.clipped) == (6, 3)
     assert total.loss == pytest.approx(-1.64)
-    assert (found + Sums(mismatch_max=1.0)).mismatch_max == 12.0
+    assert total.mismatch == Mismatch(6, pytest.approx(mismatch / 6), 13.0, 2 / 6)  # type: ignore
 
 
 def test_mismatch_by_label_by_hand() -> None:
@@ -356,15 +357,33 @@ def test_mismatch_by_label_by_hand() -> None:
     first = sums(logprobs, torch.zeros(5), terms, PPO).by_label
     assert first.keys() == {0, 2, 3}
     expected = {
-        0: (2, (3 - 1 - math.log(3)) + math.exp(-1), math.log(3), 1),
-        2: (2, 0.5 - 1 + math.log(2), math.log(2), 0),
-        3: (1, 4 - 1 - math.log(4), math.log(4), 1),
+        0: (2, (3 - 1 - math.log(3)) / 2 + math.exp(-1) / 2, math.log(3), 0.5),
+        2: (2, (0.5 - 1 + math.log(2)) / 2, math.log(2), 0.0),
+        3: (1, 4 - 1 - math.log(4), math.log(4), 1.0),
     }
-    for label, (count, total, largest, above) in expected.items():
+    for label, (count, mean, largest, above) in expected.items():
         gap = first[label]
-        assert (gap.tokens, gap.above_two) == (count, above)
-        assert gap.k3 == pytest.approx(total, rel=1e-5)
+        assert (gap.tokens, gap.share_above_2) == (count, above)
+        assert gap.k3 == pytest.approx(mean, rel=1e-5)
         assert gap.max == pytest.approx(largest, rel=1e-6)
-    more = Sums(by_label={1: Gap(1, 0.5, 0.25, 0), 3: Gap(2, 1.0, 9.0, 1)})
+    one = Mismatch(1, 0.5, 0.25, 0.0)
+    more = Sums(by_label={1: one, 3: Mismatch(2, 0.5, 9.0, 0.5)})
     total = (Sums(by_label=first) + more).by_label
-    assert total == first | {1: Gap(1, 0.5, 0.25, 0), 3: Gap(3, first[3].k3 + 1.0, 9.0, 2)}
+    both = Mismatch(3, (first[3].k3 + 1.0) / 3, 9.0, 2 / 3)
+    assert total == first | {1: one, 3: both}
+
+
+@given(
+    st.lists(st.tuples(st.floats(-30, 0, width=32), st.floats(-30, 0, width=32)), min_size=1),
+    st.booleans(),
+)
+def test_mismatch_of_tensors_is_that_of_the_plain_function(
+    pairs: list[tuple[float, float]], broken: bool
+) -> None:
+    pairs = [*pairs, (math.nan, -1.0), (-math.inf, -1.0)] if broken else pairs
+    log_ratio = [pi - mu for pi, mu in pairs]
+    assume(all(abs(ratio - math.log(2)) > 1e-5 for ratio in log_ratio))
+    (found,) = mismatches(torch.tensor(log_ratio)).values()
+    plain = mismatch([pi for pi, _ in pairs], [mu for _, mu in pairs])
+    assert found.tokens == plain.tokens and found.share_above_2 == plain.share_above_2
+    assert (found.k3, found.max) == pytest.approx((plain.k3, plain.max), rel=1e-5, abs=1e-12)

@@ -38,8 +38,8 @@ def test_a_side_against_itself_is_exactly_the_same(
     found = ask(small, tmp_path)
     assert found.verdict is Verdict.SAME and found.failures == [] and found.left_out == 1
     across = [each for each in found.differences if each.sides == "ab" and "drew" not in each.name]
-    assert len(across) == 3 and all(each.tokens > 0 for each in across)
-    assert all(each.k3 == each.max_abs == each.share_above_2 == 0 for each in across)
+    assert len(across) == 3 and all(each.mismatch.tokens > 0 for each in across)
+    assert all(each.k3 == each.mismatch.max == each.share_apart == 0 for each in across)
     assert found.greedy is not None and found.greedy.identical == found.greedy.answers == 2
     assert found.weights.tensors == 20 and not found.weights.wrong_b
     assert found.weights.different == found.weights.hidden == []
@@ -58,14 +58,14 @@ def test_the_k3_of_two_dtypes_is_that_of_their_logits(
     k3 = math.fsum(math.exp(d) - 1 - d for d in apart) / len(apart)
     row = next(each for each in found.differences if each.name.endswith("answers drawn by A"))
     assert k3 > 1e-7 and row.k3 == pytest.approx(k3, rel=1e-3)
-    assert row.max_abs == pytest.approx(max(map(abs, apart)), rel=1e-3)
+    assert row.mismatch.max == pytest.approx(max(map(abs, apart)), rel=1e-3)
     assert row.mean == pytest.approx(math.fsum(apart) / len(apart), rel=1e-3)
     assert any("float32, b in bfloat16" in reason for reason in found.reasons)
     assert not found.weights.wrong_b  # rounding to bfloat16 is no conversion error
 
 
 def test_k3_is_taken_under_the_side_that_drew(inline: Any, small: Path, tmp_path: Path) -> None:
-    """x = p of the other over p of the sampler, as workers/replies.py and the learner have it."""
+    """x = p of the other over p of the sampler, as mismatch.py has it."""
     found = ask(small, tmp_path, b="bfloat16", tokens=16)
     rows = {each.name: each for each in found.differences}
     for name, side, theirs, ours in (

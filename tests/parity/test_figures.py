@@ -15,14 +15,15 @@ def test_a_difference_worked_out_by_hand() -> None:
     # theirs - ours = 0, -1, -2, 0.5; k3 of x = exp(d): x - 1 - d
     k3 = (0 + (math.exp(-1) - 1 + 1) + (math.exp(-2) - 1 + 2) + (math.exp(0.5) - 1 - 0.5)) / 4
     assert found.k3 == pytest.approx(k3, rel=1e-12)
-    assert (found.mean, found.mean_abs, found.max_abs) == (-0.625, 0.875, 2.0)
-    assert found.share_above_2 == 0.5 and found.tokens == 4  # |d| > log 2: -1 and -2
+    assert (found.mean, found.mean_abs, found.mismatch.max) == (-0.625, 0.875, 2.0)
+    assert found.share_apart == 0.5 and found.mismatch.tokens == 4  # |d| > log 2: -1 and -2
+    assert found.mismatch.share_above_2 == 0.0  # d > log 2
 
 
 @pytest.mark.parametrize("bad", [math.nan, -math.inf])
 def test_what_is_not_finite_is_infinitely_far(bad: float) -> None:
     found = difference("x", "ab", [-1.0, bad], [-1.0, -1.0])
-    assert found.k3 == found.max_abs == math.inf and found.share_above_2 == 1.0
+    assert found.k3 == found.mismatch.max == math.inf and found.share_apart == 1.0
 
 
 def test_where_greedy_answers_part() -> None:

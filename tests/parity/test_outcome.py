@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from interlock.config.schema import GuardSettings
+from interlock.mismatch import Mismatch
 from interlock.parity.figures import Difference, difference, task_result
 from interlock.parity.outcome import Report, SideFacts, Verdict, Weights, judged
 
@@ -18,7 +19,7 @@ def report(k3: float = 1e-9, sides: str = "ab", dtype: str = "float32", **more: 
         "failures": [],
         "differences": [
             difference("all is well", "ab", [-1.0], [-1.0]),
-            Difference("the row", sides, 10, k3, 0.0, 0.0, 0.0, 0.0),
+            Difference("the row", sides, Mismatch(10, k3), 0.0, 0.0, 0.0),
         ],
         "task": None,
     }

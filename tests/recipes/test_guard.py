@@ -17,7 +17,8 @@ from interlock.config.schema import (
     TaskSettings,
 )
 from interlock.errors import TrainingError
-from interlock.learner.learner import Mismatch, StepResult
+from interlock.learner.learner import StepResult
+from interlock.mismatch import Mismatch
 from interlock.recipes.guard import Guard, buckets, label, numerics
 from interlock.recipes.stage import Stage
 from interlock.recipes.watch import Watch

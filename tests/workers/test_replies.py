@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from interlock.records.rl import Completion, FinishReason, Group, Problem, Sampling, WeightVersion
 from interlock.workers.generators import Purpose, Work
 from interlock.workers.protocol import Canary, Loaded
-from interlock.workers.replies import Target, doubt, mean_k3, refusal
+from interlock.workers.replies import Target, doubt, refusal
 
 VOCAB, LONGEST, VERSION, WORKER = 50, 6, 7, "w"
 
@@ -177,25 +177,6 @@ def test_any_one_fault_in_a_good_answer_is_refused(
     else:
         bad = spoil_completion(good, at, data.draw(st.integers(0, work.completions - 1)), fault)
     assert why(bad, work) is not None
-
-
-def test_mean_k3_by_hand() -> None:
-    # Ratios 2 and 1/2: (2 - ln 2 - 1) and (1/2 + ln 2 - 1), together 1/2.
-    assert mean_k3([math.log(2), -1.0], [0.0, math.log(2) - 1]) == pytest.approx(0.25)
-    assert mean_k3([-3.0, -4.0], [-3.0, -4.0]) == 0.0
-    assert mean_k3([], []) == 0.0
-    assert mean_k3([0.0], [-1e6]) == math.inf
-    with pytest.raises(ValueError):
-        mean_k3([0.0, 0.0], [0.0])
-
-
-@given(st.lists(st.tuples(st.floats(-20, 0), st.floats(-20, 0)), min_size=1, max_size=30))
-def test_mean_k3_against_the_plain_formula(pairs: list[tuple[float, float]]) -> None:
-    theirs, ours = ([pair[side] for pair in pairs] for side in (0, 1))
-    ratios = [math.exp(a - b) for a, b in pairs]
-    plain = sum(x - math.log(x) - 1 for x in ratios) / len(ratios)
-    assert mean_k3(theirs, ours) == pytest.approx(plain, rel=1e-9, abs=1e-12)
-    assert mean_k3(theirs, ours) >= 0
 
 
 CANARY = Canary(text=[5, 6, 7, 8], prompts=[[1], [2]], tokens=2)

@@ -32,30 +32,12 @@ from interlock.learner.loss import (
     token_logprobs,
 )
 from interlock.learner.packing import MicroBatch, TrainingGroup, described, labels_of, pack
+from interlock.mismatch import Mismatch
 from interlock.models.attention import causal, repeated
 from interlock.models.decoder import Decoder
 
 # How far an expert's bias moves per step: DeepSeek-V3, arXiv 2412.19437, section 4.2.
 _BALANCE_SPEED = 1e-3
-
-
-class Mismatch(msgspec.Struct, frozen=True):
-    """How far the learner is from the sampler, log pi_old - log mu, on some of its tokens."""
-
-    tokens: int
-    k3: float  # mean, nats per token
-    max: float  # largest absolute value
-    share_above_2: float  # share of tokens with pi_old / mu > 2
-
-    def __add__(self, other: "Mismatch") -> "Mismatch":
-        """That of the tokens of both."""
-        tokens = self.tokens + other.tokens
-        return Mismatch(
-            tokens,
-            (self.k3 * self.tokens + other.k3 * other.tokens) / tokens,
-            max(self.max, other.max),
-            (self.share_above_2 * self.tokens + other.share_above_2 * other.tokens) / tokens,
-        )
 
 
 class StepResult(msgspec.Struct, frozen=True):
@@ -398,17 +380,12 @@ def _result(
         tokens=tokens,
         skipped=skipped,
         entropy=total.entropy / tokens,
-        mismatch_k3=total.mismatch / tokens if sampled else None,
-        mismatch_max=total.mismatch_max if sampled else None,
-        mismatch_share_above_2=total.above_two / tokens if sampled else None,
+        mismatch_k3=total.mismatch.k3 if sampled else None,
+        mismatch_max=total.mismatch.max if sampled else None,
+        mismatch_share_above_2=total.mismatch.share_above_2 if sampled else None,
         clipped_share=total.clipped / tokens if sampled else None,
         corrected_share=total.corrected / tokens if sampled else None,
         vetoed=total.vetoed if sampled else None,
         kl=None if batch.kl_weights is None else total.kl / tokens,
-        mismatch={
-            labels[place]: Mismatch(
-                gap.tokens, gap.k3 / gap.tokens, gap.max, gap.above_two / gap.tokens
-            )
-            for place, gap in total.by_label.items()
-        },
+        mismatch={labels[place]: found for place, found in total.by_label.items()},
     )

@@ -10,6 +10,7 @@ pass: the projection is never computed twice and no logits outlive their chunk.
 Legend: M tokens whose log-probability is needed, d hidden size, V vocabulary
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from interlock.config.schema import LossSettings
 from interlock.errors import TrainingError
+from interlock.mismatch import Mismatch
 
 # Elements of the softmax worked on at a time on a CPU: their fp32 copies stay in its cache.
 _CACHED = 2**19
@@ -43,38 +45,18 @@ class Terms:
 
 
 @dataclass(frozen=True)
-class Gap:
-    """Totals of the mismatch log pi_old - log mu over the tokens of one label."""
-
-    tokens: int = 0
-    k3: float = 0.0
-    max: float = 0.0  # largest absolute value
-    above_two: int = 0  # tokens with pi_old / mu > 2
-
-    def __add__(self, other: "Gap") -> "Gap":
-        return Gap(
-            self.tokens + other.tokens,
-            self.k3 + other.k3,
-            max(self.max, other.max),
-            self.above_two + other.above_two,
-        )
-
-
-@dataclass(frozen=True)
 class Sums:
     """Totals over tokens, which add up over micro-batches."""
 
     tokens: int = 0
     loss: float = 0.0
     entropy: float = 0.0
-    mismatch: float = 0.0  # k3 of the learner against the sampler
-    mismatch_max: float = 0.0  # largest |log pi_old - log mu|; a maximum, not a sum
-    above_two: int = 0  # tokens with pi_old / mu > 2
+    mismatch: Mismatch = field(default_factory=Mismatch)  # of pi_old against mu, the sampler
     corrected: int = 0  # tokens whose factor was truncated or masked
     vetoed: int = 0  # tokens whose factor is 0 because pi_old / mu is below tis_veto
     clipped: int = 0
     kl: float = 0.0  # k3 of the learner against the reference
-    by_label: dict[int, Gap] = field(default_factory=dict)
+    by_label: dict[int, Mismatch] = field(default_factory=dict)
 
     def __add__(self, other: "Sums") -> "Sums":
         left, right = self.by_label, other.by_label
@@ -83,16 +65,15 @@ class Sums:
             for f in fields(self)
             if f.name != "by_label"
         }
-        total["mismatch_max"] = max(self.mismatch_max, other.mismatch_max)
-        by_label = {n: left.get(n, Gap()) + right.get(n, Gap()) for n in left | right}
+        by_label = {n: left.get(n, Mismatch()) + right.get(n, Mismatch()) for n in left | right}
         return Sums(**total, by_label=by_label)
 
 
 def k3(log_ratio: Tensor) -> Tensor:
     """x - log x - 1 with x = exp(log_ratio).
 
-    Unbiased for KL(q || p) when log_ratio = log p - log q on samples of q: Schulman, "Approximating
-    KL divergence" (2020); the KL term of GRPO (arXiv 2402.03300, eq. 4).
+    Unbiased for KL(q || p) when log_ratio = log p - log q on samples of q, see mismatch.py; the KL
+    term of GRPO (arXiv 2402.03300, eq. 4).
     """
     return torch.expm1(log_ratio) - log_ratio
 
@@ -202,36 +183,40 @@ def sums(logprobs: Tensor, entropy: Tensor, terms: Terms, settings: LossSettings
     """The statistics of one micro-batch; logprobs and entropy are [M]."""
     loss = policy_loss(logprobs, terms, settings)
     values: dict[str, Any] = {"loss": loss.double().sum(), "entropy": entropy.double().sum()}
-    by_label: dict[int, Gap] = {}
+    by_label: dict[int, Mismatch] = {}
     if terms.reference is not None:
         values["kl"] = k3(terms.reference - logprobs).double().sum()
     if settings is not None:
-        mismatch = _mismatch(logprobs, terms)
         ratio, clip = _ratio(logprobs, terms, settings), _clip(terms.weights, settings)
         beyond = torch.where(terms.weights > 0, ratio > clip, ratio < clip)
         _, corrected, vetoed = _correct(logprobs, terms, settings)
-        values["mismatch"] = k3(mismatch).double().sum()
-        values["mismatch_max"] = mismatch.abs().max()
-        values["above_two"] = (mismatch.exp() > 2).sum()
         values["corrected"] = corrected.sum()
         values["vetoed"] = vetoed.sum()
         values["clipped"] = (beyond & (terms.weights != 0)).sum()
-        if terms.labels is not None:
-            by_label = _gaps(mismatch, terms.labels)
+        by_label = mismatches(_mismatch(logprobs, terms), terms.labels)
     found = {name: value.item() for name, value in values.items()}
-    return Sums(tokens=len(logprobs), **found, by_label=by_label)
+    total = sum(by_label.values(), Mismatch())
+    kept = {} if terms.labels is None else by_label
+    return Sums(tokens=len(logprobs), **found, mismatch=total, by_label=kept)
 
 
-def _gaps(mismatch: Tensor, labels: Tensor) -> dict[int, Gap]:
-    """The totals of each label that has tokens; mismatch and labels are [M]."""
+def mismatches(log_ratio: Tensor, labels: Tensor | None = None) -> dict[int, Mismatch]:
+    """What mismatch.mismatch gives, of the tokens of each label that has any.
+
+    log_ratio [M]: log pi - log mu; labels [M] int64, None: all have label 0.
+    """
+    if labels is None:
+        labels = torch.zeros_like(log_ratio, dtype=torch.int64)
     count = int(labels.max()) + 1
-    parts = [torch.ones_like(mismatch), k3(mismatch), (mismatch.exp() > 2).float()]
-    table = mismatch.new_zeros((count, 3), dtype=torch.float64)
+    apart = log_ratio.nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)
+    nats = k3(apart).nan_to_num(nan=math.inf, posinf=math.inf)  # inf - inf
+    parts = [torch.ones_like(apart), nats, (apart.exp() > 2).float()]
+    table = apart.new_zeros((count, 3), dtype=torch.float64)
     table.index_add_(0, labels, torch.stack(parts, dim=1).double())
-    largest = mismatch.new_zeros(count).scatter_reduce_(0, labels, mismatch.abs(), "amax")
+    largest = apart.new_zeros(count).scatter_reduce_(0, labels, apart.abs(), "amax")
     rows = zip(table.tolist(), largest.tolist(), strict=True)
     return {
-        label: Gap(int(tokens), total, top, int(above_two))
+        label: Mismatch(int(tokens), total / tokens, top, above_two / tokens)
         for label, ((tokens, total, above_two), top) in enumerate(rows)
         if tokens
     }

@@ -1,7 +1,7 @@
 """How far two sides are apart, in numbers: plain functions of log-probabilities and answers.
 
 Sign and order are always theirs minus ours, and `ours` are the scores of the side that wrote the
-tokens: k3 then estimates the KL of the sampler from the other, as learner.Mismatch does.
+tokens: k3 then estimates the KL of the sampler from the other (mismatch.py).
 """
 
 import math
@@ -10,23 +10,27 @@ from statistics import fmean
 
 import msgspec
 
+from interlock.mismatch import Mismatch, mismatch
 from interlock.report.summary import wilson
-from interlock.workers.replies import mean_k3
 
 _SAME_WITHIN = math.log(2)
 
 
 class Difference(msgspec.Struct, frozen=True):
-    """Of two scores of the same tokens, in nats. As learner.Mismatch; ratios count both ways."""
+    """Of two scores of the same tokens, log theirs - log ours, in nats."""
 
     name: str  # what was compared, for a reader
     sides: str  # whose scores these are: "a", "b" or "ab"
-    tokens: int
-    k3: float  # mean, per token: estimates the KL where the tokens were sampled from `ours`
+    mismatch: Mismatch
     mean: float
     mean_abs: float
-    max_abs: float
-    share_above_2: float  # of the tokens whose probabilities are in a ratio above 2, either way
+    # Of the tokens whose probabilities are in a ratio above 2, either way: a learner suffers by
+    # those that it finds likelier (Mismatch.share_above_2), two engines merely disagree.
+    share_apart: float
+
+    @property
+    def k3(self) -> float:
+        return self.mismatch.k3
 
 
 class Greedy(msgspec.Struct, frozen=True):
@@ -64,21 +68,13 @@ class TaskResult(msgspec.Struct, frozen=True):
 def difference(name: str, sides: str, theirs: Sequence[float], ours: Sequence[float]) -> Difference:
     """Of at least one token; what is not finite counts as infinitely far apart."""
     assert ours and len(ours) == len(theirs)
+    found = mismatch(theirs, ours)
     apart = [their - our for their, our in zip(theirs, ours, strict=True)]
     if not all(map(math.isfinite, apart)):
-        return Difference(name, sides, len(ours), math.inf, math.nan, math.inf, math.inf, 1.0)
+        return Difference(name, sides, found, math.nan, math.inf, 1.0)
     sizes = [abs(value) for value in apart]
     above = sum(size > _SAME_WITHIN for size in sizes)
-    return Difference(
-        name,
-        sides,
-        tokens=len(ours),
-        k3=mean_k3(theirs, ours),
-        mean=fmean(apart),
-        mean_abs=fmean(sizes),
-        max_abs=max(sizes),
-        share_above_2=above / len(sizes),
-    )
+    return Difference(name, sides, found, fmean(apart), fmean(sizes), above / len(sizes))
 
 
 def greedy(pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Greedy:

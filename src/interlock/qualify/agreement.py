@@ -21,12 +21,12 @@ from interlock.engine.base import Request
 from interlock.engine.portable.engine import PortableEngine
 from interlock.learner.learner import Learner
 from interlock.learner.packing import TrainingGroup
+from interlock.mismatch import mismatch
 from interlock.qualify import tiny_model
 from interlock.qualify.check import Evidence, Subject, judged, short
 from interlock.records.rl import Completion
 from interlock.records.trust import Measure
 from interlock.sync.codec import tensor_digest
-from interlock.workers.replies import mean_k3
 
 # How many times the CPU's own error in the same dtype a device may be off. Other orders of
 # summation, fused multiply-adds and functions good to a few units in the last place stay within 3.
@@ -43,7 +43,7 @@ Texts = Sequence[tuple[list[int], list[list[int]]]]  # prompt and completions
 
 
 class Apart(NamedTuple):
-    """How far `pi` is from `mu` on the same tokens; see learner.Mismatch and replies.mean_k3."""
+    """How far `pi` is from `mu` on the same tokens: a Mismatch, and the mean difference."""
 
     k3: float  # nats per token
     mean: float  # of |log pi - log mu|
@@ -53,11 +53,9 @@ class Apart(NamedTuple):
 
 def apart(pi: Tensor, mu: Tensor) -> Apart:
     """pi and mu: log-probabilities [tokens]. Not a number anywhere: infinitely far."""
-    ratio = (pi.double() - mu.double()).nan_to_num(torch.inf)
-    size = ratio.abs()
-    above = (ratio > torch.tensor(2.0).log()).double()
-    k3 = mean_k3(pi.double().nan_to_num(torch.inf).tolist(), mu.double().tolist())
-    return Apart(k3, size.mean().item(), size.max().item(), above.mean().item())
+    found = mismatch(pi.double().tolist(), mu.double().tolist())
+    mean = (pi.double() - mu.double()).abs().nan_to_num(torch.inf).mean().item()
+    return Apart(found.k3, mean, found.max, found.share_above_2)
 
 
 _NAMES = {

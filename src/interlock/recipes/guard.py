@@ -7,15 +7,14 @@ drift), but nobody is judged by it. The canary, which every worker scores with e
 """
 
 from collections.abc import Mapping, Sequence
-from functools import reduce
-from operator import add
 from typing import Any
 
 from msgspec import to_builtins
 
 from interlock.config.schema import Grpo, worker_settings
 from interlock.errors import TrainingError
-from interlock.learner.learner import Mismatch, StepResult
+from interlock.learner.learner import StepResult
+from interlock.mismatch import Mismatch
 from interlock.recipes.stage import Stage
 from interlock.workers.admission import hint
 
@@ -38,7 +37,7 @@ def buckets(updates: Sequence[StepResult]) -> Buckets:
             worker, _, staleness = name.rpartition("/")
             found.setdefault(worker, {}).setdefault(int(staleness), []).append(mismatch)
     return {
-        worker: {staleness: reduce(add, parts) for staleness, parts in sorted(by.items())}
+        worker: {staleness: sum(parts, Mismatch()) for staleness, parts in sorted(by.items())}
         for worker, by in found.items()
     }
 

@@ -24,6 +24,7 @@ import msgspec
 from interlock.config.schema import FleetSettings, GuardSettings
 from interlock.errors import ConfigError, TrainingError, UserError
 from interlock.fleet.base import Event, Fleet, Lost, Spec
+from interlock.mismatch import mismatch
 from interlock.records.metrics import OUT_OF_USE, WorkerMetrics, WorkerState
 from interlock.records.rl import Problem
 from interlock.text import error_line, one_line
@@ -44,7 +45,7 @@ from interlock.workers.protocol import (
     Qualified,
 )
 from interlock.workers.queue import UnitQueue
-from interlock.workers.replies import Target, doubt, mean_k3, refusal
+from interlock.workers.replies import Target, doubt, refusal
 from interlock.workers.requalification import Requalification
 
 _NUMERICS = ("engine-parity",)  # the checks that would tell more of what was seen of a worker
@@ -247,7 +248,7 @@ class WorkerPool:
             return
         worker.serves = worker.proven = target
         facts.weight_version, facts.state = reply.number, WorkerState.READY
-        facts.canary_k3 = mean_k3(target.text, reply.text)
+        facts.canary_k3 = mismatch(target.text, reply.text).k3
         figures = f"k3 {facts.canary_k3:.2g} against the learner on the canary"
         if facts.canary_k3 > limit:
             self.quarantine(worker.name, f"{figures}, more than {limit:g}")

@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from interlock.mismatch import mismatch
 from interlock.records.rl import Group, WeightVersion
 from interlock.workers.generators import Work
 from interlock.workers.protocol import Canary, Loaded
@@ -22,21 +23,6 @@ class Target(NamedTuple):
 
     version: WeightVersion
     text: list[float]
-
-
-def mean_k3(theirs: Sequence[float], ours: Sequence[float]) -> float:
-    """Mean of x - log x - 1, log x = theirs - ours: the k3 estimate of KL in nats per token.
-
-    Schulman, "Approximating KL divergence" (2020).
-    """
-    if not ours:
-        return 0.0
-    pairs = zip(theirs, ours, strict=True)
-    return math.fsum(_k3(their - our) for their, our in pairs) / len(ours)
-
-
-def _k3(log_ratio: float) -> float:
-    return math.expm1(log_ratio) - log_ratio if log_ratio < 700 else math.inf
 
 
 def refusal(
@@ -111,8 +97,8 @@ def doubt(
             return f"its canary has a log-probability of {value}"
     if before is not None and _closer(loaded.text, before.text, target.text):
         return f"it still serves version {before.version.number} instead of {number}"
-    apart = mean_k3(loaded.prefill, loaded.decode)
-    if apart > limit >= mean_k3(target.text, loaded.text):
+    apart = mismatch(loaded.prefill, loaded.decode).k3
+    if apart > limit >= mismatch(target.text, loaded.text).k3:
         return f"decode and prefill disagree at version {number} (k3 {apart:.2g} > {limit:g})"
     return None
 
