@@ -71,8 +71,34 @@ def test_the_default_generator_can_be_changed(tmp_path: Path) -> None:
 
 
 def test_an_evaluation_of_nothing_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"stage\.1 says how to evaluate, but on what"):
+    with pytest.raises(ConfigError, match=r"stage\.1\.eval says how to evaluate, but on what"):
         load(tmp_path, BASE + SECOND, "stage.1.eval.every=2")
+    with pytest.raises(ConfigError, match=r"stage\.1\.sampling says how to evaluate"):
+        load(tmp_path, BASE + SECOND, "stage.1.sampling.max_tokens=9")
+
+
+def test_what_a_stage_is_asked(tmp_path: Path) -> None:
+    grpo, sft = load(
+        tmp_path, BASE + SECOND, "stage.0.updates_per_step=4", "stage.0.loss.kl_beta=0.1"
+    ).stage
+    assert (grpo.updates, grpo.generates, grpo.keeps_reference) == (3 * 4, True, True)
+    assert (sft.updates, sft.generates, sft.keeps_reference) == (5, False, False)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], [0, 0]),
+        (["fleet.kind=local"], [2, 0]),
+        (["fleet.kind=local", "stage.0.staleness=5"], [5, 0]),
+        (["fleet.kind=local", "stage.0.staleness=0"], [0, 0]),
+    ],
+)
+def test_how_far_behind_a_group_may_be(
+    tmp_path: Path, overrides: list[str], expected: list[int]
+) -> None:
+    recipe = load(tmp_path, BASE + SECOND, *overrides)
+    assert [recipe.staleness(stage) for stage in recipe.stage] == expected
 
 
 def test_a_lone_stage_needs_no_index(tmp_path: Path) -> None:

@@ -2,9 +2,7 @@
 
 import re
 
-import msgspec
-
-from interlock.config.schema import Grpo, Recipe, Sft, worker_settings
+from interlock.config.schema import Recipe, worker_settings
 from interlock.errors import ConfigError
 
 
@@ -58,7 +56,7 @@ def _check_fleet(recipe: Recipe, source: str) -> None:
             f'{source}: {reason}, which fleet.kind = "inline" cannot do; set fleet.kind = "local"'
         )
     for index, stage in enumerate(recipe.stage):
-        if isinstance(stage, Grpo) and stage.staleness:
+        if stage.staleness:
             raise ConfigError(
                 f"{source}: stage.{index}.staleness = {stage.staleness} needs generators that work "
                 'while the learner does; set fleet.kind = "local", or staleness = 0'
@@ -73,35 +71,5 @@ def check_combinations(recipe: Recipe, source: str) -> None:
             f"{recipe.guard.quarantine}; lower it"
         )
     for index, stage in enumerate(recipe.stage):
-        at = f"{source}: stage.{index}"
-        if stage.optimizer.warmup_steps >= stage.updates:
-            raise ConfigError(
-                f"{at}.optimizer.warmup_steps = {stage.optimizer.warmup_steps} leaves none of the "
-                f"{stage.updates} optimizer steps for training; lower it"
-            )
-        if stage.task is not None and stage.eval.problems > stage.task.held_out:
-            raise ConfigError(
-                f"{at}.eval.problems = {stage.eval.problems} is more than task.held_out = "
-                f"{stage.task.held_out}; lower the one or raise the other"
-            )
-        if isinstance(stage, Grpo):
-            if stage.sampling.temperature == 0:
-                raise ConfigError(
-                    f"{at}.sampling.temperature = 0 makes all completions of a group equal; "
-                    "GRPO needs a temperature above 0"
-                )
-            if stage.updates_per_step > stage.problems_per_step:
-                raise ConfigError(
-                    f"{at}.updates_per_step = {stage.updates_per_step} is more than "
-                    f"problems_per_step = {stage.problems_per_step}; an update needs a group"
-                )
-        if isinstance(stage, Sft) and stage.task is None and _evaluates(stage):
-            raise ConfigError(
-                f"{at} says how to evaluate, but on what: add a [stage.task], or remove eval and "
-                "sampling"
-            )
-
-
-def _evaluates(stage: Sft) -> bool:
-    fields = {field.name: field.default for field in msgspec.structs.fields(Sft)}
-    return stage.eval != fields["eval"] or stage.sampling != fields["sampling"]
+        for conflict in stage.conflicts():
+            raise ConfigError(f"{source}: stage.{index}.{conflict}")

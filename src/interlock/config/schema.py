@@ -1,10 +1,11 @@
 """Every table of a recipe with its settings, their types and their defaults; docs read from here.
 
-Names follow the TOML: `[[generator]]` is a GeneratorSettings. Reading a file, and what settings
-may not stand together, are in reading.py and checks.py.
+Names follow the TOML: `[[generator]]` is a GeneratorSettings. Reading a file is in reading.py, and
+what settings may not stand together in checks.py, but for those of one stage: `conflicts`.
 """
 
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 import msgspec
 from msgspec import Meta
@@ -149,62 +150,134 @@ class LossSettings(_Section, frozen=True):
     mask_high: Rate = 5.0
 
 
-class _Stage(_Section, frozen=True, tag_field="kind"):
-    """Base of the stages; `kind` in the TOML tells which."""
+class StageSettings(_Section, frozen=True, kw_only=True, tag_field="kind"):
+    """What every stage has; `kind` in the TOML tells which it is.
+
+    A new kind is a class here, its place in STAGES, and recipes/<kind>.py (docs/recipes.md). What
+    the rest of the house asks a stage is asked by the properties below, never by its class.
+    """
+
+    steps: Positive
+    task: TaskSettings | None = None  # when given, held-out accuracy is measured before and after
+    sampling: Sampling = Sampling(temperature=0.0)  # an evaluation takes only its limits
+    eval: EvaluationSettings = EvaluationSettings()
 
     @property
     def kind(self) -> str:
         return str(self.__struct_config__.tag)
 
+    @property
+    def generates(self) -> bool:
+        """Whether it needs generators, be it for an evaluation only."""
+        return self.task is not None
 
-class Grpo(_Stage, frozen=True, tag="grpo"):
-    task: TaskSettings
-    steps: Positive
-    problems_per_step: Positive = 8
-    completions: Annotated[int, Meta(ge=2)] = 8  # G, per problem
-    updates_per_step: Positive = 1  # optimizer steps on one batch of groups
-    # Weight versions a group may be behind when it is used; older ones are dropped and made again.
-    # 0: generation waits for every update, and runs are exact. None: 0 inline, else 2.
-    staleness: NonNegative | None = None
-    sampling: Sampling = Sampling()
-    loss: LossSettings = LossSettings()
-    optimizer: OptimizerSettings = OptimizerSettings()
-    eval: EvaluationSettings = EvaluationSettings()
+    @property
+    def staleness(self) -> int | None:
+        """Weight versions that what it samples may be behind; None: as the fleet allows."""
+        return 0
+
+    @property
+    def optimizer(self) -> OptimizerSettings | None:
+        """None: it learns nothing."""
+        return None
 
     @property
     def updates(self) -> int:
         """Optimizer steps of the whole stage."""
+        return 0 if self.optimizer is None else self.steps
+
+    @property
+    def keeps_reference(self) -> bool:
+        """Whether the loss needs the weights that the stage began with."""
+        return False
+
+    def conflicts(self) -> Iterator[str]:
+        """Why its settings, each right, do not go together: what follows "stage.0." in a message.
+
+        A kind with rules of its own yields these after those of `super().conflicts()`.
+        """
+        if self.optimizer is not None and self.optimizer.warmup_steps >= self.updates:
+            yield (
+                f"optimizer.warmup_steps = {self.optimizer.warmup_steps} leaves none of the "
+                f"{self.updates} optimizer steps for training; lower it"
+            )
+        if self.task is not None and self.eval.problems > self.task.held_out:
+            yield (
+                f"eval.problems = {self.eval.problems} is more than task.held_out = "
+                f"{self.task.held_out}; lower the one or raise the other"
+            )
+
+
+class Sampled(StageSettings, frozen=True, kw_only=True):
+    """A stage whose every step samples groups of completions on a task's problems."""
+
+    task: TaskSettings
+    problems_per_step: Positive = 8
+    completions: Positive = 8  # G, per problem
+    # Weight versions a group may be behind when it is used; older ones are dropped and made again.
+    # 0: generation waits for every update, and runs are exact. None: see Recipe.staleness.
+    staleness: NonNegative | None = None
+    sampling: Sampling = Sampling()
+
+
+class Grpo(Sampled, frozen=True, kw_only=True, tag="grpo"):
+    completions: Annotated[int, Meta(ge=2)] = 8  # the group inside which rewards are compared
+    updates_per_step: Positive = 1  # optimizer steps on one batch of groups
+    loss: LossSettings = LossSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+
+    @property
+    def updates(self) -> int:
         return self.steps * self.updates_per_step
 
+    @property
+    def keeps_reference(self) -> bool:
+        return self.loss.kl_beta > 0
 
-class Sft(_Stage, frozen=True, tag="sft"):
+    def conflicts(self) -> Iterator[str]:
+        yield from super().conflicts()
+        if self.sampling.temperature == 0:
+            yield (
+                "sampling.temperature = 0 makes all completions of a group equal; GRPO needs a "
+                "temperature above 0"
+            )
+        if self.updates_per_step > self.problems_per_step:
+            yield (
+                f"updates_per_step = {self.updates_per_step} is more than problems_per_step = "
+                f"{self.problems_per_step}; an update needs a group"
+            )
+
+
+class Sft(StageSettings, frozen=True, kw_only=True, tag="sft"):
     """Supervised fine-tuning on `data`, a JSONL file.
 
     A row is {"messages": […]} (loss on the assistant's tokens) or {"text": …} (on all of them).
     """
 
     data: str
-    steps: Positive
     batch_size: Positive = 16  # rows per optimizer step
     max_tokens: Positive = 1024  # longer rows (or than the context) are left out, counted
     optimizer: OptimizerSettings = OptimizerSettings()
-    task: TaskSettings | None = None  # when given, held-out accuracy is measured before and after
-    sampling: Sampling = Sampling(temperature=0.0)
-    eval: EvaluationSettings = EvaluationSettings()
 
-    @property
-    def updates(self) -> int:
-        """Optimizer steps of the whole stage."""
-        return self.steps
+    def conflicts(self) -> Iterator[str]:
+        yield from super().conflicts()
+        defaults = {field.name: field.default for field in msgspec.structs.fields(Sft)}
+        for name in ("eval", "sampling"):
+            if self.task is None and getattr(self, name) != defaults[name]:
+                yield f"{name} says how to evaluate, but on what: add a [stage.task], or remove it"
 
 
-StageSettings = Grpo | Sft
-STAGES = (Grpo, Sft)
+# Every kind of stage. The recipe of "sft" is recipes/sft.py; of "a-b", recipes/a_b.py.
+STAGES: tuple[type[StageSettings], ...] = (Grpo, Sft)
+if TYPE_CHECKING:
+    AnyStage = StageSettings
+else:
+    AnyStage = Union[STAGES]  # noqa: UP007  what msgspec tells apart by `kind`
 
 
 class Recipe(_Section, frozen=True):
     model: ModelSettings
-    stage: Annotated[list[StageSettings], Meta(min_length=1)]
+    stage: Annotated[list[AnyStage], Meta(min_length=1)]
     name: str = "run"
     seed: int = 0
     learner: LearnerSettings = LearnerSettings()
@@ -217,6 +290,11 @@ class Recipe(_Section, frozen=True):
     unqualified: bool = False  # use devices that no certificate admits; kept in the run's record
     checkpoint_every: NonNegative = 20  # steps; 0: only at the end of a stage
     keep_checkpoints: Positive = 1
+
+    def staleness(self, stage: StageSettings) -> int:
+        """Weight versions that a group of this stage may be behind when it is used."""
+        default = 0 if self.fleet.kind == "inline" else 2
+        return default if stage.staleness is None else stage.staleness
 
 
 def worker_settings(recipe: Recipe) -> dict[str, GeneratorSettings]:

@@ -8,7 +8,7 @@ from statistics import fmean
 from msgspec import to_builtins
 
 from interlock.config.reading import parse_recipe
-from interlock.config.schema import GeneratorSettings, Grpo, Sft, TaskSettings
+from interlock.config.schema import GeneratorSettings, StageSettings, TaskSettings
 from interlock.errors import ConfigError
 from interlock.models.fetch import find_model
 from interlock.models.tokenizer import Tokenizer
@@ -116,14 +116,14 @@ def check_lengths(
         )
 
 
-def is_due(stage: Stage[Grpo] | Stage[Sft], step: int) -> bool:
+def is_due(stage: Stage[StageSettings], step: int) -> bool:
     """Whether the weights after `step` updates are to be evaluated."""
     every, ends = stage.settings.eval.every, (0, stage.settings.steps)
     return step in ends or bool(every and step % every == 0)
 
 
 def held_out_accuracy(
-    stage: Stage[Grpo] | Stage[Sft], step: int, problems: Sequence[Problem], verifier: VerifierPool
+    stage: Stage[StageSettings], step: int, problems: Sequence[Problem], verifier: VerifierPool
 ) -> float | None:
     """Accuracy after `step` updates when an evaluation is due then, else None.
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from msgspec import to_builtins
 
-from interlock.config.schema import Grpo, worker_settings
+from interlock.config.schema import Sampled, worker_settings
 from interlock.errors import TrainingError
 from interlock.learner.learner import StepResult
 from interlock.mismatch import Mismatch
@@ -51,7 +51,7 @@ def numerics(by_staleness: Mapping[int, Mismatch]) -> float | None:
 class Guard:
     """Watches the generators of one stage."""
 
-    def __init__(self, stage: Stage[Grpo]) -> None:
+    def __init__(self, stage: Stage[Sampled]) -> None:
         assert stage.generators is not None
         self._stage, self._generators = stage, stage.generators
         self._warned: set[tuple[str, int]] = set()  # worker, times that it came back

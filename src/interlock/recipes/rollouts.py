@@ -15,7 +15,7 @@ from statistics import fmean
 
 from msgspec import to_builtins
 
-from interlock.config.schema import Grpo
+from interlock.config.schema import Sampled
 from interlock.errors import TrainingError
 from interlock.recipes.stage import Stage
 from interlock.records.rl import Group, Problem, ScoredGroup
@@ -31,7 +31,7 @@ class Rollouts:
     A problem is known by its sequence number, its place in the stage's stream of problems.
     """
 
-    def __init__(self, stage: Stage[Grpo], task: TaskSource) -> None:
+    def __init__(self, stage: Stage[Sampled], task: TaskSource) -> None:
         assert stage.generators is not None
         self._stage, self._task, self._generators = stage, task, stage.generators
         self._ledger, self._settings = stage.run.ledger, stage.settings

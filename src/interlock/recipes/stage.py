@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Generic, TypeVar
 
-from interlock.config.schema import Grpo, Recipe, Sft
+from interlock.config.schema import Recipe, StageSettings
 from interlock.learner import checkpoint
 from interlock.learner.learner import Learner, StepResult
 from interlock.recipes.watch import Watch
 from interlock.rundir import RunDir
 from interlock.workers.generators import Generators, Published
 
-Settings = TypeVar("Settings", bound=Grpo | Sft)
+Settings = TypeVar("Settings", bound=StageSettings, covariant=True)
 _COMBINE: dict[str, Callable[[Sequence[float]], float]] = {"vetoed": sum, "mismatch_max": max}
 
 
@@ -76,9 +76,7 @@ class Stage(Generic[Settings]):
     @property
     def staleness(self) -> int:
         """Versions that a group may be behind when it is used."""
-        assert isinstance(self.settings, Grpo)
-        default = 0 if self.recipe.fleet.kind == "inline" else 2
-        return default if self.settings.staleness is None else self.settings.staleness
+        return self.recipe.staleness(self.settings)
 
     def steps(self) -> range:
         """The steps still to do, counted from 1."""

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 import torch
@@ -19,7 +20,13 @@ from msgspec.structs import replace
 
 from interlock.chips import device, heap
 from interlock.config.reading import parse_recipe, to_tree
-from interlock.config.schema import GeneratorSettings, Grpo, LearnerSettings, Recipe, Sft
+from interlock.config.schema import (
+    GeneratorSettings,
+    LearnerSettings,
+    OptimizerSettings,
+    Recipe,
+    StageSettings,
+)
 from interlock.errors import InterlockError, RunError
 from interlock.learner import checkpoint
 from interlock.learner.distributed import sharding
@@ -40,7 +47,6 @@ from interlock.rundir import Checkpoint, RunDir
 from interlock.workers.generators import Generators, Inline
 
 Part = TypeVar("Part", LearnerSettings, GeneratorSettings)
-_RECIPES = {Grpo: "interlock.recipes.grpo", Sft: "interlock.recipes.sft"}
 _PACKAGES = ("interlock", "torch", "msgspec", "safetensors", "tokenizers", "numpy")
 
 
@@ -74,7 +80,7 @@ def _lead(
     watch.phase("opening the model")
     model = find_model(recipe.model.path, watch.note)
     tokenizer = Tokenizer.load(model, recipe.model.chat_template)
-    recipes = [importlib.import_module(_RECIPES[type(stage)]) for stage in recipe.stage]
+    recipes = [recipe_of(stage.kind) for stage in recipe.stage]
     context = read_architecture(model).context
     data = [
         module.prepare(stage, tokenizer, context)
@@ -147,17 +153,22 @@ def _settled_dtype(asked: Part, known: str) -> Part:
 
 
 def _learner(
-    recipe: Recipe, settings: Grpo | Sft, decoder: Decoder, world: World, version: int
+    recipe: Recipe, settings: StageSettings, decoder: Decoder, world: World, version: int
 ) -> Learner:
     return Learner(
         decoder,
         recipe.learner,
-        settings.optimizer,
+        settings.optimizer or OptimizerSettings(),
         settings.updates,
-        keep_reference=isinstance(settings, Grpo) and settings.loss.kl_beta > 0,
+        keep_reference=settings.keeps_reference,
         version=version,
         world=world,
     )
+
+
+def recipe_of(kind: str) -> ModuleType:
+    """The file of a kind of stage: its `prepare` comes before anything is written, then `run`."""
+    return importlib.import_module(f"interlock.recipes.{kind.replace('-', '_')}")
 
 
 def versions() -> dict[str, str]:
@@ -170,7 +181,7 @@ def versions() -> dict[str, str]:
 
 
 def _generates(recipe: Recipe) -> bool:
-    return any(stage.task is not None for stage in recipe.stage)
+    return any(stage.generates for stage in recipe.stage)
 
 
 def _inline(
