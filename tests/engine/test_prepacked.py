@@ -1,12 +1,15 @@
 """Packed products against plain ones, for numbers of rows they were not packed for too."""
 
 from collections.abc import Callable
+from typing import NoReturn
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from interlock.engine.base import Request
+from interlock.engine.portable import prepacked
 from interlock.engine.portable.engine import PortableEngine
 from interlock.engine.portable.prepacked import LEAST_STEPS, MOST_ROWS, Packed, PackedProducts
 from interlock.models.decoder import Decoder
@@ -20,6 +23,8 @@ from interlock.records.rl import Sampling
 def test_a_packed_product_is_the_product(
     dtype: torch.dtype, shape: tuple[int, int], bias: bool
 ) -> None:
+    if not prepacked._works(dtype):
+        pytest.skip(f"this CPU has no kernels for packed weights of {dtype}")
     torch.manual_seed(0)
     weight, b = torch.randn(shape).to(dtype), torch.randn(shape[0]).to(dtype) if bias else None
     multiply = Packed(weight, 64)
@@ -75,3 +80,19 @@ def test_an_engine_packs_while_it_decodes_and_never_outside(
     assert products(engine.decoder) == {Packed}
     engine.abort("a")
     assert products(engine.decoder) == plain
+
+
+def test_what_the_cpu_cannot_pack_is_not_packed(
+    tiny: Callable[..., Decoder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """oneDNN refuses bfloat16 where a CPU has neither AVX-512 nor AVX-NE-CONVERT."""
+
+    def refuse(weight: Tensor, rows: int) -> NoReturn:
+        raise RuntimeError("bf16 path needs the cpu support avx_ne_convert or avx512bw")
+
+    monkeypatch.setattr(prepacked, "_onednn", refuse)
+    prepacked._works.cache_clear()
+    decoder = tiny().requires_grad_(False).bfloat16()
+    PackedProducts(decoder).begin(4, LEAST_STEPS)
+    assert Packed not in products(decoder)
+    prepacked._works.cache_clear()

@@ -6,11 +6,12 @@ With few rows, half of a product's time goes into bringing W into that order. A 
 the memory of the weights and the time of a few decoding steps; it is made when an engine begins to
 decode and dropped when nothing runs or the weights change, so it is never stale and never there in
 an update.
-The operators are those torch's compiler uses (torch.ops.mkl, torch.ops.mkldnn); where torch lacks
-them, and on every other device, nothing is packed.
+The operators are those torch's compiler uses (torch.ops.mkl, torch.ops.mkldnn); where torch or the
+CPU lacks them, and on every other device, nothing is packed.
 """
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -72,15 +73,19 @@ class PackedProducts:
 
 
 def _offered(weight: Tensor) -> bool:
-    if weight.device.type != "cpu":
+    return weight.device.type == "cpu" and _works(weight.dtype)
+
+
+@cache
+def _works(dtype: torch.dtype) -> bool:
+    """Tried, not read off the CPU's flags: oneDNN packs bfloat16 for some CPUs only."""
+    if dtype not in (torch.float32, torch.bfloat16):
         return False
-    if weight.dtype == torch.float32:
-        return torch.backends.mkl.is_available() and hasattr(torch.ops.mkl, "_mkl_linear")
-    return (
-        weight.dtype == torch.bfloat16
-        and torch.backends.mkldnn.is_available()
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    )
+    one = torch.ones(1, 1, dtype=dtype)
+    try:
+        return Packed(one, 1)(one, one, None).item() == 1.0
+    except (AttributeError, RuntimeError):  # torch without the operator, a CPU without the kernel
+        return False
 
 
 def _mkl(weight: Tensor, rows: int) -> Multiply:
