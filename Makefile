@@ -11,10 +11,10 @@ SOURCES := pyproject.toml constraints.txt
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-slow chaos lint format bench vllm clean
+.PHONY: help demo test test-slow test-any-cpu test-any-cpu-quick chaos lint format bench vllm clean
 
 help:  ## This list
-	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 20
 
 demo: $(VENV)/.demo  ## Install, fetch SmolLM2-135M-Instruct, teach it addition, write a report
 	$(BIN)/interlock demo
@@ -24,6 +24,12 @@ test: $(VENV)/.test  ## Install what tests need and run them (at most 10 minutes
 
 test-slow: $(VENV)/.test  ## The tests that `make test` leaves out for their length
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu"
+
+test-any-cpu: $(VENV)/.test  ## The numerical rooms under other CPUs' kernels, one and two threads (hours; arm64 is untried)
+	$(BIN)/python tests/any_cpu.py
+
+test-any-cpu-quick: $(VENV)/.test  ## A selection of these, in about a minute
+	$(BIN)/python tests/any_cpu.py --quick
 
 chaos: $(VENV)/.test  ## Long runs whose workers and learner are killed, stopped, slowed and corrupted
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m chaos

@@ -1,6 +1,7 @@
 """Fixtures that more than one room needs."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,14 @@ def reward(problem, answer):
     """Any function of the text that differs between random answers."""
     return sum(map(ord, answer)) % 17 / 16
 '''
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _threads() -> None:
+    """OMP_NUM_THREADS many, or one: a bare `pytest` shall find what `make test` finds. Processes
+    that tests start inherit the number, unless they say otherwise.
+    """
+    torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
 
 
 @pytest.fixture(scope="session")

@@ -34,11 +34,6 @@ class Letters:
         return "" if token in self.eos_ids else self.pieces[token % len(self.pieces)]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.fixture
 def letters() -> type[Letters]:
     return Letters

@@ -14,11 +14,6 @@ from interlock.models.decoder import Decoder
 VOCAB = 61
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.fixture
 def tiny() -> Callable[..., Decoder]:
     """Make a two-layer decoder with random weights; the same for the same seed."""

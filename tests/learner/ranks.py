@@ -319,7 +319,6 @@ def wait_for_all(directory: Path, rank: int, size: int) -> None:
 
 def main() -> None:
     kind, directory = sys.argv[1], Path(sys.argv[2])
-    torch.set_num_threads(1)
     wait_for_all(directory, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     with ranks.join("cpu", timeout_s=float(os.environ["TIMEOUT_S"])) as together:
         if together.rank:

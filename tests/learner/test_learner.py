@@ -1,5 +1,5 @@
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -553,9 +553,17 @@ def test_experts_are_balanced_after_good_steps_only(tiny: Tiny, sampled: Sampled
     assert learner.publish()[1][name].dtype == torch.float32
 
 
-@pytest.mark.slow
-def test_two_runs_on_two_threads_give_the_same_bits(smollm2: Path, sampled: Sampled) -> None:
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
     torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("two_threads")
+def test_two_runs_on_two_threads_give_the_same_bits(smollm2: Path, sampled: Sampled) -> None:
     groups, results = sampled([[9, 14, 3], [12, 7, 12]]), []
     for _ in range(2):
         decoder = load_decoder(smollm2, torch.float32, torch.device("cpu"))

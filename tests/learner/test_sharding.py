@@ -34,7 +34,6 @@ def start_ranks(kind: str, directory: Path, size: int = 2, **more: str) -> Itera
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         "TORCHELASTIC_RESTART_COUNT": "0",
         "WORLD_SIZE": str(size),
-        "OMP_NUM_THREADS": "1",
         "TIMEOUT_S": "100",
     }
     script = Path(__file__).with_name("ranks.py")

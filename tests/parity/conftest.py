@@ -69,11 +69,6 @@ class InlineSides(Sides):
         return {name: self._checked(name, reply, kind) for name, reply in replies.items()}
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.fixture
 def inline(monkeypatch: pytest.MonkeyPatch) -> type[InlineSides]:
     """Let `compare` have its sides in this process, and few prompts; a fresh class per test."""

@@ -21,11 +21,6 @@ from interlock.records.rl import Problem, Sampling
 from interlock.workers.protocol import Failed
 
 
-@pytest.fixture(autouse=True)
-def _one_thread_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-
-
 def test_a_chip_that_ignores_masks_is_found_in_attention(
     long_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,11 +34,6 @@ print(msgspec.json.encode(found).decode())
 """
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def process(module: str, check: str, name: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", CHECK, module, check, name],

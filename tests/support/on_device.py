@@ -2,7 +2,6 @@
 up once per process, and never taken down.
 """
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +19,6 @@ def evidence(check: str, *device: str) -> Evidence:
     """
     ran = subprocess.run(
         [sys.executable, str(_PROGRAM), f"interlock.qualify.{check}", "quick", *device],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         timeout=240,
         check=False,
