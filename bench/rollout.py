@@ -190,7 +190,7 @@ def main() -> None:
 
     heap.keep_freed()  # for transformers too, which shares the process
     torch.set_num_threads(options.threads)
-    model, place = find_model(options.model, print), device.resolve(options.device)
+    model, place = find_model(options.model, print), device.claim(options.device)
     options.dtype = device.settled_dtype(options.dtype, place)
     prompts = prompts_of(Tokenizer.load(model), options.prompts)
     lengths = sorted(len(ids) for ids in prompts)

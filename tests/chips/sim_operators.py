@@ -17,7 +17,7 @@ from interlock.chips import device
 from interlock.errors import ConfigError
 
 CPU = torch.device("cpu")
-SIM = device.resolve("sim")
+SIM = device.claim("sim")
 Compute = Callable[[torch.device], Any]
 
 
@@ -382,8 +382,8 @@ def test_it_is_what_device_says_it_is() -> None:
 
 
 def test_it_is_set_up_once() -> None:
-    assert device.resolve("sim") == SIM
+    assert device.claim("sim") == SIM
     with pytest.raises(ConfigError, match=r"'sim:crash' cannot.*has 'sim' already"):
-        device.resolve("sim:crash")
+        device.claim("sim:crash")
     with pytest.raises(ConfigError, match=r"defect 'colour' is not offered.*mask-512"):
-        device.resolve("sim:colour")
+        device.claim("sim:colour")

@@ -18,7 +18,7 @@ NAMES = (
     "mask-512",
     "stale-weights",
 )
-SIM = device.resolve("sim:" + ",".join(NAMES))
+SIM = device.claim("sim:" + ",".join(NAMES))
 
 
 def test_the_stack_tells_what_is_planted() -> None:

@@ -79,7 +79,7 @@ CASES = {"all": every_collective, "sizes": sizes, "repeat": repeat}
 
 if __name__ == "__main__":
     name, case, meeting, rank = sys.argv[1:]
-    place = device.resolve(name)
+    place = device.claim(name)
     dist.init_process_group(
         device.backend(place),
         init_method=f"file://{meeting}",

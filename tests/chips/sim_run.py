@@ -21,7 +21,7 @@ from interlock.models.decoder import Decoder
 from interlock.records.rl import Sampling
 
 CPU = torch.device("cpu")
-SIM = device.resolve("sim")
+SIM = device.claim("sim")
 VOCAB = 150
 MOE = Routing(
     layers=frozenset({1}),

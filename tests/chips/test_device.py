@@ -2,7 +2,6 @@
 
 import mmap
 import os
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from msgspec.structs import replace
 
 import interlock
-from interlock.chips import device, versions
+from interlock.chips import device, vendors
 from interlock.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -19,13 +18,13 @@ GPU = torch.device("cuda:1")
 
 
 def test_the_cpu_is_there() -> None:
-    assert device.resolve("cpu") == CPU
+    assert device.claim("cpu") == CPU
 
 
 @pytest.mark.parametrize("name", ["", "gpu", "cuda:99", "meta", "npu:0", "cpu:x", "\0"])
 def test_a_device_that_is_not_there_is_refused_in_one_line(name: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        device.resolve(name)
+        device.claim(name)
     message = str(caught.value)
     assert repr(name) in message
     assert "\n" not in message
@@ -33,7 +32,7 @@ def test_a_device_that_is_not_there_is_refused_in_one_line(name: str) -> None:
 
 def test_an_unknown_defect_is_refused_before_anything_is_set_up() -> None:
     with pytest.raises(ConfigError, match=r"defect 'colour' is not offered.*mask-512"):
-        device.resolve("sim:crash,colour")
+        device.claim("sim:crash,colour")
     assert not hasattr(torch, "npu")
 
 
@@ -117,13 +116,6 @@ def test_a_plugin_with_numbers_of_its_own_may_name_its_torch(plugin: str, fits: 
     assert (device.plugin_mismatch(stack) is None) is fits
 
 
-def test_strict_mode_is_asked_for_by_environment() -> None:
-    assert device.strict_env("npu") == {"TORCH_NPU_FALLBACK_CPU_DISABLE": "1"}
-    assert device.strict_env("mps") == {"PYTORCH_ENABLE_MPS_FALLBACK": "0"}
-    for kind in ("cpu", "cuda", "sim", "abacus"):
-        assert device.strict_env(kind) == {}
-
-
 class Accelerator:
     """A whole plugin, which writes down what it is asked."""
 
@@ -180,7 +172,7 @@ def test_a_whole_plugin_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_what_a_plugin_lacks_stays_empty(plugin: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "cuda", plugin)
-    monkeypatch.setattr(versions, "_nvidia", lambda uuid: ("", ""))
+    monkeypatch.setattr(vendors, "_nvidia_smi", lambda serial: ("", ""))
     assert device.available() == ["cpu"]
     assert device.count(GPU) == 1
     assert device.chip(GPU) == ""
@@ -249,7 +241,7 @@ def test_a_device_becomes_the_current_one_and_has_its_number(
 
     monkeypatch.setattr(torch, "cuda", OneOfTwo(happened))
     monkeypatch.setattr(torch, "ones", ones)
-    assert device.resolve(name) == GPU
+    assert device.claim(name) == GPU
     assert happened == made
 
 
@@ -264,7 +256,7 @@ def test_products_of_float32_are_kept_in_float32(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.backends, "cudnn", cudnn)
     try:
         torch.set_float32_matmul_precision("high")
-        device.resolve("cpu")
+        device.claim("cpu")
         assert torch.get_float32_matmul_precision() == "highest"
     finally:
         torch.set_float32_matmul_precision(before)
@@ -278,50 +270,10 @@ def test_switches_that_are_frozen_keep_no_device_away(monkeypatch: pytest.Monkey
         allow_tf32 = property(lambda self: True, _no)
 
     monkeypatch.setattr(torch.backends, "cudnn", Frozen())
-    assert device.resolve("cpu") == CPU
+    assert device.claim("cpu") == CPU
 
 
 def test_collectives_are_those_of_the_vendor() -> None:
     assert device.backend(GPU) == "cpu:gloo,cuda:nccl"
     with pytest.raises(ConfigError, match="'xla' has no collectives"):
         device.backend(torch.device("xla"))
-
-
-def test_versions_are_read_from_the_vendors_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def write(path: str, text: str) -> None:
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / path).write_text(text)
-
-    monkeypatch.setattr(versions, "_ASCEND", tmp_path)
-    monkeypatch.delenv("ASCEND_TOOLKIT_HOME", raising=False)
-    empty = versions.stack("npu", "Ascend910B")
-    assert (empty.driver, empty.firmware, empty.runtime, empty.plugin) == ("", "", "", "")
-    write("driver/version.info", "Version=24.1.rc2\nascendhal_version=7.35\n")
-    write("firmware/version.info", "Version=7.3.0.1.231\n")
-    write("ascend-toolkit/latest/version.cfg", "# of CANN\nruntime_running_version=[7.6:8.5.0]\n")
-    found = versions.stack("npu", "Ascend910B")
-    assert (found.driver, found.firmware, found.runtime) == (
-        "24.1.rc2",
-        "7.3.0.1.231",
-        "CANN 8.5.0",
-    )
-    write("elsewhere/runtime/version.info", "Version=8.3.RC1\n")
-    monkeypatch.setenv("ASCEND_TOOLKIT_HOME", str(tmp_path / "elsewhere"))
-    assert versions.stack("npu", "Ascend910B").runtime == "CANN 8.3.RC1"
-
-
-def test_nvidias_driver_is_asked_with_a_deadline(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tool = tmp_path / "nvidia-smi"
-    tool.write_text('#!/bin/sh\necho "$*" > "$0.asked"\necho "580.82.07, 96.00.74.00.1C"\n')
-    tool.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    found = versions.stack("cuda", "H100", serial="0a1b")
-    assert (found.driver, found.firmware) == ("580.82.07", "96.00.74.00.1C")
-    assert "--id=GPU-0a1b" in (tmp_path / "nvidia-smi.asked").read_text()
-    monkeypatch.setattr(versions, "_DEADLINE_S", 0.2)
-    tool.write_text("#!/bin/sh\nexec sleep 60\n")
-    assert versions.stack("cuda", "H100").firmware == ""

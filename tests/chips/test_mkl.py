@@ -18,7 +18,7 @@ class Recorder(TorchDispatchMode):
         return func(*args, **kwargs or {})
 
 with Recorder():
-    device.resolve("cpu")
+    device.claim("cpu")
 functions = [each for each in calls if each[0] in mkl._FUNCTIONS]
 wanted = {(name, dtype, 1) for name in mkl._FUNCTIONS for dtype in (torch.float32, torch.float64)}
 assert set(functions) == wanted, wanted ^ set(functions)
@@ -28,7 +28,7 @@ print(len(functions))
 """
 
 
-def test_resolve_calls_each_function_of_one_number_first() -> None:
+def test_claim_calls_each_function_of_one_number_first() -> None:
     ended = subprocess.run(
         [sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=120, check=False
     )

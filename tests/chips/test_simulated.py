@@ -26,7 +26,7 @@ torch.utils.rename_privateuse1_backend("npu")
 from interlock.chips import device
 from interlock.errors import ConfigError
 try:
-    device.resolve("sim")
+    device.claim("sim")
 except ConfigError as error:
     print(error)
 """

@@ -28,7 +28,7 @@ from interlock.chips import device
 from interlock.qualify import collectives
 from interlock.qualify.check import Level, Subject
 collectives._CASE_S = float(sys.argv[2])
-collectives.exact(Subject(device.resolve(sys.argv[1]), Level.QUICK))
+collectives.exact(Subject(device.claim(sys.argv[1]), Level.QUICK))
 """
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 PLAN = Plan("cpu", "gloo", 0, 2, 0, 0, [1], 1, 10, 2)

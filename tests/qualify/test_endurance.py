@@ -29,7 +29,7 @@ torch.set_num_threads(1)
 from interlock.chips import device
 from interlock.qualify.check import Level, Subject
 check = getattr(importlib.import_module(f"interlock.qualify.{sys.argv[1]}"), sys.argv[2])
-found = check(Subject(device.resolve(sys.argv[3]), Level.QUICK))
+found = check(Subject(device.claim(sys.argv[3]), Level.QUICK))
 print(msgspec.json.encode(found).decode())
 """
 

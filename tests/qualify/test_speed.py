@@ -24,7 +24,7 @@ torch.set_num_threads(1)
 from interlock.chips import device
 from interlock.qualify import speed
 from interlock.qualify.check import Level, Subject
-evidence = getattr(speed, sys.argv[1])(Subject(device.resolve(sys.argv[2]), Level.QUICK))
+evidence = getattr(speed, sys.argv[1])(Subject(device.claim(sys.argv[2]), Level.QUICK))
 sys.stdout.buffer.write(msgspec.json.encode(evidence))
 """
 

@@ -33,7 +33,7 @@ def healthy() -> Stack:
     """The stack of the simulated device here."""
     code = (
         "import msgspec, sys; from interlock.chips import device; "
-        "sys.stdout.buffer.write(msgspec.json.encode(device.stack(device.resolve('sim'))))"
+        "sys.stdout.buffer.write(msgspec.json.encode(device.stack(device.claim('sim'))))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=DEADLINE)
     return msgspec.json.decode(done.stdout, type=Stack)

@@ -21,7 +21,7 @@ ALONE = World(torch.device("cpu"))
 @pytest.fixture(autouse=True)
 def _npu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("INTERLOCK_CERTIFICATES", str(tmp_path))
-    pretended = SimpleNamespace(resolve=lambda _: torch.device("cpu"), stack=lambda _: NPU)
+    pretended = SimpleNamespace(claim=lambda _: torch.device("cpu"), stack=lambda _: NPU)
     monkeypatch.setattr(gate, "device", pretended)
 
 

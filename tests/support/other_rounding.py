@@ -70,6 +70,6 @@ if __name__ == "__main__":
     function, level, *place = sys.argv[1:]
     defects.DEFECTS[NAME] = defects.Defect(11, "rounds otherwise", Trust.TRAIN, other_rounding)
     module, _, name = function.partition(":")
-    subject = Subject(device.resolve(place[0] if place else f"sim:{NAME}"), Level(level))
+    subject = Subject(device.claim(place[0] if place else f"sim:{NAME}"), Level(level))
     evidence = getattr(importlib.import_module(module), name)(subject)
     sys.stdout.buffer.write(msgspec.msgpack.encode(evidence))

@@ -34,11 +34,6 @@ def needed(kind: str) -> bool:
     return kind != "cpu"
 
 
-def kind_of(device: str) -> str:
-    """The `Stack.kind` of a device as settings name it: "npu" of "npu:0", "sim" of "sim:crash"."""
-    return device.partition(":")[0]
-
-
 def seal(certificate: Certificate) -> Certificate:
     """The same with its digest: sha256 of everything else in it, as JSON with sorted keys."""
     whole = msgspec.convert(msgspec.to_builtins(certificate), Certificate)  # 1 becomes 1.0

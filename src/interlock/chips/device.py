@@ -1,10 +1,12 @@
 """Which devices there are, what they are, and the few things to ask of one; none else asks torch.
 
-    "cpu", "cuda:1", "npu", "sim:crash" ─ resolve ─> torch.device ─> stack, memory, …
+    "cpu", "cuda:1", "npu", "sim:crash" ── claim ──> torch.device ──> stack, memory, …
 
-Every accelerator comes as a module of torch's (torch.cuda) or of a plugin (torch_npu as torch.npu).
-Nothing is taken for granted of a plugin: a function it lacks is an answer that stays empty. The
-CPU, which is no accelerator to torch, gives answers of its own. "sim" is the simulated one.
+Only `claim` changes anything in the process; the other functions look up, but for `synchronize` and
+`empty_cache`, which do what they say. Every accelerator comes as a module of torch's (torch.cuda)
+or of a plugin (torch_npu as torch.npu). Nothing is taken for granted of a plugin: a function it
+lacks is an answer that stays empty. The CPU, which is no accelerator to torch, gives answers of its
+own. What is special about one vendor stands in vendors.py.
 """
 
 import resource
@@ -17,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
-from interlock.chips import mkl, versions
+from interlock.chips import mkl, vendors, versions
 from interlock.chips.sim import accelerator, defects
 from interlock.chips.sim import backend as simulated
 from interlock.errors import ConfigError
@@ -25,28 +27,6 @@ from interlock.records.trust import Stack
 from interlock.text import error_headline
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-_KINDS = ("cuda", "npu", "xpu", "mps", "mlu", "musa")  # of accelerators
-_SINGLE = ("mps",)  # of which a machine has one, without a number
-# Devices for which torch has AdamW in one pass.
-_FUSED = ("cpu", "cuda", "xpu")
-# What turns the silent use of the CPU for a missing operator into an error: Ascend/pytorch's
-# environment variables, torch's docs on MPS, intel/torch-xpu-ops.
-_STRICT = {
-    "npu": {"TORCH_NPU_FALLBACK_CPU_DISABLE": "1"},
-    "mps": {"PYTORCH_ENABLE_MPS_FALLBACK": "0"},
-    "xpu": {"PYTORCH_ENABLE_XPU_FALLBACK": "0"},
-}
-
-# Switches that let products of float32 be made with 10 bits of each factor: TF32 of cuDNN, CNNL and
-# MUSA, HF32 of Ascend. Convolutions have them on by default.
-_SHORT_PRODUCTS = (
-    "backends.cudnn.allow_tf32",
-    "backends.cnnl.allow_tf32",
-    "backends.mlu.matmul.allow_tf32",
-    "backends.mudnn.allow_tf32",
-    "npu.conv.allow_hf32",
-    "npu.matmul.allow_hf32",
-)
 _LIKELY_FREE = 4 << 30  # bytes, of a device that does not tell
 
 
@@ -58,22 +38,27 @@ class Memory(NamedTuple):
     total: int
 
 
-def resolve(name: str) -> torch.device:
-    """The device called `name` ("cpu", "cuda", "cuda:1", "npu:0", "sim:crash", …), proven to hold
-    a tensor; one of several has its number, asked for or not.
+def claim(name: str) -> torch.device:
+    """Make the device called `name` this process's own; to be called before it is used.
 
-    What this changes in the process: the device becomes the current one of its kind, where streams
-    and libraries go that are not told; products of float32 are made in float32, TF32 and
-    HF32 being nobody's choice; MKL's kernels are chosen. Raises ConfigError when torch does not
-    know the name or this machine lacks the device.
+    What it changes in the process, the same however often it is called:
+      - MKL's kernels are chosen, in one thread (mkl.py);
+      - "sim": the simulated device is set up as torch's "npu", for good (sim/backend.py);
+      - the device becomes the current one of its kind, where streams and libraries go by default;
+      - products of float32 are made in float32: TF32 and HF32 are switched off, for all vendors.
+
+    Args:
+        name: as settings name it: "cpu", "cuda", "cuda:1", "npu:0", "sim:crash", …
+
+    Returns:
+        The device, proven to hold a tensor; one of several with its number, asked for or not.
+
+    Raises:
+        ConfigError: torch does not know the name, or this machine lacks the device.
     """
     mkl.choose_kernels()
-    kind, _, planted = name.partition(":")
     try:
-        if kind == "sim":
-            device = simulated.activate([each for each in planted.split(",") if each])
-        else:
-            device = torch.device(name)
+        device = _opened(name)
         # torch refuses a device in many ways (RuntimeError, AssertionError, ImportError, …), and
         # only when it is used; "meta" would accept anything and compute nothing.
         if device.type != "meta":
@@ -81,7 +66,7 @@ def resolve(name: str) -> torch.device:
             one = torch.ones(1, device=device)
             if one.sum().item() == 1.0:
                 _keep_float32()
-                return device if device.type in ("cpu", *_SINGLE) else one.device
+                return one.device if _vendor(device).numbered and device.type != "cpu" else device
     except ConfigError:
         raise
     except Exception as error:
@@ -92,7 +77,7 @@ def resolve(name: str) -> torch.device:
 
 
 def name(device: torch.device) -> str:
-    """What `resolve` makes `device` of."""
+    """The name by which `claim` gives `device`."""
     return defects.device_name(simulated.planted()) if _simulated(device) else str(device)
 
 
@@ -105,20 +90,20 @@ def chip(device: torch.device) -> str:
     """The name that its driver gives the chip."""
     if device.type == "cpu":
         return versions.processor()
-    known = _asked(device, "get_device_name", device)
-    if known is None and device.type == "mps":
-        known = _answer(getattr(torch.backends.mps, "get_name", None))
-    return str(known or "")
+    if path := _vendor(device).chip_name:
+        return str(_answer(_below_torch(path)) or "")
+    return str(_asked(device, "get_device_name", device) or "")
 
 
 def available() -> list[str]:
     """The devices of this machine, as settings name them; the CPU last."""
     found = []
-    for kind in _KINDS:
-        some = torch.device(kind) if _function(kind, "is_available") else None
-        if some is None or not _asked(some, "is_available"):
+    for vendor in vendors.VENDORS.values():
+        if vendor.host or not _answer(_function(vendor.kind, "is_available")):
             continue
-        each = [some] if kind in _SINGLE else [torch.device(kind, i) for i in range(count(some))]
+        some = torch.device(vendor.kind)
+        numbers = range(count(some)) if vendor.numbered else ()
+        each = [torch.device(vendor.kind, number) for number in numbers] or [some]
         found += [name(device) for device in each]
     return [*found, "cpu"]
 
@@ -133,7 +118,7 @@ def synchronize(device: torch.device) -> None:
     if device.type == "cpu":
         return
     wait = _function(device.type, "synchronize") or torch.accelerator.synchronize
-    wait(*([] if device.type in _SINGLE else [device]))
+    wait(*([device] if _vendor(device).numbered else []))
 
 
 def empty_cache(device: torch.device) -> None:
@@ -145,12 +130,14 @@ def empty_cache(device: torch.device) -> None:
 def memory(device: torch.device) -> Memory:
     if device.type == "cpu":
         return _host_memory()
-    if device.type == "mps":
-        used = int(_asked(device, "current_allocated_memory") or 0)
-        total = int(_asked(device, "recommended_max_memory") or 0)
+    vendor = _vendor(device)
+    of = [device] if vendor.numbered else []
+    used = int(_asked(device, vendor.memory_used, *of) or 0)
+    if vendor.memory_total:
+        total = int(_asked(device, vendor.memory_total, *of) or 0)
         return Memory(used, max(0, total - used), total)
-    free, total = _asked(device, "mem_get_info", device) or (0, 0)
-    return Memory(int(_asked(device, "memory_allocated", device) or 0), int(free), int(total))
+    free, total = _asked(device, "mem_get_info", *of) or (0, 0)
+    return Memory(used, int(free), int(total))
 
 
 def room(device: torch.device) -> int:
@@ -166,10 +153,10 @@ def backend(device: torch.device) -> str:
     """
     if device.type == "cpu":
         return "gloo"
-    if _simulated(device):
-        return f"cpu:gloo,{device.type}:gloo"
+    own = _vendor(device).collectives
     try:
-        return f"cpu:gloo,{device.type}:{dist.get_default_backend_for_device(device)}"
+        own = own or dist.get_default_backend_for_device(device)
+        return f"cpu:gloo,{device.type}:{own}"
     except ValueError:
         raise ConfigError(
             f"device {name(device)!r} has no collectives in this torch; use one process, or "
@@ -206,13 +193,9 @@ def plugin_mismatch(stack: Stack) -> str | None:
     )
 
 
-def strict_env(kind: str) -> dict[str, str]:
-    """What turns silent fallback to the CPU into an error, set before torch is imported."""
-    return dict(_STRICT.get(kind, {}))
-
-
 def has_fused_adamw(device: torch.device) -> bool:
-    return device.type in _FUSED or _simulated(device)
+    """Whether torch has AdamW in one pass for it."""
+    return _vendor(device).fused_adamw
 
 
 def settled_dtype(name: str, device: torch.device) -> str:
@@ -235,8 +218,20 @@ def dtype(name: str) -> torch.dtype:
     return _DTYPES[name]
 
 
+def _vendor(device: torch.device) -> vendors.Vendor:
+    return vendors.of(kind(device))
+
+
 def _simulated(device: torch.device) -> bool:
     return device.type == "npu" and simulated.active()
+
+
+def _opened(name: str) -> torch.device:
+    """torch's device of that name; the simulated one is set up."""
+    kind, _, planted = name.partition(":")
+    if kind == "sim":
+        return simulated.activate([each for each in planted.split(",") if each])
+    return torch.device(name)
 
 
 def _make_current(device: torch.device) -> None:
@@ -248,14 +243,20 @@ def _make_current(device: torch.device) -> None:
 
 def _keep_float32() -> None:
     torch.set_float32_matmul_precision("highest")
-    for switch in _SHORT_PRODUCTS:
-        *path, last = switch.split(".")
-        where: Any = torch
-        for part in path:
-            where = getattr(where, part, None)
+    for switch in (each for vendor in vendors.VENDORS.values() for each in vendor.short_products):
+        path, _, last = switch.rpartition(".")
+        where = _below_torch(path)
         if getattr(where, last, False):
             with suppress(RuntimeError):  # torch's own tests, once imported, freeze some
                 setattr(where, last, False)
+
+
+def _below_torch(path: str) -> Any:
+    """What torch has under a dotted name; None where it has not."""
+    found: Any = torch
+    for part in path.split("."):
+        found = getattr(found, part, None)
+    return found
 
 
 def _function(kind: str, name: str) -> Callable[..., Any] | None:

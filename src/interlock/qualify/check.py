@@ -10,7 +10,6 @@ hang of the whole process.
 """
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -18,6 +17,7 @@ from enum import StrEnum
 import msgspec
 import torch
 
+from interlock.chips import vendors
 from interlock.records.trust import Measure, Role
 
 
@@ -103,19 +103,9 @@ def excess(measure: Measure) -> float:
     return ratio if ratio > 1 else math.inf
 
 
-# A refusal in words, where a backend does not raise NotImplementedError, or torch wraps it in the
-# autograd threads. "CPU fallback is disabled" is torch_npu's, which is told so by
-# TORCH_NPU_FALLBACK_CPU_DISABLE; "not implemented for DT_BFLOAT16" is of its aclnn kernels.
-_REFUSAL = re.compile(
-    r"not (currently |yet )?(implemented|supported)|could not run 'aten::|NotImplementedError"
-    r"|fallback is disabled",
-    re.IGNORECASE,
-)
-
-
 def is_missing(error: BaseException) -> bool:
     """Whether an error says that the device has no such operator, or not for this dtype."""
-    return isinstance(error, NotImplementedError) or _REFUSAL.search(str(error)) is not None
+    return isinstance(error, NotImplementedError) or vendors.REFUSAL.search(str(error)) is not None
 
 
 def short(dtype: torch.dtype) -> str:

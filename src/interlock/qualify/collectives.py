@@ -22,7 +22,7 @@ import msgspec
 import torch
 import torch.distributed as dist
 
-from interlock.chips import certificates, device
+from interlock.chips import certificates, device, vendors
 from interlock.errors import UserError
 from interlock.fleet.base import Lost, Spec
 from interlock.fleet.local import LocalFleet
@@ -37,8 +37,6 @@ _START_S = 120.0  # for the ranks to import torch and meet
 _CASE_S = 20.0
 # And through a vendor's library, which may take a minute to set links up for a new group.
 _VENDOR_CASE_S = 120.0
-# What has a vendor's library add up in one order.
-_IN_ORDER = {"nccl": "NCCL_ALGO=^NVLS", "hccl": "HCCL_DETERMINISTIC=true"}
 
 
 def exact(subject: Subject) -> Evidence:
@@ -102,7 +100,7 @@ def _patience(backend: str) -> float:
 
 
 def _name(place: torch.device, rank: int) -> str:
-    """The device of a rank, as `device.resolve` takes it: the one under test first."""
+    """The device of a rank, as `device.claim` takes it: the one under test first."""
     count = device.count(place)
     if count > 1:
         place = torch.device(place.type, ((place.index or 0) + rank) % count)
@@ -249,7 +247,8 @@ class _Watch:
 def _advice(measures: Sequence[Measure], backend: str) -> str:
     """What to set where nothing but the order of summation is wrong; "": no such case."""
     wrong = [*filter(beyond, measures)]
-    settings = [_IN_ORDER[each] for each in _carriers(backend).values() if each in _IN_ORDER]
+    kinds = [kind for kind, carrier in _carriers(backend).items() if carrier != "gloo"]
+    settings = [setting for kind in kinds if (setting := vendors.of(kind).ordered_sums)]
     if not wrong or not settings or not all(each.name.startswith(ranks.ROUNDED) for each in wrong):
         return ""
     return f"; only the order of summation changes: set {settings[0]}, and qualify again"

@@ -152,7 +152,7 @@ def serve(channel: Channel) -> None:
 
     from interlock.chips import device
 
-    place = device.resolve(data.decode())
+    place = device.claim(data.decode())
     row = torch.arange(64.0).remainder(7)
     expected = row @ row
     x = row.repeat(64, 1).to(place)

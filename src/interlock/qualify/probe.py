@@ -1,6 +1,6 @@
 """The process in which one check runs: a fleet starts it as a worker with this module.
 
-    runner ──Ask──> resolve the device ──> the check's function ──Shown | NotRun | Raised──> runner
+    runner ──Ask──> claim the device ──> the check's function ──Shown | NotRun | Raised──> runner
 
 It is started while the check before is still at work, and imports torch meanwhile. What a check
 does to this process, a crash or a hang, is for the runner to see.
@@ -68,7 +68,7 @@ def serve(channel: Channel) -> None:
 
 def _answer(asked: Ask) -> Answer:
     try:
-        place = device.resolve(asked.device)
+        place = device.claim(asked.device)
     except UserError as error:
         # It could be opened when it was asked what it is: by now that is the device's doing.
         return Raised(error_line(error), "") if asked.function else NotRun(error_line(error))

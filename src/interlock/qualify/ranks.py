@@ -90,7 +90,7 @@ def serve(channel: Channel) -> None:
     try:
         torch.set_num_threads(1)
         try:
-            place = device.resolve(plan.device)
+            place = device.claim(plan.device)
         except ConfigError as error:
             channel.send(msgspec.msgpack.encode(Barred(str(error))))
             return

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from interlock.chips import certificates, device
+from interlock.chips import certificates, vendors
 from interlock.errors import ConfigError
 from interlock.fleet.base import Lost, Spec
 from interlock.fleet.local import LocalFleet
@@ -99,7 +99,7 @@ class _Bench:
                 raise ConfigError(reason)
             case answer:
                 why, _ = _ending(answer, _OPENING_S)
-                return Stack(certificates.kind_of(self._ask.device)), f"when it was opened, {why}"
+                return Stack(vendors.kind_of(self._ask.device)), f"when it was opened, {why}"
 
     def run(
         self, checks: Sequence[Check], watch: Watch, given_up: str = ""
@@ -155,7 +155,7 @@ class _Bench:
         return Finding(check.id, Result.FAIL, summary, took, figures)
 
     def _start(self, name: str, strict: bool = False) -> None:
-        env = device.strict_env(certificates.kind_of(self._ask.device)) if strict else {}
+        env = vendors.of(vendors.kind_of(self._ask.device)).strict_env if strict else {}
         self._fleet.start(Spec(name, "interlock.qualify.probe", self._logs / name, env=env))
 
     def _answer(self, name: str, ask: Ask, seconds: float) -> Answer | Lost | None:

@@ -31,6 +31,7 @@ from torch.utils._pytree import tree_map_only
 
 import interlock
 from interlock.chips import device as chips
+from interlock.chips import vendors
 from interlock.config.schema import LearnerSettings, LossSettings, OptimizerSettings
 from interlock.engine.base import Request
 from interlock.learner.learner import Learner
@@ -44,18 +45,9 @@ from interlock.records.trust import Measure, Stack
 from interlock.sync import tensor_digest
 from interlock.text import described, first_line
 
-# What changes numbers, or where they are computed, without a line of code. A certificate is of the
-# stack; these stand among the figures so that two certificates can be told apart.
-_ENVIRONMENT = re.compile(
-    "ACL_|ASCEND_|CANN_|CUBLAS|CUDA_|CUDNN|DISABLE_ADDMM|HCCL_|HIP|HSA_|INF_NAN_MODE|LCCL_|MIOPEN"
-    "|MKL_|MLU|MUSA_|NCCL_|NPU_|NVIDIA_TF32|OMP_NUM|ONEDNN|PYTORCH_|ROCBLAS|RCCL_|SYCL_|TORCH"
-    "|TASK_QUEUE|XLA_|XPU|ZE_"
-)
+# Variables that change numbers stand among the figures, so that two certificates of one stack can
+# be told apart; but for those that may hold a secret.
 _SECRET = re.compile("KEY|TOKEN|SECRET|PASSWORD")
-
-# "… is not currently supported on the MPS backend and will fall back to run on the CPU", "Aten Op
-# fallback from XPU to CPU happends". A fallback from one kernel to another names no host.
-_TO_HOST = re.compile(r"fall\w*[ -]?(\w+ )?back.*\b(cpu|host)\b", re.IGNORECASE | re.DOTALL)
 
 
 def versions(subject: Subject) -> Evidence:
@@ -141,7 +133,7 @@ class Survey(TorchDispatchMode):
         """Read the warnings since the last call; one of a fallback is about operator `name`."""
         for warning in self._caught[self._read :]:
             text = str(warning.message)
-            if _TO_HOST.search(text):
+            if vendors.FALLBACK.search(text):
                 # Warnings of the backward pass may come when it is over, but name the operator.
                 named = re.search(r"aten::\w+", text)
                 self.on_host.setdefault(named[0] if named else name, first_line(text))
@@ -181,7 +173,7 @@ def _surveyed(
         f"operators of {kind}": len(survey.calls),
         "calls": survey.calls.total(),
     }
-    strict = chips.strict_env(chips.kind(subject.device))
+    strict = vendors.of(chips.kind(subject.device)).strict_env
     figures |= {name: os.environ.get(name, "not set") for name in strict}
     figures |= {f"missing: {name}": text for name, text in survey.missing.items()}
     figures |= {f"on the host: {name}": text for name, text in survey.on_host.items()}
@@ -377,7 +369,7 @@ def _environment() -> dict[str, str]:
     return {
         f"environment {name}": value
         for name, value in sorted(os.environ.items())
-        if _ENVIRONMENT.match(name) and not _SECRET.search(name)
+        if vendors.changes_numbers(name) and not _SECRET.search(name)
     }
 
 

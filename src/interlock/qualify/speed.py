@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from interlock.chips import device as chips
+from interlock.chips import vendors
 from interlock.qualify.check import Evidence, Level, Subject, judged, short
 from interlock.records.trust import Measure
 
@@ -274,8 +275,8 @@ def _slowdown(meter: Meter, case: Case, inputs: Inputs) -> float:
 
 
 def _cost(case: Case, place: torch.device) -> float:
-    """In copies; the simulated device is a CPU."""
-    if chips.kind(place) in ("cpu", "sim") or case.name in _ORDERING:
+    """In copies."""
+    if vendors.of(chips.kind(place)).host or case.name in _ORDERING:
         return case.cost
     return min(case.cost, _MOST_COST)
 

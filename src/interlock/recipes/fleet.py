@@ -79,7 +79,7 @@ def _would_copy(settings: GeneratorSettings, learner: LearnerSettings, masters: 
     return (
         settings.engine == "torch"
         and settings.dtype == learner.dtype == "float32"
-        and device.resolve(settings.device) == masters.embed.device
+        and device.claim(settings.device) == masters.embed.device
     )
 
 

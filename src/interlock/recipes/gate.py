@@ -32,7 +32,7 @@ class Use(NamedTuple):
 def learner(name: str, world: World) -> Use:
     """Every process of the learner looks at its own; the first that may not train decides."""
     here = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))  # torchrun's
-    use = _use(name, world.device or device.resolve(name), Role.TRAIN, min(world.size, here))
+    use = _use(name, world.device or device.claim(name), Role.TRAIN, min(world.size, here))
     with world.linked():
         refused = [why for why in world.everyone(use.why) if why]
     return use._replace(trust=UNQUALIFIED, why=refused[0]) if refused else use
@@ -40,7 +40,7 @@ def learner(name: str, world: World) -> Use:
 
 def inline(name: str) -> Use:
     """The generator that runs in the learner's process."""
-    return _use(name, device.resolve(name), Role.GENERATE)
+    return _use(name, device.claim(name), Role.GENERATE)
 
 
 def check(uses: Sequence[Use], unqualified: bool) -> None:

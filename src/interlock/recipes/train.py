@@ -149,7 +149,7 @@ def _settled(recipe: Recipe, resumed: Path | None) -> Recipe:
 def _settled_dtype(asked: Part, known: str) -> Part:
     if asked.dtype != "auto":
         return asked
-    return replace(asked, dtype=device.settled_dtype(known, device.resolve(asked.device)))
+    return replace(asked, dtype=device.settled_dtype(known, device.claim(asked.device)))
 
 
 def _learner(

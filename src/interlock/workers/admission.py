@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from interlock.chips import certificates
+from interlock.chips import certificates, vendors
 from interlock.config.schema import GeneratorSettings
 from interlock.records.trust import Result, Role, Stack, Trust
 from interlock.workers.protocol import Open, Opened, Qualified
@@ -28,7 +28,7 @@ class Admission(NamedTuple):
 
 def admission(asked: Open, said: Opened) -> Admission:
     settings, stack = asked.settings, said.stack
-    kind = certificates.kind_of(settings.device)
+    kind = vendors.kind_of(settings.device)
     if stack is None:
         if not certificates.needed(kind):
             return Admission(kind)
@@ -60,7 +60,7 @@ def verdict(
     `stack`: what it said it runs on, if it came that far; `since`: when it was asked, in seconds
     since 1970. Here the CPU is no exception: there was a reason to ask.
     """
-    found, kind = said.certificate, certificates.kind_of(settings.device)
+    found, kind = said.certificate, vendors.kind_of(settings.device)
     failed = [finding for finding in found.findings if finding.result is Result.FAIL]
     if (found.stack.kind, found.device) != (kind, settings.device):
         return (

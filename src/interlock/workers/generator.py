@@ -110,7 +110,7 @@ def open_generator(
 def _torch_engine(settings: GeneratorSettings, model: Path, tokenizer: Tokenizer) -> Engine:
     from interlock.engine.portable.engine import PortableEngine
 
-    place = device.resolve(settings.device)
+    place = device.claim(settings.device)
     dtype = device.dtype(device.settled_dtype(settings.dtype, place))
     return PortableEngine(load_decoder(model, dtype, place), tokenizer, settings.slots)
 

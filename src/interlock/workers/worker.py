@@ -105,7 +105,7 @@ class Worker:
         self._canary = asked.canary
         engine = self._generator.engine
         # Asked last: an engine may insist on being the first to touch the device.
-        stack = device.stack(device.resolve(asked.settings.device))
+        stack = device.stack(device.claim(asked.settings.device))
         return Opened(engine.description, engine.device, engine.dtype, stack, _filed(stack))
 
     def _load(self, version: WeightVersion) -> Loaded:

@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from interlock.chips import device
+from interlock.chips import device, vendors
 from interlock.config.schema import GeneratorSettings
 from interlock.engine.base import (
     Engine,
@@ -80,7 +80,7 @@ class VllmEngine(Engine):
         context = int(settings.options.get("max_model_len", decoder.arch.context))
         self.limits = Limits(decoder.arch.vocab, context, settings.slots)
         kind = settle(settings)
-        self.dtype = device.settled_dtype(settings.dtype, device.resolve(settings.device))
+        self.dtype = device.settled_dtype(settings.dtype, device.claim(settings.device))
         wanted = {
             "model": str(model),
             "dtype": self.dtype,
@@ -90,7 +90,7 @@ class VllmEngine(Engine):
             "skip_tokenizer_init": True,
             "generation_config": "vllm",
             "enable_prefix_caching": False,
-            "enforce_eager": kind != "cuda",
+            "enforce_eager": not vendors.of(kind).vllm_graphs,
             "disable_log_stats": True,
             "worker_extension_cls": f"{__name__}.{Weights.__name__}",
         }
@@ -299,11 +299,12 @@ def settle(settings: GeneratorSettings) -> str:
     What the recipe's generator.env says goes before. Raises ConfigError.
     """
     kind, _, index = settings.device.partition(":")
+    vendor = vendors.of(kind)
     if index not in ("", "0"):
+        example = f', such as {{ {vendor.visible} = "{index}" }}' if vendor.visible else ""
         raise ConfigError(
             f"generator.device = {settings.device!r}: vLLM takes the first device it sees; write "
-            f"{kind!r} and choose it with generator.env, such as "
-            f'{{ CUDA_VISIBLE_DEVICES = "{index}" }}'
+            f"{kind!r} and choose it with generator.env{example}"
         )
     wanted = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine in this process, one thing at a time
@@ -317,9 +318,7 @@ def settle(settings: GeneratorSettings) -> str:
         if settings.options.get("enforce_eager", True):
             # Its sampler has one function that is compiled even then, for 20 s.
             wanted["TORCHDYNAMO_DISABLE"] = "1"
-    if kind == "npu":
-        wanted["VLLM_ASCEND_ENABLE_NZ"] = "0"  # that layout cannot be updated in place
-    for name, value in wanted.items():
+    for name, value in (wanted | vendor.vllm_env).items():
         os.environ.setdefault(name, value)
     return kind
 

@@ -27,7 +27,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from interlock.chips import device
+from interlock.chips import device, vendors
 from interlock.errors import ConfigError, TrainingError
 from interlock.text import error_headline
 
@@ -47,9 +47,9 @@ def join(device_name: str, timeout_s: float = _TIMEOUT_S) -> "World":
     """
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     if size == 1:
-        return World(device.resolve(device_name))
+        return World(device.claim(device_name))
     kind, _, index = device_name.partition(":")
-    if kind == "sim":
+    if not vendors.of(kind).numbered:
         raise ConfigError(f"learner.device {device_name!r} is one device, for one process")
     if index and kind != "cpu":
         raise ConfigError(
@@ -57,7 +57,7 @@ def join(device_name: str, timeout_s: float = _TIMEOUT_S) -> "World":
         )
     if kind != "cpu":
         device_name = f"{kind}:{os.environ.get('LOCAL_RANK', str(rank))}"
-    place = device.resolve(device_name)
+    place = device.claim(device_name)
     try:
         dist.init_process_group(device.backend(place), timeout=timedelta(seconds=timeout_s))
     except (RuntimeError, ValueError) as error:
