@@ -48,7 +48,7 @@ def test_the_digest_is_sha256_over_everything_else() -> None:
     content = (
         '{"device":"cpu","digest":"","findings":[],"issued":2.5,"level":"quick","reasons":[],'
         '"stack":{"chip":"a chip","driver":"","firmware":"","interlock":"0.1","kind":"cpu",'
-        '"plugin":"","runtime":"","serial":"","torch":"2.13.0"},"trust":"reject","world":1}'
+        '"plugin":"","runtime":"","serial":"","torch":"2.13.0"},"trust":"reject","world_size":1}'
     )
     assert seal(bare).digest == hashlib.sha256(content.encode()).hexdigest()
 
@@ -58,7 +58,7 @@ def test_the_digest_is_sha256_over_everything_else() -> None:
     [
         {"stack": replace(NPU, driver="25.2")},
         {"device": "npu:1"},
-        {"world": 8},
+        {"world_size": 8},
         {"level": "soak"},
         {"trust": Trust.GENERATE},
         {"reasons": []},
@@ -162,11 +162,11 @@ FAULT = [Finding("backward", Result.FAIL, "wrong")]
         ({}, {"issued": 2.0}, 1),  # the newest of equals
         ({"trust": Trust.REJECT}, {}, 1),
         ({}, {"trust": Trust.REJECT, "findings": FAULT}, 1),
-        ({"level": "soak", "world": 8}, {"trust": Trust.GENERATE, "findings": FAULT}, 1),
+        ({"level": "soak", "world_size": 8}, {"trust": Trust.GENERATE, "findings": FAULT}, 1),
         ({"trust": Trust.GENERATE}, {"trust": Trust.UNKNOWN, "findings": FAULT}, 1),
         ({}, {"trust": Trust.GENERATE}, 0),  # it tried less, and found nothing
         ({"level": "default"}, {"level": "quick"}, 0),
-        ({"world": 8}, {"world": 1, "level": "soak"}, 0),
+        ({"world_size": 8}, {"world_size": 1, "level": "soak"}, 0),
         ({"trust": Trust.REJECT}, {"trust": Trust.UNKNOWN}, 0),
         ({"trust": Trust.UNKNOWN}, {"trust": Trust.GENERATE}, 1),
     ],
@@ -271,28 +271,28 @@ REFUSED: list[tuple[Certificate | None, Role, int, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("shown", "role", "world", "why"), REFUSED)
+@pytest.mark.parametrize(("shown", "role", "world_size", "why"), REFUSED)
 def test_what_is_refused_and_what_to_do(
-    shown: Certificate | None, role: Role, world: int, why: str
+    shown: Certificate | None, role: Role, world_size: int, why: str
 ) -> None:
-    told = refusal(shown, NPU, role, world, device="npu:0")
+    told = refusal(shown, NPU, role, world_size, device="npu:0")
     assert told == f"{why}; run: interlock qualify --device npu:0"
-    told = refusal(shown, NPU, role, world, python="/opt/npu/bin/python")
+    told = refusal(shown, NPU, role, world_size, python="/opt/npu/bin/python")
     command = "/opt/npu/bin/python -m interlock.cli qualify --device npu"
     assert told == f"{why}; run: {command}"
 
 
 @pytest.mark.parametrize(
-    ("shown", "role", "world"),
+    ("shown", "role", "world_size"),
     [
         (certificate(), Role.TRAIN, 2),
         (certificate(), Role.GENERATE, 2),
-        (certificate(world=8), Role.TRAIN, 16),  # more than are ever tried on one machine
+        (certificate(world_size=8), Role.TRAIN, 16),  # more than are ever tried on one machine
         (certificate(trust=Trust.GENERATE), Role.GENERATE, 1),
     ],
 )
-def test_what_is_admitted(shown: Certificate, role: Role, world: int) -> None:
-    assert refusal(shown, NPU, role, world) is None
+def test_what_is_admitted(shown: Certificate, role: Role, world_size: int) -> None:
+    assert refusal(shown, NPU, role, world_size) is None
 
 
 def test_every_field_of_the_stack_counts() -> None:

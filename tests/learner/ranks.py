@@ -19,7 +19,7 @@ from interlock.config.schema import LearnerSettings, LossSettings, OptimizerSett
 from interlock.errors import TrainingError
 from interlock.learner import checkpoint
 from interlock.learner.distributed import ranks, sharding
-from interlock.learner.distributed.rank_loop import follow
+from interlock.learner.distributed.rank_loop import run_rank
 from interlock.learner.learner import Learner, StepResult
 from interlock.learner.packing import TrainingGroup
 from interlock.models.architecture import Architecture, DefaultRope, Routing
@@ -105,21 +105,21 @@ def make_groups(step: int, sampler: bool = True, kl: bool = False) -> list[Train
 class Runs:
     """Learners of one kind: alone, and at the head of all ranks."""
 
-    def __init__(self, together: ranks.World, settings: LearnerSettings, **kind: Any) -> None:
+    def __init__(self, together: ranks.Ranks, settings: LearnerSettings, **kind: Any) -> None:
         self.together, self.settings, self.kind = together, settings, kind
 
     def learner(self, apart: bool, seed: int = 0, reference: bool = False) -> Learner:
         decoder = make_decoder(seed, **self.kind)
-        found = ranks.World() if apart else self.together
+        found = ranks.Ranks() if apart else self.together
         decoder = sharding.shard(decoder, self.settings, found)
         return Learner(
-            decoder, self.settings, OPTIMIZER, STEPS, keep_reference=reference, world=found
+            decoder, self.settings, OPTIMIZER, STEPS, keep_reference=reference, ranks=found
         )
 
 
 def masters(learner: Learner) -> dict[str, list[float]]:
-    with learner.world.lead(checkpoint.Gather("masters")):
-        found = checkpoint.gathered(learner, "masters")
+    with learner.ranks.broadcast(checkpoint.GatherState("masters")):
+        found = checkpoint.gather_state(learner, "masters")
     return {name: tensor.flatten().tolist() for name, tensor in found.items()}
 
 
@@ -168,7 +168,7 @@ def stages(runs: Runs) -> dict[str, Any]:
             STEPS,
             keep_reference=True,
             version=first.version + first.unpublished,
-            world=first.world,
+            ranks=first.ranks,
         )
         results += train(second, False, True, LossSettings())
         found[who] = {"results": written(results), "masters": masters(second)}
@@ -263,7 +263,7 @@ def published(runs: Runs) -> dict[str, Any]:
     return found
 
 
-def equal(together: ranks.World, directory: Path) -> dict[str, Any]:
+def equal(together: ranks.Ranks, directory: Path) -> dict[str, Any]:
     fp32 = LearnerSettings(dtype="float32", micro_batch_tokens=16, logits_chunk=8)
     bf16 = LearnerSettings(dtype="bfloat16", micro_batch_tokens=16, logits_chunk=8)
     again = LearnerSettings(
@@ -290,7 +290,7 @@ def equal(together: ranks.World, directory: Path) -> dict[str, Any]:
     return start | {name: part() for name, part in parts.items()}
 
 
-def die(together: ranks.World, directory: Path) -> dict[str, Any]:
+def die(together: ranks.Ranks, directory: Path) -> dict[str, Any]:
     """Steps without end. When the file `training` is there, some are behind, and a checkpoint."""
     learner = Runs(together, LearnerSettings(dtype="float32")).learner(apart=False)
     learner.step(make_groups(0), LossSettings())
@@ -322,7 +322,7 @@ def main() -> None:
     wait_for_all(directory, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     with ranks.join("cpu", timeout_s=float(os.environ["TIMEOUT_S"])) as together:
         if together.rank:
-            follow(together)
+            run_rank(together)
             return
         found = {"equal": equal, "die": die}[kind](together, directory)
         (directory / "found.json").write_text(json.dumps(found))

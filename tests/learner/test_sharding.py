@@ -17,7 +17,7 @@ import torch.distributed as dist
 from interlock.config.schema import LearnerSettings, OptimizerSettings
 from interlock.errors import ConfigError
 from interlock.learner.checkpoint import load
-from interlock.learner.distributed.ranks import World, join
+from interlock.learner.distributed.ranks import Ranks, join
 from interlock.learner.learner import Learner
 from interlock.models.decoder import Decoder
 
@@ -196,10 +196,10 @@ def test_waiting_is_no_silence_but_a_frozen_process_is(start: Start, tmp_path: P
     assert ranks[1].returncode == 1 and "TrainingError: rank 1 of 2: the learner" in error
 
 
-def test_one_process_is_a_world_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with join("cpu") as world:
-        assert (world.rank, world.size, world.device) == (0, 1, torch.device("cpu"))
+    with join("cpu") as ranks:
+        assert (ranks.rank, ranks.size, ranks.device) == (0, 1, torch.device("cpu"))
     assert not dist.is_initialized()
 
 
@@ -211,12 +211,12 @@ def test_a_shared_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("count", range(1, 9))
 @pytest.mark.parametrize("size", [1, 2, 3])
-def test_every_batch_is_dealt_once_and_all_ranks_make_as_many_passes(count: int, size: int) -> None:
+def test_every_batch_has_one_rank_and_all_ranks_make_as_many_passes(count: int, size: int) -> None:
     batches = list(range(count))
-    worlds = [World(rank=rank, size=size) for rank in reversed(range(size))]
-    shares = [list(world.dealt(batches)) for world in worlds]
+    seen = [Ranks(rank=rank, size=size) for rank in reversed(range(size))]
+    shares = [list(ranks.shard(batches)) for ranks in seen]
     assert sorted(batch for share in shares for batch in share) == batches
     passes = {
-        len(share) + world.lacks(batches) for share, world in zip(shares, worlds, strict=True)
+        len(share) + ranks.needs_padding(batches) for share, ranks in zip(shares, seen, strict=True)
     }
     assert passes == {-(-count // size)}

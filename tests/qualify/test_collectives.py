@@ -50,7 +50,7 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Evidence]:
 def test_a_sound_device_passes() -> None:
     found = exact(Subject(torch.device("cpu"), Level.QUICK))
     assert found.passed, found.summary
-    assert found.world == 2
+    assert found.world_size == 2
     names = [measure.name for measure in found.measures]
     assert len(names) == len(set(names)) == found.figures["cases"]
     for name in ranks._COLLECTIVES:
@@ -157,7 +157,7 @@ def both(word: Word) -> list[tuple[int, Word | Lost]]:
 
 def test_ranks_that_end_everything_pass() -> None:
     found = watched(both(Begun("a")), both(Ended("a", 0, "x")), both(Begun("")))
-    assert found.passed and found.world == 2
+    assert found.passed and found.world_size == 2
 
 
 def test_a_wrong_result_names_the_rank_and_how_far() -> None:
@@ -318,13 +318,13 @@ def test_the_largest_case_fits(
 
 def test_ranks_share_a_device_only_through_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     npu = torch.device("cuda")
-    for count, backend, world in [
+    for count, backend, world_size in [
         (1, "cpu:gloo,cuda:nccl", 1),
         (1, "cpu:gloo,cuda:gloo", 2),
         (4, "cpu:gloo,cuda:nccl", 4),
         (16, "cpu:gloo,cuda:nccl", 8),
     ]:
         monkeypatch.setattr(collectives.device, "count", lambda place, count=count: count)
-        assert collectives._world(npu, backend) == world
+        assert collectives._world_size(npu, backend) == world_size
     monkeypatch.undo()
-    assert collectives._world(torch.device("cpu"), "gloo") == 2
+    assert collectives._world_size(torch.device("cpu"), "gloo") == 2

@@ -63,7 +63,12 @@ def test_what_a_check_shows_is_in_the_certificate(planted: Callable[..., list[Ch
     assert sampler.result is Result.PASS
     assert sampler.figures == {"level": "quick", "seed": 3}
     assert memory.result is Result.UNKNOWN and "no compiler" in memory.summary
-    assert (found.device, found.level, found.world, found.trust) == ("cpu", "quick", 2, "reject")
+    assert (found.device, found.level, found.world_size, found.trust) == (
+        "cpu",
+        "quick",
+        2,
+        "reject",
+    )
     assert found.stack.kind == "cpu" and found.stack.torch and found.stack.chip
     certificates.verify(found)
     assert seen[:3] == ["begins forward", "ended forward", "begins sampler"]

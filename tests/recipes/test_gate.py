@@ -9,13 +9,13 @@ import torch
 
 from interlock.chips import certificates
 from interlock.errors import ConfigError
-from interlock.learner.distributed.ranks import World
+from interlock.learner.distributed.ranks import Ranks
 from interlock.recipes import gate
 from interlock.records.trust import Certificate, Role, Stack, Trust
 
 NPU = Stack("npu", "Chip 1", "25.1", "7.7", "CANN 9", "2.13.0", "torch_npu 2.13.0", "0.1")
 RUN = "run: interlock qualify --device npu"
-ALONE = World(torch.device("cpu"))
+ALONE = Ranks(torch.device("cpu"))
 
 
 @pytest.fixture(autouse=True)
@@ -25,19 +25,19 @@ def _npu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(gate, "device", pretended)
 
 
-def certify(trust: Trust, world: int = 1) -> None:
-    made = Certificate(NPU, "npu", world, "quick", trust, ["backward failed"], [], 1.0)
+def certify(trust: Trust, world_size: int = 1) -> None:
+    made = Certificate(NPU, "npu", world_size, "quick", trust, ["backward failed"], [], 1.0)
     certificates.keep(certificates.seal(made))
 
 
-class Ranks(World):
+class Several(Ranks):
     """Rank 0 of several, of which the others say `whys`."""
 
     def __init__(self, *whys: str) -> None:
         super().__init__(torch.device("cpu"), size=1 + len(whys))
         self.whys = whys
 
-    def everyone(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         return [value, *self.whys]
 
 
@@ -73,16 +73,16 @@ def test_what_each_trust_allows(trust: Trust | None, train: str, generate: str) 
 
 
 def test_as_many_processes_as_the_collectives_were_proven_with() -> None:
-    certify(Trust.TRAIN, world=2)
-    assert gate.learner("npu", Ranks("")).why == ""
-    refused = gate.learner("npu", Ranks("", ""))
+    certify(Trust.TRAIN, world_size=2)
+    assert gate.learner("npu", Several("")).why == ""
+    refused = gate.learner("npu", Several("", ""))
     expected = "its collectives are proven with 2 processes, but 3 are asked"
     assert refused.why == f"{expected}; {RUN}"
 
 
 def test_one_process_that_may_not_train_is_enough() -> None:
-    certify(Trust.TRAIN, world=8)
-    use = gate.learner("npu", Ranks("", "no certificate here"))
+    certify(Trust.TRAIN, world_size=8)
+    use = gate.learner("npu", Several("", "no certificate here"))
     assert (use.trust, use.why) == ("unqualified", "no certificate here")
 
 

@@ -13,7 +13,8 @@ from interlock.records.trust import Measure
 
 def passes(subject: Subject) -> Evidence:
     assert torch.ones(2, device=subject.device).sum().item() == 2
-    return Evidence(True, "all is well", {"level": subject.level, "seed": subject.seed}, world=2)
+    told: dict[str, float | int | str] = {"level": subject.level, "seed": subject.seed}
+    return Evidence(True, "all is well", told, world_size=2)
 
 
 def fails(subject: Subject) -> Evidence:

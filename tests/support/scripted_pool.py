@@ -162,7 +162,7 @@ def make_certificate(
     stack: Stack = NPU,
     trust: Trust = Trust.GENERATE,
     failed: str = "",
-    world: int = 2,
+    world_size: int = 2,
     device: str = "",
     issued: float = WALL,
 ) -> Certificate:
@@ -172,7 +172,7 @@ def make_certificate(
     findings += [Finding(check, Result.FAIL, f"{check} is off") for check in failed.split()]
     reasons = [f"{check} failed: {check} is off" for check in failed.split()]
     return certificates.seal(
-        Certificate(stack, device, world, "quick", trust, reasons, findings, issued)
+        Certificate(stack, device, world_size, "quick", trust, reasons, findings, issued)
     )
 
 

@@ -841,7 +841,7 @@ def test_a_clock_that_differs_a_little_is_no_replay(scene: Make) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "world", "why"),
+    ("options", "world_size", "why"),
     [
         ({}, 1, None),
         ({"tensor_parallel_size": 2, "pipeline_parallel_size": 3, "seed": 9}, 6, None),
@@ -850,10 +850,10 @@ def test_a_clock_that_differs_a_little_is_no_replay(scene: Make) -> None:
     ],
 )
 def test_an_engine_over_several_devices_needs_their_collectives_proven(
-    options: dict[str, Any], world: int, why: str | None
+    options: dict[str, Any], world_size: int, why: str | None
 ) -> None:
     asked = GeneratorSettings(engine="vllm", device="npu", options=options)
-    certificate = make_certificate(world=world)
+    certificate = make_certificate(world_size=world_size)
     said = replace(GOOD, certificate=certificate)
     found = admission(Open("a", "", None, asked, "", CANARY), said).why
     assert (found is None) if why is None else (found is not None and why in found)

@@ -102,11 +102,11 @@ def find(stack: Stack) -> Certificate | None:
 
 
 def distrust(
-    certificate: Certificate | None, stack: Stack, role: Role, world: int = 1
+    certificate: Certificate | None, stack: Stack, role: Role, world_size: int = 1
 ) -> str | None:
     """Why `certificate` does not prove that `stack` may take `role`; None when it does.
 
-    `world`: how many processes of this machine compute together. Whatever the kind: `refusal`
+    `world_size`: how many processes of this machine compute together. Whatever the kind: `refusal`
     excepts the CPU.
     """
     if certificate is None:
@@ -122,9 +122,10 @@ def distrust(
     if role not in _COVERS.get(certificate.trust, set()):
         first = f" ({certificate.reasons[0]})" if certificate.reasons else ""
         return f"its certificate says {certificate.trust}, which is not enough to {role}{first}"
-    if certificate.world < min(world, MOST_RANKS):
+    if certificate.world_size < min(world_size, MOST_RANKS):
         return (
-            f"its collectives are proven with {certificate.world} processes, but {world} are asked"
+            f"its collectives are proven with {certificate.world_size} processes, but {world_size} "
+            "are asked"
         )
     return None
 
@@ -133,7 +134,7 @@ def refusal(
     certificate: Certificate | None,
     stack: Stack,
     role: Role,
-    world: int = 1,
+    world_size: int = 1,
     *,
     device: str = "",
     python: str | None = None,
@@ -144,7 +145,7 @@ def refusal(
     """
     if not needed(stack.kind):
         return None
-    why = distrust(certificate, stack, role, world)
+    why = distrust(certificate, stack, role, world_size)
     return why and f"{why}; {remedy(device or stack.kind, python)}"
 
 
@@ -191,7 +192,7 @@ def _proven(certificate: Certificate) -> tuple[int, int, int]:
     trusts = [Trust.UNKNOWN, Trust.REJECT, Trust.GENERATE, Trust.TRAIN]
     levels = ["quick", "default", "soak"]
     level = levels.index(certificate.level) if certificate.level in levels else -1
-    return trusts.index(certificate.trust), certificate.world, level
+    return trusts.index(certificate.trust), certificate.world_size, level
 
 
 def _named(stack: Stack) -> str:

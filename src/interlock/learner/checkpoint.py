@@ -24,14 +24,14 @@ from torch import Tensor
 
 from interlock.errors import RunError
 from interlock.learner.distributed import sharding
-from interlock.learner.distributed.messages import Gather, Restore, State
+from interlock.learner.distributed.messages import GatherState, RestoreState, StateKind
 from interlock.learner.learner import Learner
 
 _FORMAT = 1
-_MOMENTS: tuple[State, ...] = ("exp_avg", "exp_avg_sq")
+_MOMENTS: tuple[StateKind, ...] = ("exp_avg", "exp_avg_sq")
 
 
-class _State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _SavedState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format: int
     steps: int
     bad_steps: int
@@ -50,11 +50,11 @@ def save(learner: Learner, directory: Path, extra: dict[str, Any]) -> None:
     digests = {}
     for kind in _kinds(learner, learner.steps):
         path = directory / f"{kind}.safetensors"
-        with learner.world.lead(Gather(kind)):
-            tensors = gathered(learner, kind)
+        with learner.ranks.broadcast(GatherState(kind)):
+            tensors = gather_state(learner, kind)
         save_file(tensors, path)
         digests[path.name] = _sha256(path)
-    state = _State(
+    state = _SavedState(
         format=_FORMAT,
         steps=learner.steps,
         bad_steps=learner.bad_steps,
@@ -74,7 +74,7 @@ def load(learner: Learner, directory: Path) -> dict[str, Any]:
     RunError when anything is missing, truncated, altered or does not fit; nothing is loaded then.
     """
     try:
-        state = msgspec.json.decode((directory / "state.json").read_bytes(), type=_State)
+        state = msgspec.json.decode((directory / "state.json").read_bytes(), type=_SavedState)
     except (OSError, ValueError) as error:
         raise RunError(
             f"{directory}/state.json is unreadable ({error}); resume from an older one"
@@ -92,35 +92,35 @@ def load(learner: Learner, directory: Path) -> dict[str, Any]:
             "resume with the recipe that wrote it"
         )
     found = {
-        kind: _read(directory / f"{kind}.safetensors", state.sha256, _held(learner, kind))
+        kind: _read(directory / f"{kind}.safetensors", state.sha256, _like(learner, kind))
         for kind in kinds
     }
-    counters = Restore(
+    counters = RestoreState(
         state.steps, state.bad_steps, state.bad_in_row, state.version, state.unpublished
     )
-    with learner.world.lead(counters):
+    with learner.ranks.broadcast(counters):
         restore(learner, counters, found)
     return state.extra
 
 
-def gathered(learner: Learner, kind: State) -> dict[str, Tensor]:
-    """One kind of state; the parts of all ranks on rank 0's CPU, where there are several ranks."""
+def gather_state(learner: Learner, kind: StateKind) -> dict[str, Tensor]:
+    """One kind of state, by parameter; of several ranks, whole on rank 0's CPU, else empty."""
     if kind in _MOMENTS:
         state, trained = learner.optimizer.state, learner.parameters.items()
-        held = {name: state[parameter][kind] for name, parameter in trained}
+        own = {name: state[parameter][kind] for name, parameter in trained}
     else:
-        held = _held(learner, kind)
-    wholes = ((name, sharding.whole(tensor, learner.world)) for name, tensor in held.items())
+        own = _like(learner, kind)
+    wholes = ((name, sharding.gather(tensor, learner.ranks)) for name, tensor in own.items())
     return {name: tensor for name, tensor in wholes if tensor is not None}
 
 
-def _kinds(learner: Learner, steps: int) -> list[State]:
+def _kinds(learner: Learner, steps: int) -> list[StateKind]:
     """The optimizer has moments from its first step on."""
-    kinds: list[State] = ["masters", *(_MOMENTS if steps else ())]
+    kinds: list[StateKind] = ["masters", *(_MOMENTS if steps else ())]
     return kinds if learner.reference is None else [*kinds, "reference"]
 
 
-def _held(learner: Learner, kind: State) -> dict[str, Tensor]:
+def _like(learner: Learner, kind: StateKind) -> dict[str, Tensor]:
     """Parameters of which the file of this kind holds one tensor each, like them."""
     if kind in _MOMENTS:
         return {name: parameter.detach() for name, parameter in learner.parameters.items()}
@@ -151,19 +151,21 @@ def _read(path: Path, digests: dict[str, str], like: dict[str, Tensor]) -> dict[
 
 
 @torch.no_grad()
-def restore(learner: Learner, counters: Restore, found: Mapping[State, dict[str, Tensor]]) -> None:
+def restore(
+    learner: Learner, counters: RestoreState, found: Mapping[StateKind, dict[str, Tensor]]
+) -> None:
     """Put every rank into the state `found`, which only rank 0 has: kind -> name -> tensor.
 
     Empties `found` as it goes.
     """
     for kind in _kinds(learner, counters.steps):
-        for name, parameter in () if kind in _MOMENTS else _held(learner, kind).items():
-            sharding.deal(parameter, found.get(kind, {}).pop(name, None), learner.world)
+        for name, parameter in () if kind in _MOMENTS else _like(learner, kind).items():
+            sharding.scatter(parameter, found.get(kind, {}).pop(name, None), learner.ranks)
     learner.optimizer.state.clear()
     for name, parameter in learner.parameters.items() if counters.steps else ():
         moments = {kind: torch.empty_like(parameter) for kind in _MOMENTS}
         for kind, moment in moments.items():
-            sharding.deal(moment, found.get(kind, {}).pop(name, None), learner.world)
+            sharding.scatter(moment, found.get(kind, {}).pop(name, None), learner.ranks)
         on = parameter.device if learner.optimizer.defaults["fused"] else "cpu"
         step = torch.tensor(float(counters.steps), device=on)
         learner.optimizer.state[parameter] = {"step": step} | moments

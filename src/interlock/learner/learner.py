@@ -20,8 +20,14 @@ from interlock.chips import device
 from interlock.config.schema import LearnerSettings, LossSettings, OptimizerSettings
 from interlock.errors import TrainingError
 from interlock.learner.distributed import sharding
-from interlock.learner.distributed.messages import Begin, Logprobs, Publish, Score, Step
-from interlock.learner.distributed.ranks import World
+from interlock.learner.distributed.messages import (
+    BeginStage,
+    ComputeLogprobs,
+    PublishWeights,
+    ScoreText,
+    TrainStep,
+)
+from interlock.learner.distributed.ranks import Ranks
 from interlock.learner.loss import (
     Sums,
     Terms,
@@ -83,7 +89,7 @@ class Learner:
 
     A stage gets a new Learner, and with it a new optimizer and schedule, on the same decoder.
     `keep_reference` freezes a copy of the decoder as it is now, which groups with KL weights need.
-    `version` is the number of the first published weights. Of several processes in a `world`, each
+    `version` is the number of the first published weights. Of several processes in a `ranks`, each
     has a Learner on its part of a decoder (sharding.py); those of rank 0 lead the others, and their
     results count.
 
@@ -100,21 +106,21 @@ class Learner:
         *,
         keep_reference: bool = False,
         version: int = 0,
-        world: World | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         parameters = {n: p for n, p in decoder.named_parameters() if p.requires_grad}
         assert all(parameter.dtype == torch.float32 for parameter in parameters.values())
         settled = device.settled_dtype(settings.dtype, decoder.embed.device)
         decoder.dtype = device.dtype(settled)
         decoder.checkpointing = settings.activation_checkpointing
-        self.world = world or World()
+        self.ranks = ranks or Ranks()
         self.decoder = decoder
         self.parameters = parameters
-        begin = Begin(
+        begin = BeginStage(
             replace(settings, dtype=settled), optimizer, total_steps, keep_reference, version
         )
-        with self.world.lead(begin):
-            self.reference = _frozen_copy(decoder, self.world) if keep_reference else None
+        with self.ranks.broadcast(begin):
+            self.reference = _frozen_copy(decoder, self.ranks) if keep_reference else None
         self.steps = 0  # applied: the place in the schedule
         self.bad_steps = 0
         self.bad_in_row = 0
@@ -152,7 +158,7 @@ class Learner:
         lengths = [len(completion) for group in groups for completion in group.completions]
         assert behaviour is None or len(behaviour) == sum(lengths)
         told = None if behaviour is None else behaviour.numpy().tobytes()
-        with self.world.lead(Step(list(groups), loss, temperature, told)):
+        with self.ranks.broadcast(TrainStep(list(groups), loss, temperature, told)):
             return self._step(groups, batches, loss, temperature, behaviour)
 
     @torch.no_grad()
@@ -163,12 +169,12 @@ class Learner:
         lengths = [[len(completion) for completion in group.completions] for group in groups]
         flat = torch.zeros(sum(map(sum, lengths)))
         batches = self._pack(groups, every_token=True)
-        with self.world.lead(Logprobs(list(groups), temperature)):
-            for batch in self.world.dealt(batches):
+        with self.ranks.broadcast(ComputeLogprobs(list(groups), temperature)):
+            for batch in self.ranks.shard(batches):
                 flat[batch.source.cpu()] = self._logprobs(self.decoder, batch, temperature).cpu()
-            if self.world.lacks(batches):
+            if self.ranks.needs_padding(batches):
                 self._logprobs(self.decoder, self._empty(batches[0]), temperature)
-            self.world.add_up(flat)  # every place was written by one rank
+            self.ranks.all_reduce(flat)  # every place was written by one rank
         parts = iter(flat.split([length for group in lengths for length in group]))
         return [[next(parts) for _ in group] for group in lengths]
 
@@ -179,11 +185,11 @@ class Learner:
         """
         stream = torch.tensor(tokens, device=self.device)
         attend = causal(len(tokens), self.device)
-        with self.world.lead(Score(tokens)):
+        with self.ranks.broadcast(ScoreText(tokens)):
             hidden = self.decoder(stream, attend.positions, attend)[:-1]
             chunk = self._settings.logits_chunk
             found = token_logprobs(hidden, self.decoder.head, stream[1:], 1.0, chunk)[0]
-            sharding.release(self.decoder)
+            sharding.reshard(self.decoder)
             return found.tolist()
 
     @torch.no_grad()
@@ -195,8 +201,8 @@ class Learner:
         """
         self.version += self.unpublished
         self.unpublished = False
-        with self.world.lead(Publish()):
-            return self.version, dict(sharding.published(self.decoder, self.world))
+        with self.ranks.broadcast(PublishWeights()):
+            return self.version, dict(sharding.published(self.decoder, self.ranks))
 
     def _step(
         self,
@@ -214,12 +220,12 @@ class Learner:
                 behaviour = torch.cat([part for group in first for part in group])
             completion = completion_ratio(behaviour, _sampler(groups), lengths)
         total = Sums()
-        for batch in self.world.dealt(batches):
+        for batch in self.ranks.shard(batches):
             total += self._accumulate(batch, loss, temperature, behaviour, completion)
-        if self.world.lacks(batches):
+        if self.ranks.needs_padding(batches):
             self._accumulate(self._empty(batches[0]), None, temperature, None, None)
-            sharding.uncount(self.decoder)
-        total = sum(self.world.everyone(total), Sums())
+            sharding.discount_last_pass(self.decoder)
+        total = sum(self.ranks.all_gather(total), Sums())
         lr = learning_rate(self._schedule, self.steps, self._total_steps)
         grad_norm, skipped = self._apply(total.loss, lr)
         return _result(total, grad_norm, lr, skipped, batches[0], loss, labels_of(groups))
@@ -270,7 +276,7 @@ class Learner:
     def _logprobs(self, decoder: Decoder, batch: MicroBatch, temperature: float) -> Tensor:
         hidden, chunk = _hidden(decoder, batch), self._settings.logits_chunk
         found = token_logprobs(hidden, decoder.head, batch.targets, temperature, chunk)[0]
-        sharding.release(decoder)
+        sharding.reshard(decoder)
         return found
 
     def _apply(self, loss: float, lr: float) -> tuple[float, bool]:
@@ -280,9 +286,11 @@ class Learner:
             # token met, an idle expert's say, would then depend on when it was last used.
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        gradients = [sharding.local(p.grad) for p in self.parameters.values() if p.grad is not None]
+        gradients = [
+            sharding.local_shard(p.grad) for p in self.parameters.values() if p.grad is not None
+        ]
         norm = nn.utils.get_total_norm(gradients).item()
-        grad_norm = math.hypot(*self.world.everyone(norm))
+        grad_norm = math.hypot(*self.ranks.all_gather(norm))
         finite = math.isfinite(loss) and math.isfinite(grad_norm)
         if finite:
             if grad_norm > self._schedule.clip_norm:
@@ -297,7 +305,7 @@ class Learner:
         routing = self.decoder.arch.routing
         if routing is not None and routing.corrected:
             # At speed 0 the biases stay, and what a bad step counted is forgotten.
-            sharding.add_up_loads(self.decoder, self.world)
+            sharding.all_reduce_loads(self.decoder, self.ranks)
             self.decoder.balance_experts(_BALANCE_SPEED if finite else 0.0)
         self._count_bad(not finite, loss, grad_norm)
         return grad_norm, not finite
@@ -352,10 +360,10 @@ def _adamw(parameters: dict[str, nn.Parameter], settings: OptimizerSettings) -> 
     )
 
 
-def _frozen_copy(decoder: Decoder, world: World) -> Decoder:
+def _frozen_copy(decoder: Decoder, ranks: Ranks) -> Decoder:
     """The decoder as it is now, in its compute dtype, to which every weight is cast at its use."""
-    if world.size > 1:
-        return sharding.frozen(decoder, world)
+    if ranks.size > 1:
+        return sharding.frozen_copy(decoder, ranks)
     frozen = copy.deepcopy(decoder)
     for parameter in frozen.parameters():
         if parameter.requires_grad:  # the others stay fp32, see models/decoder.py

@@ -38,7 +38,7 @@ class Evidence(msgspec.Struct, frozen=True):
     summary: str
     figures: dict[str, float | int | str] = {}
     measures: list[Measure] = []
-    world: int = 1  # processes that took part
+    world_size: int = 1  # processes that took part
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def exact(subject: Subject) -> Evidence:
     if not dist.is_available():
         raise UserError("this torch is built without distributed; install one that has it")
     backend = device.backend(subject.device)
-    world = _world(subject.device, backend)
+    world_size = _world_size(subject.device, backend)
     store = dist.TCPStore(
         "127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=_START_S)
     )
@@ -59,15 +59,15 @@ def exact(subject: Subject) -> Evidence:
             device=_name(subject.device, rank),
             backend=backend,
             rank=rank,
-            world=world,
+            world_size=world_size,
             port=store.port,
             seed=subject.seed,
             sizes=sorted(sizes),
-            largest=_largest(subject, world),
+            largest=_largest(subject, world_size),
             groups=subject.at(10, 100),
             repeats=subject.at(5, 20),
         )
-        for rank in range(world)
+        for rank in range(world_size)
     ]
     with tempfile.TemporaryDirectory(prefix="interlock-") as logs, closing(LocalFleet()) as fleet:
         for plan in plans:
@@ -75,12 +75,12 @@ def exact(subject: Subject) -> Evidence:
             environment = {"OMP_NUM_THREADS": "1"} | _loopback()
             fleet.start(Spec(str(plan.rank), ranks.__name__, log, env=environment))
             fleet.send(str(plan.rank), msgspec.msgpack.encode(plan))
-        watch = _Watch(fleet, world, _patience(backend))
+        watch = _Watch(fleet, world_size, _patience(backend))
         watch.run()
     return watch.evidence(plans[0])
 
 
-def _world(place: torch.device, backend: str) -> int:
+def _world_size(place: torch.device, backend: str) -> int:
     """How many processes can take part on this machine."""
     count = device.count(place)
     if count > 1:
@@ -107,14 +107,14 @@ def _name(place: torch.device, rank: int) -> str:
     return device.name(place)
 
 
-def _largest(subject: Subject, world: int) -> int:
+def _largest(subject: Subject, world_size: int) -> int:
     """Elements of the largest case: up to 64 MB through the host, else 1 GB, if that fits: a rank
     has it up to three times, and libraries have buffers beside."""
     if device.count(subject.device) > 1:
         size, room = subject.at(64 << 20, 1 << 30), device.room(subject.device) // 8
     else:
         size = subject.at(16 << 20, 64 << 20)
-        room = min(map(device.room, (subject.device, torch.device("cpu")))) // (16 * world)
+        room = min(map(device.room, (subject.device, torch.device("cpu")))) // (16 * world_size)
     return max(1, min(size, room) // 4)
 
 
@@ -135,8 +135,8 @@ class _Trouble:
 class _Watch:
     """The ranks seen from outside: what they said, and which case each is in."""
 
-    def __init__(self, fleet: LocalFleet, world: int, case_s: float) -> None:
-        self._fleet, self._world, self._case_s = fleet, world, case_s
+    def __init__(self, fleet: LocalFleet, world_size: int, case_s: float) -> None:
+        self._fleet, self._world_size, self._case_s = fleet, world_size, case_s
         self._inside: dict[int, str] = {}  # the case that a rank has begun and not ended
         self._order: dict[str, None] = {}  # cases, as they were begun
         self._ended: dict[str, dict[int, Ended]] = {}
@@ -149,7 +149,7 @@ class _Watch:
 
         Raises UserError when a rank cannot have its device.
         """
-        while len(self._done) < self._world and not self._failed:
+        while len(self._done) < self._world_size and not self._failed:
             limit = self._case_s if self._order else _START_S
             events = self._fleet.poll(limit)
             if not events:
@@ -165,9 +165,9 @@ class _Watch:
 
     def evidence(self, plan: Plan) -> Evidence:
         measures = [self._measure(case) for case in self._order if case in self._ended]
-        ranks = f"{self._world} ranks" if self._world > 1 else "one rank, so no link"
+        ranks = f"{self._world_size} ranks" if self._world_size > 1 else "one rank, so no link"
         figures: dict[str, float | int | str] = {
-            "ranks": self._world,
+            "ranks": self._world_size,
             "backend": plan.backend,
             "largest MB": round(plan.largest * 4 / 2**20, 3),
         }
@@ -176,7 +176,7 @@ class _Watch:
         found = judged(measures, good, bad, figures, keep=300)
         if self._trouble is None:
             summary = found.summary + _advice(measures, plan.backend)
-            return msgspec.structs.replace(found, summary=summary, world=self._world)
+            return msgspec.structs.replace(found, summary=summary, world_size=self._world_size)
         trouble = self._trouble
         inf = Measure(trouble.case, torch.inf, 0.0, 0.0)
         figures = found.figures | {"stopped in": trouble.case, "because": trouble.what}
@@ -186,7 +186,7 @@ class _Watch:
         summary = f"{trouble.case}: {trouble.what}"
         wrong = sum(map(beyond, measures))
         summary += f"; of {len(measures)} collectives before, {wrong} were wrong"
-        return Evidence(False, summary, figures, [inf, *found.measures], self._world)
+        return Evidence(False, summary, figures, [inf, *found.measures], self._world_size)
 
     def _take(self, rank: int, event: bytes | Lost) -> None:
         if isinstance(event, Lost):
@@ -206,7 +206,7 @@ class _Watch:
             case Failed() as failed:
                 self._failed[rank] = failed
             case Barred(reason):
-                raise UserError(f"rank {rank} of {self._world}: {reason}")
+                raise UserError(f"rank {rank} of {self._world_size}: {reason}")
 
     def _measure(self, case: str) -> Measure:
         said = self._ended[case]
@@ -223,8 +223,8 @@ class _Watch:
         # The first that somebody is in: those who are further wait for them.
         begun = set(self._inside.values())
         case = next((case for case in self._order if case in begun), next(reversed(self._order)))
-        inside = [rank for rank in range(self._world) if self._inside.get(rank) == case]
-        absent = [rank for rank in range(self._world) if rank not in self._ended.get(case, {})]
+        inside = [rank for rank in range(self._world_size) if self._inside.get(rank) == case]
+        absent = [rank for rank in range(self._world_size) if rank not in self._ended.get(case, {})]
         absent = [rank for rank in absent if rank not in inside]
         what = f"hangs: {_ranks(inside)} had not returned after {limit:.0f} s"
         return _Trouble(case, what + (f", {_ranks(absent)} never came" if absent else ""))

@@ -152,7 +152,7 @@ def _scope(certificate: Certificate) -> dict[str, str]:
         "Plugin": stack.plugin or _BLANK,
         "Interlock": stack.interlock or _BLANK,
         "Level of the checks": _LEVELS.get(certificate.level, certificate.level),
-        "Processes in collectives": f"{certificate.world}",
+        "Processes in collectives": f"{certificate.world_size}",
         "Issued": f"{issued:%Y-%m-%d %H:%M} UTC",
     }
 

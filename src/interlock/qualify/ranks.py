@@ -43,7 +43,7 @@ class Plan(msgspec.Struct, frozen=True):
     device: str
     backend: str
     rank: int
-    world: int
+    world_size: int
     port: int  # of the store
     seed: int
     sizes: list[int]  # elements
@@ -113,7 +113,7 @@ class _Rank:
 
     def __init__(self, plan: Plan, place: torch.device, store: dist.Store) -> None:
         self.plan, self.place, self.store = plan, place, store
-        self.rank, self.world = plan.rank, plan.world
+        self.rank, self.world_size = plan.rank, plan.world_size
         noise = torch.Generator().manual_seed(plan.seed)
         self._numbers = torch.randint(-8, 9, (_PERIOD,), generator=noise, dtype=torch.int8)
 
@@ -129,7 +129,7 @@ class _Rank:
 
     def all(self, dtype: torch.dtype, at: int = 0) -> list[Tensor]:
         """The period of each rank."""
-        return [self.period(rank, dtype, at) for rank in range(self.world)]
+        return [self.period(rank, dtype, at) for rank in range(self.world_size)]
 
     def total(self, dtype: torch.dtype, at: int = 0) -> Tensor:
         """The period of the sum over all ranks."""
@@ -147,7 +147,7 @@ def _tiled(period: Tensor, n: int) -> Tensor:
 def _join(plan: Plan, place: torch.device) -> _Rank:
     store = dist.TCPStore("127.0.0.1", plan.port, is_master=False, timeout=_TIMEOUT)
     dist.init_process_group(
-        plan.backend, store=store, rank=plan.rank, world_size=plan.world, timeout=_TIMEOUT
+        plan.backend, store=store, rank=plan.rank, world_size=plan.world_size, timeout=_TIMEOUT
     )
     return _Rank(plan, place, dist.PrefixStore("arrived", store))
 
@@ -173,33 +173,33 @@ def _max(r: _Rank, n: int, dtype: torch.dtype) -> Result:
 
 
 def _broadcast(r: _Rank, n: int, dtype: torch.dtype) -> Result:
-    root = r.world - 1
+    root = r.world_size - 1
     x = r.own(n, dtype)
     dist.broadcast(x, root)
     return x, [r.period(root, dtype)]
 
 
 def _all_gather(r: _Rank, n: int, dtype: torch.dtype) -> Result:
-    x = r.empty(n * r.world, dtype)
+    x = r.empty(n * r.world_size, dtype)
     _gather_into(x, r.own(n, dtype))
     return x, r.all(dtype)
 
 
 def _reduce_scatter(r: _Rank, n: int, dtype: torch.dtype) -> Result:
     x = r.empty(n, dtype)
-    _scatter_from(x, r.own(n * r.world, dtype))
+    _scatter_from(x, r.own(n * r.world_size, dtype))
     return x, [r.total(dtype, at=n * r.rank)]
 
 
 def _all_to_all(r: _Rank, n: int, dtype: torch.dtype) -> Result:
-    x = r.empty(n * r.world, dtype)
-    dist.all_to_all_single(x, r.own(n * r.world, dtype))
+    x = r.empty(n * r.world_size, dtype)
+    dist.all_to_all_single(x, r.own(n * r.world_size, dtype))
     return x, r.all(dtype, at=n * r.rank)
 
 
 def _ring(r: _Rank, n: int, dtype: torch.dtype) -> Result:
     """Everyone sends to the next; the even ones first, so that somebody always listens."""
-    x, after, before = r.empty(n, dtype), (r.rank + 1) % r.world, (r.rank - 1) % r.world
+    x, after, before = r.empty(n, dtype), (r.rank + 1) % r.world_size, (r.rank - 1) % r.world_size
     own = r.own(n, dtype)
     if r.rank % 2 == 0:
         dist.send(own, after)
@@ -227,7 +227,9 @@ Outcome = tuple[float, str]
 
 def _cases(r: _Rank) -> Iterator[tuple[str, Callable[[], Outcome]]]:
     """The name of each case and what runs it; the same ones in the same order on every rank."""
-    offered = {name: run for name, run in _COLLECTIVES.items() if r.world > 1 or run is not _ring}
+    offered = {
+        name: run for name, run in _COLLECTIVES.items() if r.world_size > 1 or run is not _ring
+    }
     yield FIRST, partial(_once, r, _sum, 1, torch.float32)
     for name, run in offered.items():
         for dtype in _DTYPES:
@@ -236,13 +238,13 @@ def _cases(r: _Rank) -> Iterator[tuple[str, Callable[[], Outcome]]]:
     for name, run in offered.items():
         for dtype in (torch.float32, torch.bfloat16):
             n = r.plan.largest * 4 // dtype.itemsize
-            n = max(1, n // r.world) if name in _SPREAD else n
+            n = max(1, n // r.world_size) if name in _SPREAD else n
             yield _titled(name, dtype, n), partial(_once, r, run, n, dtype)
     for number, (name, run) in enumerate(offered.items()):
-        late = number % r.world
+        late = number % r.world_size
         title = f"{_titled(name, torch.float32, 1000)}, rank {late} late"
         yield title, partial(_once, r, run, 1000, torch.float32, late)
-    for late in range(r.world):
+    for late in range(r.world_size):
         yield f"barrier, rank {late} late", partial(_barrier, r, late)
     for number in range(r.plan.groups):
         yield f"group {number + 1} made, used and destroyed", partial(_group, r)
@@ -270,11 +272,11 @@ def _barrier(r: _Rank, late: int) -> Outcome:
     one = torch.ones(1, device=r.place)
     dist.all_reduce(one)
     one.item()  # waits for the device
-    return float(sum(not r.store.check([f"{late}/{each}"]) for each in range(r.world))), ""
+    return float(sum(not r.store.check([f"{late}/{each}"]) for each in range(r.world_size))), ""
 
 
 def _group(r: _Rank) -> Outcome:
-    group = dist.new_group(list(range(r.world)))
+    group = dist.new_group(list(range(r.world_size)))
     x = r.own(16, torch.float32)
     dist.all_reduce(x, group=group)
     off = _off(x, [r.total(torch.float32)])

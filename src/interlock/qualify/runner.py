@@ -69,7 +69,7 @@ def qualify(
             bench = _Bench(fleet, logs, ask, fail_fast)
             stack, silent = bench.identify()
             chosen = list(CHECKS.values()) if checks is None else checks
-            findings, world = bench.run(chosen, watch or Watch(), given_up=silent)
+            findings, world_size = bench.run(chosen, watch or Watch(), given_up=silent)
     finally:
         shutil.rmtree(logs, ignore_errors=True)
     if silent:
@@ -77,7 +77,7 @@ def qualify(
         findings = [Finding("versions", Result.FAIL, silent), *others]
     trust, reasons = judge(findings)
     return certificates.seal(
-        Certificate(stack, name, world, level, trust, reasons, findings, time.time())
+        Certificate(stack, name, world_size, level, trust, reasons, findings, time.time())
     )
 
 
@@ -86,7 +86,7 @@ class _Bench:
 
     def __init__(self, fleet: LocalFleet, logs: Path, ask: Ask, fail_fast: bool) -> None:
         self._fleet, self._logs, self._ask, self._fail_fast = fleet, logs, ask, fail_fast
-        self._world = 1
+        self._world_size = 1
         self._said: dict[str, bytes | Lost] = {}  # the first word of each probe
 
     def identify(self) -> tuple[Stack, str]:
@@ -124,7 +124,7 @@ class _Bench:
                     given_up = f"not tried after {check.id} {'hung' if hung else 'failed'}"
             findings.append(finding)
             watch.ended(finding)
-        return findings, self._world
+        return findings, self._world_size
 
     def _find(self, check: Check) -> tuple[Finding, bool]:
         """What the check found, and whether it had to be killed for it."""
@@ -136,7 +136,7 @@ class _Bench:
         match answer:
             case Shown(evidence):
                 if evidence.passed:
-                    self._world = max(self._world, evidence.world)
+                    self._world_size = max(self._world_size, evidence.world_size)
                 return _finding(check, evidence, took), False
             case NotRun(reason):
                 return Finding(check.id, Result.UNKNOWN, reason, took), False

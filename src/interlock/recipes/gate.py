@@ -15,7 +15,7 @@ import torch
 
 from interlock.chips import certificates, device
 from interlock.errors import ConfigError, RunError
-from interlock.learner.distributed.ranks import World
+from interlock.learner.distributed.ranks import Ranks
 from interlock.records.trust import Role
 from interlock.workers.admission import UNQUALIFIED
 
@@ -29,12 +29,12 @@ class Use(NamedTuple):
     why: str  # it may not; "": it may
 
 
-def learner(name: str, world: World) -> Use:
+def learner(name: str, ranks: Ranks) -> Use:
     """Every process of the learner looks at its own; the first that may not train decides."""
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))  # torchrun's
-    use = _use(name, world.device or device.claim(name), Role.TRAIN, min(world.size, here))
-    with world.linked():
-        refused = [why for why in world.everyone(use.why) if why]
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", ranks.size))  # torchrun's
+    use = _use(name, ranks.device or device.claim(name), Role.TRAIN, min(ranks.size, here))
+    with ranks.collective_errors():
+        refused = [why for why in ranks.all_gather(use.why) if why]
     return use._replace(trust=UNQUALIFIED, why=refused[0]) if refused else use
 
 
@@ -50,7 +50,7 @@ def check(uses: Sequence[Use], unqualified: bool) -> None:
             raise ConfigError(f"{use.device} may not {use.role}: {use.why}")
 
 
-def _use(name: str, place: torch.device, role: Role, world: int = 1) -> Use:
+def _use(name: str, place: torch.device, role: Role, world_size: int = 1) -> Use:
     stack = device.stack(place)
     if not certificates.needed(stack.kind):
         return Use(name, role, stack.kind, "")
@@ -58,7 +58,7 @@ def _use(name: str, place: torch.device, role: Role, world: int = 1) -> Use:
         certificate = certificates.find(stack)
     except RunError as error:
         return Use(name, role, UNQUALIFIED, str(error))
-    why = certificates.refusal(certificate, stack, role, world, device=name)
+    why = certificates.refusal(certificate, stack, role, world_size, device=name)
     if why is not None:
         return Use(name, role, UNQUALIFIED, why)
     assert certificate is not None

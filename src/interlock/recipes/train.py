@@ -30,8 +30,8 @@ from interlock.config.schema import (
 from interlock.errors import InterlockError, RunError
 from interlock.learner import checkpoint
 from interlock.learner.distributed import sharding
-from interlock.learner.distributed.rank_loop import follow
-from interlock.learner.distributed.ranks import World, join
+from interlock.learner.distributed.rank_loop import run_rank
+from interlock.learner.distributed.ranks import Ranks, join
 from interlock.learner.learner import Learner
 from interlock.models.checkpoint import load_decoder, save_model
 from interlock.models.decoder import Decoder
@@ -59,17 +59,17 @@ def train(
     before anything is written; TrainingError when the run cannot go on.
     """
     heap.keep_freed()
-    world = join(recipe.learner.device)
-    trains = gate.learner(recipe.learner.device, world)  # all ranks do, before rank 0 leads
-    with world:
-        if world.rank > 0:
-            follow(world)
+    ranks = join(recipe.learner.device)
+    trains = gate.learner(recipe.learner.device, ranks)  # on every rank
+    with ranks:
+        if ranks.rank > 0:
+            run_rank(ranks)
         else:
-            _lead(world, trains, recipe, directory, resume, watch or Watch())
+            _run_rank0(ranks, trains, recipe, directory, resume, watch or Watch())
 
 
-def _lead(
-    world: World, trains: Use, recipe: Recipe, directory: Path, resume: bool, watch: Watch
+def _run_rank0(
+    ranks: Ranks, trains: Use, recipe: Recipe, directory: Path, resume: bool, watch: Watch
 ) -> None:
     """What `train` does in the first, and as a rule only, process of the learner."""
     uses = [trains]
@@ -87,9 +87,9 @@ def _lead(
         for module, stage in zip(recipes, recipe.stage, strict=True)
     ]
     fleet.check(recipe)
-    decoder = load_decoder(model, torch.float32, world.loading)
-    decoder = sharding.shard(decoder, recipe.learner, world)
-    inline = _inline(recipe, model, uses, decoder if world.size == 1 else None)
+    decoder = load_decoder(model, torch.float32, ranks.load_device)
+    decoder = sharding.shard(decoder, recipe.learner, ranks)
+    inline = _inline(recipe, model, uses, decoder if ranks.size == 1 else None)
     if resume:
         run = RunDir.open(directory, to_tree(recipe))
     else:
@@ -105,7 +105,7 @@ def _lead(
         newest, version = run.latest_checkpoint(), 0
         for index in range(newest.stage if newest else 0, len(recipe.stage)):
             settings = recipe.stage[index]
-            learner = _learner(recipe, settings, decoder, world, version)
+            learner = _learner(recipe, settings, decoder, ranks, version)
             stage: Stage[Any] = Stage(index, settings, recipe, run, learner, generators, watch)
             if newest and newest.stage == index:
                 _restore(stage, newest)
@@ -153,7 +153,7 @@ def _settled_dtype(asked: Part, known: str) -> Part:
 
 
 def _learner(
-    recipe: Recipe, settings: StageSettings, decoder: Decoder, world: World, version: int
+    recipe: Recipe, settings: StageSettings, decoder: Decoder, ranks: Ranks, version: int
 ) -> Learner:
     return Learner(
         decoder,
@@ -162,7 +162,7 @@ def _learner(
         settings.updates,
         keep_reference=settings.keeps_reference,
         version=version,
-        world=world,
+        ranks=ranks,
     )
 
 

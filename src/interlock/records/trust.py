@@ -68,7 +68,7 @@ class Certificate(msgspec.Struct, frozen=True):
 
     stack: Stack
     device: str  # as it was asked for
-    world: int  # processes that its collectives were proven with
+    world_size: int  # processes that its collectives were proven with
     level: str  # "quick", "default" or "soak"
     trust: Trust
     reasons: list[str]  # why it is not trusted with more

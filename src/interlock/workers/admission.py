@@ -40,7 +40,7 @@ def admission(asked: Open, said: Opened) -> Admission:
             said.certificate,
             stack,
             Role.GENERATE,
-            _world(settings),
+            _world_size(settings),
             device=settings.device,
             python=settings.python,
         )
@@ -81,7 +81,7 @@ def hint(settings: GeneratorSettings, checks: Sequence[str]) -> str:
     return certificates.remedy(settings.device, settings.python, checks)
 
 
-def _world(settings: GeneratorSettings) -> int:
+def _world_size(settings: GeneratorSettings) -> int:
     """Over how many devices the engine spreads: their collectives are part of its numbers."""
     sizes = [settings.options.get(name, 1) for name in _SIZES]
     return math.prod(size for size in sizes if isinstance(size, int))

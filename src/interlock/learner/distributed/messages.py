@@ -1,4 +1,4 @@
-"""What rank 0 tells the other ranks of a sharded learner to do; see world.py and follow.py."""
+"""What rank 0 tells the other ranks of a sharded learner to do; see ranks.py and rank_loop.py."""
 
 from typing import Literal
 
@@ -8,21 +8,21 @@ from interlock.config.schema import LearnerSettings, LossSettings, OptimizerSett
 from interlock.learner.packing import TrainingGroup
 from interlock.models.architecture import Architecture
 
-State = Literal["masters", "exp_avg", "exp_avg_sq", "reference"]
+StateKind = Literal["masters", "exp_avg", "exp_avg_sq", "reference"]
 
 
-class _Command(msgspec.Struct, frozen=True, tag=True):
+class _RankCommand(msgspec.Struct, frozen=True, tag=True):
     pass
 
 
-class Shard(_Command, frozen=True):
+class ShardDecoder(_RankCommand, frozen=True):
     """Make a decoder, and take this rank's part of rank 0's weights."""
 
     arch: Architecture
     dtype: str  # of the activations
 
 
-class Begin(_Command, frozen=True):
+class BeginStage(_RankCommand, frozen=True):
     """Make the learner of a stage on the decoder."""
 
     settings: LearnerSettings
@@ -32,33 +32,39 @@ class Begin(_Command, frozen=True):
     version: int
 
 
-class Step(_Command, frozen=True):
+class TrainStep(_RankCommand, frozen=True):
+    """One optimizer step; fields as of Learner.step."""
+
     groups: list[TrainingGroup]
     loss: LossSettings | None
     temperature: float
-    old: bytes | None  # fp32 of all completion tokens
+    old: bytes | None  # fp32, of all completion tokens one after another
 
 
-class Logprobs(_Command, frozen=True):
+class ComputeLogprobs(_RankCommand, frozen=True):
+    """Of every completion token, under the current weights."""
+
     groups: list[TrainingGroup]
     temperature: float
 
 
-class Score(_Command, frozen=True):
+class ScoreText(_RankCommand, frozen=True):
+    """The log-probabilities of one text's tokens."""
+
     tokens: list[int]
 
 
-class Publish(_Command, frozen=True):
-    pass
+class PublishWeights(_RankCommand, frozen=True):
+    """Give rank 0 this rank's part of the weights in the compute dtype."""
 
 
-class Gather(_Command, frozen=True):
+class GatherState(_RankCommand, frozen=True):
     """Give rank 0 this rank's part of one kind of state."""
 
-    kind: State
+    kind: StateKind
 
 
-class Restore(_Command, frozen=True):
+class RestoreState(_RankCommand, frozen=True):
     """Take a saved state: the counters from here, this rank's part of the tensors from rank 0."""
 
     steps: int
@@ -68,4 +74,13 @@ class Restore(_Command, frozen=True):
     unpublished: bool
 
 
-Command = Shard | Begin | Step | Logprobs | Score | Publish | Gather | Restore
+RankCommand = (
+    ShardDecoder
+    | BeginStage
+    | TrainStep
+    | ComputeLogprobs
+    | ScoreText
+    | PublishWeights
+    | GatherState
+    | RestoreState
+)

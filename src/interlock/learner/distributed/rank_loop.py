@@ -1,4 +1,4 @@
-"""What every rank but 0 does: whatever rank 0's recipe asks of its learner, at the same moment."""
+"""What every rank but 0 does: what rank 0's recipe asks of its learner, at the same moment."""
 
 import msgspec
 import torch
@@ -6,35 +6,35 @@ import torch
 from interlock.learner import checkpoint
 from interlock.learner.distributed import sharding
 from interlock.learner.distributed.messages import (
-    Begin,
-    Command,
-    Gather,
-    Logprobs,
-    Publish,
-    Restore,
-    Score,
-    Shard,
-    Step,
+    BeginStage,
+    ComputeLogprobs,
+    GatherState,
+    PublishWeights,
+    RankCommand,
+    RestoreState,
+    ScoreText,
+    ShardDecoder,
+    TrainStep,
 )
-from interlock.learner.distributed.ranks import World
+from interlock.learner.distributed.ranks import Ranks
 from interlock.learner.learner import Learner
 from interlock.models.decoder import Decoder
 
 
-def follow(world: World) -> None:
-    """Obey rank 0 until it leaves.
+def run_rank(ranks: Ranks) -> None:
+    """Do every command that rank 0 broadcasts, until it leaves.
 
     Raises TrainingError when a process is gone, and where rank 0's learner raises it too.
     """
     decoder: Decoder | None = None
     learner: Learner | None = None
-    with world.linked():
-        while (content := world.receive()) is not None:
-            command = msgspec.msgpack.decode(content, type=Command)
-            if isinstance(command, Shard):
+    with ranks.collective_errors():
+        while (content := ranks.receive_command()) is not None:
+            command = msgspec.msgpack.decode(content, type=RankCommand)
+            if isinstance(command, ShardDecoder):
                 decoder = learner = None  # before the next one is made
-                decoder = sharding.dealt_out(command, None, world)
-            elif isinstance(command, Begin):
+                decoder = sharding.shard_from_rank0(command, None, ranks)
+            elif isinstance(command, BeginStage):
                 assert decoder is not None
                 learner = Learner(
                     decoder,
@@ -43,25 +43,25 @@ def follow(world: World) -> None:
                     command.total_steps,
                     keep_reference=command.keep_reference,
                     version=command.version,
-                    world=world,
+                    ranks=ranks,
                 )
             else:
                 assert learner is not None
-                _obey(learner, command)
+                _execute(learner, command)
 
 
-def _obey(learner: Learner, command: Step | Logprobs | Score | Publish | Gather | Restore) -> None:
+def _execute(learner: Learner, command: RankCommand) -> None:
     match command:
-        case Step(groups, loss, temperature, old):
+        case TrainStep(groups, loss, temperature, old):
             flat = None if old is None else torch.frombuffer(bytearray(old), dtype=torch.float32)
             learner.step(groups, loss, temperature, None if flat is None else [[flat]])
-        case Logprobs(groups, temperature):
+        case ComputeLogprobs(groups, temperature):
             learner.logprobs(groups, temperature)
-        case Score(tokens):
+        case ScoreText(tokens):
             learner.score(tokens)
-        case Publish():
+        case PublishWeights():
             learner.publish()
-        case Gather(kind):
-            checkpoint.gathered(learner, kind)
-        case Restore():
+        case GatherState(kind):
+            checkpoint.gather_state(learner, kind)
+        case RestoreState():
             checkpoint.restore(learner, command, {})

@@ -1,15 +1,16 @@
 """The processes that train one decoder together: how they meet, act as one, and end as one.
 
     torchrun starts `size` of them, each on a device of its own
-    rank 0   recipe ── Learner.step ── lead(Step(…)) ──┐ msgpack over gloo, no pickle
-    rank 1…  follow() ── Learner.step <────────────────┘ (follow.py)
+    rank 0   recipe ── Learner.step ── broadcast(TrainStep(…)) ──┐ msgpack over gloo, no pickle
+    rank 1…  run_rank ── Learner.step <──────────────────────────┘ (rank_loop.py)
 
-A recipe runs on rank 0 alone. What it asks of the learner is first told to the other ranks, which
-then do the same, so that all of them enter every collective in the same order. Between commands
-rank 0 sends a pulse: a rank that waits for longer than the timeout knows that rank 0 is gone, not
-busy. A process that dies closes its connections, and every other one stops with a TrainingError.
+A recipe runs on rank 0 alone. What it asks of the learner is first broadcast to the other ranks,
+which then do the same, so that all of them enter every collective in the same order. Between
+commands rank 0 sends heartbeats: a rank that waits for longer than the timeout knows that rank 0 is
+gone, not busy. A process that dies closes its connections, and every other one stops with a
+TrainingError.
 
-`World()` is one process alone: nothing is sent, and every method gives back what it was given.
+`Ranks()` is one process alone: nothing is sent, and every method gives back what it was given.
 """
 
 import os
@@ -33,21 +34,24 @@ from interlock.text import error_headline
 
 Value = TypeVar("Value")
 _TIMEOUT_S = 600.0
-# Pulses in one timeout: a few may be late without harm.
-_PULSES = 20
+_HEARTBEATS = 20  # in one timeout: a few may be late without harm
 
 
-def join(device_name: str, timeout_s: float = _TIMEOUT_S) -> "World":
+def join(device_name: str, timeout_s: float = _TIMEOUT_S) -> "Ranks":
     """Meet the other processes that torchrun started; alone where it started no other.
 
-    The device of a process is `device_name` with the index LOCAL_RANK. No collective, and no wait
-    for rank 0, lasts longer than `timeout_s`. Raises ConfigError when the device cannot be used or
-    names an index that all processes of a machine would share; TrainingError when one does not
-    come.
+    Args:
+        device_name: as settings name it; a process's own has LOCAL_RANK for its number.
+        timeout_s: seconds that a collective, or a wait for rank 0, lasts at most.
+
+    Raises:
+        ConfigError: the device cannot be used, or has a number, which all processes of a machine
+            would share.
+        TrainingError: another process does not come.
     """
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     if size == 1:
-        return World(device.claim(device_name))
+        return Ranks(device.claim(device_name))
     kind, _, index = device_name.partition(":")
     if not vendors.of(kind).numbered:
         raise ConfigError(f"learner.device {device_name!r} is one device, for one process")
@@ -65,13 +69,22 @@ def join(device_name: str, timeout_s: float = _TIMEOUT_S) -> "World":
             f"rank {rank} of {size} could not meet the others: {_reason(error)}"
         ) from None
     mesh = init_device_mesh(place.type, (size,))
-    return World(place, rank=rank, size=size, mesh=mesh, timeout_s=timeout_s)
+    return Ranks(place, rank=rank, size=size, mesh=mesh, timeout_s=timeout_s)
 
 
-class World:
-    """`size` processes of which this is number `rank`, on `device`; a context that leaves them.
+class Ranks:
+    """The processes of one learner, seen from one of them; a context, whose exit leaves them.
 
-    Leaving it on rank 0 lets the others return from `follow`. `mesh` is None when alone.
+        with join("cuda") as ranks:  # on every rank
+            if ranks.rank > 0:
+                run_rank(ranks)  # until rank 0 leaves
+            else:
+                decoder = sharding.shard(decoder, settings, ranks)
+                learner = Learner(decoder, settings, optimizer, steps, ranks=ranks)
+
+    rank, size: the number of this process, and of how many (torchrun's RANK and WORLD_SIZE).
+    device: this process's; None: wherever the decoder is, of one process.
+    mesh: torch's, over all ranks; None when alone.
     """
 
     def __init__(
@@ -86,20 +99,20 @@ class World:
         self.device = device
         self.rank, self.size = rank, size
         self.mesh = mesh
-        self._turn = threading.RLock()  # a command with all it entails, or one pulse
-        self._leading = False
+        self._lock = threading.RLock()  # held for a command with all it entails, or for a heartbeat
+        self._in_command = False
         self._broken: str | None = None
         self._left = threading.Event()
-        self._pulse_s = timeout_s / _PULSES
+        self._heartbeat_s = timeout_s / _HEARTBEATS
 
     @property
-    def loading(self) -> torch.device:
+    def load_device(self) -> torch.device:
         """Where rank 0 reads a model: the host's memory, unless the device takes all of it."""
         return torch.device("cpu") if self.size > 1 or self.device is None else self.device
 
     def __enter__(self) -> Self:
         if self.size > 1 and self.rank == 0:
-            threading.Thread(target=self._beat, name="pulse", daemon=True).start()
+            threading.Thread(target=self._send_heartbeats, name="heartbeat", daemon=True).start()
         return self
 
     def __exit__(
@@ -111,7 +124,7 @@ class World:
         if self.size == 1:
             return
         self._left.set()
-        with self._turn:
+        with self._lock:
             if self.rank == 0 and self._broken is None:
                 with suppress(RuntimeError):  # nobody is left to be told
                     self._send(b"")
@@ -119,34 +132,35 @@ class World:
             dist.destroy_process_group()
 
     @contextmanager
-    def lead(self, command: msgspec.Struct) -> Iterator[None]:
-        """Have the other ranks do `command` while the body of the context does it here.
+    def broadcast(self, command: msgspec.Struct) -> Iterator[None]:
+        """From rank 0: have the other ranks do `command` (messages.py) while the body of the
+        context does it here.
 
-        On the other ranks, and inside another command, which they do as a whole, it adds nothing.
-        Raises TrainingError when one of them is gone; then, or when the body fails, the ranks no
-        longer agree, and no further command is taken.
+        Adds nothing on the other ranks, and nothing inside another command, which they do as a
+        whole. Raises TrainingError when one of them is gone; then, or when the body fails, the
+        ranks no longer agree, and every further command raises it.
         """
         if self.size == 1 or self.rank > 0:
             yield
             return
-        with self._turn:
-            if self._leading:
+        with self._lock:
+            if self._in_command:
                 yield
                 return
             if self._broken is not None:
                 raise self._ended(self._broken)
-            self._leading = True
+            self._in_command = True
             try:
-                with self.linked():
+                with self.collective_errors():
                     self._send(msgspec.msgpack.encode(command))
                     yield
             except BaseException as error:
                 self._broken = self._broken or _reason(error)
                 raise
             finally:
-                self._leading = False
+                self._in_command = False
 
-    def receive(self) -> bytes | None:
+    def receive_command(self) -> bytes | None:
         """The next command of rank 0; None when it has left."""
         while True:
             length = torch.zeros(1, dtype=torch.int64)
@@ -155,13 +169,13 @@ class World:
                 case 0:
                     return None
                 case -1:
-                    continue  # a pulse
+                    continue  # a heartbeat
             content = torch.empty(int(length), dtype=torch.uint8)
             dist.broadcast(content, 0)
             return content.numpy().tobytes()
 
     @contextmanager
-    def linked(self) -> Iterator[None]:
+    def collective_errors(self) -> Iterator[None]:
         """Turns what a collective raises when another process is gone into a TrainingError."""
         try:
             yield
@@ -172,15 +186,15 @@ class World:
             self._broken = _reason(error)
             raise self._ended(self._broken) from None
 
-    def dealt(self, batches: Sequence[Value]) -> Sequence[Value]:
-        """This rank's share, dealt round."""
+    def shard(self, batches: Sequence[Value]) -> Sequence[Value]:
+        """This rank's share of the batches: every `size`th, from number `rank` on."""
         return batches[self.rank :: self.size]
 
-    def lacks(self, batches: Sequence[Value]) -> bool:
-        """Whether this rank's share is one less than that of rank 0."""
+    def needs_padding(self, batches: Sequence[Value]) -> bool:
+        """Whether this rank's share is one batch short of rank 0's."""
         return 0 < len(batches) % self.size <= self.rank
 
-    def everyone(self, value: Value) -> list[Value]:
+    def all_gather(self, value: Value) -> list[Value]:
         """The values of all ranks, in their order; of a type that msgspec encodes."""
         if self.size == 1:
             return [value]
@@ -196,7 +210,7 @@ class World:
             for each, length in zip(found, lengths, strict=True)
         ]
 
-    def add_up(self, tensor: Tensor) -> None:
+    def all_reduce(self, tensor: Tensor) -> None:
         """Sum `tensor`, on the CPU or on the ranks' devices, over all ranks, in place."""
         if self.size > 1:
             dist.all_reduce(tensor)
@@ -206,9 +220,9 @@ class World:
         if content:
             dist.broadcast(torch.frombuffer(bytearray(content), dtype=torch.uint8), 0)
 
-    def _beat(self) -> None:
-        while not self._left.wait(self._pulse_s):
-            if not self._turn.acquire(blocking=False):
+    def _send_heartbeats(self) -> None:
+        while not self._left.wait(self._heartbeat_s):
+            if not self._lock.acquire(blocking=False):
                 continue  # a command is on its way, and its collectives have their own deadline
             try:
                 if self._left.is_set() or self._broken is not None:
@@ -217,7 +231,7 @@ class World:
             except RuntimeError as error:
                 self._broken = _reason(error)
             finally:
-                self._turn.release()
+                self._lock.release()
 
     def _ended(self, reason: str) -> TrainingError:
         return TrainingError(

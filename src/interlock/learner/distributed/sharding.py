@@ -1,9 +1,9 @@
-"""A decoder whose parameters are dealt out to several devices: FSDP2 (torch's `fully_shard`).
+"""A decoder whose parameters are sharded over several devices: FSDP2 (torch's `fully_shard`).
 
-    rank 0's CPU ── dealt_out ──> rows of every parameter on every rank, fp32
+    rank 0's CPU ── scatter ──> rows of every parameter on every rank, fp32
     forward, backward            a layer is whole only while it is computed, in the compute dtype
     gradients ── summed in fp32 ──> rows of every gradient
-    published, whole             one parameter at a time ──> rank 0's CPU
+    published, gather            one parameter at a time ──> rank 0's CPU
 
 A layer's weights are cast before they travel: the bits are those of a cast at their use. The root,
 embedding, last norm and head, travels in fp32, because the gradients of an embedding and of a head
@@ -23,42 +23,47 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from interlock.chips import device
 from interlock.config.schema import LearnerSettings
-from interlock.learner.distributed.messages import Shard
-from interlock.learner.distributed.ranks import World
+from interlock.learner.distributed.messages import ShardDecoder
+from interlock.learner.distributed.ranks import Ranks
 from interlock.models.architecture import Architecture
 from interlock.models.decoder import Decoder
 from interlock.models.moe import Experts
 
 
-def shard(decoder: Decoder, settings: LearnerSettings, world: World) -> Decoder:
-    """`decoder`, fp32 on rank 0's CPU, dealt out to the devices of all ranks; itself when alone.
+def shard(decoder: Decoder, settings: LearnerSettings, ranks: Ranks) -> Decoder:
+    """On rank 0: shard `decoder`, fp32 on its CPU, over the devices of all ranks.
 
-    Takes the memory of the one it is given as it goes.
+    Returns a decoder whose parameters are DTensors; `decoder` itself when alone. Frees the memory
+    of the one that it is given as it goes.
     """
-    if world.size == 1:
+    if ranks.size == 1:
         return decoder
-    assert world.device is not None
-    command = Shard(decoder.arch, device.settled_dtype(settings.dtype, world.device))
-    with world.lead(command):
-        return dealt_out(command, decoder, world)
+    assert ranks.device is not None
+    command = ShardDecoder(decoder.arch, device.settled_dtype(settings.dtype, ranks.device))
+    with ranks.broadcast(command):
+        return shard_from_rank0(command, decoder, ranks)
 
 
 @torch.no_grad()
-def dealt_out(command: Shard, source: Decoder | None, world: World) -> Decoder:
-    """What `shard` does, on every rank; `source` is None on all but rank 0."""
+def shard_from_rank0(command: ShardDecoder, source: Decoder | None, ranks: Ranks) -> Decoder:
+    """What `shard` does, on every rank: `source` is rank 0's decoder, and None on the others."""
     compute = device.dtype(command.dtype)
-    decoder = _blank(command.arch, torch.float32, compute, world)
+    decoder = _empty_shards(command.arch, torch.float32, compute, ranks)
     given = {} if source is None else dict(source.named_parameters())
     for name, parameter in decoder.named_parameters():
-        deal(parameter, given.get(name), world)
+        scatter(parameter, given.get(name), ranks)
         if name in given:
             given[name].data = torch.empty(0)
     return decoder
 
 
-def deal(parameter: Tensor, whole: Tensor | None, world: World) -> None:
-    """Give every rank its part of `whole`, which rank 0 has; `parameter` is anywhere when alone."""
-    if world.size == 1:
+def scatter(parameter: Tensor, whole: Tensor | None, ranks: Ranks) -> None:
+    """Write into `parameter` this rank's part of `whole`, which rank 0 has: None on the others.
+
+    A parameter that is no DTensor is whole on every rank. `whole` is on the CPU, but anywhere when
+    alone.
+    """
+    if ranks.size == 1:
         assert whole is not None
         parameter.copy_(whole)
         return
@@ -72,9 +77,12 @@ def deal(parameter: Tensor, whole: Tensor | None, world: World) -> None:
         parameter.copy_(memory)
 
 
-def published(decoder: Decoder, world: World) -> Iterator[tuple[str, Tensor]]:
-    """As `decoder.published(decoder.dtype)`; of several ranks, on the CPU of rank 0 alone."""
-    if world.size == 1:
+def published(decoder: Decoder, ranks: Ranks) -> Iterator[tuple[str, Tensor]]:
+    """As `decoder.published(decoder.dtype)`; of several ranks, on the CPU of rank 0 alone.
+
+    A collective: every rank must run it to its end.
+    """
+    if ranks.size == 1:
         yield from decoder.published(decoder.dtype)
         return
     parts: dict[str, list[str]] = {}
@@ -83,48 +91,51 @@ def published(decoder: Decoder, world: World) -> Iterator[tuple[str, Tensor]]:
         parts.setdefault(owner, []).append(name)
     for owner, parameter in decoder.named_parameters():
         kept = decoder.dtype if parameter.requires_grad else parameter.dtype
-        found = whole(parameter.detach().to(kept), world)
+        found = gather(parameter.detach().to(kept), ranks)
         for name in parts[owner] if found is not None else ():
             assert found is not None
             yield name, found[layout[name][1]].clone()
 
 
-def whole(tensor: Tensor, world: World) -> Tensor | None:
-    """All of `tensor`: itself when alone; else on rank 0's CPU, and None on every other rank."""
-    if world.size == 1:
+def gather(tensor: Tensor, ranks: Ranks) -> Tensor | None:
+    """All of `tensor`: itself when alone; else on rank 0's CPU, and None on every other rank.
+
+    A collective, where it is a DTensor.
+    """
+    if ranks.size == 1:
         return tensor
     full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-    return full.cpu() if world.rank == 0 else None
+    return full.cpu() if ranks.rank == 0 else None
 
 
-def local(tensor: Tensor) -> Tensor:
+def local_shard(tensor: Tensor) -> Tensor:
     """This rank's part."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def release(decoder: Decoder) -> None:
-    """Give back the root's whole parameters, as a backward pass does by itself."""
+def reshard(decoder: Decoder) -> None:
+    """Free the root's gathered parameters, as a backward pass does by itself."""
     if isinstance(decoder, FSDPModule):
         decoder.reshard()
 
 
 @torch.no_grad()
-def frozen(decoder: Decoder, world: World) -> Decoder:
-    """A copy as it is now of a decoder of several ranks, held in its compute dtype."""
-    copy = _blank(decoder.arch, decoder.dtype, decoder.dtype, world).requires_grad_(False)
+def frozen_copy(decoder: Decoder, ranks: Ranks) -> Decoder:
+    """A copy, in its compute dtype, of a decoder of several ranks as it is now."""
+    copy = _empty_shards(decoder.arch, decoder.dtype, decoder.dtype, ranks).requires_grad_(False)
     for ours, theirs in zip(copy.parameters(), decoder.parameters(), strict=True):
-        local(ours).copy_(local(theirs))
+        local_shard(ours).copy_(local_shard(theirs))
     return copy
 
 
-def add_up_loads(decoder: Decoder, world: World) -> None:
+def all_reduce_loads(decoder: Decoder, ranks: Ranks) -> None:
     """Every rank counts the tokens of its own micro-batches; experts are balanced by all."""
-    for experts in _experts(decoder) if world.size > 1 else ():
+    for experts in _experts(decoder) if ranks.size > 1 else ():
         assert experts.load is not None
-        world.add_up(experts.load)
+        ranks.all_reduce(experts.load)
 
 
-def uncount(decoder: Decoder) -> None:
+def discount_last_pass(decoder: Decoder) -> None:
     """Take the tokens of the last forward pass out of the experts' load again."""
     for experts in _experts(decoder):
         assert experts.load is not None and experts.routed is not None
@@ -135,29 +146,31 @@ def _experts(decoder: Decoder) -> Iterator[Experts]:
     return (module for module in decoder.modules() if isinstance(module, Experts))
 
 
-def _blank(arch: Architecture, held: torch.dtype, compute: torch.dtype, world: World) -> Decoder:
-    """A decoder dealt out over the ranks, its values still unwritten."""
-    assert world.mesh is not None and world.device is not None
+def _empty_shards(
+    arch: Architecture, stored: torch.dtype, compute: torch.dtype, ranks: Ranks
+) -> Decoder:
+    """A decoder sharded over the ranks, its values still unwritten."""
+    assert ranks.mesh is not None and ranks.device is not None
     with torch.device("meta"):
         decoder = Decoder(arch)
     for parameter in decoder.parameters():
         if parameter.requires_grad:  # the others stay fp32, see models/decoder.py
-            parameter.data = parameter.data.to(held)
-    alike = {parameter for parameter in decoder.parameters() if not parameter.requires_grad}
+            parameter.data = parameter.data.to(stored)
+    replicated = {parameter for parameter in decoder.parameters() if not parameter.requires_grad}
     layers: list[nn.Module] = list(decoder.layers)
     for module in (*layers, decoder):
         cast = None if module is decoder else compute
         policy = MixedPrecisionPolicy(cast, torch.float32, cast_forward_inputs=False)
         sharded = fully_shard(
             module,
-            mesh=world.mesh,
+            mesh=ranks.mesh,
             mp_policy=policy,
-            ignored_params=alike,
+            ignored_params=replicated,
             reshard_after_forward=module is not decoder,
         )
         # The loss is a sum over all tokens of the step, wherever they are computed.
         sharded.set_gradient_divide_factor(1.0)
         sharded.set_force_sum_reduction_for_comms(True)
-    decoder.to_empty(device=world.device)
+    decoder.to_empty(device=ranks.device)
     decoder.dtype = compute
     return decoder
