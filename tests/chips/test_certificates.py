@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import fields, replace
 
-from interlock.chips import certificates
-from interlock.chips.certificates import find, keep, load, refusal, save, seal, verify
+from interlock.chips.admission import admit
+from interlock.chips.certificates import find, keep, load, save, seal, verify
 from interlock.errors import RunError
 from interlock.records.coding import from_bytes, to_bytes
 from interlock.records.trust import Certificate, Finding, Measure, Result, Role, Stack, Trust
@@ -185,10 +185,10 @@ def test_a_certificate_is_of_one_chip() -> None:
     one, other = replace(NPU, serial="A1"), replace(NPU, serial="B2")
     keep(certificate(one))
     keep(certificate(other, trust=Trust.REJECT))
-    assert refusal(find(one), one, Role.TRAIN) is None
-    assert "says reject" in str(refusal(find(other), other, Role.GENERATE))
+    assert admit(one, find(one), Role.TRAIN).why is None
+    assert "says reject" in str(admit(other, find(other), Role.GENERATE).why)
     third = replace(NPU, serial="C3")
-    assert "another stack: serial " in str(refusal(find(third), third, Role.GENERATE))
+    assert "another stack: serial " in str(admit(third, find(third), Role.GENERATE).why)
 
 
 def test_without_a_home_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,90 +222,21 @@ def test_where_they_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     assert path.parent == tmp_path / "home" / ".local" / "share" / "interlock" / "certificates"
 
 
+def test_one_of_an_older_format_is_refused_with_the_remedy(directory: Path) -> None:
+    keep(certificate())
+    (path,) = directory.iterdir()
+    path.write_text(path.read_text().replace('"world_size"', '"world"'))
+    with pytest.raises(RunError, match=r"older format; run: interlock qualify --device npu:0$"):
+        find(NPU)
+    keep(certificate())  # qualified again
+    assert find(NPU) == certificate()
+
+
 def test_a_file_in_the_way_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("INTERLOCK_CERTIFICATES", str(tmp_path / "file" / "below"))
     with pytest.raises(RunError, match="a part of this path is a file"):
         keep(certificate())
-
-
-REFUSED: list[tuple[Certificate | None, Role, int, str]] = [
-    (None, Role.GENERATE, 1, "there is no certificate for npu (Chip 1, torch_npu 2.13.0)"),
-    (
-        replace(certificate(), trust=Trust.GENERATE),
-        Role.GENERATE,
-        1,
-        "the certificate of npu (Chip 1, torch_npu 2.13.0) was changed or damaged: its digest is "
-        "not that of its content",
-    ),
-    (
-        certificate(replace(NPU, torch="2.12.0", plugin="torch_npu 2.12.0")),
-        Role.GENERATE,
-        1,
-        "its certificate is for another stack: torch '2.12.0', and here it is '2.13.0'",
-    ),
-    (
-        certificate(trust=Trust.GENERATE),
-        Role.TRAIN,
-        1,
-        "its certificate says generate, which is not enough to train (backward failed: wrong)",
-    ),
-    (
-        certificate(trust=Trust.REJECT, reasons=[]),
-        Role.GENERATE,
-        1,
-        "its certificate says reject, which is not enough to generate",
-    ),
-    (
-        certificate(trust=Trust.UNKNOWN),
-        Role.GENERATE,
-        1,
-        "its certificate says unknown, which is not enough to generate (backward failed: wrong)",
-    ),
-    (
-        certificate(),
-        Role.TRAIN,
-        3,
-        "its collectives are proven with 2 processes, but 3 are asked",
-    ),
-]
-
-
-@pytest.mark.parametrize(("shown", "role", "world_size", "why"), REFUSED)
-def test_what_is_refused_and_what_to_do(
-    shown: Certificate | None, role: Role, world_size: int, why: str
-) -> None:
-    told = refusal(shown, NPU, role, world_size, device="npu:0")
-    assert told == f"{why}; run: interlock qualify --device npu:0"
-    told = refusal(shown, NPU, role, world_size, python="/opt/npu/bin/python")
-    command = "/opt/npu/bin/python -m interlock.cli qualify --device npu"
-    assert told == f"{why}; run: {command}"
-
-
-@pytest.mark.parametrize(
-    ("shown", "role", "world_size"),
-    [
-        (certificate(), Role.TRAIN, 2),
-        (certificate(), Role.GENERATE, 2),
-        (certificate(world_size=8), Role.TRAIN, 16),  # more than are ever tried on one machine
-        (certificate(trust=Trust.GENERATE), Role.GENERATE, 1),
-    ],
-)
-def test_what_is_admitted(shown: Certificate, role: Role, world_size: int) -> None:
-    assert refusal(shown, NPU, role, world_size) is None
-
-
-def test_every_field_of_the_stack_counts() -> None:
-    for field in fields(Stack):
-        other = replace(NPU, **{field.name: "x"})
-        told = certificates.distrust(certificate(), other, Role.GENERATE)
-        assert told is not None and f"another stack: {field.name} " in told
-
-
-def test_the_cpu_needs_none_but_is_not_trusted_against_the_evidence() -> None:
-    assert refusal(None, CPU, Role.TRAIN, 4) is None
-    rejected = certificate(CPU, trust=Trust.REJECT)
-    assert certificates.distrust(rejected, CPU, Role.GENERATE) is not None
 
 
 def test_no_torch_is_imported() -> None:

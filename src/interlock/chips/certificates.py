@@ -1,8 +1,7 @@
-"""Certificates: sealed, filed where a run looks for them, and asked whether a chip may do its work.
+"""Certificates: sealed, and filed where a run looks for them.
 
     qualify ──seal──> Certificate ──keep──> <directory>/cuda-3f9a….json   one file per stack
-                                                  │ find(stack)
-    train, worker ── stack, role ──refusal──> None, or why not and what to do
+    admission.py <── Certificate ──find(stack)────────┘
 
 <directory> is $INTERLOCK_CERTIFICATES, else $XDG_DATA_HOME/interlock/certificates, else
 ~/.local/share/interlock/certificates. The seal is a digest: it shows that a certificate was changed
@@ -18,20 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from msgspec.structs import fields, replace
+from msgspec.structs import replace
 
 from interlock.errors import RunError
-from interlock.records.trust import Certificate, Result, Role, Stack, Trust
+from interlock.records.trust import Certificate, Result, Stack, Trust
 from interlock.rundir.files import storage_errors, write_atomically
 
-MOST_RANKS = 8  # that collectives are proven with; links between machines are not looked at
-_COVERS = {Trust.TRAIN: {Role.TRAIN, Role.GENERATE}, Trust.GENERATE: {Role.GENERATE}}
 _SPECIAL = "$float"  # the key under which JSON, which has no infinity and no NaN, holds one
-
-
-def needed(kind: str) -> bool:
-    """Whether devices of this kind must be certified. The CPU is the reference."""
-    return kind != "cpu"
 
 
 def seal(certificate: Certificate) -> Certificate:
@@ -44,7 +36,7 @@ def verify(certificate: Certificate) -> None:
     """Raises RunError when the content is not what was sealed."""
     if certificate.digest != _digest(certificate):
         raise RunError(
-            f"the certificate of {_named(certificate.stack)} was changed or damaged: its digest "
+            f"the certificate of {described(certificate.stack)} was changed or damaged: its digest "
             "is not that of its content"
         )
 
@@ -58,10 +50,14 @@ def save(certificate: Certificate, path: Path) -> None:
 def load(path: Path) -> Certificate:
     """Read what `save` wrote; whether the seal holds is for `verify` to say.
 
-    Raises RunError when there is no such file, or it is no certificate.
+    Raises RunError when there is no such file, or it is no certificate, or one of an older format.
     """
     try:
         tree = _with_specials(msgspec.json.decode(path.read_bytes()))
+        if isinstance(tree, dict) and "world" in tree:  # before it was called world_size
+            raise RunError(
+                f"{path} is a certificate of an older format; {remedy(str(tree.get('device')))}"
+            )
         return msgspec.convert(tree, Certificate)
     except FileNotFoundError:
         raise RunError(f"no certificate at {path}; interlock qualify writes one") from None
@@ -89,8 +85,8 @@ def keep(certificate: Certificate) -> Path | None:
 
 
 def find(stack: Stack) -> Certificate | None:
-    """The certificate filed for this stack; else the latest of its kind, for `refusal` to say what
-    has changed since; None when there is none. Raises RunError on a file that is no certificate.
+    """The certificate filed for this stack; else the latest of its kind, for admission.py to say
+    what has changed since; None when there is none. Raises RunError as `load` does.
     """
     path = _place(stack)
     with storage_errors(path.parent):
@@ -101,59 +97,17 @@ def find(stack: Stack) -> Certificate | None:
     return max(others, key=lambda certificate: certificate.issued, default=None)
 
 
-def distrust(
-    certificate: Certificate | None, stack: Stack, role: Role, world_size: int = 1
-) -> str | None:
-    """Why `certificate` does not prove that `stack` may take `role`; None when it does.
-
-    `world_size`: how many processes of this machine compute together. Whatever the kind: `refusal`
-    excepts the CPU.
-    """
-    if certificate is None:
-        return f"there is no certificate for {_named(stack)}"
-    try:
-        verify(certificate)
-    except RunError as error:
-        return str(error)
-    for name in (field.name for field in fields(Stack)):
-        was, now = getattr(certificate.stack, name), getattr(stack, name)
-        if was != now:
-            return f"its certificate is for another stack: {name} {was!r}, and here it is {now!r}"
-    if role not in _COVERS.get(certificate.trust, set()):
-        first = f" ({certificate.reasons[0]})" if certificate.reasons else ""
-        return f"its certificate says {certificate.trust}, which is not enough to {role}{first}"
-    if certificate.world_size < min(world_size, MOST_RANKS):
-        return (
-            f"its collectives are proven with {certificate.world_size} processes, but {world_size} "
-            "are asked"
-        )
-    return None
-
-
-def refusal(
-    certificate: Certificate | None,
-    stack: Stack,
-    role: Role,
-    world_size: int = 1,
-    *,
-    device: str = "",
-    python: str | None = None,
-) -> str | None:
-    """One line that says why this stack may not take this role, and the remedy; None when it may.
-
-    `device`: as settings name it; `python`: interpreter of the worker's own environment.
-    """
-    if not needed(stack.kind):
-        return None
-    why = distrust(certificate, stack, role, world_size)
-    return why and f"{why}; {remedy(device or stack.kind, python)}"
-
-
 def remedy(device: str, python: str | None = None, checks: Sequence[str] = ()) -> str:
     """How to qualify a device, or to run some checks again, from a shell on its machine."""
     command = f"{shlex.quote(python)} -m interlock.cli" if python else "interlock"
     only = f" --only {','.join(checks)}" if checks else ""
     return f"run: {command} qualify --device {shlex.quote(device)}{only}"
+
+
+def described(stack: Stack) -> str:
+    """A stack in messages: "npu (Ascend 910B, torch_npu 2.13.0)"."""
+    software = stack.plugin or f"torch {stack.torch}"
+    return f"{stack.kind} ({', '.join(filter(None, [stack.chip, software]))})"
 
 
 def _digest(certificate: Certificate) -> str:
@@ -193,11 +147,6 @@ def _proven(certificate: Certificate) -> tuple[int, int, int]:
     levels = ["quick", "default", "soak"]
     level = levels.index(certificate.level) if certificate.level in levels else -1
     return trusts.index(certificate.trust), certificate.world_size, level
-
-
-def _named(stack: Stack) -> str:
-    software = stack.plugin or f"torch {stack.torch}"
-    return f"{stack.kind} ({', '.join(filter(None, [stack.chip, software]))})"
 
 
 def _without_specials(value: Any) -> Any:

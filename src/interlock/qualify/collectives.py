@@ -22,7 +22,8 @@ import msgspec
 import torch
 import torch.distributed as dist
 
-from interlock.chips import certificates, device, vendors
+from interlock.chips import device, vendors
+from interlock.chips.admission import MOST_RANKS
 from interlock.errors import UserError
 from interlock.fleet.base import Lost, Spec
 from interlock.fleet.local import LocalFleet
@@ -84,7 +85,7 @@ def _world_size(place: torch.device, backend: str) -> int:
     """How many processes can take part on this machine."""
     count = device.count(place)
     if count > 1:
-        return min(count, certificates.MOST_RANKS)
+        return min(count, MOST_RANKS)
     return 2 if _carriers(backend).get(place.type) == "gloo" else 1
 
 

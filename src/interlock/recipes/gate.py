@@ -1,7 +1,7 @@
-"""Whether this process's own devices may take the roles that a recipe gives them.
+"""Looks at this process's own devices: may they take the roles that a recipe gives them?
 
     learner.device ────────── train ─────┐
-    generator.device (inline) generate ──┴─ certificate of its stack ──> Use ──check──> ConfigError
+    generator.device (inline) generate ──┴─ chips/admission.py ──> Use ──check──> ConfigError
 
 Workers of a fleet show their own certificates, and are judged by workers/admission.py. With
 `unqualified = true` nothing is refused, and every use is kept as an event of the run.
@@ -14,10 +14,10 @@ from typing import NamedTuple
 import torch
 
 from interlock.chips import certificates, device
+from interlock.chips.admission import UNQUALIFIED, admit, needs_certificate
 from interlock.errors import ConfigError, RunError
 from interlock.learner.distributed.ranks import Ranks
 from interlock.records.trust import Role
-from interlock.workers.admission import UNQUALIFIED
 
 
 class Use(NamedTuple):
@@ -52,14 +52,9 @@ def check(uses: Sequence[Use], unqualified: bool) -> None:
 
 def _use(name: str, place: torch.device, role: Role, world_size: int = 1) -> Use:
     stack = device.stack(place)
-    if not certificates.needed(stack.kind):
-        return Use(name, role, stack.kind, "")
     try:
-        certificate = certificates.find(stack)
+        certificate = certificates.find(stack) if needs_certificate(stack.kind) else None
     except RunError as error:
         return Use(name, role, UNQUALIFIED, str(error))
-    why = certificates.refusal(certificate, stack, role, world_size, device=name)
-    if why is not None:
-        return Use(name, role, UNQUALIFIED, why)
-    assert certificate is not None
-    return Use(name, role, certificate.trust, "")
+    found = admit(stack, certificate, role, world_size, device=name)
+    return Use(name, role, found.trust, found.why or "")

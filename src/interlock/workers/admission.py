@@ -9,47 +9,36 @@ a whole lie, with a certificate to match, is beyond that: workers are the user's
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from interlock.chips import certificates, vendors
+from interlock.chips.admission import UNQUALIFIED, Admission, admit, distrust, needs_certificate
 from interlock.config.schema import GeneratorSettings
 from interlock.records.trust import Result, Role, Stack, Trust
 from interlock.workers.protocol import Open, Opened, Qualified
 
-UNQUALIFIED = "unqualified"
 _CLOCKS_S = 3600.0  # by which the clocks of two machines may differ
 _SIZES = ("tensor_parallel_size", "pipeline_parallel_size")  # of vLLM, in devices
 
 
-class Admission(NamedTuple):
-    trust: str  # of the certificate; "cpu", which needs none; or "unqualified"
-    why: str | None = None  # it may not generate
-
-
 def admission(asked: Open, said: Opened) -> Admission:
+    """Whether a worker may generate on the device that it says it has."""
     settings, stack = asked.settings, said.stack
     kind = vendors.kind_of(settings.device)
     if stack is None:
-        if not certificates.needed(kind):
+        if not needs_certificate(kind):
             return Admission(kind)
-        why: str | None = "it does not say what it runs on; give it this version of interlock"
-    elif stack.kind != kind:
-        why = f"it runs on {stack.kind!r} instead of {kind!r}"
-    else:
-        why = certificates.refusal(
-            said.certificate,
-            stack,
-            Role.GENERATE,
-            _world_size(settings),
-            device=settings.device,
-            python=settings.python,
-        )
-    if why is not None:
+        why = "it does not say what it runs on; give it this version of interlock"
         return Admission(UNQUALIFIED, why)
-    if not certificates.needed(kind):
-        return Admission(kind)
-    assert said.certificate is not None
-    return Admission(said.certificate.trust)
+    if stack.kind != kind:
+        return Admission(UNQUALIFIED, f"it runs on {stack.kind!r} instead of {kind!r}")
+    return admit(
+        stack,
+        said.certificate,
+        Role.GENERATE,
+        _world_size(settings),
+        device=settings.device,
+        python=settings.python,
+    )
 
 
 def verdict(
@@ -70,7 +59,7 @@ def verdict(
     if found.issued < since - _CLOCKS_S:
         return "the certificate is older than the quarantine"
     # Collectives are not tried here: of those, the certificate that it shows when it is back tells.
-    why = certificates.distrust(found, stack or found.stack, Role.GENERATE)
+    why = distrust(found, stack or found.stack, Role.GENERATE)
     if why is None or found.trust is not Trust.REJECT or not failed:
         return why
     return f"failed {', '.join(finding.check for finding in failed)}: {failed[0].summary}"

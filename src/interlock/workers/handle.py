@@ -4,7 +4,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from interlock.chips import certificates, vendors
+from interlock.chips import vendors
+from interlock.chips.admission import needs_certificate
 from interlock.errors import ConfigError, TrainingError, UserError
 from interlock.fleet.base import Spec
 from interlock.records.metrics import WorkerMetrics, WorkerState
@@ -52,7 +53,7 @@ class WorkerHandle:
     @property
     def awaited(self) -> bool:
         """It needs a certificate, has not shown it, and is not known to fail."""
-        needs_one = certificates.needed(vendors.kind_of(self.open.settings.device))
+        needs_one = needs_certificate(vendors.kind_of(self.open.settings.device))
         return needs_one and self.facts.state is WorkerState.STARTING and not self.facts.restarts
 
     def begin(self, state: WorkerState, now: float, limit_s: float) -> None:

@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
+from interlock.chips.admission import UNQUALIFIED
 from interlock.config.schema import FleetSettings, GuardSettings
 from interlock.errors import ConfigError, TrainingError, UserError
 from interlock.fleet.base import Event, Fleet, Lost, Spec
@@ -29,7 +30,7 @@ from interlock.records.metrics import OUT_OF_USE, WorkerMetrics, WorkerState
 from interlock.records.rl import Problem
 from interlock.text import error_line, one_line
 from interlock.workers import protocol
-from interlock.workers.admission import UNQUALIFIED, admission, hint
+from interlock.workers.admission import admission, hint
 from interlock.workers.generators import Forget, Keep, Outcome, Purpose, Work, no_forget, no_keep
 from interlock.workers.handle import GONE, MESSAGE, REASON, UP, Note, WorkerHandle, why_gone
 from interlock.workers.protocol import (

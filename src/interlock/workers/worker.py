@@ -18,6 +18,7 @@ from queue import SimpleQueue
 from torch import Tensor
 
 from interlock.chips import certificates, device, heap
+from interlock.chips.admission import needs_certificate
 from interlock.engine.base import Engine, Request
 from interlock.errors import InterlockError, RunError, SyncError, TrainingError
 from interlock.fleet.base import Channel
@@ -140,7 +141,7 @@ def _filed(stack: Stack) -> Certificate | None:
     """The certificate to show. One that cannot be read is none: whether that ends it is for the
     dispatcher to say.
     """
-    if not certificates.needed(stack.kind):
+    if not needs_certificate(stack.kind):
         return None
     try:
         return certificates.find(stack)
