@@ -73,12 +73,12 @@ def test_a_label_is_read_back_whatever_the_worker_is_called() -> None:
 def test_only_fresh_tokens_tell_of_numerics(
     measured: dict[int, Mismatch], expected: float | None
 ) -> None:
-    assert numerics(measured) == expected
+    assert numerics(measured, GuardSettings().min_tokens) == expected
 
 
 def test_the_updates_of_a_step_are_enough_together() -> None:
     by = buckets([result(a0=found(0.02, 64)), result(a0=found(0.04, 64))])
-    assert numerics(by["a"]) == pytest.approx(0.03)
+    assert numerics(by["a"], 128) == pytest.approx(0.03)
 
 
 class FakeGenerators:

@@ -1,75 +1,108 @@
-"""Settings that are each right and do not go together. Raises ConfigError, one line each."""
+"""Settings that are each right and do not go together: one function for each subject.
+
+    Recipe ──each of _CHECKS──> why, and the remedy ──the first──> ConfigError
+
+To add one, write a function that yields what is wrong, one line each, and name it in _CHECKS. What
+concerns one stage alone is in its class (schema.py, `conflicts`).
+"""
 
 import re
+from collections.abc import Callable, Iterator
 
 from interlock.config.schema import Recipe, worker_settings
 from interlock.errors import ConfigError
 
 
-def _check_fleet(recipe: Recipe, source: str) -> None:
+def check_combinations(recipe: Recipe, source: str) -> None:
+    """Raise ConfigError on the first conflict; `source` says where the recipe is from."""
+    for check in _CHECKS:
+        for conflict in check(recipe):
+            raise ConfigError(f"{source}: {conflict}")
+
+
+def _names(recipe: Recipe) -> Iterator[str]:
+    """Workers are told apart by name, and have log files of that name."""
     names = worker_settings(recipe)
-    total = sum(settings.count for settings in recipe.generator)
-    if len(names) < total:
-        raise ConfigError(f"{source}: two [[generator]] tables have one name; give each its own")
-    if odd := next((name for name in names if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", name)), ""):
-        raise ConfigError(
-            f"{source}: generator.name = {odd!r} is to be a file name; use letters, digits, . _ -"
-        )
-    kind = recipe.fleet.kind
+    if len(names) < sum(settings.count for settings in recipe.generator):
+        yield "two [[generator]] tables have one name; give each its own"
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", name):
+            yield f"generator.name = {name!r} is to be a file name; use letters, digits, . _ -"
+
+
+def _engines(recipe: Recipe) -> Iterator[str]:
     for settings in recipe.generator:
         if settings.options and settings.engine == "torch":
-            raise ConfigError(
-                f"{source}: generator.options sets {min(settings.options)!r}, but the torch engine "
-                "has no options; remove it"
+            yield (
+                f"generator.options sets {min(settings.options)!r}, but the torch engine has no "
+                "options; remove it"
             )
-        if settings.resources and kind != "ray":
-            raise ConfigError(
-                f"{source}: generator.resources = {settings.resources} is what Ray reserves, and "
-                f'fleet.kind is "{kind}"; remove it, or set fleet.kind = "ray"'
-            )
-        if settings.sync_url is not None and recipe.sync.url is None:
-            raise ConfigError(
-                f"{source}: generator.sync_url = {settings.sync_url!r} is another way to what is "
-                "written at sync.url; set that too"
-            )
-    if recipe.fleet.address is not None and kind != "ray":
-        raise ConfigError(
-            f"{source}: fleet.address = {recipe.fleet.address!r} is that of a Ray cluster, and "
-            f'fleet.kind is "{kind}"; remove it, or set fleet.kind = "ray"'
-        )
-    if kind != "inline":
+
+
+def _ray(recipe: Recipe) -> Iterator[str]:
+    """What is said to Ray, where no Ray is."""
+    if (kind := recipe.fleet.kind) == "ray":
         return
-    only = recipe.generator[0]
-    separate = {"python": only.python, "env": only.env, "sync_url": only.sync_url}
-    if recipe.sync.url is not None:
-        raise ConfigError(
-            f"{source}: sync.url = {recipe.sync.url!r} is for generators in processes of their "
-            'own; set fleet.kind = "local", or remove it'
+    remedy = f'and fleet.kind is "{kind}"; remove it, or set fleet.kind = "ray"'
+    for settings in recipe.generator:
+        if settings.resources:
+            yield f"generator.resources = {settings.resources} is what Ray reserves, {remedy}"
+    if recipe.fleet.address is not None:
+        yield f"fleet.address = {recipe.fleet.address!r} is that of a Ray cluster, {remedy}"
+
+
+def _sync(recipe: Recipe) -> Iterator[str]:
+    for settings in recipe.generator:
+        if settings.sync_url is not None and recipe.sync.url is None:
+            yield (
+                f"generator.sync_url = {settings.sync_url!r} is another way to what is written at "
+                "sync.url; set that too"
+            )
+    if recipe.sync.url is not None and recipe.fleet.kind == "inline":
+        yield (
+            f"sync.url = {recipe.sync.url!r} is for generators in processes of their own; set "
+            'fleet.kind = "local", or remove it'
         )
-    reason = next((f"generator.{key} is set" for key, value in separate.items() if value), "")
+
+
+def _inline(recipe: Recipe) -> Iterator[str]:
+    """The one generator of an inline fleet is part of the learner's process."""
+    if recipe.fleet.kind != "inline":
+        return
+    only, total = recipe.generator[0], sum(settings.count for settings in recipe.generator)
+    reasons = [f"there are {total} generators"] if total > 1 else []
     if only.engine != "torch":
-        reason = f'generator.engine = "{only.engine}"'
-    if total > 1:
-        reason = f"there are {total} generators"
-    if reason:
-        raise ConfigError(
-            f'{source}: {reason}, which fleet.kind = "inline" cannot do; set fleet.kind = "local"'
-        )
+        reasons.append(f'generator.engine = "{only.engine}"')
+    separate = {"python": only.python, "env": only.env, "sync_url": only.sync_url}
+    reasons += [f"generator.{name} is set" for name, value in separate.items() if value]
+    for reason in reasons:
+        yield f'{reason}, which fleet.kind = "inline" cannot do; set fleet.kind = "local"'
     for index, stage in enumerate(recipe.stage):
         if stage.staleness:
-            raise ConfigError(
-                f"{source}: stage.{index}.staleness = {stage.staleness} needs generators that work "
-                'while the learner does; set fleet.kind = "local", or staleness = 0'
+            yield (
+                f"stage.{index}.staleness = {stage.staleness} needs generators that work while the "
+                'learner does; set fleet.kind = "local", or staleness = 0'
             )
 
 
-def check_combinations(recipe: Recipe, source: str) -> None:
-    _check_fleet(recipe, source)
-    if recipe.guard.warn > recipe.guard.quarantine:
-        raise ConfigError(
-            f"{source}: guard.warn = {recipe.guard.warn} is above guard.quarantine = "
-            f"{recipe.guard.quarantine}; lower it"
-        )
+def _guard(recipe: Recipe) -> Iterator[str]:
+    warn, quarantine = recipe.guard.warn, recipe.guard.quarantine
+    if warn > quarantine:
+        yield f"guard.warn = {warn} is above guard.quarantine = {quarantine}; lower it"
+
+
+def _stages(recipe: Recipe) -> Iterator[str]:
     for index, stage in enumerate(recipe.stage):
         for conflict in stage.conflicts():
-            raise ConfigError(f"{source}: stage.{index}.{conflict}")
+            yield f"stage.{index}.{conflict}"
+
+
+_CHECKS: tuple[Callable[[Recipe], Iterator[str]], ...] = (
+    _names,
+    _engines,
+    _ray,
+    _sync,
+    _inline,
+    _guard,
+    _stages,
+)

@@ -1,6 +1,7 @@
-"""Every table of a recipe with its settings, their types and their defaults; docs read from here.
+"""Every table of a recipe with its settings, their units, types and defaults; none is elsewhere.
 
-Names follow the TOML: `[[generator]]` is a GeneratorSettings. Reading a file is in reading.py, and
+Names follow the TOML: `[[generator]]` is a GeneratorSettings, `[stage.loss]` a LossSettings. Names
+that end in `_s` are seconds, in `_mb` megabytes of 2^20 bytes. Reading a file is in reading.py, and
 what settings may not stand together in checks.py, but for those of one stage: `conflicts`.
 """
 
@@ -25,20 +26,23 @@ class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ModelSettings(_Section, frozen=True):
-    """`path`: a Hugging Face directory, a hub id ("org/name"), or "smollm2-135m-instruct"."""
+    """`[model]`: what the first stage begins with."""
 
-    path: str
+    path: str  # a Hugging Face directory, a hub id ("org/name"), or "smollm2-135m-instruct"
     chat_template: str | None = None  # a Jinja file that replaces the model's own
 
 
 class GeneratorSettings(_Section, frozen=True):
-    """One generation worker, or `count` of them; what is not inline runs in its own process."""
+    """`[[generator]]`: one generation worker, or `count` of them.
+
+    What is not inline runs in a process of its own.
+    """
 
     name: str = ""  # of the workers, for logs and the report; "": generator-<index>
     count: Positive = 1
     engine: Literal["torch", "vllm"] = "torch"
-    device: str = "cpu"
-    dtype: Dtype = "auto"
+    device: str = "cpu"  # "cpu", "cuda:1", "npu", …: as chips/device.py names them
+    dtype: Dtype = "auto"  # of its weights and activations
     slots: Positive = 64  # completions decoded at the same time
     python: str | None = None  # interpreter of the worker's own environment; None: the learner's
     env: dict[str, str] = {}  # environment variables of the worker, added to the learner's
@@ -48,7 +52,7 @@ class GeneratorSettings(_Section, frozen=True):
 
 
 class FleetSettings(_Section, frozen=True):
-    """How the generators run, and what is done about those that fail. Times in seconds.
+    """`[fleet]`: how the generators run, and what is done about those that fail.
 
     `kind`: "inline" calls the one generator in the learner's process; "local" starts processes on
     this machine; "ray" starts Ray actors.
@@ -69,76 +73,86 @@ class FleetSettings(_Section, frozen=True):
 
 
 class SyncSettings(_Section, frozen=True):
-    """Where weight versions are published for generators that are not inline."""
+    """`[sync]`: where weight versions are published for generators that are not inline."""
 
     url: str | None = None  # any fsspec URL: a path, s3://…, …; None: sync/ in the run directory
-    anchor_every: Positive = 20  # versions; those between are deltas
+    anchor_every: Positive = 20  # versions: every so many is whole, those between are deltas
 
 
 class GuardSettings(_Section, frozen=True):
-    """Mean k3 of learner against generator on the same tokens and weights, in nats per token."""
+    """`[guard]`: how far a generator's numbers may be from the learner's.
 
-    warn: Rate = 1e-3
+    Measured as the mean k3 of learner against generator, in nats per token, on the same tokens and
+    weights: the canary of every version, and the fresh tokens of every step.
+    """
+
+    warn: Rate = 1e-3  # an event of the run
     quarantine: Rate = 1e-2  # the generator's unused groups are dropped and made again elsewhere
+    min_tokens: Positive = 128  # fresh tokens of a worker in a step; of fewer the k3 says nothing
 
 
 class OptimizerSettings(_Section, frozen=True):
-    """AdamW on fp32 masters, linear warm-up, then `schedule` down to `final_lr` times the peak."""
+    """`[stage.optimizer]`: AdamW on fp32 masters; linear warm-up to `lr`, then `schedule`."""
 
-    lr: Rate = 1e-5
+    lr: Rate = 1e-5  # the peak
     betas: tuple[Share, Share] = (0.9, 0.95)
     eps: Rate = 1e-8
     weight_decay: Annotated[float, Meta(ge=0)] = 0.0
     warmup_steps: NonNegative = 0  # optimizer steps
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     final_lr: Share = 0.1  # share of lr left at the last step of a linear or cosine schedule
-    clip_norm: Rate = 1.0
+    clip_norm: Rate = 1.0  # of the whole gradient; a longer one is scaled down to it
 
 
 class LearnerSettings(_Section, frozen=True):
-    """Where and how the weights are updated; the same for every stage of the recipe."""
+    """`[learner]`: where and how the weights are updated; the same for every stage."""
 
-    device: str = "cpu"
+    device: str = "cpu"  # without a number under torchrun: every process takes one of its own
     dtype: Dtype = "auto"  # of the forward and backward pass, and of the published weights
-    micro_batch_tokens: Positive = 512  # per forward pass; the rest is accumulated
-    logits_chunk: Positive = 1024  # rows of the vocabulary projection held at a time
-    activation_checkpointing: bool = False
+    micro_batch_tokens: Positive = 512  # per forward pass; gradients of a step's are accumulated
+    logits_chunk: Positive = 1024  # tokens whose logits are held at a time
+    activation_checkpointing: bool = False  # less memory, one forward pass more
     max_bad_steps: Positive = 5  # non-finite steps in a row before the run stops
+    # How far an expert's bias moves per step against its load: DeepSeek-V3 (arXiv 2412.19437, 4.2).
+    expert_bias_rate: Annotated[float, Meta(ge=0)] = 1e-3
+    collective_s: Rate = 600.0  # for one collective of several processes, and to wait for rank 0
 
 
 class TaskSettings(_Section, frozen=True):
-    """A source of problems and its verifier; `options` are the task's own and are checked by it.
+    """`[stage.task]`: a source of problems and its verifier."""
 
-    `name`: "arithmetic", "gsm8k", "jsonl", or "reasoning-gym/<generator>".
-    """
-
-    name: str
-    options: dict[str, Any] = {}
-    seed: int = 0
+    name: str  # "arithmetic", "gsm8k", "jsonl", or "reasoning-gym/<generator>"
+    options: dict[str, Any] = {}  # the task's own, which it checks (docs/recipes.md)
+    seed: int = 0  # of the problems and their order
     held_out: Positive = 128  # problems kept away from training
     system: str | None = None  # a system turn put before every problem
     workers: Positive = 1  # verifier processes
-    timeout_s: Rate = 5.0  # per answer
-    memory_mb: Positive = 1024  # address space a verifier may add to the worker's own
+    timeout_s: Rate = 5.0  # to judge one answer
+    memory_mb: Positive = 1024  # address space that judging may add to the process's own
 
 
 class EvaluationSettings(_Section, frozen=True):
-    """Greedy accuracy on the held-out problems; also before the first and after the last step."""
+    """`[stage.eval]`: greedy accuracy on held-out problems, before the first step and after the
+    last, and in between.
+    """
 
     every: NonNegative = 0  # steps; 0: only before and after
-    problems: Positive = 128
+    problems: Positive = 128  # of the task's held_out
 
 
 class LossSettings(_Section, frozen=True):
-    """The policy-gradient loss; sources of each formula in learner/loss.py and recipes/grpo.py."""
+    """`[stage.loss]`: the policy-gradient loss.
 
+    Each formula, and where it is from, is in learner/loss.py and recipes/grpo.py.
+    """
+
+    # pi / pi_old is clipped to [1 - clip_low, 1 + clip_high]; DAPO: 0.28 above.
     clip_low: Annotated[float, Meta(gt=0, lt=1)] = 0.2
-    clip_high: Rate = 0.2  # DAPO: 0.28
+    clip_high: Rate = 0.2
     normalize: Literal["token", "sequence", "constant"] = "token"  # DAPO / GRPO / Dr.GRPO
     advantage: Literal["mean_std", "mean"] = "mean_std"  # GRPO / Dr.GRPO
-    kl_beta: Annotated[float, Meta(ge=0)] = (
-        0.0  # weight of k3 against the model the stage began with
-    )
+    # Weight of k3 against the model that the stage began with.
+    kl_beta: Annotated[float, Meta(ge=0)] = 0.0
     # What is done about the ratio of learner to sampler probability, token by token:
     # "truncated": times min(ratio, tis_cap); "masked": times the ratio, 0 outside the mask;
     # "geometric": as truncated, with the geometric mean over the completion; "bypass": the sampler
@@ -276,10 +290,12 @@ else:
 
 
 class Recipe(_Section, frozen=True):
+    """A whole recipe: stages that run one after another on the same weights."""
+
     model: ModelSettings
     stage: Annotated[list[AnyStage], Meta(min_length=1)]
-    name: str = "run"
-    seed: int = 0
+    name: str = "run"  # of the run directory, where the command line gives none
+    seed: int = 0  # of the sampler's noise, and of the order of data
     learner: LearnerSettings = LearnerSettings()
     generator: Annotated[list[GeneratorSettings], Meta(min_length=1)] = msgspec.field(
         default_factory=lambda: [GeneratorSettings()]
@@ -292,7 +308,11 @@ class Recipe(_Section, frozen=True):
     keep_checkpoints: Positive = 1
 
     def staleness(self, stage: StageSettings) -> int:
-        """Weight versions that a group of this stage may be behind when it is used."""
+        """Weight versions that a group of this stage may be behind when it is used.
+
+        Where the stage does not say: inline, 0; else 2, so that workers generate while the learner
+        learns.
+        """
         default = 0 if self.fleet.kind == "inline" else 2
         return default if stage.staleness is None else stage.staleness
 

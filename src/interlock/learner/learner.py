@@ -42,9 +42,6 @@ from interlock.mismatch import Mismatch
 from interlock.models.attention import causal, repeated
 from interlock.models.decoder import Decoder
 
-# How far an expert's bias moves per step: DeepSeek-V3, arXiv 2412.19437, section 4.2.
-_BALANCE_SPEED = 1e-3
-
 
 class StepResult(msgspec.Struct, frozen=True):
     """One optimizer step. Means are over `tokens`; None where the step had no such thing."""
@@ -304,9 +301,9 @@ class Learner:
         self.optimizer.zero_grad()
         routing = self.decoder.arch.routing
         if routing is not None and routing.corrected:
-            # At speed 0 the biases stay, and what a bad step counted is forgotten.
+            # At rate 0 the biases stay, and what a bad step counted is forgotten.
             sharding.all_reduce_loads(self.decoder, self.ranks)
-            self.decoder.balance_experts(_BALANCE_SPEED if finite else 0.0)
+            self.decoder.balance_experts(self._settings.expert_bias_rate if finite else 0.0)
         self._count_bad(not finite, loss, grad_norm)
         return grad_norm, not finite
 

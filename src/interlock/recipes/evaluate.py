@@ -22,7 +22,7 @@ from interlock.workers.generator import open_generator
 from interlock.workers.generators import Generators, Inline, Outcome, Purpose, Work
 
 _LOOK_S = 0.5  # the longest wait at a time
-_UNIT = 256
+_UNIT = 256  # no setting: a larger part changes no answer, and is lost with a worker as a whole
 
 
 def score(groups: Sequence[Group], verifier: VerifierPool) -> list[ScoredGroup]:

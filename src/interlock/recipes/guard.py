@@ -18,7 +18,6 @@ from interlock.mismatch import Mismatch
 from interlock.recipes.stage import Stage
 from interlock.workers.admission import hint
 
-_TOKENS = 128  # fewer say nothing
 _CHECKS = ("engine-parity", "stale-weights")  # would tell more of a mismatch
 
 Buckets = dict[str, dict[int, Mismatch]]  # worker -> staleness -> mismatch
@@ -42,10 +41,10 @@ def buckets(updates: Sequence[StepResult]) -> Buckets:
     }
 
 
-def numerics(by_staleness: Mapping[int, Mismatch]) -> float | None:
+def numerics(by_staleness: Mapping[int, Mismatch], min_tokens: int) -> float | None:
     """The k3 of a worker's fresh tokens; None when there are too few to tell."""
     fresh = by_staleness.get(0)
-    return fresh.k3 if fresh is not None and fresh.tokens >= _TOKENS else None
+    return fresh.k3 if fresh is not None and fresh.tokens >= min_tokens else None
 
 
 class Guard:
@@ -68,7 +67,8 @@ class Guard:
         # With top-k or top-p the sampler's distribution is another one on purpose.
         if fresh and not sampling.top_k and sampling.top_p == 1:
             for worker in sorted(measured.keys() & known.keys() - self._generators.quarantined()):
-                self._judge(worker, step, numerics(measured[worker]))
+                k3 = numerics(measured[worker], self._stage.recipe.guard.min_tokens)
+                self._judge(worker, step, k3)
         workers = {name: to_builtins(own) for name, own in self._generators.facts().items()}
         for name, own in workers.items():
             by = measured.get(name, {})

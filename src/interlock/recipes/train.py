@@ -59,7 +59,7 @@ def train(
     before anything is written; TrainingError when the run cannot go on.
     """
     heap.keep_freed()
-    ranks = join(recipe.learner.device)
+    ranks = join(recipe.learner.device, recipe.learner.collective_s)
     trains = gate.learner(recipe.learner.device, ranks)  # on every rank
     with ranks:
         if ranks.rank > 0:

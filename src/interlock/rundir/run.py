@@ -55,6 +55,7 @@ _FREE_TO_CHANGE = frozenset(
         "fleet",
         "sync",
         "guard",
+        "learner.collective_s",
         "unqualified",
     }
 )

@@ -29,15 +29,16 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from interlock.chips import device, vendors
+from interlock.config.schema import LearnerSettings
 from interlock.errors import ConfigError, TrainingError
 from interlock.text import error_headline
 
 Value = TypeVar("Value")
-_TIMEOUT_S = 600.0
+_DEFAULTS = LearnerSettings()
 _HEARTBEATS = 20  # in one timeout: a few may be late without harm
 
 
-def join(device_name: str, timeout_s: float = _TIMEOUT_S) -> "Ranks":
+def join(device_name: str, timeout_s: float = _DEFAULTS.collective_s) -> "Ranks":
     """Meet the other processes that torchrun started; alone where it started no other.
 
     Args:
@@ -94,7 +95,7 @@ class Ranks:
         rank: int = 0,
         size: int = 1,
         mesh: DeviceMesh | None = None,
-        timeout_s: float = _TIMEOUT_S,
+        timeout_s: float = _DEFAULTS.collective_s,
     ) -> None:
         self.device = device
         self.rank, self.size = rank, size
