@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
+from rounding import in_float64
 
 from interlock.engine.base import Request
 from interlock.engine.portable.sampler import BLOCK, Noise
@@ -113,6 +114,24 @@ def _inverse_cdf(mass: list[float], uniform: float) -> int:
 @pytest.fixture
 def distribution() -> Callable[[list[float], Sampling], list[float]]:
     return _distribution
+
+
+@pytest.fixture
+def exact_logprobs() -> Callable[..., list[float]]:
+    """Of `tokens` behind the request's prompt and those that it has `begun` with, in float64."""
+
+    @torch.no_grad()
+    def score(
+        decoder: Decoder, request: Request, tokens: list[int], begun: Sequence[int] = ()
+    ) -> list[float]:
+        stream = torch.tensor([*request.prompt_tokens, *begun, *tokens])
+        attend = causal(len(stream), stream.device)
+        with in_float64(decoder) as exact:
+            logits = exact.logits(exact(stream, attend.positions, attend))[-len(tokens) - 1 : -1]
+        shares = [_distribution(row, request.sampling) for row in logits.tolist()]
+        return [math.log(row[token]) for row, token in zip(shares, tokens, strict=True)]
+
+    return score
 
 
 @pytest.fixture

@@ -9,16 +9,17 @@ import torch
 from engine_contract import Collector, alone, joined, reloaded
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rounding import assert_close, in_float64
 
 from interlock.engine.base import Request
 from interlock.engine.portable.engine import PortableEngine
 from interlock.errors import ConfigError, TrainingError
+from interlock.models.attention import causal
 from interlock.models.decoder import Decoder
 from interlock.records.rl import Sampling
 
 Tiny = Callable[..., Decoder]
 Prompt = Callable[[int], list[int]]
-ROUNDING = 2e-4  # nats: other shapes of the same float32 products
 
 
 def other_weights(tiny: Tiny, family: str = "llama") -> Decoder:
@@ -38,28 +39,40 @@ def requests(prompt: Prompt, lengths: list[int], group: int, tokens: int) -> lis
 @pytest.mark.parametrize("family", ["llama", "deepseek_v3"])
 @pytest.mark.parametrize("slots", [2, 5, 64])
 def test_streams_that_join_and_leave_are_what_they_are_alone(
-    family: str, slots: int, tiny: Tiny, prompt: Prompt, letters: Any
+    family: str, slots: int, tiny: Tiny, prompt: Prompt, letters: Any, exact_logprobs: Any
 ) -> None:
     first = requests(prompt, [5, 90, 40], 3, 20)
     late = Request("late", prompt(33), 2, Sampling(max_tokens=24), seed=7)
     out = Request("out", prompt(12), 4, Sampling(max_tokens=30), seed=8)
     run = joined(PortableEngine(tiny(family), letters(), slots), first, late, out)
     assert {name for name, _ in run.done} == {"p0", "p1", "p2", "late"}
+    together: list[float] = []
+    apart: list[float] = []
+    exact: list[float] = []
     for request in (*first, late):
         for number, expected in enumerate(
             alone(PortableEngine(tiny(family), letters(), 8), request)
         ):
             found = run.done[request.problem_id, number]
             assert found.tokens == expected.tokens
-            assert found.logprobs == pytest.approx(expected.logprobs, abs=ROUNDING)
+            together, apart = together + found.logprobs, apart + expected.logprobs
+            exact += exact_logprobs(tiny(family), request, found.tokens)
             assert found.finish is expected.finish and found.text == expected.text
+    assert_close(together, exact, apart)
 
 
 @pytest.mark.parametrize("family", ["llama", "deepseek_v3"])
 @pytest.mark.parametrize("slots", [2, 4, 64])
 @pytest.mark.parametrize("after", [1, 2, 9])
 def test_what_runs_goes_on_under_new_weights_as_if_it_had_begun_with_them(
-    family: str, slots: int, after: int, tiny: Tiny, prompt: Prompt, letters: Any, plain_loop: Any
+    family: str,
+    slots: int,
+    after: int,
+    tiny: Tiny,
+    prompt: Prompt,
+    letters: Any,
+    plain_loop: Any,
+    exact_logprobs: Any,
 ) -> None:
     """Every token is that of the plain loop under the weights its segment names."""
     old, new = tiny(family), other_weights(tiny, family)
@@ -67,6 +80,9 @@ def test_what_runs_goes_on_under_new_weights_as_if_it_had_begun_with_them(
     asked += [Request("lone", prompt(7), 1, Sampling(max_tokens=15), seed=3)]
     run = reloaded(PortableEngine(tiny(family), letters(), slots), asked, new.tensors(), after)
     mixed = 0
+    together: list[float] = []
+    plain: list[float] = []
+    exact: list[float] = []
     for request in asked:
         for number in range(request.completions):
             found = run.done[request.problem_id, number]
@@ -74,14 +90,15 @@ def test_what_runs_goes_on_under_new_weights_as_if_it_had_begun_with_them(
             drawn = [len(segment.tokens) for segment in found.segments]
             changes = {0: old, 9: new}
             tokens: list[int] = []
-            logprobs: list[float] = []
             for count, version in zip(drawn, found.weight_versions, strict=True):
                 more = plain_loop(changes[version], request, number, tokens, count)
-                tokens, logprobs = tokens + more[0], logprobs + more[1]
+                exact += exact_logprobs(changes[version], request, more[0], tokens)
+                tokens, plain = tokens + more[0], plain + more[1]
             assert found.tokens == tokens
-            assert found.logprobs == pytest.approx(logprobs, abs=ROUNDING)
+            together += found.logprobs
             mixed += len(drawn) == 2
     assert mixed >= min(slots, 7)
+    assert_close(together, exact, plain)
 
 
 def test_a_version_on_every_token_and_the_oldest_counts(
@@ -124,24 +141,23 @@ def test_scores_name_the_most_likely_tokens_and_disturb_nothing(
     undisturbed = PortableEngine(tiny(), letters(), 4).generate(asked)
     for request, expected in zip(asked, undisturbed, strict=True):
         assert [run.done[request.problem_id, n] for n in range(2)] == expected
-    decoder = tiny()
-    attend_logits = decoder_logits(decoder, text)
-    for place, (logprob, top) in enumerate(zip(scores.logprobs, scores.top, strict=True)):
-        row = attend_logits[place].log_softmax(-1)
-        assert logprob == pytest.approx(row[text[place + 1]].item(), abs=ROUNDING)
-        assert [token for token, _ in top] == row.topk(3).indices.tolist()
-        assert [value for _, value in top] == pytest.approx(
-            row.topk(3).values.tolist(), abs=ROUNDING
-        )
+    plain = every_logprob(tiny(), text)
+    with in_float64(tiny()) as decoder:
+        exact = every_logprob(decoder, text)
+    places = torch.arange(16), torch.tensor(text[1:])
+    assert_close(scores.logprobs, exact[places], plain[places])
+    assert [[token for token, _ in top] for top in scores.top] == exact.topk(3).indices.tolist()
+    best = torch.tensor([[value for _, value in top] for top in scores.top])
+    assert_close(best, exact.topk(3).values, plain.topk(3).values)
     assert PortableEngine(tiny(), letters(), 4).score(text).top == [[]] * 16
 
 
-def decoder_logits(decoder: Decoder, text: list[int]) -> torch.Tensor:
-    from interlock.models.attention import causal
-
+@torch.no_grad()
+def every_logprob(decoder: Decoder, text: list[int]) -> torch.Tensor:
+    """Of what may follow each token but the last, [len(text) - 1, V]."""
     attend = causal(len(text), torch.device("cpu"))
-    with torch.no_grad():
-        return decoder.logits(decoder(torch.tensor(text), attend.positions, attend)).double()
+    logits = decoder.logits(decoder(torch.tensor(text), attend.positions, attend))
+    return logits[:-1].double().log_softmax(-1)
 
 
 def test_a_step_that_fails_leaves_an_empty_engine(tiny: Tiny, prompt: Prompt, letters: Any) -> None:
