@@ -57,10 +57,11 @@ def once(directory: Path) -> tuple[float, float, float]:
         subprocess.run(["umount", disk], check=True)
     view = RunDir.read(run)
     resumed = view.manifest.sessions[-1].started
-    following = next(line for line in view.metrics() if line["step"] == last["step"] + 1)
+    following = next(line for line in view.metrics() if line.step == last.step + 1)
     problems = STEPS * int(view.config["stage"][0]["problems_per_step"])
     lost = problems - len(view.ledger.used(0))
-    return ended - last["time"], following["time"] - resumed, float(lost)
+    assert last.time is not None and following.time is not None
+    return ended - last.time, following.time - resumed, float(lost)
 
 
 if __name__ == "__main__":

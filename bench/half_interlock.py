@@ -4,7 +4,6 @@ import argparse
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 from grpo_step import Turns
 from interlock.config.schema import (
@@ -16,8 +15,9 @@ from interlock.config.schema import (
     OptimizerSettings,
     Recipe,
 )
+from interlock.recipes.sinks import Sink
 from interlock.recipes.train import train
-from interlock.recipes.watch import Watch
+from interlock.records.metrics import StepMetrics
 from time_to_half import (
     BETAS,
     COMPLETIONS,
@@ -52,12 +52,12 @@ def recipe(seed: int, steps: int) -> Recipe:
     )
 
 
-class Held(Watch):
+class Held(Sink):
     """Lets a step begin when it is this side's turn; its clock stops for evaluations."""
 
     def __init__(self, turns: Turns) -> None:
         self._turns = turns
-        self._metrics: dict[str, Any] = {}
+        self._metrics: StepMetrics | None = None
         self._start = self._pause = self._paused = 0.0
 
     def phase(self, name: str, total: int = 0) -> None:
@@ -71,13 +71,15 @@ class Held(Watch):
     def evaluated(self, step: int, accuracy: float, problems: int) -> None:
         self._paused += time.perf_counter() - self._pause
 
-    def step(self, metrics: dict[str, Any]) -> None:
-        self._metrics = metrics
+    def step(self, metrics: StepMetrics) -> None:
+        self._metrics = metrics if metrics.step else None
 
     def _progress(self, seconds: float) -> Progress | None:
-        if not self._metrics:
+        if self._metrics is None:
             return None
-        return Progress(seconds, self._metrics["accuracy"], self._metrics["generated_tokens"])
+        accuracy, tokens = self._metrics.accuracy, self._metrics.rollout.tokens
+        assert accuracy is not None and tokens is not None
+        return Progress(seconds, accuracy, tokens)
 
 
 def main() -> None:
@@ -87,7 +89,7 @@ def main() -> None:
     given = parser.parse_args()
     turns = Turns()
     with tempfile.TemporaryDirectory() as directory:
-        train(recipe(given.seed, given.steps), Path(directory) / "run", watch=Held(turns))
+        train(recipe(given.seed, given.steps), Path(directory) / "run", sinks=[Held(turns)])
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import argparse
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from grpo_step import Facts, Turns, peak_rss_mb
 from interlock.config.schema import (
@@ -20,8 +20,9 @@ from interlock.config.schema import (
     OptimizerSettings,
     Recipe,
 )
+from interlock.recipes.sinks import Sink
 from interlock.recipes.train import train
-from interlock.recipes.watch import Watch
+from interlock.records.metrics import StepMetrics
 from interlock.records.rl import Sampling
 from workload import COMPLETIONS, LEARNING_RATE, MAX_TOKENS, MODEL, PROBLEMS, TEMPERATURE, task
 
@@ -46,7 +47,7 @@ def recipe(steps: int, dtype: Literal["float32", "bfloat16"], directory: Path) -
     )
 
 
-class Held(Watch):
+class Held(Sink):
     """Lets a step begin when it is this side's turn."""
 
     def __init__(self, turns: Turns) -> None:
@@ -62,10 +63,13 @@ class Held(Watch):
     def advance(self) -> None:
         self._generated = time.perf_counter()
 
-    def step(self, metrics: dict[str, Any]) -> None:
+    def step(self, metrics: StepMetrics) -> None:
+        rollout = metrics.rollout
+        if rollout.tokens is None:  # step 0
+            return
         self._facts = Facts(
-            tokens=metrics["generated_tokens"],
-            trained_groups=metrics["groups"] - metrics["groups_skipped"],
+            tokens=rollout.tokens,
+            trained_groups=(rollout.groups or 0) - (rollout.groups_skipped or 0),
             generate_s=self._generated - self._start,
             peak_rss_mb=peak_rss_mb(),
         )
@@ -79,7 +83,7 @@ def main() -> None:
     turns = Turns()
     with tempfile.TemporaryDirectory() as directory:
         place = Path(directory)
-        train(recipe(given.steps, given.dtype, place), place / "run", watch=Held(turns))
+        train(recipe(given.steps, given.dtype, place), place / "run", sinks=[Held(turns)])
 
 
 if __name__ == "__main__":

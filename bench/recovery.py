@@ -282,7 +282,7 @@ def learner_killed(repeats: int) -> list[Found]:
             fault = time.monotonic()
             process.kill()
             process.communicate()
-            last = max(line["step"] for line in RunDir.read(run).metrics())
+            last = max(line.step for line in RunDir.read(run).metrics())
             process = running.start(recipe, run, "--resume")
             running.wait_for(lambda last=last: running.logged(run, last + 1), process)
             found.append(Found(None, time.monotonic() - fault, None, 0, ""))

@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -57,30 +58,33 @@ def run(recipe: Path, directory: Path, settings: list[str]) -> dict[str, Any]:
     )
     view = RunDir.read(directory)
     lines = view.metrics()
-    steps = [line for line in lines if line["step"]]
-    accuracy = [line["accuracy"] for line in lines if line["accuracy"] is not None]
-    (worker,) = steps[-1]["workers"].values()
+    steps = [line for line in lines if line.step]
+    (worker,) = steps[-1].workers.values()
     fresh = [
-        bucket["0"]
-        for line in steps
-        for own in line["workers"].values()
-        if "0" in (bucket := own["mismatch"])
+        own.mismatch[0] for line in steps for own in line.workers.values() if 0 in own.mismatch
     ]
+    gaps = [line.update.mismatch for line in steps if line.update.mismatch]
+    ended = lines[-1].time
+    assert ended is not None
     return {
-        "engine": worker["engine"],
-        "dtype": worker["dtype"],
-        "accuracy": accuracy,
-        "k3_fresh": spread([bucket["k3"] for bucket in fresh]),
-        "k3": spread([line["mismatch_k3"] for line in steps if "mismatch_k3" in line]),
-        "max": max(line.get("mismatch_max", 0.0) for line in steps),
-        "share_above_2": spread([line.get("mismatch_share_above_2", 0.0) for line in steps]),
-        "canary_k3": worker["canary_k3"],
-        "staleness_mean": spread([line["staleness_mean"] for line in steps]),
-        "seconds_step": spread([line["seconds_step"] for line in steps]),
-        "seconds_wait": spread([line.get("seconds_wait", 0.0) for line in steps]),
-        "tokens_per_second": worker["tokens"] / worker["seconds_generating"],
-        "minutes": (lines[-1]["time"] - view.manifest.created) / 60,
+        "engine": worker.engine,
+        "dtype": worker.dtype,
+        "accuracy": known(line.accuracy for line in lines),
+        "k3_fresh": spread([gap.k3 for gap in fresh]),
+        "k3": spread([gap.k3 for gap in gaps]),
+        "max": max(gap.max for gap in gaps),
+        "share_above_2": spread([gap.share_above_2 for gap in gaps]),
+        "canary_k3": worker.canary_k3,
+        "staleness_mean": spread(known(line.rollout.staleness_mean for line in steps)),
+        "seconds_step": spread(known(line.seconds.step for line in steps)),
+        "seconds_wait": spread(known(line.seconds.wait for line in steps)),
+        "tokens_per_second": worker.tokens / worker.seconds_generating,
+        "minutes": (ended - view.manifest.created) / 60,
     }
+
+
+def known(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
 
 
 def spread(values: list[float]) -> list[float]:

@@ -80,7 +80,7 @@ def test_train_report_eval_chat_and_the_directory_rules(tiny_recipe: Path, tmp_p
     assert "step 2/2" in trained.stdout and "after" in trained.stdout
     assert (run / "report.html").is_file()
     view = RunDir.read(run)
-    assert (view.status, [line["step"] for line in view.metrics()]) == ("finished", [0, 1, 2])
+    assert (view.status, [line.step for line in view.metrics()]) == ("finished", [0, 1, 2])
 
     again = ("train", tiny_recipe, "--run", run, "stage.steps=2", "checkpoint_every=1")
     assert "holds a run already" in complaint(*again)
@@ -94,7 +94,7 @@ def test_train_report_eval_chat_and_the_directory_rules(tiny_recipe: Path, tmp_p
 
     options = ("--task", "arithmetic", "--problems", 4, "--max-tokens", 5)
     own = json.loads(interlock("eval", run, "--problems", 5, "--json").stdout)
-    assert own["accuracy"] == pytest.approx(view.metrics()[-1]["accuracy"])
+    assert own["accuracy"] == pytest.approx(view.metrics()[-1].accuracy)
     assert "the run held out 8" in complaint("eval", run, "--problems", 9)
     assert "give --task too" in complaint("eval", run, "options.digits=1")
     measured = interlock("eval", run, *options, "--json", "options.digits=1")

@@ -5,23 +5,31 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from rich.console import Console
 
 from interlock import terminal
+from interlock.mismatch import Mismatch
+from interlock.records.metrics import (
+    Event,
+    RolloutMetrics,
+    StepMetrics,
+    StepSeconds,
+    UpdateMetrics,
+    WorkerMetrics,
+    WorkerState,
+)
 from interlock.records.rl import Completion, FinishReason, Group, Problem, ScoredGroup, Verdict
 from interlock.rundir import RunDir
 
-METRICS = {
-    "stage": 0,
-    "step": 1,
-    "kind": "grpo",
-    "reward": 0.25,
-    "length": 11.6,
-    "entropy": 1.5,
-    "loss": 0.1,
-    "groups_skipped": 2,
-    "seconds_generate": 3.21,
-}
+METRICS = StepMetrics(
+    stage=0,
+    step=1,
+    kind="grpo",
+    rollout=RolloutMetrics(reward=0.25, length=11.6, groups_skipped=2),
+    update=UpdateMetrics(loss=0.1, entropy=1.5, mismatch=Mismatch(90, 2.5e-4, 0.1, 0.0)),
+    seconds=StepSeconds(generate=3.21),
+)
 
 
 def console(is_terminal: bool) -> Console:
@@ -46,13 +54,17 @@ def test_a_log_gets_one_plain_line_per_step() -> None:
         watch.phase("generating", 8)
         watch.advance()
         watch.evaluated(0, 0.109, 128)
+        watch.step(StepMetrics(stage=0, step=0, accuracy=0.109))  # said already
         watch.step(METRICS)
         watch.note("[bold]a note[/]")
+        watch.event(Event(1.0, "worker_lost", "w is lost", "w"))
     assert text(log).splitlines() == [
         "stage 0: grpo, 40 steps",
         "step 0: accuracy 10.9% on 128 held-out problems",
-        "step 1/40: reward 0.25  length 12  entropy 1.50  skipped 2  generate 3.2s",
+        "step 1/40: reward 0.25  length 12  entropy 1.50  mismatch 2.5e-04  skipped 2"
+        "  generate 3.2s",
         "[bold]a note[/]",
+        "w is lost",
     ]
 
 
@@ -74,11 +86,11 @@ def test_a_screen_shows_progress_curve_and_steps() -> None:
     assert "updating" in text(screen) and "generating" not in text(screen)
 
 
-def worker(state: str = "generating", **changes: Any) -> dict[str, Any]:
-    return {
-        "state": state, "weight_version": 7, "tokens": 900, "seconds_generating": 3.0,
-        "groups": 12, "restarts": 1, "mismatch": {},
-    } | changes  # fmt: skip
+def worker(state: WorkerState = WorkerState.GENERATING, **changes: Any) -> WorkerMetrics:
+    known = WorkerMetrics(
+        state, weight_version=7, tokens=900, seconds_generating=3.0, groups=12, restarts=1
+    )
+    return replace(known, **changes)
 
 
 def rendered(watch: terminal.LiveWatch) -> list[str]:
@@ -89,14 +101,11 @@ def rendered(watch: terminal.LiveWatch) -> list[str]:
 
 def test_a_screen_shows_what_every_worker_does() -> None:
     watch = terminal.LiveWatch(console(is_terminal=True))
-    mismatch = {"2": {"tokens": 5, "k3": 0.5}, "1": {"tokens": 5, "k3": 2.5e-4}}
-    watch.workers({"torch-0": worker(mismatch=mismatch), "vllm-0": worker("quarantined")})
-    watch.workers(
-        {
-            "torch-0": worker(tokens=1200),  # measures nothing this second: its last k3 stands
-            "vllm-0": worker("starting", weight_version=None, tokens=0, seconds_generating=0.0),
-        }
-    )
+    gaps = {2: Mismatch(5, 0.5), 1: Mismatch(5, 2.5e-4)}
+    watch.step(StepMetrics(stage=0, step=0, workers={"torch-0": worker(mismatch=gaps)}))
+    watch.step(StepMetrics(stage=0, step=0, workers={"torch-0": worker()}))  # the last k3 stands
+    starting = worker(WorkerState.STARTING, weight_version=None, tokens=0, seconds_generating=0.0)
+    watch.workers({"torch-0": worker(tokens=1200), "vllm-0": starting})
     *_, head, first, second = [line.split() for line in rendered(watch) if line.strip()]
     assert head == ["worker", "state", "version", "tokens/s", "k3", "groups", "restarts"]
     assert first == ["vllm-0", "starting", "–", "–", "–", "12", "1"]
@@ -106,7 +115,7 @@ def test_a_screen_shows_what_every_worker_does() -> None:
 def test_a_large_fleet_shows_those_not_at_work_and_counts_the_rest() -> None:
     watch = terminal.LiveWatch(console(is_terminal=True))
     fleet = {f"w{index}": worker() for index in range(20)}
-    watch.workers(fleet | {"w5": worker("ready"), "w19": worker("retired")})
+    watch.workers(fleet | {"w5": worker(WorkerState.READY), "w19": worker(WorkerState.RETIRED)})
     shown = [line.split()[0] for line in rendered(watch) if line.strip()]
     assert shown == ["worker", "w19", *(f"w{index}" for index in range(7)), "and"]
     assert rendered(watch)[-1].strip() == "and 12 generating"
@@ -121,10 +130,9 @@ def test_a_log_gets_no_line_for_the_workers() -> None:
 
 def test_a_name_cannot_steer_the_terminal() -> None:
     watch = terminal.LiveWatch(console(is_terminal=True))
-    watch.workers({"\x1b]0;t\x07[red]x": worker("\x1b[2J")})
+    watch.workers({"\x1b]0;t\x07[red]x": worker()})
     shown = "\n".join(rendered(watch))
-    assert "␛]0;t␇[red]x" in shown and "␛[2J" in shown
-    assert "\x07" not in shown and "\x1b[2J" not in shown
+    assert "␛]0;t␇[red]x" in shown and "\x07" not in shown
 
 
 @pytest.mark.parametrize(
@@ -164,7 +172,7 @@ def test_the_outcome_compares_before_and_after(tmp_path: Path) -> None:
 
 def test_a_run_without_evaluation_says_so(tmp_path: Path) -> None:
     with RunDir.create(tmp_path / "run", {"name": "x"}, {}) as run:
-        run.log({"stage": 0, "step": 1, "kind": "sft", "loss": 1.0})
+        run.log(StepMetrics(stage=0, step=1, kind="sft", update=UpdateMetrics(loss=1.0)))
     log = console(is_terminal=False)
     terminal.print_outcome(log, RunDir.read(tmp_path / "run"))
     assert "1 steps done; there was no task" in text(log)

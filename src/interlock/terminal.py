@@ -1,9 +1,9 @@
 """A run as seen in a terminal: a live display on a screen, plain lines anywhere else."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -21,10 +21,11 @@ from rich.text import Text
 
 from interlock.qualify import runner
 from interlock.qualify.check import Check
-from interlock.recipes.watch import Watch
+from interlock.recipes.sinks import Sink
+from interlock.records.metrics import Event, StepMetrics, WorkerMetrics, WorkerState
 from interlock.records.rl import FinishReason, ScoredGroup
 from interlock.records.trust import Certificate, Finding, Result, Role, Trust
-from interlock.report import fleet, summary
+from interlock.report import summary
 from interlock.rundir import RunView
 from interlock.text import visible
 
@@ -42,23 +43,28 @@ VERDICTS = {
     Trust.REJECT: "rejected: may neither train nor generate",
     Trust.UNKNOWN: "not decided: a check that decides did not run",
 }
-_STATE_STYLES = {"quarantined": "red", "retired": "red"}
-_SHORT = {
-    "grad_norm": "gradient",
-    "mismatch_k3": "mismatch",
-    "staleness_mean": "staleness",
-    "groups_skipped": "skipped",
-    "groups_stale": "stale",
-    "seconds_generate": "generate",
-    "seconds_wait": "wait",
-    "seconds_update": "update",
-    "seconds_step": "total",
-}
+_OUT = frozenset({WorkerState.QUARANTINED, WorkerState.RETIRED})
+# What one step is worth saying, in the order of interest: heading, format, figure.
+_FIGURES: tuple[tuple[str, str, Callable[[StepMetrics], float | None]], ...] = (
+    ("loss", "{:.3f}", lambda m: m.update.loss if m.rollout.reward is None else None),
+    ("reward", "{:.2f}", lambda m: m.rollout.reward),
+    ("length", "{:.0f}", lambda m: m.rollout.length),
+    ("entropy", "{:.2f}", lambda m: m.update.entropy),
+    ("gradient", "{:.2f}", lambda m: m.update.grad_norm),
+    ("mismatch", "{:.1e}", lambda m: m.update.mismatch.k3 if m.update.mismatch else None),
+    ("staleness", "{:.1f}", lambda m: m.rollout.staleness_mean),
+    ("skipped", "{}", lambda m: m.rollout.groups_skipped),
+    ("stale", "{}", lambda m: m.rollout.groups_stale or None),
+    ("generate", "{:.1f}s", lambda m: m.seconds.generate),
+    ("wait", "{:.1f}s", lambda m: m.seconds.wait),
+    ("update", "{:.1f}s", lambda m: m.seconds.update),
+    ("total", "{:.1f}s", lambda m: m.seconds.step),
+)
 
 
 @contextmanager
-def watching(console: Console) -> Iterator[Watch]:
-    """The watch that fits `console`; a live display is taken down when the block ends."""
+def watching(console: Console) -> Iterator[Sink]:
+    """The sink that fits `console`; a live display is taken down when the block ends."""
     if not console.is_terminal:
         yield PlainWatch(console)
         return
@@ -67,7 +73,7 @@ def watching(console: Console) -> Iterator[Watch]:
         yield watch
 
 
-class PlainWatch(Watch):
+class PlainWatch(Sink):
     """One line per step, evaluation and note: for logs and pipes."""
 
     def __init__(self, console: Console) -> None:
@@ -85,15 +91,19 @@ class PlainWatch(Watch):
     def evaluated(self, step: int, accuracy: float, problems: int) -> None:
         self._print(f"step {step}: accuracy {accuracy:.1%} on {problems} held-out problems")
 
-    def step(self, metrics: dict[str, Any]) -> None:
-        facts = "  ".join(f"{name} {text}" for name, text in _facts(metrics))
-        self._print(f"step {metrics['step']}/{self._steps}: {facts}")
+    def step(self, metrics: StepMetrics) -> None:
+        if metrics.step:
+            facts = "  ".join(f"{name} {text}" for name, text in _facts(metrics).items())
+            self._print(f"step {metrics.step}/{self._steps}: {facts}")
+
+    def event(self, event: Event) -> None:
+        self.note(event.message)
 
     def note(self, message: str) -> None:
         self._print(visible(message))
 
 
-class LiveWatch(Watch):
+class LiveWatch(Sink):
     """Progress bars for the stage and its present phase, the curve so far and the last steps."""
 
     def __init__(self, console: Console) -> None:
@@ -118,10 +128,10 @@ class LiveWatch(Watch):
         self._waiting = Progress(
             SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console
         )
-        self._steps: list[dict[str, Any]] = []
+        self._steps: list[StepMetrics] = []
         self._accuracy: list[tuple[int, float]] = []
-        self._workers: dict[str, dict[str, Any]] = {}
-        self._k3: dict[str, float] = {}  # the last of each worker: most seconds measure none
+        self._workers: dict[str, WorkerMetrics] = {}
+        self._k3: dict[str, float] = {}  # the last of each worker: not every step measures one
 
     def stage(self, index: int, kind: str, done: int, steps: int) -> None:
         for task in self._stage.task_ids:
@@ -146,23 +156,28 @@ class LiveWatch(Watch):
     def evaluated(self, step: int, accuracy: float, problems: int) -> None:
         self._accuracy.append((step, accuracy))
 
-    def step(self, metrics: dict[str, Any]) -> None:
-        self._steps.append(metrics)
+    def step(self, metrics: StepMetrics) -> None:
+        for name, facts in metrics.workers.items():
+            if facts.mismatch:
+                self._k3[name] = facts.mismatch[min(facts.mismatch)].k3
+        if metrics.step:
+            self._steps.append(metrics)
         for task in self._stage.task_ids:
-            self._stage.update(task, completed=metrics["step"])
+            self._stage.update(task, completed=metrics.step)
 
-    def workers(self, facts: dict[str, dict[str, Any]]) -> None:
+    def workers(self, facts: Mapping[str, WorkerMetrics]) -> None:
         self._workers = dict(facts)
-        for name, own in facts.items():
-            if buckets := fleet.mismatch(own):
-                _, self._k3[name] = buckets[min(buckets)]
+
+    def event(self, event: Event) -> None:
+        self.note(event.message)
 
     def note(self, message: str) -> None:
         self._console.print(Text(visible(message), style="dim"))
 
     def render(self) -> RenderableType:
         parts: list[RenderableType] = [self._stage]
-        if rewards := [m["reward"] for m in self._steps if m.get("reward") is not None]:
+        rewards = [m.rollout.reward for m in self._steps if m.rollout.reward is not None]
+        if rewards:
             parts.append(Text(f"reward    {sparkline(rewards)}  {rewards[-1]:.2f}", style="green"))
         if self._accuracy:
             points = "  ".join(f"{value:.1%} @{step}" for step, value in self._accuracy[-6:])
@@ -181,64 +196,45 @@ def sparkline(values: list[float], width: int = 60) -> str:
     return "".join(_BARS[round(min(max(value, 0.0), 1.0) * top)] for value in values[-width:])
 
 
-def _facts(metrics: dict[str, Any]) -> list[tuple[str, str]]:
-    """What one step is worth saying, in the order of interest."""
-    formats = {
-        "loss": "{:.3f}" if metrics.get("kind") == "sft" else "",
-        "reward": "{:.2f}",
-        "length": "{:.0f}",
-        "entropy": "{:.2f}",
-        "grad_norm": "{:.2f}",
-        "mismatch_k3": "{:.1e}",
-        "staleness_mean": "{:.1f}",
-        "groups_skipped": "{}",
-        "groups_stale": "{}" if metrics.get("groups_stale") else "",
-        "seconds_generate": "{:.1f}s",
-        "seconds_wait": "{:.1f}s",
-        "seconds_update": "{:.1f}s",
-        "seconds_step": "{:.1f}s",
-    }
-    return [
-        (_SHORT.get(name, name), form.format(metrics[name]))
-        for name, form in formats.items()
-        if form and metrics.get(name) is not None
-    ]
+def _facts(metrics: StepMetrics) -> dict[str, str]:
+    """What one step has to say, by heading."""
+    told = [(name, form, figure(metrics)) for name, form, figure in _FIGURES]
+    return {name: form.format(value) for name, form, value in told if value is not None}
 
 
-def _step_table(steps: list[dict[str, Any]]) -> Table:
+def _step_table(steps: list[StepMetrics]) -> Table:
     table = Table(box=None, padding=(0, 1), header_style="dim")
     table.add_column("step", justify="right")
-    names = list(dict.fromkeys(name for metrics in steps for name, _ in _facts(metrics)))
+    told = [_facts(metrics) for metrics in steps]
+    names = list(dict.fromkeys(name for facts in told for name in facts))
     for name in names:
         table.add_column(name, justify="right")
-    for metrics in steps:
-        facts = dict(_facts(metrics))
-        table.add_row(str(metrics["step"]), *(facts.get(name, "–") for name in names))
+    for metrics, facts in zip(steps, told, strict=True):
+        table.add_row(str(metrics.step), *(facts.get(name, "–") for name in names))
     return table
 
 
-def _worker_table(workers: dict[str, dict[str, Any]], k3: dict[str, float]) -> Table:
+def _worker_table(workers: Mapping[str, WorkerMetrics], k3: Mapping[str, float]) -> Table:
     """Those that are not at work come first: they are why one looks."""
     table = Table(box=None, padding=(0, 1), header_style="dim")
     for heading in ("worker", "state", "version", "tokens/s", "k3", "groups", "restarts"):
         table.add_column(heading, justify="left" if heading in ("worker", "state") else "right")
-    order = sorted(workers, key=lambda name: workers[name].get("state") in fleet.AT_WORK)
+    order = sorted(workers, key=lambda name: workers[name].state.at_work)
     for name in order[:_WORKERS]:
         facts = workers[name]
-        state = str(facts.get("state"))
-        style = "green" if state in fleet.AT_WORK else _STATE_STYLES.get(state, "yellow")
-        seconds = facts.get("seconds_generating")
+        style = "green" if facts.state.at_work else "red" if facts.state in _OUT else "yellow"
+        seconds = facts.seconds_generating
         table.add_row(
             Text(visible(name)),
-            Text(visible(state), style=style),
-            _figure("{}", facts.get("weight_version")),
-            _figure("{:.0f}", facts.get("tokens", 0) / seconds if seconds else None),
+            Text(facts.state, style=style),
+            _figure("{}", facts.weight_version),
+            _figure("{:.0f}", facts.tokens / seconds if seconds else None),
             _figure("{:.1e}", k3.get(name)),
-            _figure("{}", facts.get("groups")),
-            _figure("{}", facts.get("restarts")),
+            _figure("{}", facts.groups),
+            _figure("{}", facts.restarts),
         )
     if len(order) > _WORKERS:
-        states = Counter(visible(str(workers[name].get("state"))) for name in order[_WORKERS:])
+        states = Counter(str(workers[name].state) for name in order[_WORKERS:])
         rest = ", ".join(f"{count} {state}" for state, count in states.most_common())
         table.caption = Text(f"and {rest}", style="dim")
         table.caption_justify = "left"
@@ -254,7 +250,7 @@ def print_outcome(console: Console, run: RunView) -> None:
     metrics = run.metrics()
     pair = summary.before_after(run, summary.evaluations(run, metrics))
     if pair is None:
-        steps = sum(line["step"] > 0 for line in metrics)
+        steps = sum(line.step > 0 for line in metrics)
         console.print(f"{steps} steps done; there was no task to measure accuracy on")
         return
     table = Table(title="Held-out problems, greedy answers", title_justify="left")

@@ -36,15 +36,15 @@ def run(tiny_model: Path, directory: Path, moment: str, *more: str) -> Any:
 
 def told(view: Any, worker: str) -> list[tuple[str, str]]:
     """Kind and message of every event of a worker."""
-    found = [event for event in view.events() if event.get("worker") == worker]
-    return [(event["kind"], event["message"]) for event in found]
+    found = [event for event in view.events() if event.worker == worker]
+    return [(event.kind, event.message) for event in found]
 
 
 def check_it_was_kept_out(view: Any) -> None:
     assert view.status == "finished"
-    last = view.metrics()[-1]["workers"]
-    assert (last["bad"]["state"], last["bad"]["trust"]) == ("quarantined", "unqualified")
-    assert last["good"]["trust"] == "cpu"
+    last = view.metrics()[-1].workers
+    assert (last["bad"].state, last["bad"].trust) == ("quarantined", "unqualified")
+    assert last["good"].trust == "cpu"
     makers = {scored.group.worker for step in (1, 2, 3) for scored in view.ledger.read(0, step)}
     assert makers == {"good"}
 

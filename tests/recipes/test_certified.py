@@ -72,11 +72,13 @@ def test_a_device_of_the_learners_process(
     assert done.returncode == 0, done.stderr
     view = RunDir.read(run)
     assert view.config["unqualified"] is True
-    (event,) = [event for event in view.events() if event["kind"] == "unqualified"]
-    assert event["device"] == "sim" and event["reason"].startswith("there is no certificate for ")
-    assert event["message"].startswith("sim is used unqualified to generate: there is no ")
-    (facts,) = view.metrics()[-1]["workers"].values()
-    assert facts["trust"] == "unqualified"
+    (event,) = [event for event in view.events() if event.kind == "unqualified"]
+    assert event.facts["device"] == "sim" and event.facts["reason"].startswith(
+        "there is no certificate for "
+    )
+    assert event.message.startswith("sim is used unqualified to generate: there is no ")
+    (facts,) = view.metrics()[-1].workers.values()
+    assert facts.trust == "unqualified"
     assert "no certificate" in (run / "report.html").read_text()
     view.check_same_config(view.config | {"unqualified": False})  # a resumed run may change it
 
@@ -95,14 +97,14 @@ def test_a_worker_without_a_certificate_stops_the_run(
     assert line.endswith(f"; {RUN}")
     view = RunDir.read(run)
     assert view.status == "failed"
-    steps = [logged for logged in view.metrics() if "workers" in logged]
-    assert not any(logged["workers"]["sim"]["groups"] for logged in steps)
+    steps = [logged for logged in view.metrics() if logged.workers]
+    assert not any(logged.workers["sim"].groups for logged in steps)
 
     certify(healthy, Trust.TRAIN)
     done = train(recipe, tmp_path / "second", *fleet)
     assert done.returncode == 0, done.stderr
-    workers = RunDir.read(tmp_path / "second").metrics()[-1]["workers"]
-    assert {name: facts["trust"] for name, facts in workers.items()} == {
+    workers = RunDir.read(tmp_path / "second").metrics()[-1].workers
+    assert {name: facts.trust for name, facts in workers.items()} == {
         "good": "cpu",
         "sim": "train",
     }

@@ -61,11 +61,11 @@ def check(view: RunView, steps: int) -> None:
         for scored in view.ledger.read(0, step):
             assert len(scored.group.completions) == COMPLETIONS
             assert len({answer.weight_version for answer in scored.group.completions}) == 1
-    lines = [line for line in view.metrics() if line["step"]]
-    assert all(0 <= line["staleness_max"] <= 2 for line in lines)
-    rewards = [line["reward"] for line in lines]
+    lines = [line for line in view.metrics() if line.step]
+    assert all(0 <= (line.rollout.staleness_max or 0) <= 2 for line in lines)
+    rewards = [line.rollout.reward or 0.0 for line in lines]
     assert fmean(rewards[:5]) < UNLEARNED and fmean(rewards[-5:]) > LEARNED, rewards
-    assert lines[-1]["weight_version"] > steps / 4, "too few versions that could be disturbed"
+    assert (lines[-1].weight_version or 0) > steps / 4, "too few versions that could be disturbed"
 
 
 def disturbed(process: subprocess.Popen[bytes], chaos: Chaos, strikes: int, seed: int) -> None:
@@ -94,7 +94,7 @@ def test_an_undisturbed_run_sets_the_level(recipe: Path, tmp_path: Path) -> None
     finish(start(*asked(recipe, run, steps)))
     view = RunDir.read(run)
     check(view, steps)
-    kinds = {event["kind"] for event in view.events()}
+    kinds = {event.kind for event in view.events()}
     assert not kinds & {"worker_lost", "worker_silent", "worker_garbage"}
 
 

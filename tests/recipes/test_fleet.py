@@ -77,7 +77,7 @@ def test_killed_workers_and_learners_change_no_bit(
     assert weights(killed) == weights(inline)
     for step in range(1, 9):
         assert answers(killed, step) == answers(inline, step)
-    kinds = [event["kind"] for event in RunDir.read(killed).events()]
+    kinds = [event.kind for event in RunDir.read(killed).events()]
     assert kinds.count("worker_lost") >= 2 and kinds.count("resumed") == 1
 
 
@@ -109,14 +109,14 @@ def test_asynchronous_every_problem_is_used_once_and_none_too_old(
     used = [sequence for step in range(1, 9) for sequence in view.ledger.sequences(0, step)]
     assert sorted(used) == list(range(8 * 3))
     assert view.ledger.arrivals(0) == []
-    lines = [line for line in view.metrics() if line["step"]]
+    lines = [line for line in view.metrics() if line.step]
     behind = []
     for line in lines:
-        assert line["staleness_max"] <= 2
-        for scored in view.ledger.read(0, line["step"]):
+        assert (line.rollout.staleness_max or 0) <= 2
+        for scored in view.ledger.read(0, line.step):
             versions = {answer.weight_version for answer in scored.group.completions}
             assert len(versions) == 1
-            behind.append(line["step"] - 1 - versions.pop())
+            behind.append(line.step - 1 - versions.pop())
     assert max(behind) > 0, "generation never ran ahead"
     assert min(behind) == 0
 
@@ -198,7 +198,7 @@ def test_a_planted_engine_with_stale_weights_is_caught(
     view = RunDir.read(tmp_path / "run")
     assert view.status == "failed" and why in (view.manifest.reason or "")
     # What was learned before it was caught is kept, all of it from right weights.
-    done = max((line["step"] for line in view.metrics()), default=0)
+    done = max((line.step for line in view.metrics()), default=0)
     assert [c.step for c in view.checkpoints()] == ([done] if done else [])
     assert len(view.ledger.steps()) == done
 
@@ -307,7 +307,7 @@ def test_a_full_store_stops_the_run_which_goes_on_elsewhere(
     assert process.returncode == 2 and b"no space left on the disk" in errors, errors
     assert b"Traceback" not in errors
     view = RunDir.read(run)
-    done = max(line["step"] for line in view.metrics())
+    done = max(line.step for line in view.metrics())
     assert 0 < done < 6 and [point.step for point in view.checkpoints()] == [done]
     finish(start(two_generators, run, *more, "--resume"))
     finish(start(two_generators, reference, *more))

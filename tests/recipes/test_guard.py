@@ -20,8 +20,8 @@ from interlock.errors import TrainingError
 from interlock.learner.learner import StepResult
 from interlock.mismatch import Mismatch
 from interlock.recipes.guard import Guard, buckets, label, numerics
+from interlock.recipes.sinks import Sink
 from interlock.recipes.stage import Stage
-from interlock.recipes.watch import Watch
 from interlock.records.metrics import WorkerMetrics, WorkerState
 from interlock.records.rl import Sampling
 from interlock.rundir import RunDir
@@ -116,15 +116,15 @@ class Scene:
         learner: Any = SimpleNamespace(version=7, steps=0, bad_steps=0)
         self.generators: Any = FakeGenerators(*names)
         self.run = run
-        self.guard = Guard(Stage(0, grpo, recipe, run, learner, self.generators, Watch()))
+        self.guard = Guard(Stage(0, grpo, recipe, run, learner, self.generators, Sink()))
 
-    def judge(self, *updates: StepResult, step: int = 9) -> dict[str, Any]:
+    def judge(self, *updates: StepResult, step: int = 9) -> dict[str, WorkerMetrics]:
         return self.guard.judge(step, updates, fresh=True)
 
     def messages(self) -> list[str]:
         events = self.run.events()
-        assert {event["kind"] for event in events} <= {"worker_mismatch"}
-        return [event["message"] for event in events]
+        assert {event.kind for event in events} <= {"worker_mismatch"}
+        return [event.message for event in events]
 
 
 @pytest.fixture
@@ -136,13 +136,10 @@ def run(tmp_path: Path) -> Any:
 def test_what_is_logged(run: RunDir) -> None:
     s = Scene(run, "a", "b")
     metrics = s.judge(result(a0=found(0.0005), a2=found(0.5)))
-    assert metrics.keys() == {"workers"} and metrics["workers"].keys() == {"a", "b"}
-    a, b = metrics["workers"]["a"], metrics["workers"]["b"]
-    assert a["mismatch"] == {
-        "0": {"tokens": 128, "k3": 0.0005, "max": 0.5, "share_above_2": 0.0},
-        "2": {"tokens": 128, "k3": 0.5, "max": 0.5, "share_above_2": 0.0},
-    }
-    assert b["mismatch"] == {} and (a["state"], a["groups"]) == ("ready", 3)
+    assert metrics.keys() == {"a", "b"}
+    assert metrics["a"].mismatch == {0: found(0.0005), 2: found(0.5)}
+    assert metrics["b"].mismatch == {}
+    assert (metrics["a"].state, metrics["a"].groups) == (WorkerState.READY, 3)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +159,7 @@ def test_warned_and_put_in_quarantine(run: RunDir, k3: float, warned: bool, out:
     metrics = s.judge(result(a0=found(k3), b0=found(0.0)))
     assert [m.startswith("a: k3 ") for m in s.messages()] == [True] * warned
     assert list(s.generators.reasons) == ["a"] * out
-    assert metrics["workers"]["a"]["state"] == ("quarantined" if out else "ready")
+    assert metrics["a"].state == ("quarantined" if out else "ready")
 
 
 def test_what_is_said(run: RunDir) -> None:
@@ -209,7 +206,7 @@ def test_a_cut_distribution_is_no_mismatch_of_numerics(run: RunDir, sampling: Sa
     s = Scene(run, "a", "b", sampling=sampling)
     metrics = s.judge(result(a0=found(0.5), b0=found(0.005)))
     assert s.messages() == [] and s.generators.reasons == {}
-    assert metrics["workers"]["a"]["mismatch"]["0"]["k3"] == 0.5  # it is shown all the same
+    assert metrics["a"].mismatch[0].k3 == 0.5  # it is shown all the same
 
 
 def test_strangers_and_those_in_quarantine_are_left_alone(run: RunDir) -> None:
@@ -230,7 +227,7 @@ def test_inline_stops_the_run_and_names_the_remedy(run: RunDir) -> None:
 
 def test_a_step_that_taught_nothing_measures_nothing(run: RunDir) -> None:
     s = Scene(run, "a")
-    assert s.judge()["workers"]["a"]["mismatch"] == {}
+    assert s.judge()["a"].mismatch == {}
     assert s.messages() == []
 
 
@@ -238,4 +235,4 @@ def test_groups_of_an_earlier_session_say_nothing_of_the_workers_of_this_one(run
     s = Scene(run, "a")
     metrics = s.guard.judge(9, [result(a0=found(0.5))], fresh=False)
     assert s.generators.reasons == {} and s.messages() == []
-    assert metrics["workers"]["a"]["mismatch"]["0"]["k3"] == 0.5
+    assert metrics["a"].mismatch[0].k3 == 0.5

@@ -15,12 +15,14 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from interlock.config.schema import FleetSettings, Grpo, ModelSettings, Recipe, TaskSettings
 from interlock.errors import TrainingError
 from interlock.recipes.rollouts import Rollouts
+from interlock.recipes.sinks import Sink
 from interlock.recipes.stage import Stage
-from interlock.recipes.watch import Watch
+from interlock.records.metrics import RolloutMetrics
 from interlock.records.rl import Completion, FinishReason, Group, Problem, ScoredGroup, Verdict
 from interlock.rundir import RunDir
 from interlock.workers.generators import Forget, Keep, Outcome, Purpose, Work, no_forget, no_keep
@@ -151,7 +153,7 @@ def open_stage(
     )
     learner: Any = SimpleNamespace(version=0, steps=0, bad_steps=0, unpublished=False)
     fleet: Any = generators
-    return Stage(STAGE, grpo, recipe, run, learner, fleet, Watch())
+    return Stage(STAGE, grpo, recipe, run, learner, fleet, Sink())
 
 
 class Session:
@@ -169,7 +171,7 @@ class Session:
         self.stage = open_stage(run, generators, **given)
         self.rollouts = Rollouts(self.stage, FakeTask())
         self.taken: dict[int, list[int]] = {}
-        self.metrics: dict[str, float] = {}  # of the last step
+        self.metrics = RolloutMetrics()  # of the last step
         self.stale = 0
 
     def publish(self, version: int) -> None:
@@ -187,7 +189,7 @@ class Session:
         self.taken[step] = [sequence for sequence, _ in found]
         scored = [ScoredGroup(group, [Verdict(0.0)] * 2) for _, group in found]
         self.run.ledger.record(STAGE, step, scored, self.taken[step])
-        self.metrics = self.rollouts.metrics(scored)
+        self.metrics = self.rollouts.metrics(scored, skipped=len(scored))
         for _ in range(self.pause()):  # the workers go on while the learner learns
             self.generators.tick()
         return found
@@ -260,8 +262,8 @@ def test_groups_that_are_too_old_are_dropped_counted_and_made_again(run: RunDir)
     assert {group.completions[0].weight_version for _, group in found} == {2}
     assert [work.keys for work in generators.ordered] == [(2, 3), (4, 5)]
     assert s.rollouts.stale == 2 and generators.dropped_groups == {"w0": 2}
-    (event,) = (event for event in run.events() if event["kind"] == "groups_stale")
-    assert event["message"] == "step 2: 2 groups are not of the last 2 versions: made again"
+    (event,) = (event for event in run.events() if event.kind == "groups_stale")
+    assert event.message == "step 2: 2 groups are not of the last 2 versions: made again"
     assert [sequence for sequence, _ in run.ledger.arrivals(STAGE)][:2] == [2, 3]
 
 
@@ -285,7 +287,7 @@ def test_unused_groups_of_a_quarantined_worker_are_made_again_by_others(run: Run
     assert [sequence for sequence, _ in found] == [4, 5, 6, 7]
     assert {group.worker for _, group in found} == {"w0"}
     assert generators.dropped_groups == {"w1": 2} and s.rollouts.stale == 0
-    assert not [event for event in run.events() if event["kind"] == "groups_stale"]
+    assert not [event for event in run.events() if event.kind == "groups_stale"]
 
 
 def test_what_a_worker_made_before_its_quarantine_is_not_used_when_it_is_back(run: RunDir) -> None:
@@ -298,7 +300,7 @@ def test_what_a_worker_made_before_its_quarantine_is_not_used_when_it_is_back(ru
     assert [sequence for sequence, _ in found] == [4, 5, 6, 7]
     assert generators.ordered[before].keys == (6, 7)
     assert generators.dropped_groups == {"w1": 2} and s.rollouts.stale == 0
-    assert not [event for event in run.events() if event["kind"] == "groups_stale"]
+    assert not [event for event in run.events() if event.kind == "groups_stale"]
 
 
 def test_what_was_withdrawn_is_not_used_when_the_run_stops_before_the_next_step(
@@ -405,19 +407,23 @@ def test_metrics_by_hand(run: RunDir) -> None:
     s = Session(run, generators, steps=9, problems=4, cap=3, unit=1)
     s.step(8)  # trained on version 7
     assert s.taken[8] == [0, 1, 2, 4]  # 3 is five versions old, and then nobody can answer it
-    assert s.metrics == {
-        "staleness_mean": 1.0,  # 3, 1, 0, 0
-        "staleness_max": 3,
-        "groups_stale": 1,
-        "groups_set_aside": 1,
-    }
+    expected = RolloutMetrics(
+        reward=0.0,
+        length=1.0,
+        truncated=0.0,
+        tokens=8,  # four groups of two completions of one token
+        groups=4,
+        groups_skipped=4,
+        groups_stale=1,
+        groups_set_aside=1,
+        staleness_mean=1.0,  # 3, 1, 0, 0
+        staleness_max=3,
+        verifier_errors=0,
+    )
+    assert s.metrics == expected
     s.step(9)
-    assert s.metrics == {
-        "staleness_mean": 0.0,
-        "staleness_max": 0,
-        "groups_stale": 0,
-        "groups_set_aside": 0,
-    }
+    fresh = {"staleness_mean": 0.0, "staleness_max": 0, "groups_stale": 0, "groups_set_aside": 0}
+    assert s.metrics == replace(expected, **fresh)
 
 
 def test_without_a_problem_left_the_stage_stops(run: RunDir) -> None:
@@ -497,8 +503,8 @@ class Simulation:
                     generators.quarantine(f"w{self.noise.randrange(generators.size)}", "odd")
         finally:
             self.stale += s.stale
-            stale = [e for e in self.run.events() if e["kind"] == "groups_stale"]
-            assert sum(int(e["message"].split()[2]) for e in stale) == self.stale
+            stale = [e for e in self.run.events() if e.kind == "groups_stale"]
+            assert sum(int(e.message.split()[2]) for e in stale) == self.stale
             assert sum(generators.dropped_groups.values()) >= s.stale
 
     def check(
@@ -507,8 +513,8 @@ class Simulation:
         sequences = [sequence for sequence, _ in found]
         assert sequences == sorted(sequences)
         behind = [step - 1 - group.completions[0].weight_version for _, group in found]
-        assert s.metrics["staleness_mean"] == pytest.approx(sum(behind) / len(behind))
-        assert s.metrics["staleness_max"] == max(behind) <= self.cap and min(behind) >= 0
+        assert s.metrics.staleness_mean == pytest.approx(sum(behind) / len(behind))
+        assert s.metrics.staleness_max == max(behind) <= self.cap and min(behind) >= 0
         for sequence, group in found:
             place, index = divmod(sequence, self.size)
             assert group.problem.id == f"{place + 1}-{index}"

@@ -15,8 +15,9 @@ from interlock.errors import TrainingError
 from interlock.models.decoder import Decoder
 from interlock.models.tokenizer import Tokenizer
 from interlock.recipes import fleet
+from interlock.recipes.sinks import Sink
 from interlock.recipes.train import train
-from interlock.recipes.watch import Watch
+from interlock.records.metrics import Event
 from interlock.rundir import RunDir
 from interlock.workers import generator as generators
 
@@ -57,7 +58,7 @@ def run(recipe: Path, directory: Path, *overrides: str) -> Any:
 
 
 def test_sft_learns_what_it_is_shown(sft_recipe: Path, tmp_path: Path) -> None:
-    losses = [line["loss"] for line in run(sft_recipe, tmp_path / "run").metrics()[1:]]
+    losses = [line.update.loss for line in run(sft_recipe, tmp_path / "run").metrics()[1:]]
     assert losses[0] == pytest.approx(math.log(49152), rel=0.05)  # knows nothing
     assert losses[-1] < losses[0] / 2
 
@@ -70,11 +71,11 @@ def test_stages_go_on_with_the_same_weights(
     joined.write_text(sft_recipe.read_text() + grpo[grpo.index("[[stage]]") :])
     view = run(joined, tmp_path / "run", "stage.0.steps=3", "stage.1.steps=2")
     lines = view.metrics()
-    assert [(line["stage"], line["step"], line["kind"]) for line in lines] == [
+    assert [(line.stage, line.step, line.kind) for line in lines] == [
         *((0, step, "sft") for step in range(4)),
         *((1, step, "grpo") for step in range(3)),
     ]
-    assert [line["weight_version"] for line in lines if "weight_version" in line] == [2, 3]
+    assert [line.weight_version for line in lines] == [None, 1, 1, 1, None, 2, 3]
     # The first completions of the second stage come from the weights the first one ended with.
     versions = {c.weight_version for g in view.ledger.read(1, 1) for c in g.group.completions}
     assert versions == {1}
@@ -107,9 +108,9 @@ def test_the_result_is_a_model_that_transformers_reads(tiny_recipe: Path, tmp_pa
 def test_every_variant_trains(overrides: list[str], tiny_recipe: Path, tmp_path: Path) -> None:
     short = ["stage.steps=2", "stage.eval.every=0"]
     lines = run(tiny_recipe, tmp_path / "run", *short, *overrides).metrics()[1:]
-    assert all(line["grad_norm"] > 0 and line["bad_steps"] == 0 for line in lines)
+    assert all(line.update.grad_norm > 0 and line.update.bad_steps == 0 for line in lines)
     if "stage.loss.kl_beta=0.1" in overrides:
-        assert lines[0]["kl"] == pytest.approx(0, abs=1e-6) and lines[1]["kl"] > 1e-6
+        assert lines[0].update.kl == pytest.approx(0, abs=1e-6) and lines[1].update.kl > 1e-6
 
 
 def test_checkpointing_and_micro_batches_change_nothing_but_rounding(
@@ -120,7 +121,8 @@ def test_checkpointing_and_micro_batches_change_nothing_but_rounding(
     split = ["learner.activation_checkpointing=true", "learner.micro_batch_tokens=64"]
     other = run(tiny_recipe, tmp_path / "b", *short, *split).metrics()[1]
     for name in ("loss", "grad_norm", "entropy"):
-        assert other[name] == pytest.approx(plain[name], rel=1e-5, abs=1e-7)
+        expected = pytest.approx(getattr(plain.update, name), rel=1e-5, abs=1e-7)
+        assert getattr(other.update, name) == expected
 
 
 def test_a_generator_that_uses_the_masters_gives_the_run_of_one_with_a_copy(
@@ -136,7 +138,7 @@ def test_a_generator_that_uses_the_masters_gives_the_run_of_one_with_a_copy(
     def result(directory: Path) -> tuple[list[Any], dict[str, torch.Tensor]]:
         overrides = ["stage.steps=3", "stage.updates_per_step=2"]
         done = run(tiny_recipe, directory, *overrides)
-        lines = [line["reward"] for line in done.metrics()[1:]]
+        lines = [line.rollout.reward for line in done.metrics()[1:]]
         return lines, load_file(directory / "weights" / "model.safetensors")
 
     monkeypatch.setattr(fleet, "sharing_generator", watched)
@@ -171,12 +173,12 @@ def test_a_verifier_that_fails_is_counted_and_stops_nothing(
     )
     notes: list[str] = []
 
-    class Notes(Watch):
-        def note(self, message: str) -> None:
-            notes.append(message)
+    class Notes(Sink):
+        def event(self, event: Event) -> None:
+            notes.append(event.message)
 
     recipe = load_recipe(tiny_recipe, ["stage.steps=2", "stage.eval.every=0"])
-    train(recipe, tmp_path / "run", watch=Notes())
+    train(recipe, tmp_path / "run", sinks=[Notes()])
     view = RunDir.read(tmp_path / "run")
     scored = [group for step in (1, 2) for group in view.ledger.read(0, step)]
     odd = [
@@ -187,5 +189,5 @@ def test_a_verifier_that_fails_is_counted_and_stops_nothing(
     verdicts = [verdict for group in scored for verdict in group.verdicts]
     assert [verdict.error is not None for verdict in verdicts] == odd and any(odd)
     assert all(verdict.reward == 0 for verdict in verdicts if verdict.error)
-    assert sum(line.get("verifier_errors", 0) for line in view.metrics()) == sum(odd)
+    assert sum(line.rollout.verifier_errors or 0 for line in view.metrics()) == sum(odd)
     assert any("odd" in note for note in notes)

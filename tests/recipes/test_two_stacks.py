@@ -24,13 +24,13 @@ def test_two_stacks_train_one_model(smollm2: Path, tiny_recipe: Path, tmp_path: 
     more = ["stage.steps=4", "stage.eval.every=0", "stage.optimizer.lr=1e-5"]
     finish(start(recipe, run, f"model.path={smollm2}", *more))
     view = RunDir.read(run)
-    lines = [line for line in view.metrics() if line["step"]]
-    (worker_facts,) = lines[-1]["workers"].values()
-    assert worker_facts["engine"].startswith("vllm ")
+    lines = [line for line in view.metrics() if line.step]
+    (worker_facts,) = lines[-1].workers.values()
+    assert (worker_facts.engine or "").startswith("vllm ")
     # Two implementations of the same float32 arithmetic: they round differently, and no more.
-    assert all(line["workers"]["generator-0"]["canary_k3"] < 1e-6 for line in lines)
-    fresh = lines[0]["workers"]["generator-0"]["mismatch"]["0"]
-    assert fresh["tokens"] > 0 and fresh["k3"] < 1e-6 and fresh["share_above_2"] == 0
+    assert all((line.workers["generator-0"].canary_k3 or 0) < 1e-6 for line in lines)
+    fresh = lines[0].workers["generator-0"].mismatch[0]
+    assert fresh.tokens > 0 and fresh.k3 < 1e-6 and fresh.share_above_2 == 0
     assert sorted(view.ledger.used(0)) == list(range(4 * 3))
-    kinds = [event["kind"] for event in view.events()]
+    kinds = [event.kind for event in view.events()]
     assert kinds == ["worker_started"], view.events()

@@ -1,25 +1,41 @@
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
+from interlock.config.schema import GuardSettings
+from interlock.mismatch import Mismatch
+from interlock.records.metrics import (
+    Event,
+    StepMetrics,
+    StepSeconds,
+    WorkerMetrics,
+    WorkerState,
+)
 from interlock.report import fleet
 from interlock.report.fleet_plots import fleet_plots
 from interlock.report.plots import Timeline
 
-FleetRun = tuple[list[dict[str, Any]], list[dict[str, Any]]]
-GUARD = {"warn": 1e-3, "quarantine": 1e-2}
+FleetRun = tuple[list[StepMetrics], list[Event]]
+GUARD = GuardSettings(warn=1e-3, quarantine=1e-2)
 
 
-def line(step: int, **workers: dict[str, Any]) -> dict[str, Any]:
-    return {"stage": 0, "step": step, "time": 10.0 * step, "workers": workers}
+def line(step: int, seconds: float | None = None, **workers: dict[str, Any]) -> StepMetrics:
+    return StepMetrics(
+        stage=0,
+        step=step,
+        time=10.0 * step,
+        seconds=StepSeconds(step=seconds),
+        workers={name: WorkerMetrics(**facts) for name, facts in workers.items()},
+    )
 
 
 def traces(
-    metrics: list[dict[str, Any]], events: Sequence[dict[str, Any]] = (), guard: Any = GUARD
+    metrics: list[StepMetrics],
+    events: Sequence[Event] = (),
+    guard: GuardSettings | None = GUARD,
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Plot id -> trace name -> trace; every figure must be valid plotly."""
     timeline = Timeline(metrics, [])
@@ -32,9 +48,10 @@ def traces(
 
 
 def test_counters_that_begin_anew_are_added_up() -> None:
-    values = [5, 8, None, 8, 3, 4, "many", 1]
-    metrics = [line(step, w={"groups": value}) for step, value in enumerate(values)]
-    assert fleet.increments(metrics, "w", "groups") == [5, 3, None, 0, 3, 1, None, 1]
+    metrics = [line(step, w={"groups": value}) for step, value in enumerate([5, 8, 8, 3, 4, 1])]
+    metrics.insert(2, line(9))
+    grown = fleet.increments(metrics, "w", lambda own: own.groups)
+    assert grown == [5, 3, None, 0, 3, 1, 1]
     assert fleet.workers(metrics)[0].groups == 13
 
 
@@ -49,24 +66,32 @@ def test_a_rate_is_of_the_seconds_spent_generating() -> None:
 
 
 def test_mismatch_is_weighted_by_tokens_and_told_at_the_lowest_staleness() -> None:
-    first = {"2": {"tokens": 10, "k3": 0.5}, "1": {"tokens": 30, "k3": 1e-3}}
-    second = {"1": {"tokens": 10, "k3": 5e-3}, "10": {"tokens": 1, "k3": 1.0}}
+    first = {2: Mismatch(10, 0.5, 0.1, 0.5), 1: Mismatch(30, 1e-3)}
+    second = {1: Mismatch(10, 5e-3, 0.7, 0.2), 10: Mismatch(1, 1.0)}
     metrics = [line(1, w={"mismatch": first}), line(2, w={"mismatch": second})]
     means = fleet.mean_mismatch(metrics, "w")
     assert list(means) == [1, 2, 10]
-    assert means == pytest.approx({1: 2e-3, 2: 0.5, 10: 1.0})
+    assert {at: gap.k3 for at, gap in means.items()} == pytest.approx({1: 2e-3, 2: 0.5, 10: 1.0})
+    assert (means[1].tokens, means[1].max, means[1].share_above_2) == (40, 0.7, 2 / 40)
     [worker] = fleet.workers(metrics)
     assert (worker.k3, worker.staleness) == (pytest.approx(2e-3), 1)
 
 
+def test_a_mismatch_beyond_all_numbers_is_shown_as_such() -> None:
+    gaps = {0: Mismatch(10, math.inf, math.inf, 1.0)}
+    metrics = [line(1, w={"mismatch": gaps}), line(2, w={"mismatch": {0: Mismatch(10, 1e-4)}})]
+    assert fleet.workers(metrics)[0].k3 == math.inf
+    assert traces(metrics)["worker-mismatch"]["w"]["y"] == [math.inf, 1e-4]
+
+
 def test_a_worker_keeps_what_it_once_told() -> None:
     told = {"engine": "vllm 0.32.0", "device": "cpu", "dtype": "bfloat16", "canary_k3": 1e-5,
-            "state": "ready", "weight_version": 4}  # fmt: skip
-    gone = {"engine": None, "device": None, "state": "retired", "weight_version": None}
+            "state": WorkerState.READY, "weight_version": 4}  # fmt: skip
+    gone = {"state": WorkerState.RETIRED}
     [worker] = fleet.workers([line(1, w=told), line(2, w=gone), line(3)])
     assert (worker.engine, worker.device, worker.dtype) == ("vllm 0.32.0", "cpu", "bfloat16")
     assert (worker.state, worker.version, worker.canary_k3) == ("retired", None, 1e-5)
-    assert worker.rate is worker.k3 is worker.restarts is None
+    assert worker.rate is worker.k3 is None and worker.restarts == 0
 
 
 def test_whom_no_certificate_admits_is_told() -> None:
@@ -80,19 +105,19 @@ def test_whom_no_certificate_admits_is_told() -> None:
 
 def test_loading_is_a_share_of_all_workers_time() -> None:
     metrics = [
-        line(1, a={"seconds_loading": 2.0}, b={"seconds_loading": 0.0}) | {"seconds_step": 10.0},
-        line(2, a={"seconds_loading": 3.0}) | {"seconds_step": 4.0},
+        line(1, 10.0, a={"seconds_loading": 2.0}, b={"seconds_loading": 0.0}),
+        line(2, 4.0, a={"seconds_loading": 3.0}),
         line(3, a={"seconds_loading": 3.5}),
-        line(4) | {"seconds_step": 4.0},
+        line(4, 4.0),
     ]
     assert fleet.loading_share(metrics) == [0.1, 0.25, None, None]
 
 
 def test_the_summary_of_a_run(fleet_run: FleetRun) -> None:
     metrics, _ = fleet_run
-    sizes = [step["published_bytes"] for step in metrics]
-    waited = sum(step["seconds_wait"] for step in metrics) / (10.0 * 40)
-    staleness = sum(step["staleness_mean"] for step in metrics) / 40
+    sizes = [step.published.bytes or 0 for step in metrics]
+    waited = sum(step.seconds.wait or 0 for step in metrics) / (10.0 * 40)
+    staleness = sum(step.rollout.staleness_mean or 0 for step in metrics) / 40
     assert fleet.summary(metrics) == {
         "workers": "2",
         "at work at the end": "1",
@@ -127,14 +152,14 @@ def test_the_plots_show_the_logged_numbers(fleet_run: FleetRun) -> None:
         "states", "worker-speed", "worker-mismatch", "staleness-mismatch", "staleness", "weights",
     ]  # fmt: skip
     lines = shown["worker-mismatch"]
-    workers = [step["workers"]["vllm-0"]["mismatch"] for step in metrics]
-    assert lines["vllm-0"]["y"] == [found["0"]["k3"] if found else None for found in workers]
+    workers = [step.workers["vllm-0"].mismatch for step in metrics]
+    assert lines["vllm-0"]["y"] == [found[0].k3 if found else None for found in workers]
     assert lines["warn at 0.001"]["y"] == [1e-3, 1e-3]
     assert lines["quarantine at 0.01"]["x"] == [0, 40]
     by_staleness = shown["staleness-mismatch"]["torch-0"]
     assert (by_staleness["x"], by_staleness["y"]) == (
         [0, 1, 2],
-        list(fleet.mean_mismatch(metrics, "torch-0").values()),
+        [gap.k3 for gap in fleet.mean_mismatch(metrics, "torch-0").values()],
     )
     assert shown["worker-speed"]["torch-0"]["y"] == fleet.rates(metrics, "torch-0")
     assert shown["staleness"]["highest"]["y"][:4] == [0, 1, 2, 2]
@@ -149,8 +174,8 @@ def test_the_axis_of_a_mismatch_has_whole_decades(fleet_run: FleetRun) -> None:
     plots = {plot.id: plot for plot in fleet_plots(*fleet_run, GUARD, timeline)}
     axis = plots["worker-mismatch"].figure(timeline)["layout"]["yaxis"]
     assert (axis["type"], axis["range"]) == ("log", [-5.05, -1.95])
-    metrics = [line(1, w={"mismatch": {"0": {"tokens": 5, "k3": 0.0}}})]  # no place on that axis
-    assert "worker-mismatch" not in traces(metrics, guard={})
+    metrics = [line(1, w={"mismatch": {0: Mismatch(5)}})]  # no place on that axis
+    assert "worker-mismatch" not in traces(metrics, guard=None)
 
 
 def test_states_are_spells_and_events_lie_between_the_steps(fleet_run: FleetRun) -> None:
@@ -177,40 +202,17 @@ def test_states_are_spells_and_events_lie_between_the_steps(fleet_run: FleetRun)
     assert states["started"]["x"] == [0.5, 0.5]  # before the first step was logged
 
 
-def test_a_run_without_workers_has_no_fleet(grpo_step: Callable[..., dict[str, Any]]) -> None:
+def test_a_run_without_workers_has_no_fleet(grpo_step: Callable[..., StepMetrics]) -> None:
     metrics = [grpo_step(0, step) for step in (1, 2)]
     assert traces(metrics) == {} and fleet.workers(metrics) == []
 
 
 def test_a_fleet_too_large_to_draw_says_so() -> None:
-    facts = {"state": "ready", "tokens": 10, "seconds_generating": 1.0}
+    facts = {"state": WorkerState.READY, "tokens": 10, "seconds_generating": 1.0}
     metrics = [line(1, **{f"w{index}": facts for index in range(30)})]
     timeline = Timeline(metrics, [])
-    speed = next(p for p in fleet_plots(metrics, [], {}, timeline) if p.id == "worker-speed")
+    speed = next(p for p in fleet_plots(metrics, [], None, timeline) if p.id == "worker-speed")
     assert len(speed.rows[0].traces) == 24 and "The first 24 of 30 workers." in speed.note
     looks = [(t["line"]["color"], t["line"]["dash"]) for t in speed.rows[0].traces]
     assert len(set(looks)) == 24
     assert len(fleet.workers(metrics)) == 30
-
-
-ODD = st.recursive(
-    st.none() | st.booleans() | st.floats() | st.text(max_size=3) | st.integers(),
-    lambda inner: (
-        st.lists(inner, max_size=2)
-        | st.dictionaries(st.sampled_from(["0", "1", "²", "tokens", "k3", "x"]), inner, max_size=3)
-    ),
-    max_leaves=6,
-)
-KEYS = st.sampled_from(["state", "tokens", "seconds_generating", "mismatch", "engine", "groups"])
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(ODD | st.dictionaries(st.text(max_size=2), ODD | st.dictionaries(KEYS, ODD))))
-def test_whatever_is_logged_gives_a_fleet_or_none(logged: list[Any]) -> None:
-    metrics = [
-        {"stage": 0, "step": step, "time": float(step), "workers": workers, "seconds_step": 1.0}
-        for step, workers in enumerate(logged)
-    ]
-    traces(metrics, [{"kind": "worker_lost", "time": 1.5, "worker": "w"}])
-    fleet.workers(metrics)
-    fleet.summary(metrics)

@@ -15,6 +15,13 @@ from hypothesis import strategies as st
 
 from interlock.config.reading import parse_recipe, to_tree
 from interlock.errors import RunError
+from interlock.records.metrics import (
+    StepMetrics,
+    StepSeconds,
+    UpdateMetrics,
+    WorkerMetrics,
+    WorkerState,
+)
 from interlock.records.rl import Verdict
 from interlock.report import write_report
 from interlock.report.page import to_toml
@@ -71,7 +78,7 @@ class Page(HTMLParser):
 
 
 def full_run(run: RunDir, grpo_step: Callable[..., Any], make_group: Callable[..., Any]) -> None:
-    run.log({"stage": 0, "kind": "grpo", "step": 0, "accuracy": 0.0})
+    run.log(StepMetrics(stage=0, step=0, kind="grpo", accuracy=0.0))
     for step in (1, 2, 3):
         run.ledger.record(0, step, [make_group(f"q{step}", ("mm", 0.0), ("nn", 1.0))], [step])
         run.log(grpo_step(0, step, accuracy=0.5 if step == 3 else None))
@@ -124,9 +131,12 @@ def test_the_page_stands_alone(
 
 def test_the_page_shows_what_workers_are_trusted_with(make_run: MakeRun) -> None:
     with make_run({"name": "x", "stage": [{"kind": "grpo"}]}) as run:
-        facts = {"state": "ready", "device": "npu"}
-        workers = {"a": facts | {"trust": "generate"}, "b": facts | {"trust": "unqualified"}}
-        run.log({"stage": 0, "step": 1, "workers": workers})
+        trusts = {"a": "generate", "b": "unqualified"}
+        workers = {
+            name: WorkerMetrics(WorkerState.READY, device="npu", trust=trust)
+            for name, trust in trusts.items()
+        }
+        run.log(StepMetrics(stage=0, step=1, workers=workers))
     text = " ".join(Page(write_report(run.path)).text.split())
     assert "a npu ready trust: generate" in text and "b npu ready no certificate" in text
 
@@ -138,7 +148,7 @@ def test_the_page_shows_the_fleet(make_run: MakeRun, fleet_run: Any) -> None:
         for line in metrics:
             run.log(line)
         for event in events:
-            run.event(**{key: value for key, value in event.items() if key != "time"})
+            run.event(event.kind, event.message, event.worker)
     page = Page(write_report(run.path))
     text = " ".join(page.text.split())
     for words in (
@@ -171,10 +181,10 @@ def test_foreign_text_is_inert(
         run.ledger.record(0, 1, [scored], [0])
         run.ledger.record_evaluation(0, 0, [make_group(attack, (attack, 0.0))])
         run.ledger.record_evaluation(0, 1, [make_group(attack, (attack, 1.0))])
-        worker = {"state": attack, "engine": attack, "tokens": 9, "seconds_generating": 1.0}
-        run.log(grpo_step(0, 1, kind=attack, workers={attack: worker}, published={attack: 1}))
+        worker = WorkerMetrics(engine=attack, trust=attack, tokens=9, seconds_generating=1.0)
+        run.log(grpo_step(0, 1, kind=attack, workers={attack: worker}))
         run.log(grpo_step(1, 1, kind=attack))
-        run.event(attack.replace("_", " "), attack)
+        run.event(attack, attack)  # read back as a kind of another version
         run.event("worker_lost", attack, worker=attack)
         raise ValueError(attack)
     page = Page(write_report(run.path))
@@ -238,10 +248,11 @@ def test_a_run_killed_early_gives_a_page(
 
 
 def test_an_sft_run_has_no_reward_plots(make_run: MakeRun) -> None:
-    line = {"kind": "sft", "loss": 2.0, "grad_norm": 1.0, "lr": 1e-5, "seconds_step": 2.0}
+    update = UpdateMetrics(loss=2.0, grad_norm=1.0, lr=1e-5, tokens=100)
+    seconds = StepSeconds(update=1.5, step=2.0)
     with make_run({"name": "s", "model": {"path": "m"}, "stage": [{"kind": "sft"}]}) as run:
         for step in (1, 2):
-            run.log({"stage": 0, "step": step, "trained_tokens": 100} | line)
+            run.log(StepMetrics(stage=0, step=step, kind="sft", update=update, seconds=seconds))
     page = Page(write_report(run.path))
     assert list(page.figures) == ["loss", "gradient", "time", "speed"]
     assert "Accuracy" not in page.text

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from interlock.records.metrics import RolloutMetrics, StepMetrics
 from interlock.report import summary
 from interlock.rundir import Session
 
@@ -44,9 +45,8 @@ def test_evaluations_take_the_logged_accuracy_else_the_mean_reward(
     scored = [make_group(f"q{i}", *answer) for i, answer in enumerate(answers)]
     run.ledger.record_evaluation(0, 0, scored)
     run.ledger.record_evaluation(0, 2, scored)
-    run.log({"stage": 0, "step": 1, "accuracy": None})
-    run.log({"stage": 0, "step": 2, "accuracy": 0.75})
-    run.log({"stage": 0, "step": 3, "accuracy": 0.25})
+    for step, accuracy in ((1, None), (2, 0.75), (3, 0.25)):
+        run.log(StepMetrics(stage=0, step=step, accuracy=accuracy))
     assert summary.evaluations(run, run.metrics()) == [
         (0, 0, 0.625, 4),
         (0, 2, 0.75, 4),
@@ -110,8 +110,10 @@ def test_pauses_and_what_a_kill_cut_short_do_not_count_as_time() -> None:
     assert summary.active_seconds([Session(100.0)], []) == 0.0
 
 
-@pytest.mark.parametrize("value", [None, "3", True, math.nan, math.inf, [1]])
-def test_what_is_no_finite_number_is_left_out(value: Any) -> None:
-    assert summary.number({"x": value}, "x") is None
-    assert summary.total([{"x": value}, {}], "x") is None
-    assert summary.total([{"x": value}, {"x": 2}, {"x": 3.5}], "x") == 5.5
+def test_a_total_is_of_the_steps_that_have_the_figure() -> None:
+    metrics = [
+        StepMetrics(stage=0, step=step, rollout=RolloutMetrics(tokens=tokens))
+        for step, tokens in enumerate([None, 2, 3])
+    ]
+    assert summary.total(metrics, lambda m: m.rollout.tokens) == 5
+    assert summary.total(metrics[:1], lambda m: m.rollout.tokens) is None

@@ -17,6 +17,7 @@ from interlock.rundir import RunDir
 WRITER = """
 import sys
 from pathlib import Path
+from interlock.records.metrics import StepMetrics, UpdateMetrics
 from interlock.records.rl import Completion, FinishReason, Group, Problem, ScoredGroup, Verdict
 from interlock.rundir import RunDir
 
@@ -36,7 +37,8 @@ while True:
     scored = groups(step)
     run.ledger.record(0, step, scored, [100 * step + at for at in range(len(scored))])
     print("ledger", step, flush=True)
-    run.log({"stage": 0, "step": step, "loss": step / 2, "filler": "y" * 5_000})
+    update = UpdateMetrics(loss=step / 2)
+    run.log(StepMetrics(stage=0, step=step, kind="y" * 5_000, update=update))
     print("metrics", step, flush=True)
     with run.checkpoint(0, step, keep=2) as directory:
         for name in "ab":
@@ -54,7 +56,7 @@ def check(path: Path, confirmed: dict[str, int]) -> None:
     for stage, step in steps:
         groups = view.ledger.read(stage, step)
         assert [group.rewards for group in groups] == [[float(step)]] * 3
-    losses = [line["loss"] for line in view.metrics()]
+    losses = [line.update.loss for line in view.metrics()]
     assert losses == [step / 2 for step in range(1, len(losses) + 1)]
     assert len(losses) >= confirmed.get("metrics", 0)
     newest = view.latest_checkpoint()

@@ -9,6 +9,7 @@ import pytest
 
 from interlock.config.reading import parse_recipe, to_tree
 from interlock.errors import RunError
+from interlock.records.metrics import StepMetrics, UpdateMetrics
 from interlock.records.rl import ScoredGroup
 from interlock.rundir import RunDir
 
@@ -25,6 +26,10 @@ def create(path: Path) -> RunDir:
     return RunDir.create(path, TREE, VERSIONS)
 
 
+def step(stage: int, step: int, loss: float | None = None) -> StepMetrics:
+    return StepMetrics(stage=stage, step=step, update=UpdateMetrics(loss=loss))
+
+
 def contents(directory: Path) -> dict[str, bytes]:
     """All files but the empty index files that SQLite may leave beside a database it only read."""
     files = [path for path in directory.iterdir() if not path.name.endswith(("-shm", "-wal"))]
@@ -33,8 +38,8 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 def test_a_run_is_recorded_and_read_back(tmp_path: Path, make_group: Callable[..., Any]) -> None:
     with create(tmp_path / "run") as run:
-        run.log({"stage": 0, "step": 1, "loss": 0.5})
-        run.event("worker_lost", "worker w1 ended with signal 9", worker="w1")
+        run.log(step(0, 1, 0.5))
+        event = run.event("unqualified", "sim is used", worker="w1", device="sim")
         run.ledger.record(0, 1, [make_group("a", 1.0)], [0])
         with run.weights() as directory:
             (directory / "config.json").write_text("{}")
@@ -44,9 +49,10 @@ def test_a_run_is_recorded_and_read_back(tmp_path: Path, make_group: Callable[..
     assert view.config["stage"][0]["optimizer"]["betas"] == [0.9, 0.95]
     assert view.manifest.versions == VERSIONS
     [line] = view.metrics()
-    assert (line["stage"], line["step"], line["loss"]) == (0, 1, 0.5) and line["time"] > 1e9
-    [event] = view.events()
-    assert (event["kind"], event["worker"]) == ("worker_lost", "w1")
+    assert line.time is not None and line.time > 1e9
+    assert msgspec.structs.replace(line, time=None) == step(0, 1, 0.5)
+    assert view.events() == [event] and event.time >= line.time
+    assert (event.kind, event.worker, event.facts) == ("unqualified", "w1", {"device": "sim"})
     assert view.ledger.read(0, 1) == [make_group("a", 1.0)]
     assert os.listdir(view.path / "weights") == ["config.json"]
     [session] = view.manifest.sessions
@@ -55,9 +61,9 @@ def test_a_run_is_recorded_and_read_back(tmp_path: Path, make_group: Callable[..
 
 def test_the_last_line_of_a_step_counts(tmp_path: Path) -> None:
     run = create(tmp_path)
-    for stage, step, loss in [(0, 1, 1.0), (0, 2, 2.0), (1, 1, 9.0), (0, 2, 2.5), (0, 10, 3.0)]:
-        run.log({"stage": stage, "step": step, "loss": loss})
-    lines = [(line["stage"], line["step"], line["loss"]) for line in run.metrics()]
+    for logged in [(0, 1, 1.0), (0, 2, 2.0), (1, 1, 9.0), (0, 2, 2.5), (0, 10, 3.0)]:
+        run.log(step(*logged))
+    lines = [(line.stage, line.step, line.update.loss) for line in run.metrics()]
     assert lines == [(0, 1, 1.0), (0, 2, 2.5), (0, 10, 3.0), (1, 1, 9.0)]
 
 
@@ -143,7 +149,7 @@ def test_how_a_run_ended(tmp_path: Path) -> None:
 
 def test_resume_repairs_and_says_so(tmp_path: Path) -> None:
     run = create(tmp_path)
-    run.log({"stage": 0, "step": 1})
+    run.log(step(0, 1))
     with run.checkpoint(0, 1, keep=1) as directory:
         (directory / "x").write_text("1")
     run.close()
@@ -151,12 +157,12 @@ def test_resume_repairs_and_says_so(tmp_path: Path) -> None:
         file.write(b'{"stage": 0, "st')
     (tmp_path / "checkpoints" / ".tmp-9-stage00-step000002").mkdir()
     with RunDir.open(tmp_path, TREE) as run:
-        run.log({"stage": 0, "step": 2})
+        run.log(step(0, 2))
     view = RunDir.read(tmp_path)
-    assert [line["step"] for line in view.metrics()] == [1, 2]
-    assert [event["kind"] for event in view.events()] == ["resumed", "recovered"]
-    assert view.events()[0]["message"] == "resumed from stage 0 step 1"
-    assert ".tmp-9-stage00-step000002; 16 bytes" in view.events()[1]["message"]
+    assert [line.step for line in view.metrics()] == [1, 2]
+    assert [event.kind for event in view.events()] == ["resumed", "recovered"]
+    assert view.events()[0].message == "resumed from stage 0 step 1"
+    assert ".tmp-9-stage00-step000002; 16 bytes" in view.events()[1].message
     assert os.listdir(tmp_path / "checkpoints") == ["stage00-step000001"]
     assert len(view.manifest.sessions) == 2 and view.manifest.sessions[0].ended is None
     assert view.status == "finished"

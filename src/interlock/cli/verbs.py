@@ -47,8 +47,8 @@ def train(given: argparse.Namespace) -> None:
     console = Console(highlight=False, markup=False)
     console.print(f"run directory: {directory}", soft_wrap=True)
     try:
-        with terminal.watching(console) as watch:
-            run_recipe(recipe, directory, resume=given.resume, watch=watch)
+        with terminal.watching(console) as screen:
+            run_recipe(recipe, directory, resume=given.resume, sinks=[screen])
     except KeyboardInterrupt:
         if not (directory / "manifest.json").exists():
             raise
@@ -71,8 +71,8 @@ def evaluate(given: argparse.Namespace) -> None:
     task, sampling = _what_to_measure(given, count)
     generator = GeneratorSettings(device=given.device)
     console = Console(highlight=False, markup=False, stderr=given.json)
-    with terminal.watching(console) as watch:
-        scored = measure(_model(given.model), task, count, generator, sampling, watch)
+    with terminal.watching(console) as screen:
+        scored = measure(_model(given.model), task, count, generator, sampling, screen)
     if given.json:
         low, high = wilson(accuracy(scored), len(scored))
         figures = {"accuracy": accuracy(scored), "low": low, "high": high, "problems": len(scored)}

@@ -5,15 +5,13 @@ from contextlib import closing
 from pathlib import Path
 from statistics import fmean
 
-from msgspec import to_builtins
-
 from interlock.config.reading import parse_recipe
 from interlock.config.schema import GeneratorSettings, StageSettings, TaskSettings
 from interlock.errors import ConfigError
 from interlock.models.fetch import find_model
 from interlock.models.tokenizer import Tokenizer
+from interlock.recipes.sinks import Sink
 from interlock.recipes.stage import Stage
-from interlock.recipes.watch import Watch
 from interlock.records.rl import Group, Problem, Sampling, ScoredGroup
 from interlock.rundir import RunDir
 from interlock.tasks import open_task
@@ -42,7 +40,7 @@ def answer_greedily(
     generators: Generators,
     verifier: VerifierPool,
     sampling: Sampling,
-    watch: Watch,
+    sink: Sink,
     unit: int = 0,
 ) -> list[ScoredGroup]:
     """One greedy completion for each problem, judged. Only the limits of `sampling` are used.
@@ -52,7 +50,7 @@ def answer_greedily(
     when none is left.
     """
     greedy = Sampling(temperature=0.0, max_tokens=sampling.max_tokens, stop=sampling.stop)
-    watch.phase("evaluating", len(problems))
+    sink.phase("evaluating", len(problems))
     unit = unit or min(_UNIT, -(-len(problems) // generators.size))
     for first in range(0, len(problems), unit):
         part = tuple(problems[first : first + unit])
@@ -61,7 +59,7 @@ def answer_greedily(
     outcomes: list[Outcome] = []
     while len(outcomes) < len(problems):
         outcomes += generators.collect(Purpose.EVALUATE, _LOOK_S)
-        watch.workers(to_builtins(generators.facts()))
+        sink.workers(generators.facts())
     groups = [
         outcome.group
         for outcome in sorted(outcomes, key=lambda each: each.key)
@@ -89,19 +87,19 @@ def measure(
     problems: int,
     settings: GeneratorSettings,
     sampling: Sampling,
-    watch: Watch,
+    sink: Sink,
 ) -> list[ScoredGroup]:
     """Greedy answers of a model to the first `problems` held-out ones of a task.
 
     Raises UserError when the model, the task or the device is not fit.
     """
     source = open_task(task)
-    directory = find_model(model, watch.note)
+    directory = find_model(model, sink.note)
     generator = open_generator(settings, directory, chat_template=None, name="eval")
     generators = Inline(generator)
-    generators.progress = watch.advance
+    generators.progress = sink.advance
     with VerifierPool(task) as verifier:
-        return answer_greedily(source.held_out(problems), generators, verifier, sampling, watch)
+        return answer_greedily(source.held_out(problems), generators, verifier, sampling, sink)
 
 
 def check_lengths(
@@ -136,8 +134,8 @@ def held_out_accuracy(
         stage.publish()
         assert stage.generators is not None
         sampling, unit = stage.settings.sampling, stage.recipe.fleet.unit
-        scored = answer_greedily(problems, stage.generators, verifier, sampling, stage.watch, unit)
+        scored = answer_greedily(problems, stage.generators, verifier, sampling, stage.sinks, unit)
         stage.run.ledger.record_evaluation(stage.index, step, scored)
     result = accuracy(scored)
-    stage.watch.evaluated(step, result, len(scored))
+    stage.sinks.evaluated(step, result, len(scored))
     return result

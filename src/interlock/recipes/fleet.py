@@ -19,7 +19,8 @@ from interlock.fleet.base import Fleet, Spec
 from interlock.models.decoder import Decoder
 from interlock.models.huggingface import read_architecture
 from interlock.models.tokenizer import Tokenizer
-from interlock.recipes.watch import Watch
+from interlock.recipes.sinks import Sink
+from interlock.records.metrics import EventKind
 from interlock.rundir import RunDir
 from interlock.sync.storage import Storage
 from interlock.sync.store import Publisher
@@ -84,7 +85,7 @@ def _would_copy(settings: GeneratorSettings, learner: LearnerSettings, masters: 
 
 
 def open_fleet(
-    recipe: Recipe, model: Path, tokenizer: Tokenizer, run: RunDir, watch: Watch
+    recipe: Recipe, model: Path, tokenizer: Tokenizer, run: RunDir, sinks: Sink
 ) -> Generators:
     """Start the workers of a recipe; each reports by itself once it is up.
 
@@ -114,9 +115,8 @@ def open_fleet(
         for name, settings in worker_settings(recipe).items()
     }
 
-    def note(kind: str, message: str, worker: str) -> None:
-        run.event(kind, message, **({"worker": worker} if worker else {}))
-        watch.note(message)
+    def note(kind: EventKind, message: str, worker: str) -> None:
+        sinks.event(run.event(kind, message, worker or None))
 
     publisher = Publisher(url, recipe.sync.anchor_every)
     return Dispatcher(

@@ -9,18 +9,17 @@ counted.
 
 from collections.abc import Callable, Sequence
 from statistics import fmean, pstdev
-from typing import Any
 
 from interlock.chips import heap
 from interlock.config.schema import Grpo, LossSettings
-from interlock.learner.learner import Learner, StepResult
+from interlock.learner.learner import StepResult
 from interlock.learner.packing import TrainingGroup
 from interlock.models.tokenizer import Tokenizer
-from interlock.recipes.evaluate import accuracy, check_lengths, held_out_accuracy, score
+from interlock.recipes.evaluate import check_lengths, held_out_accuracy, score
 from interlock.recipes.guard import Guard, label
 from interlock.recipes.rollouts import Rollouts
-from interlock.recipes.stage import Clock, Stage, step_metrics
-from interlock.records.rl import FinishReason, Group, ScoredGroup
+from interlock.recipes.stage import Clock, Stage, update_metrics
+from interlock.records.rl import Group, ScoredGroup
 from interlock.tasks import TaskSource, open_task
 from interlock.tasks.verifier_pool import VerifierPool
 
@@ -56,11 +55,15 @@ def run(stage: Stage[Grpo], task: TaskSource) -> None:
             with clock("update"), heap.apart():
                 updates = _update(stage, batches)
             stage.note_bad(step, updates)
-            taught = sum(map(len, batches))
-            metrics = _metrics(scored, taught, updates, stage.learner) | clock.metrics()
-            metrics |= guard.judge(step, updates, fresh=not recorded) | rollouts.metrics(scored)
-            metrics["accuracy"] = held_out_accuracy(stage, step, held_out, verifier)
-            stage.finish_step(step, metrics)
+            skipped = len(scored) - sum(map(len, batches))
+            stage.finish_step(
+                step,
+                rollout=rollouts.metrics(scored, skipped),
+                update=update_metrics(updates),
+                seconds=clock.seconds(),
+                workers=guard.judge(step, updates, fresh=not recorded),
+                accuracy=held_out_accuracy(stage, step, held_out, verifier),
+            )
 
 
 def _sample(
@@ -166,7 +169,7 @@ def _update(stage: Stage[Grpo], batches: Sequence[list[TrainingGroup]]) -> list[
     """
     if not batches:
         return []
-    stage.watch.phase("updating")
+    stage.sinks.phase("updating")
     learner, loss = stage.learner, stage.settings.loss
     temperature = stage.settings.sampling.temperature
     if len(batches) == 1:
@@ -176,28 +179,3 @@ def _update(stage: Stage[Grpo], batches: Sequence[list[TrainingGroup]]) -> list[
         learner.step(batch, loss, temperature, logprobs)
         for batch, logprobs in zip(batches, old, strict=True)
     ]
-
-
-def _metrics(
-    scored: Sequence[ScoredGroup],
-    taught: int,
-    updates: Sequence[StepResult],
-    learner: Learner,
-) -> dict[str, Any]:
-    """What is logged of one step."""
-    answers = [answer for group in scored for answer in group.group.completions]
-    tokens = [len(answer.tokens) for answer in answers]
-    metrics: dict[str, Any] = {
-        "kind": "grpo",
-        "reward": accuracy(scored),
-        "length": fmean(tokens),
-        "truncated": fmean(answer.finish == FinishReason.LENGTH for answer in answers),
-        "groups": len(scored),
-        "groups_skipped": len(scored) - taught,
-        "verifier_errors": sum(verdict.error is not None for g in scored for verdict in g.verdicts),
-        "generated_tokens": sum(tokens),
-        "trained_tokens": sum(update.tokens for update in updates),
-        "bad_steps": sum(update.skipped for update in updates),
-        "weight_version": learner.version + learner.unpublished,
-    }
-    return metrics | step_metrics(updates)

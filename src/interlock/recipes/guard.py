@@ -7,15 +7,15 @@ drift), but nobody is judged by it. The canary, which every worker scores with e
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from msgspec import to_builtins
+from msgspec.structs import replace
 
 from interlock.config.schema import Sampled, worker_settings
 from interlock.errors import TrainingError
 from interlock.learner.learner import StepResult
 from interlock.mismatch import Mismatch
 from interlock.recipes.stage import Stage
+from interlock.records.metrics import WorkerMetrics
 from interlock.workers.admission import hint
 
 _CHECKS = ("engine-parity", "stale-weights")  # would tell more of a mismatch
@@ -55,8 +55,10 @@ class Guard:
         self._stage, self._generators = stage, stage.generators
         self._warned: set[tuple[str, int]] = set()  # worker, times that it came back
 
-    def judge(self, step: int, updates: Sequence[StepResult], fresh: bool) -> dict[str, Any]:
-        """Put those that are out of the band in quarantine. -> "workers", to be logged
+    def judge(
+        self, step: int, updates: Sequence[StepResult], fresh: bool
+    ) -> dict[str, WorkerMetrics]:
+        """Put those that are out of the band in quarantine. -> what is to be logged of each
 
         `fresh`: this session generated the groups; those that a resumed run takes from the ledger
         say nothing of the workers it has. Raises TrainingError when that leaves an inline run
@@ -69,13 +71,10 @@ class Guard:
             for worker in sorted(measured.keys() & known.keys() - self._generators.quarantined()):
                 k3 = numerics(measured[worker], self._stage.recipe.guard.min_tokens)
                 self._judge(worker, step, k3)
-        workers = {name: to_builtins(own) for name, own in self._generators.facts().items()}
-        for name, own in workers.items():
-            by = measured.get(name, {})
-            own["mismatch"] = {
-                str(staleness): to_builtins(found) for staleness, found in by.items()
-            }
-        return {"workers": workers}
+        return {
+            name: replace(own, mismatch=measured.get(name, {}))
+            for name, own in self._generators.facts().items()
+        }
 
     def _judge(self, worker: str, step: int, k3: float | None) -> None:
         limits = self._stage.recipe.guard

@@ -12,13 +12,13 @@ update. With a cap of n, generators work up to n steps ahead.
 from collections.abc import Iterator, Sequence
 from itertools import count, groupby
 from statistics import fmean
-
-from msgspec import to_builtins
+from typing import Literal
 
 from interlock.config.schema import Sampled
 from interlock.errors import TrainingError
 from interlock.recipes.stage import Stage
-from interlock.records.rl import Group, Problem, ScoredGroup
+from interlock.records.metrics import RolloutMetrics
+from interlock.records.rl import FinishReason, Group, Problem, ScoredGroup
 from interlock.tasks import TaskSource
 from interlock.workers.generators import Purpose, Work
 
@@ -46,7 +46,7 @@ class Rollouts:
         self.set_aside = 0
 
     @property
-    def activity(self) -> str:
+    def activity(self) -> Literal["wait", "generate"]:
         """What a step does in `take`: generation goes on without it unless staleness is 0."""
         return "wait" if self._cap else "generate"
 
@@ -58,7 +58,7 @@ class Rollouts:
         """
         self._step, self.stale, self.set_aside = step, 0, 0
         wanted = self._settings.problems_per_step
-        self._stage.watch.phase("generating", wanted)
+        self._stage.sinks.phase("generating", wanted)
         self._drop()
         if self._ordered:  # what came meanwhile may be older than what is at hand
             self._receive(0.0)
@@ -78,15 +78,27 @@ class Rollouts:
         """How many versions the learner is ahead of the weights that sampled the group."""
         return self._stage.learner.version - group.completions[0].weight_version
 
-    def metrics(self, used: Sequence[ScoredGroup]) -> dict[str, float]:
-        """What is logged of the step that used these groups, before its weights are published."""
+    def metrics(self, used: Sequence[ScoredGroup], skipped: int) -> RolloutMetrics:
+        """What is logged of the step that used these groups, before its weights are published.
+
+        `skipped` of them taught nothing.
+        """
+        answers = [answer for scored in used for answer in scored.group.completions]
+        lengths = [len(answer.tokens) for answer in answers]
         behind = [self.staleness(scored.group) for scored in used]
-        return {
-            "staleness_mean": fmean(behind),
-            "staleness_max": max(behind),
-            "groups_stale": self.stale,
-            "groups_set_aside": self.set_aside,
-        }
+        return RolloutMetrics(
+            reward=fmean(reward for scored in used for reward in scored.rewards),
+            length=fmean(lengths),
+            truncated=fmean(answer.finish is FinishReason.LENGTH for answer in answers),
+            tokens=sum(lengths),
+            groups=len(used),
+            groups_skipped=skipped,
+            groups_stale=self.stale,
+            groups_set_aside=self.set_aside,
+            staleness_mean=fmean(behind),
+            staleness_max=max(behind),
+            verifier_errors=sum(v.error is not None for scored in used for v in scored.verdicts),
+        )
 
     def _keep(self, groups: Sequence[tuple[int, Group]]) -> None:
         self._ledger.arrive(self._stage.index, groups)
@@ -179,4 +191,4 @@ class Rollouts:
                 self.set_aside += 1
             else:
                 self._buffer[sequence] = group
-        self._stage.watch.workers(to_builtins(self._generators.facts()))
+        self._stage.sinks.workers(self._generators.facts())

@@ -16,7 +16,7 @@ from interlock.errors import ModelError, TaskError
 from interlock.learner.packing import TrainingGroup
 from interlock.models.tokenizer import Tokenizer
 from interlock.recipes.evaluate import check_lengths, held_out_accuracy
-from interlock.recipes.stage import Clock, Stage, step_metrics
+from interlock.recipes.stage import Clock, Stage, update_metrics
 from interlock.tasks import TaskSource, open_task
 from interlock.tasks.verifier_pool import VerifierPool
 
@@ -58,18 +58,17 @@ def run(stage: Stage[Sft], data: Data) -> None:
         for step in stage.steps():
             clock = Clock()
             batch = draw(data.rows, stage.settings.batch_size, step, stage.seed(0))
-            stage.watch.phase("updating")
+            stage.sinks.phase("updating")
             with clock("update"):
                 result = stage.learner.step(training_groups(batch), loss=None)
             stage.note_bad(step, [result])
-            timing = clock.metrics()
-            metrics: dict[str, Any] = {
-                "kind": "sft",
-                "trained_tokens": result.tokens,
-                "bad_steps": int(result.skipped),
-                "accuracy": evaluate(step),
-            }
-            stage.finish_step(step, metrics | step_metrics([result]) | timing)
+            seconds = clock.seconds()
+            stage.finish_step(
+                step,
+                update=update_metrics([result]),
+                seconds=seconds,
+                accuracy=evaluate(step),
+            )
 
 
 def read_rows(path: Path, tokenizer: Tokenizer, max_tokens: int) -> tuple[list[Row], int]:

@@ -7,53 +7,75 @@ What is learned, and in which order, stands in the recipe itself.
 import hashlib
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 from interlock.config.schema import Recipe, StageSettings
 from interlock.learner import checkpoint
 from interlock.learner.learner import Learner, StepResult
-from interlock.recipes.watch import Watch
+from interlock.mismatch import Mismatch
+from interlock.recipes.sinks import Sink
+from interlock.records.metrics import (
+    EventKind,
+    PublishMetrics,
+    RolloutMetrics,
+    StepMetrics,
+    StepSeconds,
+    UpdateMetrics,
+    WorkerMetrics,
+)
 from interlock.rundir import RunDir
 from interlock.workers.generators import Generators, Published
 
 Settings = TypeVar("Settings", bound=StageSettings, covariant=True)
-_COMBINE: dict[str, Callable[[Sequence[float]], float]] = {"vetoed": sum, "mismatch_max": max}
+Part = Literal["generate", "wait", "verify", "update", "publish"]  # of StepSeconds
 
 
 class Clock:
     """Seconds spent in each part of a step."""
 
     def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
+        self._spent: dict[Part, float] = defaultdict(float)
         self._began = time.perf_counter()
 
     @contextmanager
-    def __call__(self, part: str) -> Iterator[None]:
+    def __call__(self, part: Part) -> Iterator[None]:
         start = time.perf_counter()
         try:
             yield
         finally:
-            self.seconds[part] += time.perf_counter() - start
+            self._spent[part] += time.perf_counter() - start
 
-    def metrics(self) -> dict[str, float]:
-        """seconds_<part> for each part, and seconds_step since the clock was made."""
-        parts = {f"seconds_{part}": seconds for part, seconds in self.seconds.items()}
-        return parts | {"seconds_step": time.perf_counter() - self._began}
+    def seconds(self) -> StepSeconds:
+        """Those of each part that there was, and all since the clock was made."""
+        return StepSeconds(**self._spent, step=time.perf_counter() - self._began)
 
 
-def step_metrics(updates: Sequence[StepResult]) -> dict[str, float]:
+def update_metrics(updates: Sequence[StepResult]) -> UpdateMetrics:
     """The learner's figures of one step: means, sums or extremes over its updates."""
-    found: dict[str, float] = {}
-    for name in StepResult.__struct_fields__:
-        values = [v for update in updates if (v := getattr(update, name)) is not None]
-        if not values or name in ("tokens", "skipped", "mismatch"):
-            continue
-        found[name] = _COMBINE.get(name, fmean)(values)
-    return found
+    gaps = [gap for update in updates for gap in update.mismatch.values()]
+    vetoed = [update.vetoed for update in updates if update.vetoed is not None]
+    return UpdateMetrics(
+        loss=_mean(update.loss for update in updates),
+        grad_norm=_mean(update.grad_norm for update in updates),
+        lr=_mean(update.lr for update in updates),
+        entropy=_mean(update.entropy for update in updates),
+        kl=_mean(update.kl for update in updates),
+        mismatch=sum(gaps, Mismatch()) if gaps else None,
+        clipped_share=_mean(update.clipped_share for update in updates),
+        corrected_share=_mean(update.corrected_share for update in updates),
+        vetoed=sum(vetoed) if vetoed else None,
+        tokens=sum(update.tokens for update in updates),
+        bad_steps=sum(update.skipped for update in updates),
+    )
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
 
 
 @dataclass
@@ -66,7 +88,7 @@ class Stage(Generic[Settings]):
     run: RunDir
     learner: Learner
     generators: Generators | None  # None when no stage generates anything
-    watch: Watch
+    sinks: Sink
     done: int = 0
 
     def __post_init__(self) -> None:
@@ -97,10 +119,9 @@ class Stage(Generic[Settings]):
         if published.kind:
             self._published.append(published)
 
-    def event(self, kind: str, message: str, **facts: Any) -> None:
-        """Keep an event, and show it."""
-        self.run.event(kind, message, **facts)
-        self.watch.note(message)
+    def event(self, kind: EventKind, message: str, worker: str | None = None) -> None:
+        """Keep an event, and tell of it."""
+        self.sinks.event(self.run.event(kind, message, worker))
 
     def note_dropped(self, count: int) -> None:
         """Keep an event when problems were left out because others are the same."""
@@ -116,28 +137,45 @@ class Stage(Generic[Settings]):
 
     def begin(self, accuracy: float | None) -> None:
         """Log step 0: what the weights can do before the stage."""
-        self.run.log(
-            {"stage": self.index, "step": 0, "kind": self.settings.kind, "accuracy": accuracy}
-        )
+        self._log(StepMetrics(stage=self.index, step=0, kind=self.settings.kind, accuracy=accuracy))
 
     def restored(self, done: int) -> None:
         """The learner was put where it stood after `done` steps."""
         self.done, self._settled = done, self._moves()
 
-    def finish_step(self, step: int, metrics: dict[str, Any]) -> None:
+    def finish_step(
+        self,
+        step: int,
+        *,
+        seconds: StepSeconds,
+        accuracy: float | None,
+        rollout: RolloutMetrics | None = None,
+        update: UpdateMetrics | None = None,
+        workers: Mapping[str, WorkerMetrics] | None = None,
+    ) -> None:
         """Log one step, and keep a checkpoint when one is due."""
-        metrics = {"stage": self.index, "step": step} | metrics
-        if self._published:
-            kinds = [published.kind for published in self._published]
-            metrics["published_bytes"] = sum(published.bytes for published in self._published)
-            metrics["published"] = {kind: kinds.count(kind) for kind in sorted(set(kinds))}
+        self._log(
+            StepMetrics(
+                stage=self.index,
+                step=step,
+                kind=self.settings.kind,
+                accuracy=accuracy,
+                weight_version=self.learner.version + self.learner.unpublished,
+                rollout=rollout or RolloutMetrics(),
+                update=update or UpdateMetrics(),
+                seconds=seconds,
+                published=_publications(self._published),
+                workers=dict(workers or {}),
+            )
+        )
         self._published.clear()
-        self.run.log(metrics)
-        self.watch.step(metrics)
         self.restored(step)
         every, last = self.recipe.checkpoint_every, step == self.settings.steps
         if last or (every and step % every == 0):
             self._checkpoint()
+
+    def _log(self, metrics: StepMetrics) -> None:
+        self.sinks.step(self.run.log(metrics))
 
     def save_what_is_done(self) -> bool:
         """Keep a checkpoint of the last finished step when a run must stop; whether there is one.
@@ -153,10 +191,18 @@ class Stage(Generic[Settings]):
         return True
 
     def _checkpoint(self) -> None:
-        self.watch.phase("saving a checkpoint")
+        self.sinks.phase("saving a checkpoint")
         with self.run.checkpoint(self.index, self.done, self.recipe.keep_checkpoints) as directory:
             checkpoint.save(self.learner, directory, {"stage": self.index, "step": self.done})
 
     def _moves(self) -> tuple[int, int]:
         """Changes with every update, applied or skipped."""
         return self.learner.steps, self.learner.bad_steps
+
+
+def _publications(published: Sequence[Published]) -> PublishMetrics:
+    if not published:
+        return PublishMetrics()
+    kinds = [each.kind for each in published]
+    size = sum(each.bytes for each in published)
+    return PublishMetrics(size, anchors=kinds.count("anchor"), deltas=kinds.count("delta"))

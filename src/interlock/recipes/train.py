@@ -13,7 +13,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from msgspec.structs import replace
@@ -40,8 +40,8 @@ from interlock.models.huggingface import read_architecture
 from interlock.models.tokenizer import Tokenizer
 from interlock.recipes import fleet, gate
 from interlock.recipes.gate import Use
+from interlock.recipes.sinks import Sink, Sinks
 from interlock.recipes.stage import Stage
-from interlock.recipes.watch import Watch
 from interlock.records.trust import Role
 from interlock.rundir import Checkpoint, RunDir
 from interlock.workers.generators import Generators, Inline
@@ -50,13 +50,28 @@ Part = TypeVar("Part", LearnerSettings, GeneratorSettings)
 _PACKAGES = ("interlock", "torch", "msgspec", "safetensors", "tokenizers", "numpy")
 
 
-def train(
-    recipe: Recipe, directory: Path, *, resume: bool = False, watch: Watch | None = None
-) -> None:
-    """Run `recipe` in `directory`, to the end; with `resume`, from where it stopped.
+class Prepared(NamedTuple):
+    """A stage before it begins: the file of its kind, and what `prepare` of it returned."""
 
-    Raises UserError when the recipe, the model, the data or the directory is not fit, as a rule
-    before anything is written; TrainingError when the run cannot go on.
+    module: ModuleType
+    data: Any
+
+
+def train(
+    recipe: Recipe, directory: Path, *, resume: bool = False, sinks: Sequence[Sink] = ()
+) -> None:
+    """Run a recipe to its end.
+
+    Args:
+        recipe: what to do, as `load_recipe` gives it.
+        directory: where the run is kept; new or empty, unless `resume`.
+        resume: go on with the run in `directory` from where it stopped.
+        sinks: who is told of it while it goes on; what they raise is an event of the run.
+
+    Raises:
+        UserError: the recipe, the model, the data or the directory is not fit; as a rule before
+            anything is written.
+        TrainingError: the run cannot go on.
     """
     heap.keep_freed()
     ranks = join(recipe.learner.device, recipe.learner.collective_s)
@@ -64,12 +79,16 @@ def train(
     with ranks:
         if ranks.rank > 0:
             run_rank(ranks)
-        else:
-            _run_rank0(ranks, trains, recipe, directory, resume, watch or Watch())
+            return
+        told = Sinks(sinks)
+        try:
+            _run_rank0(ranks, trains, recipe, directory, resume, told)
+        finally:
+            told.done()
 
 
 def _run_rank0(
-    ranks: Ranks, trains: Use, recipe: Recipe, directory: Path, resume: bool, watch: Watch
+    ranks: Ranks, trains: Use, recipe: Recipe, directory: Path, resume: bool, sinks: Sinks
 ) -> None:
     """What `train` does in the first, and as a rule only, process of the learner."""
     uses = [trains]
@@ -77,15 +96,10 @@ def _run_rank0(
         uses.append(gate.inline(recipe.generator[0].device))
     gate.check(uses, recipe.unqualified)
     recipe = _settled(recipe, directory if resume else None)
-    watch.phase("opening the model")
-    model = find_model(recipe.model.path, watch.note)
+    sinks.phase("opening the model")
+    model = find_model(recipe.model.path, sinks.note)
     tokenizer = Tokenizer.load(model, recipe.model.chat_template)
-    recipes = [recipe_of(stage.kind) for stage in recipe.stage]
-    context = read_architecture(model).context
-    data = [
-        module.prepare(stage, tokenizer, context)
-        for module, stage in zip(recipes, recipe.stage, strict=True)
-    ]
+    prepared = _prepare(recipe, tokenizer, read_architecture(model).context)
     fleet.check(recipe)
     decoder = load_decoder(model, torch.float32, ranks.load_device)
     decoder = sharding.shard(decoder, recipe.learner, ranks)
@@ -94,30 +108,53 @@ def _run_rank0(
         run = RunDir.open(directory, to_tree(recipe))
     else:
         run = RunDir.create(directory, to_tree(recipe), versions())
-    with run, ExitStack() as stack:
-        _note_unqualified(uses, run, watch)
+    with run, sinks.of(run), ExitStack() as stack:
+        _note_unqualified(uses, run, sinks)
         generators: Generators | None = inline
         if inline is None and _generates(recipe):
-            generators = fleet.open_fleet(recipe, model, tokenizer, run, watch)
+            generators = fleet.open_fleet(recipe, model, tokenizer, run, sinks)
             stack.enter_context(closing(generators))
         if generators is not None:
-            generators.progress = watch.advance
-        newest, version = run.latest_checkpoint(), 0
-        for index in range(newest.stage if newest else 0, len(recipe.stage)):
-            settings = recipe.stage[index]
-            learner = _learner(recipe, settings, decoder, ranks, version)
-            stage: Stage[Any] = Stage(index, settings, recipe, run, learner, generators, watch)
-            if newest and newest.stage == index:
-                _restore(stage, newest)
-            watch.stage(index, settings.kind, stage.done, settings.steps)
-            with _saving(stage):
-                recipes[index].run(stage, data[index])
-            version = learner.version + learner.unpublished
-        watch.phase("saving the weights")
+            generators.progress = sinks.advance
+        learner = _run_stages(recipe, prepared, run, decoder, ranks, generators, sinks)
+        sinks.phase("saving the weights")
         with run.weights() as path:
             _, tensors = learner.publish()
             save_model(tensors.items(), path, source=model, dtype=decoder.dtype)
             tokenizer.save(path)
+
+
+def _prepare(recipe: Recipe, tokenizer: Tokenizer, context: int) -> list[Prepared]:
+    """The recipe and the data of every stage, tried before anything is written."""
+    found = []
+    for settings in recipe.stage:
+        module = recipe_of(settings.kind)
+        found.append(Prepared(module, module.prepare(settings, tokenizer, context)))
+    return found
+
+
+def _run_stages(
+    recipe: Recipe,
+    prepared: Sequence[Prepared],
+    run: RunDir,
+    decoder: Decoder,
+    ranks: Ranks,
+    generators: Generators | None,
+    sinks: Sinks,
+) -> Learner:
+    """One stage after another, from the newest checkpoint on. -> the learner of the last"""
+    newest, version = run.latest_checkpoint(), 0
+    for index in range(newest.stage if newest else 0, len(recipe.stage)):
+        settings = recipe.stage[index]
+        learner = _learner(recipe, settings, decoder, ranks, version)
+        stage: Stage[Any] = Stage(index, settings, recipe, run, learner, generators, sinks)
+        if newest and newest.stage == index:
+            _restore(stage, newest)
+        sinks.stage(index, settings.kind, stage.done, settings.steps)
+        with _saving(stage):
+            prepared[index].module.run(stage, prepared[index].data)
+        version = learner.version + learner.unpublished
+    return learner
 
 
 @contextmanager
@@ -194,12 +231,11 @@ def _inline(
     return None
 
 
-def _note_unqualified(uses: Sequence[Use], run: RunDir, watch: Watch) -> None:
+def _note_unqualified(uses: Sequence[Use], run: RunDir, sinks: Sink) -> None:
     for use in uses:
         if use.why:
             message = f"{use.device} is used unqualified to {use.role}: {use.why}"
-            run.event("unqualified", message, device=use.device, reason=use.why)
-            watch.note(message)
+            sinks.event(run.event("unqualified", message, device=use.device, reason=use.why))
 
 
 def _restore(stage: Stage[Any], newest: Checkpoint) -> None:

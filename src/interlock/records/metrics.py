@@ -1,8 +1,19 @@
-"""What is measured of a run while it goes on."""
+"""What is told of a run while it goes on: metrics of every step, events, what workers do.
 
+    recipes ── StepMetrics, Event ──> metrics.jsonl, events.jsonl ──> report
+                                  └─> sinks: the terminal, trackers
+
+None stands for what a stage does not have or a step did not measure. Where a figure is not finite,
+its line in a file says null, which reads as None again.
+"""
+
+from collections.abc import Iterator
 from enum import StrEnum
+from typing import Any, Literal, get_args
 
 import msgspec
+
+from interlock.mismatch import Mismatch
 
 
 class WorkerState(StrEnum):
@@ -14,6 +25,10 @@ class WorkerState(StrEnum):
     QUARANTINED = "quarantined"  # its numbers are off: not used, unless it is qualified anew
     QUALIFYING = "qualifying"  # in quarantine, and its device is being qualified
     RETIRED = "retired"  # failed too often
+
+    @property
+    def at_work(self) -> bool:
+        return self in (WorkerState.READY, WorkerState.LOADING, WorkerState.GENERATING)
 
 
 OUT_OF_USE = frozenset({WorkerState.QUARANTINED, WorkerState.QUALIFYING})
@@ -29,7 +44,7 @@ class WorkerMetrics(msgspec.Struct):
     trust: str | None = None  # of its certificate; "cpu", which needs none; or "unqualified"
     weight_version: int | None = None
     groups: int = 0  # given
-    tokens: int = 0
+    tokens: int = 0  # sampled
     seconds_generating: float = 0.0
     seconds_loading: float = 0.0  # fetched, loaded and proven
     fetched_bytes: int = 0
@@ -38,4 +53,142 @@ class WorkerMetrics(msgspec.Struct):
     refused: int = 0  # answers that were garbage
     restarts: int = 0
     requalified: int = 0  # times that its device was qualified anew
-    canary_k3: float | None = None  # learner against prefill, same text and weights
+    canary_k3: float | None = None  # nats per token; learner against prefill, text and weights same
+    # Of the learner against what it sampled, by staleness in versions; of the logged step only.
+    mismatch: dict[int, Mismatch] = {}
+
+
+class RolloutMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """What a step sampled and used. Means are over its completions unless said otherwise."""
+
+    reward: float | None = None  # mean
+    length: float | None = None  # mean, tokens
+    truncated: float | None = None  # share that ended by max_tokens
+    tokens: int | None = None  # sampled, of all completions
+    groups: int | None = None  # used
+    groups_skipped: int | None = None  # of these, the ones that teach nothing: all rewards equal
+    groups_stale: int | None = None  # dropped while the step waited: of too old a version
+    groups_set_aside: int | None = None  # problems that the workers failed on
+    staleness_mean: float | None = None  # versions, over the groups used
+    staleness_max: int | None = None  # versions
+    verifier_errors: int | None = None  # completions that could not be judged
+
+
+class UpdateMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """What the optimizer steps of one step did. Means are over these."""
+
+    loss: float | None = None  # mean; a sum over tokens, whose weights hold the normalisation
+    grad_norm: float | None = None  # mean; before clipping
+    lr: float | None = None  # mean
+    entropy: float | None = None  # mean; nats per token
+    kl: float | None = None  # mean; k3 against the reference, nats per token
+    mismatch: Mismatch | None = None  # learner against sampler on the sampler's tokens
+    clipped_share: float | None = None  # mean; of the tokens
+    corrected_share: float | None = None  # mean; of the tokens: factor truncated or masked
+    vetoed: int | None = None  # tokens: pi / mu is below tis_veto
+    tokens: int | None = None  # trained on
+    bad_steps: int | None = None  # optimizer steps that were not finite, and changed nothing
+
+
+class StepSeconds(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """Where the time of one step went, in seconds; `step` is all of it."""
+
+    generate: float | None = None  # the learner's generator, or workers with nothing beside them
+    wait: float | None = None  # for groups of workers that go on meanwhile
+    verify: float | None = None
+    update: float | None = None
+    publish: float | None = None
+    step: float | None = None
+
+
+class PublishMetrics(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The weight versions that were written for the workers since the last step."""
+
+    bytes: int | None = None
+    anchors: int = 0  # versions written whole
+    deltas: int = 0
+
+
+class StepMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """All that is logged of one step: a line of metrics.jsonl, and what sinks are given.
+
+    A part that a stage does not have is there all the same, with nothing in it: of an SFT step
+    `metrics.rollout.reward` is None, and `metrics.scalars()` has no "rollout/reward".
+    """
+
+    time: float | None = None  # unix seconds when it was logged
+    stage: int
+    step: int  # from 1; 0: the weights that the stage begins with
+    kind: str = ""  # of the stage
+    accuracy: float | None = None  # share of right answers to held-out problems after the step
+    weight_version: int | None = None  # of the weights after the step
+    rollout: RolloutMetrics = RolloutMetrics()
+    update: UpdateMetrics = UpdateMetrics()
+    seconds: StepSeconds = StepSeconds()
+    published: PublishMetrics = PublishMetrics()
+    workers: dict[str, WorkerMetrics] = {}
+
+    def scalars(self) -> dict[str, float]:
+        """Every number by a path, as trackers want them: "rollout/reward", "seconds/update".
+
+        Where and when (`time`, `stage`, `step`) are not among them.
+        """
+        tree = msgspec.to_builtins(self, str_keys=True)
+        for place in ("time", "stage", "step"):
+            tree.pop(place, None)
+        return dict(_numbers(tree, ""))
+
+
+def _numbers(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _numbers(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float):
+            yield f"{prefix}{name}", value
+
+
+EventKind = Literal[
+    "resumed",
+    "recovered",  # what a kill had left torn
+    "settings_changed",
+    "problems_dropped",  # repeated or held out
+    "rows_left_out",
+    "verifier_error",
+    "bad_step",  # not finite: skipped
+    "groups_stale",
+    "problem_set_aside",
+    "unqualified",  # a device is used without a certificate
+    "worker_started",
+    "worker_failed",
+    "worker_lost",
+    "worker_late",
+    "worker_silent",
+    "worker_garbage",
+    "worker_unproven",
+    "worker_mismatch",
+    "worker_quarantined",
+    "worker_qualifying",
+    "worker_readmitted",
+    "worker_retired",
+    "store_mended",
+    "store_damaged",
+    "sink_failed",
+    "other",  # read from a run of another version, whose word stands in the facts as "kind"
+]
+EVENT_KINDS: frozenset[str] = frozenset(get_args(EventKind))
+
+
+class Event(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Something that happened to a run and is worth a line of events.jsonl."""
+
+    time: float  # unix seconds
+    kind: EventKind
+    message: str  # one line, for a reader
+    worker: str | None = None  # whom it is about
+    facts: dict[str, str] = {}  # more, by kind
+
+    @property
+    def name(self) -> str:
+        """The kind in words."""
+        word = self.facts.get("kind", self.kind) if self.kind == "other" else self.kind
+        return word.replace("_", " ")

@@ -1,8 +1,8 @@
 """The plots of the fleet section: speed, mismatch, staleness, weights and states of the workers.
 
-    metrics lines, events, guard ── fleet ──> numbers per worker ──> Plot(rows of traces)
+    step metrics, events, guard ── fleet ──> numbers per worker ──> Plot(rows of traces)
 
-A run whose lines tell of no workers has none of these. Names and messages are escaped: plotly
+A run whose steps tell of no workers has none of these. Names and messages are escaped: plotly
 reads some HTML in them.
 """
 
@@ -13,6 +13,8 @@ from functools import partial
 from itertools import groupby
 from typing import Any
 
+from interlock.config.schema import GuardSettings
+from interlock.records.metrics import Event, EventKind, StepMetrics, WorkerState
 from interlock.report import fleet
 from interlock.report.plots import (
     BLUE,
@@ -21,13 +23,14 @@ from interlock.report.plots import (
     ORANGE,
     VIOLET,
     Drawing,
+    Figure,
     Plot,
     Row,
     Timeline,
     Trace,
     shown,
 )
-from interlock.report.summary import Metrics, number
+from interlock.report.summary import Metrics
 from interlock.text import label
 
 RED, OCHRE = "#e5484d", "#d4a017"
@@ -35,14 +38,24 @@ _COLORS = (BLUE, ORANGE, GREEN, VIOLET, "#e0609a", "#1aa7b8", "#a3762f", "#7f8ea
 _DASHES = ("solid", "dash", "dot")
 _WORKERS = len(_COLORS) * len(_DASHES)  # drawn; more lines than that tell nothing
 _MARKS = 1000  # events drawn
-_STATES = {  # what the timeline tells apart: the states that are one, and their colour
-    "at work": (fleet.AT_WORK, GREEN),
-    "starting": (frozenset({"starting", "restarting"}), OCHRE),
-    "quarantined": (frozenset({"quarantined"}), RED),
-    "qualifying": (frozenset({"qualifying"}), VIOLET),
-    "retired": (frozenset({"retired"}), GREY),
+_STATES = {  # as the timeline tells them apart
+    WorkerState.READY: "at work",
+    WorkerState.LOADING: "at work",
+    WorkerState.GENERATING: "at work",
+    WorkerState.STARTING: "starting",
+    WorkerState.RESTARTING: "starting",
+    WorkerState.QUARANTINED: "quarantined",
+    WorkerState.QUALIFYING: "qualifying",
+    WorkerState.RETIRED: "retired",
 }
-_SYMBOLS = {
+_STATE_COLORS = {
+    "at work": GREEN,
+    "starting": OCHRE,
+    "quarantined": RED,
+    "qualifying": VIOLET,
+    "retired": GREY,
+}
+_SYMBOLS: dict[EventKind, str] = {
     "worker_started": "triangle-up",
     "worker_lost": "x",
     "worker_silent": "circle-x",
@@ -59,9 +72,9 @@ _SYMBOLS = {
 
 
 def fleet_plots(
-    metrics: Metrics, events: Sequence[dict[str, Any]], guard: dict[str, Any], timeline: Timeline
+    metrics: Metrics, events: Sequence[Event], guard: GuardSettings | None, timeline: Timeline
 ) -> list[Plot]:
-    """Every plot of the fleet that the run has numbers for; `guard` is the config's table."""
+    """Every plot of the fleet that the run has numbers for."""
     names = fleet.names(metrics)
     if not names:
         return []
@@ -82,7 +95,7 @@ def fleet_plots(
             "Mismatch by worker",
             "k3 of learner against generator, at the lowest staleness a step has; dashed: the "
             f"guard.{left_out}",
-            [_decades("k3, nats", [*_mismatches(draw, names), *_guard(guard, timeline)])],
+            [_decades("k3, nats", [*_mismatches(draw, names), *_limits(guard, timeline)])],
         ),
         Plot(
             "staleness-mismatch",
@@ -99,7 +112,7 @@ def fleet_plots(
 
 def _decades(name: str, traces: list[Trace]) -> Row:
     """A row with a logarithmic axis over whole decades; what is not above 0 is not on it."""
-    values = [y for trace in traces for y in trace["y"] if y is not None and y > 0]
+    values = [y for trace in traces for y in trace["y"] if y is not None and 0 < y < math.inf]
     if not values:
         return Row(name, [], {})
     low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
@@ -121,14 +134,14 @@ def _staleness(draw: Drawing) -> Plot:
             Row(
                 "versions",
                 [
-                    *draw.line("staleness_mean", "mean", BLUE),
-                    *draw.line("staleness_max", "highest", GREY),
+                    *draw.line("mean", BLUE, lambda m: m.rollout.staleness_mean),
+                    *draw.line("highest", GREY, lambda m: m.rollout.staleness_max),
                 ],
                 {"rangemode": "tozero"},
             ),
             Row(
                 "dropped",
-                draw.bars(draw.line("groups_stale", "dropped", ORANGE)),
+                draw.bars(draw.line("dropped", ORANGE, lambda m: m.rollout.groups_stale)),
                 {"rangemode": "tozero"},
             ),
         ],
@@ -138,8 +151,12 @@ def _staleness(draw: Drawing) -> Plot:
 def _weights(draw: Drawing, metrics: Metrics) -> Plot:
     shares = _by_step(metrics, fleet.loading_share(metrics))
     published = []
-    for kind, color, symbol in (("anchor", VIOLET, "diamond"), ("delta", BLUE, "circle")):
-        for trace in draw.computed(kind, color, partial(_published, kind)):
+    looks: list[tuple[str, str, str, Figure]] = [
+        ("anchor", VIOLET, "diamond", lambda m: _megabytes(m) if m.published.anchors else None),
+        ("delta", BLUE, "circle", lambda m: None if m.published.anchors else _megabytes(m)),
+    ]
+    for kind, color, symbol, figure in looks:
+        for trace in draw.line(kind, color, figure):
             points = {"mode": "markers", "marker": {"color": color, "size": 7, "symbol": symbol}}
             published.append(trace | points)
     return Plot(
@@ -151,51 +168,53 @@ def _weights(draw: Drawing, metrics: Metrics) -> Plot:
             _decades("MB", published),
             Row(
                 "share of time",
-                draw.computed("share of time", ORANGE, shares),
+                draw.line("share of time", ORANGE, shares),
                 {"rangemode": "tozero", "tickformat": "~%"},
             ),
         ],
     )
 
 
-def _published(kind: str, line: dict[str, Any]) -> float | None:
-    """MB of a step's versions, shown as an anchor if one of them is."""
-    size = number(line, "published_bytes")
-    shown = "anchor" if fleet.published(line, "anchor") else "delta"
-    return size / 1e6 if size is not None and shown == kind else None
+def _megabytes(line: StepMetrics) -> float | None:
+    """Of all versions of a step; the plot shows it as an anchor if one of them is."""
+    return None if line.published.bytes is None else line.published.bytes / 1e6
 
 
 def _speeds(draw: Drawing, metrics: Metrics, names: Sequence[str]) -> Iterator[Trace]:
     for index, name in enumerate(names):
         rates = _by_step(metrics, fleet.rates(metrics, name))
-        for trace in draw.computed(label(name), GREY, rates):
+        for trace in draw.line(label(name), GREY, rates):
             yield trace | _line_of(index)
 
 
 def _mismatches(draw: Drawing, names: Sequence[str]) -> Iterator[Trace]:
     for index, name in enumerate(names):
-        for trace in draw.computed(label(name), GREY, partial(_lowest, name)):
+        for trace in draw.line(label(name), GREY, partial(_lowest, name)):
             yield trace | _line_of(index)
 
 
-def _lowest(name: str, line: dict[str, Any]) -> float | None:
-    buckets = fleet.mismatch(fleet.facts_of(line, name) or {})
-    return next((k3 for _, k3 in buckets.values()), None)
+def _lowest(name: str, line: StepMetrics) -> float | None:
+    own = line.workers.get(name)
+    return own.mismatch[min(own.mismatch)].k3 if own and own.mismatch else None
 
 
-def _guard(guard: dict[str, Any], timeline: Timeline) -> Iterator[Trace]:
+def _limits(guard: GuardSettings | None, timeline: Timeline) -> Iterator[Trace]:
     """As lines and not as shapes, so that the axis always reaches them."""
-    for name, color in (("warn", OCHRE), ("quarantine", RED)):
-        if (level := number(guard, name)) is not None:
-            yield {
-                "type": "scatter",
-                "mode": "lines",
-                "name": f"{name} at {level:g}",
-                "x": [0, timeline.end],
-                "y": [level, level],
-                "hoverinfo": "skip",
-                "line": {"color": color, "width": 1.5, "dash": "dash"},
-            }
+    if guard is None:
+        return
+    for name, level, color in (
+        ("warn", guard.warn, OCHRE),
+        ("quarantine", guard.quarantine, RED),
+    ):
+        yield {
+            "type": "scatter",
+            "mode": "lines",
+            "name": f"{name} at {level:g}",
+            "x": [0, timeline.end],
+            "y": [level, level],
+            "hoverinfo": "skip",
+            "line": {"color": color, "width": 1.5, "dash": "dash"},
+        }
 
 
 def _by_staleness(metrics: Metrics, names: Sequence[str]) -> Iterator[Trace]:
@@ -206,7 +225,7 @@ def _by_staleness(metrics: Metrics, names: Sequence[str]) -> Iterator[Trace]:
                 "mode": "lines+markers",
                 "name": label(name),
                 "x": list(means),
-                "y": list(means.values()),
+                "y": [gap.k3 for gap in means.values()],
                 "marker": {"size": 7},
                 **_line_of(index),
             }
@@ -217,20 +236,20 @@ def _line_of(index: int) -> dict[str, Any]:
     return {"line": {"color": _COLORS[color], "width": 2, "dash": _DASHES[dash]}}
 
 
-def _by_step(metrics: Metrics, values: Sequence[float | None]) -> Any:
-    known = {(line["stage"], line["step"]): v for line, v in zip(metrics, values, strict=True)}
-    return lambda line: known[line["stage"], line["step"]]
+def _by_step(metrics: Metrics, values: Sequence[float | None]) -> Figure:
+    known = {(line.stage, line.step): value for line, value in zip(metrics, values, strict=True)}
+    return lambda line: known[line.stage, line.step]
 
 
 def _states(
     metrics: Metrics,
-    events: Sequence[dict[str, Any]],
+    events: Sequence[Event],
     names: Sequence[str],
     timeline: Timeline,
     left_out: str,
 ) -> Plot:
     """What every worker was doing, step by step, with what happened to it."""
-    bars: dict[str, list[tuple[str, float, float]]] = {kind: [] for kind in _STATES}
+    bars: dict[str, list[tuple[str, float, float]]] = {kind: [] for kind in _STATE_COLORS}
     for name in names:
         for kind, start, end in _spells(metrics, name, timeline):
             bars[kind].append((label(name), start, end))
@@ -244,12 +263,12 @@ def _states(
             "x": [end - start for _, start, end in spells],
             "width": 0.5,
             "hovertemplate": "%{y}: " + kind + "<extra></extra>",
-            "marker": {"color": _STATES[kind][1], "opacity": 0.75, "line": {"width": 0}},
+            "marker": {"color": _STATE_COLORS[kind], "opacity": 0.75, "line": {"width": 0}},
         }
         for kind, spells in bars.items()
         if spells
     ]
-    told = [event for event in events if event.get("worker") in names]
+    told = [event for event in events if event.worker in names]
     traces += _marks(told[-_MARKS:], metrics, timeline)
     cut = f" The last {_MARKS:,} of {len(told):,} events." if len(told) > _MARKS else ""
     categories = {"categoryorder": "array", "categoryarray": [label(name) for name in names][::-1]}
@@ -267,9 +286,8 @@ def _spells(metrics: Metrics, name: str, timeline: Timeline) -> Iterator[tuple[s
     """(kind of state, start, end): runs of steps with one kind of state, on the x axis."""
     steps = []
     for line in metrics:
-        state = str((fleet.facts_of(line, name) or {}).get("state"))
-        kind = next((kind for kind, (states, _) in _STATES.items() if state in states), None)
-        steps.append((kind, timeline.x(line["stage"], line["step"])))
+        own = line.workers.get(name)
+        steps.append((_STATES[own.state] if own else None, timeline.x(line.stage, line.step)))
     before = 0.0
     for kind, group in groupby(steps, key=lambda step: step[0]):
         end = max(x for _, x in group)
@@ -278,25 +296,21 @@ def _spells(metrics: Metrics, name: str, timeline: Timeline) -> Iterator[tuple[s
         before = end
 
 
-def _marks(
-    events: Sequence[dict[str, Any]], metrics: Metrics, timeline: Timeline
-) -> Iterator[Trace]:
+def _marks(events: Sequence[Event], metrics: Metrics, timeline: Timeline) -> Iterator[Trace]:
     """One trace per kind of event, placed between the steps by the time it happened."""
-    timed = [line for line in metrics if number(line, "time") is not None]
-    times = [line["time"] for line in timed]
-    steps = [timeline.x(line["stage"], line["step"]) for line in timed]
+    timed = [(m.time, timeline.x(m.stage, m.step)) for m in metrics if m.time is not None]
+    times, steps = [time for time, _ in timed], [x for _, x in timed]
     for kind, symbol in _SYMBOLS.items():
-        own = [event for event in events if event.get("kind") == kind]
-        own = [event for event in own if number(event, "time") is not None]
+        own = [event for event in events if event.kind == kind]
         if not own or not times:
             continue
         yield {
             "type": "scatter",
             "mode": "markers",
             "name": kind.removeprefix("worker_"),
-            "x": [_place(event["time"], times, steps) for event in own],
-            "y": [label(str(event["worker"])) for event in own],
-            "text": [label(str(event.get("message", ""))) for event in own],
+            "x": [_place(event.time, times, steps) for event in own],
+            "y": [label(str(event.worker)) for event in own],
+            "text": [label(event.message) for event in own],
             "hovertemplate": "step %{x:.1f}: %{text}<extra></extra>",
             "marker": {"symbol": symbol, "size": 10, "color": "#ffffff",
                        "line": {"color": "#1b2230", "width": 1.5}},

@@ -14,6 +14,8 @@ from typing import Any
 import msgspec
 from jinja2 import Environment
 
+from interlock.config.schema import GuardSettings
+from interlock.records.metrics import Event, StepMetrics
 from interlock.report import fleet, plots, sheet, summary
 from interlock.report.fleet_plots import fleet_plots
 from interlock.rundir import RunDir, RunView
@@ -35,8 +37,7 @@ def _render(run: RunView) -> str:
     found = summary.evaluations(run, metrics)
     pair = summary.before_after(run, found)
     timeline = plots.Timeline(metrics, found)
-    guard = run.config.get("guard")
-    guard = guard if isinstance(guard, dict) else {}
+    guard = _guard(run)
     shown = plots.plots(metrics, found, timeline)
     of_fleet = fleet_plots(metrics, events, guard, timeline)
     name = run.config.get("name", run.path.name)
@@ -54,13 +55,13 @@ def _render(run: RunView) -> str:
             comparisons=summary.comparisons(run, pair, _COMPARISONS),
             samples=summary.samples(run, _GROUPS, _COMPLETIONS),
             counts=_counts(metrics, events),
-            events=[(_duration(e["time"] - run.manifest.created), e) for e in events[-_EVENTS:]],
+            events=[(_duration(e.time - run.manifest.created), e) for e in events[-_EVENTS:]],
             events_left_out=max(0, len(events) - _EVENTS),
             plots=shown,
             workers=fleet.workers(metrics),
             fleet=fleet.summary(metrics),
             fleet_plots=of_fleet,
-            guard={name: summary.number(guard, name) for name in ("warn", "quarantine")},
+            guard=guard,
             config=to_toml(run.config),
             versions={**run.manifest.versions, "platform": run.manifest.platform},
             figures={
@@ -90,16 +91,23 @@ def _clip(text: str) -> str:
     return f"{text[:_TEXT]}… ({len(text) - _TEXT:,} more characters)"
 
 
-def _facts(
-    run: RunView, metrics: list[dict[str, Any]], events: list[dict[str, Any]]
-) -> dict[str, str]:
+def _guard(run: RunView) -> GuardSettings | None:
+    """The limits that the run was guarded by; None when its config does not tell."""
+    try:
+        return msgspec.convert(run.config.get("guard"), GuardSettings)
+    except msgspec.ValidationError:
+        return None
+
+
+def _facts(run: RunView, metrics: list[StepMetrics], events: list[Event]) -> dict[str, str]:
     """The line under the headline."""
-    times = [time for line in [*metrics, *events] if (time := summary.number(line, "time"))]
+    times = [line.time for line in metrics if line.time is not None]
+    times += [event.time for event in events]
     sessions = run.manifest.sessions
     begun = datetime.fromtimestamp(run.manifest.created, UTC)
     facts = {
         "stages": " → ".join(str(stage.get("kind")) for stage in run.config.get("stage", [])),
-        "steps": f"{sum(line['step'] > 0 for line in metrics):,}",
+        "steps": f"{sum(line.step > 0 for line in metrics):,}",
         "time": _duration(summary.active_seconds(sessions, times)),
         "begun": f"{begun:%Y-%m-%d %H:%M} UTC",
         "resumed": f"{len(sessions) - 1} times" if len(sessions) > 1 else "",
@@ -107,21 +115,24 @@ def _facts(
     return {name: value for name, value in facts.items() if value}
 
 
-def _counts(metrics: list[dict[str, Any]], events: list[dict[str, Any]]) -> dict[str, str]:
+def _counts(metrics: list[StepMetrics], events: list[Event]) -> dict[str, str]:
     """What a reader should know before trusting the curves."""
-    labels = {
-        "generated_tokens": "tokens generated",
-        "trained_tokens": "tokens trained on",
-        "groups": "groups",
-        "groups_skipped": "groups skipped: all rewards equal",
-        "groups_stale": "groups dropped: too stale",
-        "groups_set_aside": "problems set aside",
-        "bad_steps": "bad steps: not finite, skipped",
-        "verifier_errors": "verifier errors: counted as reward 0",
+    sums = {
+        "tokens generated": summary.total(metrics, lambda m: m.rollout.tokens),
+        "tokens trained on": summary.total(metrics, lambda m: m.update.tokens),
+        "groups": summary.total(metrics, lambda m: m.rollout.groups),
+        "groups skipped: all rewards equal": summary.total(
+            metrics, lambda m: m.rollout.groups_skipped
+        ),
+        "groups dropped: too stale": summary.total(metrics, lambda m: m.rollout.groups_stale),
+        "problems set aside": summary.total(metrics, lambda m: m.rollout.groups_set_aside),
+        "bad steps: not finite, skipped": summary.total(metrics, lambda m: m.update.bad_steps),
+        "verifier errors: counted as reward 0": summary.total(
+            metrics, lambda m: m.rollout.verifier_errors
+        ),
     }
-    sums = {label: summary.total(metrics, key) for key, label in labels.items()}
     counts = {label: f"{value:,.0f}" for label, value in sums.items() if value is not None}
-    kinds = Counter(str(event.get("kind", "event")).replace("_", " ") for event in events)
+    kinds = Counter(event.name for event in events)
     return counts | {f"events: {kind}": f"{count:,}" for kind, count in kinds.items()}
 
 

@@ -1,6 +1,6 @@
 """The plots of a run as plotly figures: plain dicts that go into the page as JSON.
 
-    metrics lines, evaluations ──> Plot(rows of traces) ── figure ──> {"data", "layout"}
+    step metrics, evaluations ──> Plot(rows of traces) ── figure ──> {"data", "layout"}
 
 The x axis is the global step: the steps of all stages, one after another. A quantity that no step
 logged has no plot. Colours of the frame belong to the page, which knows light from dark.
@@ -10,7 +10,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from interlock.report.summary import Evaluation, Metrics, number
+from interlock.records.metrics import StepMetrics
+from interlock.report.summary import Evaluation, Metrics
 from interlock.text import label
 
 BLUE, ORANGE, GREEN, VIOLET, GREY = "#3f83f8", "#f0883e", "#2ba471", "#9b6cf0", "#98a2b3"
@@ -33,7 +34,7 @@ _LEGEND = {
 _SMALL = {"rangemode": "tozero", "exponentformat": "e"}
 
 Trace = dict[str, Any]
-Line = dict[str, Any]
+Figure = Callable[[StepMetrics], float | None]
 
 
 class Row(NamedTuple):
@@ -62,9 +63,9 @@ class Timeline:
     """Where each (stage, step) lies on the x axis: stages follow one another."""
 
     def __init__(self, metrics: Metrics, evaluations: Sequence[Evaluation]) -> None:
-        points = [(line["stage"], line["step"]) for line in metrics]
+        points = [(line.stage, line.step) for line in metrics]
         points += [(evaluation.stage, evaluation.step) for evaluation in evaluations]
-        self.kinds = {line["stage"]: str(line.get("kind", "")) for line in metrics}
+        self.kinds = {line.stage: line.kind for line in metrics}
         self.starts: dict[int, int] = {}
         self.end = 0
         for stage in sorted({stage for stage, _ in points}):
@@ -119,63 +120,62 @@ def shown(candidates: Sequence[Plot]) -> list[Plot]:
 
 
 def _learning(draw: "Drawing") -> list[Plot]:
+    norm = draw.line("gradient norm", VIOLET, lambda m: m.update.grad_norm)
+    rate = draw.line("learning rate", GREY, lambda m: m.update.lr)
     return [
         Plot(
             "reward",
             "Mean reward",
             "Over all completions sampled in a step.",
-            [Row("reward", draw.smoothed("reward", BLUE), {})],
+            [Row("reward", draw.smoothed(lambda m: m.rollout.reward, BLUE), {})],
         ),
         Plot(
             "loss",
             "Loss",
             "Of a GRPO step only the gradient matters, not the level.",
-            [Row("loss", draw.line("loss", "loss", VIOLET), {})],
+            [Row("loss", draw.line("loss", VIOLET, lambda m: m.update.loss), {})],
         ),
         Plot(
             "gradient",
             "Gradient norm and learning rate",
             "The norm is the one before clipping.",
-            [
-                Row("norm", draw.line("grad_norm", "gradient norm", VIOLET), _FROM_ZERO),
-                Row("learning rate", draw.line("lr", "learning rate", GREY), _SMALL),
-            ],
+            [Row("norm", norm, _FROM_ZERO), Row("learning rate", rate, _SMALL)],
         ),
     ]
 
 
 def _policy(draw: "Drawing") -> list[Plot]:
+    length = draw.line("length", BLUE, lambda m: m.rollout.length)
+    cut = draw.line("share cut", ORANGE, lambda m: m.rollout.truncated)
+    entropy = draw.line("entropy", GREEN, lambda m: m.update.entropy)
     return [
         Plot(
             "length",
             "Completion length",
             "Mean length, and the share of completions cut at max_tokens.",
-            [
-                Row("tokens", draw.line("length", "length", BLUE), _FROM_ZERO),
-                Row("share cut", draw.line("truncated", "share cut", ORANGE), _PERCENT),
-            ],
+            [Row("tokens", length, _FROM_ZERO), Row("share cut", cut, _PERCENT)],
         ),
         Plot(
             "entropy",
             "Entropy",
             "Of the policy's next token, mean; a fall to zero ends exploration.",
-            [Row("nats per token", draw.line("entropy", "entropy", GREEN), _FROM_ZERO)],
+            [Row("nats per token", entropy, _FROM_ZERO)],
         ),
         Plot(
             "mismatch",
             "Mismatch of learner and sampler",
             "Same tokens, same weights: k3 estimate of the KL, and the share of ratios above 2.",
             [
-                Row("k3, nats", draw.line("mismatch_k3", "k3", ORANGE), _SMALL),
-                Row("ratio > 2", draw.line("mismatch_share_above_2", "ratio > 2", GREY), _PERCENT),
+                Row("k3, nats", draw.line("k3", ORANGE, _k3), _SMALL),
+                Row("ratio > 2", draw.line("ratio > 2", GREY, _share_above_2), _PERCENT),
             ],
         ),
     ]
 
 
 def _cost(draw: "Drawing") -> list[Plot]:
-    generation = draw.computed("generation", BLUE, _generation_rate)
-    update = draw.computed("update", ORANGE, _update_rate)
+    generation = draw.line("generation", BLUE, _generation_rate)
+    update = draw.line("update", ORANGE, _update_rate)
     return [
         Plot(
             "time",
@@ -193,25 +193,25 @@ def _cost(draw: "Drawing") -> list[Plot]:
 
 
 class Drawing:
-    """Turns logged quantities into traces; a quantity that was never logged gives none.
+    """Turns figures of the steps into traces; one that no step has gives none.
 
     A None between the stages breaks the lines there: what one stage measures need not be what the
     next one does.
     """
 
     def __init__(self, metrics: Metrics, timeline: Timeline) -> None:
-        self._lines: list[Line | None] = []
+        self._steps: list[StepMetrics | None] = []
         self._x: list[int | None] = []
         for line in metrics:
-            if self._lines and self._lines[-1] and self._lines[-1]["stage"] != line["stage"]:
-                self._lines.append(None)
+            if self._steps and self._steps[-1] and self._steps[-1].stage != line.stage:
+                self._steps.append(None)
                 self._x.append(None)
-            self._lines.append(line)
-            self._x.append(timeline.x(line["stage"], line["step"]))
+            self._steps.append(line)
+            self._x.append(timeline.x(line.stage, line.step))
 
-    def computed(self, name: str, color: str, value: Callable[[Line], float | None]) -> list[Trace]:
-        """A line through `value` of every step; steps without one are left as a gap."""
-        y = [None if line is None else value(line) for line in self._lines]
+    def line(self, name: str, color: str, figure: Figure) -> list[Trace]:
+        """A line through `figure` of every step; steps without one are left as a gap."""
+        y = [None if step is None else figure(step) for step in self._steps]
         points = sum(point is not None for point in y)
         if not points:
             return []
@@ -227,12 +227,9 @@ class Drawing:
             }
         ]
 
-    def line(self, key: str, name: str, color: str) -> list[Trace]:
-        return self.computed(name, color, lambda line: number(line, key))
-
-    def smoothed(self, key: str, color: str) -> list[Trace]:
+    def smoothed(self, figure: Figure, color: str) -> list[Trace]:
         """The line and, over enough steps, its trailing mean, which is then the bolder one."""
-        traces = self.line(key, "each step", color)
+        traces = self.line("each step", color, figure)
         points = sum(y is not None for trace in traces for y in trace["y"])
         if points < _SMOOTH_FROM:
             return traces
@@ -251,8 +248,8 @@ class Drawing:
         """The mean of up to `window` values, the current one the last; begins anew per stage."""
         means: list[float | None] = []
         recent: deque[float] = deque(maxlen=window)
-        for line, value in zip(self._lines, values, strict=True):
-            if line is None:
+        for step, value in zip(self._steps, values, strict=True):
+            if step is None:
                 recent.clear()
             if value is not None:
                 recent.append(value)
@@ -273,15 +270,15 @@ class Drawing:
         ]
 
     def time_split(self) -> list[Trace]:
-        parts = [
-            ("generation", BLUE, lambda line: number(line, "seconds_generate")),
-            ("waiting for groups", TEAL, lambda line: number(line, "seconds_wait")),
-            ("verification", GREEN, lambda line: number(line, "seconds_verify")),
-            ("update", ORANGE, _update_seconds),
-            ("publishing", ROSE, lambda line: number(line, "seconds_publish")),
-            ("other", GREY, _other_seconds),
+        traces = [
+            *self.line("generation", BLUE, lambda m: m.seconds.generate),
+            *self.line("waiting for groups", TEAL, lambda m: m.seconds.wait),
+            *self.line("verification", GREEN, lambda m: m.seconds.verify),
+            *self.line("update", ORANGE, lambda m: m.seconds.update),
+            *self.line("publishing", ROSE, lambda m: m.seconds.publish),
+            *self.line("other", GREY, _other_seconds),
         ]
-        return self.bars([trace for part in parts for trace in self.computed(*part)])
+        return self.bars(traces)
 
 
 def _accuracy(evaluations: Sequence[Evaluation], timeline: Timeline) -> list[Trace]:
@@ -314,31 +311,27 @@ def _accuracy(evaluations: Sequence[Evaluation], timeline: Timeline) -> list[Tra
     return traces
 
 
-def _update_seconds(line: Line) -> float | None:
-    """A step that neither generates nor verifies is all update."""
-    seconds = number(line, "seconds_update")
-    if seconds is None and line.get("kind") == "sft":
-        return number(line, "seconds_step")
-    return seconds
+def _k3(step: StepMetrics) -> float | None:
+    return step.update.mismatch.k3 if step.update.mismatch else None
 
 
-def _other_seconds(line: Line) -> float | None:
-    whole = number(line, "seconds_step")
-    known = [
-        *(number(line, f"seconds_{part}") for part in ("generate", "wait", "verify", "publish")),
-        _update_seconds(line),
-    ]
-    if whole is None or all(part is None for part in known):
-        return None
-    return max(0.0, whole - sum(part or 0.0 for part in known))
+def _share_above_2(step: StepMetrics) -> float | None:
+    return step.update.mismatch.share_above_2 if step.update.mismatch else None
 
 
-def _generation_rate(line: Line) -> float | None:
-    return _rate(number(line, "generated_tokens"), number(line, "seconds_generate"))
+def _other_seconds(step: StepMetrics) -> float | None:
+    spent = step.seconds
+    parts = (spent.generate, spent.wait, spent.verify, spent.update, spent.publish)
+    known = [part for part in parts if part is not None]
+    return max(0.0, spent.step - sum(known)) if known and spent.step is not None else None
 
 
-def _update_rate(line: Line) -> float | None:
-    return _rate(number(line, "trained_tokens"), _update_seconds(line))
+def _generation_rate(step: StepMetrics) -> float | None:
+    return _rate(step.rollout.tokens, step.seconds.generate)
+
+
+def _update_rate(step: StepMetrics) -> float | None:
+    return _rate(step.update.tokens, step.seconds.update)
 
 
 def _rate(tokens: float | None, seconds: float | None) -> float | None:

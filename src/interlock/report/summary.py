@@ -4,14 +4,15 @@ Reads a run directory; draws nothing.
 """
 
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
+from interlock.records.metrics import StepMetrics
 from interlock.records.rl import ScoredGroup
 from interlock.rundir import RunView, Session
 
 _Z95 = 1.959963984540054  # standard normal quantile of a two-sided 95 % interval
-Metrics = Sequence[dict[str, Any]]
+Metrics = Sequence[StepMetrics]
 
 
 class Evaluation(NamedTuple):
@@ -72,18 +73,10 @@ def wilson(share: float, total: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def number(line: dict[str, Any], key: str) -> float | None:
-    """The finite number logged under `key`, or None."""
-    value = line.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return value
-
-
-def total(metrics: Metrics, key: str) -> float | None:
-    """The sum over all steps that logged `key`; None when none did."""
-    values = [value for line in metrics if (value := number(line, key)) is not None]
-    return sum(values) if values else None
+def total(metrics: Metrics, figure: Callable[[StepMetrics], float | None]) -> float | None:
+    """The sum of a figure over all steps that have it; None when none does."""
+    values = [value for line in metrics if (value := figure(line)) is not None]
+    return math.fsum(values) if values else None
 
 
 def evaluations(run: RunView, metrics: Metrics) -> list[Evaluation]:
@@ -92,9 +85,7 @@ def evaluations(run: RunView, metrics: Metrics) -> list[Evaluation]:
     The accuracy is the logged one; where none was logged, the mean of the recorded rewards.
     """
     logged = {
-        (line["stage"], line["step"]): accuracy
-        for line in metrics
-        if (accuracy := number(line, "accuracy")) is not None
+        (line.stage, line.step): line.accuracy for line in metrics if line.accuracy is not None
     }
     recorded = set(run.ledger.evaluation_steps())
     found = []

@@ -184,7 +184,7 @@ class JsonLines:
         self.path = path
         self._lock = threading.Lock()
 
-    def append(self, record: dict[str, Any]) -> None:
+    def append(self, record: dict[str, Any] | msgspec.Struct) -> None:
         """Add one line, durable on return. Raises RunError; the file is then as it was before."""
         data = memoryview(msgspec.json.encode(record) + b"\n")
         with (

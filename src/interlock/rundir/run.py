@@ -33,6 +33,7 @@ from typing import Any, NamedTuple, Self, TextIO
 import msgspec
 
 from interlock.errors import RunError
+from interlock.records.metrics import Event, EventKind, StepMetrics
 from interlock.rundir.files import (
     JsonLines,
     atomic_directory,
@@ -42,6 +43,7 @@ from interlock.rundir.files import (
     write_atomically,
 )
 from interlock.rundir.ledger import Ledger
+from interlock.rundir.lines import read_events, read_metrics
 from interlock.text import error_line, one_line
 
 # Settings that a resumed run may change: when things are written, and who generates. (Another
@@ -98,6 +100,8 @@ class RunView:
         self.manifest = self._read_json("manifest.json", Manifest)
         self.config = self._read_json("config.json", dict[str, Any])
         self.ledger = self._open_ledger()
+        self._metrics = JsonLines(path / "metrics.jsonl")
+        self._events = JsonLines(path / "events.jsonl")
 
     def _read_json(self, name: str, kind: Any) -> Any:
         try:
@@ -130,20 +134,14 @@ class RunView:
             return False
         return False
 
-    def metrics(self) -> list[dict[str, Any]]:
-        """One line per (stage, step), in order: the last that was logged."""
-        lines = JsonLines(self.path / "metrics.jsonl").read()
-        try:
-            last = {(line["stage"], line["step"]): line for line in lines}
-        except KeyError as error:
-            raise RunError(
-                f"{self.path}/metrics.jsonl: a line without {error}; delete it"
-            ) from None
+    def metrics(self) -> list[StepMetrics]:
+        """The metrics of each (stage, step), in order: those that were logged last."""
+        last = {(line.stage, line.step): line for line in read_metrics(self._metrics)}
         return [last[key] for key in sorted(last)]
 
-    def events(self) -> list[dict[str, Any]]:
-        """All events, oldest first: "time" (unix seconds), "kind", "message", more by kind."""
-        return JsonLines(self.path / "events.jsonl").read()
+    def events(self) -> list[Event]:
+        """All events, oldest first."""
+        return read_events(self._events)
 
     def checkpoints(self) -> list[Checkpoint]:
         """The finished checkpoints, oldest first."""
@@ -181,8 +179,6 @@ class RunDir(RunView):
         """Use `create` or `open`."""
         super().__init__(path)
         self._lock = lock
-        self._metrics = JsonLines(path / "metrics.jsonl")
-        self._events = JsonLines(path / "events.jsonl")
 
     def _open_ledger(self) -> Ledger:
         return Ledger(self.path / "ledger.sqlite")
@@ -256,14 +252,19 @@ class RunDir(RunView):
             removed = ", ".join(leftovers) or "nothing"
             self.event("recovered", f"unfinished: {removed}; {torn} bytes of torn lines cut off")
 
-    def log(self, metrics: dict[str, Any]) -> None:
-        """Append the line of one step ("stage" and "step" given, "time" added); durable."""
-        assert "stage" in metrics and "step" in metrics, metrics
-        self._metrics.append({"time": time.time()} | metrics)
+    def log(self, metrics: StepMetrics) -> StepMetrics:
+        """Append the metrics of one step; durable. -> with the time in them"""
+        timed = msgspec.structs.replace(metrics, time=time.time())
+        self._metrics.append(timed)
+        return timed
 
-    def event(self, kind: str, message: str, **facts: Any) -> None:
-        """Append one event; durable."""
-        self._events.append({"time": time.time(), "kind": kind, "message": message} | facts)
+    def event(
+        self, kind: EventKind, message: str, worker: str | None = None, **facts: str
+    ) -> Event:
+        """Append one event; durable. -> as it was written"""
+        event = Event(time.time(), kind, message, worker, facts)
+        self._events.append(event)
+        return event
 
     @contextmanager
     def checkpoint(self, stage: int, step: int, keep: int) -> Iterator[Path]:

@@ -8,7 +8,7 @@ from interlock.chips import vendors
 from interlock.chips.admission import needs_certificate
 from interlock.errors import ConfigError, TrainingError, UserError
 from interlock.fleet.base import Spec
-from interlock.records.metrics import WorkerMetrics, WorkerState
+from interlock.records.metrics import EventKind, WorkerMetrics, WorkerState
 from interlock.records.trust import Stack
 from interlock.workers.generators import Work
 from interlock.workers.protocol import Open
@@ -21,7 +21,7 @@ REASON = 300  # characters of what a worker says of a failure
 MESSAGE = 1000  # characters of one of ours that quotes it: the remedy stands at its end
 _LONGEST_BACKOFF_S = 60.0
 
-Note = Callable[[str, str, str], None]  # kind, message, worker
+Note = Callable[[EventKind, str, str], None]  # kind, message, worker
 
 
 @dataclass(eq=False)
@@ -63,7 +63,7 @@ class WorkerHandle:
         """Its process is no more, and with it what it has proven."""
         self.serves = self.proven = self.facts.weight_version = None
 
-    def overdue(self, now: float, silence_s: float) -> tuple[str, str] | None:
+    def overdue(self, now: float, silence_s: float) -> tuple[EventKind, str] | None:
         """Kind and reason when a live process is late, or silent for too long."""
         state = self.facts.state
         if state in GONE:

@@ -26,7 +26,7 @@ from interlock.config.schema import FleetSettings, GuardSettings
 from interlock.errors import ConfigError, TrainingError, UserError
 from interlock.fleet.base import Event, Fleet, Lost, Spec
 from interlock.mismatch import mismatch
-from interlock.records.metrics import OUT_OF_USE, WorkerMetrics, WorkerState
+from interlock.records.metrics import OUT_OF_USE, EventKind, WorkerMetrics, WorkerState
 from interlock.records.rl import Problem
 from interlock.text import error_line, one_line
 from interlock.workers import protocol
@@ -289,7 +289,7 @@ class WorkerPool:
         """It is alive, and says that it could not do what it was asked."""
         state, reason = worker.facts.state, one_line(reply.reason, REASON)
         if state is WorkerState.QUALIFYING:
-            self._restart(worker, "", reason)
+            self._restart(worker, None, reason)
             return
         if state is WorkerState.READY:
             self._garbage(worker, "a failure of nothing that it was asked")
@@ -310,7 +310,7 @@ class WorkerPool:
         if worker.failures >= self._settings.failures:
             self._retire(worker, f"{worker.failures} failures in a row, last: {reason}")
         elif state is WorkerState.STARTING:
-            self._restart(worker, "", reason)
+            self._restart(worker, None, reason)
         else:
             worker.facts.state = WorkerState.READY
             worker.idle_until = time.monotonic() + worker.backoff(self._settings.backoff_s)
@@ -319,7 +319,7 @@ class WorkerPool:
         worker.facts.refused += 1
         self._restart(worker, "worker_garbage", f"refused: {what}")
 
-    def _restart(self, worker: WorkerHandle, kind: str, reason: str) -> None:
+    def _restart(self, worker: WorkerHandle, kind: EventKind | None, reason: str) -> None:
         """Kill a worker that is lost already, or not to be trusted; start it again later."""
         self._fleet.kill(worker.name)
         if worker.facts.state is WorkerState.QUALIFYING:

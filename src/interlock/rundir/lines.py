@@ -1,0 +1,122 @@
+"""The lines of metrics.jsonl and events.jsonl as records, whichever version wrote them.
+
+What this version does not know is passed over, and what an older one named or placed otherwise is
+moved to where it stands now.
+"""
+
+import math
+from typing import Any, TypeVar
+
+import msgspec
+
+from interlock.errors import RunError
+from interlock.records.metrics import EVENT_KINDS, Event, StepMetrics
+from interlock.rundir.files import JsonLines
+
+Line = dict[str, Any]
+Record = TypeVar("Record", StepMetrics, Event)
+
+# Figures that used to stand at the top of a line: part and name of today.
+_MOVED = {
+    "reward": ("rollout", "reward"),
+    "length": ("rollout", "length"),
+    "truncated": ("rollout", "truncated"),
+    "generated_tokens": ("rollout", "tokens"),
+    "groups": ("rollout", "groups"),
+    "groups_skipped": ("rollout", "groups_skipped"),
+    "groups_stale": ("rollout", "groups_stale"),
+    "groups_set_aside": ("rollout", "groups_set_aside"),
+    "staleness_mean": ("rollout", "staleness_mean"),
+    "staleness_max": ("rollout", "staleness_max"),
+    "verifier_errors": ("rollout", "verifier_errors"),
+    "loss": ("update", "loss"),
+    "grad_norm": ("update", "grad_norm"),
+    "lr": ("update", "lr"),
+    "entropy": ("update", "entropy"),
+    "kl": ("update", "kl"),
+    "clipped_share": ("update", "clipped_share"),
+    "corrected_share": ("update", "corrected_share"),
+    "vetoed": ("update", "vetoed"),
+    "trained_tokens": ("update", "tokens"),
+    "bad_steps": ("update", "bad_steps"),
+    "seconds_generate": ("seconds", "generate"),
+    "seconds_wait": ("seconds", "wait"),
+    "seconds_verify": ("seconds", "verify"),
+    "seconds_update": ("seconds", "update"),
+    "seconds_publish": ("seconds", "publish"),
+    "seconds_step": ("seconds", "step"),
+    "published_bytes": ("published", "bytes"),
+}
+_MISMATCH = {"mismatch_k3": "k3", "mismatch_max": "max", "mismatch_share_above_2": "share_above_2"}
+_PUBLISHED = {"anchor": "anchors", "delta": "deltas"}
+
+
+def read_metrics(file: JsonLines) -> list[StepMetrics]:
+    """All finished lines, oldest first. Raises RunError naming the line that is none."""
+    return [
+        _record(file, number, _step(line), StepMetrics)
+        for number, line in enumerate(file.read(), start=1)
+    ]
+
+
+def read_events(file: JsonLines) -> list[Event]:
+    """All finished lines, oldest first. Raises RunError naming the line that is none."""
+    return [
+        _record(file, number, _event(line), Event)
+        for number, line in enumerate(file.read(), start=1)
+    ]
+
+
+def _record(file: JsonLines, number: int, line: Line, kind: type[Record]) -> Record:
+    try:
+        return msgspec.convert(line, kind, str_keys=True)
+    except msgspec.ValidationError as error:
+        raise RunError(
+            f"{file.path} line {number} is damaged ({error}); delete that line and try again"
+        ) from None
+
+
+def _step(line: Line) -> Line:
+    kept = {name: value for name, value in line.items() if name not in _MOVED}
+    for name in line.keys() & _MOVED.keys():
+        part, own = _MOVED[name]
+        kept[part] = _table(kept, part) | {own: line[name]}
+    if line.get("mismatch_k3") is not None:
+        gap = {own: line.get(name) for name, own in _MISMATCH.items()}
+        gap["tokens"] = line.get("trained_tokens") or 0
+        kept["update"] = _table(kept, "update") | {"mismatch": gap}
+    published = _table(kept, "published")
+    kept["published"] = {_PUBLISHED.get(name, name): each for name, each in published.items()}
+    update = _table(kept, "update")
+    if "mismatch" in update:
+        kept["update"] = update | {"mismatch": _finite(update["mismatch"])}
+    kept["workers"] = {name: _worker(facts) for name, facts in _table(kept, "workers").items()}
+    return kept
+
+
+def _worker(facts: Any) -> Any:
+    if not isinstance(facts, dict):
+        return facts
+    buckets = _table(facts, "mismatch")
+    return facts | {"mismatch": {staleness: _finite(gap) for staleness, gap in buckets.items()}}
+
+
+def _event(line: Line) -> Line:
+    known = {name: line[name] for name in Event.__struct_fields__ if name in line}
+    more = {name: str(value) for name, value in line.items() if name not in known}
+    if known.get("kind") not in EVENT_KINDS:
+        more["kind"] = str(known.get("kind", "event"))
+        known["kind"] = "other"
+    return known | {"facts": _table(known, "facts") | more}
+
+
+def _table(tree: Line, name: str) -> Line:
+    found = tree.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def _finite(gap: Any) -> Any:
+    """A mismatch is of numbers; null stands for one that JSON does not have."""
+    if not isinstance(gap, dict):
+        return gap
+    return {name: math.inf if value is None else value for name, value in gap.items()}
