@@ -30,7 +30,7 @@ from interlock.engine.base import Request
 from interlock.engine.portable.engine import PortableEngine
 from interlock.models.checkpoint import load_decoder
 from interlock.models.fetch import find_model
-from interlock.models.tokenizer import TextStream, Tokenizer
+from interlock.models.tokenizer import Detokenizer, Tokenizer
 from interlock.records.rl import Sampling
 
 Side = Callable[[int, int], int]  # (new tokens per completion, seed) -> tokens made
@@ -47,7 +47,7 @@ class Endless:
     def decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids)
 
-    def stream(self) -> TextStream:
+    def stream(self) -> Detokenizer:
         return self._tokenizer.stream()
 
 

@@ -131,7 +131,7 @@ def equal(a: Tensor, b: Tensor) -> bool:
 
 
 def measure_codec(
-    old: dict[str, Tensor], specs: dict[str, codec.Spec], new: dict[str, Tensor]
+    old: dict[str, Tensor], specs: dict[str, codec.TensorSpec], new: dict[str, Tensor]
 ) -> tuple[codec.Encoded, float, float]:
     """The delta, and the seconds to encode it and to apply and verify it on a copy."""
     start = time.perf_counter()
@@ -155,7 +155,7 @@ def measure(
     rows: list[Row] = []
     anchor: dict[str, list[float]] = {}
     old: dict[str, Tensor] = {}
-    specs: dict[str, codec.Spec] = {}
+    specs: dict[str, codec.TensorSpec] = {}
     for number in itertools.count():
         torch.set_num_threads(threads)
         if (new := next(weights, None)) is None:
@@ -227,7 +227,7 @@ def measure_link(store: Path, mbit: float, full_bytes: int) -> dict[str, list[fl
 def model_bytes(store: Path) -> int:
     """Bytes of the whole model, from the newest manifest."""
     tree = json.loads(max(store.glob("v*.json")).read_bytes())
-    return codec.nbytes({name: codec.Spec(**spec) for name, spec in tree["tensors"].items()})
+    return codec.nbytes({name: codec.TensorSpec(**spec) for name, spec in tree["tensors"].items()})
 
 
 def spread(values: list[float]) -> dict[str, float]:

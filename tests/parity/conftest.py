@@ -23,7 +23,7 @@ from interlock.parity import protocol, worker
 from interlock.parity.prompts import prompts
 from interlock.parity.protocol import Open, Opened, Reply, Request
 from interlock.parity.sides import Sides
-from interlock.qualify.tiny_model import Numbers
+from interlock.qualify.tiny_model import NumberVocabulary
 from interlock.workers.generator import Generator
 
 
@@ -55,7 +55,7 @@ class InlineSides(Sides):
         for name in "ab":
             self.start(name, f"torch:{name}")
             decoder = load_decoder(model, getattr(torch, dtype), torch.device("cpu"))
-            engine = PortableEngine(decoder, Numbers(), slots=8)
+            engine = PortableEngine(decoder, NumberVocabulary(), slots=8)
             self.workers[name]._generator = Generator(engine, None, name)  # type: ignore[arg-type]
         if type(self).spoil is not None:
             type(self).spoil(self.workers["b"])

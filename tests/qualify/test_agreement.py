@@ -30,7 +30,7 @@ def use_on_device(monkeypatch: pytest.MonkeyPatch, engine: type[PortableEngine])
     ) -> PortableEngine:
         kind = engine if device == DEVICE else PortableEngine
         weights = tiny_model.decoder(arch, tensors, device, dtype)
-        return kind(weights, tiny_model.Numbers(), slots)
+        return kind(weights, tiny_model.NumberVocabulary(), slots)
 
     monkeypatch.setattr(tiny_model, "engine", made)
 
@@ -38,21 +38,21 @@ def use_on_device(monkeypatch: pytest.MonkeyPatch, engine: type[PortableEngine])
 def test_apart_is_what_the_hand_says() -> None:
     pi = torch.tensor([-1.0, -2.0, -3.0, -4.0])
     mu = torch.tensor([-1.0, -3.0, -3.0, -3.5])
-    found = agreement.apart(pi, mu)
+    found = agreement.logprob_gap(pi, mu)
     k3 = ((math.e - 1 - 1) + (math.exp(-0.5) + 0.5 - 1)) / 4
     assert found == pytest.approx((k3, 1.5 / 4, 1.0, 1 / 4))
 
 
 def test_a_logprob_that_is_not_a_number_is_infinitely_far() -> None:
-    found = agreement.apart(torch.tensor([-1.0, math.nan]), torch.tensor([-1.0, -1.0]))
-    own = agreement.Apart(1.0, 1.0, 1.0, 1.0)
+    found = agreement.logprob_gap(torch.tensor([-1.0, math.nan]), torch.tensor([-1.0, -1.0]))
+    own = agreement.LogprobGap(1.0, 1.0, 1.0, 1.0)
     measures = [*agreement.measured("x", found, own, torch.float32)]
     assert found.mean == found.max == math.inf
     assert sum(not m.value <= m.limit for m in measures) >= 3
 
 
 def test_limits_are_the_margins_times_the_cpu() -> None:
-    own = agreement.Apart(1e-6, 1e-3, 1e-2, 0.0)
+    own = agreement.LogprobGap(1e-6, 1e-3, 1e-2, 0.0)
     limits = [m.limit for m in agreement.measured("x", own, own, torch.bfloat16)]
     assert limits == pytest.approx([36e-6, 6e-3, 6e-2, 0.0])
 

@@ -18,8 +18,8 @@ from interlock.fleet.base import Event, Lost
 from interlock.fleet.local import LocalFleet
 from interlock.qualify import collectives, ranks
 from interlock.qualify.check import Evidence, Level, Subject
-from interlock.qualify.collectives import _Watch, exact
-from interlock.qualify.ranks import Begun, Ended, Failed, Plan, Word
+from interlock.qualify.collectives import _RankWatch, exact
+from interlock.qualify.ranks import CaseBegun, CaseEnded, CaseFailed, RankMessage, RankPlan
 
 CHECK = """
 import sys, torch
@@ -31,7 +31,7 @@ collectives._CASE_S = float(sys.argv[2])
 collectives.exact(Subject(device.claim(sys.argv[1]), Level.QUICK))
 """
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
-PLAN = Plan("cpu", "gloo", 0, 2, 0, 0, [1], 1, 10, 2)
+PLAN = RankPlan("cpu", "gloo", 0, 2, 0, 0, [1], 1, 10, 2)
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def alive(pid: int) -> bool:
 class Script:
     """A fleet whose `poll` gives one batch after the other, and then nothing."""
 
-    def __init__(self, *batches: list[tuple[int, Word | Lost]]) -> None:
+    def __init__(self, *batches: list[tuple[int, RankMessage | Lost]]) -> None:
         self._batches = list(batches)
 
     def poll(self, timeout_s: float) -> list[Event]:
@@ -145,45 +145,51 @@ class Script:
         ]
 
 
-def watched(*batches: list[tuple[int, Word | Lost]]) -> Evidence:
-    watch = _Watch(cast(LocalFleet, Script(*batches)), 2, 20)
+def watched(*batches: list[tuple[int, RankMessage | Lost]]) -> Evidence:
+    watch = _RankWatch(cast(LocalFleet, Script(*batches)), 2, 20)
     watch.run()
     return watch.evidence(PLAN)
 
 
-def both(word: Word) -> list[tuple[int, Word | Lost]]:
+def both(word: RankMessage) -> list[tuple[int, RankMessage | Lost]]:
     return [(0, word), (1, word)]
 
 
 def test_ranks_that_end_everything_pass() -> None:
-    found = watched(both(Begun("a")), both(Ended("a", 0, "x")), both(Begun("")))
+    found = watched(both(CaseBegun("a")), both(CaseEnded("a", 0, "x")), both(CaseBegun("")))
     assert found.passed and found.world_size == 2
 
 
 def test_a_wrong_result_names_the_rank_and_how_far() -> None:
-    ended: list[tuple[int, Word | Lost]] = [(0, Ended("a", 0, "")), (1, Ended("a", 2.5, ""))]
-    found = watched(both(Begun("a")), ended, both(Begun("")))
+    ended: list[tuple[int, RankMessage | Lost]] = [
+        (0, CaseEnded("a", 0, "")),
+        (1, CaseEnded("a", 2.5, "")),
+    ]
+    found = watched(both(CaseBegun("a")), ended, both(CaseBegun("")))
     assert not found.passed
     assert found.measures[0].name == "a: rank 1 is off by 2.5"
     assert found.measures[0].value == 2.5
 
 
 def test_different_bits_on_the_ranks_are_wrong() -> None:
-    ended: list[tuple[int, Word | Lost]] = [(0, Ended("a", 0, "x")), (1, Ended("a", 0, "y"))]
-    found = watched(both(Begun("a")), ended, both(Begun("")))
+    ended: list[tuple[int, RankMessage | Lost]] = [
+        (0, CaseEnded("a", 0, "x")),
+        (1, CaseEnded("a", 0, "y")),
+    ]
+    found = watched(both(CaseBegun("a")), ended, both(CaseBegun("")))
     assert not found.passed and "different bits" in found.summary
 
 
 def test_a_hang_is_where_the_hindmost_rank_is() -> None:
     """Rank 0 never returns from `a`; rank 1 did, and waits for it in `b`."""
-    found = watched(both(Begun("a")), [(1, Ended("a", 0, "")), (1, Begun("b"))])
+    found = watched(both(CaseBegun("a")), [(1, CaseEnded("a", 0, "")), (1, CaseBegun("b"))])
     assert not found.passed
     assert found.figures["stopped in"] == "a"
     assert "hangs: rank 0 had not returned after 20 s" in found.summary
 
 
 def test_a_rank_that_never_comes_is_named() -> None:
-    found = watched(both(Begun("a")), both(Ended("a", 0, "")), [(0, Begun("b"))])
+    found = watched(both(CaseBegun("a")), both(CaseEnded("a", 0, "")), [(0, CaseBegun("b"))])
     assert "b: hangs: rank 0 had not returned after 20 s, rank 1 never came" in found.summary
 
 
@@ -192,16 +198,16 @@ def test_ranks_that_do_not_meet_are_told() -> None:
 
 
 def test_the_rank_that_failed_is_told_and_not_those_who_lost_it() -> None:
-    closed = Failed("a", "RuntimeError: [pair.cc:5] Connection closed by peer [127.0.0.1]")
-    cause = Failed("a", "RuntimeError: first line, error code is 507035\nsecond line")
-    found = watched(both(Begun("a")), [(0, closed)], [(1, cause)])
+    closed = CaseFailed("a", "RuntimeError: [pair.cc:5] Connection closed by peer [127.0.0.1]")
+    cause = CaseFailed("a", "RuntimeError: first line, error code is 507035\nsecond line")
+    found = watched(both(CaseBegun("a")), [(0, closed)], [(1, cause)])
     assert not found.passed
     assert "rank 1 fails: RuntimeError: first line, error code is 507035 (software" in found.summary
     assert found.measures[0].value == torch.inf
 
 
 def test_a_rank_that_dies_is_told_with_its_case() -> None:
-    found = watched(both(Begun("a")), [(1, Lost("signal 11"))])
+    found = watched(both(CaseBegun("a")), [(1, Lost("signal 11"))])
     assert "a: rank 1 fails: its process died: signal 11" in found.summary
 
 
@@ -253,7 +259,7 @@ def test_sums_of_sixteen_ranks_are_exact(dtype: torch.dtype) -> None:
 def test_a_rank_without_its_device_is_no_failure_of_collectives() -> None:
     barred = ranks.Barred("device 'cuda:1' cannot be used here: busy; 'cpu' always works")
     with pytest.raises(UserError, match="rank 1 of 2: device 'cuda:1' cannot be used"):
-        watched([(0, Begun("a"))], [(1, barred)])
+        watched([(0, CaseBegun("a"))], [(1, barred)])
 
 
 def test_a_real_rank_without_its_device_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,9 +300,12 @@ def test_an_order_that_changes_is_told_how_to_be_kept(
     batches = [
         batch
         for case in cases
-        for batch in (both(Begun(case)), both(Ended(case, float(case.startswith(wrong)), "")))
+        for batch in (
+            both(CaseBegun(case)),
+            both(CaseEnded(case, float(case.startswith(wrong)), "")),
+        )
     ]
-    watch = _Watch(cast(LocalFleet, Script(*batches, both(Begun("")))), 2, 20)
+    watch = _RankWatch(cast(LocalFleet, Script(*batches, both(CaseBegun("")))), 2, 20)
     watch.run()
     found = watch.evidence(msgspec.structs.replace(PLAN, backend=backend))
     assert not found.passed

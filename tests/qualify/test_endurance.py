@@ -18,7 +18,7 @@ from interlock.models.decoder import Decoder
 from interlock.qualify import endurance
 from interlock.qualify import soak as soaking
 from interlock.qualify.check import Evidence, Level, Subject
-from interlock.qualify.endurance import _fits, _slope, _Used, determinism, memory
+from interlock.qualify.endurance import _fits, _MemoryInUse, _slope, determinism, memory
 from interlock.qualify.soak import _operands, _Work, soak
 
 CPU = torch.device("cpu")
@@ -237,7 +237,7 @@ def test_a_small_leak_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_an_allocator_keeps_at_first_is_no_leak(monkeypatch: pytest.MonkeyPatch) -> None:
     """In use grows for six cycles and then no more."""
     readings = iter([*range(0, 60 << 20, 10 << 20), *[60 << 20] * 40])
-    monkeypatch.setattr(endurance, "_in_use", lambda place: _Used(next(readings), 0))
+    monkeypatch.setattr(endurance, "_in_use", lambda place: _MemoryInUse(next(readings), 0))
     monkeypatch.setattr(endurance._Use, "cycle", lambda self: None)
     found = memory(QUICK)
     assert found.passed, found.summary
@@ -255,7 +255,7 @@ def test_memory_in_pieces_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_only_the_driver_sees_grow_is_a_leak(monkeypatch: pytest.MonkeyPatch) -> None:
     readings = iter(range(100))
-    monkeypatch.setattr(endurance, "_in_use", lambda place: _Used(7, next(readings) << 20))
+    monkeypatch.setattr(endurance, "_in_use", lambda place: _MemoryInUse(7, next(readings) << 20))
     monkeypatch.setattr(endurance._Use, "cycle", lambda self: None)
     found = memory(QUICK)
     assert not found.passed
@@ -267,7 +267,7 @@ def test_what_only_the_driver_sees_grow_is_a_leak(monkeypatch: pytest.MonkeyPatc
 def test_a_neighbour_on_the_device_is_no_leak(monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes 10 GB in the first cycles, and keeps them."""
     readings = iter([0, 0, 0, *[10 << 30] * 40])
-    monkeypatch.setattr(endurance, "_in_use", lambda place: _Used(7, next(readings)))
+    monkeypatch.setattr(endurance, "_in_use", lambda place: _MemoryInUse(7, next(readings)))
     monkeypatch.setattr(endurance._Use, "cycle", lambda self: None)
     assert memory(QUICK).passed
 

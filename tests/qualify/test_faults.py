@@ -5,30 +5,34 @@ import time
 import pytest
 
 from interlock.qualify import faults
-from interlock.qualify.faults import Kind, classify, recovers
+from interlock.qualify.faults import Origin, classify, recovers
 
 SAID = [
-    ("ACL stream synchronize failed, error code:507035", "507035", Kind.SOFTWARE),
-    ("wait for compute device to finish failed, runtime result = 507018.", "507018", Kind.SOFTWARE),
-    ("NPU function error: acl::AclQueryEvent, error code is 507014", "507014", Kind.SOFTWARE),
-    ("error code is 507049", "507049", Kind.SOFTWARE),
-    ("error code is 507054[Error]", "507054", Kind.HARDWARE),
-    ("c10d::allreduce_: the link is down, error code is 507056", "507056", Kind.LINK),
-    ("CUDA error: uncorrectable ECC error encountered", "uncorrectable ECC", Kind.HARDWARE),
-    ("NVRM: Xid (PCI:0000:3b:00): 79, pid=1, GPU has fallen off", None, Kind.HARDWARE),
-    ("CUDA error: an illegal memory access was encountered", None, Kind.SOFTWARE),
-    ("CUDA error: device-side assert triggered", None, Kind.SOFTWARE),
-    ("[Rank 0] Watchdog caught collective operation timeout: WorkNCCL(…)", None, Kind.LINK),
-    ("hccl fftsplus task timeout occurred during task execution", None, Kind.LINK),
-    ("Memory access fault by GPU node-1 (Agent handle: 0x55)", None, Kind.SOFTWARE),
-    ("HIP out of memory. Tried to allocate 2.00 GiB", None, Kind.SOFTWARE),
-    ("Native API failed. UR_RESULT_ERROR_DEVICE_LOST", None, Kind.HARDWARE),
-    ("[../gloo/transport/tcp/pair.cc:547] Connection closed by peer", None, Kind.LINK),
+    ("ACL stream synchronize failed, error code:507035", "507035", Origin.SOFTWARE),
+    (
+        "wait for compute device to finish failed, runtime result = 507018.",
+        "507018",
+        Origin.SOFTWARE,
+    ),
+    ("NPU function error: acl::AclQueryEvent, error code is 507014", "507014", Origin.SOFTWARE),
+    ("error code is 507049", "507049", Origin.SOFTWARE),
+    ("error code is 507054[Error]", "507054", Origin.HARDWARE),
+    ("c10d::allreduce_: the link is down, error code is 507056", "507056", Origin.LINK),
+    ("CUDA error: uncorrectable ECC error encountered", "uncorrectable ECC", Origin.HARDWARE),
+    ("NVRM: Xid (PCI:0000:3b:00): 79, pid=1, GPU has fallen off", None, Origin.HARDWARE),
+    ("CUDA error: an illegal memory access was encountered", None, Origin.SOFTWARE),
+    ("CUDA error: device-side assert triggered", None, Origin.SOFTWARE),
+    ("[Rank 0] Watchdog caught collective operation timeout: WorkNCCL(…)", None, Origin.LINK),
+    ("hccl fftsplus task timeout occurred during task execution", None, Origin.LINK),
+    ("Memory access fault by GPU node-1 (Agent handle: 0x55)", None, Origin.SOFTWARE),
+    ("HIP out of memory. Tried to allocate 2.00 GiB", None, Origin.SOFTWARE),
+    ("Native API failed. UR_RESULT_ERROR_DEVICE_LOST", None, Origin.HARDWARE),
+    ("[../gloo/transport/tcp/pair.cc:547] Connection closed by peer", None, Origin.LINK),
 ]
 
 
 @pytest.mark.parametrize(("text", "code", "kind"), SAID, ids=lambda each: str(each)[:40])
-def test_the_words_of_vendors_are_known(text: str, code: str | None, kind: Kind) -> None:
+def test_the_words_of_vendors_are_known(text: str, code: str | None, kind: Origin) -> None:
     fault = classify(f"Traceback\n  …\nRuntimeError: {text}\nmore")
     assert fault is not None
     assert fault.kind is kind
@@ -43,7 +47,7 @@ def test_other_words_are_no_fault() -> None:
 
 def test_the_gravest_fault_counts() -> None:
     fault = classify("Connection closed by peer; out of memory; 507035; 507054")
-    assert fault is not None and (fault.code, fault.kind) == ("507054", Kind.HARDWARE)
+    assert fault is not None and (fault.code, fault.kind) == ("507054", Origin.HARDWARE)
     fault = classify("Connection closed by peer, after error code is 507035")
     assert fault is not None and fault.code == "507035"
 

@@ -67,8 +67,8 @@ def test_a_function_of_one_number_is_held_against_each_result() -> None:
 def test_what_is_not_finite_must_be_so_on_both_sides(
     found: float, exact: float, right: bool
 ) -> None:
-    yard = fp64(exact, 0.0).float()
-    told = error(fp32(found, 0.0), fp64(exact, 0.0), yard, terms=2)
+    reference = fp64(exact, 0.0).float()
+    told = error(fp32(found, 0.0), fp64(exact, 0.0), reference, terms=2)
     assert (told == 0.0) is right
 
 
@@ -79,10 +79,10 @@ def test_the_cpu_is_an_excuse_for_where_infinity_begins() -> None:
 
 
 def test_integers_must_be_those_of_the_exact_run_or_of_the_cpu() -> None:
-    exact, yard = torch.tensor([1, 2]), torch.tensor([1, 3])
-    assert error(torch.tensor([1, 2]), exact, yard, terms=1) == 0.0
-    assert error(torch.tensor([1, 3]), exact, yard, terms=1) == 0.0
-    assert error(torch.tensor([1, 4]), exact, yard, terms=1) == math.inf
+    exact, reference = torch.tensor([1, 2]), torch.tensor([1, 3])
+    assert error(torch.tensor([1, 2]), exact, reference, terms=1) == 0.0
+    assert error(torch.tensor([1, 3]), exact, reference, terms=1) == 0.0
+    assert error(torch.tensor([1, 4]), exact, reference, terms=1) == math.inf
 
 
 def test_limits() -> None:
@@ -98,11 +98,11 @@ def test_the_answer_to_a_question_nearby_is_right() -> None:
     x = fp32(88.0, 88.0)
     moved = nearby([x])[0]
     assert ((moved / 88 - 1).abs() == pytest.approx([4 * EPS32] * 2, rel=1e-6)) is True
-    exact, yard = x.double().exp(), x.exp()
+    exact, reference = x.double().exp(), x.exp()
     found = (x.double() * (1 + 3 * EPS32)).exp().float()  # 264 ulp
     near = [moved.exp()]
-    plain = compared("exp", [found], [yard], [exact], terms=1, roundings=2.0)
-    excused = compared("exp", [found], [yard], [exact], 1, 2.0, [near])
+    plain = compared("exp", [found], [reference], [exact], terms=1, roundings=2.0)
+    excused = compared("exp", [found], [reference], [exact], 1, 2.0, [near])
     assert plain.value == pytest.approx(264, rel=0.02) and plain.value > plain.limit
     assert excused.value == 0.0
 
@@ -301,14 +301,14 @@ def test_small_results_that_are_zero_are_found_in_every_pointwise_function() -> 
     for case in cases._each_dtype(functions._functions()):
         inputs = case.draw(draw)
         (exact,) = numerics._run(case, numerics.placed(inputs, CPU, torch.float64), draw)
-        (yard,) = numerics._run(case, inputs, draw)
-        if not yard.is_floating_point():
+        (reference,) = numerics._run(case, inputs, draw)
+        if not reference.is_floating_point():
             continue
         tried += 1
         near = [numerics._run(case, nearby(inputs), draw)]
-        rest = ([yard], [exact], case.terms, case.roundings, near)
-        assert not beyond(compared(case.name, [yard], *rest))
-        assert beyond(compared(case.name, [zeroed_below(yard, exact)], *rest)), case.name
+        rest = ([reference], [exact], case.terms, case.roundings, near)
+        assert not beyond(compared(case.name, [reference], *rest))
+        assert beyond(compared(case.name, [zeroed_below(reference, exact)], *rest)), case.name
     assert tried > 50
 
 

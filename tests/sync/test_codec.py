@@ -275,19 +275,19 @@ def test_an_anchor_has_to_be_whole(model: dict[str, Tensor], same: Same) -> None
         codec.decode_anchor(anchor.payload, fewer.specs)
     part = payload([["t", 1, 0, [1, 1]]], b"ab")
     with pytest.raises(SyncError, match="not whole"):
-        codec.decode_anchor(part, {"t": codec.Spec("int16", [2], "")})
+        codec.decode_anchor(part, {"t": codec.TensorSpec("int16", [2], "")})
 
 
 @pytest.mark.parametrize(
     ("spec", "complaint"),
     [
-        (codec.Spec("int16", [3], ""), "not whole"),
-        (codec.Spec("int16", [1], ""), "does not fit"),
-        (codec.Spec("float32", [2], ""), "does not fit"),
-        (codec.Spec("object", [2], ""), "unknown dtype"),
+        (codec.TensorSpec("int16", [3], ""), "not whole"),
+        (codec.TensorSpec("int16", [1], ""), "does not fit"),
+        (codec.TensorSpec("float32", [2], ""), "does not fit"),
+        (codec.TensorSpec("object", [2], ""), "unknown dtype"),
     ],
 )
-def test_an_anchor_of_another_layout_is_refused(spec: codec.Spec, complaint: str) -> None:
+def test_an_anchor_of_another_layout_is_refused(spec: codec.TensorSpec, complaint: str) -> None:
     with pytest.raises(SyncError, match=complaint):
         codec.decode_anchor(payload([["t", 2, 0, [2, 2]]], b"abcd"), {"t": spec})
 

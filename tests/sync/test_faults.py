@@ -93,7 +93,7 @@ def test_a_damaged_payload_is_refused(chain: Chain) -> None:
 def test_what_changed_in_memory_is_noticed_and_fetched_anew(chain: Chain, same: Same) -> None:
     replica = Replica(chain.url)
     replica.fetch(chain.versions[1])
-    held = replica._held
+    held = replica._current
     assert held is not None
     held.tensors["norm"][3] = 7  # a fault in memory
     assert same(replica.fetch(chain.versions[2]), chain.tensors[2])

@@ -9,36 +9,36 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-Positive = Annotated[float, Meta(gt=0)]
-Context = Annotated[int, Meta(gt=0)]
+PositiveFloat = Annotated[float, Meta(gt=0)]
+ContextLength = Annotated[int, Meta(gt=0)]
 
 
-class _Rope(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="rope_type"):
+class _RopeBase(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="rope_type"):
     """Base of the variants. An unknown parameter is an error: it could change every position."""
 
     rope_theta: Annotated[float, Meta(gt=1)] = 10_000.0
 
 
-class DefaultRope(_Rope, frozen=True, tag="default"):
+class DefaultRope(_RopeBase, frozen=True, tag="default"):
     pass
 
 
-class LinearRope(_Rope, frozen=True, tag="linear", kw_only=True):
-    factor: Positive
+class LinearRope(_RopeBase, frozen=True, tag="linear", kw_only=True):
+    factor: PositiveFloat
 
 
-class Llama3Rope(_Rope, frozen=True, tag="llama3", kw_only=True):
-    factor: Positive
-    low_freq_factor: Positive
-    high_freq_factor: Positive
-    original_max_position_embeddings: Context
+class Llama3Rope(_RopeBase, frozen=True, tag="llama3", kw_only=True):
+    factor: PositiveFloat
+    low_freq_factor: PositiveFloat
+    high_freq_factor: PositiveFloat
+    original_max_position_embeddings: ContextLength
 
 
-class YarnRope(_Rope, frozen=True, tag="yarn", kw_only=True):
-    factor: Positive
-    original_max_position_embeddings: Context
-    beta_fast: Positive = 32.0
-    beta_slow: Positive = 1.0
+class YarnRope(_RopeBase, frozen=True, tag="yarn", kw_only=True):
+    factor: PositiveFloat
+    original_max_position_embeddings: ContextLength
+    beta_fast: PositiveFloat = 32.0
+    beta_slow: PositiveFloat = 1.0
     attention_factor: float | None = None
     mscale: float | None = None
     mscale_all_dim: float | None = None

@@ -24,12 +24,12 @@ from interlock.errors import ModelError
 from interlock.models.architecture import Architecture
 from interlock.models.attention import Attend
 from interlock.models.latent import LatentAttention
-from interlock.models.layers import Entry, Linear, Mlp, Part, Product, RMSNorm
+from interlock.models.layers import LayoutEntry, Linear, Mlp, ParameterSlice, Product, RMSNorm
 from interlock.models.moe import Experts
 from interlock.models.rope import Angles, Rotary, rotate
 
 # Hugging Face name -> (parameter name, index into it)
-Layout = dict[str, Part]
+Layout = dict[str, ParameterSlice]
 
 
 class Attention(nn.Module):
@@ -55,7 +55,7 @@ class Attention(nn.Module):
         q, k = rotate(qk, angles).split([self.heads, self.kv_heads], dim=1)
         return self.out(attend(self.layer, q, k, v, self.scale).flatten(1))
 
-    def layout(self, ours: str, theirs: str) -> Iterator[Entry]:
+    def layout(self, ours: str, theirs: str) -> Iterator[LayoutEntry]:
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         rows = {f"{theirs}.q_proj": q, f"{theirs}.k_proj": kv, f"{theirs}.v_proj": kv}
         yield from self.qkv.stacked(f"{ours}.qkv", rows)
@@ -81,7 +81,7 @@ class Layer(nn.Module):
         x = x + self.attention(self.attention_norm(x), angles, attend)
         return x + self.mlp(self.mlp_norm(x))
 
-    def layout(self, ours: str, theirs: str) -> Iterator[Entry]:
+    def layout(self, ours: str, theirs: str) -> Iterator[LayoutEntry]:
         yield from self.attention.layout(f"{ours}.attention", f"{theirs}.self_attn")
         yield from self.mlp.layout(f"{ours}.mlp", f"{theirs}.mlp")
         yield from self.attention_norm.layout(f"{ours}.attention_norm", f"{theirs}.input_layernorm")

@@ -69,11 +69,11 @@ class _Config(msgspec.Struct, kw_only=True):
     tie_word_embeddings: bool = False
 
 
-class _Qwen3(_Config, kw_only=True):
+class _Qwen3Config(_Config, kw_only=True):
     head_dim: Count  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
-class _Qwen3Moe(_Qwen3, kw_only=True):
+class _Qwen3MoeConfig(_Qwen3Config, kw_only=True):
     num_experts: Count
     num_experts_per_tok: Count
     moe_intermediate_size: Size
@@ -82,7 +82,7 @@ class _Qwen3Moe(_Qwen3, kw_only=True):
     mlp_only_layers: list[int] | None = None
 
 
-class _DeepSeek(_Config, kw_only=True):
+class _DeepSeekConfig(_Config, kw_only=True):
     q_lora_rank: Size | None
     kv_lora_rank: Size
     qk_nope_head_dim: Count
@@ -96,13 +96,13 @@ class _DeepSeek(_Config, kw_only=True):
     routed_scaling_factor: float
 
 
-class _DeepSeekV2(_DeepSeek, kw_only=True):
+class _DeepSeekV2Config(_DeepSeekConfig, kw_only=True):
     topk_method: Literal["greedy", "group_limited_greedy"]
     n_group: Count | None = None
     topk_group: Count | None = None
 
 
-class _DeepSeekV3(_DeepSeek, kw_only=True):
+class _DeepSeekV3Config(_DeepSeekConfig, kw_only=True):
     n_group: Count
     topk_group: Count
     norm_topk_prob: bool
@@ -219,11 +219,11 @@ def _dense(family: str, config: _Config, rope: Rope) -> Architecture:
         rope_dim=head_dim,
         qkv_bias=config.attention_bias or family == "qwen2",
         out_bias=config.attention_bias and family != "qwen2",
-        qk_norm=isinstance(config, _Qwen3),
+        qk_norm=isinstance(config, _Qwen3Config),
     )
 
 
-def _qwen3_moe(family: str, config: _Qwen3Moe, rope: Rope) -> Architecture:
+def _qwen3_moe(family: str, config: _Qwen3MoeConfig, rope: Rope) -> Architecture:
     dense = set(config.mlp_only_layers or [])
     step = config.decoder_sparse_step
     routing = Routing(
@@ -243,7 +243,7 @@ def _qwen3_moe(family: str, config: _Qwen3Moe, rope: Rope) -> Architecture:
     return msgspec.structs.replace(_dense(family, config, rope), routing=routing)
 
 
-def _deepseek(family: str, config: _DeepSeek, rope: Rope) -> Architecture:
+def _deepseek(family: str, config: _DeepSeekConfig, rope: Rope) -> Architecture:
     """Multi-head latent attention (arXiv 2405.04434) and the expert layout that V2 and V3 share."""
     shared = config.n_shared_experts or 0
     routing = Routing(
@@ -271,7 +271,7 @@ def _deepseek(family: str, config: _DeepSeek, rope: Rope) -> Architecture:
     )
 
 
-def _deepseek_v2(family: str, config: _DeepSeekV2, rope: Rope) -> Architecture:
+def _deepseek_v2(family: str, config: _DeepSeekV2Config, rope: Rope) -> Architecture:
     arch = _deepseek(family, config, rope)
     if config.topk_method == "greedy":
         return arch
@@ -281,7 +281,7 @@ def _deepseek_v2(family: str, config: _DeepSeekV2, rope: Rope) -> Architecture:
     return msgspec.structs.replace(arch, routing=routing)
 
 
-def _deepseek_v3(family: str, config: _DeepSeekV3, rope: Rope) -> Architecture:
+def _deepseek_v3(family: str, config: _DeepSeekV3Config, rope: Rope) -> Architecture:
     """arXiv 2412.19437, section 2.1.2."""
     arch = _deepseek(family, config, rope)
     assert arch.routing is not None
@@ -301,7 +301,7 @@ def _deepseek_v3(family: str, config: _DeepSeekV3, rope: Rope) -> Architecture:
 def _check_attention(config: _Config) -> None:
     """Raise msgspec.ValidationError if the sizes do not fit together."""
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-    if isinstance(config, _DeepSeek):
+    if isinstance(config, _DeepSeekConfig):
         rotated = config.qk_rope_head_dim
         if kv_heads not in (heads, None):
             raise msgspec.ValidationError(f"num_key_value_heads {kv_heads} should be {heads}")
@@ -336,8 +336,8 @@ def _check_routing(routing: Routing) -> None:
 _FAMILIES: dict[str, tuple[type[_Config], Callable[[str, Any, Rope], Architecture]]] = {
     "llama": (_Config, _dense),
     "qwen2": (_Config, _dense),
-    "qwen3": (_Qwen3, _dense),
-    "qwen3_moe": (_Qwen3Moe, _qwen3_moe),
-    "deepseek_v2": (_DeepSeekV2, _deepseek_v2),
-    "deepseek_v3": (_DeepSeekV3, _deepseek_v3),
+    "qwen3": (_Qwen3Config, _dense),
+    "qwen3_moe": (_Qwen3MoeConfig, _qwen3_moe),
+    "deepseek_v2": (_DeepSeekV2Config, _deepseek_v2),
+    "deepseek_v3": (_DeepSeekV3Config, _deepseek_v3),
 }

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from interlock.models.architecture import Architecture
 from interlock.models.attention import Attend
-from interlock.models.layers import Entry, Linear, RMSNorm
+from interlock.models.layers import LayoutEntry, Linear, RMSNorm
 from interlock.models.rope import Angles, rotate, rotate_interleaved, softmax_factor
 
 # Neither the published code nor transformers uses the config's epsilon for these two norms.
@@ -59,7 +59,7 @@ class LatentAttention(nn.Module):
         k = torch.cat([plain_k, rotated_k], dim=-1)
         return self.out(attend(self.layer, q, k, v, self.scale).flatten(1))
 
-    def layout(self, ours: str, theirs: str) -> Iterator[Entry]:
+    def layout(self, ours: str, theirs: str) -> Iterator[LayoutEntry]:
         query, *shared = self.down_rows
         first = "q_proj" if self.query_up is None else "q_a_proj"
         rows = {f"{theirs}.{first}": query, f"{theirs}.kv_a_proj_with_mqa": sum(shared)}

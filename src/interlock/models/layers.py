@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 # (parameter name, index into it)
-Part = tuple[str, tuple[int | slice, ...]]
+ParameterSlice = tuple[str, tuple[int | slice, ...]]
 # Hugging Face name and where it is kept
-Entry = tuple[str, Part]
+LayoutEntry = tuple[str, ParameterSlice]
 # x [N, in], W [out, in], b [out] or None -> x Wᵀ + b
 Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
@@ -35,11 +35,11 @@ class Linear(nn.Module):
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return self.product(x, self.weight.to(x.dtype), bias)
 
-    def layout(self, ours: str, theirs: str) -> Iterator[Entry]:
+    def layout(self, ours: str, theirs: str) -> Iterator[LayoutEntry]:
         """As one tensor of its own."""
         yield from self.stacked(ours, {theirs: self.weight.shape[0]})
 
-    def stacked(self, ours: str, rows: dict[str, int]) -> Iterator[Entry]:
+    def stacked(self, ours: str, rows: dict[str, int]) -> Iterator[LayoutEntry]:
         """As several tensors, stacked in the order of `rows`: Hugging Face module -> its rows."""
         for kind in ("weight",) if self.bias is None else ("weight", "bias"):
             start = 0
@@ -60,7 +60,7 @@ class RMSNorm(nn.Module):
         # The weight is rounded to the compute dtype first, as the published one is.
         return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
 
-    def layout(self, ours: str, theirs: str) -> Iterator[Entry]:
+    def layout(self, ours: str, theirs: str) -> Iterator[LayoutEntry]:
         yield f"{theirs}.weight", (f"{ours}.weight", ())
 
 
@@ -95,7 +95,7 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.down(swiglu(self.gate_up(x)))
 
-    def layout(self, ours: str, theirs: str) -> Iterator[Entry]:
+    def layout(self, ours: str, theirs: str) -> Iterator[LayoutEntry]:
         rows = {f"{theirs}.gate_proj": self.inner, f"{theirs}.up_proj": self.inner}
         yield from self.gate_up.stacked(f"{ours}.gate_up", rows)
         yield from self.down.layout(f"{ours}.down", f"{theirs}.down_proj")

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from interlock.models.architecture import Routing
-from interlock.models.layers import Entry, Mlp, swiglu
+from interlock.models.layers import LayoutEntry, Mlp, swiglu
 
 
 class Router(nn.Module):
@@ -63,7 +63,7 @@ class Router(nn.Module):
             scores = grouped.masked_fill(closed[..., None], -torch.inf).flatten(1)
         return scores.topk(routing.per_token, dim=-1).indices
 
-    def layout(self, ours: str, theirs: str) -> Iterator[Entry]:
+    def layout(self, ours: str, theirs: str) -> Iterator[LayoutEntry]:
         yield f"{theirs}.weight", (f"{ours}.weight", ())
         if self.correction is not None:
             yield f"{theirs}.e_score_correction_bias", (f"{ours}.correction", ())
@@ -108,7 +108,7 @@ class Experts(nn.Module):
         self.router.correction.add_(torch.sign(load.mean() - load), alpha=speed)
         self.load = None
 
-    def layout(self, ours: str, theirs: str) -> Iterator[Entry]:
+    def layout(self, ours: str, theirs: str) -> Iterator[LayoutEntry]:
         inner = self.down.shape[2]
         yield from self.router.layout(f"{ours}.router", f"{theirs}.gate")
         for expert in range(len(self.down)):

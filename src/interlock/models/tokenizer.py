@@ -104,9 +104,9 @@ class Tokenizer:
         """The text of `ids`; bytes that are no UTF-8 become U+FFFD."""
         return self._backend.decode(ids, skip_special_tokens=skip_special)
 
-    def stream(self) -> "TextStream":
+    def stream(self) -> "Detokenizer":
         """A decoder for tokens that arrive one by one."""
-        return TextStream(self._backend)
+        return Detokenizer(self._backend)
 
     def render(self, messages: Messages, add_generation_prompt: bool = True, **more: Any) -> str:
         """The conversation as the model reads it; see `ChatTemplate.render`. Raises ModelError."""
@@ -189,7 +189,7 @@ class Tokenizer:
             raise TaskError(f"text is not valid Unicode: {text[:80]!a}") from None
 
 
-class TextStream:
+class Detokenizer:
     """Text of tokens that arrive one by one, without special tokens and never half a character."""
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:

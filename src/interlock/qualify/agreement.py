@@ -42,7 +42,7 @@ _STALE = 0.02
 Texts = Sequence[tuple[list[int], list[list[int]]]]  # prompt and completions
 
 
-class Apart(NamedTuple):
+class LogprobGap(NamedTuple):
     """How far `pi` is from `mu` on the same tokens: a Mismatch, and the mean difference."""
 
     k3: float  # nats per token
@@ -51,11 +51,11 @@ class Apart(NamedTuple):
     share_above_2: float  # share of tokens with pi / mu > 2
 
 
-def apart(pi: Tensor, mu: Tensor) -> Apart:
+def logprob_gap(pi: Tensor, mu: Tensor) -> LogprobGap:
     """pi and mu: log-probabilities [tokens]. Not a number anywhere: infinitely far."""
     found = mismatch(pi.double().tolist(), mu.double().tolist())
     mean = (pi.double() - mu.double()).abs().nan_to_num(torch.inf).mean().item()
-    return Apart(found.k3, mean, found.max, found.share_above_2)
+    return LogprobGap(found.k3, mean, found.max, found.share_above_2)
 
 
 _NAMES = {
@@ -66,15 +66,17 @@ _NAMES = {
 }
 
 
-def measured(case: str, found: Apart, own: Apart, dtype: torch.dtype) -> Iterator[Measure]:
+def measured(
+    case: str, found: LogprobGap, own: LogprobGap, dtype: torch.dtype
+) -> Iterator[Measure]:
     """One measure per figure of `found`, held against MARGIN times the CPU's `own`.
 
     k3 grows with the square of the difference, and so does its margin. Rounding never doubles a
     probability.
     """
     margin = MARGIN[dtype]
-    limits = Apart(margin**2 * own.k3, margin * own.mean, margin * own.max, own.share_above_2)
-    for figure, value, limit, reference in zip(Apart._fields, found, limits, own, strict=True):
+    limits = LogprobGap(margin**2 * own.k3, margin * own.mean, margin * own.max, own.share_above_2)
+    for figure, value, limit, reference in zip(LogprobGap._fields, found, limits, own, strict=True):
         yield Measure(f"{case}: {_NAMES[figure]}", value, limit, reference)
 
 
@@ -102,8 +104,8 @@ def learner_parity(subject: Subject) -> Evidence:
             ]
             before = tensors
             truth = _exact(arch, tensors, texts)
-            found = apart(_flat(learner.logprobs(groups)), truth)
-            own = apart(_flat(_learner(tensors, CPU, dtype).logprobs(groups)), truth)
+            found = logprob_gap(_flat(learner.logprobs(groups)), truth)
+            own = logprob_gap(_flat(_learner(tensors, CPU, dtype).logprobs(groups)), truth)
             measures += measured(case, found, own, dtype)
     return judged(
         measures,
@@ -133,12 +135,12 @@ def engine_parity(subject: Subject) -> Evidence:
             if number:
                 for engine in engines:
                     engine.load(tensors, number)
-            measures.append(_held(case, engines[0], tensors))
+            measures.append(_loaded_bits(case, engines[0], tensors))
             measures.append(_broken(case, dict(engines[0].held())))
             truth = _exact(arch, tensors, texts)
-            found, own = (apart(truth, _scores(engine, texts)) for engine in engines)
+            found, own = (logprob_gap(truth, _scores(engine, texts)) for engine in engines)
             measures += measured(f"{case}, prefill", found, own, dtype)
-            found, own = (apart(*_decoded(engine, requests, tensors)) for engine in engines)
+            found, own = (logprob_gap(*_decoded(engine, requests, tensors)) for engine in engines)
             measures += measured(f"{case}, decode", found, own, dtype)
     return judged(
         measures,
@@ -205,15 +207,15 @@ def _staleness(
     texts = _texts(requests, answers)
     decoded = _logprobs(answers)
     fresh, stale = _exact(arch, new, texts), _exact(arch, old, texts)
-    way = apart(fresh, stale).mean
-    prefilled, rounding = _scores(engine, texts), apart(fresh, _scores(own, texts)).mean / way
+    way = logprob_gap(fresh, stale).mean
+    prefilled, rounding = _scores(engine, texts), logprob_gap(fresh, _scores(own, texts)).mean / way
     limit = max(_STALE, MARGIN[dtype] * rounding)
     for name, one, other in (
         ("decode", decoded, fresh),
         ("prefill", prefilled, fresh),
         ("decode against prefill", decoded, prefilled),
     ):
-        yield Measure(f"{case}: {name}", apart(one, other).mean / way, limit, rounding)
+        yield Measure(f"{case}: {name}", logprob_gap(one, other).mean / way, limit, rounding)
 
 
 def _placed(tensors: dict[str, Tensor], device: torch.device, version: int) -> dict[str, Tensor]:
@@ -263,7 +265,7 @@ def _broken(case: str, tensors: Mapping[str, Tensor]) -> Measure:
     return Measure(f"{case}: weights that are not finite", broken, 0)
 
 
-def _held(case: str, engine: PortableEngine, given: Mapping[str, Tensor]) -> Measure:
+def _loaded_bits(case: str, engine: PortableEngine, given: Mapping[str, Tensor]) -> Measure:
     wrong = sum(tensor_digest(view) != tensor_digest(given[name]) for name, view in engine.held())
     return Measure(f"{case}: tensors held in other bits than loaded", wrong, 0)
 

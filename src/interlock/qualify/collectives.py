@@ -1,8 +1,8 @@
 """Whether collectives end, and give exactly what they must: in processes of their own.
 
-    exact ──Plan──> rank 0 … rank n-1 (ranks.py, as workers of a fleet), meeting at a store of the
-      ^                  │             check's own on the loopback
-      └─ Begun, Ended ───┘   nothing for a while: a hang, and the case that it hangs in is known
+    exact ──RankPlan──> rank 0 … rank n-1 (ranks.py, as workers of a fleet), meeting at a store
+      ^                       │        of the check's own on the loopback
+      └─ CaseBegun, CaseEnded ┘  nothing for a while: a hang, and in which case is known
 
 A rank dies with the check, whatever ends that. Two processes share a device only where gloo carries
 the bytes; NCCL and HCCL refuse it, and a lone rank proves nothing of links.
@@ -29,7 +29,14 @@ from interlock.fleet.base import Lost, Spec
 from interlock.fleet.local import LocalFleet
 from interlock.qualify import faults, ranks
 from interlock.qualify.check import Evidence, Level, Subject, beyond, judged
-from interlock.qualify.ranks import Barred, Begun, Ended, Failed, Plan, Word
+from interlock.qualify.ranks import (
+    CaseBegun,
+    CaseEnded,
+    CaseFailed,
+    DeviceRefused,
+    RankMessage,
+    RankPlan,
+)
 from interlock.records.trust import Measure
 from interlock.text import first_line
 
@@ -56,7 +63,7 @@ def exact(subject: Subject) -> Evidence:
     if subject.level is not Level.QUICK:
         sizes += [2, 5, 255, 256, 257, 1024, 4095, 4096, 4097, 1 << 20, (1 << 20) + 1]
     plans = [
-        Plan(
+        RankPlan(
             device=_name(subject.device, rank),
             backend=backend,
             rank=rank,
@@ -76,7 +83,7 @@ def exact(subject: Subject) -> Evidence:
             environment = {"OMP_NUM_THREADS": "1"} | _loopback()
             fleet.start(Spec(str(plan.rank), ranks.__name__, log, env=environment))
             fleet.send(str(plan.rank), msgspec.msgpack.encode(plan))
-        watch = _Watch(fleet, world_size, _patience(backend))
+        watch = _RankWatch(fleet, world_size, _patience(backend))
         watch.run()
     return watch.evidence(plans[0])
 
@@ -125,7 +132,7 @@ def _loopback() -> dict[str, str]:
 
 
 @dataclass
-class _Trouble:
+class _Stopped:
     """Why the ranks did not come to their end."""
 
     case: str
@@ -133,17 +140,17 @@ class _Trouble:
     fault: faults.Fault | None = None
 
 
-class _Watch:
+class _RankWatch:
     """The ranks seen from outside: what they said, and which case each is in."""
 
     def __init__(self, fleet: LocalFleet, world_size: int, case_s: float) -> None:
         self._fleet, self._world_size, self._case_s = fleet, world_size, case_s
         self._inside: dict[int, str] = {}  # the case that a rank has begun and not ended
         self._order: dict[str, None] = {}  # cases, as they were begun
-        self._ended: dict[str, dict[int, Ended]] = {}
+        self._ended: dict[str, dict[int, CaseEnded]] = {}
         self._done: set[int] = set()
-        self._failed: dict[int, Failed | Lost] = {}
-        self._trouble: _Trouble | None = None
+        self._failed: dict[int, CaseFailed | Lost] = {}
+        self._stopped: _Stopped | None = None
 
     def run(self) -> None:
         """Until all ranks are done, one fails, or nothing is heard of any for too long.
@@ -154,7 +161,7 @@ class _Watch:
             limit = self._case_s if self._order else _START_S
             events = self._fleet.poll(limit)
             if not events:
-                self._trouble = self._hang(limit)
+                self._stopped = self._hang(limit)
                 return
             for name, event in events:
                 self._take(int(name), event)
@@ -162,9 +169,9 @@ class _Watch:
             # What one rank dies of, the others only see as a closed connection: hear them all.
             for name, event in self._fleet.poll(1.0):
                 self._take(int(name), event)
-            self._trouble = self._failure()
+            self._stopped = self._failure()
 
-    def evidence(self, plan: Plan) -> Evidence:
+    def evidence(self, plan: RankPlan) -> Evidence:
         measures = [self._measure(case) for case in self._order if case in self._ended]
         ranks = f"{self._world_size} ranks" if self._world_size > 1 else "one rank, so no link"
         figures: dict[str, float | int | str] = {
@@ -175,16 +182,16 @@ class _Watch:
         good = f"{len(measures)} collectives of {ranks} end and give exactly what they must"
         bad = "{count} of {total} collectives are wrong, worst: {worst}"
         found = judged(measures, good, bad, figures, keep=300)
-        if self._trouble is None:
+        if self._stopped is None:
             summary = found.summary + _advice(measures, plan.backend)
             return msgspec.structs.replace(found, summary=summary, world_size=self._world_size)
-        trouble = self._trouble
-        inf = Measure(trouble.case, torch.inf, 0.0, 0.0)
-        figures = found.figures | {"stopped in": trouble.case, "because": trouble.what}
-        if trouble.fault is not None:
-            fault = trouble.fault
+        stopped = self._stopped
+        inf = Measure(stopped.case, torch.inf, 0.0, 0.0)
+        figures = found.figures | {"stopped in": stopped.case, "because": stopped.what}
+        if stopped.fault is not None:
+            fault = stopped.fault
             figures |= {"fault": fault.code, "kind of fault": fault.kind, "advice": fault.advice}
-        summary = f"{trouble.case}: {trouble.what}"
+        summary = f"{stopped.case}: {stopped.what}"
         wrong = sum(map(beyond, measures))
         summary += f"; of {len(measures)} collectives before, {wrong} were wrong"
         return Evidence(False, summary, figures, [inf, *found.measures], self._world_size)
@@ -194,19 +201,19 @@ class _Watch:
             if rank not in self._failed and rank not in self._done:
                 self._failed[rank] = event
             return
-        match msgspec.msgpack.decode(event, type=Word):
-            case Begun(case):
+        match msgspec.msgpack.decode(event, type=RankMessage):
+            case CaseBegun(case):
                 if not case:
                     self._done.add(rank)
                     return
                 self._inside[rank] = case
                 self._order.setdefault(case)
-            case Ended(case) as ended:
+            case CaseEnded(case) as ended:
                 self._inside.pop(rank, None)
                 self._ended.setdefault(case, {})[rank] = ended
-            case Failed() as failed:
+            case CaseFailed() as failed:
                 self._failed[rank] = failed
-            case Barred(reason):
+            case DeviceRefused(reason):
                 raise UserError(f"rank {rank} of {self._world_size}: {reason}")
 
     def _measure(self, case: str) -> Measure:
@@ -218,9 +225,9 @@ class _Watch:
         name = f"{case}: the ranks hold different bits" if differing else case
         return Measure(name, float(differing), 0.0, 0.0)
 
-    def _hang(self, limit: float) -> _Trouble:
+    def _hang(self, limit: float) -> _Stopped:
         if not self._order:
-            return _Trouble("joining", f"the ranks did not meet within {limit:.0f} s")
+            return _Stopped("joining", f"the ranks did not meet within {limit:.0f} s")
         # The first that somebody is in: those who are further wait for them.
         begun = set(self._inside.values())
         case = next((case for case in self._order if case in begun), next(reversed(self._order)))
@@ -228,9 +235,9 @@ class _Watch:
         absent = [rank for rank in range(self._world_size) if rank not in self._ended.get(case, {})]
         absent = [rank for rank in absent if rank not in inside]
         what = f"hangs: {_ranks(inside)} had not returned after {limit:.0f} s"
-        return _Trouble(case, what + (f", {_ranks(absent)} never came" if absent else ""))
+        return _Stopped(case, what + (f", {_ranks(absent)} never came" if absent else ""))
 
-    def _failure(self) -> _Trouble:
+    def _failure(self) -> _Stopped:
         """What the ranks died of, the one with the gravest words first."""
         told = [
             (rank, case, reason, faults.classify(reason))
@@ -242,7 +249,7 @@ class _Watch:
         rank, case, reason, fault = told[0]
         line = first_line(reason, 300) or "no reason given"
         meaning = f" ({fault.kind}: {fault.meaning})" if fault else ""
-        return _Trouble(case, f"rank {rank} fails: {line}{meaning}", fault)
+        return _Stopped(case, f"rank {rank} fails: {line}{meaning}", fault)
 
 
 def _advice(measures: Sequence[Measure], backend: str) -> str:
@@ -255,8 +262,8 @@ def _advice(measures: Sequence[Measure], backend: str) -> str:
     return f"; only the order of summation changes: set {settings[0]}, and qualify again"
 
 
-def _told(event: Failed | Lost, inside: str) -> tuple[str, str]:
-    if isinstance(event, Failed):
+def _told(event: CaseFailed | Lost, inside: str) -> tuple[str, str]:
+    if isinstance(event, CaseFailed):
         return event.case, event.reason
     return inside, f"its process died: {event.reason}"
 

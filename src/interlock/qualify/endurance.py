@@ -154,7 +154,7 @@ def memory(subject: Subject) -> Evidence:
     """
     place, cycles = subject.device, subject.at(6, 20)
     churn = min(64 << 20, device.room(place) // 16)
-    use = _Use(subject, churn)
+    use = _MemoryLoad(subject, churn)
     with naming("the first cycles of use"):
         for _ in range(2):
             use.cycle()
@@ -183,20 +183,22 @@ def memory(subject: Subject) -> Evidence:
     return judged(measures, good, "memory is not given back: {worst}", figures)
 
 
-class _Used(NamedTuple):
+class _MemoryInUse(NamedTuple):
     """Bytes, 0 where nobody tells."""
 
     own: int  # as torch counts what this process holds
     all: int  # as the driver does: with what torch does not know of, and other processes'
 
 
-def _views(used: Sequence[_Used]) -> dict[str, Sequence[int]]:
+def _views(used: Sequence[_MemoryInUse]) -> dict[str, Sequence[int]]:
     """What was in use after each cycle, by who counted it."""
     torchs, drivers = zip(*used, strict=True)
     return {"by torch": torchs} | ({"by the driver": drivers} if any(drivers) else {})
 
 
-def _watched(use: "_Use", before: _Used, cycles: int, churn: int) -> list[_Used]:
+def _watched(
+    use: "_MemoryLoad", before: _MemoryInUse, cycles: int, churn: int
+) -> list[_MemoryInUse]:
     """What was in use at first and after each cycle, until a rise has ended, or is believed."""
     used = [before]
     while len(used) <= _WINDOWS * cycles:
@@ -212,7 +214,7 @@ def _watched(use: "_Use", before: _Used, cycles: int, churn: int) -> list[_Used]
     return used
 
 
-class _Use:
+class _MemoryLoad:
     """What a long run does to memory, in small: blocks, caches, engines, weights."""
 
     def __init__(self, subject: Subject, churn: int) -> None:
@@ -254,7 +256,7 @@ class _Use:
         engine.generate([tiny_model.request(prompt, completions=2, length=3)])
 
 
-def _in_use(place: torch.device) -> _Used:
+def _in_use(place: torch.device) -> _MemoryInUse:
     """Once everything that can be given back has been."""
     gc.collect()
     device.synchronize(place)
@@ -263,7 +265,7 @@ def _in_use(place: torch.device) -> _Used:
         libc.malloc_trim(0)  # glibc keeps what is freed; musl has no such function
     known = device.memory(place)
     # What all the processes of a machine take from the host's says nothing of this one.
-    return _Used(known.used, 0 if place.type == "cpu" else known.total - known.free)
+    return _MemoryInUse(known.used, 0 if place.type == "cpu" else known.total - known.free)
 
 
 def _slope(used: Sequence[int]) -> float:

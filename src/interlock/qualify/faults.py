@@ -22,7 +22,7 @@ from interlock.fleet.local import LocalFleet
 from interlock.text import one_line
 
 
-class Kind(StrEnum):
+class Origin(StrEnum):
     HARDWARE = "hardware"
     LINK = "link"
     SOFTWARE = "software"
@@ -33,7 +33,7 @@ class Fault:
     """`code` is the vendor's, or the words by which it was known."""
 
     code: str
-    kind: Kind
+    kind: Origin
     meaning: str
     advice: str
 
@@ -47,74 +47,74 @@ _LESS = "ask for less memory, or see who else uses the device"
 _INSTALL = "install driver, runtime and plugin that belong together"
 
 # The first that is found counts: what explains the others stands first.
-_FAULTS: Sequence[tuple[str, Kind, str, str]] = (
+_FAULTS: Sequence[tuple[str, Origin, str, str]] = (
     # Memory and the chip itself.
-    ("507054", Kind.HARDWARE, "several bits of its memory flipped (HBM ECC)", _REPLACE),
-    ("507053", Kind.HARDWARE, "its memory holds an error that cannot be corrected", _REPLACE),
-    ("507055", Kind.HARDWARE, "the memory of another device is in error", _REPLACE),
-    (r"uncorrectable (?:\w+ )?ECC", Kind.HARDWARE, "its memory holds a lasting error", _REPLACE),
-    ("cudaErrorECCUncorrectable", Kind.HARDWARE, "its memory holds a lasting error", _REPLACE),
-    (r"Xid\b.*?: (?:48|64|94|95|140)\b", Kind.HARDWARE, "its memory fails", _REPLACE),
-    (r"Xid\b.*?: 79\b", Kind.HARDWARE, "the chip has left the bus", _RESET),
-    (r"fallen off the bus", Kind.HARDWARE, "the chip has left the bus", _RESET),
-    (r"HW Exception by GPU", Kind.HARDWARE, "the chip reports an exception of its own", _RESET),
-    ("hardware stack error", Kind.HARDWARE, "the chip's own stack is corrupt", _RESET),
-    ("507010", Kind.HARDWARE, "the chip's scheduler has no heartbeat any more", _RESET),
-    ("507013", Kind.HARDWARE, "a copy between host and device failed in hardware", _RESET),
-    ("507033", Kind.HARDWARE, "the device cannot be set up", _RESET),
-    ("507899", Kind.HARDWARE, "the driver failed", _RESET),
-    ("507901", Kind.HARDWARE, "the host has lost the device", _RESET),
-    ("UR_RESULT_ERROR_DEVICE_LOST", Kind.HARDWARE, "the host has lost the device", _RESET),
-    (r"ZE_RESULT_ERROR_DEVICE_LOST", Kind.HARDWARE, "the host has lost the device", _RESET),
+    ("507054", Origin.HARDWARE, "several bits of its memory flipped (HBM ECC)", _REPLACE),
+    ("507053", Origin.HARDWARE, "its memory holds an error that cannot be corrected", _REPLACE),
+    ("507055", Origin.HARDWARE, "the memory of another device is in error", _REPLACE),
+    (r"uncorrectable (?:\w+ )?ECC", Origin.HARDWARE, "its memory holds a lasting error", _REPLACE),
+    ("cudaErrorECCUncorrectable", Origin.HARDWARE, "its memory holds a lasting error", _REPLACE),
+    (r"Xid\b.*?: (?:48|64|94|95|140)\b", Origin.HARDWARE, "its memory fails", _REPLACE),
+    (r"Xid\b.*?: 79\b", Origin.HARDWARE, "the chip has left the bus", _RESET),
+    (r"fallen off the bus", Origin.HARDWARE, "the chip has left the bus", _RESET),
+    (r"HW Exception by GPU", Origin.HARDWARE, "the chip reports an exception of its own", _RESET),
+    ("hardware stack error", Origin.HARDWARE, "the chip's own stack is corrupt", _RESET),
+    ("507010", Origin.HARDWARE, "the chip's scheduler has no heartbeat any more", _RESET),
+    ("507013", Origin.HARDWARE, "a copy between host and device failed in hardware", _RESET),
+    ("507033", Origin.HARDWARE, "the device cannot be set up", _RESET),
+    ("507899", Origin.HARDWARE, "the driver failed", _RESET),
+    ("507901", Origin.HARDWARE, "the host has lost the device", _RESET),
+    ("UR_RESULT_ERROR_DEVICE_LOST", Origin.HARDWARE, "the host has lost the device", _RESET),
+    (r"ZE_RESULT_ERROR_DEVICE_LOST", Origin.HARDWARE, "the host has lost the device", _RESET),
     # Links.
-    ("507056", Kind.LINK, "the link between two devices broke", _LINK),
-    ("507057", Kind.LINK, "another device of the job failed, or its link", _PEER),
-    ("507904", Kind.LINK, "a collective failed, and failed again when repeated", _LINK),
-    (r"Xid\b.*?: 74\b", Kind.LINK, "NVLink reports an error", _LINK),
-    (r"cudaErrorNvlink|NVLink.{0,40}error", Kind.LINK, "NVLink reports an error", _LINK),
+    ("507056", Origin.LINK, "the link between two devices broke", _LINK),
+    ("507057", Origin.LINK, "another device of the job failed, or its link", _PEER),
+    ("507904", Origin.LINK, "a collective failed, and failed again when repeated", _LINK),
+    (r"Xid\b.*?: 74\b", Origin.LINK, "NVLink reports an error", _LINK),
+    (r"cudaErrorNvlink|NVLink.{0,40}error", Origin.LINK, "NVLink reports an error", _LINK),
     # vllm-ascend#16646, lmdeploy#3354
-    (r"hccl fftsplus task timeout", Kind.LINK, "a collective met its deadline", _PEER),
-    (r"\bEI000[26]\b|HCCL.{0,80}time ?out", Kind.LINK, "a collective met its deadline", _PEER),
-    (r"[Ww]atchdog caught collective", Kind.LINK, "a collective met its deadline", _PEER),
-    (r"NCCL.{0,80}(?:time ?out|timed out)", Kind.LINK, "a collective met its deadline", _PEER),
-    (r"nccl(?:System|Remote)Error|NCCL error", Kind.LINK, "a collective failed", _PEER),
+    (r"hccl fftsplus task timeout", Origin.LINK, "a collective met its deadline", _PEER),
+    (r"\bEI000[26]\b|HCCL.{0,80}time ?out", Origin.LINK, "a collective met its deadline", _PEER),
+    (r"[Ww]atchdog caught collective", Origin.LINK, "a collective met its deadline", _PEER),
+    (r"NCCL.{0,80}(?:time ?out|timed out)", Origin.LINK, "a collective met its deadline", _PEER),
+    (r"nccl(?:System|Remote)Error|NCCL error", Origin.LINK, "a collective failed", _PEER),
     # Kernels: almost always the software's, but a broken core says the same.
     # 507014: vllm-ascend#4972; 507018: #2105; 507034: #10299; 507035: #2349, Ascend/pytorch#66
-    ("507014", Kind.SOFTWARE, "a kernel did not end (AI core timeout)", _REPORT),
-    ("507015", Kind.SOFTWARE, "a kernel failed (AI core exception)", _REPORT),
-    ("507016", Kind.SOFTWARE, "a kernel failed (AI core trap)", _REPORT),
-    ("507017", Kind.SOFTWARE, "an operator did not end (AI CPU timeout)", _REPORT),
-    ("507018", Kind.SOFTWARE, "an operator failed (AI CPU exception)", _REPORT),
-    ("507034", Kind.SOFTWARE, "a kernel did not end (vector core timeout)", _REPORT),
-    ("507035", Kind.SOFTWARE, "a kernel failed, often outside its memory (vector core)", _REPORT),
-    ("507036", Kind.SOFTWARE, "a kernel failed (vector core trap)", _REPORT),
-    ("507046", Kind.SOFTWARE, "the device did not finish in time (stream)", _REPORT),
-    ("507047", Kind.SOFTWARE, "the device did not finish in time (event)", _REPORT),
-    ("507048", Kind.SOFTWARE, "a task did not end (FFTS+ timeout)", _REPORT),
-    ("507049", Kind.SOFTWARE, "a task failed (FFTS+ exception)", _REPORT),
-    ("507050", Kind.SOFTWARE, "a task failed (FFTS+ trap)", _REPORT),
-    ("507011", Kind.SOFTWARE, "a graph failed while it ran", _REPORT),
-    ("507900", Kind.SOFTWARE, "an operator on the AI CPU failed", _REPORT),
-    (r"illegal memory access", Kind.SOFTWARE, "a kernel touched memory it does not own", _REPORT),
+    ("507014", Origin.SOFTWARE, "a kernel did not end (AI core timeout)", _REPORT),
+    ("507015", Origin.SOFTWARE, "a kernel failed (AI core exception)", _REPORT),
+    ("507016", Origin.SOFTWARE, "a kernel failed (AI core trap)", _REPORT),
+    ("507017", Origin.SOFTWARE, "an operator did not end (AI CPU timeout)", _REPORT),
+    ("507018", Origin.SOFTWARE, "an operator failed (AI CPU exception)", _REPORT),
+    ("507034", Origin.SOFTWARE, "a kernel did not end (vector core timeout)", _REPORT),
+    ("507035", Origin.SOFTWARE, "a kernel failed, often outside its memory (vector core)", _REPORT),
+    ("507036", Origin.SOFTWARE, "a kernel failed (vector core trap)", _REPORT),
+    ("507046", Origin.SOFTWARE, "the device did not finish in time (stream)", _REPORT),
+    ("507047", Origin.SOFTWARE, "the device did not finish in time (event)", _REPORT),
+    ("507048", Origin.SOFTWARE, "a task did not end (FFTS+ timeout)", _REPORT),
+    ("507049", Origin.SOFTWARE, "a task failed (FFTS+ exception)", _REPORT),
+    ("507050", Origin.SOFTWARE, "a task failed (FFTS+ trap)", _REPORT),
+    ("507011", Origin.SOFTWARE, "a graph failed while it ran", _REPORT),
+    ("507900", Origin.SOFTWARE, "an operator on the AI CPU failed", _REPORT),
+    (r"illegal memory access", Origin.SOFTWARE, "a kernel touched memory it does not own", _REPORT),
     (r"hipErrorIllegalAddress|Memory access fault by GPU|MEMORY_APERTURE_VIOLATION",
-     Kind.SOFTWARE, "a kernel touched memory it does not own", _REPORT),
-    (r"misaligned address", Kind.SOFTWARE, "a kernel touched memory off its grid", _REPORT),
-    (r"device-side assert", Kind.SOFTWARE, "a kernel was given an index out of range", _REPORT),
-    (r"illegal instruction", Kind.SOFTWARE, "a kernel holds an unknown instruction", _REPORT),
-    (r"unspecified launch failure", Kind.SOFTWARE, "a kernel failed", _REPORT),
-    (r"launch timed out", Kind.SOFTWARE, "a kernel did not end", _REPORT),
-    (r"(?:CUBLAS|HIPBLAS|CUDNN|MIOPEN)_STATUS_\w+", Kind.SOFTWARE, "a library failed", _REPORT),
-    (r"no kernel image|invalid device function", Kind.SOFTWARE,
+     Origin.SOFTWARE, "a kernel touched memory it does not own", _REPORT),
+    (r"misaligned address", Origin.SOFTWARE, "a kernel touched memory off its grid", _REPORT),
+    (r"device-side assert", Origin.SOFTWARE, "a kernel was given an index out of range", _REPORT),
+    (r"illegal instruction", Origin.SOFTWARE, "a kernel holds an unknown instruction", _REPORT),
+    (r"unspecified launch failure", Origin.SOFTWARE, "a kernel failed", _REPORT),
+    (r"launch timed out", Origin.SOFTWARE, "a kernel did not end", _REPORT),
+    (r"(?:CUBLAS|HIPBLAS|CUDNN|MIOPEN)_STATUS_\w+", Origin.SOFTWARE, "a library failed", _REPORT),
+    (r"no kernel image|invalid device function", Origin.SOFTWARE,
      "the software was not built for this chip", _INSTALL),
-    (r"driver version is insufficient", Kind.SOFTWARE, "the driver is too old", _INSTALL),
+    (r"driver version is insufficient", Origin.SOFTWARE, "the driver is too old", _INSTALL),
     # Memory that is full. 207018 and 207001: CANN's.
-    (r"out of memory|OutOfMemoryError|UR_RESULT_ERROR_OUT_OF_\w+", Kind.SOFTWARE,
+    (r"out of memory|OutOfMemoryError|UR_RESULT_ERROR_OUT_OF_\w+", Origin.SOFTWARE,
      "the memory of the device is full", _LESS),
-    ("207018", Kind.SOFTWARE, "the memory of the device is full", _LESS),
-    ("207001", Kind.SOFTWARE, "no memory could be had", _LESS),
+    ("207018", Origin.SOFTWARE, "the memory of the device is full", _LESS),
+    ("207001", Origin.SOFTWARE, "no memory could be had", _LESS),
     # What the others say of a process that is gone: seldom the cause.
-    (r"Connection closed by peer|Connection reset", Kind.LINK, "another process is gone", _PEER),
-    (r"gloo.{0,200}(?:[Tt]imed out|timeout)", Kind.LINK, "a collective met its deadline", _PEER),
+    (r"Connection closed by peer|Connection reset", Origin.LINK, "another process is gone", _PEER),
+    (r"gloo.{0,200}(?:[Tt]imed out|timeout)", Origin.LINK, "a collective met its deadline", _PEER),
 )  # fmt: skip
 
 

@@ -1,9 +1,9 @@
 """Whether operators give the right numbers, forward and backward, at the shapes of language models.
 
-    case (cases.py) ─┬─ the CPU in fp64 ──────────────> exact ──┐
-                     ├─ the CPU in the case's dtype ──> yard ───┼─ compared() ─> value, limit
-                     ├─ the device in that dtype ─────> found ──┤
-                     └─ fp64, inputs a bit off ───────> near ───┘  only if `found` seems wrong
+    case (cases/) ─┬─ the CPU in fp64 ──────────────> exact ──────┐
+                   ├─ the CPU in the case's dtype ──> reference ──┼─ compared() ─> value, limit
+                   ├─ the device in that dtype ─────> found ──────┤
+                   └─ fp64, inputs a bit off ───────> near ───────┘  only if `found` seems wrong
 
 The error of a result is counted in ulp of its dtype, element by element, against the size of the
 element: |found - exact| / |exact| / eps. Sums are held against |exact| + rms(exact), since terms
@@ -126,18 +126,18 @@ def _measure(
     def ran(tree: list[Tensor]) -> Outputs:
         return run(case, tree, draw.rewound(here))  # all draw the same gradient of the output
 
-    exact, yard = ran(placed(inputs, _CPU, torch.float64)), ran(placed(inputs, _CPU))
+    exact, reference = ran(placed(inputs, _CPU, torch.float64)), ran(placed(inputs, _CPU))
     try:
         found = [each.cpu() for each in ran(placed(inputs, device))]
     except Exception as broken:  # the CPU ran it, so it is the device's doing
         if is_missing(broken):
             return None
         return Measure(f"{case.name}: {described(broken, 200)}", math.inf, 0.0)
-    measure = compared(case.name, found, yard, exact, case.terms, case.roundings)
+    measure = compared(case.name, found, reference, exact, case.terms, case.roundings)
     if not beyond(measure) or case.terms == 0:
         return measure
     near = [ran(nearby(inputs))]
-    return compared(case.name, found, yard, exact, case.terms, case.roundings, near)
+    return compared(case.name, found, reference, exact, case.terms, case.roundings, near)
 
 
 _CPU = torch.device("cpu")
@@ -204,7 +204,7 @@ def nearby(inputs: Any, sign: int = 1) -> Any:
 def compared(
     name: str,
     found: Outputs,
-    yard: Outputs,
+    reference: Outputs,
     exact: Outputs,
     terms: int,
     roundings: float,
@@ -212,13 +212,13 @@ def compared(
 ) -> Measure:
     """The worst of several outputs against its limit: the measure of one case.
 
-    found, yard: in the case's dtype; exact, near: of fp64 runs; all on the CPU. `terms` and
+    found, reference: in the case's dtype; exact, near: of fp64 runs; all on the CPU. `terms` and
     `roundings`: as in `Case`.
     """
-    if len(found) != len(yard):
-        return Measure(f"{name}: {len(found)} results, not {len(yard)}", math.inf, 0.0)
+    if len(found) != len(reference):
+        return Measure(f"{name}: {len(found)} results, not {len(reference)}", math.inf, 0.0)
     measures = []
-    for place, (f, y, e) in enumerate(zip(found, yard, exact, strict=True)):
+    for place, (f, y, e) in enumerate(zip(found, reference, exact, strict=True)):
         if f.dtype != y.dtype or f.shape != y.shape:
             told = f"{f.dtype} {list(f.shape)}, not {y.dtype} {list(y.shape)}"
             return Measure(f"{name}: {told}", math.inf, 0.0)
@@ -247,18 +247,18 @@ def limit(own: float, dtype: torch.dtype, terms: int, roundings: float) -> float
 
 
 def error(
-    found: Tensor, exact: Tensor, yard: Tensor, terms: int, near: Sequence[Tensor] = ()
+    found: Tensor, exact: Tensor, reference: Tensor, terms: int, near: Sequence[Tensor] = ()
 ) -> float:
     """The largest error of `found` in ulp; inf where it is NaN or infinite and may not be.
 
-    exact, near: fp64; see the module's docstring. Where even the CPU (`yard`) differs from the
+    exact, near: fp64; see the module's docstring. Where even the CPU (`reference`) differs from the
     exact result in what is finite, or an integer, either is right. Less than the smallest normal
     number is no error: chips may flush it to zero.
     """
     if not found.numel():
         return 0.0
     if not found.is_floating_point():
-        right = (found == exact) | (found == yard)
+        right = (found == exact) | (found == reference)
         for each in near:
             right |= found == each
         return 0.0 if right.all() else math.inf
@@ -266,7 +266,7 @@ def error(
     limits = torch.finfo(found.dtype)
     if not (got.sum() + exact.abs().amax()).abs() < limits.max:  # some number is not finite
         kind = _kind(found)
-        kinds = [_kind(each.to(found.dtype)) for each in (exact, yard, *near)]
+        kinds = [_kind(each.to(found.dtype)) for each in (exact, reference, *near)]
         if not torch.stack([kind == each for each in kinds]).any(0).all():
             return math.inf
         both = (kind == 0) & exact.isfinite()

@@ -234,14 +234,14 @@ def _expected(operator: Any, inputs: Any) -> tuple[list[Tensor], list[Tensor]] |
         return None
     if inputs[2].get("dropout_p") or inputs[2].get("p_dropout"):
         return None
-    yard = _outputs(operator, _moved(inputs, _CPU))
+    reference = _outputs(operator, _moved(inputs, _CPU))
     exact = _outputs(operator, _moved(inputs, _CPU, torch.float64))
     shapes = [each.shape for each in exact]
-    if not yard or shapes != [each.shape for each in yard]:
+    if not reference or shapes != [each.shape for each in reference]:
         return None
-    if any(each.dtype not in (*DTYPES, *_EXACT) for each in yard):
+    if any(each.dtype not in (*DTYPES, *_EXACT) for each in reference):
         return None
-    return yard, exact
+    return reference, exact
 
 
 _EXACT = (torch.bool, torch.int32, torch.int64)
@@ -259,17 +259,17 @@ def _measure(
     title: str,
     inputs: Any,
     found: list[Tensor],
-    yard: list[Tensor],
+    reference: list[Tensor],
     exact: list[Tensor],
 ) -> Measure:
     sizes = (each.numel() for each in pytree.tree_leaves(inputs) if isinstance(each, Tensor))
     terms = max(2, *sizes, 2)  # any of them may be a sum, if only of two
-    measure = compared(title, found, yard, exact, terms, _ROUNDINGS)
+    measure = compared(title, found, reference, exact, terms, _ROUNDINGS)
     if not beyond(measure):
         return measure
     # Sample inputs may sit on a pole or a step; then the right answer to a question nearby counts.
     near = [_outputs(operator, _wide(nearby(inputs, sign))) for sign in _NEARBY]
-    return compared(title, found, yard, exact, terms, _ROUNDINGS, near)
+    return compared(title, found, reference, exact, terms, _ROUNDINGS, near)
 
 
 def _outputs(operator: Any, inputs: Any) -> list[Tensor]:

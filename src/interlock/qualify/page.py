@@ -37,7 +37,7 @@ class Ruling(NamedTuple):
     meaning: str
 
 
-class Row(NamedTuple):
+class CheckRow(NamedTuple):
     """A check of the table with what it found; `check` is None when the table has it no more."""
 
     id: str
@@ -117,18 +117,18 @@ def page(certificate: Certificate) -> str:
     return sheet.sheet(f"{ruling.words}: {chip} · Interlock", body, style)
 
 
-def _rows(certificate: Certificate) -> list[Row]:
+def _rows(certificate: Certificate) -> list[CheckRow]:
     """Every finding, in its order, and then the checks of the table that nothing was found of."""
-    rows = [Row(f.check, CHECKS.get(f.check), f) for f in certificate.findings]
+    rows = [CheckRow(f.check, CHECKS.get(f.check), f) for f in certificate.findings]
     found = {row.id for row in rows}
     return rows + [
-        Row(check.id, check, Finding(check.id, Result.UNKNOWN, _NOT_ASKED_FOR))
+        CheckRow(check.id, check, Finding(check.id, Result.UNKNOWN, _NOT_ASKED_FOR))
         for check in CHECKS.values()
         if check.id not in found
     ]
 
 
-def _reasons(certificate: Certificate, rows: Sequence[Row]) -> list[str]:
+def _reasons(certificate: Certificate, rows: Sequence[CheckRow]) -> list[str]:
     """The certificate's reasons; the checks that nobody asked for are one of them."""
     left_out = {row.id for row in rows if row.finding.summary == _NOT_ASKED_FOR}
     reasons = [_clip(r, 300) for r in certificate.reasons if r.partition(" ")[0] not in left_out]
@@ -157,7 +157,7 @@ def _scope(certificate: Certificate) -> dict[str, str]:
     }
 
 
-def _tasks(certificate: Certificate, rows: Sequence[Row]) -> list[tuple[str, str]]:
+def _tasks(certificate: Certificate, rows: Sequence[CheckRow]) -> list[tuple[str, str]]:
     """(what it is about, what to do), the failed checks first."""
     tasks = []
     failed = [row for row in rows if row.finding.result is Result.FAIL]
@@ -177,7 +177,7 @@ def _tasks(certificate: Certificate, rows: Sequence[Row]) -> list[tuple[str, str
     return tasks
 
 
-def _has_evidence(row: Row) -> bool:
+def _has_evidence(row: CheckRow) -> bool:
     return bool(row.finding.figures or row.finding.measures)
 
 

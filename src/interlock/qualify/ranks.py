@@ -1,7 +1,8 @@
 """One of the processes that prove the collectives: what each must have afterwards, case by case.
 
-    Plan ──> join the others at the store ──> cases, the same in the same order on every rank
-              └─ Barred                          └─ Begun, Ended | Failed ──> collectives.py
+    RankPlan ──> join the others at the store ──> cases, the same in the same order on every rank
+              └─ DeviceRefused                     └─ CaseBegun, CaseEnded | CaseFailed ──┐
+                                                                   collectives.py <───────┘
 
 Operands are small whole numbers, so that every order of summation gives the same in every dtype:
 any difference is an error. They repeat themselves after a period, and so do results: the host never
@@ -37,7 +38,7 @@ FIRST = "first collective"  # which many libraries set their links up in
 ROUNDED = "all_reduce of random numbers"
 
 
-class Plan(msgspec.Struct, frozen=True):
+class RankPlan(msgspec.Struct, frozen=True):
     """What a rank is to do."""
 
     device: str
@@ -52,11 +53,11 @@ class Plan(msgspec.Struct, frozen=True):
     repeats: int
 
 
-class Begun(msgspec.Struct, frozen=True, tag=True):
+class CaseBegun(msgspec.Struct, frozen=True, tag=True):
     case: str
 
 
-class Ended(msgspec.Struct, frozen=True, tag=True):
+class CaseEnded(msgspec.Struct, frozen=True, tag=True):
     """`off`: how far from the right result; `bits`: what must be the same on all ranks, or ""."""
 
     case: str
@@ -64,20 +65,20 @@ class Ended(msgspec.Struct, frozen=True, tag=True):
     bits: str
 
 
-class Failed(msgspec.Struct, frozen=True, tag=True):
+class CaseFailed(msgspec.Struct, frozen=True, tag=True):
     """The case raised, and the rank gives up."""
 
     case: str
     reason: str
 
 
-class Barred(msgspec.Struct, frozen=True, tag=True):
+class DeviceRefused(msgspec.Struct, frozen=True, tag=True):
     """The rank cannot have its device."""
 
     reason: str
 
 
-Word = Begun | Ended | Failed | Barred
+RankMessage = CaseBegun | CaseEnded | CaseFailed | DeviceRefused
 
 
 def serve(channel: Channel) -> None:
@@ -85,33 +86,33 @@ def serve(channel: Channel) -> None:
     data = channel.receive()
     if data is None:
         return
-    plan = msgspec.msgpack.decode(data, type=Plan)
+    plan = msgspec.msgpack.decode(data, type=RankPlan)
     case = "joining"
     try:
         torch.set_num_threads(1)
         try:
             place = device.claim(plan.device)
         except ConfigError as error:
-            channel.send(msgspec.msgpack.encode(Barred(str(error))))
+            channel.send(msgspec.msgpack.encode(DeviceRefused(str(error))))
             return
         rank = _join(plan, place)
         for case, run in _cases(rank):
-            channel.send(msgspec.msgpack.encode(Begun(case)))
+            channel.send(msgspec.msgpack.encode(CaseBegun(case)))
             off, bits = run()
-            channel.send(msgspec.msgpack.encode(Ended(case, off, bits)))
+            channel.send(msgspec.msgpack.encode(CaseEnded(case, off, bits)))
         case = "leaving"
         dist.destroy_process_group()
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
-        channel.send(msgspec.msgpack.encode(Failed(case, reason[:4000])))
+        channel.send(msgspec.msgpack.encode(CaseFailed(case, reason[:4000])))
         return
-    channel.send(msgspec.msgpack.encode(Begun("")))
+    channel.send(msgspec.msgpack.encode(CaseBegun("")))
 
 
 class _Rank:
     """One of the processes, and the operands that each of them knows of all."""
 
-    def __init__(self, plan: Plan, place: torch.device, store: dist.Store) -> None:
+    def __init__(self, plan: RankPlan, place: torch.device, store: dist.Store) -> None:
         self.plan, self.place, self.store = plan, place, store
         self.rank, self.world_size = plan.rank, plan.world_size
         noise = torch.Generator().manual_seed(plan.seed)
@@ -144,7 +145,7 @@ def _tiled(period: Tensor, n: int) -> Tensor:
     return period.repeat(-(-n // len(period)))[:n]
 
 
-def _join(plan: Plan, place: torch.device) -> _Rank:
+def _join(plan: RankPlan, place: torch.device) -> _Rank:
     store = dist.TCPStore("127.0.0.1", plan.port, is_master=False, timeout=_TIMEOUT)
     dist.init_process_group(
         plan.backend, store=store, rank=plan.rank, world_size=plan.world_size, timeout=_TIMEOUT
@@ -153,51 +154,51 @@ def _join(plan: Plan, place: torch.device) -> _Rank:
 
 
 # What this rank has after a collective, and the periods of what it must have: as many equal parts.
-Result = tuple[Tensor, list[Tensor]]
-Collective = Callable[[_Rank, int, torch.dtype], Result]
+CollectiveResult = tuple[Tensor, list[Tensor]]
+Collective = Callable[[_Rank, int, torch.dtype], CollectiveResult]
 # The names of torch 2.13, or those that it replaces.
 _gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _scatter_from = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
-def _sum(r: _Rank, n: int, dtype: torch.dtype) -> Result:
+def _sum(r: _Rank, n: int, dtype: torch.dtype) -> CollectiveResult:
     x = r.own(n, dtype)
     dist.all_reduce(x)
     return x, [r.total(dtype)]
 
 
-def _max(r: _Rank, n: int, dtype: torch.dtype) -> Result:
+def _max(r: _Rank, n: int, dtype: torch.dtype) -> CollectiveResult:
     x = r.own(n, dtype)
     dist.all_reduce(x, op=dist.ReduceOp.MAX)
     return x, [torch.stack(r.all(dtype)).amax(0)]
 
 
-def _broadcast(r: _Rank, n: int, dtype: torch.dtype) -> Result:
+def _broadcast(r: _Rank, n: int, dtype: torch.dtype) -> CollectiveResult:
     root = r.world_size - 1
     x = r.own(n, dtype)
     dist.broadcast(x, root)
     return x, [r.period(root, dtype)]
 
 
-def _all_gather(r: _Rank, n: int, dtype: torch.dtype) -> Result:
+def _all_gather(r: _Rank, n: int, dtype: torch.dtype) -> CollectiveResult:
     x = r.empty(n * r.world_size, dtype)
     _gather_into(x, r.own(n, dtype))
     return x, r.all(dtype)
 
 
-def _reduce_scatter(r: _Rank, n: int, dtype: torch.dtype) -> Result:
+def _reduce_scatter(r: _Rank, n: int, dtype: torch.dtype) -> CollectiveResult:
     x = r.empty(n, dtype)
     _scatter_from(x, r.own(n * r.world_size, dtype))
     return x, [r.total(dtype, at=n * r.rank)]
 
 
-def _all_to_all(r: _Rank, n: int, dtype: torch.dtype) -> Result:
+def _all_to_all(r: _Rank, n: int, dtype: torch.dtype) -> CollectiveResult:
     x = r.empty(n * r.world_size, dtype)
     dist.all_to_all_single(x, r.own(n * r.world_size, dtype))
     return x, r.all(dtype, at=n * r.rank)
 
 
-def _ring(r: _Rank, n: int, dtype: torch.dtype) -> Result:
+def _ring(r: _Rank, n: int, dtype: torch.dtype) -> CollectiveResult:
     """Everyone sends to the next; the even ones first, so that somebody always listens."""
     x, after, before = r.empty(n, dtype), (r.rank + 1) % r.world_size, (r.rank - 1) % r.world_size
     own = r.own(n, dtype)
@@ -221,11 +222,11 @@ _COLLECTIVES: dict[str, Collective] = {
 # How many times what a rank sends it needs in all: the largest case is the same in memory.
 _SPREAD = ("all_gather", "reduce_scatter", "all_to_all")
 
-# How far off, and what must be the same on all ranks; as in Ended.
-Outcome = tuple[float, str]
+# How far off, and what must be the same on all ranks; as in CaseEnded.
+CaseOutcome = tuple[float, str]
 
 
-def _cases(r: _Rank) -> Iterator[tuple[str, Callable[[], Outcome]]]:
+def _cases(r: _Rank) -> Iterator[tuple[str, Callable[[], CaseOutcome]]]:
     """The name of each case and what runs it; the same ones in the same order on every rank."""
     offered = {
         name: run for name, run in _COLLECTIVES.items() if r.world_size > 1 or run is not _ring
@@ -257,13 +258,13 @@ def _titled(name: str, dtype: torch.dtype, n: int) -> str:
 
 def _once(
     r: _Rank, run: Collective, n: int, dtype: torch.dtype, late: int | None = None
-) -> Outcome:
+) -> CaseOutcome:
     if r.rank == late:
         time.sleep(_LATE_S)
     return _off(*run(r, n, dtype)), ""
 
 
-def _barrier(r: _Rank, late: int) -> Outcome:
+def _barrier(r: _Rank, late: int) -> CaseOutcome:
     """Off by the ranks that had not come when this one was let through: nobody has a sum before
     everyone has given its part. (torch's own barrier may go over the host's links instead.)"""
     if r.rank == late:
@@ -275,7 +276,7 @@ def _barrier(r: _Rank, late: int) -> Outcome:
     return float(sum(not r.store.check([f"{late}/{each}"]) for each in range(r.world_size))), ""
 
 
-def _group(r: _Rank) -> Outcome:
+def _group(r: _Rank) -> CaseOutcome:
     group = dist.new_group(list(range(r.world_size)))
     x = r.own(16, torch.float32)
     dist.all_reduce(x, group=group)
@@ -284,7 +285,7 @@ def _group(r: _Rank) -> Outcome:
     return off, ""
 
 
-def _repeats(r: _Rank) -> Outcome:
+def _repeats(r: _Rank) -> CaseOutcome:
     """Numbers whose sum depends on the order: it must be one order, on all ranks and every time.
 
     Off by the repeats that gave other bits than the first. HCCL does so unless HCCL_DETERMINISTIC

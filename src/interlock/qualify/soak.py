@@ -45,7 +45,7 @@ _BITS = {"0101…": 0x55555555, "1010…": -0x55555556, "ones": -1}
 
 
 @dataclass
-class _Work:
+class _Repeated:
     """Something to be computed again and again, with the result that it must have.
 
     What differs is counted where the result is, and known to the host once it is `read`.
@@ -90,7 +90,7 @@ def soak(subject: Subject) -> Evidence:
     seconds = 60 * subject.minutes if subject.level is Level.SOAK else subject.at(3, 10)
     place = subject.device
     began = time.monotonic()
-    works: list[_Work] = []
+    works: list[_Repeated] = []
     hidden = _affordable(place)
     for make in (_products, _layers, _copies):
         with naming(make.__name__.strip("_")):
@@ -142,7 +142,7 @@ def _affordable(place: torch.device) -> int:
     return _FAST if speed > 2e12 else 1024 if speed > 2e11 else 512
 
 
-def _products(subject: Subject, hidden: int) -> Iterator[_Work]:
+def _products(subject: Subject, hidden: int) -> Iterator[_Repeated]:
     """x [M, H] @ w of ±1 times powers of two, in each pattern of operands: w is [H, 4 H] for
     prefills, and some columns of that for bursts of decoding.
     """
@@ -156,11 +156,12 @@ def _products(subject: Subject, hidden: int) -> Iterator[_Work]:
             here, wide = (each.to(dtype).to(subject.device) for each in (x, w))
             right = exact.to(dtype).to(subject.device)
             run = partial(_prefills, here.repeat(tall, 1), wide, tall)
-            yield _Work(f"{name}, {tall * _PREFILL} rows", run, right)
+            yield _Repeated(f"{name}, {tall * _PREFILL} rows", run, right)
             narrow = wide[:, :_DECODE_COLUMNS].contiguous()
             for rows in _DECODE:
                 run = partial(_burst, here[:rows], narrow)
-                yield _Work(f"{name}, {_BURST} of {rows} rows", run, right[:rows, :_DECODE_COLUMNS])
+                part = right[:rows, :_DECODE_COLUMNS]
+                yield _Repeated(f"{name}, {_BURST} of {rows} rows", run, part)
 
 
 def _prefills(x: Tensor, w: Tensor, count: int) -> Tensor:
@@ -190,7 +191,7 @@ def _operands(
     return x * kept, w
 
 
-def _layers(subject: Subject, hidden: int) -> Iterator[_Work]:
+def _layers(subject: Subject, hidden: int) -> Iterator[_Repeated]:
     """A layer of the decoder with its vocabulary, 256 tokens; what it gives first is expected."""
     arch = tiny_model.architecture(hidden=hidden, layers=1, vocab=1024)
     weights = tiny_model.weights(arch, subject.seed)
@@ -211,10 +212,10 @@ def _layers(subject: Subject, hidden: int) -> Iterator[_Work]:
     for dtype in DTYPES:
         error = (logits(dtype, cpu)().double() - reference).abs().max().item()
         run = logits(dtype, subject.device)
-        yield _Work(f"layer {short(dtype)} of {hidden}", run, run(), _BAND * error)
+        yield _Repeated(f"layer {short(dtype)} of {hidden}", run, run(), _BAND * error)
 
 
-def _copies(subject: Subject, hidden: int) -> Iterator[_Work]:
+def _copies(subject: Subject, hidden: int) -> Iterator[_Repeated]:
     """Blocks of memory that are read and written, and that must keep what was written once."""
     place = subject.device
     size = (4 << 20) if place.type == "cpu" or hidden < _FAST else (256 << 20)
@@ -225,5 +226,5 @@ def _copies(subject: Subject, hidden: int) -> Iterator[_Work]:
     for name, drawn in blocks.items():
         block = drawn.to(torch.int32)
         there = block.to(place)
-        yield _Work(f"copy of {name}", there.clone, block.to(place, copy=True))
-    yield _Work("copy to the host", lambda: there.to("cpu", copy=True), block)
+        yield _Repeated(f"copy of {name}", there.clone, block.to(place, copy=True))
+    yield _Repeated("copy to the host", lambda: there.to("cpu", copy=True), block)

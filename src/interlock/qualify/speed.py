@@ -61,7 +61,7 @@ class Inputs:
 
 
 @dataclass(frozen=True)
-class Case:
+class SpeedCase:
     """One operator. `cost`: its time on a healthy CPU, in copies of n float32 elements; the larger
     of float32 and bfloat16, one thread, AVX-512. On accelerators most cost less: see _cost.
     """
@@ -72,54 +72,54 @@ class Case:
 
 
 _FORWARD = (
-    Case("softmax", lambda i: i.wide.softmax(-1), 3),
-    Case("log_softmax", lambda i: i.wide.log_softmax(-1), 3),
-    Case("exp", lambda i: i.wide.exp(), 2),
-    Case("amax", lambda i: i.wide.amax(-1), 1),
-    Case("sum", lambda i: i.wide.sum(-1), 1),
-    Case("argmax", lambda i: i.wide.argmax(-1), 13),
-    Case("cumsum", lambda i: i.wide.cumsum(-1), 5),
-    Case("gather", lambda i: i.wide.gather(1, i.targets), 2),
-    Case("topk", lambda i: i.wide[: len(i.wide) // 4].topk(256), 6),
-    Case("sort", lambda i: i.wide[: len(i.wide) // 8].sort(descending=True), 40),
-    Case("pow", lambda i: i.narrow.pow(2), 1),
-    Case("mean", lambda i: i.narrow.mean(-1, keepdim=True), 1.5),
-    Case("rsqrt", lambda i: i.narrow.rsqrt(), 1.5),
-    Case("mul", lambda i: i.narrow * i.other, 1.5),
-    Case("add", lambda i: i.narrow + i.other, 1.5),
-    Case("div", lambda i: i.narrow / i.other, 1.5),
-    Case("silu", lambda i: F.silu(i.narrow), 3),
-    Case("sigmoid", lambda i: i.narrow.sigmoid(), 2),
-    Case("cos", lambda i: i.narrow.cos(), 3),
-    Case("lerp", lambda i: i.narrow.lerp(i.other, 0.5), 1.5),
-    Case("masked_fill", lambda i: i.narrow.masked_fill(i.mask, 0.0), 20),
-    Case("where", lambda i: torch.where(i.mask, i.narrow, i.other), 18),
-    Case("compare", lambda i: i.narrow > i.other, 5),
-    Case("isfinite", lambda i: i.narrow.isfinite(), 9),
-    Case("cat", lambda i: torch.cat([i.narrow, i.other], -1), 2),
-    Case("copy", lambda i: i.narrow.clone(), 1),
-    Case("copy transposed", lambda i: i.narrow.T.contiguous(), 5),
-    Case("cast", lambda i: i.narrow.to(_another(i.narrow.dtype)), 1),
-    Case("index", lambda i: i.narrow[i.places], 4),
-    Case("index_select", lambda i: i.narrow.index_select(0, i.places), 1),
-    Case("index_copy", lambda i: i.narrow.index_copy(0, i.places, i.other), 4),
-    Case("embedding", lambda i: F.embedding(i.places, i.narrow), 1),
+    SpeedCase("softmax", lambda i: i.wide.softmax(-1), 3),
+    SpeedCase("log_softmax", lambda i: i.wide.log_softmax(-1), 3),
+    SpeedCase("exp", lambda i: i.wide.exp(), 2),
+    SpeedCase("amax", lambda i: i.wide.amax(-1), 1),
+    SpeedCase("sum", lambda i: i.wide.sum(-1), 1),
+    SpeedCase("argmax", lambda i: i.wide.argmax(-1), 13),
+    SpeedCase("cumsum", lambda i: i.wide.cumsum(-1), 5),
+    SpeedCase("gather", lambda i: i.wide.gather(1, i.targets), 2),
+    SpeedCase("topk", lambda i: i.wide[: len(i.wide) // 4].topk(256), 6),
+    SpeedCase("sort", lambda i: i.wide[: len(i.wide) // 8].sort(descending=True), 40),
+    SpeedCase("pow", lambda i: i.narrow.pow(2), 1),
+    SpeedCase("mean", lambda i: i.narrow.mean(-1, keepdim=True), 1.5),
+    SpeedCase("rsqrt", lambda i: i.narrow.rsqrt(), 1.5),
+    SpeedCase("mul", lambda i: i.narrow * i.other, 1.5),
+    SpeedCase("add", lambda i: i.narrow + i.other, 1.5),
+    SpeedCase("div", lambda i: i.narrow / i.other, 1.5),
+    SpeedCase("silu", lambda i: F.silu(i.narrow), 3),
+    SpeedCase("sigmoid", lambda i: i.narrow.sigmoid(), 2),
+    SpeedCase("cos", lambda i: i.narrow.cos(), 3),
+    SpeedCase("lerp", lambda i: i.narrow.lerp(i.other, 0.5), 1.5),
+    SpeedCase("masked_fill", lambda i: i.narrow.masked_fill(i.mask, 0.0), 20),
+    SpeedCase("where", lambda i: torch.where(i.mask, i.narrow, i.other), 18),
+    SpeedCase("compare", lambda i: i.narrow > i.other, 5),
+    SpeedCase("isfinite", lambda i: i.narrow.isfinite(), 9),
+    SpeedCase("cat", lambda i: torch.cat([i.narrow, i.other], -1), 2),
+    SpeedCase("copy", lambda i: i.narrow.clone(), 1),
+    SpeedCase("copy transposed", lambda i: i.narrow.T.contiguous(), 5),
+    SpeedCase("cast", lambda i: i.narrow.to(_another(i.narrow.dtype)), 1),
+    SpeedCase("index", lambda i: i.narrow[i.places], 4),
+    SpeedCase("index_select", lambda i: i.narrow.index_select(0, i.places), 1),
+    SpeedCase("index_copy", lambda i: i.narrow.index_copy(0, i.places, i.other), 4),
+    SpeedCase("embedding", lambda i: F.embedding(i.places, i.narrow), 1),
 )
 _BACKWARD = (
-    Case("softmax backward", lambda i: _backward(i.wide, lambda x: x.softmax(-1)), 5),
-    Case("log_softmax backward", lambda i: _backward(i.wide, lambda x: x.log_softmax(-1)), 6),
-    Case("silu backward", lambda i: _backward(i.narrow, F.silu), 6),
-    Case("mul backward", lambda i: _backward(i.narrow, lambda x: x * i.other), 3),
-    Case(
+    SpeedCase("softmax backward", lambda i: _backward(i.wide, lambda x: x.softmax(-1)), 5),
+    SpeedCase("log_softmax backward", lambda i: _backward(i.wide, lambda x: x.log_softmax(-1)), 6),
+    SpeedCase("silu backward", lambda i: _backward(i.narrow, F.silu), 6),
+    SpeedCase("mul backward", lambda i: _backward(i.narrow, lambda x: x * i.other), 3),
+    SpeedCase(
         "index_select backward",
         lambda i: _backward(i.narrow, lambda x: x.index_select(0, i.places)),
         4,
     ),
-    Case(
+    SpeedCase(
         "embedding backward", lambda i: _backward(i.narrow, lambda x: F.embedding(i.places, x)), 3
     ),
-    Case("norm", lambda i: torch.linalg.vector_norm(i.narrow), 0.5),
-    Case("addcdiv", lambda i: torch.addcdiv(i.narrow, i.other, i.other), 2),
+    SpeedCase("norm", lambda i: torch.linalg.vector_norm(i.narrow), 0.5),
+    SpeedCase("addcdiv", lambda i: torch.addcdiv(i.narrow, i.other, i.other), 2),
 )
 
 
@@ -269,12 +269,12 @@ class _Products:
         return self._meter.seconds(run) / expected
 
 
-def _slowdown(meter: Meter, case: Case, inputs: Inputs) -> float:
+def _slowdown(meter: Meter, case: SpeedCase, inputs: Inputs) -> float:
     expected = _cost(case, meter.device) * meter.copy_seconds(inputs.narrow.numel()) + meter.launch
     return meter.seconds(lambda: case.run(inputs)) / expected
 
 
-def _cost(case: Case, place: torch.device) -> float:
+def _cost(case: SpeedCase, place: torch.device) -> float:
     """In copies."""
     if vendors.of(chips.kind(place)).host or case.name in _ORDERING:
         return case.cost

@@ -14,7 +14,7 @@ from interlock.models.decoder import Decoder
 from interlock.records.rl import Sampling
 
 
-class Numbers:
+class NumberVocabulary:
     """A vocabulary without text: no token ends a completion."""
 
     eos_ids: frozenset[int] = frozenset()
@@ -22,7 +22,7 @@ class Numbers:
     def decode(self, ids: list[int]) -> str:
         return " ".join(map(str, ids))
 
-    def stream(self) -> "Numbers":
+    def stream(self) -> "NumberVocabulary":
         return self
 
     def push(self, token: int) -> str:
@@ -90,7 +90,7 @@ def engine(
     dtype: torch.dtype,
     slots: int = 32,
 ) -> PortableEngine:
-    return PortableEngine(decoder(arch, tensors, device, dtype), Numbers(), slots)
+    return PortableEngine(decoder(arch, tensors, device, dtype), NumberVocabulary(), slots)
 
 
 def prompt(length: int, vocab: int, seed: int = 0) -> list[int]:

@@ -43,7 +43,7 @@ _NUDGE = 2.0**-23  # one unit in the last place of float32
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _TrainingPlan:
     """How a dtype is tried. `horizons`: steps after which the curves are compared."""
 
     dtype: Dtype
@@ -92,7 +92,7 @@ def band(subject: Subject) -> Evidence:
     )
 
 
-def _plans(level: Level, extreme: bool) -> tuple[_Plan, _Plan]:
+def _plans(level: Level, extreme: bool) -> tuple[_TrainingPlan, _TrainingPlan]:
     single: Sequence[int]
     half: Sequence[int]
     if extreme:
@@ -101,7 +101,7 @@ def _plans(level: Level, extreme: bool) -> tuple[_Plan, _Plan]:
         single, half = (1, 5, 30), (5, 10)
     else:
         single, half = (1, 5, 25, 100, 200), (5, 20, 60)
-    return _Plan("float32", single, 8.0, 2e-7), _Plan("bfloat16", half, 6.0, 1e-3)
+    return _TrainingPlan("float32", single, 8.0, 2e-7), _TrainingPlan("bfloat16", half, 6.0, 1e-3)
 
 
 def _train(
@@ -165,7 +165,7 @@ def _snapshot(learner: Learner) -> Tensor:
 
 
 def _compared(
-    case: str, found: _Curve, exact: _Curve, own: Sequence[_Curve], plan: _Plan
+    case: str, found: _Curve, exact: _Curve, own: Sequence[_Curve], plan: _TrainingPlan
 ) -> Iterator[Measure]:
     """`found` against `exact`, held against the widest of `own` at the same horizon."""
     yield Measure(f"{case}: steps that were not finite", found.skipped, 0)

@@ -4,6 +4,6 @@
 """
 
 from interlock.sync.codec import digest, tensor_digest
-from interlock.sync.store import Published, Publisher, Replica
+from interlock.sync.store import PublishedVersion, Publisher, Replica
 
-__all__ = ["Published", "Publisher", "Replica", "digest", "tensor_digest"]
+__all__ = ["PublishedVersion", "Publisher", "Replica", "digest", "tensor_digest"]

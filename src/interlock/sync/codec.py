@@ -60,7 +60,7 @@ Places = NDArray[np.int64]
 NonNegative = Annotated[int, Meta(ge=0)]
 
 
-class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a tensor must be."""
 
     dtype: str
@@ -70,7 +70,7 @@ class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Encoded(NamedTuple):
     payload: bytes
-    specs: dict[str, Spec]  # of every tensor, changed or not
+    specs: dict[str, TensorSpec]  # of every tensor, changed or not
 
 
 class _Entry(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -100,19 +100,19 @@ def digest(parts: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(sorted(parts.items())).encode()).hexdigest()
 
 
-def specs(tensors: Mapping[str, Tensor]) -> dict[str, Spec]:
+def specs(tensors: Mapping[str, Tensor]) -> dict[str, TensorSpec]:
     return {
-        name: Spec(_dtype_name(tensor), list(tensor.shape), tensor_digest(tensor))
+        name: TensorSpec(_dtype_name(tensor), list(tensor.shape), tensor_digest(tensor))
         for name, tensor in tensors.items()
     }
 
 
-def root(specs: Mapping[str, Spec]) -> str:
+def root(specs: Mapping[str, TensorSpec]) -> str:
     """The digest of a whole set of tensors."""
     return digest({name: spec.digest for name, spec in specs.items()})
 
 
-def verify(tensors: Mapping[str, Tensor], expected: Mapping[str, Spec]) -> None:
+def verify(tensors: Mapping[str, Tensor], expected: Mapping[str, TensorSpec]) -> None:
     """Raises SyncError, naming the tensor, unless `tensors` are exactly as `expected`."""
     _same_names(tensors.keys(), expected)
     for name, tensor in tensors.items():
@@ -121,17 +121,17 @@ def verify(tensors: Mapping[str, Tensor], expected: Mapping[str, Spec]) -> None:
             raise SyncError(f"tensor {name!r} does not have the digest it should have")
 
 
-def nbytes(specs: Mapping[str, Spec]) -> int:
+def nbytes(specs: Mapping[str, TensorSpec]) -> int:
     """Of the tensors themselves. Raises SyncError on an unknown dtype."""
     return sum(_elements(spec) * _dtype(name, spec).itemsize for name, spec in specs.items())
 
 
-def payload_limit(specs: Mapping[str, Spec]) -> int:
+def payload_limit(specs: Mapping[str, TensorSpec]) -> int:
     """Bytes that no payload of such tensors exceeds. Raises SyncError on an unknown dtype."""
     return nbytes(specs) + sum(len(name.encode()) + 128 for name in specs) + 64
 
 
-def same_layout(tensors: Mapping[str, Tensor], specs: Mapping[str, Spec]) -> bool:
+def same_layout(tensors: Mapping[str, Tensor], specs: Mapping[str, TensorSpec]) -> bool:
     """Whether names, dtypes and shapes agree."""
     return tensors.keys() == specs.keys() and all(
         [_dtype_name(tensor), list(tensor.shape)] == [specs[name].dtype, specs[name].shape]
@@ -141,26 +141,26 @@ def same_layout(tensors: Mapping[str, Tensor], specs: Mapping[str, Spec]) -> boo
 
 def encode_anchor(tensors: Mapping[str, Tensor]) -> Encoded:
     """Every tensor in full. Raises SyncError on a dtype that cannot be published."""
-    pack, expected = _packer(), {}
+    compress, expected = _compressor(), {}
     entries, planes = [], []
     for name, tensor in tensors.items():
         data, dtype, shape = _bits(tensor), _dtype_name(tensor), list(tensor.shape)
-        expected[name] = Spec(dtype, shape, _digest(dtype, shape, data))
-        entry, stored = _full(name, data, tensor.element_size(), pack)
+        expected[name] = TensorSpec(dtype, shape, _digest(dtype, shape, data))
+        entry, stored = _full(name, data, tensor.element_size(), compress)
         entries.append(entry)
         planes += stored
     return Encoded(_join(entries, planes), expected)
 
 
 def encode_delta(
-    tensors: Mapping[str, Tensor], base: Mapping[str, Tensor], base_specs: Mapping[str, Spec]
+    tensors: Mapping[str, Tensor], base: Mapping[str, Tensor], base_specs: Mapping[str, TensorSpec]
 ) -> Encoded:
     """What leads from `base`, whose specs are `base_specs`, to `tensors`, of the same layout.
 
     A tensor is coded in full where that is smaller, and where more than half of it changed.
     """
     assert same_layout(tensors, base_specs) and base.keys() == base_specs.keys()
-    pack, expected = _packer(), dict(base_specs)
+    compress, expected = _compressor(), dict(base_specs)
     entries, planes = [], []
     for name, tensor in tensors.items():
         old, new, width = _bits(base[name]), _bits(tensor), tensor.element_size()
@@ -168,14 +168,14 @@ def encode_delta(
         if places is not None and not len(places):
             continue
         spec = base_specs[name]
-        expected[name] = Spec(spec.dtype, spec.shape, _digest(spec.dtype, spec.shape, new))
-        entry, stored = _smaller(name, places, new, width, pack)
+        expected[name] = TensorSpec(spec.dtype, spec.shape, _digest(spec.dtype, spec.shape, new))
+        entry, stored = _smaller(name, places, new, width, compress)
         entries.append(entry)
         planes += stored
     return Encoded(_join(entries, planes), expected)
 
 
-def decode_anchor(payload: bytes, expected: Mapping[str, Spec]) -> dict[str, Tensor]:
+def decode_anchor(payload: bytes, expected: Mapping[str, TensorSpec]) -> dict[str, Tensor]:
     """New tensors from a payload that holds all of `expected` in full; digests are not checked.
 
     Raises SyncError when the payload is damaged or holds anything else.
@@ -203,7 +203,7 @@ def apply_delta(payload: bytes, tensors: Mapping[str, Tensor]) -> None:
 
     Raises SyncError when the payload is damaged or does not fit them; nothing is then written.
     """
-    layout = {n: Spec(_dtype_name(t), list(t.shape), "") for n, t in tensors.items()}
+    layout = {n: TensorSpec(_dtype_name(t), list(t.shape), "") for n, t in tensors.items()}
     changes = [
         _decode(entry, stored, tensors[entry.name].numel())
         for entry, stored in _entries(payload, layout)
@@ -219,26 +219,26 @@ def _dtype_name(tensor: Tensor) -> str:
     return name
 
 
-def _dtype(name: str, spec: Spec) -> torch.dtype:
+def _dtype(name: str, spec: TensorSpec) -> torch.dtype:
     if spec.dtype not in DTYPES:
         raise SyncError(f"tensor {name!r} has the unknown dtype {spec.dtype!r:.40}")
     return DTYPES[spec.dtype]
 
 
-def _elements(spec: Spec) -> int:
+def _elements(spec: TensorSpec) -> int:
     elements = 1
     for size in spec.shape:
         elements *= size
     return elements
 
 
-def _same_names(names: Any, expected: Mapping[str, Spec]) -> None:
+def _same_names(names: Any, expected: Mapping[str, TensorSpec]) -> None:
     if odd := sorted(set(expected) ^ set(names)):
         what = "missing" if odd[0] in expected else "unknown"
         raise SyncError(f"tensor {odd[0]!r:.200} is {what} ({len(odd)} such names)")
 
 
-def _same_layout(name: str, tensor: Tensor, spec: Spec) -> None:
+def _same_layout(name: str, tensor: Tensor, spec: TensorSpec) -> None:
     dtype, shape = _dtype_name(tensor), list(tensor.shape)
     if (dtype, shape) != (spec.dtype, spec.shape):
         raise SyncError(f"tensor {name!r} is {dtype} {shape}, not {spec.dtype} {spec.shape}")
@@ -276,18 +276,18 @@ def _changed(old: Bytes, new: Bytes, width: int) -> Places | None:
     return np.concatenate(found)
 
 
-Pack = Callable[[Bytes], bytes]
+Compress = Callable[[Bytes], bytes]
 
 
-def _packer() -> Pack:
-    compressor = zstandard.ZstdCompressor(compression_params=_ZSTD)
+def _compressor() -> Compress:
+    zstd = zstandard.ZstdCompressor(compression_params=_ZSTD)
 
-    def pack(plane: Bytes) -> bytes:
-        packed = compressor.compress(plane.data)
+    def compress(plane: Bytes) -> bytes:
+        compressed = zstd.compress(plane.data)
         # Equal length tells the reader that a plane is stored as it is.
-        return packed if len(packed) < len(plane) else plane.tobytes()
+        return compressed if len(compressed) < len(plane) else plane.tobytes()
 
-    return pack
+    return compress
 
 
 def _planes(values: NDArray[Any], count: int) -> list[Bytes]:
@@ -296,25 +296,25 @@ def _planes(values: NDArray[Any], count: int) -> list[Bytes]:
     return [np.ascontiguousarray(table[:, place]) for place in range(count)]
 
 
-def _full(name: str, data: Bytes, width: int, pack: Pack) -> tuple[_Entry, list[bytes]]:
-    stored = [pack(plane) for plane in _planes(data.view(f"u{width}"), width)]
+def _full(name: str, data: Bytes, width: int, compress: Compress) -> tuple[_Entry, list[bytes]]:
+    stored = [compress(plane) for plane in _planes(data.view(f"u{width}"), width)]
     return _Entry(name, len(data) // width, 0, [len(plane) for plane in stored]), stored
 
 
 def _smaller(
-    name: str, places: Places | None, new: Bytes, width: int, pack: Pack
+    name: str, places: Places | None, new: Bytes, width: int, compress: Compress
 ) -> tuple[_Entry, list[bytes]]:
     """The changed elements, or all of them when that takes fewer bytes."""
     if places is None:
-        return _full(name, new, width, pack)
+        return _full(name, new, width, compress)
     gaps = np.diff(places, prepend=-1) - 1
     gap_bytes = (int(gaps.max()).bit_length() + 7) // 8
     assert gap_bytes <= _MAX_GAP_BYTES
     planes = _planes(gaps, gap_bytes) + _planes(new.view(f"u{width}")[places], width)
-    stored = [pack(plane) for plane in planes]
+    stored = [compress(plane) for plane in planes]
     sizes = [len(plane) for plane in stored]
     if sum(sizes) > len(new) // 2:
-        full = _full(name, new, width, pack)
+        full = _full(name, new, width, compress)
         if sum(full[0].stored) < sum(sizes):
             return full
     return _Entry(name, len(places), gap_bytes, sizes), stored
@@ -326,7 +326,7 @@ def _join(entries: list[_Entry], planes: list[bytes]) -> bytes:
 
 
 def _entries(
-    payload: bytes, layout: Mapping[str, Spec]
+    payload: bytes, layout: Mapping[str, TensorSpec]
 ) -> Iterator[tuple[_Entry, list[memoryview]]]:
     """Each entry with its stored planes, once all lengths and names are known to be right."""
     begin = len(MAGIC) + 4

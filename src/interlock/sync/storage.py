@@ -29,7 +29,7 @@ _SLOWEST = 64 * 1024  # bytes per second, below which a transfer is given up
 _READ_ONLY = ("http", "https")
 _BUCKETS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss")  # no directories to be made
 
-Result = TypeVar("Result")
+T = TypeVar("T")
 
 
 class MissingError(SyncError):
@@ -129,7 +129,7 @@ class Storage:
                 size += len(part)
         return b"".join(parts)
 
-    def _ask(self, name: str, size: int, call: Callable[[], Result]) -> Result:
+    def _ask(self, name: str, size: int, call: Callable[[], T]) -> T:
         """The answer of `call`, or a SyncError when it fails or outlasts what `size` allows."""
         seconds = _CONNECT_S + _SILENCE_S + size / _SLOWEST
         try:
@@ -165,9 +165,9 @@ def _settings(protocol: str) -> dict[str, Any]:
     return {}
 
 
-def _within(seconds: float, call: Callable[[], Result]) -> Result:
+def _within(seconds: float, call: Callable[[], T]) -> T:
     """Raises TimeoutError, and leaves `call` behind in a thread that ends with the process."""
-    answer: Future[Result] = Future()
+    answer: Future[T] = Future()
 
     def work() -> None:
         try:

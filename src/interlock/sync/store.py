@@ -31,7 +31,7 @@ from torch import Tensor
 from interlock.errors import InterlockError, SyncError
 from interlock.records.rl import WeightVersion
 from interlock.sync import codec
-from interlock.sync.codec import NonNegative, Spec
+from interlock.sync.codec import NonNegative, TensorSpec
 from interlock.sync.storage import Storage
 
 _FORMAT = 1
@@ -42,7 +42,7 @@ _Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 _Kind = Literal["anchor", "delta"]
 
 
-class Published(msgspec.Struct, frozen=True):
+class PublishedVersion(msgspec.Struct, frozen=True):
     """What a publication came to."""
 
     version: WeightVersion
@@ -53,7 +53,7 @@ class Published(msgspec.Struct, frozen=True):
     uncollected: int  # old files that could not be removed; tried again the next time
 
 
-class _Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _VersionManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format: int
     number: NonNegative
     digest: _Sha256  # root over `tensors`
@@ -62,7 +62,7 @@ class _Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     anchor: NonNegative  # the number of the version that the chain begins with
     size: NonNegative  # of the payload
     sha256: _Sha256  # of the payload
-    tensors: dict[str, Spec]
+    tensors: dict[str, TensorSpec]
 
     @property
     def version(self) -> WeightVersion:
@@ -73,12 +73,12 @@ class _Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return f"v{self.number:08d}-{self.sha256[:16]}.{self.kind}"
 
 
-class _Held(NamedTuple):
+class _Loaded(NamedTuple):
     """A whole version in memory; the tensors are the holder's own, contiguous, on the CPU."""
 
     version: WeightVersion
     tensors: dict[str, Tensor]
-    specs: dict[str, Spec]
+    specs: dict[str, TensorSpec]
 
 
 class Publisher:
@@ -95,11 +95,11 @@ class Publisher:
         self._anchor_every = anchor_every
         self._storage = Storage(url)
         self._storage.prepare()
-        self._held: _Held | None = None
+        self._current: _Loaded | None = None
         self._last: WeightVersion | None = None
-        self._chain: list[_Manifest] = []  # the last anchor, and the deltas since then
+        self._chain: list[_VersionManifest] = []  # the last anchor, and the deltas since then
 
-    def publish(self, number: int, tensors: Mapping[str, Tensor]) -> Published:
+    def publish(self, number: int, tensors: Mapping[str, Tensor]) -> PublishedVersion:
         """Make `tensors`, of any device, version `number`. The last one again is no publication.
 
         Raises SyncError when `number` is not above the last one, or when a remote store fails;
@@ -126,7 +126,7 @@ class Publisher:
             kind = "unchanged"
         else:
             raise SyncError(f"version {number} is published already, with other tensors")
-        return Published(
+        return PublishedVersion(
             version=manifest.version,
             kind=kind,
             written_bytes=written,
@@ -135,20 +135,20 @@ class Publisher:
             uncollected=uncollected,
         )
 
-    def repair(self) -> Published | None:
+    def repair(self) -> PublishedVersion | None:
         """For when readers say that the last version cannot be had: look whether it is whole in the
         store, and if not publish it once more, as an anchor. None: it is whole.
 
         Raises as `publish` does.
         """
         start = time.perf_counter()
-        if self._held is None or all(map(self._is_whole, self._chain)):
+        if self._current is None or all(map(self._is_whole, self._chain)):
             return None
-        encoded = codec.encode_anchor(self._held.tensors)
-        manifest = self._manifest(self._held.version.number, encoded, None)
+        encoded = codec.encode_anchor(self._current.tensors)
+        manifest = self._manifest(self._current.version.number, encoded, None)
         written = self._write(manifest, encoded.payload)
         self._chain = [manifest]
-        return Published(
+        return PublishedVersion(
             version=manifest.version,
             kind="anchor",
             written_bytes=written,
@@ -157,7 +157,7 @@ class Publisher:
             uncollected=self._collect(manifest),
         )
 
-    def _is_whole(self, manifest: _Manifest) -> bool:
+    def _is_whole(self, manifest: _VersionManifest) -> bool:
         if not self._stands(manifest.number, msgspec.json.encode(manifest)):
             return False
         try:
@@ -166,14 +166,16 @@ class Publisher:
             return False
         return hashlib.sha256(payload).hexdigest() == manifest.sha256
 
-    def _base(self, tensors: Mapping[str, Tensor]) -> _Held | None:
+    def _base(self, tensors: Mapping[str, Tensor]) -> _Loaded | None:
         """What the next version is a delta against; None: it has to be an anchor."""
         due = len(self._chain) >= self._anchor_every
-        held = self._held
+        held = self._current
         return held if held and not due and codec.same_layout(tensors, held.specs) else None
 
-    def _manifest(self, number: int, encoded: codec.Encoded, base: _Held | None) -> _Manifest:
-        return _Manifest(
+    def _manifest(
+        self, number: int, encoded: codec.Encoded, base: _Loaded | None
+    ) -> _VersionManifest:
+        return _VersionManifest(
             format=_FORMAT,
             number=number,
             digest=codec.root(encoded.specs),
@@ -185,7 +187,7 @@ class Publisher:
             tensors=encoded.specs,
         )
 
-    def _write(self, manifest: _Manifest, payload: bytes) -> int:
+    def _write(self, manifest: _VersionManifest, payload: bytes) -> int:
         data = msgspec.json.encode(manifest)
         try:
             self._storage.write(manifest.payload, payload)
@@ -204,10 +206,10 @@ class Publisher:
             return False
 
     def _advance(
-        self, manifest: _Manifest, encoded: codec.Encoded, tensors: Mapping[str, Tensor]
+        self, manifest: _VersionManifest, encoded: codec.Encoded, tensors: Mapping[str, Tensor]
     ) -> None:
         """Remember what is now published. If that is cut short, the next version is an anchor."""
-        held, self._held = self._held, None
+        held, self._current = self._current, None
         self._last = manifest.version
         if manifest.kind == "delta":
             assert held is not None
@@ -218,9 +220,9 @@ class Publisher:
             del held
             own = {name: _copy(tensor) for name, tensor in tensors.items()}
             self._chain = [manifest]
-        self._held = _Held(manifest.version, own, encoded.specs)
+        self._current = _Loaded(manifest.version, own, encoded.specs)
 
-    def _collect(self, newest: _Manifest) -> int:
+    def _collect(self, newest: _VersionManifest) -> int:
         """Remove what the newest two anchors do not need. -> files that could not be removed"""
         try:
             names = self._storage.names()
@@ -263,21 +265,21 @@ class Replica:
         self.url = url
         self.fetched_bytes = 0  # since the beginning
         self._storage = Storage(url)
-        self._held: _Held | None = None
+        self._current: _Loaded | None = None
         self._goal: WeightVersion | None = None  # what is held, or is just being fetched
         self._lock = threading.Lock()  # of what follows, and of each download
-        self._manifests: dict[int, _Manifest] = {}
+        self._manifests: dict[int, _VersionManifest] = {}
         self._payloads: dict[str, bytes] = {}  # by sha256, which they have
 
     @property
     def version(self) -> WeightVersion | None:
         """What is held; None before the first fetch and after a failed one."""
-        return self._held.version if self._held else None
+        return self._current.version if self._current else None
 
     @property
     def digests(self) -> dict[str, str]:
         """Of every tensor held, by name."""
-        return {n: spec.digest for n, spec in self._held.specs.items()} if self._held else {}
+        return {n: spec.digest for n, spec in self._current.specs.items()} if self._current else {}
 
     def fetch(self, version: WeightVersion) -> Mapping[str, Tensor]:
         """The tensors of `version`, verified. They are valid until the next fetch, which may write
@@ -287,7 +289,7 @@ class Replica:
         tried once more from the anchor, with everything read anew. Raises SyncError; nothing is
         held then.
         """
-        if self._held is None or self._held.version != version:
+        if self._current is None or self._current.version != version:
             try:
                 self._bring(version)
             except SyncError:
@@ -297,8 +299,8 @@ class Replica:
                 except SyncError:
                     self._forget()
                     raise
-        assert self._held is not None
-        return self._held.tensors
+        assert self._current is not None
+        return self._current.tensors
 
     def prefetch(self, version: WeightVersion) -> None:
         """Bring into memory what `fetch` will need for `version`; leaves the tensors alone.
@@ -320,7 +322,7 @@ class Replica:
                 self._payloads[link.sha256] = self._payload(link)
 
     def _forget(self) -> None:
-        self._held = self._goal = None
+        self._current = self._goal = None
         with self._lock:
             self._manifests.clear()
             self._payloads.clear()
@@ -329,7 +331,7 @@ class Replica:
         chain = self._chain(version, self.version)
         self._goal = version
         # Until the result is verified nothing is held, whatever ends the attempt.
-        held, self._held = self._held, None
+        held, self._current = self._current, None
         tensors = held.tensors if held and chain[0].base == held.version else None
         del held  # an anchor replaces the old tensors: both need not fit into memory
         for link in chain:
@@ -343,11 +345,11 @@ class Replica:
                 codec.apply_delta(payload, tensors)
         assert tensors is not None
         codec.verify(tensors, chain[-1].tensors)
-        self._held = _Held(version, tensors, chain[-1].tensors)
+        self._current = _Loaded(version, tensors, chain[-1].tensors)
         with self._lock:
             self._manifests = {n: m for n, m in self._manifests.items() if n > version.number}
 
-    def _chain(self, version: WeightVersion, held: WeightVersion | None) -> list[_Manifest]:
+    def _chain(self, version: WeightVersion, held: WeightVersion | None) -> list[_VersionManifest]:
         """The versions to apply, oldest first: onto what is held, or beginning with an anchor."""
         chain = [self._manifest(version)]
         while (base := chain[-1].base) and base != held:
@@ -357,7 +359,7 @@ class Replica:
             chain.append(link)
         return chain[::-1]
 
-    def _manifest(self, version: WeightVersion) -> _Manifest:
+    def _manifest(self, version: WeightVersion) -> _VersionManifest:
         """The manifest of a version, once all that can be checked about it holds."""
         name = _manifest_name(version.number)
         with self._lock:
@@ -365,7 +367,7 @@ class Replica:
             if manifest is None or manifest.version != version:
                 data = self._read(name, _MANIFEST_LIMIT)
                 try:
-                    manifest = msgspec.json.decode(data, type=_Manifest)
+                    manifest = msgspec.json.decode(data, type=_VersionManifest)
                 except ValueError as error:
                     raise SyncError(f"{self.url}: {name} is damaged ({error})") from None
                 if problem := _problem(manifest, version):
@@ -373,7 +375,7 @@ class Replica:
                 self._manifests[version.number] = manifest
         return manifest
 
-    def _payload(self, link: _Manifest) -> bytes:
+    def _payload(self, link: _VersionManifest) -> bytes:
         """The payload, prefetched or downloaded; its sha256 is right. Called under the lock."""
         if (ready := self._payloads.get(link.sha256)) is not None:
             return ready
@@ -392,7 +394,7 @@ def _manifest_name(number: int) -> str:
     return f"v{number:08d}.json"
 
 
-def _problem(manifest: _Manifest, wanted: WeightVersion) -> str | None:
+def _problem(manifest: _VersionManifest, wanted: WeightVersion) -> str | None:
     """What is wrong with a manifest by itself, if anything."""
     base, number = manifest.base, manifest.number
     if manifest.format != _FORMAT:

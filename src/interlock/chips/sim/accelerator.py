@@ -25,19 +25,19 @@ class Chip:
         self.planted = tuple(planted)
         self.run: faults.Run = faults.run_on_host
         self.plugin = f"simulated {torch.__version__.partition('+')[0]}"
-        returned: faults.Returned = int
+        returned: faults.ReturnedBytes = int
         for name in planted:
             defect = DEFECTS[name]
             self.run = defect.plant(self.run)
             returned = defect.returned or returned
             self.plugin = defect.plugin or self.plugin
-        self.memory = Memory(BUDGET, returned)
+        self.memory = MemoryCounter(BUDGET, returned)
 
 
-class Memory:
+class MemoryCounter:
     """How many bytes the device has lent, at most `budget`."""
 
-    def __init__(self, budget: int, returned: faults.Returned = int) -> None:
+    def __init__(self, budget: int, returned: faults.ReturnedBytes = int) -> None:
         self.budget = budget
         self.used = self.peak = 0
         self._returned = returned
@@ -74,7 +74,7 @@ class Memory:
 class Block:
     """One storage of the device, which every tensor that looks at it holds."""
 
-    def __init__(self, memory: Memory, storage: torch.UntypedStorage) -> None:
+    def __init__(self, memory: MemoryCounter, storage: torch.UntypedStorage) -> None:
         self._bytes = 0
         self._memory = memory
         self._storage = storage  # held, so that its address means this block as long as it lives
@@ -90,7 +90,7 @@ class Block:
         self._memory.give_back(self._bytes)
 
 
-class Module:
+class NpuModule:
     """torch.npu, with what of it torch_npu offers and the device has."""
 
     def __init__(self, chip: Chip) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from interlock.chips.sim import defects
-from interlock.chips.sim.accelerator import CHIP, Block, Chip, Module, check_index
+from interlock.chips.sim.accelerator import CHIP, Block, Chip, NpuModule, check_index
 from interlock.errors import ConfigError
 
 DEVICE = torch.device("privateuseone:0")  # "npu:0" once torch knows that name
@@ -78,7 +78,7 @@ def activate(names: list[str]) -> torch.device:
     from torch.utils import backend_registration
 
     _chip = Chip(names)
-    backend_registration._setup_privateuseone_for_python_backend("npu", Module(_chip))
+    backend_registration._setup_privateuseone_for_python_backend("npu", NpuModule(_chip))
     everything = torch.library.Library("_", "IMPL")
     everything.fallback(_fallback, "PrivateUse1")
     some = torch.library.Library("aten", "IMPL")

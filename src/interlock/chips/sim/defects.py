@@ -32,8 +32,8 @@ class Defect:
     failure: int  # its class, 1 to 11, as `interlock qualify` counts them
     sentence: str
     trust: Trust  # what the right verdict on a chip with it allows
-    fault: faults.Fault | None = None  # in its operators
-    returned: faults.Returned | None = None  # in its memory
+    fault: faults.OperatorFault | None = None  # in its operators
+    returned: faults.ReturnedBytes | None = None  # in its memory
     plugin: str | None = None  # the version that its plugin gives
 
     def plant(self, run: faults.Run) -> faults.Run:

@@ -19,9 +19,9 @@ from torch._ops import OpOverload, OpOverloadPacket
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
 Run = Callable[[OpOverload, Args, Kwargs], Any]
-Fault = Callable[[Run, OpOverload, Args, Kwargs], Any]
+OperatorFault = Callable[[Run, OpOverload, Args, Kwargs], Any]
 # Bytes of a freed storage -> those that come back.
-Returned = Callable[[int], int]
+ReturnedBytes = Callable[[int], int]
 
 _aten = torch.ops.aten
 # Where the left one of two factors stands among the arguments.
