@@ -128,6 +128,7 @@ def empty_cache(device: torch.device) -> None:
 
 
 def memory(device: torch.device) -> Memory:
+    """What the device has, in bytes; of the CPU, the machine's memory and this process's part."""
     if device.type == "cpu":
         return _host_memory()
     vendor = _vendor(device)

@@ -63,9 +63,11 @@ class StepResult(msgspec.Struct, frozen=True):
 
 
 def learning_rate(settings: OptimizerSettings, step: int, total_steps: int) -> float:
-    """The rate of a step, counted from 0: linear warm-up to lr, then the schedule's way down.
+    """The rate of `step`, counted from 0: linear warm-up to lr, then the schedule's way down.
 
-    The last step of a linear or cosine schedule, and any after it, has final_lr * lr.
+    With lr 1, two steps of warm-up and a linear schedule to 0 over six steps in all, the rates are
+    1/2, 1, 1, 2/3, 1/3, 0. The last step of a linear or cosine schedule, and any after it, has
+    final_lr * lr.
     """
     if step < settings.warmup_steps:
         return settings.lr * (step + 1) / settings.warmup_steps
@@ -84,11 +86,19 @@ def learning_rate(settings: OptimizerSettings, step: int, total_steps: int) -> f
 class Learner:
     """Trains `decoder`, whose fp32 parameters are the masters, for the steps of one stage.
 
-    A stage gets a new Learner, and with it a new optimizer and schedule, on the same decoder.
-    `keep_reference` freezes a copy of the decoder as it is now, which groups with KL weights need.
-    `version` is the number of the first published weights. Of several processes in a `ranks`, each
-    has a Learner on its part of a decoder (sharding.py); those of rank 0 lead the others, and their
-    results count.
+    A stage gets a new Learner, and with it a new optimizer and schedule, on the same decoder:
+
+        learner = Learner(decoder, recipe.learner, stage.optimizer, total_steps=100)
+        result = learner.step(groups, stage.loss)
+        number, tensors = learner.publish()  # what generators load
+
+    Args:
+        decoder: in fp32; its compute dtype becomes that of `settings`.
+        total_steps: optimizer steps of the stage, which the schedule runs over.
+        keep_reference: freeze a copy of the decoder as it is now; groups with KL weights need it.
+        version: the number of the first published weights.
+        ranks: the processes that share the decoder (sharding.py), each with a Learner on its part;
+            rank 0's broadcasts what is asked of it to the others. None: this process alone.
 
     A step whose loss or gradient norm is not finite is skipped: masters, moments and the place in
     the schedule stay bit for bit as they were; it only counts in `bad_steps` and `bad_in_row`.
@@ -130,6 +140,7 @@ class Learner:
 
     @property
     def device(self) -> torch.device:
+        """Where the masters of this process are."""
         return self.decoder.embed.device
 
     def step(
@@ -139,12 +150,17 @@ class Learner:
         temperature: float = 1.0,
         old: Sequence[Sequence[Tensor]] | None = None,
     ) -> StepResult:
-        """One optimizer step on all groups: clipped surrogate with `loss`, likelihood without.
+        """One optimizer step on all groups.
 
-        `temperature` is what the completions were sampled at. `old` is what `logprobs` gave before
-        the first of several steps on the same groups; None: this is the only or the first one.
-        Raises TrainingError on malformed groups, on groups without any weight, on log-probabilities
-        that are missing, and when `max_bad_steps` steps in a row were not finite.
+        Args:
+            loss: the clipped surrogate of a policy; None: the weighted likelihood (SFT).
+            temperature: what the completions were sampled at.
+            old: what `logprobs` gave before the first of several steps on the same groups; None:
+                this is the only or the first one.
+
+        Raises:
+            TrainingError: groups are malformed, none has a weight, log-probabilities that the loss
+                needs are missing, or `max_bad_steps` steps in a row were not finite.
         """
         if loss is not None:
             _check_sampled(groups)
@@ -162,7 +178,11 @@ class Learner:
     def logprobs(
         self, groups: Sequence[TrainingGroup], temperature: float = 1.0
     ) -> list[list[Tensor]]:
-        """Log-probability of every completion token: per group, per completion, fp32 [tokens]."""
+        """Log-probabilities (natural) of every completion token under the current weights.
+
+        Returns:
+            Per group, per completion: fp32 [tokens of the completion], on the CPU.
+        """
         lengths = [[len(completion) for completion in group.completions] for group in groups]
         flat = torch.zeros(sum(map(sum, lengths)))
         batches = self._pack(groups, every_token=True)
@@ -177,8 +197,10 @@ class Learner:
 
     @torch.no_grad()
     def score(self, tokens: list[int]) -> list[float]:
-        """Natural-log probabilities of tokens[1:] at temperature 1: what serving the current
-        weights should give for that text, up to rounding. `tokens` are of the vocabulary.
+        """Log-probabilities (natural) of tokens[1:], each given those before it, at temperature 1.
+
+        It is what an engine with the current weights should give for that text, up to rounding.
+        `tokens` are of the vocabulary.
         """
         stream = torch.tensor(tokens, device=self.device)
         attend = causal(len(tokens), self.device)
@@ -191,10 +213,12 @@ class Learner:
 
     @torch.no_grad()
     def publish(self) -> tuple[int, dict[str, Tensor]]:
-        """The version's number, and the masters in the compute dtype under Hugging Face names.
+        """The weights for generators.
 
-        The tensors are copies, on the masters' device; of several processes, on the CPU of rank 0
-        alone. Weights that have not moved since the last call keep their version number.
+        Returns:
+            The version's number, and the masters in the compute dtype under Hugging Face names:
+            copies, on the masters' device; of several processes, on the CPU of rank 0 alone.
+            Weights that have not moved since the last call keep their number.
         """
         self.version += self.unpublished
         self.unpublished = False

@@ -31,6 +31,15 @@ class TrainingGroup(msgspec.Struct, frozen=True):
     """Completions of one prompt with what the learner does to each of their tokens.
 
     The nested lists run completion by completion, token by token, and are as long as `completions`.
+    Two completions of 2 and 1 tokens, with the advantages 1 and -1, each token normalised by the 3
+    tokens of the step:
+
+        TrainingGroup(
+            prompt=[11, 12],
+            completions=[[21, 22], [31]],
+            weights=[[1 / 3, 1 / 3], [-1 / 3]],
+            sampler_logprobs=[[-0.1, -2.3], [-0.7]],
+        )
     """
 
     prompt: list[int]
@@ -80,13 +89,21 @@ def pack(
     device: torch.device,
     every_token: bool = False,
 ) -> list[MicroBatch]:
-    """Fill micro-batches of at most `micro_batch_tokens` in the order given.
+    """Fill micro-batches with groups, in the order given.
 
-    A group is split only when it is larger than that, and a completion never: one that is too
-    long goes alone. Tokens with neither a weight nor a sampler's log-probability are context and
-    get no row (`every_token` gives them one); a micro-batch without any row is left out.
-    Raises TrainingError when a group is malformed: lengths that differ, ids outside the
-    vocabulary, values that are not finite, log-probabilities above 0.
+    A group is split only when it is larger than a micro-batch, and a completion never: one that is
+    too long goes alone. Tokens with neither a weight nor a sampler's log-probability are context
+    and no targets; a micro-batch without any target is left out.
+
+    Args:
+        micro_batch_tokens: tokens of a micro-batch's stream, at most.
+        vocab: token ids are below it.
+        device: of the tensors.
+        every_token: make every completion token a target.
+
+    Raises:
+        TrainingError: a group is malformed: lengths that differ, ids outside the vocabulary, values
+            that are not finite, log-probabilities above 0.
     """
     for index, group in enumerate(groups):
         _check(group, described(index, group), vocab)

@@ -20,14 +20,18 @@ class _RopeBase(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fie
 
 
 class DefaultRope(_RopeBase, frozen=True, tag="default"):
-    pass
+    """Positions as trained, without an extension (arXiv 2104.09864)."""
 
 
 class LinearRope(_RopeBase, frozen=True, tag="linear", kw_only=True):
+    """Positions divided by `factor` (arXiv 2306.15595)."""
+
     factor: PositiveFloat
 
 
 class Llama3Rope(_RopeBase, frozen=True, tag="llama3", kw_only=True):
+    """Only slow frequencies divided by `factor` (Llama 3.1, arXiv 2407.21783)."""
+
     factor: PositiveFloat
     low_freq_factor: PositiveFloat
     high_freq_factor: PositiveFloat
@@ -35,6 +39,8 @@ class Llama3Rope(_RopeBase, frozen=True, tag="llama3", kw_only=True):
 
 
 class YarnRope(_RopeBase, frozen=True, tag="yarn", kw_only=True):
+    """A ramp between the two, and a factor on the softmax (arXiv 2309.00071)."""
+
     factor: PositiveFloat
     original_max_position_embeddings: ContextLength
     beta_fast: PositiveFloat = 32.0

@@ -71,6 +71,10 @@ class Groups:
     The stream is, group after group, the prompt's tokens and then each completion's. `prompts[i]`
     and `completions[i]` are the lengths of group i; no prompt is empty, a completion may be, and a
     group may have none. `positions` [N] counts each completion on from its prompt.
+
+        Groups([3], [[2, 1]], device)  # one prompt of 3 tokens, completions of 2 and of 1
+        # stream     p p p a a b
+        # positions  0 1 2 3 4 3       b sees the prompt and itself, and nothing of a
     """
 
     def __init__(

@@ -54,10 +54,16 @@ Files = dict[Path, list[str]]  # safetensors file -> the tensors read from it
 def load_decoder(
     directory: Path, dtype: torch.dtype, device: torch.device, compute: torch.dtype | None = None
 ) -> Decoder:
-    """The decoder of a model directory on `device`, its parameters held in `dtype`.
+    """The decoder of a model directory.
 
-    It computes in `compute`, by default the same. Raises ModelError when the model is unsupported,
-    unsafe, damaged or incomplete.
+    Args:
+        directory: in the Hugging Face layout: config.json and *.safetensors.
+        dtype: of its parameters; fp32 masters for a learner.
+        device: where they are put.
+        compute: dtype of its activations; None: `dtype`.
+
+    Raises:
+        ModelError: the model is unsupported, unsafe, damaged or incomplete.
     """
     with torch.device("meta"):
         decoder = Decoder(read_architecture(directory))

@@ -47,6 +47,7 @@ class Attention(nn.Module):
         self.scale = arch.head_dim**-0.5
 
     def forward(self, x: Tensor, angles: Angles, attend: Attend) -> Tensor:
+        """x [N, d] -> [N, d]."""
         qkv = self.qkv(x).view(len(x), -1, self.head_dim)  # [N, H + 2K, D]
         qk, v = qkv.split([self.heads + self.kv_heads, self.kv_heads], dim=1)
         if self.q_norm is not None and self.k_norm is not None:
@@ -56,6 +57,7 @@ class Attention(nn.Module):
         return self.out(attend(self.layer, q, k, v, self.scale).flatten(1))
 
     def layout(self, ours: str, theirs: str) -> Iterator[LayoutEntry]:
+        """Where each tensor of the Hugging Face module `theirs` is in our module `ours`."""
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         rows = {f"{theirs}.q_proj": q, f"{theirs}.k_proj": kv, f"{theirs}.v_proj": kv}
         yield from self.qkv.stacked(f"{ours}.qkv", rows)
@@ -78,10 +80,12 @@ class Layer(nn.Module):
             self.mlp = Experts(arch.hidden, arch.routing)
 
     def forward(self, x: Tensor, angles: Angles, attend: Attend) -> Tensor:
+        """x [N, d] -> [N, d]."""
         x = x + self.attention(self.attention_norm(x), angles, attend)
         return x + self.mlp(self.mlp_norm(x))
 
     def layout(self, ours: str, theirs: str) -> Iterator[LayoutEntry]:
+        """As Attention's."""
         yield from self.attention.layout(f"{ours}.attention", f"{theirs}.self_attn")
         yield from self.mlp.layout(f"{ours}.mlp", f"{theirs}.mlp")
         yield from self.attention_norm.layout(f"{ours}.attention_norm", f"{theirs}.input_layernorm")
@@ -90,6 +94,11 @@ class Layer(nn.Module):
 
 class Decoder(nn.Module):
     """The model. Parameters are left uninitialised: checkpoint.py fills every one of them.
+
+        decoder = load_decoder(directory, torch.float32, device)
+        attend = causal(len(tokens), device)  # one plain sequence
+        hidden = decoder(tokens, attend.positions, attend)  # [N, d]
+        logprobs = decoder.logits(hidden).log_softmax(-1)  # [N, V], of what follows each token
 
     One with requires_grad False is not trained by gradient, and stays fp32 (see moe.py).
     `dtype` is that of the activations. With `checkpointing`, only the input of each layer is kept

@@ -26,7 +26,7 @@ _LATENT_EPS = 1e-6
 
 
 class LatentAttention(nn.Module):
-    """x [N, d] -> [N, d]."""
+    """Attention whose keys and values are projected up from one low-rank vector per token."""
 
     def __init__(self, arch: Architecture, layer: int) -> None:
         super().__init__()
@@ -47,6 +47,7 @@ class LatentAttention(nn.Module):
         self.scale = arch.head_dim**-0.5 * softmax_factor(arch.rope)
 
     def forward(self, x: Tensor, angles: Angles, attend: Attend) -> Tensor:
+        """x [N, d] -> [N, d]."""
         query, latent, shared = self.down(x).split(self.down_rows, dim=-1)
         if self.query_norm is not None and self.query_up is not None:
             query = self.query_up(self.query_norm(query))
@@ -60,6 +61,7 @@ class LatentAttention(nn.Module):
         return self.out(attend(self.layer, q, k, v, self.scale).flatten(1))
 
     def layout(self, ours: str, theirs: str) -> Iterator[LayoutEntry]:
+        """As Attention's in decoder.py."""
         query, *shared = self.down_rows
         first = "q_proj" if self.query_up is None else "q_a_proj"
         rows = {f"{theirs}.{first}": query, f"{theirs}.kv_a_proj_with_mqa": sum(shared)}

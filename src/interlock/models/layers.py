@@ -32,6 +32,7 @@ class Linear(nn.Module):
         self.product: Product = F.linear
 
     def forward(self, x: Tensor) -> Tensor:
+        """x [N, in] -> [N, out]."""
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return self.product(x, self.weight.to(x.dtype), bias)
 
@@ -57,10 +58,12 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        """x [..., size] -> the same shape."""
         # The weight is rounded to the compute dtype first, as the published one is.
         return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
 
     def layout(self, ours: str, theirs: str) -> Iterator[LayoutEntry]:
+        """As one tensor."""
         yield f"{theirs}.weight", (f"{ours}.weight", ())
 
 
@@ -93,9 +96,11 @@ class Mlp(nn.Module):
         self.down = Linear(inner, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x [N, d] -> [N, d]."""
         return self.down(swiglu(self.gate_up(x)))
 
     def layout(self, ours: str, theirs: str) -> Iterator[LayoutEntry]:
+        """gate_proj and up_proj are kept in one parameter."""
         rows = {f"{theirs}.gate_proj": self.inner, f"{theirs}.up_proj": self.inner}
         yield from self.gate_up.stacked(f"{ours}.gate_up", rows)
         yield from self.down.layout(f"{ours}.down", f"{theirs}.down_proj")

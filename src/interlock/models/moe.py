@@ -64,6 +64,7 @@ class Router(nn.Module):
         return scores.topk(routing.per_token, dim=-1).indices
 
     def layout(self, ours: str, theirs: str) -> Iterator[LayoutEntry]:
+        """The gate, and the bias of the choice where there is one."""
         yield f"{theirs}.weight", (f"{ours}.weight", ())
         if self.correction is not None:
             yield f"{theirs}.e_score_correction_bias", (f"{ours}.correction", ())
@@ -83,6 +84,7 @@ class Experts(nn.Module):
         self.load: Tensor | None = None  # [E] the same, summed since the last `balance`
 
     def forward(self, x: Tensor) -> Tensor:
+        """x [N, d] -> [N, d]; also sets `routed`."""
         choice, weights = self.router(x)
         count, per_token = len(self.gate_up), choice.shape[1]
         order = choice.flatten().argsort(stable=True)  # [N k]
@@ -109,6 +111,7 @@ class Experts(nn.Module):
         self.load = None
 
     def layout(self, ours: str, theirs: str) -> Iterator[LayoutEntry]:
+        """All experts are kept in two parameters; in a checkpoint each has tensors of its own."""
         inner = self.down.shape[2]
         yield from self.router.layout(f"{ours}.router", f"{theirs}.gate")
         for expert in range(len(self.down)):

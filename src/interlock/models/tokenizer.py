@@ -32,6 +32,10 @@ _FILES = (
 class Tokenizer:
     """Text to token ids and back. Made by `Tokenizer.load`.
 
+        tokenizer = Tokenizer.load(directory)
+        ids = tokenizer.chat([{"role": "user", "content": "What is 17 + 25?"}])
+        text = tokenizer.decode(answer_ids)
+
     eos_ids: every token that ends a turn or a text, by any of the model's files.
     eos_id: the tokenizer's own end token, to close a plain text with; None when it has none.
     vocab_size: one more than the largest token id.

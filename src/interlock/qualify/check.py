@@ -22,6 +22,8 @@ from interlock.records.trust import Measure, Role
 
 
 class Level(StrEnum):
+    """How thorough the checks are."""
+
     QUICK = "quick"  # two minutes on two CPU cores, all checks together
     DEFAULT = "default"  # fifteen minutes
     SOAK = "soak"  # the default checks, and then as many minutes of soak as are asked for
@@ -109,4 +111,5 @@ def is_missing(error: BaseException) -> bool:
 
 
 def short(dtype: torch.dtype) -> str:
+    """ "bfloat16" of torch.bfloat16."""
     return str(dtype).removeprefix("torch.")

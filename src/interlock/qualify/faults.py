@@ -23,6 +23,8 @@ from interlock.text import one_line
 
 
 class Origin(StrEnum):
+    """Where to look first."""
+
     HARDWARE = "hardware"
     LINK = "link"
     SOFTWARE = "software"

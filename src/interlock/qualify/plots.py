@@ -24,6 +24,8 @@ _DEPTH = 7  # dots that lie one over the other within a row
 
 
 class Picture(NamedTuple):
+    """One figure of the page."""
+
     title: str
     note: str  # how to read it
     figure: dict[str, Any]

@@ -54,6 +54,8 @@ class RankPlan(msgspec.Struct, frozen=True):
 
 
 class CaseBegun(msgspec.Struct, frozen=True, tag=True):
+    """The rank has begun a case; "": it has ended them all."""
+
     case: str
 
 

@@ -167,6 +167,7 @@ class Meter:
         self._copies: dict[int, float] = {}
 
     def seconds(self, run: Callable[[], Any]) -> float:
+        """The best time of one call."""
         run()
         best = math.inf
         for _ in range(self.repeats):

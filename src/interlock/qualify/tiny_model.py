@@ -20,6 +20,7 @@ class NumberVocabulary:
     eos_ids: frozenset[int] = frozenset()
 
     def decode(self, ids: list[int]) -> str:
+        """The ids in decimal."""
         return " ".join(map(str, ids))
 
     def stream(self) -> "NumberVocabulary":
@@ -90,6 +91,7 @@ def engine(
     dtype: torch.dtype,
     slots: int = 32,
 ) -> PortableEngine:
+    """The portable engine on these weights; `slots`: sequences decoded at the same time."""
     return PortableEngine(decoder(arch, tensors, device, dtype), NumberVocabulary(), slots)
 
 

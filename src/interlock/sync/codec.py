@@ -69,6 +69,8 @@ class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Encoded(NamedTuple):
+    """One version in bytes, and what a reader has afterwards."""
+
     payload: bytes
     specs: dict[str, TensorSpec]  # of every tensor, changed or not
 
@@ -101,6 +103,7 @@ def digest(parts: Mapping[str, str]) -> str:
 
 
 def specs(tensors: Mapping[str, Tensor]) -> dict[str, TensorSpec]:
+    """What each tensor is, by name. Raises SyncError on a dtype that cannot be published."""
     return {
         name: TensorSpec(_dtype_name(tensor), list(tensor.shape), tensor_digest(tensor))
         for name, tensor in tensors.items()

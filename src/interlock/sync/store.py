@@ -14,6 +14,9 @@ tells its base, by number and digest, and the anchor that its chain begins with.
 Nothing that is read is believed: whatever the store holds, a replica ends up with tensors that have
 the digest it was asked for, or with SyncError. Who can write to the store can still make readers
 allocate the memory that a manifest asks for.
+
+    published = Publisher(url, anchor_every=20).publish(7, tensors)  # on the learner's machine
+    tensors = Replica(url).fetch(published.version)                  # on a worker's
 """
 
 import hashlib
@@ -102,9 +105,11 @@ class Publisher:
     def publish(self, number: int, tensors: Mapping[str, Tensor]) -> PublishedVersion:
         """Make `tensors`, of any device, version `number`. The last one again is no publication.
 
-        Raises SyncError when `number` is not above the last one, or when a remote store fails;
-        RunError when the local disk does. The store then holds what it held, and the same call may
-        be made again.
+        Raises:
+            SyncError: `number` is not above the last one, or a remote store fails.
+            RunError: the local disk does.
+
+        The store then holds what it held, and the same call may be made again.
         """
         start = time.perf_counter()
         if self._last is not None and number < self._last.number:

@@ -54,6 +54,7 @@ class MemoryCounter:
         return found
 
     def take(self, size: int) -> None:
+        """Lend `size` bytes more. Raises torch.OutOfMemoryError when there are none left."""
         with self._lock:
             if size > self.budget - self.used:
                 raise self.exhausted(f"Tried to allocate {size / _MIB:.2f} MiB")
@@ -61,12 +62,14 @@ class MemoryCounter:
             self.peak = max(self.peak, self.used)
 
     def exhausted(self, what: str) -> torch.OutOfMemoryError:
+        """The error in torch_npu's words."""
         return torch.OutOfMemoryError(
             f"NPU out of memory. {what} (NPU 0; {self.budget / _MIB:.2f} MiB total capacity; "
             f"{self.used / _MIB:.2f} MiB already allocated)"
         )
 
     def give_back(self, size: int) -> None:
+        """Take back `size` bytes, or what a defect leaves of them."""
         with self._lock:
             self.used -= self._returned(size)
 

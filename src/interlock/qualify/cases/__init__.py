@@ -30,6 +30,7 @@ _OURS = (
 
 
 def forward(quick: bool) -> Iterator[Case]:
+    """Every case in each of its dtypes; with `quick`, only those of every level."""
     return _each_dtype(case for case in _all() if case.quick or not quick)
 
 

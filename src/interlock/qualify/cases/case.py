@@ -30,6 +30,7 @@ class Draw:
         return other
 
     def normal(self, shape: Sequence[int]) -> Tensor:
+        """Mean 0, variance 1."""
         count = math.prod(shape)
         pool = self._pool.repeat(2 + count // _POOL) if self.at + count > _POOL else self._pool
         drawn = pool[self.at : self.at + count].view(shape)
@@ -43,19 +44,24 @@ class Draw:
 
 @dataclass(frozen=True)
 class Input:
+    """One argument of a case: its shape, and how it is drawn in fp32 (or as integers)."""
+
     shape: tuple[int, ...]
     make: Callable[[Draw, tuple[int, ...]], Tensor]
 
 
 def normal(*shape: int, scale: float = 1.0, shift: float = 0.0) -> Input:
+    """Normal numbers of standard deviation `scale` around `shift`."""
     return Input(shape, lambda draw, shape: draw.normal(shape) * scale + shift)
 
 
 def between(low: float, high: float, *shape: int) -> Input:
+    """Uniform in [low, high)."""
     return Input(shape, lambda draw, shape: low + (high - low) * draw.uniform(shape))
 
 
 def index(below: int, *shape: int) -> Input:
+    """Whole numbers from 0 to below - 1."""
     return Input(shape, lambda draw, shape: (draw.uniform(shape) * below).long())
 
 
@@ -65,10 +71,12 @@ def shuffled(count: int) -> Input:
 
 
 def flags(*shape: int, share: float = 0.5) -> Input:
+    """Booleans, of which `share` are true."""
     return Input(shape, lambda draw, shape: draw.uniform(shape) < share)
 
 
 def given(*values: float) -> Input:
+    """These numbers, in this order."""
     return Input((len(values),), lambda draw, shape: torch.tensor(values))
 
 
