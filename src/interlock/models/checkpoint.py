@@ -258,10 +258,10 @@ def _write_tensors(tensors: Iterable[tuple[str, Tensor]], directory: Path) -> No
         (directory / "shard-0").rename(directory / _WHOLE)
         return
     index: dict[str, str] = {}
-    for number, held in enumerate(names):
+    for number, stored in enumerate(names):
         file = f"model-{number + 1:05d}-of-{len(names):05d}.safetensors"
         (directory / f"shard-{number}").rename(directory / file)
-        index |= dict.fromkeys(held, file)
+        index |= dict.fromkeys(stored, file)
     _write_json(directory / _INDEX, {"metadata": {"total_size": total}, "weight_map": index})
 
 

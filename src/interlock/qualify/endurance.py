@@ -241,11 +241,11 @@ class _MemoryLoad:
     def _cache(self, noise: random.Random) -> None:
         """The keys and values of a batch that grows."""
         like = torch.zeros(2, 1, 4, 1, 32, device=self.place)
-        arena = KVCache(like, like)
+        cache = KVCache(like, like)
         length = 1
         for rows in (1, 4, 16):
             length += noise.randrange(1, 200)
-            arena.reserve(rows, length)
+            cache.reserve(rows, length)
 
     def _engine(self) -> None:
         """An engine is made, generates, sends its weights to the host and gets them back."""

@@ -174,8 +174,8 @@ class Publisher:
     def _base(self, tensors: Mapping[str, Tensor]) -> _Loaded | None:
         """What the next version is a delta against; None: it has to be an anchor."""
         due = len(self._chain) >= self._anchor_every
-        held = self._current
-        return held if held and not due and codec.same_layout(tensors, held.specs) else None
+        last = self._current
+        return last if last and not due and codec.same_layout(tensors, last.specs) else None
 
     def _manifest(
         self, number: int, encoded: codec.Encoded, base: _Loaded | None
@@ -214,15 +214,15 @@ class Publisher:
         self, manifest: _VersionManifest, encoded: codec.Encoded, tensors: Mapping[str, Tensor]
     ) -> None:
         """Remember what is now published. If that is cut short, the next version is an anchor."""
-        held, self._current = self._current, None
+        base, self._current = self._current, None
         self._last = manifest.version
         if manifest.kind == "delta":
-            assert held is not None
-            own = held.tensors
+            assert base is not None
+            own = base.tensors
             codec.apply_delta(encoded.payload, own)
             self._chain.append(manifest)
         else:
-            del held
+            del base
             own = {name: _copy(tensor) for name, tensor in tensors.items()}
             self._chain = [manifest]
         self._current = _Loaded(manifest.version, own, encoded.specs)
@@ -336,9 +336,9 @@ class Replica:
         chain = self._chain(version, self.version)
         self._goal = version
         # Until the result is verified nothing is held, whatever ends the attempt.
-        held, self._current = self._current, None
-        tensors = held.tensors if held and chain[0].base == held.version else None
-        del held  # an anchor replaces the old tensors: both need not fit into memory
+        before, self._current = self._current, None
+        tensors = before.tensors if before and chain[0].base == before.version else None
+        del before  # an anchor replaces the old tensors: both need not fit into memory
         for link in chain:
             with self._lock:
                 payload = self._payload(link)
