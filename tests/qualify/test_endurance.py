@@ -19,7 +19,7 @@ from interlock.qualify import endurance
 from interlock.qualify import soak as soaking
 from interlock.qualify.check import Evidence, Level, Subject
 from interlock.qualify.endurance import _fits, _MemoryInUse, _slope, determinism, memory
-from interlock.qualify.soak import _operands, _Work, soak
+from interlock.qualify.soak import _operands, _Repeated, soak
 
 CPU = torch.device("cpu")
 QUICK = Subject(CPU, Level.QUICK)
@@ -74,7 +74,7 @@ def test_a_sound_device_is_soaked_without_an_error() -> None:
 def test_a_repeat_is_judged_by_its_band(
     found: list[float], band: float, wrong: int, rounded: int
 ) -> None:
-    work = _Work("w", lambda: torch.tensor(found), torch.tensor([1.0, 2.0]), band)
+    work = _Repeated("w", lambda: torch.tensor(found), torch.tensor([1.0, 2.0]), band)
     for _ in range(2):
         work.repeat()
     assert (work.wrong, work.rounded) == (0, 0)  # nobody has waited for the device
@@ -85,7 +85,7 @@ def test_a_repeat_is_judged_by_its_band(
 def test_a_sign_bit_that_flips_in_a_copy_is_wrong() -> None:
     """The difference of both is what int32 has no absolute value of."""
     kept = torch.tensor([0x55555555, 7], dtype=torch.int32)
-    work = _Work("copy", lambda: kept ^ torch.tensor([-(1 << 31), 0], dtype=torch.int32), kept)
+    work = _Repeated("copy", lambda: kept ^ torch.tensor([-(1 << 31), 0], dtype=torch.int32), kept)
     work.repeat()
     work.read()
     assert work.wrong == 1
@@ -220,13 +220,13 @@ def test_a_sound_device_gives_memory_back() -> None:
 def test_a_small_leak_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """2 MB a cycle, of 64 MB."""
     lost = []
-    plain = endurance._Use._cache
+    plain = endurance._MemoryLoad._cache
 
-    def leaking(self: endurance._Use, noise: random.Random) -> None:
+    def leaking(self: endurance._MemoryLoad, noise: random.Random) -> None:
         plain(self, noise)
         lost.append(torch.ones(1 << 21, dtype=torch.uint8))
 
-    monkeypatch.setattr(endurance._Use, "_cache", leaking)
+    monkeypatch.setattr(endurance._MemoryLoad, "_cache", leaking)
     found = memory(QUICK)
     assert not found.passed
     grown = next(measure for measure in found.measures if measure.name.startswith("growth"))
@@ -238,7 +238,7 @@ def test_what_an_allocator_keeps_at_first_is_no_leak(monkeypatch: pytest.MonkeyP
     """In use grows for six cycles and then no more."""
     readings = iter([*range(0, 60 << 20, 10 << 20), *[60 << 20] * 40])
     monkeypatch.setattr(endurance, "_in_use", lambda place: _MemoryInUse(next(readings), 0))
-    monkeypatch.setattr(endurance._Use, "cycle", lambda self: None)
+    monkeypatch.setattr(endurance._MemoryLoad, "cycle", lambda self: None)
     found = memory(QUICK)
     assert found.passed, found.summary
     assert found.figures["cycles"] == 12
@@ -247,7 +247,7 @@ def test_what_an_allocator_keeps_at_first_is_no_leak(monkeypatch: pytest.MonkeyP
 def test_memory_in_pieces_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     fits = iter([True, False])
     monkeypatch.setattr(endurance, "_fits", lambda size, place: next(fits))
-    monkeypatch.setattr(endurance._Use, "cycle", lambda self: None)
+    monkeypatch.setattr(endurance._MemoryLoad, "cycle", lambda self: None)
     found = memory(QUICK)
     assert not found.passed
     assert "does not fit again" in found.summary
@@ -256,7 +256,7 @@ def test_memory_in_pieces_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_only_the_driver_sees_grow_is_a_leak(monkeypatch: pytest.MonkeyPatch) -> None:
     readings = iter(range(100))
     monkeypatch.setattr(endurance, "_in_use", lambda place: _MemoryInUse(7, next(readings) << 20))
-    monkeypatch.setattr(endurance._Use, "cycle", lambda self: None)
+    monkeypatch.setattr(endurance._MemoryLoad, "cycle", lambda self: None)
     found = memory(QUICK)
     assert not found.passed
     wrong = [(each.name, each.value) for each in found.measures if each.value > each.limit]
@@ -268,12 +268,12 @@ def test_a_neighbour_on_the_device_is_no_leak(monkeypatch: pytest.MonkeyPatch) -
     """It takes 10 GB in the first cycles, and keeps them."""
     readings = iter([0, 0, 0, *[10 << 30] * 40])
     monkeypatch.setattr(endurance, "_in_use", lambda place: _MemoryInUse(7, next(readings)))
-    monkeypatch.setattr(endurance._Use, "cycle", lambda self: None)
+    monkeypatch.setattr(endurance._MemoryLoad, "cycle", lambda self: None)
     assert memory(QUICK).passed
 
 
 def test_a_device_that_tells_nothing_is_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endurance._Use, "cycle", lambda self: None)
+    monkeypatch.setattr(endurance._MemoryLoad, "cycle", lambda self: None)
     monkeypatch.setattr(device, "memory", lambda place: device.Memory(0, 0, 0))
     with pytest.raises(UserError, match="does not tell its memory"):
         memory(QUICK)

@@ -21,9 +21,9 @@ DEVICE = torch.device("cpu:0")
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Five steps only."""
 
-    def plans(level: Level, extreme: bool) -> tuple[training._Plan, training._Plan]:
-        single = training._Plan("float32", (1, 5), 8.0, 2e-7)
-        return single, training._Plan("bfloat16", (5,), 6.0, 1e-3)
+    def plans(level: Level, extreme: bool) -> tuple[training._TrainingPlan, training._TrainingPlan]:
+        single = training._TrainingPlan("float32", (1, 5), 8.0, 2e-7)
+        return single, training._TrainingPlan("bfloat16", (5,), 6.0, 1e-3)
 
     monkeypatch.setattr(training, "_plans", plans)
 
