@@ -9,7 +9,7 @@ import time
 import stub_worker  # type: ignore[import-not-found]
 
 from interlock.errors import SyncError
-from interlock.fleet.base import Channel
+from interlock.processes.channel import Channel
 from interlock.records.rl import WeightVersion
 from interlock.workers.protocol import Failed, Load, Open
 

@@ -10,7 +10,7 @@ import os
 import threading
 import time
 
-from interlock.fleet.base import Channel
+from interlock.processes.channel import Channel
 from interlock.records.rl import Completion, FinishReason, Group
 from interlock.workers import protocol
 from interlock.workers.protocol import Alive, Canary, Finished, Generate, Load, Loaded, Open, Opened

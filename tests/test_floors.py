@@ -11,7 +11,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "interlock"
 
 # docs/structure.md draws the same picture.
 FLOORS = [
-    {"errors", "text", "mismatch", "records", "config", "rundir"},
+    {"errors", "text", "mismatch", "records", "config", "processes", "rundir"},
     {"chips", "tasks", "report", "fleet", "sync"},
     {"models"},
     {"engine", "learner"},
@@ -21,7 +21,7 @@ FLOORS = [
     {"cli"},
 ]
 # Floor 0 is one storey with an order of its own.
-GROUND = ["errors", "text", "mismatch", "records", "config", "rundir"]
+GROUND = ["errors", "text", "mismatch", "records", "config", "processes", "rundir"]
 ONLY = {"fastapi": "serve", "ray": "fleet", "vllm": "engine"}
 
 
@@ -92,7 +92,7 @@ def loaded_after(statement: str) -> set[str]:
     "statement",
     [
         "import interlock",
-        "import interlock.config.reading, interlock.rundir",
+        "import interlock.config.reading, interlock.processes.child, interlock.rundir",
         "import interlock.cli.arguments as a; a._parser().format_help()",
     ],
 )

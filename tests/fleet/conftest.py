@@ -1,6 +1,7 @@
 """A fleet in a test's hands: workers that echo, obey or fail, and what is left of them."""
 
 import ast
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,21 +12,23 @@ import pytest
 from interlock.fleet.base import Event, Fleet, Lost, Spec
 from interlock.fleet.local import LocalFleet
 
-WORKERS = Path(__file__).parent / "workers"
+ROOT = Path(__file__).parents[2]
+# Where a worker finds the modules of `workers/`, and the interlock under test.
+WORKERS = os.pathsep.join([str(Path(__file__).parent / "workers"), str(ROOT / "src")])
 DEADLINE_S = 30.0
 
 
 class Hands:
     """Starts workers of `workers/` and waits, with a deadline, for what a test expects of them."""
 
-    workers = WORKERS
+    modules = WORKERS
 
     def __init__(self, fleet: Fleet, directory: Path) -> None:
         self.fleet = fleet
         self.directory = directory
 
     def start(self, name: str, module: str, **changes: Any) -> None:
-        env = {"PYTHONPATH": str(WORKERS), **changes.pop("env", {})}
+        env = {"PYTHONPATH": WORKERS, **changes.pop("env", {})}
         self.fleet.start(Spec(name, module, self.directory / f"{name}.log", env=env, **changes))
 
     def collect(self, enough: Callable[[list[Event]], bool]) -> list[Event]:
@@ -58,23 +61,6 @@ class Hands:
 
     def log(self, name: str) -> str:
         return (self.directory / f"{name}.log").read_text()
-
-    @staticmethod
-    def gone(*pids: int) -> bool:
-        """Wait until none of them runs."""
-        deadline = time.monotonic() + DEADLINE_S
-        while any(map(_runs, pids)) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        left = [Path(f"/proc/{pid}/cmdline").read_text() for pid in pids if _runs(pid)]
-        return not left
-
-
-def _runs(pid: int) -> bool:
-    """Whether the process exists and is more than a zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from remains import gone
 
 from interlock.errors import ConfigError
 from interlock.fleet.base import Lost
@@ -77,7 +78,7 @@ def test_messages_come_back_whole_and_in_order(hands: Any) -> None:
     sent = [bytes([index % 251 + 1]) * size for index, size in enumerate(sizes)]
     hands.start("w", "echo")
     for message in sent:
-        hands.fleet.send("w", message)
+        hands.fleet.send("w", message, reply_bytes=max(sizes))
     events = hands.collect(lambda events: len(events) >= len(sent))
     assert [who for who, _ in events] == ["w"] * len(sent)
     assert [message for _, message in events] == sent
@@ -91,7 +92,7 @@ def test_a_killed_worker_is_lost_once_with_what_it_started(hands: Any) -> None:
     hands.fleet.send("other", b"time.sleep(1000)")
     os.kill(pid, signal.SIGKILL)
     assert hands.lost("w") == "its worker process has died: these are my last words"
-    assert hands.gone(pid, child)
+    assert gone(pid, child)
     hands.fleet.send("w", b"1")  # to nobody
     hands.start("w", "obeys")
     assert hands.ask("w", "1 + 1") == 2
@@ -107,6 +108,16 @@ def test_a_worker_that_fails_says_why_after_its_last_message(hands: Any) -> None
     assert events == [("v", b"last"), ("v", Lost("exit code 1: SystemExit: 3"))]
 
 
+def test_a_worker_sends_no_more_than_it_was_asked_for(hands: Any) -> None:
+    hands.start("w", "obeys")
+    hands.fleet.send("w", b"channel.send(bytes(5_000_000))", reply_bytes=5_000_000)
+    assert len(hands.collect(lambda events: len(events) >= 2)[0][1]) == 5_000_000
+    hands.fleet.send("w", b"channel.send(b'fine'), channel.send(bytes(1001))", reply_bytes=1000)
+    events = hands.collect(lambda events: len(events) >= 2)
+    lost = Lost("sent a message of 1,001 bytes, where 1,000 are the most")
+    assert events == [("w", b"fine"), ("w", lost)]
+
+
 def test_kill_ends_a_stopped_worker_without_an_event(hands: Any) -> None:
     hands.start("w", "obeys")
     pid, child = hands.ask("w", "os.getpid(), child()")
@@ -114,7 +125,7 @@ def test_kill_ends_a_stopped_worker_without_an_event(hands: Any) -> None:
     hands.fleet.kill("w")
     hands.start("w", "obeys")
     assert hands.ask("w", "1 + 1") == 2
-    assert hands.gone(pid, child)
+    assert gone(pid, child)
     assert hands.fleet.poll(0.2) == []
 
 
@@ -205,7 +216,7 @@ def _address(kernel: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
 def _client(hands: Any, **changes: str) -> tuple[int, str]:
     """What becomes of another coordinator that comes to the same cluster."""
     address = hands.fleet._ray.get_runtime_context().gcs_address
-    command = [sys.executable, "-c", CLIENT, address, str(hands.directory), str(hands.workers)]
+    command = [sys.executable, "-c", CLIENT, address, str(hands.directory), hands.modules]
     run = subprocess.run(
         command, env={**os.environ, **changes}, capture_output=True, text=True, timeout=100
     )
@@ -235,7 +246,7 @@ def test_a_wrong_token_does_not_open_the_cluster(hands: Any) -> None:
 def test_a_cluster_of_its_own_dies_with_a_killed_coordinator(
     hands: Any, tmp_path: Path, stopped: bool
 ) -> None:
-    command = [sys.executable, "-c", COORDINATOR, str(tmp_path), str(hands.workers)]
+    command = [sys.executable, "-c", COORDINATOR, str(tmp_path), hands.modules]
     env = os.environ | {"RAY_AUTH_TOKEN": "0" * 64}  # Ray's own agents end a minute later
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as coordinator:
         assert coordinator.stdout is not None
@@ -243,7 +254,7 @@ def test_a_cluster_of_its_own_dies_with_a_killed_coordinator(
         if stopped:
             os.killpg(worker, signal.SIGSTOP)
         coordinator.kill()
-    assert hands.gone(worker, child)
+    assert gone(worker, child)
 
 
 def test_close_ends_the_cluster(hands: Any) -> None:
@@ -253,4 +264,4 @@ def test_close_ends_the_cluster(hands: Any) -> None:
     members = {int(process.name) for process in _members()} - {os.getpid()}
     assert {pid, child} < members
     hands.fleet.close()
-    assert hands.gone(*members)
+    assert gone(*members)

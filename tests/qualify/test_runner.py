@@ -1,5 +1,6 @@
 """Real processes that pass, fail, raise, die and hang, and what the runner makes of them."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +21,7 @@ BOTH = frozenset(Role)
 def planted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Check]]:
     """Checks of tests/support/planted_checks.py under ids of the table."""
     support = Path(__file__).parents[1] / "support"
-    monkeypatch.setenv("PYTHONPATH", str(support))
+    monkeypatch.setenv("PYTHONPATH", str(support), prepend=os.pathsep)
 
     def make(deadline: float = 60.0, **functions: str) -> list[Check]:
         return [

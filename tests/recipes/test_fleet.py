@@ -140,8 +140,8 @@ def planted(tmp_path: Path, body: str) -> Path:
     module.write_text(f"import interlock.workers.worker as worker\n{body}\nserve = worker.serve\n")
     python = tmp_path / "planted-python"
     python.write_text(
-        f'#!/bin/sh\nPYTHONPATH="{tmp_path}" exec "{sys.executable}" -m interlock.fleet.worker '
-        "planted_worker\n"
+        f'#!/bin/sh\nPYTHONPATH="{tmp_path}:$PYTHONPATH" exec "{sys.executable}" '
+        "-m interlock.processes.entry planted_worker\n"
     )
     python.chmod(0o755)
     return python

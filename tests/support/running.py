@@ -62,7 +62,9 @@ def workers_of(process: subprocess.Popen[bytes]) -> dict[int, str]:
             command = (status.parent / "cmdline").read_bytes()
         except OSError:
             continue
-        if int(fields[1]) == process.pid and b"interlock.fleet.worker" in command:
+        if int(fields[1]) == process.pid and b"interlock.processes.entry" in command:
+            if b"verifier" in command:
+                continue
             found[int(status.parent.name)] = fields[0]
     return found
 

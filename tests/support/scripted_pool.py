@@ -86,7 +86,7 @@ class FakeFleet:
         self.modules[spec.name] = spec.module
         self.sent[spec.name] = []
 
-    def send(self, name: str, message: bytes) -> None:
+    def send(self, name: str, message: bytes, reply_bytes: int | None = None) -> None:
         if name not in self.alive:
             return
         request = protocol.request(message)

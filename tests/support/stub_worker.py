@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from interlock.chips import certificates
-from interlock.fleet.base import Channel
+from interlock.processes.channel import Channel
 from interlock.records.rl import Completion, FinishReason, Group, Problem
 from interlock.records.trust import Certificate, Finding, Result, Stack, Trust
 from interlock.workers import protocol

@@ -3,12 +3,16 @@
 import logging
 import os
 import signal
+import socket
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from remains import gone
 
 from interlock.config.schema import TaskSettings
 from interlock.errors import TaskError
@@ -168,45 +172,54 @@ def test_verdicts_keep_the_order_over_workers(tmp_path: Path) -> None:
         assert pool.verify([]) == []
 
 
-def _alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
-
-
-def _wait_until(condition: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 5
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return condition()
-
-
 def test_children_of_a_hung_verifier_are_killed_with_it(tmp_path: Path) -> None:
     with _pool(tmp_path) as pool:
         assert _between_good_ones(pool, "orphan").error == "no verdict within 0.5 s"
         pid = int((Path(pool._directory.name) / "orphan").read_text())
-        assert _wait_until(lambda: not _alive(pid))
+        assert gone(pid)
 
 
 def test_leaving_the_pool_kills_everything_and_cleans_up(tmp_path: Path) -> None:
     with _pool(tmp_path) as pool:
         [verdict] = pool.verify([(_problem("quiet_orphan"), "")])
-        directory, worker = pool._directory.name, pool._workers[0]._process
+        directory, worker = pool._directory.name, pool._workers[0]._child
         assert worker is not None and os.path.isdir(directory)
-    assert _wait_until(lambda: not _alive(int(verdict.reward)))
-    assert not _alive(worker.pid) and not os.path.exists(directory)
+    assert gone(int(verdict.reward))
+    assert gone(worker.pid) and not os.path.exists(directory)
 
 
-def test_a_worker_ends_when_its_pool_is_killed(tmp_path: Path) -> None:
-    """The pool's end of the pipes closes with its process, whatever ended that."""
+def test_a_worker_ends_when_its_pool_does(tmp_path: Path) -> None:
+    """The pool's end of the socket closes with its process, whatever ended that."""
     with _pool(tmp_path) as pool:
-        worker = pool._workers[0]._process
-        assert worker is not None and worker.stdin is not None
-        worker.stdin.close()
-        assert worker.wait(5) == 0
-        pool._workers[0]._process = None
+        worker = pool._workers[0]._child
+        assert worker is not None
+        worker._link.shutdown(socket.SHUT_RDWR)
+        assert worker._process.wait(5) == 0
+
+
+POOL = """
+import sys
+from interlock.config.schema import TaskSettings
+from interlock.tasks.verifier_pool import VerifierPool
+options = {"path": "unused", "verifier": sys.argv[1] + ":verify"}
+with VerifierPool(TaskSettings("jsonl", options)):
+    pass
+"""
+
+
+def test_a_verifier_that_hangs_at_its_import_dies_with_a_killed_run(tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    (tmp_path / "slow.py").write_text(
+        f"import os, time\nopen({str(told)!r}, 'w').write(str(os.getpid()))\ntime.sleep(1000)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
+    command = [sys.executable, "-c", POOL, str(tmp_path / "slow.py")]
+    with subprocess.Popen(command, env=environment) as run:
+        deadline = time.monotonic() + 60
+        while not (told.exists() and told.read_text()) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        run.kill()
+    assert gone(int(told.read_text()), seconds=5)
 
 
 def test_the_verifier_sees_no_secrets_and_an_empty_directory(

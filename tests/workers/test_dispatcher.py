@@ -1,6 +1,7 @@
 """Worker processes that do everything wrong: what was ordered comes back, once, and in time."""
 
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -45,7 +46,8 @@ class Fleet:
         self.notes: list[tuple[str, str, str]] = []
         self.kept: list[tuple[int, Group]] = []
         settings = replace(SETTINGS, **changes)
-        here = str(Path(stub_worker.__file__).parent)
+        here = Path(stub_worker.__file__).parent
+        modules = os.pathsep.join([str(here), str(here.parents[1] / "src")])
         workers = {
             name: (
                 Spec(
@@ -53,7 +55,7 @@ class Fleet:
                     "stub_worker",
                     directory / f"{name}.log",
                     env={
-                        "PYTHONPATH": here,
+                        "PYTHONPATH": modules,
                         "STUB_FAULTS": json.dumps(plan),
                         "STUB_STATE": str(directory / f"{name}.json"),
                     },

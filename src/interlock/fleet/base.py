@@ -1,11 +1,12 @@
-"""What starts, asks, watches and stops worker processes, seen from both ends.
+"""What starts, asks, watches and stops worker processes.
 
     dispatcher ──send──> Fleet ═══ bytes ═══> Channel ──receive──> serve(channel)
                <──poll──       <═════════════         <──send─────
                    └── (name, message) or (name, Lost)
 
 A fleet carries whole messages in order and says when a worker is lost. What the messages mean, how
-long an answer may take and whether a lost worker is started again is for those above.
+long an answer may take and whether a lost worker is started again is for those above. The worker's
+end is processes/channel.py.
 """
 
 from pathlib import Path
@@ -45,8 +46,14 @@ class Fleet(Protocol):
         """
         ...
 
-    def send(self, name: str, message: bytes) -> None:
-        """Queue a message; nothing happens if the worker is gone. Does not wait for the worker."""
+    def send(self, name: str, message: bytes, reply_bytes: int | None = None) -> None:
+        """Queue a message; nothing happens if the worker is gone. Does not wait for the worker.
+
+        `reply_bytes`: of the longest message that it may send from now on, for the answer to this
+        one and to all that are open; None: as before. A worker that was asked for nothing may send
+        signs of life and failures, `processes.child.UNASKED_BYTES` at most. One that sends more is
+        lost.
+        """
         ...
 
     def poll(self, timeout_s: float) -> list[Event]:
@@ -67,16 +74,4 @@ class Fleet(Protocol):
 
     def close(self) -> None:
         """Kill all workers."""
-        ...
-
-
-class Channel(Protocol):
-    """The worker's end."""
-
-    def receive(self) -> bytes | None:
-        """Wait for the next message. None: the coordinator is gone, and no more will come."""
-        ...
-
-    def send(self, message: bytes) -> None:
-        """Hand a message to the coordinator. From any thread."""
         ...

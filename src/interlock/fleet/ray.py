@@ -25,23 +25,26 @@ import socket
 import sys
 import tempfile
 import threading
-import time
 import traceback
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from interlock.errors import ConfigError
 from interlock.fleet.base import Event, Lost, Spec
-from interlock.fleet.local import interpreter, last_words
-from interlock.text import described, error_line
+from interlock.fleet.local import interpreter
+from interlock.processes.child import UNASKED_BYTES, tail
+from interlock.processes.deadline import Deadline
+from interlock.processes.frames import too_long
+from interlock.text import described, error_line, last_line
 
 _TAKE_S = 5.0  # one call of `take` at most
 _REASON_CHARACTERS = 300
 _REACH_S = 10.0
 
 _Reply = tuple[list[bytes], str | None]  # messages, and why no more will come
-_Arrival = tuple["_Worker", "Future[_Reply]"]
+_Arrival = tuple["_Actor", "Future[_Reply]"]
 
 
 class RayFleet:
@@ -66,12 +69,10 @@ class RayFleet:
             max_task_retries=0,
             concurrency_groups={"put": 1, "take": 1},  # one thread each keeps the order
         )(RayWorker)
-        self._workers: dict[str, _Worker] = {}
+        self._workers: dict[str, _Actor] = {}
         self._events: list[Event] = []
         # Replies from Ray's threads; None: wake up.
-        self._arrived: queue.SimpleQueue[tuple[_Worker, Future[_Reply]] | None] = (
-            queue.SimpleQueue()
-        )
+        self._arrived: queue.SimpleQueue[tuple[_Actor, Future[_Reply]] | None] = queue.SimpleQueue()
 
     def start(self, spec: Spec) -> None:
         assert spec.name not in self._workers, spec.name
@@ -97,27 +98,27 @@ class RayFleet:
             raise ConfigError(
                 f"generator {spec.name!r}: {error_line(error, _REASON_CHARACTERS)}"
             ) from None
-        worker = _Worker(spec, actor, time.monotonic() + self._start_s)
+        worker = _Actor(spec, actor, Deadline(self._start_s))
         self._workers[spec.name] = worker
         self._take(worker, 0.0)  # answers as soon as the actor runs
 
-    def send(self, name: str, message: bytes) -> None:
+    def send(self, name: str, message: bytes, reply_bytes: int | None = None) -> None:
         worker = self._workers.get(name)
         if worker is not None:
+            worker.limit = worker.limit if reply_bytes is None else reply_bytes
             worker.actor.put.options(concurrency_group="put").remote(message)
 
     def poll(self, timeout_s: float) -> list[Event]:
-        deadline = time.monotonic() + timeout_s
+        deadline = Deadline(timeout_s)
         woken = False
         while True:
-            now = time.monotonic()
-            starting = [worker.deadline for worker in self._workers.values() if not worker.runs]
-            wait_s = 0.0 if self._events or woken else max(0.0, min([deadline, *starting]) - now)
+            starting = [w.deadline.left for w in self._workers.values() if not w.runs]
+            wait_s = 0.0 if self._events or woken else min([deadline.left, *starting])
             try:
                 arrived = self._arrived.get(timeout=wait_s)
             except queue.Empty:
                 self._give_up_overdue()
-                if self._events or woken or time.monotonic() >= deadline:
+                if self._events or woken or deadline.over:
                     break
                 continue
             if arrived is None:
@@ -177,18 +178,22 @@ class RayFleet:
         most = {kind: max([node.get(kind, 0) for node in nodes], default=0) for kind in kinds}
         return f"no node of the Ray cluster has {_amounts(wanted)}; the most are {_amounts(most)}"
 
-    def _take(self, worker: "_Worker", timeout_s: float) -> None:
+    def _take(self, worker: "_Actor", timeout_s: float) -> None:
         reply = worker.actor.take.options(concurrency_group="take").remote(timeout_s)
         reply.future().add_done_callback(lambda future: self._arrived.put((worker, future)))
 
-    def _receive(self, worker: "_Worker", future: "Future[_Reply]") -> None:
+    def _receive(self, worker: "_Actor", future: "Future[_Reply]") -> None:
         try:
             messages, end = future.result()
         except self._ray.exceptions.RayError as error:
             self._lose(worker, worker.epitaph(error))
             return
         worker.runs = True
-        self._events.extend((worker.spec.name, message) for message in messages)
+        for message in messages:
+            if len(message) > worker.limit:
+                self._lose(worker, too_long(len(message), worker.limit))
+                return
+            self._events.append((worker.spec.name, message))
         if end is None:
             self._take(worker, _TAKE_S)
         else:
@@ -196,23 +201,24 @@ class RayFleet:
 
     def _give_up_overdue(self) -> None:
         for worker in list(self._workers.values()):
-            if not worker.runs and time.monotonic() >= worker.deadline:
+            if not worker.runs and worker.deadline.over:
                 wanted = _amounts(worker.spec.resources) or "its environment"
                 self._lose(worker, f"not started in {self._start_s:g} s: waited for {wanted}")
 
-    def _lose(self, worker: "_Worker", reason: str) -> None:
+    def _lose(self, worker: "_Actor", reason: str) -> None:
         del self._workers[worker.spec.name]
         self._ray.kill(worker.actor)
         self._events.append((worker.spec.name, Lost(reason)))
 
 
-class _Worker:
-    """The coordinator's view of one actor."""
+class _Actor:
+    """The coordinator's view of one worker."""
 
-    def __init__(self, spec: Spec, actor: Any, deadline: float) -> None:
+    def __init__(self, spec: Spec, actor: Any, deadline: Deadline) -> None:
         self.spec = spec
         self.actor = actor
-        self.deadline = deadline
+        self.deadline = deadline  # of its start
+        self.limit = UNASKED_BYTES
         self.runs = False
         self._log_start = spec.log.stat().st_size if spec.log.is_file() else 0
 
@@ -221,7 +227,10 @@ class _Worker:
         cause = re.search(r"is dead because (.+?)\.( |$)", error_line(error, 2000))
         if cause is None:
             return error_line(error, _REASON_CHARACTERS)
-        return f"{cause[1]}: {last_words(self.spec.log, self._log_start)}".removesuffix(": ")
+        words = ""
+        with suppress(OSError), open(self.spec.log, "rb") as log:
+            words = last_line(tail(log, self._log_start), _REASON_CHARACTERS)
+        return f"{cause[1]}: {words}".removesuffix(": ")
 
 
 class RayWorker:

@@ -1,13 +1,15 @@
 """The processes of a comparison, and waiting for them.
 
-    "torch:cpu", its Python, its dtype ──parse──> SideSpec ──> a worker process (fleet/local.py)
+    "torch:cpu", its Python, its dtype ──parse──> SideSpec ──> a child (processes/child.py)
     Sides.ask({name: request, …}) ──all at once──> {name: reply, …}
 
 Every wait has a deadline. A side that dies, hangs or talks nonsense ends the comparison with one
 line that names it and its log.
 """
 
-import time
+import os
+import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar, get_args
@@ -16,15 +18,18 @@ import msgspec
 
 from interlock.config.schema import Dtype, GeneratorSettings
 from interlock.errors import ConfigError, TrainingError
-from interlock.fleet.base import Lost, Spec
-from interlock.fleet.local import LocalFleet
 from interlock.parity import protocol
 from interlock.parity.protocol import Open, Opened, Reply, Request
+from interlock.processes.child import Child, ChildError, inherited, wait
+from interlock.processes.deadline import Deadline
+from interlock.processes.frames import MAX_MESSAGE_BYTES
 from interlock.text import error_line, one_line
 from interlock.workers.protocol import Failed
 
 ANSWER_S = 1800.0  # vLLM takes minutes to start
 _MODULE = "interlock.parity.worker"
+# The operators of one layer of a large model, with their inputs, are hundreds of megabytes.
+_MOST_REPLY_BYTES = MAX_MESSAGE_BYTES
 
 Kind = TypeVar("Kind", bound=msgspec.Struct)
 
@@ -79,14 +84,14 @@ def parse(name: str, text: str, dtype: str | None = None, python: str | None = N
 
 
 class Sides:
-    """The worker processes. The thread that makes it must live as long as they do."""
+    """The processes."""
 
     def __init__(self, logs: Path, answer_s: float = ANSWER_S) -> None:
         """`logs`: a directory; what side "a" prints goes to a.log in it.
 
         `answer_s` bounds every wait for an answer, also for the start of an engine.
         """
-        self._fleet = LocalFleet()
+        self._children: dict[str, Child] = {}
         self._logs, self._answer_s = logs, answer_s
         self._labels: dict[str, str] = {}
 
@@ -94,15 +99,22 @@ class Sides:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._fleet.close()
+        for child in self._children.values():
+            child.close()
 
     def start(self, name: str, label: str, python: str | None = None) -> None:
         """Start a process; it computes nothing yet. Raises ConfigError without such a Python."""
         self._labels[name] = label
+        path = sys.executable if python is None else shutil.which(os.path.expanduser(python))
         try:
-            self._fleet.start(Spec(name, _MODULE, self._log(name), python))
-        except ConfigError as error:
-            raise ConfigError(f"--{name}-python: {error}") from None
+            if path is None:
+                raise FileNotFoundError("no such program")
+            self._children[name] = Child(_MODULE, inherited(), python=path, log=self._log(name))
+        except OSError as error:
+            raise ConfigError(
+                f"--{name}-python {python!r} cannot be started ({error_line(error)}); name an "
+                "interpreter"
+            ) from None
 
     def open(self, sides: Mapping[str, tuple[Path, GeneratorSettings]]) -> dict[str, Opened]:
         """Start the engines, at the same time. Raises UserError for what the user can mend."""
@@ -115,27 +127,34 @@ class Sides:
         Raises SideFailed when a side says that it failed, ConfigError when it says that the user
         can mend it, and TrainingError when it is lost, late or makes no sense.
         """
-        deadline = time.monotonic() + self._answer_s
+        deadline = Deadline(self._answer_s)
         for name, request in requests.items():
-            self._fleet.send(name, protocol.encode(request))
+            self._children[name].send(protocol.encode(request))
         replies: dict[str, Reply] = {}
         while len(replies) < len(requests):
-            left = deadline - time.monotonic()
-            if left <= 0:
-                late = min(requests.keys() - replies.keys())
+            waiting = sorted(requests.keys() - replies.keys())
+            for name in waiting:
+                if (data := self._taken(name)) is not None:
+                    replies[name] = self._read(name, data)
+            if len(replies) + len(waiting) > len(requests):
+                continue  # one has answered
+            if deadline.over:
                 raise TrainingError(
-                    f"{self._who(late)} gave no answer within {self._answer_s:g} s; "
+                    f"{self._who(waiting[0])} gave no answer within {self._answer_s:g} s; "
                     "allow more with --timeout"
                 )
-            for name, event in self._fleet.poll(left):
-                replies[name] = self._read(name, event)
+            wait([self._children[name] for name in waiting], deadline)
         return {name: self._checked(name, reply, kind) for name, reply in replies.items()}
 
-    def _read(self, name: str, event: bytes | Lost) -> Reply:
-        if isinstance(event, Lost):
-            raise TrainingError(f"{self._who(name)} is gone: {one_line(event.reason)}")
+    def _taken(self, name: str) -> bytes | None:
         try:
-            return protocol.reply(event)
+            return self._children[name].take(_MOST_REPLY_BYTES)
+        except ChildError as error:
+            raise TrainingError(f"{self._who(name)} is gone: {one_line(str(error))}") from None
+
+    def _read(self, name: str, data: bytes) -> Reply:
+        try:
+            return protocol.reply(data)
         except (ValueError, RecursionError) as error:
             raise TrainingError(
                 f"{self._who(name)} sent what is no reply ({error_line(error)})"

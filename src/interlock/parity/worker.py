@@ -2,9 +2,9 @@
 
     channel ── request ──> handle ── reply ──> channel
 
-A fleet starts it as `python -m interlock.fleet.worker` with this module. It does one thing at a
-time and ends with its coordinator. What the user can mend, and what an engine says of itself, is a
-reply, Failed; anything else ends the process, with its traceback in the log.
+It is a child (processes/child.py), does one thing at a time, and ends with its coordinator. What
+the user can mend, and what an engine says of itself, is a reply, Failed; anything else ends the
+process, with its traceback in the log.
 """
 
 import math
@@ -18,7 +18,6 @@ from torch import Tensor
 
 from interlock.engine.portable.engine import PortableEngine
 from interlock.errors import ConfigError, InterlockError, TrainingError
-from interlock.fleet.base import Channel
 from interlock.models.checkpoint import load_decoder
 from interlock.models.decoder import Decoder
 from interlock.parity import operators, protocol, trace
@@ -42,6 +41,7 @@ from interlock.parity.protocol import (
     Weighed,
     Weights,
 )
+from interlock.processes.channel import Channel
 from interlock.sync.codec import tensor_digest
 from interlock.text import error_headline
 from interlock.workers.generator import Generator, open_generator

@@ -9,16 +9,14 @@ look first, not a proof: a kernel that writes out of bounds and a broken chip ma
 """
 
 import re
-import tempfile
-import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 
-from interlock.fleet.base import Channel, Lost, Spec
-from interlock.fleet.local import LocalFleet
+from interlock.processes.channel import Channel
+from interlock.processes.child import UNASKED_BYTES, Child, ChildError, inherited
+from interlock.processes.deadline import Deadline
 from interlock.text import one_line
 
 
@@ -135,14 +133,12 @@ def classify(text: str) -> Fault | None:
 
 def recovers(device_name: str, seconds: float) -> bool:
     """Whether a new process computes a product on the device, and rightly, within `seconds`."""
-    deadline = time.monotonic() + seconds
-    with tempfile.TemporaryDirectory(prefix="interlock-") as logs, closing(LocalFleet()) as fleet:
-        fleet.start(Spec("recovery", __name__, Path(logs) / "recovery"))
-        fleet.send("recovery", device_name.encode())
-        while (left := deadline - time.monotonic()) > 0:
-            for _, event in fleet.poll(left):
-                return not isinstance(event, Lost) and event == b"right"
-    return False
+    deadline = Deadline(seconds)
+    try:
+        with closing(Child(__name__, inherited())) as child:
+            return child.ask(device_name.encode(), deadline.left, UNASKED_BYTES) == b"right"
+    except (ChildError, OSError):
+        return False
 
 
 def serve(channel: Channel) -> None:

@@ -1,4 +1,4 @@
-"""The process in which one check runs: a fleet starts it as a worker with this module.
+"""The process in which one check runs.
 
     runner ──Ask──> claim the device ──> the check's function ──Shown | NotRun | Raised──> runner
 
@@ -14,7 +14,7 @@ import msgspec
 
 from interlock.chips import device
 from interlock.errors import UserError
-from interlock.fleet.base import Channel
+from interlock.processes.channel import Channel
 from interlock.qualify.check import Evidence, Level, Subject
 from interlock.records.trust import Stack
 from interlock.text import described, error_line

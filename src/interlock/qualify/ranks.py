@@ -23,7 +23,7 @@ from torch import Tensor
 
 from interlock.chips import device
 from interlock.errors import ConfigError
-from interlock.fleet.base import Channel
+from interlock.processes.channel import Channel
 from interlock.sync.codec import tensor_digest
 
 # Longer than the check waits: a hang shall be told from an error.

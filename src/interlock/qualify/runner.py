@@ -19,18 +19,27 @@ import msgspec
 
 from interlock.chips import certificates, vendors
 from interlock.errors import ConfigError
-from interlock.fleet.base import Lost, Spec
-from interlock.fleet.local import LocalFleet
+from interlock.processes.child import (
+    Child,
+    ChildEnded,
+    ChildError,
+    ChildGarbage,
+    ChildLate,
+    inherited,
+)
 from interlock.qualify import faults
 from interlock.qualify.check import Check, Evidence, Level
 from interlock.qualify.checks import CHECKS
 from interlock.qualify.probe import Answer, Ask, Known, NotRun, Raised, Shown, answer_of
 from interlock.qualify.verdict import judge
 from interlock.records.trust import Certificate, Finding, Result, Role, Stack
+from interlock.text import error_line, visible
 
 _OPENING_S = 120.0  # for a device to say what it is
 _RECOVERY_S = 60.0
 _LOG_TAIL = 2000  # characters of a process's last words kept as evidence
+_MODULE = "interlock.qualify.probe"
+_MOST_ANSWER_BYTES = 16 << 20  # a thousand measures with long names are a fiftieth of it
 
 
 class Watch:
@@ -65,8 +74,7 @@ def qualify(
     logs = Path(tempfile.mkdtemp(prefix="interlock-qualify-"))
     ask = Ask(name, level, minutes, seed)
     try:
-        with closing(LocalFleet()) as fleet:
-            bench = _Bench(fleet, logs, ask, fail_fast)
+        with closing(_Bench(logs, ask, fail_fast)) as bench:
             stack, silent = bench.identify()
             chosen = list(CHECKS.values()) if checks is None else checks
             findings, world_size = bench.run(chosen, watch or Watch(), given_up=silent)
@@ -84,10 +92,15 @@ def qualify(
 class _Bench:
     """The probes of one device: one at work, and one that is getting ready for the next check."""
 
-    def __init__(self, fleet: LocalFleet, logs: Path, ask: Ask, fail_fast: bool) -> None:
-        self._fleet, self._logs, self._ask, self._fail_fast = fleet, logs, ask, fail_fast
+    def __init__(self, logs: Path, ask: Ask, fail_fast: bool) -> None:
+        self._logs, self._ask, self._fail_fast = logs, ask, fail_fast
         self._world_size = 1
-        self._said: dict[str, bytes | Lost] = {}  # the first word of each probe
+        self._probes: dict[str, Child | ChildEnded] = {}
+
+    def close(self) -> None:
+        for probe in self._probes.values():
+            if isinstance(probe, Child):
+                probe.close()
 
     def identify(self) -> tuple[Stack, str]:
         """What the device is; or nothing but its kind, and why it does not say more."""
@@ -141,7 +154,7 @@ class _Bench:
             case NotRun(reason):
                 return Finding(check.id, Result.UNKNOWN, reason, took), False
         summary, trace = _ending(answer, seconds)
-        return self._failure(check, summary, trace, took), answer is None
+        return self._failure(check, summary, trace, took), isinstance(answer, ChildLate)
 
     def _failure(self, check: Check, summary: str, trace: str, took: float) -> Finding:
         """What is known of a check that did not come to its end."""
@@ -156,38 +169,40 @@ class _Bench:
 
     def _start(self, name: str, strict: bool = False) -> None:
         env = vendors.of(vendors.kind_of(self._ask.device)).strict_env if strict else {}
-        self._fleet.start(Spec(name, "interlock.qualify.probe", self._logs / name, env=env))
-
-    def _answer(self, name: str, ask: Ask, seconds: float) -> Answer | Lost | None:
-        """What the probe says within the time; None: nothing. It is gone afterwards."""
-        self._fleet.send(name, msgspec.msgpack.encode(ask))
-        deadline = time.monotonic() + seconds
         try:
-            while name not in self._said and (left := deadline - time.monotonic()) > 0:
-                for source, event in self._fleet.poll(left):
-                    self._said.setdefault(source, event)
-            said = self._said.get(name)
-            return answer_of(said) if isinstance(said, bytes) else said
+            self._probes[name] = Child(_MODULE, inherited(env), log=self._logs / name)
+        except OSError as error:
+            self._probes[name] = ChildEnded(f"cannot be started: {error}")
+
+    def _answer(self, name: str, ask: Ask, seconds: float) -> Answer | ChildError:
+        """What the probe says within the time, or why it says nothing. It is gone afterwards."""
+        probe = self._probes[name]
+        if isinstance(probe, ChildEnded):
+            return probe
+        try:
+            data = probe.ask(msgspec.msgpack.encode(ask), seconds, _MOST_ANSWER_BYTES)
+            return answer_of(data)
+        except msgspec.MsgspecError as error:
+            return ChildGarbage(f"it sent what is no answer: {error_line(error, 300)}")
+        except ChildError as error:
+            return error
         finally:
-            self._fleet.kill(name)
+            probe.close()
 
     def _last_words(self, name: str) -> str:
-        try:
-            text = (self._logs / name).read_text(errors="replace")
-        except OSError:
-            return ""
-        return "".join(c if c.isprintable() or c == "\n" else " " for c in text)[-_LOG_TAIL:]
+        probe = self._probes[name]
+        return visible(probe.last_words())[-_LOG_TAIL:] if isinstance(probe, Child) else ""
 
 
-def _ending(answer: Answer | Lost | None, seconds: float) -> tuple[str, str]:
+def _ending(answer: Answer | ChildError, seconds: float) -> tuple[str, str]:
     """How a check that did not come to its end ended, and where in the code."""
     match answer:
         case Raised(error, trace):
             return f"it raised {error}", trace
-        case Lost(reason):
-            return f"its process died: {reason}", ""
-        case None:
+        case ChildLate():
             return f"no answer within {seconds:.0f} s: the device hangs, or is far too slow", ""
+        case ChildError():
+            return f"its process died: {answer}", ""
     raise AssertionError(answer)
 
 

@@ -9,7 +9,7 @@ A fleet starts it in the worker's place (workers/pool.py), with the worker's Pyt
 import sys
 
 from interlock.errors import InterlockError, RunError
-from interlock.fleet.base import Channel
+from interlock.processes.channel import Channel
 from interlock.records.trust import Role
 from interlock.workers import protocol
 from interlock.workers.protocol import Failed, Qualified, Qualify

@@ -1,6 +1,6 @@
 """Verifier processes that can be killed: a bad verifier costs its answer, never the run.
 
-    verify(pairs) ──> threads, one per worker ──> verifier_worker process ──> Verdict, in order
+    verify(pairs) ──> threads, one per worker ──> verifier_worker.py process ──> Verdict, in order
                                 │ no reply in time, a broken reply, or the process is gone
                                 └──> kill the process group, Verdict(0.0, error), start a new one
 
@@ -11,34 +11,27 @@ opens a session of its own outlives the worker.
 
 import logging
 import os
-import select
-import signal
-import subprocess
-import sys
 import tempfile
-import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TypeVar
 
 import msgspec
 
 from interlock.config.schema import TaskSettings
 from interlock.errors import TaskError
+from interlock.processes.child import Child, ChildEnded, ChildGarbage, ChildLate
 from interlock.records.rl import Problem, Verdict
-from interlock.tasks.verifier_worker import HEADER, Reply, Request, Setup
-from interlock.text import last_line
+from interlock.tasks.verifier_worker import VerifierReply, VerifierRequest, VerifierSetup
 
 START_TIMEOUT_S = 60.0  # importing a verifier's libraries on a busy machine
-_KILL_TIMEOUT_S = 5.0
-_MAX_REPLY_BYTES = 1 << 16
+_MOST_REPLY_BYTES = 1 << 16
+_MODULE = "interlock.tasks.verifier_worker"
 _ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH")
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 
 
 class VerifierPool:
@@ -57,11 +50,11 @@ class VerifierPool:
             prefix="interlock-verifier-", ignore_cleanup_errors=True
         )
         self._workers = [
-            _Worker(self._task, self._directory.name) for _ in range(self._task.workers)
+            VerifierProcess(self._task, self._directory.name) for _ in range(self._task.workers)
         ]
         self._threads = ThreadPoolExecutor(self._task.workers, thread_name_prefix="verifier")
         try:
-            list(self._threads.map(_Worker.start, self._workers))
+            list(self._threads.map(VerifierProcess.start, self._workers))
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -87,9 +80,9 @@ class VerifierPool:
         verdicts: list[Verdict | None] = [None] * len(pairs)
         waiting = deque(range(len(pairs)))
 
-        def work(worker: _Worker) -> None:
+        def work(worker: VerifierProcess) -> None:
             while (index := _pop(waiting)) is not None:
-                verdicts[index] = worker.judge(*pairs[index])
+                verdicts[index] = worker.verify(*pairs[index])
 
         try:
             list(self._threads.map(work, self._workers))
@@ -104,93 +97,70 @@ class VerifierPool:
         return judged
 
 
-class _Worker:
-    """One verifier process, started when needed."""
+class VerifierProcess:
+    """One verifier, started when needed."""
 
     def __init__(self, task: TaskSettings, directory: str) -> None:
         self._task = task
         self._directory = directory
-        self._process: subprocess.Popen[bytes] | None = None
+        self._child: Child | None = None
         self._number = 0
 
     def start(self) -> None:
         """Start the process and wait until its verifier is loaded. Raises TaskError."""
-        with tempfile.TemporaryFile() as stderr:
-            failure: str | None
-            try:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "interlock.tasks.verifier_worker"],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=stderr,
-                    bufsize=0,
-                    env=_environment(self._directory),
-                    start_new_session=True,
-                )
-                self._number = 0
-                setup = Setup(self._task, self._directory)
-                failure = self._ask(msgspec.msgpack.encode(setup), START_TIMEOUT_S).error
-            except (OSError, _Failure) as error:
-                failure = f"{error} {_last_line(stderr)}".rstrip()
+        failure: str | None
+        try:
+            self._child = Child(_MODULE, _environment(self._directory))
+            self._number = 0
+            setup = VerifierSetup(self._task, self._directory)
+            failure = self._ask(setup, START_TIMEOUT_S).error
+        except (OSError, _NoVerdict) as error:
+            failure = str(error)
         if failure is not None:
             self.stop()
             raise TaskError(f"the verifier of task {self._task.name!r} does not load: {failure}")
 
-    def judge(self, problem: Problem, answer: str) -> Verdict:
-        if self._process is None:
+    def verify(self, problem: Problem, answer: str) -> Verdict:
+        if self._child is None:
             try:
                 self.start()
             except TaskError as error:
                 return Verdict(0.0, str(error))
         self._number += 1
-        request = Request(self._number, problem, answer.encode("utf-8", "surrogatepass"))
+        request = VerifierRequest(self._number, problem, answer.encode("utf-8", "surrogatepass"))
         try:
-            reply = self._ask(msgspec.msgpack.encode(request), self._task.timeout_s)
-        except _Failure as error:
+            reply = self._ask(request, self._task.timeout_s)
+        except _NoVerdict as error:
             self.stop()
             return Verdict(0.0, str(error))
         if reply.last:
             self.stop()
         return Verdict(reply.reward, reply.error)
 
-    def stop(self) -> str:
-        """Kill the process with all its children, and reap it. Says how it ended."""
-        process, self._process = self._process, None
-        if process is None:
-            return "not running"
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        for pipe in (process.stdin, process.stdout):
-            _present(pipe).close()
-        try:
-            code = process.wait(_KILL_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            return "stuck in the kernel"
-        return f"signal {-code}" if code < 0 else f"exit code {code}"
+    def stop(self) -> None:
+        """Kill the process with all its children, and reap it."""
+        child, self._child = self._child, None
+        if child is not None:
+            child.close()
 
-    def _ask(self, body: bytes, timeout_s: float) -> Reply:
-        """Send one frame and wait for its reply. Raises _Failure."""
-        process = _present(self._process)
-        deadline = time.monotonic() + timeout_s
+    def _ask(self, message: VerifierSetup | VerifierRequest, timeout_s: float) -> VerifierReply:
+        """Send one message and wait for its reply. Raises _NoVerdict."""
+        assert self._child is not None
         try:
-            _write(_present(process.stdin).fileno(), HEADER.pack(len(body)) + body, deadline)
-            output = _present(process.stdout).fileno()
-            (length,) = HEADER.unpack(_read(output, HEADER.size, deadline))
-            if length > _MAX_REPLY_BYTES:
-                raise _Failure("the verifier wrote into the pool's pipe")
-            reply = msgspec.msgpack.decode(_read(output, length, deadline), type=Reply)
-        except TimeoutError:
-            raise _Failure(f"no verdict within {timeout_s:g} s") from None
-        except (EOFError, BrokenPipeError):
-            raise _Failure(f"the verifier's process ended ({self.stop()})") from None
-        except ValueError:
-            raise _Failure("the verifier wrote into the pool's pipe") from None
+            data = self._child.ask(msgspec.msgpack.encode(message), timeout_s, _MOST_REPLY_BYTES)
+            reply = msgspec.msgpack.decode(data, type=VerifierReply)
+        except ChildLate:
+            raise _NoVerdict(f"no verdict within {timeout_s:g} s") from None
+        except ChildEnded as error:
+            raise _NoVerdict(f"the verifier's process ended ({error})") from None
+        except (ChildGarbage, ValueError):
+            raise _NoVerdict("the verifier wrote into the pool's pipe") from None
         if reply.number != self._number:
-            raise _Failure("the verifier replied twice")
+            raise _NoVerdict("the verifier replied twice")
         return reply
 
 
-class _Failure(Exception):
+class _NoVerdict(Exception):
     """The process gave no usable reply and must be killed."""
 
 
@@ -198,43 +168,6 @@ def _pop(waiting: deque[int]) -> int | None:
     with suppress(IndexError):
         return waiting.popleft()
     return None
-
-
-def _present(value: T | None) -> T:
-    assert value is not None
-    return value
-
-
-def _write(pipe: int, data: bytes, deadline: float) -> None:
-    os.set_blocking(pipe, False)
-    view = memoryview(data)
-    while view:
-        _await(pipe, select.POLLOUT, deadline)
-        view = view[os.write(pipe, view) :]
-
-
-def _read(pipe: int, size: int, deadline: float) -> bytes:
-    data = b""
-    while len(data) < size:
-        _await(pipe, select.POLLIN, deadline)
-        piece = os.read(pipe, size - len(data))
-        if not piece:
-            raise EOFError
-        data += piece
-    return data
-
-
-def _await(pipe: int, event: int, deadline: float) -> None:
-    """Wait until the pipe is ready. Raises TimeoutError."""
-    poll = select.poll()
-    poll.register(pipe, event)
-    if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-        raise TimeoutError
-
-
-def _last_line(stderr: IO[bytes]) -> str:
-    stderr.seek(0)
-    return last_line(stderr.read().decode(errors="replace"))
 
 
 def _environment(directory: str) -> dict[str, str]:

@@ -415,4 +415,5 @@ class WorkerPool:
                 self._send(worker, Generate(unit.number, version.number, *asked))
 
     def _send(self, worker: WorkerHandle, message: protocol.Request) -> None:
-        self._fleet.send(worker.name, protocol.encode(message))
+        most = protocol.reply_bytes(message, worker.open.canary)
+        self._fleet.send(worker.name, protocol.encode(message), most)

@@ -16,7 +16,8 @@ import msgspec
 
 from interlock.config.schema import GeneratorSettings
 from interlock.errors import InterlockError, UserError
-from interlock.fleet.base import Channel
+from interlock.processes.channel import Channel
+from interlock.processes.child import UNASKED_BYTES
 from interlock.records.rl import Group, Problem, Sampling
 from interlock.records.trust import Certificate, Stack
 from interlock.text import error_line
@@ -120,6 +121,36 @@ class Alive(_Message, frozen=True, tag="alive"):
 
 Request = Open | Load | Prefetch | Generate | Qualify
 Reply = Opened | Loaded | Finished | Qualified | Failed | Alive
+
+
+_NUMBER_BYTES = 9  # of a float64; of a token's id, 5
+# Of a sampled token: id, log-probability, text. The longest tokens of today's vocabularies are runs
+# of 128 blanks, and a byte that is no text becomes three.
+_TOKEN_BYTES = 5 + _NUMBER_BYTES + 256
+_COMPLETION_BYTES = 1 << 12  # of all else in a completion
+_PROMPT_BYTES = 1 << 16  # of what a chat template says beside a problem's messages
+_CERTIFICATE_BYTES = 8 << 20
+
+
+def reply_bytes(request: Request, canary: Canary) -> int | None:
+    """The longest message that may answer a request, generously; None: it has no reply.
+
+    `canary`: that of the worker's Open. Failures and signs of life pass as well.
+    """
+    match request:
+        case Open() | Qualify():
+            return _CERTIFICATE_BYTES
+        case Load():
+            drawn = len(canary.prompts) * canary.tokens
+            return UNASKED_BYTES + _NUMBER_BYTES * (len(canary.text) + 2 * drawn)
+        case Generate():
+            count = len(request.problems)
+            completion = request.sampling.max_tokens * _TOKEN_BYTES + _COMPLETION_BYTES
+            # Each problem comes back, and its prompt: a byte of it is a token at the most.
+            echoed = (1 + 5) * len(encode(request.problems)) + count * 5 * _PROMPT_BYTES
+            return UNASKED_BYTES + echoed + count * request.completions * completion
+        case Prefetch():
+            return None
 
 
 def encode(message: Any) -> bytes:

@@ -43,7 +43,9 @@ class Requalification:
             return
         worker.begin(WorkerState.QUALIFYING, time.monotonic(), limit)
         worker.heard = math.inf  # like an engine, it may start in silence
-        self._fleet.send(worker.name, protocol.encode(Qualify(device, "quick")))
+        asked = Qualify(device, "quick")
+        most = protocol.reply_bytes(asked, worker.open.canary)
+        self._fleet.send(worker.name, protocol.encode(asked), most)
         message = f"{worker.name}: {device} is being qualified, {limit:g} s at most"
         self._note("worker_qualifying", message, worker.name)
 

@@ -1,4 +1,4 @@
-"""The generator worker: what a fleet starts as `python -m interlock.fleet.worker` with this module.
+"""The generator worker: what a fleet starts, with this module.
 
     channel ──Open, Load, Generate──> one at a time ──Opened, Loaded, Finished, Failed──> channel
                 └─Prefetch──> payloads downloaded while the engine works
@@ -21,7 +21,7 @@ from interlock.chips import certificates, device, heap
 from interlock.chips.admission import needs_certificate
 from interlock.engine.base import Engine, Request
 from interlock.errors import InterlockError, RunError, SyncError, TrainingError
-from interlock.fleet.base import Channel
+from interlock.processes.channel import Channel
 from interlock.records.rl import Sampling, WeightVersion
 from interlock.records.trust import Certificate, Stack
 from interlock.sync.codec import digest, tensor_digest

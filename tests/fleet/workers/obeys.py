@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 
-from interlock.fleet.worker import HEADER
+from interlock.processes.frames import HEADER
 
 
 def open_files() -> list[str]:
@@ -33,6 +33,17 @@ def forked_child(session: bool = False) -> int:
         if session:
             os.setsid()
         time.sleep(1000)
+    return pid
+
+
+def endless_child(channel) -> int:
+    """One that has left for a session of its own, and sends messages for ever, a little later."""
+    pid = os.fork()
+    if pid == 0:
+        os.setsid()
+        time.sleep(0.3)
+        while True:
+            channel.send(b"still here")
     return pid
 
 

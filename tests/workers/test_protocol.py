@@ -1,0 +1,69 @@
+"""How long an answer may be: enough for the longest honest one, and bounded by what was asked."""
+
+import msgspec
+import pytest
+
+from interlock.config.schema import GeneratorSettings
+from interlock.processes.child import UNASKED_BYTES
+from interlock.records.rl import Completion, FinishReason, Group, Problem, Sampling
+from interlock.workers import protocol
+from interlock.workers.protocol import (
+    Canary,
+    Finished,
+    Generate,
+    Load,
+    Loaded,
+    Open,
+    Prefetch,
+    Qualify,
+)
+
+CANARY = Canary(text=[1, 2, 3], prompts=[[4], [5]], tokens=2)
+
+
+def asked(problems: int, completions: int, tokens: int, words: int = 100) -> Generate:
+    turn = {"role": "user", "content": "word " * words}
+    each = [Problem(f"p{n}", [turn], "4", {"entry": "x" * 50}) for n in range(problems)]
+    return Generate(3, 7, each, completions, Sampling(max_tokens=tokens), 0)
+
+
+@pytest.mark.parametrize(
+    ("problems", "completions", "tokens", "words"),
+    [(1, 1, 1, 1), (1, 64, 4096, 10), (64, 8, 16, 20_000), (3, 2, 2048, 100)],
+)
+def test_the_longest_honest_answer_passes(
+    problems: int, completions: int, tokens: int, words: int
+) -> None:
+    request = asked(problems, completions, tokens, words)
+    # Ids of four bytes, every token a run of 128 blanks, a prompt of a token per letter.
+    answer = Completion.sampled(
+        [200_000] * tokens, [-1.25] * tokens, FinishReason.LENGTH, " " * 128 * tokens, 10**9
+    )
+    prompt = [200_000] * (5 * words + 2000)
+    groups = [Group(each, prompt, [answer] * completions, "w") for each in request.problems]
+    most = protocol.reply_bytes(request, CANARY)
+    assert most is not None
+    assert len(protocol.encode(Finished(3, groups))) < most
+
+
+def test_an_answer_is_bounded_by_what_was_asked() -> None:
+    most = protocol.reply_bytes(asked(8, 8, 64), CANARY)
+    assert most is not None and most < 8 << 20  # and not 38 MB of nothing
+    few, many = (protocol.reply_bytes(asked(1, n, 1000), CANARY) for n in (1, 11))
+    assert few is not None and many is not None
+    assert many - few == 10 * (1000 * (5 + 9 + 256) + 4096)
+
+
+def test_a_proof_is_as_long_as_its_canary() -> None:
+    wide = Canary(text=[1] * 50_000, prompts=[[1]] * 100, tokens=500)
+    loaded = Loaded(7, "0" * 64, [-1.5] * 49_999, [-1.5] * 50_000, [-1.5] * 50_000, 10**12)
+    most = protocol.reply_bytes(Load(7, ""), wide)
+    assert most == UNASKED_BYTES + 9 * (50_000 + 2 * 50_000)
+    assert len(msgspec.msgpack.encode(loaded)) < most
+
+
+def test_what_has_no_reply_leaves_the_bound_as_it_is() -> None:
+    assert protocol.reply_bytes(Prefetch(7, ""), CANARY) is None
+    opening = Open("w", "", None, GeneratorSettings(), "", CANARY)
+    for request in (opening, Qualify("cpu", "quick")):
+        assert protocol.reply_bytes(request, CANARY) == 8 << 20
