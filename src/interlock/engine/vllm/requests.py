@@ -1,0 +1,66 @@
+"""Requests in vLLM's words, and its answers in ours: sampling, noise, the most likely tokens."""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from interlock.engine.base import Request
+from interlock.engine.sequence import LiveSequence
+from interlock.errors import ConfigError
+
+LOWEST_TEMPERATURE = 0.01  # vLLM raises a lower one to this, greedy apart
+
+
+def check_temperature(request: Request) -> None:
+    """Raise ConfigError on a temperature that vLLM would not draw at."""
+    if 0 < (temperature := request.sampling.temperature) < LOWEST_TEMPERATURE:
+        raise ConfigError(
+            f"sampling.temperature = {temperature}: vLLM draws at {LOWEST_TEMPERATURE} or above; "
+            "raise it to that, or to 0 for the most likely token"
+        )
+
+
+def drawing(sequence: LiveSequence, eos_ids: Iterable[int]) -> Any:
+    """SamplingParams for the rest of a sequence; logprobs are of the distribution drawn from."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    request, drawn = sequence.request, len(sequence.tokens)
+    sampling = request.sampling
+    return SamplingParams(
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        max_tokens=sampling.max_tokens - drawn,
+        seed=noise_seed(request.seed, request.problem_id, sequence.number, drawn),
+        stop_token_ids=sorted(eos_ids),
+        ignore_eos=True,  # but for those
+        logprobs=0,  # of the drawn token alone
+        detokenize=False,
+        output_kind=RequestOutputKind.DELTA,
+    )
+
+
+def scoring(top_k: int) -> Any:
+    """SamplingParams for a text that is scored; vLLM draws one token behind every prompt."""
+    from vllm import SamplingParams
+
+    return SamplingParams(
+        max_tokens=1, temperature=0.0, prompt_logprobs=top_k, detokenize=False, ignore_eos=True
+    )
+
+
+def noise_seed(seed: int, problem_id: str, number: int, drawn: int = 0) -> int:
+    """The seed of a completion from its token `drawn` on, in [0, 2^63).
+
+    vLLM's generators cannot be set forward, so a sequence that goes on under other weights begins
+    with another seed. A hash, so neighbours have nothing in common.
+    """
+    key = f"{seed} {number} {drawn} {problem_id}".encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1
+
+
+def most_likely(entry: Mapping[int, Any], top_k: int) -> list[tuple[int, float]]:
+    """The `top_k` first of what vLLM says of one place, which adds the token that was given."""
+    ranked = sorted(entry.items(), key=lambda item: item[1].rank)
+    return [(token, value.logprob) for token, value in ranked[:top_k]]

@@ -1,0 +1,167 @@
+"""vLLM's side of engine/vllm in a page: the same calls, and a rule instead of a model.
+
+Its keys and values are one number per request, made of every token it has read and of the weights
+that it was read under. So a memory kept over a load, or a token left out, shows in all that is
+drawn after it; `draw` says what should have been.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from types import SimpleNamespace
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from interlock.engine.vllm.requests import noise_seed
+
+VOCAB = 64
+
+
+def _hash(*parts: object) -> int:
+    return int.from_bytes(blake2b(repr(parts).encode(), digest_size=6).digest(), "big")
+
+
+def _read(memory: int, tokens: Sequence[int], weights: float) -> int:
+    for token in tokens:
+        memory = _hash(memory, token, weights)
+    return memory
+
+
+def _drawn(memory: int, seed: int, place: int) -> tuple[int, float]:
+    """Token `place` of a generator, and its log-probability."""
+    return _hash(memory, seed, place) % VOCAB, -(1 + memory % 997) / 100
+
+
+def draw(
+    weights: float, prompt: Sequence[int], key: tuple[int, str, int], begun: int, count: int
+) -> list[tuple[int, float]]:
+    """`count` tokens with logprobs behind a prompt; key: (seed, problem id, number); `begun`: how
+    many of the prompt's last tokens the sequence had drawn before."""
+    memory, seed = _read(0, prompt, weights), noise_seed(*key, begun)
+    found = []
+    for place in range(count):
+        found.append(_drawn(memory, seed, place))
+        memory = _read(memory, [found[-1][0]], weights)
+    return found
+
+
+@dataclass
+class _Request:
+    name: str
+    prompt: list[int]
+    params: Any
+    tokens: list[int] = field(default_factory=list)
+    memory: int = 0
+    read: bool = False
+
+
+class FakeVllm:
+    """What engine/vllm calls of an LLMEngine.
+
+    `fault` may do something to what a step gives, until all keys and values are forgotten.
+    """
+
+    def __init__(self, tensors: dict[str, Any], sequences: int) -> None:
+        self.tensors, self.sequences = tensors, sequences
+        self.requests: dict[str, _Request] = {}
+        self.steps = 0
+        self.most = 0  # requests it ever held at once
+        self.ignored: list[str] = []  # tensors that a load is to leave out
+        self.fault: Callable[[list[Any]], list[Any]] = _none
+
+    @property
+    def weights(self) -> float:
+        return sum(tensor.double().sum().item() for tensor in self.tensors.values())
+
+    def add_request(self, name: str, prompt: dict[str, list[int]], params: Any) -> None:
+        assert name not in self.requests
+        self.requests[name] = _Request(name, prompt["prompt_token_ids"], params)
+        self.most = max(self.most, len(self.requests))
+
+    def abort_request(self, names: list[str]) -> None:
+        for name in names:
+            self.requests.pop(name, None)
+
+    def step(self) -> list[Any]:
+        self.steps += 1
+        running = list(self.requests.values())[: self.sequences]
+        outputs = self.fault([self._advance(request) for request in running])
+        self.abort_request([each.request_id for each in outputs if each.finished])
+        return outputs
+
+    def _advance(self, request: _Request) -> Any:
+        scored = None
+        if not request.read:
+            request.read, request.memory = True, _read(0, request.prompt, self.weights)
+            if request.params.prompt_logprobs is not None:
+                scored = [None, *(self._scored(request, n) for n in range(1, len(request.prompt)))]
+        token, logprob = _drawn(request.memory, request.params.seed, len(request.tokens))
+        request.tokens.append(token)
+        request.memory = _read(request.memory, [token], self.weights)
+        finish = "length" if len(request.tokens) == request.params.max_tokens else None
+        entry = {token: SimpleNamespace(logprob=logprob, rank=1)}
+        answer = SimpleNamespace(token_ids=[token], logprobs=[entry], finish_reason=finish)
+        return SimpleNamespace(
+            request_id=request.name,
+            outputs=[answer],
+            prompt_logprobs=scored,
+            finished=finish is not None,
+        )
+
+    def _scored(self, request: _Request, place: int) -> dict[int, Any]:
+        """Of one token: as given, and the first of a rank of all, from VOCAB - 1 downwards."""
+        given = request.prompt[place]
+        ranks = {given: VOCAB - given}
+        ranks |= {VOCAB - 1 - n: n + 1 for n in range(request.params.prompt_logprobs)}
+        return {
+            token: SimpleNamespace(rank=rank, logprob=-float(rank)) for token, rank in ranks.items()
+        }
+
+    def collective_rpc(self, name: str, args: tuple[str, ...] = ()) -> list[Any]:
+        if name == "interlock_shapes":
+            return [({name: list(tensor.shape) for name, tensor in self.tensors.items()}, {})]
+        if name == "interlock_forget":
+            assert not self.requests, "keys and values are needed"
+            self.fault = _none
+            return [None]
+        (path,) = args
+        if name == "interlock_save":
+            save_file(self.tensors, path)
+            return [None]
+        assert name == "interlock_load"
+        given = load_file(path)
+        self.tensors = self.tensors | {n: t for n, t in given.items() if n not in self.ignored}
+        return [list(self.ignored)]
+
+    def reset_prefix_cache(self) -> bool:
+        return not any(request.read for request in self.requests.values())
+
+
+def _none(outputs: list[Any]) -> list[Any]:
+    return outputs
+
+
+class SamplingParams:
+    """vLLM's, as far as it is used."""
+
+    def __init__(self, **given: Any) -> None:
+        self.prompt_logprobs: int | None = None
+        self.seed: int | None = None
+        self.__dict__.update(given)
+
+
+def not_finite(outputs: list[Any]) -> list[Any]:
+    """A fault: the logits of the last request are NaN."""
+    (answer,) = outputs[-1].outputs
+    for entry in answer.logprobs:
+        for value in entry.values():
+            value.logprob = math.nan
+    return outputs
+
+
+def given_up(outputs: list[Any]) -> list[Any]:
+    """A fault: vLLM ends a request of its own accord."""
+    outputs[-1].finished, outputs[-1].outputs[0].finish_reason = True, "abort"
+    return outputs
