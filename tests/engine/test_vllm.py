@@ -201,8 +201,8 @@ def given(logits: torch.Tensor, tokens: list[int]) -> list[float]:
 def same(found: dict[str, Any], expected: dict[str, Any]) -> None:
     """Answers by name and number: the same tokens, and logprobs but for rounding.
 
-    The tokens are compared exactly: of seeded draws, one in a hundred thousand would be on an edge
-    that such rounding reaches, and here are fewer than 300.
+    The tokens are compared exactly: logprobs differ by 3e-5, so about one seeded draw in 30,000 is
+    on an edge that rounding reaches, and here are fewer than 300.
     """
     assert found.keys() == expected.keys()
     for name, answer in expected.items():
@@ -326,7 +326,7 @@ class TestTheEngine:
             if request == "r2":
                 assert tokens[5:] == logits.argmax(-1).tolist()
             assert answer["logprobs"][5:] == pytest.approx(given(logits, tokens[5:]), abs=BAND)
-        assert mixed >= 7 and len(found["reloaded"]) == 12
+        assert mixed >= 6 and len(found["reloaded"]) == 10
 
     def test_a_load_at_the_same_place_gives_the_same_bits(self, found: dict[str, Any]) -> None:
         assert found["reloaded_again"] == found["reloaded"]
