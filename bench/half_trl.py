@@ -85,7 +85,7 @@ class Examiner:
         ]
         texts = [answers[0].text for answers in self._engine.generate(asked)]
         verdicts = self._verifier.verify(list(zip(self._problems, texts, strict=True)))
-        return sum(verdict.reward for verdict in verdicts) / len(texts)
+        return sum(verdict.right for verdict in verdicts) / len(texts)
 
 
 class Held(TrainerCallback):

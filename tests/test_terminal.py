@@ -41,10 +41,15 @@ def text(console: Console) -> str:
     return console.file.getvalue()
 
 
-def scored(answer: str, reward: float, finish: FinishReason = FinishReason.STOP) -> ScoredGroup:
+def scored(
+    answer: str,
+    reward: float,
+    finish: FinishReason = FinishReason.STOP,
+    correct: bool | None = None,
+) -> ScoredGroup:
     problem = Problem("p", [{"role": "user", "content": "What is 2 + 2?"}], "4")
     completion = Completion.sampled([1], [-0.1], finish, answer, 0)
-    return ScoredGroup(Group(problem, [1], [completion], "w"), [Verdict(reward)])
+    return ScoredGroup(Group(problem, [1], [completion], "w"), [Verdict(reward, correct)])
 
 
 def test_a_log_gets_one_plain_line_per_step() -> None:
@@ -156,6 +161,13 @@ def test_accuracy_comes_with_its_interval() -> None:
     # Wilson's interval of 32 in 64.
     assert "accuracy 50.0% (95 % 38.1% – 61.9%) on 64 problems" in text(log)
     assert text(log).count("What is 2 + 2?") == 1 and "✓ 4" in text(log)
+
+
+def test_accuracy_counts_right_answers_whatever_they_earned() -> None:
+    log = console(is_terminal=False)
+    shown = [scored("4", 0.2, correct=True), scored("5", 3.0, correct=False)]
+    terminal.print_accuracy(log, [*shown, *shown], show=2)
+    assert "accuracy 50.0%" in text(log) and "✓ 4" in text(log) and "✗ 5" in text(log)
 
 
 def test_the_outcome_compares_before_and_after(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from interlock.qualify import runner
 from interlock.qualify.check import Check
 from interlock.recipes.sinks import Sink
 from interlock.records.metrics import Event, StepMetrics, WorkerMetrics, WorkerState
-from interlock.records.rl import FinishReason, ScoredGroup
+from interlock.records.rl import ScoredGroup
 from interlock.records.trust import Certificate, Finding, Result, Role, Trust
 from interlock.report import summary
 from interlock.rundir import RunView
@@ -284,24 +284,23 @@ def _comparison_table(comparisons: Sequence[summary.Comparison]) -> Table:
 
 
 def _answer(answer: summary.Answer) -> Text:
-    mark = "✓" if answer.reward >= 1 else "✗"
-    style = "green" if answer.reward >= 1 else "red"
+    mark, style = ("✓", "green") if answer.right else ("✗", "red")
     text = visible(answer.text).strip() + (" …" if answer.cut else "")
     return Text.assemble((f"{mark} ", style), text)
 
 
 def print_accuracy(console: Console, scored: Sequence[ScoredGroup], show: int) -> None:
     """Accuracy of one evaluation and its first `show` answers."""
-    rewards = [reward for group in scored for reward in group.rewards]
-    share = sum(rewards) / len(rewards)
-    low, high = summary.wilson(share, len(rewards))
-    console.print(f"accuracy {share:.1%} (95 % {low:.1%} – {high:.1%}) on {len(rewards)} problems")
+    right = [each for group in scored for each in group.right]
+    share = sum(right) / len(right)
+    low, high = summary.wilson(share, len(right))
+    console.print(f"accuracy {share:.1%} (95 % {low:.1%} – {high:.1%}) on {len(right)} problems")
     for group in scored[:show]:
-        completion, reward = group.group.completions[0], group.rewards[0]
         question = group.group.problem.messages[-1]["content"]
-        cut = completion.finish == FinishReason.LENGTH
         console.print(Text(f"\n{visible(question)}", style="bold"), soft_wrap=True)
-        console.print(_answer(summary.Answer(completion.text, reward, None, cut)), soft_wrap=True)
+        console.print(
+            _answer(summary.answer(group.group.completions[0], group.verdicts[0])), soft_wrap=True
+        )
 
 
 class QualifyWatch(runner.Watch):

@@ -39,7 +39,8 @@ def test_mcnemar_is_the_exact_binomial_test(one: int, other: int) -> None:
 
 
 def test_a_task_is_compared_problem_by_problem() -> None:
-    found = task_result("sums", [1, 1, 1, 0, 1, 1, 1, 0], [1, 0, 0, 1, 0, 0, 0, 0])
+    right = [list(map(bool, map(int, digits))) for digits in ("11101110", "10010000")]
+    found = task_result("sums", *right)
     assert (found.a.share, found.b.share, found.only_a, found.only_b) == (0.75, 0.25, 5, 1)
     assert found.p == pytest.approx(2 * (1 + 6) / 64)
     # Wilson, 6 of 8, z = 1.96

@@ -409,6 +409,7 @@ def test_metrics_by_hand(run: RunDir) -> None:
     assert s.taken[8] == [0, 1, 2, 4]  # 3 is five versions old, and then nobody can answer it
     expected = RolloutMetrics(
         reward=0.0,
+        correct=0.0,
         length=1.0,
         truncated=0.0,
         tokens=8,  # four groups of two completions of one token

@@ -18,6 +18,7 @@ from interlock.recipes import fleet
 from interlock.recipes.sinks import Sink
 from interlock.recipes.train import train
 from interlock.records.metrics import Event
+from interlock.records.rl import VerdictStatus
 from interlock.rundir import RunDir
 from interlock.workers import generator as generators
 
@@ -187,7 +188,29 @@ def test_a_verifier_that_fails_is_counted_and_stops_nothing(
         for answer in group.group.completions
     ]
     verdicts = [verdict for group in scored for verdict in group.verdicts]
-    assert [verdict.error is not None for verdict in verdicts] == odd and any(odd)
-    assert all(verdict.reward == 0 for verdict in verdicts if verdict.error)
+    assert [verdict.status is VerdictStatus.ERROR for verdict in verdicts] == odd and any(odd)
+    assert all(verdict.reward == 0 for verdict in verdicts if not verdict.status.judged)
     assert sum(line.rollout.verifier_errors or 0 for line in view.metrics()) == sum(odd)
     assert any("odd" in note for note in notes)
+
+
+def test_reward_and_correctness_are_apart(tiny_recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "reward.py").write_text(
+        "def reward(problem, answer):\n"
+        "    odd = sum(map(ord, answer)) % 2\n"
+        "    parts = {'base': 5, 'odd': -odd}\n"
+        "    return {'reward': 5.0 - odd, 'correct': bool(odd), 'parts': parts}\n"
+    )
+    view = run(tiny_recipe, tmp_path / "run", "stage.steps=2", "stage.eval.every=0")
+    before, step, _ = view.metrics()
+    right = [
+        sum(map(ord, answer.text)) % 2
+        for scored in view.ledger.read(0, 1)
+        for answer in scored.group.completions
+    ]
+    share = sum(right) / 12
+    assert step.rollout.correct == pytest.approx(share) and 0 < share < 1
+    assert step.rollout.reward == pytest.approx(5 - share)
+    assert step.rollout.parts == pytest.approx({"base": 5.0, "odd": -share})
+    held_out = [each for scored in view.ledger.read_evaluation(0, 0) for each in scored.right]
+    assert before.accuracy == sum(held_out) / 5 <= 1

@@ -22,7 +22,7 @@ from interlock.records.metrics import (
     WorkerMetrics,
     WorkerState,
 )
-from interlock.records.rl import Verdict
+from interlock.records.rl import Verdict, VerdictStatus
 from interlock.report import write_report
 from interlock.report.page import to_toml
 from interlock.report.sheet import json_in_script
@@ -177,7 +177,7 @@ def test_foreign_text_is_inert(
     config = {"name": attack, "model": {"path": attack}, "stage": [{"kind": attack, attack: 1}]}
     with pytest.raises(ValueError), make_run(config) as run:
         scored = make_group(attack, (attack, 0.0), ("x", 0.0))
-        scored.verdicts[1] = Verdict(0.0, error=attack)
+        scored.verdicts[1] = Verdict.failed(VerdictStatus.ERROR, attack)
         run.ledger.record(0, 1, [scored], [0])
         run.ledger.record_evaluation(0, 0, [make_group(attack, (attack, 0.0))])
         run.ledger.record_evaluation(0, 1, [make_group(attack, (attack, 1.0))])

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from interlock.records.metrics import RolloutMetrics, StepMetrics
+from interlock.records.rl import Verdict
 from interlock.report import summary
 from interlock.rundir import Session
 
@@ -37,19 +38,20 @@ def test_wilson_ends_solve_the_score_equation(total: int, share: float) -> None:
             assert score == pytest.approx(1.959964, rel=1e-3)
 
 
-def test_evaluations_take_the_logged_accuracy_else_the_mean_reward(
+def test_evaluations_take_the_logged_accuracy_else_the_share_of_right_answers(
     make_run: MakeRun, make_group: MakeGroup
 ) -> None:
     run = make_run()
     answers = [("x", 1.0)], [("y", 0.5)], [("z", 0.0)], [("w", 1.0)]
     scored = [make_group(f"q{i}", *answer) for i, answer in enumerate(answers)]
+    scored[1].verdicts[0] = Verdict(0.5, correct=True)  # a number that would not say it
     run.ledger.record_evaluation(0, 0, scored)
     run.ledger.record_evaluation(0, 2, scored)
-    for step, accuracy in ((1, None), (2, 0.75), (3, 0.25)):
+    for step, accuracy in ((1, None), (2, 0.5), (3, 0.25)):
         run.log(StepMetrics(stage=0, step=step, accuracy=accuracy))
     assert summary.evaluations(run, run.metrics()) == [
-        (0, 0, 0.625, 4),
-        (0, 2, 0.75, 4),
+        (0, 0, 0.75, 4),
+        (0, 2, 0.5, 4),
         (0, 3, 0.25, None),
     ]
 

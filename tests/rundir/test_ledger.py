@@ -4,15 +4,25 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from interlock.errors import RunError
-from interlock.records.rl import Completion, FinishReason, Group, Problem, ScoredGroup, Verdict
+from interlock.records.rl import (
+    Completion,
+    FinishReason,
+    Group,
+    Problem,
+    ScoredGroup,
+    Verdict,
+    VerdictStatus,
+)
 from interlock.rundir import Ledger
 
 MakeGroup = Callable[..., ScoredGroup]
@@ -171,6 +181,79 @@ def test_problems_are_set_aside_for_their_first_reason(tmp_path: Path) -> None:
     ledger.close()
     assert Ledger(path).set_asides(0) == {2: "too long", 8: "lost 3 workers"}
     assert Ledger.read_only(path).set_asides(1) == {8: "elsewhere"}
+
+
+def of_format_2(path: Path) -> None:
+    """A ledger as it was written before completions had segments and verdicts a status."""
+    problem = {"id": "p", "messages": [{"role": "user", "content": "q"}], "answer": "4", "meta": {}}
+    answers = [
+        {"tokens": [5, 6], "logprobs": [-0.5, -0.25], "finish": finish, "text": text,
+         "weight_version": 3}
+        for finish, text in (("stop", "4"), ("length", "5"), ("stop", "6"), ("stop", "7"))
+    ]  # fmt: skip
+    group = {"problem": problem, "prompt_tokens": [1], "completions": answers, "worker": "w0"}
+    verdicts = [
+        {"reward": 1.0, "error": None},
+        {"reward": 0.0, "error": "no verdict within 5 s"},
+        {"reward": 0.0, "error": "the verifier's process ended (signal 9)"},
+        {"reward": 0.0, "error": "ValueError: odd"},
+    ]
+    with sqlite3.connect(path) as database:
+        sealed = "problem_id TEXT NOT NULL, payload BLOB NOT NULL, sha256 TEXT NOT NULL"
+        place = "stage INTEGER NOT NULL, step INTEGER NOT NULL, position INTEGER NOT NULL"
+        database.execute(f"CREATE TABLE groups ({place}, sequence INTEGER NOT NULL, {sealed})")
+        database.execute(f"CREATE TABLE evaluations ({place}, {sealed})")
+        database.execute(f"CREATE TABLE arrivals (stage INTEGER, sequence INTEGER, {sealed})")
+        database.execute("CREATE TABLE set_asides (stage INTEGER, sequence INTEGER, reason TEXT)")
+        arrived = msgspec.msgpack.encode(group)
+        scored = msgspec.msgpack.encode({"group": group, "verdicts": verdicts})
+        kept, used = ((data, sha256(data).hexdigest()) for data in (arrived, scored))
+        database.execute("INSERT INTO groups VALUES (0, 1, 0, 7, 'p', ?, ?)", used)
+        database.execute("INSERT INTO evaluations VALUES (0, 0, 0, 'p', ?, ?)", used)
+        database.execute("INSERT INTO arrivals VALUES (0, 9, 'p', ?, ?)", kept)
+        database.execute("PRAGMA user_version = 2")
+
+
+def test_a_ledger_of_format_2_is_read(tmp_path: Path) -> None:
+    of_format_2(tmp_path / "ledger.sqlite")
+    ledger = Ledger.read_only(tmp_path / "ledger.sqlite")
+    [scored] = ledger.read(0, 1)
+    stop, length = FinishReason.STOP, FinishReason.LENGTH
+    answers = [
+        Completion.sampled([5, 6], [-0.5, -0.25], finish, text, weight_version=3)
+        for finish, text in ((stop, "4"), (length, "5"), (stop, "6"), (stop, "7"))
+    ]
+    question = Problem("p", [{"role": "user", "content": "q"}], "4")
+    assert scored.group == Group(question, [1], answers, "w0")
+    assert scored.verdicts == [
+        Verdict(1.0),
+        Verdict.failed(VerdictStatus.TIMEOUT, "no verdict within 5 s"),
+        Verdict.failed(VerdictStatus.CRASHED, "the verifier's process ended (signal 9)"),
+        Verdict.failed(VerdictStatus.ERROR, "ValueError: odd"),
+    ]
+    assert scored.right == [True, False, False, False]
+    assert ledger.read_evaluation(0, 0) == [scored]
+    assert ledger.arrivals(0) == [(9, scored.group)]
+    assert (ledger.steps(), ledger.used(0)) == ([(0, 1)], {7})
+
+
+def test_a_ledger_of_format_2_is_not_gone_on_with(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    of_format_2(path)
+    before = path.read_bytes()
+    with pytest.raises(RunError, match=r"format 2, which .* finish the run with the version that"):
+        Ledger(path)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("row", [b"\x80", b"\x81\xa5group\x80", b"\xc0", b"\x90", b"\xff"])
+def test_a_row_that_is_not_of_format_2_is_named(tmp_path: Path, row: bytes) -> None:
+    of_format_2(tmp_path / "ledger.sqlite")
+    with sqlite3.connect(tmp_path / "ledger.sqlite") as database:
+        digest = sha256(row).hexdigest()
+        database.execute("UPDATE groups SET payload = ?, sha256 = ?", (row, digest))
+    with pytest.raises(RunError, match="stage 0 step 1 position 0 was written by another version"):
+        Ledger.read_only(tmp_path / "ledger.sqlite").read(0, 1)
 
 
 @pytest.mark.parametrize("version", [0, 1, 99])

@@ -1,5 +1,6 @@
 import os
 import signal
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,17 @@ def test_resuming_with_another_config_is_refused_and_changes_nothing(
     with pytest.raises(RunError, match=message):
         RunDir.open(tmp_path, TREE | change)
     assert contents(tmp_path) == before
+
+
+def test_a_run_of_an_older_format_is_read_but_not_gone_on_with(tmp_path: Path) -> None:
+    create(tmp_path).finish()
+    with sqlite3.connect(tmp_path / "ledger.sqlite") as database:
+        database.execute("PRAGMA user_version = 2")
+    before = contents(tmp_path)
+    with pytest.raises(RunError, match="has ledger format 2, which this version"):
+        RunDir.open(tmp_path, TREE | {"seed": 1})  # whatever else may be wrong
+    assert contents(tmp_path) == before
+    assert RunDir.read(tmp_path).ledger.steps() == []
 
 
 def test_a_whole_recipe_compares_equal_to_itself(tmp_path: Path) -> None:

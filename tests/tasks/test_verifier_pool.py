@@ -16,7 +16,7 @@ from remains import gone
 
 from interlock.config.schema import TaskSettings
 from interlock.errors import TaskError
-from interlock.records.rl import Problem, Verdict
+from interlock.records.rl import Problem, Verdict, VerdictStatus
 from interlock.tasks.verifier_pool import VerifierPool
 
 TIMEOUT_S = 0.5
@@ -55,6 +55,11 @@ def inf(): return math.inf
 def huge(): return 10**400
 def true(): return True
 def false(): return False
+def numpys():
+    import numpy
+    return numpy.bool_(True)
+def in_parts():
+    return {"reward": 0.7, "correct": False, "parts": {"answer": 1, "length": -0.3}}
 def half(): return 0.5
 def one(): return 1
 def prints():
@@ -105,7 +110,7 @@ def _between_good_ones(pool: VerifierPool, fault: str) -> Verdict:
 
 
 @pytest.mark.parametrize(
-    ("fault", "error"),
+    ("fault", "cause"),
     [
         ("hang", "no verdict within 0.5 s"),
         ("hang_and_ignore_signals", "no verdict within 0.5 s"),
@@ -131,28 +136,44 @@ def _between_good_ones(pool: VerifierPool, fault: str) -> Verdict:
     ],
 )
 def test_a_fault_scores_zero_and_spares_its_neighbours(
-    fault: str, error: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    fault: str, cause: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     # Only what hangs is made to wait for the deadline; a busy machine needs time for the others.
-    timeout_s = TIMEOUT_S if error.startswith("no verdict") else 10.0
+    timeout_s = TIMEOUT_S if cause.startswith("no verdict") else 10.0
     with _pool(tmp_path, timeout_s=timeout_s) as pool:
         started = time.monotonic()
         with caplog.at_level(logging.WARNING):
             verdict = _between_good_ones(pool, fault)
         assert time.monotonic() - started < 8
-        assert verdict.reward == 0.0 and verdict.error is not None
-        assert verdict.error.startswith(error) and len(verdict.error) <= 500
+        assert verdict.reward == 0.0 and not verdict.right and verdict.cause is not None
+        assert verdict.cause.startswith(cause) and len(verdict.cause) <= 500
+        expected = {
+            "no verdict": VerdictStatus.TIMEOUT,
+            "the verifier's process": VerdictStatus.CRASHED,
+        }
+        assert verdict.status is next(
+            (status for said, status in expected.items() if cause.startswith(said)),
+            VerdictStatus.ERROR,
+        )
+        assert verdict.status.policy_may_have_caused
         assert pool.errors == 1
         assert "verifier failed on p: " in caplog.text
 
 
 @pytest.mark.parametrize(
-    ("name", "reward"),
-    [("true", 1.0), ("false", 0.0), ("prints", 1.0), ("forks_and_returns", 1.0)],
+    ("name", "verdict"),
+    [
+        ("true", Verdict(1.0, True)),
+        ("false", Verdict(0.0, False)),
+        ("prints", Verdict(1.0)),
+        ("forks_and_returns", Verdict(1.0)),
+        ("numpys", Verdict(1.0, True)),
+        ("in_parts", Verdict(0.7, False, {"answer": 1.0, "length": -0.3})),
+    ],
 )
-def test_harmless_oddities_score_as_they_say(name: str, reward: float, tmp_path: Path) -> None:
+def test_harmless_oddities_score_as_they_say(name: str, verdict: Verdict, tmp_path: Path) -> None:
     with _pool(tmp_path) as pool:
-        assert _between_good_ones(pool, name) == Verdict(reward)
+        assert _between_good_ones(pool, name) == verdict
         assert pool.errors == 0
 
 
@@ -174,7 +195,7 @@ def test_verdicts_keep_the_order_over_workers(tmp_path: Path) -> None:
 
 def test_children_of_a_hung_verifier_are_killed_with_it(tmp_path: Path) -> None:
     with _pool(tmp_path) as pool:
-        assert _between_good_ones(pool, "orphan").error == "no verdict within 0.5 s"
+        assert _between_good_ones(pool, "orphan").cause == "no verdict within 0.5 s"
         pid = int((Path(pool._directory.name) / "orphan").read_text())
         assert gone(pid)
 
@@ -260,8 +281,9 @@ def test_a_verifier_that_no_longer_loads_costs_its_answers_only(tmp_path: Path) 
     with _pool(tmp_path) as pool:
         (tmp_path / "faults.py").write_text("raise RuntimeError('edited')")
         good, dead, lost = pool.verify([(_problem(name), "") for name in ["one", "dies", "one"]])
-        assert good == Verdict(1.0) and dead.error is not None
-        assert lost.reward == 0.0 and "RuntimeError: edited" in str(lost.error)
+        assert good == Verdict(1.0) and dead.status is VerdictStatus.CRASHED
+        assert lost.reward == 0.0 and "RuntimeError: edited" in str(lost.cause)
+        assert lost.status is VerdictStatus.UNAVAILABLE and not lost.status.policy_may_have_caused
 
 
 def test_arithmetic_answers_take_milliseconds() -> None:
@@ -291,7 +313,9 @@ def test_every_task_has_a_verifier_in_the_pool(task: TaskSettings, answer: str, 
     problem = Problem(id="p", messages=[], answer=answer, meta=meta)
     with VerifierPool(task) as pool:
         verdicts = pool.verify([(problem, "18"), (problem, "19"), (problem, "")])
-        assert verdicts == [Verdict(1.0), Verdict(0.0), Verdict(0.0)]
+        assert [(verdict.reward, verdict.right) for verdict in verdicts] == [
+            (1.0, True), (0.0, False), (0.0, False)
+        ]  # fmt: skip
 
 
 def test_math_that_never_ends_is_cut_short() -> None:

@@ -46,7 +46,7 @@ class Greedy(msgspec.Struct, frozen=True):
 
 
 class Accuracy(msgspec.Struct, frozen=True):
-    """Mean reward of greedy answers, with its 95 % Wilson interval."""
+    """Share of greedy answers that are right, with its 95 % Wilson interval."""
 
     share: float
     low: float
@@ -60,7 +60,7 @@ class TaskResult(msgspec.Struct, frozen=True):
     problems: int
     a: Accuracy
     b: Accuracy
-    only_a: int  # problems that A answered better
+    only_a: int  # problems that only A answered right
     only_b: int
     p: float  # of McNemar's exact test: that these two counts came about by chance
 
@@ -91,8 +91,8 @@ def _parts(a: Sequence[int], b: Sequence[int]) -> int | None:
     return None if len(a) == len(b) else min(len(a), len(b))
 
 
-def task_result(task: str, a: Sequence[float], b: Sequence[float]) -> TaskResult:
-    """Of the rewards of both sides, problem by problem."""
+def task_result(task: str, a: Sequence[bool], b: Sequence[bool]) -> TaskResult:
+    """Of whether each side was right, problem by problem."""
     only_a = sum(x > y for x, y in zip(a, b, strict=True))
     only_b = sum(x < y for x, y in zip(a, b, strict=True))
     return TaskResult(
@@ -100,11 +100,9 @@ def task_result(task: str, a: Sequence[float], b: Sequence[float]) -> TaskResult
     )
 
 
-def _accuracy(rewards: Sequence[float]) -> Accuracy:
-    share = fmean(rewards)
-    # A reward outside of 0 to 1 is no share; its interval says nothing.
-    low, high = wilson(share, len(rewards)) if 0 <= share <= 1 else (-math.inf, math.inf)
-    return Accuracy(share, low, high)
+def _accuracy(right: Sequence[bool]) -> Accuracy:
+    share = fmean(right)
+    return Accuracy(share, *wilson(share, len(right)))
 
 
 def mcnemar(one: int, other: int) -> float:

@@ -31,8 +31,11 @@ def score(groups: Sequence[Group], verifier: VerifierPool) -> list[ScoredGroup]:
 
 
 def accuracy(scored: Sequence[ScoredGroup]) -> float:
-    """Mean reward over all completions."""
-    return fmean(reward for group in scored for reward in group.rewards)
+    """The share of all completions that are right.
+
+    That is for the verifier to say; where it gives only a number, a reward of 1 or more is right.
+    """
+    return fmean(right for group in scored for right in group.right)
 
 
 def answer_greedily(

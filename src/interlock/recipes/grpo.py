@@ -80,9 +80,9 @@ def _sample(
 
 
 def _note_errors(stage: Stage[Grpo], step: int, scored: Sequence[ScoredGroup]) -> None:
-    errors = [verdict.error for group in scored for verdict in group.verdicts if verdict.error]
-    if errors:
-        stage.event("verifier_error", f"step {step}: {len(errors)} answers score 0: {errors[0]}")
+    causes = [v.cause for group in scored for v in group.verdicts if not v.status.judged]
+    if causes:
+        stage.event("verifier_error", f"step {step}: {len(causes)} answers score 0: {causes[0]}")
 
 
 def advantages(rewards: Sequence[float], kind: str) -> list[float]:

@@ -9,7 +9,8 @@ With staleness 0 no more than a step's problems are ever ordered, so generation 
 update. With a cap of n, generators work up to n steps ahead.
 """
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import count, groupby
 from statistics import fmean
 from typing import Literal
@@ -84,10 +85,13 @@ class Rollouts:
         `skipped` of them taught nothing.
         """
         answers = [answer for scored in used for answer in scored.group.completions]
+        verdicts = [verdict for scored in used for verdict in scored.verdicts]
         lengths = [len(answer.tokens) for answer in answers]
         behind = [self.staleness(scored.group) for scored in used]
         return RolloutMetrics(
-            reward=fmean(reward for scored in used for reward in scored.rewards),
+            reward=fmean(verdict.reward for verdict in verdicts),
+            correct=fmean(verdict.right for verdict in verdicts),
+            parts=_means(verdict.parts for verdict in verdicts),
             length=fmean(lengths),
             truncated=fmean(answer.finish is FinishReason.LENGTH for answer in answers),
             tokens=sum(lengths),
@@ -97,7 +101,7 @@ class Rollouts:
             groups_set_aside=self.set_aside,
             staleness_mean=fmean(behind),
             staleness_max=max(behind),
-            verifier_errors=sum(v.error is not None for scored in used for v in scored.verdicts),
+            verifier_errors=sum(not verdict.status.judged for verdict in verdicts),
         )
 
     def _keep(self, groups: Sequence[tuple[int, Group]]) -> None:
@@ -192,3 +196,12 @@ class Rollouts:
             else:
                 self._buffer[sequence] = group
         self._stage.sinks.workers(self._generators.facts())
+
+
+def _means(found: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each part, over those that have it."""
+    values: dict[str, list[float]] = defaultdict(list)
+    for parts in found:
+        for name, value in parts.items():
+            values[name].append(value)
+    return {name: fmean(values[name]) for name in sorted(values)}

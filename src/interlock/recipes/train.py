@@ -173,6 +173,7 @@ def _settled(recipe: Recipe, resumed: Path | None) -> Recipe:
     known = recipe
     if resumed is not None:
         with closing(RunDir.read(resumed)) as run:
+            run.ledger.check_current()  # before its settings are compared with those of today
             known = parse_recipe(run.config, source=f"{resumed}/config.json")
     return replace(
         recipe,

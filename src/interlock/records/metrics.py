@@ -62,6 +62,8 @@ class RolloutMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tr
     """What a step sampled and used. Means are over its completions unless said otherwise."""
 
     reward: float | None = None  # mean
+    correct: float | None = None  # share of right answers (Verdict.right)
+    parts: dict[str, float] = {}  # of the rewards, by name; mean of the completions that have it
     length: float | None = None  # mean, tokens
     truncated: float | None = None  # share that ended by max_tokens
     tokens: int | None = None  # sampled, of all completions

@@ -125,11 +125,47 @@ class Group(msgspec.Struct, frozen=True):
         return min(completion.weight_version for completion in self.completions)
 
 
-class Verdict(msgspec.Struct, frozen=True):
-    """What a verifier said of one completion; `error` when it crashed, hung or misbehaved."""
+class VerdictStatus(StrEnum):
+    """How it went to judge a completion."""
 
-    reward: float
-    error: str | None = None
+    JUDGED = "judged"
+    TIMEOUT = "timeout"  # no verdict in time
+    CRASHED = "crashed"  # the verifier's process ended
+    ERROR = "error"  # the verifier raised, or returned what is no verdict
+    UNAVAILABLE = "unavailable"  # the verifier could not even be started
+
+    @property
+    def judged(self) -> bool:
+        return self is VerdictStatus.JUDGED
+
+    @property
+    def policy_may_have_caused(self) -> bool:
+        """An answer can make a verifier hang, crash or raise; it cannot keep it from starting."""
+        return self not in (VerdictStatus.JUDGED, VerdictStatus.UNAVAILABLE)
+
+
+class Verdict(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What is known of a completion's worth once its verifier was asked.
+
+    Reward and correctness are two things: a reward teaches, and may be any mix of parts; whether
+    the answer is right is what accuracy counts. Example: Verdict(0.7, correct=True,
+    parts={"answer": 1.0, "length": -0.3}).
+    """
+
+    reward: float  # finite; 0 when it was not judged
+    correct: bool | None = None  # that the answer is right; None: the verifier does not say
+    parts: dict[str, float] = {}  # what the reward is made of, by name
+    status: VerdictStatus = VerdictStatus.JUDGED
+    cause: str | None = None  # one line, why it was not judged
+
+    @classmethod
+    def failed(cls, status: VerdictStatus, cause: str) -> "Verdict":
+        return cls(0.0, status=status, cause=cause)
+
+    @property
+    def right(self) -> bool:
+        """Whether the answer counts as right: as the verifier says, else from a reward of 1 on."""
+        return self.reward >= 1 if self.correct is None else self.correct
 
 
 class ScoredGroup(msgspec.Struct, frozen=True):
@@ -141,6 +177,10 @@ class ScoredGroup(msgspec.Struct, frozen=True):
     @property
     def rewards(self) -> list[float]:
         return [verdict.reward for verdict in self.verdicts]
+
+    @property
+    def right(self) -> list[bool]:
+        return [verdict.right for verdict in self.verdicts]
 
 
 class WeightVersion(msgspec.Struct, frozen=True):

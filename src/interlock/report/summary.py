@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from interlock.records.metrics import StepMetrics
-from interlock.records.rl import ScoredGroup
+from interlock.records.rl import Completion, FinishReason, ScoredGroup, Verdict
 from interlock.rundir import RunView, Session
 
 _Z95 = 1.959963984540054  # standard normal quantile of a two-sided 95 % interval
@@ -20,15 +20,12 @@ class Evaluation(NamedTuple):
 
     stage: int
     step: int
-    accuracy: float  # mean reward: the share of right answers where rewards are 0 or 1
+    accuracy: float  # share of right answers; what was logged by versions before: mean reward
     problems: int | None  # None when the answers are not in the ledger
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The 95 % Wilson interval of `accuracy`; None when it is no share of known problems.
-
-        With rewards between 0 and 1 it is wider than it need be.
-        """
+        """The 95 % Wilson interval of `accuracy`; None when it is no share of known problems."""
         if not self.problems or not 0 <= self.accuracy <= 1:
             return None
         return wilson(self.accuracy, self.problems)
@@ -44,7 +41,8 @@ class BeforeAfter(NamedTuple):
 class Answer(NamedTuple):
     text: str
     reward: float
-    error: str | None  # what the verifier ran into
+    right: bool
+    cause: str | None  # why the verifier could not judge it
     cut: bool  # ended by max_tokens
 
 
@@ -82,7 +80,7 @@ def total(metrics: Metrics, figure: Callable[[StepMetrics], float | None]) -> fl
 def evaluations(run: RunView, metrics: Metrics) -> list[Evaluation]:
     """Every evaluation, in order.
 
-    The accuracy is the logged one; where none was logged, the mean of the recorded rewards.
+    The accuracy is the logged one; where none was logged, the share of right recorded answers.
     """
     logged = {
         (line.stage, line.step): line.accuracy for line in metrics if line.accuracy is not None
@@ -91,11 +89,11 @@ def evaluations(run: RunView, metrics: Metrics) -> list[Evaluation]:
     found = []
     for stage, step in sorted(logged.keys() | recorded):
         scored = run.ledger.read_evaluation(stage, step)
-        rewards = [reward for group in scored for reward in group.rewards]
+        right = [each for group in scored for each in group.right]
         accuracy = logged.get((stage, step))
         if accuracy is None:
-            accuracy = math.fsum(rewards) / len(rewards)
-        found.append(Evaluation(stage, step, accuracy, len(rewards) or None))
+            accuracy = sum(right) / len(right)
+        found.append(Evaluation(stage, step, accuracy, len(right) or None))
     return found
 
 
@@ -165,6 +163,11 @@ def _question(scored: ScoredGroup) -> str:
 
 def _answers(scored: ScoredGroup) -> list[Answer]:
     return [
-        Answer(completion.text, verdict.reward, verdict.error, completion.finish == "length")
+        answer(completion, verdict)
         for completion, verdict in zip(scored.group.completions, scored.verdicts, strict=True)
     ]
+
+
+def answer(completion: Completion, verdict: Verdict) -> Answer:
+    cut = completion.finish is FinishReason.LENGTH
+    return Answer(completion.text, verdict.reward, verdict.right, verdict.cause, cut)

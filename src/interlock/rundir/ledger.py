@@ -12,7 +12,7 @@ problems, from 0; the database itself refuses to use one twice. Any thread may c
 
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -23,9 +23,15 @@ import msgspec
 from interlock.errors import RunError
 from interlock.records.coding import Record, from_bytes, to_bytes
 from interlock.records.rl import Group, ScoredGroup
+from interlock.rundir import older
 from interlock.rundir.files import storage_errors
 
-_FORMAT = 2  # of the tables below; kept in the file as PRAGMA user_version
+# Of the tables below and the records in them; kept in the file as PRAGMA user_version. Of the
+# formats before it, those with a converter can still be read.
+_FORMAT = 3
+_OLDER: dict[int, dict[type[msgspec.Struct], Callable[[dict[str, Any]], dict[str, Any]]]] = {
+    2: {Group: older.group, ScoredGroup: older.scored_group}
+}
 _BUSY_TIMEOUT = 30.0  # seconds to wait for a reader that holds the file
 
 _SEALED = "problem_id TEXT NOT NULL, payload BLOB NOT NULL, sha256 TEXT NOT NULL"
@@ -52,17 +58,19 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         """Open for writing, creating the file when there is none.
 
-        Raises RunError, also when the ledger was written in another format.
+        Raises RunError, also when the ledger was written in another format: rows of an older one
+        are read, by `read_only`, but not added to.
         """
         self.path = path
         self._lock = threading.RLock()
         with storage_errors(path.parent):
             self._database = _connect(str(path))
-            found = _check_format(self._database, path)
+            self.format = _format_of(self._database, path)
+            self.check_current()
             self._database.execute("PRAGMA journal_mode=WAL")
             self._database.execute("PRAGMA synchronous=FULL")
-            if not found:
-                _create_tables(self._database)
+            if not self.format:
+                self.format = _create_tables(self._database)
 
     @classmethod
     def read_only(cls, path: Path) -> "Ledger":
@@ -75,11 +83,21 @@ class Ledger:
         ledger._lock = threading.RLock()
         with storage_errors(path.parent):
             ledger._database = _open_existing(path) if path.exists() else _connect(":memory:")
-            if not _check_format(ledger._database, path):  # a kill came before the first table
+            ledger.format = _format_of(ledger._database, path)
+            if not ledger.format:  # a kill came before the first table
                 ledger._database.close()
                 ledger._database = _connect(":memory:")
-                _create_tables(ledger._database)
+                ledger.format = _create_tables(ledger._database)
         return ledger
+
+    def check_current(self) -> None:
+        """Raise RunError when the ledger can be read, but is not of the format that is written."""
+        if self.format in _OLDER:
+            raise RunError(
+                f"{self.path} has ledger format {self.format}, which this version of Interlock "
+                "reads but does not go on with; finish the run with the version that wrote it, or "
+                "start a new run"
+            )
 
     def arrive(self, stage: int, groups: Sequence[tuple[int, Group]]) -> list[int]:
         """Keep finished groups, by sequence, until they are used or discarded; durable on return.
@@ -108,7 +126,7 @@ class Ledger:
                 (stage,),
             ).fetchall()
         where = f"{self.path}: arrivals, stage {stage} sequence"
-        return [(row[0], _unsealed(f"{where} {row[0]}", Group, *row[1:])) for row in rows]
+        return [(row[0], self._unsealed(f"{where} {row[0]}", Group, *row[1:])) for row in rows]
 
     def discard(self, stage: int, sequences: Sequence[int]) -> None:
         """Forget arrivals; those that are not there are gone already."""
@@ -240,7 +258,18 @@ class Ledger:
     def _read(self, table: str, stage: int, step: int) -> list[ScoredGroup]:
         rows = self._rows(table, "position, payload, sha256", stage, step)
         where = f"{self.path}: {table}, stage {stage} step {step} position"
-        return [_unsealed(f"{where} {row[0]}", ScoredGroup, *row[1:]) for row in rows]
+        return [self._unsealed(f"{where} {row[0]}", ScoredGroup, *row[1:]) for row in rows]
+
+    def _unsealed(self, where: str, kind: type[Record], payload: bytes, digest: str) -> Record:
+        if sha256(payload).hexdigest() != digest:
+            raise RunError(f"{where} is damaged; restore the ledger or start a new run")
+        try:
+            if self.format not in _OLDER:
+                return from_bytes(payload, kind)
+            converted = _OLDER[self.format][kind](msgspec.msgpack.decode(payload))
+            return msgspec.convert(converted, kind)
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{where} was written by another version ({error})") from None
 
     def _rows(self, table: str, columns: str, stage: int, step: int) -> list[tuple[Any, ...]]:
         with self._access() as database:
@@ -259,15 +288,6 @@ class Ledger:
 def _sealed(record: msgspec.Struct, problem_id: str) -> tuple[str, bytes, str]:
     payload = to_bytes(record)
     return problem_id, payload, sha256(payload).hexdigest()
-
-
-def _unsealed(where: str, kind: type[Record], payload: bytes, digest: str) -> Record:
-    if sha256(payload).hexdigest() != digest:
-        raise RunError(f"{where} is damaged; restore the ledger or start a new run")
-    try:
-        return from_bytes(payload, kind)
-    except ValueError as error:
-        raise RunError(f"{where} was written by another version ({error})") from None
 
 
 def _delete_arrivals(database: sqlite3.Connection, stage: int, sequences: Sequence[int]) -> None:
@@ -301,22 +321,25 @@ def _open_existing(path: Path) -> sqlite3.Connection:
     return database
 
 
-def _check_format(database: sqlite3.Connection, path: Path) -> int:
-    """The format of the tables, 0 when there are none yet. RunError when it is not ours."""
+def _format_of(database: sqlite3.Connection, path: Path) -> int:
+    """The format of the tables, 0 when there are none yet. RunError when it cannot be read."""
     (version,) = database.execute("PRAGMA user_version").fetchone()
     (tables,) = database.execute("SELECT COUNT(*) FROM sqlite_schema").fetchone()
-    if version != _FORMAT and (version, tables) != (0, 0):
+    if version not in (_FORMAT, *_OLDER) and (version, tables) != (0, 0):
+        known = ", ".join(map(str, sorted([*_OLDER, _FORMAT])))
         raise RunError(
-            f"{path} has ledger format {version}, and this version of Interlock reads "
-            f"{_FORMAT}; use the version that wrote it, or start a new run"
+            f"{path} has ledger format {version}, and this version of Interlock reads {known}; "
+            "use the version that wrote it, or start a new run"
         )
-    return version
+    found: int = version
+    return found
 
 
-def _create_tables(database: sqlite3.Connection) -> None:
-    """All tables and the format in one transaction: a kill leaves both or neither."""
+def _create_tables(database: sqlite3.Connection) -> int:
+    """All tables and the format in one transaction: a kill leaves both or neither. -> format"""
     with database:
         database.execute("BEGIN IMMEDIATE")
         for table, columns in _TABLES.items():
             database.execute(f"CREATE TABLE {table} ({columns})")
         database.execute(f"PRAGMA user_version = {_FORMAT}")
+    return _FORMAT

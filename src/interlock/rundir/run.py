@@ -215,11 +215,12 @@ class RunDir(RunView):
     def open(cls, path: Path, config: dict[str, Any] | None = None) -> "RunDir":
         """Go on with a run: repair what a kill left torn, and note it as an event.
 
-        Raises RunError when there is no run, when it is in use, or when `config` is given and
-        differs from the recorded one; then nothing was changed.
+        Raises RunError when there is no run, when it is in use or of an older format, or when
+        `config` is given and differs from the recorded one; then nothing was changed.
         """
         view = RunView(path)
         view.close()
+        view.ledger.check_current()
         if config is not None:
             view.check_same_config(config)
         lock = _acquire(path)

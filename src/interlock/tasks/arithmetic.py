@@ -63,14 +63,14 @@ def open_source(task: TaskSettings) -> ProceduralSource:
     return ProceduralSource(draw, task.seed, task.held_out, family=_family)
 
 
-def open_verifier(task: TaskSettings) -> Callable[[Problem, str], float]:
+def open_verifier(task: TaskSettings) -> Callable[[Problem, str], bool]:
     return verify
 
 
-def verify(problem: Problem, answer: str) -> float:
-    """1.0 when the last number in the answer is the right one, else 0.0."""
+def verify(problem: Problem, answer: str) -> bool:
+    """Whether the last number in the answer is the right one."""
     number = answers.last_number(answer)
-    return float(number is not None and Decimal(number) == Decimal(problem.answer))
+    return number is not None and Decimal(number) == Decimal(problem.answer)
 
 
 def _family(problem: Problem) -> str:

@@ -23,12 +23,12 @@ _UNIT = re.compile(r"(\S*[0-9])\s+[A-Za-z]{3}[A-Za-z ]*")
 _TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}")
 
 
-def open_verifier(task: TaskSettings) -> Callable[[Problem, str], float]:
+def open_verifier(task: TaskSettings) -> Callable[[Problem, str], bool]:
     marker = options_of(task).answer_after
 
-    def verify(problem: Problem, answer: str) -> float:
+    def verify(problem: Problem, answer: str) -> bool:
         found = final_answers(answers.after_thinking(answer), marker)
-        return float(bool(found) and all(same(problem.answer, each) for each in set(found)))
+        return bool(found) and all(same(problem.answer, each) for each in set(found))
 
     return verify
 

@@ -1,7 +1,7 @@
 """A verifier from the user's own file, loaded in the worker processes only.
 
 `verifier = "path/to/file.py:function"`; the function takes a problem as a plain dict (the fields of
-records.Problem) and the answer's text, and returns the reward.
+records.Problem) and the answer's text, and returns what returned.py reads.
 """
 
 import importlib.util

@@ -2,7 +2,7 @@
 
     verify(pairs) ──> threads, one per worker ──> verifier_worker.py process ──> Verdict, in order
                                 │ no reply in time, a broken reply, or the process is gone
-                                └──> kill the process group, Verdict(0.0, error), start a new one
+                                └──> kill the process group, a failed Verdict, start a new one
 
 Each worker is a fresh interpreter in a session of its own, with a bare environment and an empty
 working directory. This contains faults; it is no sandbox against hostile code: a child process that
@@ -23,7 +23,7 @@ import msgspec
 from interlock.config.schema import TaskSettings
 from interlock.errors import TaskError
 from interlock.processes.child import Child, ChildEnded, ChildGarbage, ChildLate
-from interlock.records.rl import Problem, Verdict
+from interlock.records.rl import Problem, Verdict, VerdictStatus
 from interlock.tasks.verifier_worker import VerifierReply, VerifierRequest, VerifierSetup
 
 START_TIMEOUT_S = 60.0  # importing a verifier's libraries on a busy machine
@@ -37,8 +37,8 @@ logger = logging.getLogger(__name__)
 class VerifierPool:
     """`task.workers` verifier processes, alive inside the `with` block.
 
-    Entering raises TaskError when the verifier cannot be loaded. `errors` counts the verdicts that
-    carry an error.
+    Entering raises TaskError when the verifier cannot be loaded. `errors` counts the answers that
+    could not be judged.
     """
 
     def __init__(self, task: TaskSettings) -> None:
@@ -75,7 +75,7 @@ class VerifierPool:
         """One verdict per (problem, answer), in order. One call at a time.
 
         An answer has `task.timeout_s` seconds. One whose verifier hangs, crashes, raises or returns
-        anything but a finite number gets reward 0 and an error.
+        what is no verdict (returned.py) gets reward 0, and its status and cause tell.
         """
         verdicts: list[Verdict | None] = [None] * len(pairs)
         waiting = deque(range(len(pairs)))
@@ -91,9 +91,9 @@ class VerifierPool:
         judged = [verdict for verdict in verdicts if verdict is not None]
         assert len(judged) == len(pairs)
         for (problem, _), verdict in zip(pairs, judged, strict=True):
-            if verdict.error is not None:
+            if not verdict.status.judged:
                 self.errors += 1
-                logger.warning("verifier failed on %s: %s", problem.id, verdict.error)
+                logger.warning("verifier failed on %s: %s", problem.id, verdict.cause)
         return judged
 
 
@@ -113,7 +113,7 @@ class VerifierProcess:
             self._child = Child(_MODULE, _environment(self._directory))
             self._number = 0
             setup = VerifierSetup(self._task, self._directory)
-            failure = self._ask(setup, START_TIMEOUT_S).error
+            failure = self._ask(setup, START_TIMEOUT_S).verdict.cause
         except (OSError, _NoVerdict) as error:
             failure = str(error)
         if failure is not None:
@@ -125,17 +125,17 @@ class VerifierProcess:
             try:
                 self.start()
             except TaskError as error:
-                return Verdict(0.0, str(error))
+                return Verdict.failed(VerdictStatus.UNAVAILABLE, str(error))
         self._number += 1
         request = VerifierRequest(self._number, problem, answer.encode("utf-8", "surrogatepass"))
         try:
             reply = self._ask(request, self._task.timeout_s)
         except _NoVerdict as error:
             self.stop()
-            return Verdict(0.0, str(error))
+            return Verdict.failed(error.status, str(error))
         if reply.last:
             self.stop()
-        return Verdict(reply.reward, reply.error)
+        return reply.verdict
 
     def stop(self) -> None:
         """Kill the process with all its children, and reap it."""
@@ -150,9 +150,10 @@ class VerifierProcess:
             data = self._child.ask(msgspec.msgpack.encode(message), timeout_s, _MOST_REPLY_BYTES)
             reply = msgspec.msgpack.decode(data, type=VerifierReply)
         except ChildLate:
-            raise _NoVerdict(f"no verdict within {timeout_s:g} s") from None
+            raise _NoVerdict(f"no verdict within {timeout_s:g} s", VerdictStatus.TIMEOUT) from None
         except ChildEnded as error:
-            raise _NoVerdict(f"the verifier's process ended ({error})") from None
+            why = f"the verifier's process ended ({error})"
+            raise _NoVerdict(why, VerdictStatus.CRASHED) from None
         except (ChildGarbage, ValueError):
             raise _NoVerdict("the verifier wrote into the pool's pipe") from None
         if reply.number != self._number:
@@ -162,6 +163,10 @@ class VerifierProcess:
 
 class _NoVerdict(Exception):
     """The process gave no usable reply and must be killed."""
+
+    def __init__(self, why: str, status: VerdictStatus = VerdictStatus.ERROR) -> None:
+        super().__init__(why)
+        self.status = status
 
 
 def _pop(waiting: deque[int]) -> int | None:

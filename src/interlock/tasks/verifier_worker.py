@@ -8,8 +8,6 @@ a reply. The deadline is the pool's: only a kill from outside stops every verifi
 """
 
 import importlib
-import math
-import numbers
 import os
 import resource
 from collections.abc import Callable
@@ -20,7 +18,8 @@ import msgspec
 
 from interlock.config.schema import TaskSettings
 from interlock.processes.channel import Channel
-from interlock.records.rl import Problem
+from interlock.records.rl import Problem, Verdict, VerdictStatus
+from interlock.tasks.returned import verdict_of
 from interlock.text import described
 
 MAX_FILE_BYTES = 1 << 20
@@ -49,8 +48,7 @@ class VerifierRequest(msgspec.Struct, frozen=True):
 
 class VerifierReply(msgspec.Struct, frozen=True):
     number: int
-    reward: float = 0.0
-    error: str | None = None
+    verdict: Verdict  # of number 0: on the loading of the verifier itself
     last: bool = False  # the process ends with this reply
 
 
@@ -64,10 +62,9 @@ def serve(channel: Channel) -> None:
     try:
         verify = _load(setup)
     except BaseException as error:
-        failure = described(error, _ERROR_CHARACTERS)
-        channel.send(msgspec.msgpack.encode(VerifierReply(0, error=failure, last=True)))
+        channel.send(msgspec.msgpack.encode(VerifierReply(0, _failure(error), last=True)))
         return
-    channel.send(msgspec.msgpack.encode(VerifierReply(0)))
+    channel.send(msgspec.msgpack.encode(VerifierReply(0, Verdict(0.0))))
     owner = os.getpid()
     while (data := channel.receive()) is not None:
         reply = verified(verify, msgspec.msgpack.decode(data, type=VerifierRequest))
@@ -82,20 +79,14 @@ def verified(verify: Verifier, request: VerifierRequest) -> VerifierReply:
     """What the verifier says of one answer. A process out of memory or told to exit is given up."""
     answer = request.answer.decode("utf-8", "surrogatepass")
     try:
-        return VerifierReply(request.number, reward=_as_reward(verify(request.problem, answer)))
+        return VerifierReply(request.number, verdict_of(verify(request.problem, answer)))
     except BaseException as error:
         last = isinstance(error, MemoryError) or not isinstance(error, Exception)
-        failure = described(error, _ERROR_CHARACTERS)
-        return VerifierReply(request.number, error=failure, last=last)
+        return VerifierReply(request.number, _failure(error), last=last)
 
 
-def _as_reward(value: Any) -> float:
-    if not isinstance(value, numbers.Real):
-        raise TypeError(f"the verifier returned a {type(value).__name__}, not a number")
-    reward = float(value)
-    if not math.isfinite(reward):
-        raise ValueError(f"the verifier returned {reward}")
-    return reward
+def _failure(error: BaseException) -> Verdict:
+    return Verdict.failed(VerdictStatus.ERROR, described(error, _ERROR_CHARACTERS))
 
 
 def _load(setup: VerifierSetup) -> Verifier:
