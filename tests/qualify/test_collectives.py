@@ -12,6 +12,7 @@ from typing import cast
 import msgspec
 import pytest
 import torch
+from remains import gone
 
 from interlock.errors import UserError
 from interlock.fleet.base import Event, Lost
@@ -86,14 +87,16 @@ def test_a_link_that_is_down_is_found(checked: Callable[..., Evidence]) -> None:
     assert "fails" in found.summary and "look at the links" in str(found.figures["advice"])
 
 
-def children(parent: int) -> list[int]:
+def ranks_of(parent: int) -> list[int]:
+    """Its children but the reaper."""
     found = []
     for entry in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = entry.read_text().rpartition(")")[2].split()
+            command = (entry.parent / "cmdline").read_bytes()
         except OSError:
             continue
-        if int(fields[1]) == parent and fields[0] != "Z":
+        if int(fields[1]) == parent and b"interlock.processes.entry" in command:
             found.append(int(entry.parent.name))
     return found
 
@@ -105,26 +108,16 @@ def test_no_rank_outlives_a_check_that_is_killed() -> None:
     )
     try:
         until = time.monotonic() + 60
-        while len(children(check.pid)) < 2 and time.monotonic() < until:
+        while len(ranks_of(check.pid)) < 2 and time.monotonic() < until:
             time.sleep(0.1)
-        started = children(check.pid)
+        started = ranks_of(check.pid)
         assert len(started) == 2
         check.send_signal(signal.SIGKILL)
         check.wait()
-        until = time.monotonic() + 30
-        while any(map(alive, started)) and time.monotonic() < until:
-            time.sleep(0.1)
-        assert not any(map(alive, started))
+        assert gone(*started)
     finally:
         check.kill()
         check.wait()
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 # The watch, with ranks that follow a script.
