@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from interlock.errors import ModelError
+from interlock.rundir.files import sync
 from interlock.text import error_headline, last_line
 
 Progress = Callable[[str], None]
@@ -122,20 +123,12 @@ def _make_smollm2(directory: Path, tell: Progress) -> None:
         }
         (partial / "SOURCE.json").write_text(json.dumps(source, indent=2) + "\n", encoding="utf-8")
         for path in (*partial.iterdir(), partial):
-            _fsync(path)
+            sync(path)
         partial.rename(directory)
-        _fsync(directory.parent)
+        sync(directory.parent)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _download_wheel(scratch: Path) -> Path:

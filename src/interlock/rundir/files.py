@@ -96,7 +96,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        _sync(path.parent)
+        sync(path.parent)
 
 
 @contextmanager
@@ -115,8 +115,8 @@ def atomic_directory(path: Path) -> Iterator[Path]:
             yield temporary
             for directory, _, files in os.walk(temporary):
                 for name in files:
-                    _sync(Path(directory, name))
-                _sync(Path(directory))
+                    sync(Path(directory, name))
+                sync(Path(directory))
             _take_name(temporary, path)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -148,7 +148,7 @@ def recover(directory: Path) -> list[str]:
                 shutil.rmtree(path)
             else:
                 path.unlink()
-        _sync(directory)
+        sync(directory)
     return found
 
 
@@ -162,11 +162,12 @@ def _take_name(new: Path, path: Path) -> None:
     if path.exists():
         os.rename(path, aside)
     os.rename(new, path)
-    _sync(path.parent)
+    sync(path.parent)
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have the content of a file, or the names in a directory, on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -201,7 +202,7 @@ class JsonLines:
                 file.truncate(start)
                 raise
             if start == 0:
-                _sync(self.path.parent)
+                sync(self.path.parent)
 
     def repair(self) -> int:
         """Cut off a last line that a kill left unfinished; return how many bytes that were."""

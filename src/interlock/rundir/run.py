@@ -33,6 +33,7 @@ from typing import Any, NamedTuple, Self, TextIO
 import msgspec
 
 from interlock.errors import RunError
+from interlock.processes.deadline import Deadline
 from interlock.records.metrics import Event, EventKind, StepMetrics
 from interlock.rundir.files import (
     JsonLines,
@@ -61,7 +62,7 @@ _FREE_TO_CHANGE = frozenset(
         "unqualified",
     }
 )
-_LOCK_PATIENCE = 1.0  # seconds; a reader holds the lock for an instant to learn the status
+_LOCK_PATIENCE_S = 1.0  # a reader holds the lock for an instant to learn the status
 
 
 class Session(msgspec.Struct):
@@ -340,13 +341,13 @@ def _acquire(directory: Path) -> TextIO:
     """Lock `directory` until the file is closed or the process ends, however it ends."""
     with storage_errors(directory):
         file = open(directory / "lock", "a+")  # noqa: SIM115  the open file is the lock
-    deadline = time.monotonic() + _LOCK_PATIENCE
+    deadline = Deadline(_LOCK_PATIENCE_S)
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break
         except BlockingIOError:
-            if time.monotonic() < deadline:
+            if not deadline.over:
                 time.sleep(0.05)
                 continue
             file.seek(0)
