@@ -5,6 +5,7 @@ tests/engine/test_vllm.py runs the same contract on the real one.
 
 import dataclasses
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -249,6 +250,22 @@ def test_a_step_that_fails_leaves_an_empty_engine(
     engine.add("b", again)
     run.finish()
     check(run, [again], vllm)
+
+
+def test_what_is_not_finite_is_forgotten_once_nobody_needs_what_lies_beside_it(
+    opened: Opened, letters: Any
+) -> None:
+    engine, vllm = opened(letters(), slots=2)
+    run, request = Collector(engine), asked("a", 6, 2, 9)
+    engine.add("a", request)
+    run.step(2)
+    vllm.fault = fake_vllm.scores_not_finite
+    assert all(map(math.isnan, engine.score([1, 2, 3]).logprobs))
+    assert not all(map(math.isfinite, engine.score([1, 2, 3]).logprobs))  # as long as a runs
+    engine.load(filled(GREW, vllm.tensors), 9)
+    assert all(map(math.isfinite, engine.score([1, 2, 3]).logprobs))
+    run.finish()
+    check(run, [request], vllm)
 
 
 def test_weights_that_are_not_the_models_or_cannot_be_written_change_nothing(

@@ -161,6 +161,14 @@ def not_finite(outputs: list[Any]) -> list[Any]:
     return outputs
 
 
+def scores_not_finite(outputs: list[Any]) -> list[Any]:
+    """A fault: the log-probabilities of a text that is scored are NaN."""
+    for scored in (each.prompt_logprobs for each in outputs if each.prompt_logprobs):
+        for value in (value for entry in scored[1:] for value in entry.values()):
+            value.logprob = math.nan
+    return outputs
+
+
 def given_up(outputs: list[Any]) -> list[Any]:
     """A fault: vLLM ends a request of its own accord."""
     outputs[-1].finished, outputs[-1].outputs[0].finish_reason = True, "abort"
