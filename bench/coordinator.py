@@ -149,7 +149,7 @@ def opened(
     asked = {
         name: (
             Spec(name, "quick_worker", directory / "logs" / f"{name}.log", env=env),
-            Open(name, "", None, GeneratorSettings(), "", canary),
+            Open(name, "", GeneratorSettings(), None, "", canary),
         )
         for name in (f"w{number}" for number in range(workers))
     }
@@ -195,8 +195,9 @@ def measure(
     """
     sampling = Sampling(max_tokens=tokens)
     work = [
-        Work(Purpose.TRAIN, (key,), (Problem(f"p{key}", [], ""),), completions, sampling, key)
+        Work(Purpose.TRAIN, (key,), (problem,), completions, sampling, key, exact=False)
         for key in range(first, first + groups + trips)
+        for problem in [Problem(f"p{key}", [], "")]
     ]
     clock = time.pthread_getcpuclockid(thread)
     cpu, inside, wall = time.process_time(), time.clock_gettime(clock), time.perf_counter()

@@ -11,7 +11,7 @@ import stub_worker  # type: ignore[import-not-found]
 from interlock.errors import SyncError
 from interlock.processes.channel import Channel
 from interlock.records.rl import WeightVersion
-from interlock.workers.protocol import Failed, Load, Open
+from interlock.workers.protocol import Failed, Failure, Load, Open
 
 
 class Witness(stub_worker.Stub):
@@ -35,7 +35,7 @@ class Witness(stub_worker.Stub):
             if self.replica is not None:
                 self.replica.fetch(WeightVersion(asked.number, asked.digest))
         except SyncError as error:
-            self.send(Failed(str(error), permanent=False))
+            self.send(Failed(str(error), Failure.LINK, [asked.id]))
             return
         super().load(asked)
 

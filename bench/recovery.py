@@ -170,6 +170,7 @@ class Scene:
                     COMPLETIONS,
                     sampling,
                     SEED,
+                    exact=True,
                 )
                 for unit in keys
             ]
@@ -208,7 +209,7 @@ class Scene:
         }
         spec = Spec(name, "faulty_worker", self._directory / f"{name}.log", env=env)
         store = "" if self._link is None else f"{self._link.url}/{name}"
-        return spec, Open(name, "", None, GeneratorSettings(), store, CANARY)
+        return spec, Open(name, "", GeneratorSettings(), None, store, CANARY)
 
     def _note(self, kind: str, message: str, worker: str) -> None:
         if worker == "a" and kind != "worker_started" and self.noticed is None:

@@ -16,7 +16,7 @@ from interlock.parity.outcome import Verdict
 from interlock.parity.protocol import Score, Scored
 from interlock.parity.sides import SideFailed, Sides, parse
 from interlock.records.rl import Problem, Sampling
-from interlock.workers.protocol import Failed
+from interlock.workers.protocol import Failed, Failure
 
 
 def test_a_chip_that_ignores_masks_is_found_in_attention(
@@ -100,6 +100,6 @@ def test_what_a_side_says_does_not_act_on_a_terminal(tmp_path: Path) -> None:
     said = r"\u241b]0;x\u2407 ⟨U\+009B⟩2J SAME: all is well⟨U\+202E⟩$"
     with Sides(tmp_path) as sides:
         sides._labels["a"] = "torch:cpu"
-        for permanent, error in ((True, ConfigError), (False, SideFailed)):
+        for kind, error in ((Failure.MISTAKE, ConfigError), (Failure.FAULT, SideFailed)):
             with pytest.raises(error, match=said):
-                sides._checked("a", Failed(bad, permanent), Scored)
+                sides._checked("a", Failed(bad, kind, []), Scored)

@@ -14,7 +14,7 @@ from interlock.qualify.check import Check, Level
 from interlock.qualify.checks import CHECKS
 from interlock.records.trust import Certificate, Role, Stack, Trust
 from interlock.workers import protocol
-from interlock.workers.protocol import Alive, Failed, Qualified, Qualify
+from interlock.workers.protocol import Alive, Failed, Failure, Qualified, Qualify
 
 NPU = Stack("npu", "Chip 1", "", "", "", "2.13.0", "", "0.1")
 
@@ -52,12 +52,12 @@ def pretend(
 def test_it_qualifies_files_and_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INTERLOCK_CERTIFICATES", str(tmp_path))
     monkeypatch.setattr(runner, "qualify", pretend)
-    channel = FakeChannel(Qualify("npu:1", "quick"), Qualify("warp", "quick"))
+    channel = FakeChannel(Qualify("npu:1", "quick", id=1), Qualify("warp", "quick", id=2))
     worker.serve(channel)
     answers = [said for said in channel.said if not isinstance(said, Alive)]
     passed = pretend("npu:1", Level.QUICK, fail_fast=True)
-    refused = Failed("device 'warp' cannot be used here", permanent=True)
-    assert answers == [Qualified(passed), refused]
+    refused = Failed("device 'warp' cannot be used here", Failure.MISTAKE, [2])
+    assert answers == [Qualified(passed, id=1), refused]
     assert certificates.find(NPU) == passed
 
 

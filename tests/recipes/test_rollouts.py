@@ -228,20 +228,32 @@ def test_synchronous_steps_take_their_own_problems_in_order(run: RunDir) -> None
 
 def test_units_are_of_one_step_and_as_asked_for(run: RunDir) -> None:
     generators = FakeGenerators(constant(0), workers=2)
-    s = Session(run, generators, steps=3, problems=5, cap=1)
+    s = Session(run, generators, steps=3, problems=5, cap=0)
     s.step(1)
-    # Five problems for two workers: three and two. Two steps' worth at first.
+    s.step(2)
+    # Five problems for two workers, where bits count: three and two.
     assert [work.keys for work in generators.ordered] == [(0, 1, 2), (3, 4), (5, 6, 7), (8, 9)]
-    assert [work.seed for work in generators.ordered] == [s.stage.seed(1)] * 2 + [
-        s.stage.seed(2)
-    ] * 2
-    assert s.stage.seed(1) != s.stage.seed(2)
+    seeds = [s.stage.seed(step) for step in (1, 1, 2, 2)]
+    assert [work.seed for work in generators.ordered] == seeds and seeds[1] != seeds[2]
     assert [p.id for p in generators.ordered[3].problems] == ["2-3", "2-4"]
+    assert all(work.exact for work in generators.ordered)
     small = FakeGenerators(constant(0), workers=2)
-    again = Session(run, small, steps=3, problems=5, cap=0, unit=2)
-    again.step(1)
-    again.step(2)
-    assert [work.keys for work in small.ordered] == [(5, 6), (7, 8), (9,)]
+    again = Session(run, small, steps=4, problems=5, cap=0, unit=2)
+    again.step(3)
+    again.step(4)
+    assert [work.keys for work in small.ordered][-3:] == [(15, 16), (17, 18), (19,)]
+
+
+def test_ahead_of_the_learner_every_problem_is_a_unit(run: RunDir) -> None:
+    """Nothing has to be computed together, and no group waits for another."""
+    generators = FakeGenerators(constant(0), workers=2)
+    s = Session(run, generators, steps=3, problems=3, cap=1)
+    s.step(1)
+    assert [work.keys for work in generators.ordered] == [(key,) for key in range(6)]
+    assert [work.seed for work in generators.ordered] == [s.stage.seed(1)] * 3 + [
+        s.stage.seed(2)
+    ] * 3
+    assert not any(work.exact for work in generators.ordered)
 
 
 def test_staleness_is_by_default_two_versions(run: RunDir) -> None:
@@ -253,7 +265,7 @@ def test_staleness_is_by_default_two_versions(run: RunDir) -> None:
 
 def test_groups_that_are_too_old_are_dropped_counted_and_made_again(run: RunDir) -> None:
     generators = FakeGenerators(constant(0), workers=1)
-    s = Session(run, generators, steps=9, problems=2, cap=1, pause=constant(9))
+    s = Session(run, generators, steps=9, problems=2, cap=1, unit=2, pause=constant(9))
     s.step(1)  # sequences 0 and 1; 2 and 3 are made by version 0 during the pause
     generators.ordered.clear()
     s.publish(2)  # as after two updates in one step
@@ -269,7 +281,7 @@ def test_groups_that_are_too_old_are_dropped_counted_and_made_again(run: RunDir)
 
 def test_a_group_as_old_as_the_cap_is_used(run: RunDir) -> None:
     generators = FakeGenerators(constant(0), workers=1)
-    s = Session(run, generators, steps=9, problems=2, cap=1, pause=constant(9))
+    s = Session(run, generators, steps=9, problems=2, cap=1, unit=2, pause=constant(9))
     s.step(1)
     s.publish(1)
     assert [s.rollouts.staleness(group) for _, group in s.rollouts.take(2)] == [1, 1]
@@ -278,7 +290,7 @@ def test_a_group_as_old_as_the_cap_is_used(run: RunDir) -> None:
 
 def test_unused_groups_of_a_quarantined_worker_are_made_again_by_others(run: RunDir) -> None:
     generators = FakeGenerators(constant(0), workers=2)
-    s = Session(run, generators, steps=9, problems=4, cap=1, pause=constant(9))
+    s = Session(run, generators, steps=9, problems=4, cap=1, unit=2, pause=constant(9))
     s.step(1)
     waiting = {sequence: group.worker for sequence, group in run.ledger.arrivals(STAGE)}
     assert waiting == {4: "w0", 5: "w0", 6: "w1", 7: "w1"}
@@ -292,7 +304,7 @@ def test_unused_groups_of_a_quarantined_worker_are_made_again_by_others(run: Run
 
 def test_what_a_worker_made_before_its_quarantine_is_not_used_when_it_is_back(run: RunDir) -> None:
     generators = FakeGenerators(constant(0), workers=2)
-    s = Session(run, generators, steps=9, problems=4, cap=1, pause=constant(9))
+    s = Session(run, generators, steps=9, problems=4, cap=1, unit=2, pause=constant(9))
     s.step(1)
     generators.taken_back = {6, 7}  # as in a quarantine that is over by now
     before = len(generators.ordered)
@@ -306,7 +318,7 @@ def test_what_a_worker_made_before_its_quarantine_is_not_used_when_it_is_back(ru
 def test_what_was_withdrawn_is_not_used_when_the_run_stops_before_the_next_step(
     run: RunDir,
 ) -> None:
-    shape: dict[str, Any] = {"steps": 9, "problems": 4, "cap": 1}
+    shape: dict[str, Any] = {"steps": 9, "problems": 4, "cap": 1, "unit": 2}
     first = FakeGenerators(constant(0), workers=2)
     Session(run, first, pause=constant(9), **shape).step(1)
     assert [sequence for sequence, _ in run.ledger.arrivals(STAGE)] == [4, 5, 6, 7]
@@ -319,7 +331,7 @@ def test_what_was_withdrawn_is_not_used_when_the_run_stops_before_the_next_step(
 
 def test_what_an_earlier_session_had_of_a_worker_is_withdrawn_with_its_own(run: RunDir) -> None:
     """Also when the worker is back before the next step."""
-    shape: dict[str, Any] = {"steps": 9, "problems": 4, "cap": 1}
+    shape: dict[str, Any] = {"steps": 9, "problems": 4, "cap": 1, "unit": 2}
     Session(run, FakeGenerators(constant(0)), pause=constant(9), **shape).step(1)
     second = FakeGenerators(constant(0))
     s = Session(run, second, **shape)
@@ -330,7 +342,7 @@ def test_what_an_earlier_session_had_of_a_worker_is_withdrawn_with_its_own(run: 
 
 
 def test_what_was_dropped_does_not_come_back_after_a_kill(run: RunDir) -> None:
-    shape: dict[str, Any] = {"steps": 9, "problems": 4, "cap": 1}
+    shape: dict[str, Any] = {"steps": 9, "problems": 4, "cap": 1, "unit": 2}
     Session(run, FakeGenerators(constant(0)), pause=constant(9), **shape).step(1)
     assert [sequence for sequence, _ in run.ledger.arrivals(STAGE)] == [4, 5, 6, 7]
     second = FakeGenerators(constant(0))

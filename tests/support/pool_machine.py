@@ -6,14 +6,26 @@ from collections import Counter
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
-from scripted_pool import CPU, FOR_GOOD, FOR_NOW, Scene, make_certificate
+from scripted_pool import CPU, Scene, answers, make_certificate
 
 from interlock.config.schema import FleetSettings
 from interlock.fleet.base import Lost
 from interlock.records.metrics import WorkerState
 from interlock.records.trust import Trust
 from interlock.workers.generators import Outcome
-from interlock.workers.protocol import Alive, Finished, Open, Opened, Qualified, Qualify, Reply
+from interlock.workers.protocol import (
+    Alive,
+    Answered,
+    Failed,
+    Failure,
+    Generate,
+    Open,
+    Opened,
+    Qualified,
+    Qualify,
+    Reply,
+    Room,
+)
 
 NAMES = ("a", "b", "c")
 
@@ -22,7 +34,7 @@ class PoolMachine(RuleBasedStateMachine):
     """Anything happens in any order. At the end those that are left work well, and then every
     problem that was ever ordered has ended in exactly one outcome.
 
-    FakeFleet asserts that nobody is asked for two things at a time, or with unproven weights.
+    FakeFleet asserts that a worker is asked only for what it may be asked beside what it holds.
     """
 
     @initialize(
@@ -37,12 +49,12 @@ class PoolMachine(RuleBasedStateMachine):
         self.found: list[Outcome] = []
         self.makers: dict[int, tuple[str, int]] = {}  # of groups: worker, quarantines before
 
-    @rule(sizes=st.lists(st.integers(1, 4), min_size=1, max_size=4))
-    def order(self, sizes: list[int]) -> None:
+    @rule(sizes=st.lists(st.integers(1, 4), min_size=1, max_size=4), exact=st.booleans())
+    def order(self, sizes: list[int], exact: bool) -> None:
         for size in sizes:
             keys = range(len(self.ordered), len(self.ordered) + size)
             self.ordered += keys
-            self.scene.order(*keys)
+            self.scene.order(*keys, exact=exact)
         self._look()
 
     @rule()
@@ -51,13 +63,29 @@ class PoolMachine(RuleBasedStateMachine):
         self.scene.publish(self.version)
         self._look()
 
-    @precondition(lambda self: self.scene.fleet.asked)
+    @precondition(lambda self: self.scene.fleet.busy)
     @rule(data=st.data(), count=st.integers(1, 6))
     def answer(self, data: st.DataObject, count: int) -> None:
+        """Whatever a worker holds; of a unit perhaps one problem alone, of weights proven since."""
         for _ in range(count):
-            if self.scene.fleet.asked:
-                self.scene.answer(data.draw(st.sampled_from(sorted(self.scene.fleet.asked))))
-                self._look()
+            if not self.scene.fleet.busy:
+                return
+            name = data.draw(st.sampled_from(self.scene.fleet.busy))
+            asked = data.draw(st.sampled_from(list(self.scene.fleet.asked[name].values())))
+            if isinstance(asked, Generate) and data.draw(st.booleans()):
+                place = data.draw(st.sampled_from(self.scene.fleet.missing[name][asked.id]))
+                proven = {each for each in self.scene.fleet.proven[name] if each >= asked.number}
+                versions = data.draw(st.lists(st.sampled_from(sorted(proven)), max_size=2))
+                good = answers(asked, *sorted(versions))[place]
+                self.scene.hear(name, good, self._room_behind(name, good))
+            else:
+                self.scene.hear(name, *self.scene.good(name, asked))
+            self._look()
+
+    def _room_behind(self, name: str, answer: Answered) -> Room:
+        (asked,) = (each for each in self.scene.units(name) if each.id == answer.id)
+        room = self.scene.room(name)
+        return Room(room.sequences + asked.completions, room.after)
 
     @precondition(lambda self: self.scene.fleet.alive)
     @rule(
@@ -66,26 +94,31 @@ class PoolMachine(RuleBasedStateMachine):
             [
                 Lost("signal 9"),
                 b"\xc1",
-                FOR_NOW,
-                FOR_GOOD,
+                Failure.FAULT,
+                Failure.LINK,
+                Failure.MISTAKE,
                 Opened("e", "d", "t"),
-                Finished(1, []),
+                Answered(0, [], [], id=10**6),
                 Qualified(make_certificate(CPU)),
                 Qualified(make_certificate(CPU, Trust.REJECT, "forward")),
                 Alive(),
             ]
         ),
     )
-    def say(self, data: st.DataObject, said: Reply | Lost | bytes) -> None:
+    def say(self, data: st.DataObject, said: Reply | Lost | Failure | bytes) -> None:
         name = data.draw(st.sampled_from(sorted(self.scene.fleet.alive)))
-        if said == FOR_GOOD and not self.scene.unit(name):
+        asked = list(self.scene.fleet.asked[name].values())
+        if said is Failure.MISTAKE and not all(isinstance(each, Generate) for each in asked):
             return  # retires it, and few would be left
-        if isinstance(said, Opened) and isinstance(self.scene.fleet.asked.get(name), Open):
+        if isinstance(said, Opened) and any(isinstance(each, Open) for each in asked):
             return  # that is right
-        qualifying = isinstance(self.scene.fleet.asked.get(name), Qualify)
+        qualifying = any(isinstance(each, Qualify) for each in asked)
         if said == Qualified(make_certificate(CPU)) and qualifying:
             return
         self.faults += 1
+        if isinstance(said, Failure):
+            ids = data.draw(st.sets(st.sampled_from([each.id for each in asked] or [0])))
+            said = Failed("for now", said, sorted(ids))
         self.scene.hear(name, said)
         self._look()
 
@@ -113,27 +146,36 @@ class PoolMachine(RuleBasedStateMachine):
         for key, group, _ in new:
             if group is not None:
                 self.makers[key] = group.worker, quarantines[group.worker]
-        assert self.scene.pool.withdrawn == {
+        assert self.scene.pool.outcomes.withdrawn == {
             key for key, (worker, before) in self.makers.items() if quarantines[worker] > before
         }
         done = Counter(outcome.key for outcome in self.found)
         under_way = Counter(key for name in NAMES for key in self.scene.unit(name))
         assert not (done + under_way) - Counter(self.ordered), "given out or answered twice"
         for name in NAMES:
-            facts = self.scene.pool.facts()[name]
-            assert facts.state is not WorkerState.RESTARTING or name not in self.scene.fleet.alive
-            assert facts.requalified <= self.requalify
-            qualified = self.scene.fleet.modules[name] != "module"
-            assert facts.state is not WorkerState.QUALIFYING or qualified
-            at_work = (
-                WorkerState.STARTING,
-                WorkerState.READY,
-                WorkerState.LOADING,
-                WorkerState.GENERATING,
-            )
-            assert facts.state not in at_work or not qualified
-            if facts.state is WorkerState.GENERATING:
-                assert self.scene.asked(name).number == facts.weight_version
+            self._look_at(name)
+
+    def _look_at(self, name: str) -> None:
+        facts = self.scene.pool.facts()[name]
+        assert facts.state is not WorkerState.RESTARTING or name not in self.scene.fleet.alive
+        assert facts.requalified <= self.requalify
+        qualified = self.scene.fleet.modules[name] != "module"
+        assert facts.state is not WorkerState.QUALIFYING or qualified
+        at_work = (
+            WorkerState.STARTING,
+            WorkerState.READY,
+            WorkerState.LOADING,
+            WorkerState.GENERATING,
+        )
+        assert facts.state not in at_work or not qualified
+        assert (facts.state is WorkerState.GENERATING) == bool(self.scene.units(name))
+        found = {outcome.key for outcome in self.found}
+        for asked in self.scene.units(name):
+            keys = {int(problem.answer) for problem in asked.problems}
+            assert not (asked.exact and keys & found), "an exact unit is handed on whole"
+            if facts.weight_version is not None:
+                assert asked.number <= facts.weight_version
+                assert not asked.exact or asked.number == facts.weight_version
 
     def teardown(self) -> None:
         if hasattr(self, "scene"):
@@ -147,13 +189,13 @@ class PoolMachine(RuleBasedStateMachine):
         for _ in range(400):
             s.pool.attend([])
             self._look()
-            if s.pool.all_gone or (not s.fleet.asked and len(self.found) == len(self.ordered)):
+            if s.pool.all_gone or (not s.fleet.busy and len(self.found) == len(self.ordered)):
                 break
-            for name in sorted(s.fleet.asked):
-                if name in s.fleet.asked:
+            for name in s.fleet.busy:
+                if s.fleet.asked[name]:
                     s.answer(name)
                     self._look()
-            s.wait(61 if not s.fleet.asked else 0.5, " ".join(s.fleet.alive))
+            s.wait(61 if not s.fleet.busy else 0.5, " ".join(s.fleet.alive))
             self._look()
         keys = Counter(outcome.key for outcome in self.found)
         assert set(keys.values()) <= {1}
@@ -171,19 +213,19 @@ PoolMachine.TestCase.settings = settings(
 )
 
 
-def one_sound_worker(sound: str, problems: int, noise: random.Random) -> list[Outcome]:
+def one_sound_worker(sound: str, problems: int, exact: bool, noise: random.Random) -> list[Outcome]:
     """The others fail at random, up to their retirement; units are of one problem each."""
     found: list[Outcome] = []
     with Scene(*NAMES, fleet=FleetSettings(failures=3, strikes=3)) as s:
         s.publish(1)
         for key in range(problems):
-            s.order(key)
+            s.order(key, exact=exact)
         for _ in range(200):
-            for name in sorted(s.fleet.asked):
-                if name not in s.fleet.asked:
+            for name in s.fleet.busy:
+                if not s.fleet.asked[name]:
                     continue
                 if name != sound and noise.random() < 0.5:
-                    s.hear(name, noise.choice([Lost("x"), b"\xc1", FOR_NOW]))
+                    noise.choice([s.lose, s.fail, lambda name: s.hear(name, b"\xc1")])(name)
                 elif noise.random() < 0.7:
                     s.answer(name)
             s.wait(noise.random(), " ".join(s.fleet.alive))

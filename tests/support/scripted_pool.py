@@ -1,46 +1,59 @@
-"""A pool with scripted workers and a clock of the test's own.
+"""A worker pool with scripted workers and a clock of the test's own.
 
     test ── order, publish ──> WorkerPool ── start, send, kill ──> FakeFleet
          ── answer, hear, wait, jump ──────────^ (what the workers say, and the time)
 
-No process runs. FakeFleet keeps the contract of fleet/base.py in the pool's face: no start under a
-name in use, no second request to a worker that has not answered the first, and no work for one that
-has not proven the weights; and a process is asked for what its program does.
+No process runs. FakeFleet keeps the contracts of fleet/base.py and workers/protocol.py in the
+pool's face: no start under a name in use, one Load at a time, an exact unit alone, no work for a
+worker that has not proven the weights or has no room; and a process is asked for what its program
+does.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+from msgspec.structs import replace
+
 from interlock.chips import certificates
 from interlock.config.schema import FleetSettings, GeneratorSettings, GuardSettings
 from interlock.errors import ConfigError
 from interlock.fleet.base import Event, Lost, Spec
 from interlock.records.metrics import WorkerState
-from interlock.records.rl import Completion, FinishReason, Group, Problem, Sampling, WeightVersion
+from interlock.records.rl import (
+    Completion,
+    FinishReason,
+    Group,
+    Problem,
+    Sampling,
+    Segment,
+    WeightVersion,
+)
 from interlock.records.trust import Certificate, Finding, Result, Stack, Trust
 from interlock.workers import pool as pool_module
 from interlock.workers import protocol, requalification
 from interlock.workers.generators import Outcome, Purpose, Work
 from interlock.workers.pool import WorkerPool
 from interlock.workers.protocol import (
+    Abort,
     Alive,
+    Answered,
+    Ask,
     Canary,
     Failed,
-    Finished,
+    Failure,
     Generate,
     Load,
     Loaded,
     Open,
     Opened,
-    Prefetch,
     Qualified,
     Qualify,
     Reply,
-    Request,
+    Room,
 )
 from interlock.workers.replies import Target
 
@@ -57,7 +70,7 @@ QUIET = FleetSettings(
     qualify_s=300,
     requalify=0,
 )
-FOR_NOW, FOR_GOOD = Failed("for now", permanent=False), Failed("for good", permanent=True)
+ROOM = 10  # sequences that a scripted worker takes: its slots, and what it looks ahead
 GUARD = GuardSettings(warn=1e-3, quarantine=1e-2)
 CPU = Stack("cpu", "a chip", "", "", "", "2.13.0", "", "0.1")
 NPU = Stack("npu", "Chip 1", "25.1", "7.7", "CANN 9", "2.13.0", "torch_npu 2.13.0", "0.1")
@@ -71,53 +84,98 @@ class FakeFleet:
     def __init__(self, refuses: str) -> None:
         self.alive: set[str] = set()
         self.starts: Counter[str] = Counter()
-        self.sent: dict[str, list[Request]] = {}  # to the present process, and not looked at
-        self.asked: dict[str, Open | Load | Generate | Qualify] = {}  # and not answered
+        self.sent: dict[str, list[Ask]] = {}  # to the present process, and not looked at
+        self.asked: dict[str, dict[int, Ask]] = defaultdict(dict)  # and not answered, by number
+        self.missing: dict[str, dict[int, list[int]]] = {}  # places of units not answered
+        self.last: Counter[str] = Counter()  # number of the last ask
+        self.generate: Counter[str] = Counter()  # and of the last Generate
+        self.room: Counter[str] = Counter()
         self.modules: dict[str, str] = {}  # what was started last
-        self.proven: dict[str, int] = {}  # the version, until a failure
+        self.proven: dict[str, list[int]] = {}  # versions; none is served after a failure
         self._refuses = refuses.split()  # whose start is a ConfigError
+
+    @property
+    def busy(self) -> list[str]:
+        return sorted(name for name in self.alive if self.asked[name])
 
     def start(self, spec: Spec) -> None:
         assert spec.name not in self.alive, f"{spec.name} runs already"
         if spec.name in self._refuses:
             raise ConfigError(f"no interpreter for {spec.name}")
+        self.kill(spec.name)
         self.alive.add(spec.name)
         self.starts[spec.name] += 1
         self.modules[spec.name] = spec.module
-        self.sent[spec.name] = []
 
     def send(self, name: str, message: bytes, reply_bytes: int | None = None) -> None:
         if name not in self.alive:
             return
-        request = protocol.request(message)
-        self.sent[name].append(request)
-        if isinstance(request, Prefetch):
-            assert isinstance(self.asked.get(name), Generate), "a prefetch for an idle worker"
-            return
-        assert name not in self.asked, f"{name} is asked for two things at a time"
-        program = "interlock.qualify.worker" if isinstance(request, Qualify) else "module"
+        asked = protocol.ask(message)
+        assert asked.id > self.last[name], "a number again"
+        self.last[name] = asked.id
+        self.sent[name].append(asked)
+        program = "interlock.qualify.worker" if isinstance(asked, Qualify) else "module"
         assert self.modules[name] == program, f"{name} runs another program"
-        if isinstance(request, Generate):
-            assert self.proven.get(name) == request.number, f"{name} has not proven its weights"
-        self.asked[name] = request
+        beside = list(self.asked[name].values())
+        match asked:
+            case Open() | Qualify():
+                assert not beside
+            case Load():
+                kinds = (Open, Load, Qualify)
+                assert not any(isinstance(each, kinds) for each in beside)
+                assert not any(isinstance(each, Generate) and each.exact for each in beside)
+            case Generate():
+                self._check_unit(name, asked, beside)
+                self.generate[name] = asked.id
+                self.missing[name][asked.id] = list(range(len(asked.problems)))
+                self.room[name] -= len(asked.problems) * asked.completions
+        self.asked[name][asked.id] = asked
+
+    def _check_unit(self, name: str, asked: Generate, beside: Sequence[Ask]) -> None:
+        assert self.proven[name][-1:] == [asked.number], f"{name} has not proven its weights"
+        if asked.exact:
+            assert not beside, "exact beside something else"
+        else:
+            assert not any(isinstance(each, Generate) and each.exact for each in beside)
+            assert self.room[name] > 0, f"{name} has no room"
 
     def kill(self, name: str) -> None:
         self.alive.discard(name)
-        self.asked.pop(name, None)
-        self.proven.pop(name, None)
-        self.sent[name] = []
+        self.asked[name].clear()
+        self.proven[name] = []
+        self.missing[name], self.sent[name] = {}, []
+        self.room[name] = self.generate[name] = 0
 
     def said(self, name: str, said: Reply | Lost | bytes) -> None:
         """What becomes of the worker that says this."""
-        if isinstance(said, Lost):
-            self.alive.discard(name)
-        if not isinstance(said, Alive):
-            self.asked.pop(name, None)
+        asked = self.asked[name]
         match said:
-            case Loaded():
-                self.proven[name] = said.number
-            case Failed(permanent=False):
-                self.proven.pop(name, None)
+            case Lost():
+                self.alive.discard(name)
+                asked.clear()
+            case Room():
+                later = sum(
+                    len(each.problems) * each.completions
+                    for number, each in asked.items()
+                    if isinstance(each, Generate) and number > said.after
+                )
+                self.room[name] = said.sequences - later
+            case Failed():
+                for number in said.ids:
+                    asked.pop(number, None)
+                    self.missing[name].pop(number, None)
+                if said.kind is Failure.FAULT:
+                    self.proven[name].append(-1)
+            case Answered():
+                places = self.missing[name].get(said.id, [])
+                if said.index in places:
+                    places.remove(said.index)
+                if not places:
+                    asked.pop(said.id, None)
+            case Opened() | Qualified():
+                asked.pop(said.id, None)
+            case Loaded() if asked.pop(said.id, None):
+                self.proven[name].append(said.number)
 
     def poll(self, timeout_s: float) -> list[Event]:
         raise AssertionError("the dispatcher polls, not the pool")
@@ -133,9 +191,9 @@ def make_problem(key: int) -> Problem:
     return Problem(f"p{key}", [{"role": "user", "content": str(key)}], str(key))
 
 
-def make_work(*keys: int, purpose: Purpose = Purpose.TRAIN) -> Work:
+def make_work(*keys: int, purpose: Purpose = Purpose.TRAIN, exact: bool = True) -> Work:
     asked = tuple(make_problem(key) for key in keys)
-    return Work(purpose, keys, asked, 2, Sampling(max_tokens=3), seed=1000 + keys[0])
+    return Work(purpose, keys, asked, 2, Sampling(max_tokens=3), 1000 + keys[0], exact)
 
 
 def make_target(number: int) -> Target:
@@ -149,13 +207,34 @@ def prompt(problem: Problem) -> list[int]:
 def proof(asked: Load, shift: float = 0.0) -> Loaded:
     """A good one; `shift` is the rounding of the worker's own canary, in nats per token."""
     text = [value - shift for value in make_target(asked.number).text]
-    return Loaded(asked.number, asked.digest, text, [-1.0], [-1.0], 10)
+    return Loaded(asked.number, asked.digest, text, [-1.0], [-1.0], 10, id=asked.id)
 
 
-def groups_for(asked: Generate, worker: str, token: int = VOCAB - 1) -> list[Group]:
-    one = Completion.sampled([0, token], [-0.5, -0.5], FinishReason.STOP, "x", asked.number)
-    answers = [one] * asked.completions
-    return [Group(each, prompt(each), answers, worker) for each in asked.problems]
+def sampled(*versions: int, token: int = VOCAB - 1) -> Completion:
+    """Two tokens; the second may be of newer weights than the first."""
+    if len(versions) == 1:
+        drawn = [Segment([0, token], [-0.5, -0.5], versions[0])]
+    else:
+        drawn = [Segment([token], [-0.5], version) for version in versions]
+    return Completion(drawn, FinishReason.STOP, "x")
+
+
+def answers(asked: Generate, *versions: int, token: int = VOCAB - 1) -> list[Answered]:
+    """Right ones, of these weights; none given: of those that were asked for."""
+    one = sampled(*(versions or (asked.number,)), token=token)
+    return [
+        Answered(place, prompt(problem), [one] * asked.completions, id=asked.id)
+        for place, problem in enumerate(asked.problems)
+    ]
+
+
+def groups_of(asked: Generate, worker: str) -> list[Group]:
+    """What the pool makes of right answers."""
+    pairs = zip(asked.problems, answers(asked), strict=True)
+    return [
+        Group(problem, answer.prompt_tokens, answer.completions, worker)
+        for problem, answer in pairs
+    ]
 
 
 def make_certificate(
@@ -174,21 +253,6 @@ def make_certificate(
     return certificates.seal(
         Certificate(stack, device, world_size, "quick", trust, reasons, findings, issued)
     )
-
-
-def good_answer(asked: Request, worker: str) -> Reply:
-    match asked:
-        case Open():
-            npu = asked.settings.device != "cpu"
-            found = (NPU, make_certificate()) if npu else (CPU, None)
-            return Opened("torch 2", asked.settings.device, "float32", *found)
-        case Qualify():
-            return Qualified(make_certificate(CPU if asked.device == "cpu" else NPU))
-        case Load():
-            return proof(asked)
-        case Generate():
-            return Finished(asked.unit, groups_for(asked, worker))
-    raise AssertionError(asked)
 
 
 class Scene:
@@ -217,14 +281,14 @@ class Scene:
         workers = {
             name: (
                 Spec(name, "module", Path(f"{name}.log")),
-                Open(name, "model", None, GeneratorSettings(device=device), "store", CANARY),
+                Open(name, "model", GeneratorSettings(device=device), None, "store", CANARY),
             )
             for name in names
         }
         self.pool = WorkerPool(
             self.fleet, workers, fleet, guard, prompt, VOCAB, self._note, unqualified
         )
-        self.pool.keep, self.pool.forget = self._keep, self._forget
+        self.pool.outcomes.keep, self.pool.outcomes.forget = self._keep, self._forget
 
     def _keep(self, found: Sequence[tuple[int, Group]]) -> None:
         self.kept += [key for key, _ in found]
@@ -250,9 +314,15 @@ class Scene:
         self.pool.serve(make_target(number))
         self.pool.attend([])
 
-    def order(self, *keys: int, purpose: Purpose = Purpose.TRAIN) -> None:
+    def order(self, *keys: int, purpose: Purpose = Purpose.TRAIN, exact: bool = True) -> None:
         """One unit."""
-        self.pool.order(make_work(*keys, purpose=purpose))
+        self.pool.order(make_work(*keys, purpose=purpose, exact=exact))
+        self.pool.attend([])
+
+    def stream(self, *keys: int) -> None:
+        """Units of one problem that are not exact, all ordered at once."""
+        for key in keys:
+            self.pool.order(make_work(key, exact=False))
         self.pool.attend([])
 
     def hear(self, name: str, *said: Reply | Lost | bytes) -> None:
@@ -267,10 +337,69 @@ class Scene:
         for name in names:
             self.hear(name, Lost("signal 9"))
 
+    def fail(self, name: str, kind: Failure = Failure.FAULT) -> None:
+        """The worker could do nothing of what it was asked."""
+        reason = "for good" if kind is Failure.MISTAKE else "for now"
+        failed = Failed(reason, kind, list(self.fleet.asked[name]))
+        was_up = bool(self.fleet.proven[name])
+        self.hear(name, failed)
+        if was_up and name in self.fleet.alive:
+            self.hear(name, self.room(name))
+
     def answer(self, *names: str) -> None:
-        """Each worker does well what it was asked last."""
+        """Each worker does well what it was asked first, all of it."""
         for name in names:
-            self.hear(name, good_answer(self.fleet.asked[name], name))
+            asked = next(iter(self.fleet.asked[name].values()))
+            self.hear(name, *self.good(name, asked))
+
+    def answer_problem(self, name: str, key: int, *versions: int) -> None:
+        """The worker answers one of the problems that it holds."""
+        for asked in self.fleet.asked[name].values():
+            if isinstance(asked, Generate):
+                for answer in answers(asked, *versions):
+                    if asked.problems[answer.index] == make_problem(key):
+                        self.hear(name, answer)
+                        self.hear(name, self.room(name))
+                        return
+        raise AssertionError(f"{name} does not hold {key}")
+
+    def loading(self, name: str) -> Load:
+        """What the worker was told to load, and has not proven."""
+        (asked,) = (each for each in self.fleet.asked[name].values() if isinstance(each, Load))
+        return asked
+
+    def load(self, *names: str) -> None:
+        """Each worker serves and proves the weights that it was told to load."""
+        for name in names:
+            self.hear(name, proof(self.loading(name)))
+
+    def good(self, name: str, asked: Ask) -> list[Reply]:
+        """What a sound worker says to this."""
+        match asked:
+            case Open():
+                npu = asked.settings.device != "cpu"
+                found = (NPU, make_certificate()) if npu else (CPU, None)
+                facts = "torch 2", asked.settings.device, "float32"
+                return [Opened(*facts, *found, id=asked.id), Room(ROOM, 0)]
+            case Qualify():
+                stack = CPU if asked.device == "cpu" else NPU
+                return [Qualified(make_certificate(stack), id=asked.id)]
+            case Load():
+                return [proof(asked)]
+            case Generate():
+                left = self.fleet.missing[name][asked.id]
+                return [*(answers(asked)[place] for place in left), self.room(name, asked.id)]
+            case Abort():
+                return []
+
+    def room(self, name: str, done: int = 0) -> Room:
+        """What the worker has room for, once it is through with the unit `done`."""
+        held = sum(
+            len(self.fleet.missing[name][number]) * each.completions
+            for number, each in self.fleet.asked[name].items()
+            if isinstance(each, Generate) and number != done
+        )
+        return Room(ROOM - held, self.fleet.generate[name])
 
     def wait(self, seconds: float, alive: str = "") -> None:
         """Time passes; the workers named in `alive` give signs of life all along."""
@@ -299,20 +428,26 @@ class Scene:
         assert name in self.fleet.alive
         self.wait(1, everyone)
 
-    def new(self, name: str) -> list[Request]:
-        """What was sent to the worker since the last look."""
+    def new(self, name: str) -> list[Ask]:
+        """What was sent to the worker since the last look, without its numbers."""
         sent, self.fleet.sent[name] = self.fleet.sent[name], []
-        return sent
+        return [replace(each, id=0) for each in sent]
+
+    def units(self, name: str) -> list[Generate]:
+        return [each for each in self.fleet.asked[name].values() if isinstance(each, Generate)]
 
     def asked(self, name: str) -> Generate:
-        asked = self.fleet.asked[name]
-        assert isinstance(asked, Generate)
+        """The only unit that the worker holds."""
+        (asked,) = self.units(name)
         return asked
 
     def unit(self, name: str) -> tuple[int, ...]:
-        """The keys of what the worker was asked to generate."""
-        asked = self.fleet.asked.get(name)
-        return tuple(int(p.answer) for p in asked.problems) if isinstance(asked, Generate) else ()
+        """The keys of what the worker was asked to generate, and has not answered."""
+        return tuple(
+            int(asked.problems[place].answer)
+            for asked in self.units(name)
+            for place in self.fleet.missing[name][asked.id]
+        )
 
     def state(self, name: str) -> WorkerState:
         return self.pool.facts()[name].state
@@ -326,7 +461,7 @@ class Scene:
     def ready(self, version: int = 1) -> "Scene":
         """Every worker up, with weights."""
         self.publish(version)
-        while busy := [n for n, a in self.fleet.asked.items() if not isinstance(a, Generate)]:
+        while busy := [n for n in self.fleet.busy if not self.units(n)]:
             self.answer(busy[0])
         for name in self.fleet.alive:
             self.new(name)
@@ -343,3 +478,11 @@ class Scene:
             self.order(0, 1)
         assert self.state(name) is state
         return self
+
+
+def in_quarantine(s: Scene) -> Scene:
+    """Worker a; its device is being qualified."""
+    s.ready()
+    s.pool.quarantine("a", "k3 0.5", ("engine-parity", "stale-weights"))
+    s.pool.attend([])
+    return s

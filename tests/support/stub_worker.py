@@ -12,14 +12,27 @@ import threading
 import time
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from interlock.chips import certificates
 from interlock.processes.channel import Channel
-from interlock.records.rl import Completion, FinishReason, Group, Problem
+from interlock.records.rl import Completion, FinishReason, Problem, Segment
 from interlock.records.trust import Certificate, Finding, Result, Stack, Trust
 from interlock.workers import protocol
-from interlock.workers.protocol import Generate, Load, Open, Qualified, Qualify
+from interlock.workers.protocol import (
+    Answered,
+    Failed,
+    Failure,
+    Generate,
+    Load,
+    Open,
+    Qualified,
+    Qualify,
+    Room,
+)
 
 VOCAB = 100
+ROOM = 6  # sequences
 STACK = Stack("cpu", "no chip", "", "", "", "", "", "")
 
 
@@ -69,18 +82,20 @@ class Stub:
             case "refuse":
                 raise SystemExit("no driver found")
             case "no_device":
-                self.send(protocol.Failed("device 'npu' cannot be used here", permanent=True))
+                reason = "device 'npu' cannot be used here"
+                self.send(Failed(reason, Failure.MISTAKE, [asked.id]))
                 return
             case "mute_start":
                 time.sleep(1e6)
-        self.send(protocol.Opened("stub 1", "nothing", "float32", STACK))
+        self.send(protocol.Opened("stub 1", "nothing", "float32", STACK, id=asked.id))
+        self.send(Room(ROOM, asked.id))
 
     def load(self, asked: Load) -> None:
         fault = self.due("load", "die_loading", "link", "wrong_digest", "stale", "decode", "off")
         if fault == "die_loading":
             os.kill(os.getpid(), signal.SIGKILL)
         if fault == "link":
-            self.send(protocol.Failed("the store does not answer", permanent=False))
+            self.send(Failed("the store does not answer", Failure.LINK, [asked.id]))
             return
         self.before, self.version = self.version, asked.number
         canary = self.canary
@@ -98,6 +113,7 @@ class Stub:
                 [-1.0] * drawn,
                 [-3.0 if fault == "decode" else -1.0] * drawn,
                 fetched_bytes=1000,
+                id=asked.id,
             )
         )
 
@@ -110,12 +126,12 @@ class Stub:
         result = Result.FAIL if fault else Result.PASS
         findings = [Finding("engine-parity", result, "logprobs are off by 0.3")]
         found = Certificate(STACK, asked.device, 1, asked.level, trust, [], findings, time.time())
-        self.send(Qualified(certificates.seal(found)))
+        self.send(Qualified(certificates.seal(found), id=asked.id))
 
     def generate(self, asked: Generate) -> None:
         fault = self.due(
             "unit", "kill", "exit", "hang", "freeze", "noise", "slow", "lengths", "nan", "token",
-            "empty", "version", "other", "fewer", "unit",
+            "empty", "version", "other", "fewer", "unit", "twice", "beyond", "segment", "given",
         )  # fmt: skip
         if any(problem.id in self.faults.get("poison", []) for problem in asked.problems):
             fault = "kill"
@@ -132,12 +148,13 @@ class Stub:
                 self.channel.send(b"\xc1 no message")
             case "slow":
                 time.sleep(0.5)
-        groups = []
-        for problem in asked.problems:
-            completions = answer(problem, asked.completions, asked.number, asked.seed)
-            groups.append(Group(problem, prompt(problem), completions, self.name))
-        number = asked.unit + 1000 if fault == "unit" else asked.unit
-        self.send(protocol.Finished(number, spoilt(groups, fault)))
+        answers = []
+        for place, problem in enumerate(asked.problems):
+            completions = answer(problem, asked.completions, self.version, asked.seed)
+            answers.append(Answered(place, prompt(problem), completions, id=asked.id))
+        for each in spoilt(answers, fault):
+            self.send(each)
+        self.send(Room(ROOM, asked.id))
 
     def beat(self) -> None:
         while True:
@@ -145,33 +162,43 @@ class Stub:
             self.send(protocol.Alive())
 
 
-def spoilt(groups: list[Group], fault: str) -> list[Group]:
-    first, *rest = groups
-    answer, *others = first.completions
-    changes: dict[str, dict[str, object]] = {
-        "lengths": {"logprobs": [*answer.logprobs, -0.1]},
-        "nan": {"logprobs": [math.nan] * len(answer.tokens)},
-        "token": {"tokens": [VOCAB] * len(answer.tokens)},
-        "empty": {"tokens": [], "logprobs": []},
-        "version": {"weight_version": answer.weight_version + 1},
+def spoilt(answers: list[Answered], fault: str) -> list[Answered]:
+    first, *rest = answers
+    match fault:
+        case "unit":
+            return [replace(each, id=each.id + 1000) for each in answers]
+        case "other":
+            return [replace(first, prompt_tokens=[1]), *rest]
+        case "fewer":
+            return rest
+        case "twice":
+            return [first, first, *rest]
+        case "beyond":
+            return [replace(first, index=len(answers)), *rest]
+    completion, *others = first.completions
+    (segment,) = completion.segments
+    tokens, version = segment.tokens, segment.weight_version
+    assert version is not None
+    changed: dict[str, list[Segment]] = {
+        "lengths": [replace(segment, logprobs=[*segment.logprobs, -0.1])],
+        "nan": [replace(segment, logprobs=[math.nan] * len(tokens))],
+        "token": [replace(segment, tokens=[VOCAB] * len(tokens))],
+        "empty": [replace(segment, tokens=[], logprobs=[])],
+        "version": [replace(segment, weight_version=version + 1)],
+        "segment": [segment, Segment([1], [-1.0], version - 1)],
+        "given": [segment, Segment([1])],
     }
-    if fault == "other":
-        return [Group(first.problem, [1], first.completions, first.worker), *rest]
-    if fault == "fewer":
-        return rest
-    if fault not in changes:
-        return groups
-    names = ("tokens", "logprobs", "finish", "text", "weight_version")
-    fields = {name: getattr(answer, name) for name in names}
-    bad = Completion.sampled(**(fields | changes[fault]))  # type: ignore[arg-type]
-    return [Group(first.problem, first.prompt_tokens, [bad, *others], first.worker), *rest]
+    if fault not in changed:
+        return answers
+    bad = replace(completion, segments=changed[fault])
+    return [replace(first, completions=[bad, *others]), *rest]
 
 
 def serve(channel: Channel) -> None:
     stub = Stub(channel)
     threading.Thread(target=stub.beat, daemon=True).start()
     while (data := channel.receive()) is not None:
-        match protocol.request(data):
+        match protocol.ask(data):
             case Open() as asked:
                 stub.open(asked)
             case Load() as asked:

@@ -60,7 +60,7 @@ class Fleet:
                         "STUB_STATE": str(directory / f"{name}.json"),
                     },
                 ),
-                Open(name, "", None, GeneratorSettings(), "", CANARY),
+                Open(name, "", GeneratorSettings(), None, "", CANARY),
             )
             for name, plan in faults.items()
         }
@@ -86,9 +86,9 @@ class Fleet:
 
         self.dispatcher.publish(number, {"w": torch.full((8,), float(number))}, score)
 
-    def order(self, first: int, count: int, unit: int = 2, names: str = "problem {}") -> None:
+    def order(self, first: int, count: int, unit: int = 2, exact: bool = True) -> None:
         keys = range(first, first + count)
-        problems = {key: Problem(names.format(key), [], "") for key in keys}
+        problems = {key: Problem(f"problem {key}", [], "") for key in keys}
         self.dispatcher.order(
             [
                 Work(
@@ -97,7 +97,8 @@ class Fleet:
                     tuple(problems[key] for key in part),
                     3,
                     Sampling(max_tokens=8),
-                    seed=11,
+                    11,
+                    exact,
                 )
                 for part in (keys[at : at + unit] for at in range(0, count, unit))
             ]
@@ -172,17 +173,25 @@ FAULTS = {
     "empty": "worker_garbage",
     "version": "worker_garbage",
     "other": "worker_garbage",
-    "fewer": "worker_garbage",
+    "fewer": "worker_late",
     "unit": "worker_garbage",
+    "twice": "worker_garbage",
+    "beyond": "worker_garbage",
+    "segment": "worker_garbage",
+    "given": "worker_garbage",
 }
 
 
+@pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_faulty_answer_is_made_again(fault: str, fleet: Callable[..., Fleet]) -> None:
-    short = {"hang": {"unit_s": 1}, "freeze": {"silence_s": 2}}.get(fault, {})
+def test_a_faulty_answer_is_made_again(
+    fault: str, exact: bool, fleet: Callable[..., Fleet]
+) -> None:
+    late = {"unit_s": 1}
+    short = {"hang": late, "fewer": late, "freeze": {"silence_s": 2}}.get(fault, {})
     run = fleet(a={fault: [1]}, b={}, settings=short)
     run.ready()
-    run.order(0, 8)
+    run.order(0, 8, exact=exact)
     run.check(run.collect(8), 0, 8, version=0)
     assert run.kinds()[FAULTS[fault]] == 1, run.notes
     facts = run.dispatcher.facts()["a"]
@@ -364,7 +373,7 @@ def test_evaluations_go_first(fleet: Callable[..., Fleet]) -> None:
     run = fleet(a={"slow": [1]})
     run.order(0, 8, unit=1)
     problem = Problem("held out", [], "")
-    asked = Work(Purpose.EVALUATE, (0,), (problem,), 1, Sampling(temperature=0), seed=0)
+    asked = Work(Purpose.EVALUATE, (0,), (problem,), 1, Sampling(temperature=0), 0, True)
     run.dispatcher.order([asked])
     found: list[Outcome] = []
     while not found:
@@ -384,7 +393,7 @@ def test_an_evaluation_is_shown_as_it_comes_and_handed_out_whole(
     greedy = Sampling(temperature=0)
     problems = [Problem(f"held out {key}", [], "") for key in range(3)]
     run.dispatcher.order(
-        [Work(Purpose.EVALUATE, (k,), (p,), 1, greedy, seed=0) for k, p in enumerate(problems)]
+        [Work(Purpose.EVALUATE, (k,), (p,), 1, greedy, 0, True) for k, p in enumerate(problems)]
     )
     run.wait_for(lambda facts: facts["b"].groups == 2)
     assert run.dispatcher.collect(Purpose.EVALUATE, 0.0) == [] and len(shown) == 2

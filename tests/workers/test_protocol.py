@@ -5,16 +5,16 @@ import pytest
 
 from interlock.config.schema import GeneratorSettings
 from interlock.processes.child import UNASKED_BYTES
-from interlock.records.rl import Completion, FinishReason, Group, Problem, Sampling
+from interlock.records.rl import Completion, FinishReason, Problem, Sampling
 from interlock.workers import protocol
 from interlock.workers.protocol import (
+    Abort,
+    Answered,
     Canary,
-    Finished,
     Generate,
     Load,
     Loaded,
     Open,
-    Prefetch,
     Qualify,
 )
 
@@ -24,7 +24,7 @@ CANARY = Canary(text=[1, 2, 3], prompts=[[4], [5]], tokens=2)
 def asked(problems: int, completions: int, tokens: int, words: int = 100) -> Generate:
     turn = {"role": "user", "content": "word " * words}
     each = [Problem(f"p{n}", [turn], "4", {"entry": "x" * 50}) for n in range(problems)]
-    return Generate(3, 7, each, completions, Sampling(max_tokens=tokens), 0)
+    return Generate(7, each, completions, Sampling(max_tokens=tokens), 0, id=3)
 
 
 @pytest.mark.parametrize(
@@ -40,17 +40,14 @@ def test_the_longest_honest_answer_passes(
         [200_000] * tokens, [-1.25] * tokens, FinishReason.LENGTH, " " * 128 * tokens, 10**9
     )
     prompt = [200_000] * (5 * words + 2000)
-    groups = [Group(each, prompt, [answer] * completions, "w") for each in request.problems]
     most = protocol.reply_bytes(request, CANARY)
-    assert most is not None
-    assert len(protocol.encode(Finished(3, groups))) < most
+    assert len(protocol.encode(Answered(0, prompt, [answer] * completions, id=3))) < most
 
 
 def test_an_answer_is_bounded_by_what_was_asked() -> None:
     most = protocol.reply_bytes(asked(8, 8, 64), CANARY)
-    assert most is not None and most < 8 << 20  # and not 38 MB of nothing
+    assert most < 8 << 20  # and not 38 MB of nothing
     few, many = (protocol.reply_bytes(asked(1, n, 1000), CANARY) for n in (1, 11))
-    assert few is not None and many is not None
     assert many - few == 10 * (1000 * (5 + 9 + 256) + 4096)
 
 
@@ -62,8 +59,7 @@ def test_a_proof_is_as_long_as_its_canary() -> None:
     assert len(msgspec.msgpack.encode(loaded)) < most
 
 
-def test_what_has_no_reply_leaves_the_bound_as_it_is() -> None:
-    assert protocol.reply_bytes(Prefetch(7, ""), CANARY) is None
-    opening = Open("w", "", None, GeneratorSettings(), "", CANARY)
-    for request in (opening, Qualify("cpu", "quick")):
+def test_what_has_no_reply_allows_no_more_than_signs_of_life() -> None:
+    assert protocol.reply_bytes(Abort(id=7), CANARY) == UNASKED_BYTES
+    for request in (Open("w", "", GeneratorSettings()), Qualify("cpu", "quick")):
         assert protocol.reply_bytes(request, CANARY) == 8 << 20

@@ -1,135 +1,136 @@
 """What a worker says is believed only as far as it can be checked: every refusal, one by one."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from interlock.records.rl import Completion, FinishReason, Group, Problem, Sampling, WeightVersion
+from interlock.records.rl import (
+    Completion,
+    FinishReason,
+    Problem,
+    Sampling,
+    Segment,
+    WeightVersion,
+)
 from interlock.workers.generators import Purpose, Work
-from interlock.workers.protocol import Canary, Loaded
+from interlock.workers.protocol import Answered, Canary, Loaded
 from interlock.workers.replies import Target, doubt, refusal
 
-VOCAB, LONGEST, VERSION, WORKER = 50, 6, 7, "w"
-
-
-def problem(name: str) -> Problem:
-    return Problem(name, [{"role": "user", "content": name}], f"answer to {name}")
+VOCAB, LONGEST = 50, 6
+VERSIONS = [7, 8, 10]  # served when the unit was given, and proven since
 
 
 def make_work(problems: int, completions: int) -> Work:
     keys = tuple(range(problems))
-    asked = tuple(problem(f"p{key}") for key in keys)
+    asked = tuple(Problem(f"p{key}", [], "") for key in keys)
     sampling = Sampling(max_tokens=LONGEST)
-    return Work(Purpose.TRAIN, keys, asked, completions, sampling, seed=1)
+    return Work(Purpose.TRAIN, keys, asked, completions, sampling, 1, exact=False)
 
 
-def prompts(work: Work) -> list[list[int]]:
-    return [[key + 1, 2, 3] for key in work.keys]
+def prompt(place: int) -> list[int]:
+    return [place + 1, 2, 3]
 
 
-def completion(tokens: Sequence[int], logprobs: Sequence[float] | None = None) -> Completion:
-    given = [-0.5] * len(tokens) if logprobs is None else list(logprobs)
-    return Completion.sampled(list(tokens), given, FinishReason.STOP, "text", VERSION)
+def segment(tokens: Sequence[int], version: int | None = 7) -> Segment:
+    return Segment(list(tokens), [-0.5] * len(tokens), version)
 
 
-def changed(good: Completion, **fields: Any) -> Completion:
-    names = ("tokens", "logprobs", "finish", "text", "weight_version")
-    return Completion.sampled(**{name: getattr(good, name) for name in names} | fields)
+def completion(*segments: Segment) -> Completion:
+    return Completion(list(segments), FinishReason.STOP, "text")
 
 
-def answer(work: Work, tokens: Sequence[int] = (3, 4)) -> list[Group]:
-    return [
-        Group(asked, prompt, [completion(tokens)] * work.completions, WORKER)
-        for asked, prompt in zip(work.problems, prompts(work), strict=True)
-    ]
+# Of three versions, the second and third of which were loaded under it.
+GOOD = completion(segment([3, 4]), segment([5], 8), segment([6, 7], 10))
 
 
-def why(groups: Sequence[Group], work: Work) -> str | None:
-    return refusal(groups, work, prompts(work), VERSION, WORKER, VOCAB)
+def answered(work: Work, place: int, good: Completion = GOOD) -> Answered:
+    return Answered(place, prompt(place), [good] * work.completions)
 
 
-# Each takes a good group and makes one thing of it wrong; the text is a part of the refusal.
-GROUP_FAULTS: dict[str, tuple[Callable[[Group], Group], str]] = {
-    "other problem": (lambda g: replace(g, problem=problem("stranger")), "'stranger'"),
-    "other worker": (lambda g: replace(g, worker="another"), "'another'"),
+def why(answer: Answered, work: Work) -> str | None:
+    return refusal(answer, work, prompt(answer.index), VERSIONS, VOCAB)
+
+
+# Each takes a good answer and makes one thing of it wrong; the text is a part of the refusal.
+FAULTS: dict[str, tuple[Callable[[Answered], Answered], str]] = {
     "other prompt token": (
-        lambda g: replace(g, prompt_tokens=[*g.prompt_tokens[:-1], 9]),
+        lambda a: replace(a, prompt_tokens=[*a.prompt_tokens[:-1], 9]),
         "the tokenizers differ",
     ),
-    "longer prompt": (lambda g: replace(g, prompt_tokens=[*g.prompt_tokens, 3]), "tokenizers"),
-    "no prompt": (lambda g: replace(g, prompt_tokens=[]), "tokenizers"),
-    "a completion less": (lambda g: replace(g, completions=g.completions[1:]), "completions"),
+    "longer prompt": (lambda a: replace(a, prompt_tokens=[*a.prompt_tokens, 3]), "tokenizers"),
+    "no prompt": (lambda a: replace(a, prompt_tokens=[]), "tokenizers"),
+    "another problem's": (lambda a: replace(a, prompt_tokens=[9, 2, 3]), "tokenizers"),
+    "a completion less": (lambda a: replace(a, completions=a.completions[1:]), "completions"),
     "a completion more": (
-        lambda g: replace(g, completions=[*g.completions, g.completions[0]]),
+        lambda a: replace(a, completions=[*a.completions, a.completions[0]]),
         "completions",
     ),
 }
-COMPLETION_FAULTS: dict[str, tuple[Callable[[Completion], Completion], str]] = {
-    "older weights": (lambda c: changed(c, weight_version=VERSION - 1), "version 6 instead of 7"),
-    "newer weights": (lambda c: changed(c, weight_version=VERSION + 1), "version 8 instead of 7"),
-    "empty": (lambda c: changed(c, tokens=[], logprobs=[]), "0 tokens, not 1 to 6"),
-    "too long": (
-        lambda c: changed(c, tokens=[1] * (LONGEST + 1), logprobs=[-1.0] * (LONGEST + 1)),
-        "7 tokens, not 1 to 6",
-    ),
-    "a logprob less": (lambda c: changed(c, logprobs=c.logprobs[1:]), "logprobs for"),
-    "a logprob more": (lambda c: changed(c, logprobs=[*c.logprobs, -1.0]), "logprobs for"),
-    "negative token": (lambda c: changed(c, tokens=[-1, *c.tokens[1:]]), "vocabulary of 50"),
+SEGMENTS_FAULTS: dict[str, tuple[Callable[[list[Segment]], list[Segment]], str]] = {
+    "nothing": (lambda s: [], "a completion of 0 tokens, not 1 to 6"),
+    "too long": (lambda s: [*s, segment([1, 1], 10)], "7 tokens, not 1 to 6"),
+    "too long in one": (lambda s: [segment([1] * 7)], "7 tokens, not 1 to 6"),
+    "older weights": (lambda s: [segment([1], 6), *s], "version 6 instead of 7 to 10"),
+    "weights of another": (lambda s: [*s[:1], segment([1], 9), *s[2:]], "version 9 instead of"),
+    "newer weights": (lambda s: [*s, segment([1], 11)], "version 11 instead of 7 to 10"),
+    "backwards": (lambda s: [*s, segment([1], 8)], "version 8 behind those of 10"),
+    "given": (lambda s: [*s, Segment([1])], "tokens that nobody sampled"),
+    "all given": (lambda s: [Segment([1, 2])], "tokens that nobody sampled"),
+    "an empty stretch": (lambda s: [*s, segment([], 10)], "a stretch of no tokens"),
+}
+SEGMENT_FAULTS: dict[str, tuple[Callable[[Segment], Segment], str]] = {
+    "a logprob less": (lambda s: replace(s, logprobs=s.logprobs[1:]), "logprobs for"),
+    "a logprob more": (lambda s: replace(s, logprobs=[*s.logprobs, -1.0]), "logprobs for"),
+    "negative token": (lambda s: replace(s, tokens=[-1, *s.tokens[1:]]), "vocabulary of 50"),
     "token beyond the vocabulary": (
-        lambda c: changed(c, tokens=[*c.tokens[:-1], VOCAB]),
+        lambda s: replace(s, tokens=[*s.tokens[:-1], VOCAB]),
         "vocabulary of 50",
     ),
-    "nan": (lambda c: changed(c, logprobs=[*c.logprobs[:-1], math.nan]), "of nan"),
-    "inf": (lambda c: changed(c, logprobs=[math.inf, *c.logprobs[1:]]), "of inf"),
-    "minus inf": (lambda c: changed(c, logprobs=[-math.inf, *c.logprobs[1:]]), "of -inf"),
-    "positive": (lambda c: changed(c, logprobs=[0.01, *c.logprobs[1:]]), "of 0.01"),
+    "nan": (lambda s: replace(s, logprobs=[*s.logprobs[:-1], math.nan]), "of nan"),
+    "inf": (lambda s: replace(s, logprobs=[math.inf, *s.logprobs[1:]]), "of inf"),
+    "minus inf": (lambda s: replace(s, logprobs=[-math.inf, *s.logprobs[1:]]), "of -inf"),
+    "positive": (lambda s: replace(s, logprobs=[0.01, *s.logprobs[1:]]), "of 0.01"),
     # What no token that was drawn can have; in fp32, where the learner computes, it is -inf.
-    "too unlikely": (lambda c: changed(c, logprobs=[*c.logprobs[:-1], -1e39]), "of -1e+39"),
-    "just too unlikely": (lambda c: changed(c, logprobs=[-10001.0, *c.logprobs[1:]]), "-10001.0"),
+    "too unlikely": (lambda s: replace(s, logprobs=[*s.logprobs[:-1], -1e39]), "of -1e+39"),
+    "just too unlikely": (lambda s: replace(s, logprobs=[-10001.0, *s.logprobs[1:]]), "-10001.0"),
 }
 
 
-def spoil_group(groups: list[Group], at: int, fault: str) -> list[Group]:
-    return [*groups[:at], GROUP_FAULTS[fault][0](groups[at]), *groups[at + 1 :]]
+def with_segments(answer: Answered, index: int, segments: list[Segment]) -> Answered:
+    answers = list(answer.completions)
+    answers[index] = replace(answers[index], segments=segments)
+    return replace(answer, completions=answers)
 
 
-def spoil_completion(groups: list[Group], at: int, index: int, fault: str) -> list[Group]:
-    answers = list(groups[at].completions)
-    answers[index] = COMPLETION_FAULTS[fault][0](answers[index])
-    return [*groups[:at], replace(groups[at], completions=answers), *groups[at + 1 :]]
+def spoilt(answer: Answered, index: int, at: int, fault: str) -> Answered:
+    """`index` of the completion, `at` of its segment, where the fault is in one."""
+    if fault in FAULTS:
+        return FAULTS[fault][0](answer)
+    segments = list(answer.completions[index].segments)
+    if fault in SEGMENTS_FAULTS:
+        return with_segments(answer, index, SEGMENTS_FAULTS[fault][0](segments))
+    segments[at] = SEGMENT_FAULTS[fault][0](segments[at])
+    return with_segments(answer, index, segments)
 
 
-@pytest.mark.parametrize("fault", GROUP_FAULTS)
-def test_a_wrong_group_is_refused(fault: str) -> None:
+@pytest.mark.parametrize("fault", [*FAULTS, *SEGMENTS_FAULTS, *SEGMENT_FAULTS])
+def test_a_wrong_answer_is_refused(fault: str) -> None:
     work = make_work(2, 3)
-    found = why(spoil_group(answer(work), 1, fault), work)
+    found = why(spoilt(answered(work, 1), 2, 1, fault), work)
     assert found is not None and found.startswith("problem 'p1'")
-    assert GROUP_FAULTS[fault][1] in found
+    assert (FAULTS | SEGMENTS_FAULTS | SEGMENT_FAULTS)[fault][1] in found
 
 
-@pytest.mark.parametrize("fault", COMPLETION_FAULTS)
-def test_a_wrong_completion_is_refused(fault: str) -> None:
-    work = make_work(2, 3)
-    found = why(spoil_completion(answer(work), 1, 2, fault), work)
-    assert found is not None and found.startswith("problem 'p1'")
-    assert COMPLETION_FAULTS[fault][1] in found
-
-
-@pytest.mark.parametrize("count", [0, 1, 3])
-def test_a_wrong_number_of_groups_is_refused(count: int) -> None:
-    work = make_work(2, 2)
-    groups = (answer(work) * 2)[:count]
-    assert why(groups, work) == f"{count} groups for 2 problems"
-
-
-def test_groups_in_another_order_are_refused() -> None:
-    work = make_work(2, 2)
-    assert why(answer(work)[::-1], work) == "problem 'p0': an answer to 'p1' by 'w'"
+def test_with_one_version_the_refusal_names_it() -> None:
+    work = make_work(1, 1)
+    answer = answered(work, 0, completion(segment([1], 8)))
+    found = refusal(answer, work, prompt(0), [7], VOCAB)
+    assert found == "problem 'p0': weights of version 8 instead of 7"
 
 
 def test_what_is_just_within_the_limits_is_accepted() -> None:
@@ -139,44 +140,56 @@ def test_what_is_just_within_the_limits_is_accepted() -> None:
         ([VOCAB - 1] * LONGEST, [-1e4] * LONGEST),
         ([1, 2], [5e-4, -0.0]),  # a rounding error above 0
     ]:
-        groups = [replace(answer(work)[0], completions=[completion(tokens, logprobs)])]
-        assert why(groups, work) is None
+        for version in VERSIONS:
+            only = completion(Segment(tokens, logprobs, version))
+            assert why(answered(work, 0, only), work) is None
+    assert why(answered(work, 0, completion(segment([1], 7), segment([2], 7))), work) is None
 
 
 def test_a_refusal_is_of_bounded_length() -> None:
     work = make_work(1, 1)
-    group = replace(answer(work)[0], problem=problem("x" * 10**5), worker="y" * 10**5)
-    found = why([group], work)
+    long = replace(work.problems[0], id="x" * 10**5)
+    named = dataclasses.replace(work, problems=(long,))
+    found = refusal(answered(work, 0), named, [1], VERSIONS, VOCAB)
     assert found is not None and len(found) <= 320
 
 
 @st.composite
-def answered(draw: st.DrawFn) -> tuple[Work, list[Group]]:
+def good_answers(draw: st.DrawFn) -> tuple[Work, Answered]:
     work = make_work(draw(st.integers(1, 3)), draw(st.integers(1, 3)))
-    one = st.lists(
-        st.tuples(st.integers(0, VOCAB - 1), st.floats(-40, 0)), min_size=1, max_size=LONGEST
-    )
-    groups = []
-    for group in answer(work):
-        drawn = [draw(one) for _ in group.completions]
-        answers = [completion([t for t, _ in each], [p for _, p in each]) for each in drawn]
-        groups.append(replace(group, completions=answers))
-    return work, groups
+    place = draw(st.integers(0, len(work.keys) - 1))
+    drawn = []
+    for _ in range(work.completions):
+        versions = sorted(draw(st.sets(st.sampled_from(VERSIONS), min_size=1)))
+        lengths = [draw(st.integers(1, LONGEST // len(versions))) for _ in versions]
+        drawn.append(
+            completion(
+                *(
+                    Segment(
+                        draw(st.lists(st.integers(0, VOCAB - 1), min_size=n, max_size=n)),
+                        draw(st.lists(st.floats(-40, 0), min_size=n, max_size=n)),
+                        version,
+                    )
+                    for n, version in zip(lengths, versions, strict=True)
+                )
+            )
+        )
+    return work, replace(answered(work, place), completions=drawn)
 
 
-@given(answered(), st.data())
+@given(good_answers(), st.data())
 def test_any_one_fault_in_a_good_answer_is_refused(
-    case: tuple[Work, list[Group]], data: st.DataObject
+    case: tuple[Work, Answered], data: st.DataObject
 ) -> None:
     work, good = case
     assert why(good, work) is None
-    at = data.draw(st.integers(0, len(good) - 1))
-    fault = data.draw(st.sampled_from([*GROUP_FAULTS, *COMPLETION_FAULTS]))
-    if fault in GROUP_FAULTS:
-        bad = spoil_group(good, at, fault)
-    else:
-        bad = spoil_completion(good, at, data.draw(st.integers(0, work.completions - 1)), fault)
-    assert why(bad, work) is not None
+    fault = data.draw(st.sampled_from([*FAULTS, *SEGMENTS_FAULTS, *SEGMENT_FAULTS]))
+    index = data.draw(st.integers(0, work.completions - 1))
+    segments = good.completions[index].segments
+    assume(fault != "backwards" or max(s.weight_version or 0 for s in segments) > 8)
+    assume(fault != "too long" or sum(len(s.tokens) for s in segments) > LONGEST - 2)
+    at = data.draw(st.integers(0, len(segments) - 1))
+    assert why(spoilt(good, index, at, fault), work) is not None
 
 
 CANARY = Canary(text=[5, 6, 7, 8], prompts=[[1], [2]], tokens=2)

@@ -24,7 +24,7 @@ from interlock.processes.child import Child, ChildError, inherited, wait
 from interlock.processes.deadline import Deadline
 from interlock.processes.frames import MAX_MESSAGE_BYTES
 from interlock.text import error_line, one_line
-from interlock.workers.protocol import Failed
+from interlock.workers.protocol import Failed, Failure
 
 ANSWER_S = 1800.0  # vLLM takes minutes to start
 _MODULE = "interlock.parity.worker"
@@ -162,7 +162,7 @@ class Sides:
 
     def _checked(self, name: str, reply: Reply, kind: type[Kind]) -> Kind:
         if isinstance(reply, Failed):
-            error = ConfigError if reply.permanent else SideFailed
+            error = ConfigError if reply.kind is Failure.MISTAKE else SideFailed
             raise error(f"side {name} ({self._labels[name]}): {one_line(reply.reason)}")
         if not isinstance(reply, kind):
             raise TrainingError(f"{self._who(name)} answered something else than it was asked")

@@ -85,7 +85,7 @@ class Side:
                 case Apply():
                     return self._apply(request)
         except InterlockError as error:
-            return failed(error)
+            return failed(error, [0])
 
     @property
     def _opened(self) -> Generator:

@@ -19,7 +19,7 @@ def serve(channel: Channel) -> None:
     """Answer requests until the dispatcher is gone. Bugs end the process, with a traceback."""
     protocol.beat(channel)
     while (data := channel.receive()) is not None:
-        asked = protocol.request(data)
+        asked = protocol.ask(data)
         assert isinstance(asked, Qualify)
         channel.send(protocol.encode(_answer(asked)))
 
@@ -36,9 +36,9 @@ def _answer(asked: Qualify) -> Qualified | Failed:
     try:
         certificate = qualify(asked.device, Level(asked.level), checks=checks, fail_fast=True)
     except InterlockError as error:
-        return protocol.failed(error)
+        return protocol.failed(error, [asked.id])
     try:
         certificates.keep(certificate)  # so that the worker, when it comes back, has it to show
     except RunError as error:
         print(f"not filed: {error}", file=sys.stderr, flush=True)
-    return Qualified(certificate)
+    return Qualified(certificate, id=asked.id)

@@ -17,7 +17,8 @@ from interlock.rundir import RunDir
 from interlock.tasks import open_task
 from interlock.tasks.verifier_pool import VerifierPool
 from interlock.workers.generator import open_generator
-from interlock.workers.generators import Generators, Inline, Outcome, Purpose, Work
+from interlock.workers.generators import Generators, Outcome, Purpose, Work
+from interlock.workers.inline import Inline
 
 _LOOK_S = 0.5  # the longest wait at a time
 _UNIT = 256  # no setting: a larger part changes no answer, and is lost with a worker as a whole
@@ -45,12 +46,14 @@ def answer_greedily(
     sampling: Sampling,
     sink: Sink,
     unit: int = 0,
+    exact: bool = True,
 ) -> list[ScoredGroup]:
     """One greedy completion for each problem, judged. Only the limits of `sampling` are used.
 
-    `unit`: problems given to a worker at a time; 0: shared evenly, at most _UNIT. A problem that
-    workers fail on again and again is left out; the run's events name it. Raises TrainingError
-    when none is left.
+    `unit`: problems given to a worker at a time; 0: shared evenly, at most _UNIT. `exact`: a worker
+    computes each unit alone, so that one that is repeated gives the same bits. A problem that
+    workers fail on again and again is left out; the run's events name it. Raises TrainingError when
+    none is left.
     """
     greedy = Sampling(temperature=0.0, max_tokens=sampling.max_tokens, stop=sampling.stop)
     sink.phase("evaluating", len(problems))
@@ -58,7 +61,7 @@ def answer_greedily(
     for first in range(0, len(problems), unit):
         part = tuple(problems[first : first + unit])
         keys = tuple(range(first, first + len(part)))
-        generators.order([Work(Purpose.EVALUATE, keys, part, 1, greedy, seed=0)])
+        generators.order([Work(Purpose.EVALUATE, keys, part, 1, greedy, 0, exact)])
     outcomes: list[Outcome] = []
     while len(outcomes) < len(problems):
         outcomes += generators.collect(Purpose.EVALUATE, _LOOK_S)
@@ -137,7 +140,9 @@ def held_out_accuracy(
         stage.publish()
         assert stage.generators is not None
         sampling, unit = stage.settings.sampling, stage.recipe.fleet.unit
-        scored = answer_greedily(problems, stage.generators, verifier, sampling, stage.sinks, unit)
+        scored = answer_greedily(
+            problems, stage.generators, verifier, sampling, stage.sinks, unit, stage.exact
+        )
         stage.run.ledger.record_evaluation(stage.index, step, scored)
     result = accuracy(scored)
     stage.sinks.evaluated(step, result, len(scored))

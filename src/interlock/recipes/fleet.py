@@ -26,7 +26,8 @@ from interlock.sync.storage import Storage
 from interlock.sync.store import Publisher
 from interlock.workers.dispatcher import Dispatcher
 from interlock.workers.generator import open_generator, sharing_generator
-from interlock.workers.generators import Generators, Inline
+from interlock.workers.generators import Generators
+from interlock.workers.inline import Inline
 from interlock.workers.protocol import Canary, Open
 
 _WORKER = "interlock.workers.worker"

@@ -19,7 +19,7 @@ from interlock.recipes.evaluate import check_lengths, held_out_accuracy, score
 from interlock.recipes.guard import Guard, label
 from interlock.recipes.rollouts import Rollouts
 from interlock.recipes.stage import Clock, Stage, update_metrics
-from interlock.records.rl import Group, ScoredGroup
+from interlock.records.rl import Completion, Group, ScoredGroup
 from interlock.tasks import TaskSource, open_task
 from interlock.tasks.verifier_pool import VerifierPool
 
@@ -113,7 +113,7 @@ def minibatches(
 def training_groups(
     scored: Sequence[ScoredGroup], settings: Grpo, staleness: Callable[[Group], int]
 ) -> list[TrainingGroup]:
-    """The groups of one optimizer step, each token weighted by advantage times normalisation."""
+    """The groups of one optimizer step, each sampled token weighted by advantage times share."""
     loss = settings.loss
     shares = _shares(scored, loss, settings.sampling.max_tokens)
     return [
@@ -121,7 +121,7 @@ def training_groups(
             prompt=group.group.prompt_tokens,
             completions=[answer.tokens for answer in group.group.completions],
             weights=[
-                [advantage * share] * len(answer.tokens)
+                _where_sampled(answer, advantage * share)
                 for advantage, share, answer in zip(
                     advantages(group.rewards, loss.advantage),
                     shares[index],
@@ -131,7 +131,7 @@ def training_groups(
             ],
             sampler_logprobs=[answer.logprobs for answer in group.group.completions],
             kl_weights=[
-                [loss.kl_beta * share] * len(answer.tokens)
+                _where_sampled(answer, loss.kl_beta * share)
                 for share, answer in zip(shares[index], group.group.completions, strict=True)
             ]
             if loss.kl_beta
@@ -142,16 +142,21 @@ def training_groups(
     ]
 
 
+def _where_sampled(answer: Completion, weight: float) -> list[float]:
+    """[N]: what was given, such as a tool's result, is read and not learned."""
+    return [weight if sampled else 0.0 for sampled in answer.mask]
+
+
 def _shares(
     groups: Sequence[ScoredGroup], loss: LossSettings, max_tokens: int
 ) -> list[list[float]]:
-    """The share of the whole loss that one token of each completion has.
+    """The share of the whole loss that one sampled token of each completion has.
 
     "token": every token counts the same (DAPO, arXiv 2503.14476). "sequence": every completion
     counts the same, its tokens share that (GRPO, arXiv 2402.03300). "constant": a token counts
     1 / max_tokens of a completion (Dr.GRPO, arXiv 2503.20783).
     """
-    lengths = [[len(answer.tokens) for answer in group.group.completions] for group in groups]
+    lengths = [[sum(answer.mask) for answer in group.group.completions] for group in groups]
     tokens, count = sum(map(sum, lengths)), sum(map(len, lengths))
     match loss.normalize:
         case "token":

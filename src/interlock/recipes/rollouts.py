@@ -76,8 +76,8 @@ class Rollouts:
         return [(sequence, self._buffer.pop(sequence)) for sequence in taken]
 
     def staleness(self, group: Group) -> int:
-        """How many versions the learner is ahead of the weights that sampled the group."""
-        return self._stage.learner.version - group.completions[0].weight_version
+        """How many versions the learner is ahead of the oldest that sampled any of the group."""
+        return self._stage.learner.version - group.weight_version
 
     def metrics(self, used: Sequence[ScoredGroup], skipped: int) -> RolloutMetrics:
         """What is logged of the step that used these groups, before its weights are published.
@@ -86,7 +86,7 @@ class Rollouts:
         """
         answers = [answer for scored in used for answer in scored.group.completions]
         verdicts = [verdict for scored in used for verdict in scored.verdicts]
-        lengths = [len(answer.tokens) for answer in answers]
+        lengths = [sum(answer.mask) for answer in answers]
         behind = [self.staleness(scored.group) for scored in used]
         return RolloutMetrics(
             reward=fmean(verdict.reward for verdict in verdicts),
@@ -147,7 +147,10 @@ class Rollouts:
         room = ahead - len(self._buffer) - len(self._ordered)
         if room <= 0:
             return
-        unit = run.fleet.unit or -(-settings.problems_per_step // self._generators.size)
+        unit = run.fleet.unit
+        if not unit:  # what is not exact comes back group by group: nothing waits for a larger unit
+            shared = -(-settings.problems_per_step // self._generators.size)
+            unit = shared if self._stage.exact else 1
 
         def place(sequence: int) -> tuple[int, int]:
             step, index = divmod(sequence, settings.problems_per_step)
@@ -164,6 +167,7 @@ class Rollouts:
                     settings.completions,
                     settings.sampling,
                     self._stage.seed(step + 1),
+                    self._stage.exact,
                 )
             )
             self._ordered.update(keys)

@@ -100,6 +100,11 @@ class Stage(Generic[Settings]):
         """Versions that a group may be behind when it is used."""
         return self.recipe.staleness(self.settings)
 
+    @property
+    def exact(self) -> bool:
+        """Nothing is generated ahead of an update, so that a resumed run repeats every bit."""
+        return self.staleness == 0
+
     def steps(self) -> range:
         """The steps still to do, counted from 1."""
         return range(self.done + 1, self.settings.steps + 1)

@@ -44,7 +44,8 @@ from interlock.recipes.sinks import Sink, Sinks
 from interlock.recipes.stage import Stage
 from interlock.records.trust import Role
 from interlock.rundir import Checkpoint, RunDir
-from interlock.workers.generators import Generators, Inline
+from interlock.workers.generators import Generators
+from interlock.workers.inline import Inline
 
 Part = TypeVar("Part", LearnerSettings, GeneratorSettings)
 _PACKAGES = ("interlock", "torch", "msgspec", "safetensors", "tokenizers", "numpy")

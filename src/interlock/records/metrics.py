@@ -18,9 +18,9 @@ from interlock.mismatch import Mismatch
 
 class WorkerState(StrEnum):
     STARTING = "starting"
-    LOADING = "loading"
-    READY = "ready"
-    GENERATING = "generating"
+    LOADING = "loading"  # it holds no unit, and is given weights
+    READY = "ready"  # it has nothing to do
+    GENERATING = "generating"  # it holds units; new weights are loaded beside these
     RESTARTING = "restarting"
     QUARANTINED = "quarantined"  # its numbers are off: not used, unless it is qualified anew
     QUALIFYING = "qualifying"  # in quarantine, and its device is being qualified
@@ -45,8 +45,8 @@ class WorkerMetrics(msgspec.Struct):
     weight_version: int | None = None
     groups: int = 0  # given
     tokens: int = 0  # sampled
-    seconds_generating: float = 0.0
-    seconds_loading: float = 0.0  # fetched, loaded and proven
+    seconds_generating: float = 0.0  # while it held units
+    seconds_loading: float = 0.0  # while weights were fetched, loaded and proven, perhaps beside
     fetched_bytes: int = 0
     dropped: int = 0  # groups too old, or of a worker in quarantine
     redispatched: int = 0  # units taken from it and given out again

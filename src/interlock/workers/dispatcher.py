@@ -23,10 +23,10 @@ from interlock.sync.store import Publisher
 from interlock.workers.generators import (
     Forget,
     Keep,
+    LearnerScore,
     Outcome,
     Published,
     Purpose,
-    Score,
     Work,
     no_progress,
 )
@@ -67,7 +67,9 @@ class Dispatcher:
         self._publishing = threading.Lock()
         self._mending: threading.Thread | None = None
         self._mend_after, self._pause_s = 0.0, _REPAIR_S
-        self._canary = next(iter(workers.values()))[1].canary
+        canary = next(iter(workers.values()))[1].canary
+        assert canary is not None
+        self._canary = canary
         self.weights: WeightVersion | None = None  # last published
         self._error: BaseException | None = None
         self._closing = False
@@ -106,23 +108,23 @@ class Dispatcher:
 
     @property
     def keep(self) -> Keep:
-        return self._pool.keep
+        return self._pool.outcomes.keep
 
     @keep.setter
     def keep(self, keep: Keep) -> None:
         with self._changed:
-            self._pool.keep = keep
+            self._pool.outcomes.keep = keep
 
     @property
     def forget(self) -> Forget:
-        return self._pool.forget
+        return self._pool.outcomes.forget
 
     @forget.setter
     def forget(self, forget: Forget) -> None:
         with self._changed:
-            self._pool.forget = forget
+            self._pool.outcomes.forget = forget
 
-    def publish(self, number: int, tensors: Mapping[str, Tensor], score: Score) -> Published:
+    def publish(self, number: int, tensors: Mapping[str, Tensor], score: LearnerScore) -> Published:
         with self._publishing:
             written = self._publisher.publish(number, tensors)
         self.weights = written.version
@@ -164,7 +166,7 @@ class Dispatcher:
 
     def withdrawn(self) -> Set[int]:
         with self._changed:
-            return frozenset(self._pool.withdrawn)
+            return frozenset(self._pool.outcomes.withdrawn)
 
     def dropped(self, worker: str) -> None:
         with self._changed:
@@ -182,7 +184,7 @@ class Dispatcher:
 
     def _show(self, purpose: Purpose) -> None:
         """Each problem that is done with once, though it may have to be done again."""
-        while self._shown[purpose] < len(self._pool.outcomes[purpose]):
+        while self._shown[purpose] < len(self._pool.outcomes.uncollected[purpose]):
             self._shown[purpose] += 1
             self.progress()
 

@@ -1,8 +1,10 @@
 """Turns problems into groups: chat template and tokenizer in front of an engine.
 
-    Problem ──chat template──> prompt tokens ──engine──> completions ──> Group
+    Problem ──chat template──> PendingGroup ──its request──> engine ──> completions ──> Group
 
-The engine knows tokens only; what a problem is, and which worker answered it, is known here.
+The engine knows tokens only; what a problem is, and which worker answered it, is known here. In the
+learner's own process `generate` is called; a worker (worker.py) gives the requests to the engine
+itself, among those of others.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,11 +14,30 @@ from torch import Tensor
 
 from interlock.chips import device
 from interlock.config.schema import GeneratorSettings
-from interlock.engine.base import Engine, Request
+from interlock.engine.base import Engine, Progress, Request, in_order
 from interlock.models.checkpoint import load_decoder
 from interlock.models.decoder import Decoder
 from interlock.models.tokenizer import Tokenizer
 from interlock.records.rl import Completion, Group, Problem, Sampling
+
+
+class PendingGroup:
+    """A problem whose completions are on their way."""
+
+    def __init__(self, problem: Problem, request: Request) -> None:
+        self.problem, self.request = problem, request
+        self._found: dict[int, Completion] = {}
+
+    @property
+    def missing(self) -> int:
+        """Completions that are not finished."""
+        return self.request.completions - len(self._found)
+
+    def take(self, progress: Progress) -> list[Completion] | None:
+        """All completions, in order, if this step has finished the last of them."""
+        if progress.completion is not None:
+            self._found[progress.number] = progress.completion
+        return None if self.missing else in_order(self._found)
 
 
 class Generator:
@@ -45,20 +66,25 @@ class Generator:
         template refuses a problem, ConfigError when a prompt is empty or too long, and
         TrainingError when the model's logits are not finite.
         """
-        prompts = [self.tokenizer.chat(problem.messages) for problem in problems]
-        requests = [
-            Request(problem.id, prompt, completions, sampling, seed)
-            for problem, prompt in zip(problems, prompts, strict=True)
-        ]
+        pending = [self.pending(problem, completions, sampling, seed) for problem in problems]
 
         def group(index: int, answers: list[Completion]) -> Group:
-            return Group(problems[index], prompts[index], answers, self.name)
+            asked = pending[index]
+            return Group(asked.problem, asked.request.prompt_tokens, answers, self.name)
 
         def finished(index: int, answers: list[Completion]) -> None:
             if on_group is not None:
                 on_group(group(index, answers))
 
-        return [group(*each) for each in enumerate(self.engine.generate(requests, finished))]
+        answers = self.engine.generate([each.request for each in pending], finished)
+        return [group(*each) for each in enumerate(answers)]
+
+    def pending(
+        self, problem: Problem, completions: int, sampling: Sampling, seed: int
+    ) -> PendingGroup:
+        """A problem, to be given to the engine. Raises ModelError when the template refuses it."""
+        prompt = self.tokenizer.chat(problem.messages)
+        return PendingGroup(problem, Request(problem.id, prompt, completions, sampling, seed))
 
     def reply(
         self,

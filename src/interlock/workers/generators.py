@@ -3,22 +3,19 @@
     order(work) ──> Generators ──> collect(purpose) ──> outcomes, problem by problem
     publish(version, tensors) ──^
 
-`Inline` is the one generator of a small run, called directly; `Dispatcher` (dispatcher.py) has any
-number of worker processes. What the recipe does is the same.
+`Inline` (inline.py) is the one generator of a small run, called directly; `Dispatcher`
+(dispatcher.py) has any number of worker processes. What the recipe does is the same.
 """
 
-import time
-from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from interlock.records.metrics import WorkerMetrics, WorkerState
+from interlock.records.metrics import WorkerMetrics
 from interlock.records.rl import Group, Problem, Sampling
-from interlock.workers.generator import Generator
 
 
 class Purpose(StrEnum):
@@ -28,29 +25,30 @@ class Purpose(StrEnum):
 
 @dataclass(frozen=True)
 class Work:
-    """Problems that one worker answers together: the unit of dispatch, and of repetition.
+    """Problems that one worker is given together; `keys` are the caller's numbers of them.
 
-    What a worker computes together rounds together, so a unit that is repeated whole gives the same
-    bits; `keys` are the caller's numbers for the problems.
+    `exact`: a worker computes it alone, and its groups are handed on when all are there. What is
+    computed together rounds together, so a unit that is repeated whole gives the same bits; one
+    that was half done is repeated whole. Otherwise a worker takes it in beside other work, each
+    group is handed on as it comes, and only what is missing is repeated.
     """
 
     purpose: Purpose
     keys: tuple[int, ...]
     problems: tuple[Problem, ...]
-    completions: int
+    completions: int  # of each problem
     sampling: Sampling
     seed: int
+    exact: bool
 
-    def part(self, index: int) -> "Work":
-        """One problem alone."""
-        return Work(
-            self.purpose,
-            self.keys[index : index + 1],
-            self.problems[index : index + 1],
-            self.completions,
-            self.sampling,
-            self.seed,
-        )
+    @property
+    def sequences(self) -> int:
+        return len(self.problems) * self.completions
+
+    def part(self, places: Sequence[int]) -> "Work":
+        """The problems at these places alone."""
+        keys = tuple(self.keys[place] for place in places)
+        return replace(self, keys=keys, problems=tuple(self.problems[place] for place in places))
 
 
 class Outcome(NamedTuple):
@@ -70,7 +68,7 @@ class Published(NamedTuple):
 
 Keep = Callable[[Sequence[tuple[int, Group]]], None]  # makes training groups durable, by key
 Forget = Callable[[str], Sequence[int]]  # undoes that for what a worker made, if unused -> keys
-Score = Callable[[list[int]], list[float]]  # the learner's logprobs of tokens[1:]
+LearnerScore = Callable[[list[int]], list[float]]  # the learner's logprobs of tokens[1:]
 
 
 class Generators(Protocol):
@@ -86,8 +84,9 @@ class Generators(Protocol):
     def size(self) -> int:
         """How many workers the recipe asks for."""
 
-    def publish(self, number: int, tensors: Mapping[str, Tensor], score: Score) -> Published:
-        """From now on, answer with these weights. Work that is under way is finished with the old.
+    def publish(self, number: int, tensors: Mapping[str, Tensor], score: LearnerScore) -> Published:
+        """From now on, answer with these weights. Exact work that is under way is finished with the
+        old; other work goes on under the new, as soon as its worker has them.
 
         Raises SyncError or RunError when they cannot be stored.
         """
@@ -131,71 +130,3 @@ def no_forget(_: str) -> Sequence[int]:
 
 def no_progress() -> None:
     """For when nobody looks."""
-
-
-class Inline:
-    """One generator in this process. Its work is done while `collect` waits for it."""
-
-    size = 1
-
-    def __init__(self, generator: Generator, trust: str = "cpu") -> None:
-        self.keep: Keep = no_keep
-        self.forget: Forget = no_forget
-        self.progress: Callable[[], None] = no_progress
-        self.version: int | None = None
-        self._generator = generator
-        self._waiting: dict[Purpose, deque[Work]] = defaultdict(deque)
-        engine = generator.engine
-        told = engine.description, engine.device, engine.dtype
-        self._facts = WorkerMetrics(WorkerState.READY, *told, trust)
-
-    def publish(self, number: int, tensors: Mapping[str, Tensor], score: Score) -> Published:
-        began = time.monotonic()
-        self._generator.load(number, tensors)
-        self._facts.seconds_loading += time.monotonic() - began
-        self.version = self._facts.weight_version = number
-        return Published()
-
-    def order(self, work: Sequence[Work]) -> None:
-        for unit in work:
-            self._waiting[unit.purpose].append(unit)
-
-    def collect(self, purpose: Purpose, timeout_s: float) -> list[Outcome]:
-        if not self._waiting[purpose]:
-            return []
-        unit = self._waiting[purpose].popleft()
-        began = time.monotonic()
-        groups = self._generator.generate(
-            unit.problems,
-            unit.completions,
-            unit.sampling,
-            unit.seed,
-            on_group=lambda _: self.progress(),
-        )
-        self._facts.seconds_generating += time.monotonic() - began
-        self._facts.groups += len(groups)
-        self._facts.tokens += sum(len(c.tokens) for group in groups for c in group.completions)
-        found = list(zip(unit.keys, groups, strict=True))
-        if purpose is Purpose.TRAIN:
-            self.keep(found)
-        return [Outcome(key, group) for key, group in found]
-
-    def quarantine(self, worker: str, reason: str, checks: Sequence[str]) -> None:
-        """There is nothing to put in its place: the caller decides what becomes of the run."""
-        self._facts.state = WorkerState.QUARANTINED
-
-    def quarantined(self) -> frozenset[str]:
-        out = self._facts.state is WorkerState.QUARANTINED
-        return frozenset({self._generator.name}) if out else frozenset()
-
-    def withdrawn(self) -> Set[int]:
-        return frozenset()
-
-    def dropped(self, worker: str) -> None:
-        self._facts.dropped += 1
-
-    def facts(self) -> dict[str, WorkerMetrics]:
-        return {self._generator.name: self._facts}
-
-    def close(self) -> None:
-        pass

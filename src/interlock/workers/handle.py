@@ -9,8 +9,9 @@ from interlock.chips.admission import needs_certificate
 from interlock.errors import ConfigError, TrainingError, UserError
 from interlock.fleet.base import Spec
 from interlock.records.metrics import EventKind, WorkerMetrics, WorkerState
+from interlock.records.rl import Group
 from interlock.records.trust import Stack
-from interlock.workers.generators import Work
+from interlock.workers.generators import Purpose, Work
 from interlock.workers.protocol import Open
 from interlock.workers.queue import Unit
 from interlock.workers.replies import Target
@@ -25,21 +26,46 @@ Note = Callable[[EventKind, str, str], None]  # kind, message, worker
 
 
 @dataclass(eq=False)
+class Held:
+    """A unit that a worker was given, and has not answered in full."""
+
+    unit: Unit
+    deadline: float
+    served: int  # weight version, when it was given
+    groups: dict[int, Group] = field(default_factory=dict)  # that came, by place in the unit
+
+    @property
+    def missing(self) -> list[int]:
+        return [place for place in range(len(self.unit.work.keys)) if place not in self.groups]
+
+
+@dataclass(eq=False)
+class PendingLoad:
+    """Weights that a worker was told to serve, and has not proven."""
+
+    id: int  # of the Load
+    target: Target
+    deadline: float
+
+
+@dataclass(eq=False)
 class WorkerHandle:
     spec: Spec
     open: Open
     facts: WorkerMetrics = field(default_factory=WorkerMetrics)
-    deadline: float = 0.0  # of the present state
+    deadline: float = 0.0  # of a state that has one for all that is done in it
     heard: float = 0.0  # last sign of life
     idle_until: float = 0.0  # back-off of a live process
-    began: float = 0.0  # loading, generating or being qualified
     failures: int = 0  # in a row
-    unit: Unit | None = None
+    asked: int = 0  # number of the last ask
+    reply_bytes: int = 0  # of the longest message that may answer what is open
+    held: dict[int, Held] = field(default_factory=dict)  # by the number of the ask
+    loading: PendingLoad | None = None
+    room: int = 0  # sequences that it could take, as it says
     evaluated: list[Work] = field(default_factory=list)  # answered, and not collected
     stack: Stack | None = None
-    loading: Target | None = None
     serves: Target | None = None  # None: to be loaded and proven (again)
-    proven: Target | None = None  # the last that this process proved
+    proven: list[Target] = field(default_factory=list)  # by this process, in order
     warned: bool = False  # of its mismatch
     may_return: bool = False  # in quarantine, to be qualified
     accused: float = math.inf  # seconds since 1970 when the last qualification began
@@ -56,19 +82,81 @@ class WorkerHandle:
         needs_one = needs_certificate(vendors.kind_of(self.open.settings.device))
         return needs_one and self.facts.state is WorkerState.STARTING and not self.facts.restarts
 
-    def begin(self, state: WorkerState, now: float, limit_s: float) -> None:
-        self.facts.state, self.began, self.deadline = state, now, now + limit_s
+    @property
+    def busy(self) -> bool:
+        """Something that it was asked is open."""
+        return bool(self.held) or self.loading is not None
 
-    def forget_weights(self) -> None:
+    @property
+    def exact(self) -> bool:
+        """It is computing an exact unit, beside which there may be nothing else."""
+        return any(held.unit.work.exact for held in self.held.values())
+
+    @property
+    def free(self) -> bool:
+        """Whether it may take anything at all."""
+        return self.serves is not None and not self.exact and (self.room > 0 or not self.held)
+
+    def takes(self, work: Work, target: Target) -> bool:
+        """Whether it can be given this now. An evaluation is of the target's weights."""
+        if work.exact:
+            return self.serves is target and not self.held
+        if work.purpose is Purpose.EVALUATE and self.serves is not target:
+            return False
+        return self.room > 0
+
+    def versions_since(self, served: int) -> list[int]:
+        """What may have sampled a unit that was given when version `served` was."""
+        numbers = (target.version.number for target in self.proven)
+        return [number for number in numbers if number >= served]
+
+    def number(self) -> int:
+        """Of the next ask."""
+        self.asked += 1
+        return self.asked
+
+    def settle(self) -> None:
+        """What a worker that is up is seen to do; it may load beside generating."""
+        if self.facts.state in UP:
+            busy = WorkerState.LOADING if self.loading else WorkerState.READY
+            self.facts.state = WorkerState.GENERATING if self.held else busy
+
+    def begin(self, state: WorkerState, deadline: float) -> None:
+        self.facts.state, self.deadline = state, deadline
+
+    def forget_process(self) -> None:
         """Its process is no more, and with it what it has proven."""
-        self.serves = self.proven = self.facts.weight_version = None
+        self.serves = self.facts.weight_version = self.loading = None
+        self.proven.clear()
+        self.room = 0
+
+    def elapse(self, seconds: float) -> None:
+        """Time has passed in what it does."""
+        if self.held:
+            self.facts.seconds_generating += seconds
+        if self.loading:
+            self.facts.seconds_loading += seconds
+
+    def excuse(self, seconds: float) -> None:
+        """Time has passed that does not count against it."""
+        self.deadline += seconds
+        self.heard += seconds
+        if self.loading:
+            self.loading.deadline += seconds
+        for held in self.held.values():
+            held.deadline += seconds
 
     def overdue(self, now: float, silence_s: float) -> tuple[EventKind, str] | None:
         """Kind and reason when a live process is late, or silent for too long."""
         state = self.facts.state
         if state in GONE:
             return None
-        if state is not WorkerState.READY and now >= self.deadline:
+        late = state not in UP and now >= self.deadline
+        if self.loading and now >= self.loading.deadline:
+            late, state = True, WorkerState.LOADING
+        if any(now >= held.deadline for held in self.held.values()):
+            late, state = True, WorkerState.GENERATING
+        if late:
             return "worker_late", f"still {state} after its deadline"
         if state is not WorkerState.STARTING and now >= self.heard + silence_s:
             return "worker_silent", f"no sign of life for {silence_s:g} s while {state}"

@@ -2,22 +2,22 @@
 
                ┌─────────────────── restarting (back-off) <──────────────┐
                v                                                         │ lost, silent, late,
-    start ─> starting ──Opened──> ready ──> loading ──Loaded──> ready    │ garbage, unproven
-                                   ^  └──> generating ──Finished──> ready┤
-                                   └── other weights are loaded first    │
+    start ─> starting ──Opened──> ready ── loading ──Loaded──> serving   │ garbage, unproven
+                                       └── generating ──Answered ────────┤
     too many failures in a row ─> retired <──────────────────────────────┘
     numbers that are off ─> quarantined ──> qualifying ──passed──> restarting
                                  ^              │
                                  └── for good ──┘ failed, lost, late
 
-What becomes of the work of a worker that fails stands in queue.py, how one may come back from
-quarantine in requalification.py. Every state but ready has a deadline. No threads here: see
-dispatcher.py.
+A worker that is up loads new weights beside generating, unless it computes an exact unit, which has
+the worker to itself. It says itself how many sequences it has room for. What becomes of units and
+groups stands in queue.py and outcomes.py, how a worker may come back from quarantine in
+requalification.py. All that a worker is asked has a deadline. No threads here: see dispatcher.py.
 """
 
 import time
-from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import msgspec
 
@@ -27,25 +27,37 @@ from interlock.errors import ConfigError, TrainingError, UserError
 from interlock.fleet.base import Event, Fleet, Lost, Spec
 from interlock.mismatch import mismatch
 from interlock.records.metrics import OUT_OF_USE, EventKind, WorkerMetrics, WorkerState
-from interlock.records.rl import Problem
+from interlock.records.rl import Group, Problem
 from interlock.text import error_line, one_line
 from interlock.workers import protocol
 from interlock.workers.admission import admission, hint
-from interlock.workers.generators import Forget, Keep, Outcome, Purpose, Work, no_forget, no_keep
-from interlock.workers.handle import GONE, MESSAGE, REASON, UP, Note, WorkerHandle, why_gone
+from interlock.workers.generators import Outcome, Purpose, Work
+from interlock.workers.handle import (
+    GONE,
+    MESSAGE,
+    REASON,
+    UP,
+    Held,
+    Note,
+    PendingLoad,
+    WorkerHandle,
+    why_gone,
+)
+from interlock.workers.outcomes import Outcomes
 from interlock.workers.protocol import (
     Alive,
+    Answered,
     Failed,
-    Finished,
+    Failure,
     Generate,
     Load,
     Loaded,
     Open,
     Opened,
-    Prefetch,
     Qualified,
+    Room,
 )
-from interlock.workers.queue import UnitQueue
+from interlock.workers.queue import Unit, UnitQueue
 from interlock.workers.replies import Target, doubt, refusal
 from interlock.workers.requalification import Requalification
 
@@ -56,7 +68,7 @@ _OWN_PAUSE_S = 5.0  # without a look at the workers: this process was stopped, o
 
 
 class WorkerPool:
-    """All workers, the work that waits, and the outcomes not yet collected."""
+    """All workers, the units that wait, and the outcomes not yet collected."""
 
     def __init__(
         self,
@@ -72,10 +84,6 @@ class WorkerPool:
         """Starts the workers. `prompt` gives the learner's tokens of a problem, `vocab` is how many
         tokens it knows; `unqualified`: those without a certificate are used.
         """
-        self.outcomes: dict[Purpose, deque[Outcome]] = defaultdict(deque)
-        self.withdrawn: set[int] = set()  # see generators.py
-        self.keep: Keep = no_keep
-        self.forget: Forget = no_forget
         self.doubts_store = False  # a worker could not fetch the weights
         self._fleet, self._settings, self._guard = fleet, settings, guard
         self._prompt, self._vocab, self._note = prompt, vocab, note
@@ -83,8 +91,8 @@ class WorkerPool:
         self._workers = {name: WorkerHandle(spec, open) for name, (spec, open) in workers.items()}
         self._target: Target | None = None
         self._first: Target | None = None
-        self._announce = False
         self._queue = UnitQueue(settings.strikes)
+        self.outcomes = Outcomes(self._queue, note)
         self._requalification = Requalification(fleet, settings, note)
         self._to_kill: list[str] = []
         self._looked = time.monotonic()
@@ -109,14 +117,14 @@ class WorkerPool:
         return {n: msgspec.structs.replace(worker.facts) for n, worker in self._workers.items()}
 
     def serve(self, target: Target) -> None:
-        """Every worker is to load these weights before its next work."""
+        """Every worker is to load these weights, as soon as it may."""
         self._first = self._first or target
-        self._target, self._announce = target, True
+        self._target = target
 
     def order(self, work: Work) -> None:
         self._queue.add(work)
         if work.purpose is Purpose.TRAIN:
-            self.withdrawn.difference_update(work.keys)
+            self.outcomes.withdrawn.difference_update(work.keys)
 
     def ready(self, purpose: Purpose) -> bool:
         """Whether there is something to collect. Nothing is learned before every chip has shown
@@ -124,10 +132,10 @@ class WorkerPool:
         worker that is put in quarantine can be made again.
         """
         settled = self.admitted if purpose is Purpose.TRAIN else not self._evaluating
-        return settled and bool(self.outcomes[purpose])
+        return settled and bool(self.outcomes.uncollected[purpose])
 
     def collect(self, purpose: Purpose) -> list[Outcome]:
-        found = list(self.outcomes.pop(purpose, ()))
+        found = self.outcomes.collect(purpose)
         if purpose is Purpose.EVALUATE:
             for worker in self._workers.values():
                 worker.evaluated.clear()
@@ -145,7 +153,7 @@ class WorkerPool:
         # A retired one's groups go as well, but it does not come back.
         worker.may_return = again and worker.facts.state is not WorkerState.RETIRED
         self._end(worker, WorkerState.QUARANTINED, reason)
-        self._withdraw(worker)
+        self.outcomes.withdraw(worker)
         message = f"{name} is quarantined: {reason}; {hint(worker.open.settings, checks)}"
         self._note("worker_quarantined", message, name)
 
@@ -158,7 +166,7 @@ class WorkerPool:
         killed, self._to_kill = self._to_kill, []
         for name in killed:
             self._fleet.kill(name)
-        self._forgive()
+        self._pass_time()
         for name, event in events:
             self._hear(self._workers[name], event)
         for name in killed:
@@ -166,17 +174,18 @@ class WorkerPool:
                 self._requalification.begin(self._workers[name])
         self._look_at_deadlines()
         self._give_out()
+        for worker in self._workers.values():
+            worker.settle()
 
     def _start(self, worker: WorkerHandle) -> None:
-        worker.facts.state = WorkerState.STARTING
-        worker.deadline = time.monotonic() + self._settings.start_s
+        worker.begin(WorkerState.STARTING, time.monotonic() + self._settings.start_s)
         try:
             self._fleet.start(worker.spec)
         except ConfigError as error:
             worker.mistake = True
             self._retire(worker, str(error))
             return
-        self._send(worker, worker.open)
+        self._ask(worker, worker.open)
 
     def _hear(self, worker: WorkerHandle, event: bytes | Lost) -> None:
         if worker.facts.state in (*GONE, WorkerState.RESTARTING):
@@ -190,7 +199,8 @@ class WorkerPool:
         except (ValueError, RecursionError) as error:  # MsgspecError, and what else bytes can do
             self._garbage(worker, f"a message that is none ({error_line(error, REASON)})")
             return
-        state = worker.facts.state
+        worker.settle()
+        state, loading = worker.facts.state, worker.loading
         match reply:
             case Alive():
                 pass
@@ -198,10 +208,12 @@ class WorkerPool:
                 self._failed(worker, reply)
             case Opened() if state is WorkerState.STARTING:
                 self._opened(worker, reply)
-            case Loaded() if state is WorkerState.LOADING:
-                self._loaded(worker, reply)
-            case Finished() if state is WorkerState.GENERATING:
-                self._finished(worker, reply)
+            case Room() if state in UP:
+                self._has_room(worker, reply)
+            case Loaded() if loading is not None and loading.id == reply.id:
+                self._loaded(worker, loading.target, reply)
+            case Answered() if reply.id in worker.held:
+                self._answered(worker, worker.held[reply.id], reply)
             case Qualified() if state is WorkerState.QUALIFYING:
                 self._requalification.judge(worker, reply)
             case _:
@@ -237,18 +249,24 @@ class WorkerPool:
             raise ConfigError(f"{worker.name} may not generate on {device}: {why}")
         return False
 
-    def _loaded(self, worker: WorkerHandle, reply: Loaded) -> None:
-        facts, target, limit = worker.facts, worker.loading, self._guard.quarantine
-        assert target is not None
-        facts.seconds_loading += time.monotonic() - worker.began
+    def _has_room(self, worker: WorkerHandle, reply: Room) -> None:
+        """What was given to it after it said so takes from the room."""
+        later = [held.unit.work for number, held in worker.held.items() if number > reply.after]
+        worker.room = reply.sequences - sum(work.sequences for work in later)
+
+    def _loaded(self, worker: WorkerHandle, target: Target, reply: Loaded) -> None:
+        facts, limit, canary = worker.facts, self._guard.quarantine, worker.open.canary
+        assert canary is not None
         facts.fetched_bytes += reply.fetched_bytes
-        before = worker.proven or self._first  # a new process may still serve what it opened with
-        if why := doubt(reply, target, before, worker.open.canary, limit):
+        # A new process may still serve what it opened with.
+        before = worker.proven[-1] if worker.proven else self._first
+        if why := doubt(reply, target, before, canary, limit):
             why = f"{why}; {hint(worker.open.settings, _PROOF)}"
             self._restart(worker, "worker_unproven", why)
             return
-        worker.serves = worker.proven = target
-        facts.weight_version, facts.state = reply.number, WorkerState.READY
+        worker.loading, worker.serves = None, target
+        worker.proven.append(target)
+        facts.weight_version = reply.number
         facts.canary_k3 = mismatch(target.text, reply.text).k3
         figures = f"k3 {facts.canary_k3:.2g} against the learner on the canary"
         if facts.canary_k3 > limit:
@@ -258,32 +276,22 @@ class WorkerPool:
             limits = f"more than {self._guard.warn:g}"
             self._note("worker_mismatch", f"{worker.name}: {figures}, {limits}", worker.name)
 
-    def _finished(self, worker: WorkerHandle, reply: Finished) -> None:
-        unit, facts, serves = worker.unit, worker.facts, worker.serves
-        assert unit is not None and serves is not None
-        why: str | None = f"an answer to unit {reply.unit} instead of {unit.number}"
-        if reply.unit == unit.number:
-            prompts = [self._prompt(problem) for problem in unit.work.problems]
-            number = serves.version.number
-            why = refusal(reply.groups, unit.work, prompts, number, worker.name, self._vocab)
+    def _answered(self, worker: WorkerHandle, held: Held, reply: Answered) -> None:
+        work, place = held.unit.work, reply.index
+        why: str | None = f"an answer to problem {place} of those missing: {held.missing}"
+        if place in held.missing:
+            problem = work.problems[place]
+            versions = worker.versions_since(held.served)
+            why = refusal(reply, work, self._prompt(problem), versions, self._vocab)
         if why:
             self._garbage(worker, f"{why}; {hint(worker.open.settings, _GARBAGE)}")
             return
-        found = [  # the verifier reads the problem: ours, not what the worker made of it
-            (key, msgspec.structs.replace(group, problem=problem))
-            for key, problem, group in zip(
-                unit.work.keys, unit.work.problems, reply.groups, strict=True
-            )
-        ]
-        if unit.work.purpose is Purpose.TRAIN:
-            self.keep(found)
-        else:
-            worker.evaluated.append(unit.work)
-        self.outcomes[unit.work.purpose] += [Outcome(key, group) for key, group in found]
-        facts.groups += len(found)
-        facts.tokens += sum(len(c.tokens) for group in reply.groups for c in group.completions)
-        facts.seconds_generating += time.monotonic() - worker.began
-        worker.unit, worker.failures, facts.state = None, 0, WorkerState.READY
+        # The verifier reads the problem: ours, not what the worker made of it.
+        group = Group(work.problems[place], reply.prompt_tokens, reply.completions, worker.name)
+        self.outcomes.take(worker, held, place, group)
+        if not held.missing:
+            del worker.held[reply.id]
+            worker.failures = 0
 
     def _failed(self, worker: WorkerHandle, reply: Failed) -> None:
         """It is alive, and says that it could not do what it was asked."""
@@ -291,28 +299,33 @@ class WorkerPool:
         if state is WorkerState.QUALIFYING:
             self._restart(worker, None, reason)
             return
-        if state is WorkerState.READY:
+        mistake = reply.kind is Failure.MISTAKE
+        loading = worker.loading if worker.loading and worker.loading.id in reply.ids else None
+        units = [number for number in reply.ids if number in worker.held]
+        if state is not WorkerState.STARTING and not (loading or units):
             self._garbage(worker, "a failure of nothing that it was asked")
             return
-        if reply.permanent and state is not WorkerState.GENERATING:
+        if mistake and (loading or not units):
             worker.mistake = True
             self._retire(worker, reason)
             return
         self._note("worker_failed", f"{worker.name}: {reason}", worker.name)
-        self._take_back(worker)
         worker.reason = reason
-        if reply.permanent:  # the problem's fault, which is tried elsewhere and then set aside
-            worker.facts.state = WorkerState.READY
+        self._take_back(worker, units)
+        if mistake:  # the problem's fault, which is tried elsewhere and then set aside
             return
         worker.failures += 1
-        worker.serves = worker.facts.weight_version = None
-        self.doubts_store = self.doubts_store or state is WorkerState.LOADING
+        if loading is not None:
+            worker.loading = None
+        if reply.kind is Failure.LINK:
+            self.doubts_store = True
+        else:
+            worker.serves = worker.facts.weight_version = None
         if worker.failures >= self._settings.failures:
             self._retire(worker, f"{worker.failures} failures in a row, last: {reason}")
         elif state is WorkerState.STARTING:
             self._restart(worker, None, reason)
         else:
-            worker.facts.state = WorkerState.READY
             worker.idle_until = time.monotonic() + worker.backoff(self._settings.backoff_s)
 
     def _garbage(self, worker: WorkerHandle, what: str) -> None:
@@ -328,14 +341,14 @@ class WorkerPool:
         if kind:
             self._note(kind, f"{worker.name}: {reason}", worker.name)
             worker.failures += 1
-        self._take_back(worker)
-        worker.forget_weights()
+        self._take_back(worker, list(worker.held))
+        worker.forget_process()
         worker.reason = reason
         if worker.failures >= self._settings.failures:
             self._retire(worker, f"{worker.failures} failures in a row, last: {reason}")
             return
-        worker.facts.state = WorkerState.RESTARTING
-        worker.deadline = time.monotonic() + worker.backoff(self._settings.backoff_s)
+        now = time.monotonic()
+        worker.begin(WorkerState.RESTARTING, now + worker.backoff(self._settings.backoff_s))
 
     def _retire(self, worker: WorkerHandle, reason: str) -> None:
         self._end(worker, WorkerState.RETIRED, reason)
@@ -343,43 +356,26 @@ class WorkerPool:
 
     def _end(self, worker: WorkerHandle, state: WorkerState, reason: str) -> None:
         self._to_kill.append(worker.name)
-        self._take_back(worker, struck=False)
+        self._take_back(worker, list(worker.held), struck=False)
+        worker.loading = None
         worker.facts.state, worker.reason = state, reason
-
-    def _withdraw(self, worker: WorkerHandle) -> None:
-        """What it gave is not to be used: whoever ordered the groups orders them again."""
-        self.withdrawn.update(self.forget(worker.name))
-        again = {key for work in worker.evaluated for key in work.keys}
-        kept = [each for each in self.outcomes[Purpose.EVALUATE] if each.key not in again]
-        self.outcomes[Purpose.EVALUATE] = deque(kept)
-        for work in worker.evaluated:
-            self._queue.add(work)
-        worker.evaluated.clear()
 
     @property
     def _evaluating(self) -> bool:
-        units = [worker.unit for worker in self._workers.values() if worker.unit]
-        return any(u.work.purpose is Purpose.EVALUATE for u in [*units, *self._queue.waiting])
+        given = [held.unit for worker in self._workers.values() for held in worker.held.values()]
+        return any(u.work.purpose is Purpose.EVALUATE for u in [*given, *self._queue.waiting])
 
-    def _take_back(self, worker: WorkerHandle, struck: bool = True) -> None:
-        """Give the worker's unit out again, or set aside what keeps failing."""
-        unit, worker.unit = worker.unit, None
-        if unit is None:
-            return
-        worker.facts.redispatched += 1
-        if why := self._queue.give_back(unit, worker.name, struck):
-            (key,), (problem,) = unit.work.keys, unit.work.problems
-            self.outcomes[unit.work.purpose].append(Outcome(key, None, why))
-            message = f"problem {problem.id!r} is set aside: {why}"
-            self._note("problem_set_aside", message, worker.name)
+    def _take_back(self, worker: WorkerHandle, numbers: Sequence[int], struck: bool = True) -> None:
+        for number in numbers:
+            self.outcomes.take_back(worker, worker.held.pop(number), struck)
 
-    def _forgive(self) -> None:
+    def _pass_time(self) -> None:
         now = time.monotonic()
-        if (gap := now - self._looked) > _OWN_PAUSE_S:  # ours, not theirs: it does not count
-            for worker in self._workers.values():
-                worker.deadline += gap
-                worker.heard += gap
-        self._looked = now
+        gap, self._looked = now - self._looked, now
+        for worker in self._workers.values():
+            worker.elapse(gap)
+            if gap > _OWN_PAUSE_S:  # ours, not theirs: it does not count
+                worker.excuse(gap)
 
     def _look_at_deadlines(self) -> None:
         now = time.monotonic()
@@ -392,28 +388,48 @@ class WorkerPool:
                 self._start(worker)
 
     def _give_out(self) -> None:
-        """Weights to whoever holds others, then the most urgent work."""
+        """Weights to whoever holds others, then the most urgent units to whoever has most room."""
         target, now = self._target, time.monotonic()
         if target is None:
             return
-        version = target.version
-        announced, self._announce = self._announce, False
-        up = {name for name, worker in self._workers.items() if worker.facts.state in UP}
-        for worker in self._workers.values():
-            if announced and worker.facts.state is WorkerState.GENERATING:
-                self._send(worker, Prefetch(version.number, version.digest))
-            if worker.facts.state is not WorkerState.READY or now < worker.idle_until:
-                continue
-            if worker.serves is not target:
-                worker.loading = target
-                worker.begin(WorkerState.LOADING, now, self._settings.load_s)
-                self._send(worker, Load(version.number, version.digest))
-            elif unit := self._queue.pick(worker.name, up):
-                worker.unit, work = unit, unit.work
-                worker.begin(WorkerState.GENERATING, now, self._settings.unit_s)
-                asked = list(work.problems), work.completions, work.sampling, work.seed
-                self._send(worker, Generate(unit.number, version.number, *asked))
+        up = [worker for worker in self._workers.values() if worker.facts.state in UP]
+        willing = [worker for worker in up if now >= worker.idle_until]
+        for worker in willing:
+            if worker.serves is not target and not worker.loading and not worker.exact:
+                self._load(worker, target, now)
+        names = {worker.name for worker in up}
+        free = [worker for worker in willing if worker.free]
+        while free:
+            worker = max(free, key=lambda each: each.room)
+            unit = self._queue.pick(worker.name, names, partial(worker.takes, target=target))
+            if unit is not None:
+                self._give(worker, unit, now)
+            if unit is None or not worker.free:
+                free.remove(worker)
 
-    def _send(self, worker: WorkerHandle, message: protocol.Request) -> None:
+    def _load(self, worker: WorkerHandle, target: Target, now: float) -> None:
+        # What it draws as proof waits for a slot, at the latest until the units are done.
+        busy = max((held.deadline - now for held in worker.held.values()), default=0.0)
+        number, digest = target.version.number, target.version.digest
+        asked = self._ask(worker, Load(number, digest))
+        worker.loading = PendingLoad(asked, target, now + busy + self._settings.load_s)
+
+    def _give(self, worker: WorkerHandle, unit: Unit, now: float) -> None:
+        work, serves = unit.work, worker.serves
+        assert serves is not None
+        served = serves.version.number
+        asked = Generate(
+            served, list(work.problems), work.completions, work.sampling, work.seed, work.exact
+        )
+        held = Held(unit, now + self._settings.unit_s, served)
+        worker.held[self._ask(worker, asked)] = held
+        worker.room -= work.sequences
+
+    def _ask(self, worker: WorkerHandle, message: protocol.Ask) -> int:
+        """Send it under the next number, which it returns."""
+        number = worker.number()
+        numbered = msgspec.structs.replace(message, id=number)
         most = protocol.reply_bytes(message, worker.open.canary)
-        self._fleet.send(worker.name, protocol.encode(message), most)
+        worker.reply_bytes = max(worker.reply_bytes, most) if worker.busy else most
+        self._fleet.send(worker.name, protocol.encode(numbered), worker.reply_bytes)
+        return number

@@ -1,32 +1,45 @@
-"""What a dispatcher and a generator worker say to each other: msgpack, one message a frame.
+"""What is asked of a worker and what it answers: msgpack, one message a frame.
 
-    dispatcher ── Open, Load, Prefetch, Generate ────────────────────> worker
-               <── Opened, Loaded, Finished, Failed │ Alive every few s ──
-               ── Qualify ──> the same device, another program (qualify/worker.py)
-               <── Qualified, Failed │ Alive ──
+    coordinator ── Open ──────> worker                                 ──> Opened
+                ── Load ──────> fetched beside the work, then proven   ──> Loaded
+                ── Generate ──> joins what runs           each problem ──> Answered
+                ── Abort ─────> a Generate is forgotten
+                ── Qualify ───> another program (qualify/worker.py)    ──> Qualified
+                                                instead of one of these ──> Failed
+                                                            at any time ──> Room, Alive
 
-A worker does one thing at a time, in the order asked. Importing this needs no torch.
+A worker takes messages between two steps of its engine and holds what many callers ask for at
+once. The number of an ask, which its replies carry, is the caller's. Importing this needs no torch.
 """
 
 import threading
 import time
-from typing import Any
+from collections.abc import Sequence
+from enum import StrEnum
 
 import msgspec
 
 from interlock.config.schema import GeneratorSettings
-from interlock.errors import InterlockError, UserError
+from interlock.errors import InterlockError, SyncError, UserError
 from interlock.processes.channel import Channel
 from interlock.processes.child import UNASKED_BYTES
-from interlock.records.rl import Group, Problem, Sampling
+from interlock.records.rl import Completion, Problem, Sampling
 from interlock.records.trust import Certificate, Stack
 from interlock.text import error_line
 
 BEAT_S = 2.0
 
 
-class _Message(msgspec.Struct, frozen=True, tag_field="is", forbid_unknown_fields=True):
-    pass
+class _Ask(msgspec.Struct, frozen=True, kw_only=True, tag_field="is", forbid_unknown_fields=True):
+    id: int = 0  # not that of another ask that has not been answered
+
+
+class _Reply(msgspec.Struct, frozen=True, kw_only=True, tag_field="is", forbid_unknown_fields=True):
+    id: int = 0  # of the ask that it answers
+
+
+class _Sign(msgspec.Struct, frozen=True, tag_field="is", forbid_unknown_fields=True):
+    """What a worker says unasked."""
 
 
 class Canary(msgspec.Struct, frozen=True):
@@ -37,50 +50,51 @@ class Canary(msgspec.Struct, frozen=True):
     tokens: int  # of each continuation
 
 
-class Open(_Message, frozen=True, tag="open"):
+class Open(_Ask, frozen=True, tag="open"):
     """Start the engine with the model's own weights."""
 
-    name: str  # of the worker, put on every group
+    name: str
     model: str  # directory
-    chat_template: str | None
     settings: GeneratorSettings
-    store: str  # fsspec URL of the weight versions
-    canary: Canary
+    chat_template: str | None = None
+    store: str | None = None  # fsspec URL of the weight versions; None: Load will not be asked
+    canary: Canary | None = None  # as `store`
 
 
-class Load(_Message, frozen=True, tag="load"):
-    """Serve weight version `number`, whose digest is `digest`."""
+class Load(_Ask, frozen=True, tag="load"):
+    """Serve weight version `number`, whose digest is `digest`. One at a time.
 
-    number: int
-    digest: str
-
-
-class Prefetch(_Message, frozen=True, tag="prefetch"):
-    """Download what `Load` of this version will need, while the engine works. Has no reply."""
+    It is fetched while the engine works and loaded between two steps; what runs goes on under the
+    new weights. What is finished while they are being proven is sent behind the proof.
+    """
 
     number: int
     digest: str
 
 
-class Generate(_Message, frozen=True, tag="generate"):
-    """Answer `problems` together, with weights of version `number`."""
+class Generate(_Ask, frozen=True, tag="generate"):
+    """Answer `problems`, beside whatever else runs, with weights of version `number` or later."""
 
-    unit: int
     number: int
     problems: list[Problem]
-    completions: int
+    completions: int  # of each problem
     sampling: Sampling
     seed: int
+    exact: bool = False  # the worker holds nothing else, and loads nothing: the same bits each time
 
 
-class Qualify(_Message, frozen=True, tag="qualify"):
+class Abort(_Ask, frozen=True, tag="abort"):
+    """Forget the Generate of this number: whoever asked is gone. Has no reply."""
+
+
+class Qualify(_Ask, frozen=True, tag="qualify"):
     """Find out what the device called `device` may be trusted with."""
 
     device: str
     level: str
 
 
-class Opened(_Message, frozen=True, tag="opened"):
+class Opened(_Reply, frozen=True, tag="opened"):
     engine: str  # "torch 2.13.0", "vllm 0.32.0"
     device: str
     dtype: str
@@ -88,7 +102,7 @@ class Opened(_Message, frozen=True, tag="opened"):
     certificate: Certificate | None = None  # as filed on the worker's machine
 
 
-class Loaded(_Message, frozen=True, tag="loaded"):
+class Loaded(_Reply, frozen=True, tag="loaded"):
     """The version is served. `digest` is of the tensors as the engine holds them."""
 
     number: int
@@ -99,28 +113,47 @@ class Loaded(_Message, frozen=True, tag="loaded"):
     fetched_bytes: int
 
 
-class Finished(_Message, frozen=True, tag="finished"):
-    unit: int
-    groups: list[Group]
+class Answered(_Reply, frozen=True, tag="answered"):
+    """All completions of one problem, as soon as the last is there. Problems come in any order."""
+
+    index: int  # of the problem in its Generate
+    prompt_tokens: list[int]
+    completions: list[Completion]
 
 
-class Qualified(_Message, frozen=True, tag="qualified"):
+class Qualified(_Reply, frozen=True, tag="qualified"):
     certificate: Certificate
 
 
-class Failed(_Message, frozen=True, tag="failed"):
-    """A message could not be carried out. `permanent`: trying again changes nothing."""
+class Failure(StrEnum):
+    """What the caller can do about it."""
 
-    reason: str
-    permanent: bool
+    MISTAKE = "mistake"  # nothing: the user has to mend it
+    LINK = "link"  # ask again: the weights could not be fetched, and nothing has changed
+    FAULT = "fault"  # ask again, or another worker: engine, device or weights are at fault
 
 
-class Alive(_Message, frozen=True, tag="alive"):
+class Failed(_Sign, frozen=True, tag="failed"):
+    """What was asked could not be done, and is forgotten, all of it at once."""
+
+    reason: str  # one line
+    kind: Failure
+    ids: list[int]  # of the asks that come to nothing
+
+
+class Room(_Sign, frozen=True, tag="room"):
+    """The engine could take more than it was given, what is to wait for a slot included."""
+
+    sequences: int
+    after: int  # the number of the last Generate that came before this was said; 0: none
+
+
+class Alive(_Sign, frozen=True, tag="alive"):
     """A sign of life, whatever else the worker is doing."""
 
 
-Request = Open | Load | Prefetch | Generate | Qualify
-Reply = Opened | Loaded | Finished | Qualified | Failed | Alive
+Ask = Open | Load | Generate | Abort | Qualify
+Reply = Opened | Loaded | Answered | Qualified | Failed | Room | Alive
 
 
 _NUMBER_BYTES = 9  # of a float64; of a token's id, 5
@@ -132,34 +165,33 @@ _PROMPT_BYTES = 1 << 16  # of what a chat template says beside a problem's messa
 _CERTIFICATE_BYTES = 8 << 20
 
 
-def reply_bytes(request: Request, canary: Canary) -> int | None:
-    """The longest message that may answer a request, generously; None: it has no reply.
+def reply_bytes(asked: Ask, canary: Canary | None) -> int:
+    """The longest message that may answer an ask, generously.
 
     `canary`: that of the worker's Open. Failures and signs of life pass as well.
     """
-    match request:
+    match asked:
         case Open() | Qualify():
             return _CERTIFICATE_BYTES
-        case Load():
+        case Load() if canary is not None:
             drawn = len(canary.prompts) * canary.tokens
             return UNASKED_BYTES + _NUMBER_BYTES * (len(canary.text) + 2 * drawn)
         case Generate():
-            count = len(request.problems)
-            completion = request.sampling.max_tokens * _TOKEN_BYTES + _COMPLETION_BYTES
-            # Each problem comes back, and its prompt: a byte of it is a token at the most.
-            echoed = (1 + 5) * len(encode(request.problems)) + count * 5 * _PROMPT_BYTES
-            return UNASKED_BYTES + echoed + count * request.completions * completion
-        case Prefetch():
-            return None
+            completion = asked.sampling.max_tokens * _TOKEN_BYTES + _COMPLETION_BYTES
+            # A problem's prompt comes back: a byte of it is a token of five at the most.
+            longest = max(len(msgspec.msgpack.encode(each)) for each in asked.problems)
+            prompt = 5 * (longest + _PROMPT_BYTES)
+            return UNASKED_BYTES + prompt + asked.completions * completion
+    return UNASKED_BYTES
 
 
-def encode(message: Any) -> bytes:
+def encode(message: Ask | Reply) -> bytes:
     return msgspec.msgpack.encode(message)
 
 
-def request(data: bytes) -> Request:
-    """Raises ValueError or RecursionError when the bytes are no request."""
-    return msgspec.msgpack.decode(data, type=Request)
+def ask(data: bytes) -> Ask:
+    """Raises ValueError or RecursionError when the bytes are no ask."""
+    return msgspec.msgpack.decode(data, type=Ask)
 
 
 def reply(data: bytes) -> Reply:
@@ -167,9 +199,13 @@ def reply(data: bytes) -> Reply:
     return msgspec.msgpack.decode(data, type=Reply)
 
 
-def failed(error: InterlockError) -> Failed:
-    """In one line. What the user has to mend is permanent."""
-    return Failed(error_line(error), permanent=isinstance(error, UserError))
+def failed(error: InterlockError, ids: Sequence[int]) -> Failed:
+    kind = Failure.FAULT
+    if isinstance(error, UserError):
+        kind = Failure.MISTAKE
+    elif isinstance(error, SyncError):
+        kind = Failure.LINK
+    return Failed(error_line(error), kind, list(ids))
 
 
 def beat(channel: Channel) -> None:

@@ -1,15 +1,16 @@
-"""The work that waits for a worker, and what becomes of work on which workers fail.
+"""The units that wait for a worker, and what becomes of one on which workers fail.
 
     add ──> waiting ──pick──> a worker ──answered
-               ^                  │ give_back
-               ├── whole ─────────┤
+               ^                  │ give_back, without what was answered
+               ├── together ──────┤
                ├── split ─────────┤ to find the problem at fault
                └── alone: set aside
 
-A unit belongs to one worker at a time and is given out again whole when that worker fails.
+A unit belongs to one worker at a time.
 """
 
-from collections.abc import Set
+from bisect import insort
+from collections.abc import Callable, Set
 from dataclasses import dataclass, field
 
 from interlock.workers.generators import Purpose, Work
@@ -19,7 +20,6 @@ from interlock.workers.generators import Purpose, Work
 class Unit:
     """Work on its way. `avoid`: workers that failed it, given another only if there is one."""
 
-    number: int
     work: Work
     strikes: int = 0
     avoid: set[str] = field(default_factory=set)
@@ -34,26 +34,31 @@ class UnitQueue:
     def __init__(self, strikes: int) -> None:
         """`strikes`: failures of workers on a problem, after which it is set aside."""
         self._strikes = strikes
-        self.waiting: list[Unit] = []
-        self._units = 0
+        self.waiting: list[Unit] = []  # the most urgent first
 
     def add(self, work: Work, strikes: int = 0, avoid: Set[str] = frozenset()) -> None:
-        self._units += 1
-        self.waiting.append(Unit(self._units, work, strikes, set(avoid)))
+        self._put(Unit(work, strikes, set(avoid)))
 
-    def pick(self, worker: str, up: Set[str]) -> Unit | None:
-        """The most urgent unit; one that `worker` failed, only if no other of `up` can take it."""
-        self.waiting.sort(key=lambda unit: unit.urgency)
+    def pick(self, worker: str, up: Set[str], fits: Callable[[Work], bool]) -> Unit | None:
+        """The most urgent unit that `fits` the worker now.
+
+        One that it failed, only if no other of `up` can take it. None is taken past an exact unit,
+        for which the worker must become free first.
+        """
         for unit in self.waiting:
-            if worker not in unit.avoid or up <= unit.avoid:
+            if worker in unit.avoid and not up <= unit.avoid:
+                continue
+            if fits(unit.work):
                 self.waiting.remove(unit)
                 return unit
+            if unit.work.exact:
+                return None
         return None
 
     def give_back(self, unit: Unit, worker: str, struck: bool) -> str | None:
         """`worker` did not answer it, by its own or the unit's fault (`struck`) or by neither's.
 
-        Why its only problem is set aside; None: it waits, whole or in parts.
+        Why its only problem is set aside; None: it waits, together or in parts.
         """
         unit.avoid.add(worker)
         unit.strikes += struck
@@ -61,9 +66,12 @@ class UnitQueue:
         if unit.strikes >= self._strikes and alone:
             return f"{unit.strikes} workers failed on it, {worker} last"
         if struck and unit.strikes >= self._strikes - 1 and not alone:
-            for index in range(len(unit.work.keys)):
+            for place in range(len(unit.work.keys)):
                 strikes = min(unit.strikes, self._strikes - 1)
-                self.add(unit.work.part(index), strikes, unit.avoid)
+                self.add(unit.work.part([place]), strikes, unit.avoid)
         else:
-            self.waiting.append(unit)
+            self._put(unit)
         return None
+
+    def _put(self, unit: Unit) -> None:
+        insort(self.waiting, unit, key=lambda each: each.urgency)

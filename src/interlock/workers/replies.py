@@ -1,6 +1,6 @@
 """Whether to believe a worker: plain functions over what it said, no torch.
 
-Finished ──refusal──> why the answer is garbage, or None
+Answered ──refusal──> why the answer is garbage, or None
 Loaded   ──doubt────> why it does not serve the weights it should, or None
 """
 
@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from interlock.mismatch import mismatch
-from interlock.records.rl import Group, WeightVersion
+from interlock.records.rl import Completion, Segment, WeightVersion
 from interlock.workers.generators import Work
-from interlock.workers.protocol import Canary, Loaded
+from interlock.workers.protocol import Answered, Canary, Loaded
 
 _ROUNDING = 1e-3  # a logprob may be this far above 0
 _LOWEST = -1e4  # no token that is drawn has a lower one, and sums of these stay finite
@@ -26,49 +26,64 @@ class Target(NamedTuple):
 
 
 def refusal(
-    groups: Sequence[Group],
-    work: Work,
-    prompts: Sequence[list[int]],
-    version: int,
-    worker: str,
-    vocab: int,
+    answered: Answered, work: Work, prompt: list[int], versions: Sequence[int], vocab: int
 ) -> str | None:
-    """Why `groups` cannot be the answer of `worker` to `work` at `version`; None when they can.
+    """Why this cannot be the answer to its problem of `work`; None when it can.
 
-    `prompts`: the learner's own tokens of each problem.
+    Args:
+        prompt: the learner's own tokens of that problem.
+        versions: what may have sampled it, ascending: that which the worker served when it was
+            asked, and those that it has proven since.
+        vocab: token ids are below it.
     """
-    if len(groups) != len(work.problems):
-        return f"{len(groups)} groups for {len(work.problems)} problems"
-    for group, problem, prompt in zip(groups, work.problems, prompts, strict=True):
-        if found := _odd_group(group, prompt, work, version, worker, vocab, problem.id):
-            return found[: 4 * _SHOWN]
-    return None
-
-
-def _odd_group(
-    group: Group, prompt: list[int], work: Work, version: int, worker: str, vocab: int, asked: str
-) -> str | None:
-    at = f"problem {asked[:_SHOWN]!r}"
-    if group.problem.id != asked or group.worker != worker:
-        return f"{at}: an answer to {group.problem.id[:_SHOWN]!r} by {group.worker[:_SHOWN]!r}"
-    if group.prompt_tokens != prompt:
+    at = f"problem {work.problems[answered.index].id[:_SHOWN]!r}"
+    if answered.prompt_tokens != prompt:
         return f"{at}: other prompt tokens than the learner's; the tokenizers differ"
-    if len(group.completions) != work.completions:
-        return f"{at}: {len(group.completions)} completions instead of {work.completions}"
-    for answer in group.completions:
-        count = len(answer.tokens)
-        if answer.weight_version != version:
-            return f"{at}: weights of version {answer.weight_version} instead of {version}"
-        if not 0 < count <= work.sampling.max_tokens:
-            return f"{at}: a completion of {count} tokens, not 1 to {work.sampling.max_tokens}"
-        if len(answer.logprobs) != count:
-            return f"{at}: {len(answer.logprobs)} logprobs for {count} tokens"
-        if min(answer.tokens) < 0 or max(answer.tokens) >= vocab:
-            return f"{at}: a token id outside the vocabulary of {vocab}"
-        for value in answer.logprobs:
-            if not _LOWEST <= value <= _ROUNDING:
-                return f"{at}: a log-probability of {value}"
+    if len(answered.completions) != work.completions:
+        return f"{at}: {len(answered.completions)} completions instead of {work.completions}"
+    for completion in answered.completions:
+        count, most = len(completion.tokens), work.sampling.max_tokens
+        if not 0 < count <= most:
+            return f"{at}: a completion of {count} tokens, not 1 to {most}"
+        if found := _odd_versions(completion, versions):
+            return f"{at}: {found}"
+        for segment in completion.segments:
+            if found := _odd_segment(segment, vocab):
+                return f"{at}: {found}"
     return None
+
+
+def _odd_versions(completion: Completion, versions: Sequence[int]) -> str | None:
+    """An engine samples all of a completion, from ever newer weights, each of which was proven."""
+    before = versions[0]
+    for segment in completion.segments:
+        version = segment.weight_version
+        if version is None:
+            return "tokens that nobody sampled"
+        if version not in versions:
+            return f"weights of version {version} instead of {_either(versions)}"
+        if version < before:
+            return f"weights of version {version} behind those of {before}"
+        before = version
+    return None
+
+
+def _odd_segment(segment: Segment, vocab: int) -> str | None:
+    count = len(segment.tokens)
+    if not count:
+        return "a stretch of no tokens"
+    if len(segment.logprobs) != count:
+        return f"{len(segment.logprobs)} logprobs for {count} tokens"
+    if min(segment.tokens) < 0 or max(segment.tokens) >= vocab:
+        return f"a token id outside the vocabulary of {vocab}"
+    for value in segment.logprobs:
+        if not _LOWEST <= value <= _ROUNDING:
+            return f"a log-probability of {value}"
+    return None
+
+
+def _either(versions: Sequence[int]) -> str:
+    return str(versions[0]) if len(versions) == 1 else f"{versions[0]} to {versions[-1]}"
 
 
 def doubt(

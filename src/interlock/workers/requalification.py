@@ -41,9 +41,9 @@ class Requalification:
         except ConfigError as error:
             self.keep_out(worker, str(error))
             return
-        worker.begin(WorkerState.QUALIFYING, time.monotonic(), limit)
+        worker.begin(WorkerState.QUALIFYING, time.monotonic() + limit)
         worker.heard = math.inf  # like an engine, it may start in silence
-        asked = Qualify(device, "quick")
+        asked = Qualify(device, "quick", id=worker.number())
         most = protocol.reply_bytes(asked, worker.open.canary)
         self._fleet.send(worker.name, protocol.encode(asked), most)
         message = f"{worker.name}: {device} is being qualified, {limit:g} s at most"
@@ -57,8 +57,8 @@ class Requalification:
             return
         self._fleet.kill(worker.name)
         worker.failures, worker.warned, worker.reason = 0, False, ""
-        worker.forget_weights()
-        worker.begin(WorkerState.RESTARTING, time.monotonic(), 0.0)
+        worker.forget_process()
+        worker.begin(WorkerState.RESTARTING, time.monotonic())
         message = f"{worker.name} comes back: {settings.device} passed qualify --quick"
         self._note("worker_readmitted", message, worker.name)
 

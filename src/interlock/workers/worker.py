@@ -1,145 +1,257 @@
 """The generator worker: what a fleet starts, with this module.
 
-    channel ──Open, Load, Generate──> one at a time ──Opened, Loaded, Finished, Failed──> channel
-                └─Prefetch──> payloads downloaded while the engine works
+    channel ──> inbox ──all that is there──> handle ──> engine.step() ──what is finished──> channel
+      fetched weights ──^                       └── over and over ──┘
     every few seconds ── Alive ──> channel
 
+It holds what many callers ask for at once, and waits for a message only when its engine has nothing
+to compute. New weights are loaded under what runs; what is finished before they are proven is sent
+behind the proof, and with a proof that fails it is lost.
+
 It runs in its own environment, which needs `interlock[generator]` and an engine, nothing of the
-learner's. It ends when the dispatcher does.
+learner's. It ends when its coordinator does.
 """
 
 import sys
 import threading
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
 from pathlib import Path
-from queue import SimpleQueue
-
-from torch import Tensor
+from queue import Empty, SimpleQueue
+from typing import NamedTuple
 
 from interlock.chips import certificates, device, heap
 from interlock.chips.admission import needs_certificate
-from interlock.engine.base import Engine, Request
-from interlock.errors import InterlockError, RunError, SyncError, TrainingError
+from interlock.engine.base import Progress, check_request
+from interlock.errors import InterlockError, RunError, TrainingError
 from interlock.processes.channel import Channel
-from interlock.records.rl import Sampling, WeightVersion
 from interlock.records.trust import Certificate, Stack
-from interlock.sync.codec import digest, tensor_digest
-from interlock.sync.store import Replica
 from interlock.workers import protocol
-from interlock.workers.generator import Generator, open_generator
+from interlock.workers.generator import Generator, PendingGroup, open_generator
+from interlock.workers.loading import Fetched, WeightLoader
 from interlock.workers.protocol import (
-    Canary,
-    Finished,
+    Abort,
+    Answered,
+    Ask,
     Generate,
     Load,
-    Loaded,
     Open,
     Opened,
-    Prefetch,
     Qualify,
     Reply,
+    Room,
 )
 
 
 def serve(channel: Channel) -> None:
-    """Answer requests until the dispatcher is gone. Bugs end the process, with a traceback."""
+    """Answer until the coordinator is gone. Bugs end the process, with a traceback."""
     heap.keep_freed()
-    worker = Worker(channel)
     protocol.beat(channel)
-    while (data := worker.next()) is not None:
-        channel.send(protocol.encode(worker.handle(protocol.request(data))))
+    worker = Worker(channel)
+    while worker.turn():
+        pass
+
+
+class _Problem(NamedTuple):
+    """One problem of a Generate."""
+
+    ask: int  # its number
+    place: int  # in it
+    group: PendingGroup
 
 
 class Worker:
-    """One engine, the weights it was last given, and what it is asked."""
+    """One engine, and what it was asked for and has not answered."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._generator: Generator | None = None
-        self._replica: Replica | None = None
-        self._canary: Canary | None = None
-        self._requests: SimpleQueue[bytes | None] = SimpleQueue()
-        self._background = ThreadPoolExecutor(1)
-        threading.Thread(target=self._receive, daemon=True).start()
+        self._loader: WeightLoader | None = None
+        self._problems: dict[str, _Problem] = {}  # by the name that they have in the engine
+        self._waiting: deque[str] = deque()  # of these, not yet in the engine
+        self._held_back: list[Answered] = []  # until the weights are proven
+        self._last = 0  # number of the last Generate
+        self._told = 0  # sequences that the coordinator knows there is room for
+        self._inbox: SimpleQueue[bytes | Fetched | None] = SimpleQueue()
+        threading.Thread(target=self._receive, name="inbox", daemon=True).start()
 
-    def next(self) -> bytes | None:
-        """The next request that is not a prefetch; None when the dispatcher is gone."""
-        return self._requests.get()
-
-    def handle(self, request: protocol.Request) -> Reply:
-        try:
-            match request:
-                case Open():
-                    return self._open(request)
-                case Load():
-                    return self._load(WeightVersion(request.number, request.digest))
-                case Generate():
-                    return self._generate(request)
-                case Prefetch() | Qualify():
-                    raise AssertionError("for _receive, and for another program")
-        except InterlockError as error:
-            return protocol.failed(error)
+    def turn(self) -> bool:
+        """Handle what has come, and take one step. False: the coordinator is gone."""
+        if not self._take_messages():
+            return False
+        if self._generator is not None:
+            self._step()
+            self._tell_room()
+        return True
 
     def _receive(self) -> None:
         while (data := self._channel.receive()) is not None:
-            try:
-                asked = protocol.request(data)
-            except (ValueError, RecursionError):
-                asked = None  # `serve` decodes it again, and ends the process with what is wrong
-            if not isinstance(asked, Prefetch):
-                self._requests.put(data)
-            elif self._replica is not None:
-                self._background.submit(self._prefetch, self._replica, asked)
-        self._requests.put(None)
+            self._inbox.put(data)
+        self._inbox.put(None)
 
-    def _prefetch(self, replica: Replica, asked: Prefetch) -> None:
+    def _take_messages(self) -> bool:
+        """All that are there, but wait for one when there is nothing to compute.
+
+        False: the coordinator is gone.
+        """
+        idle = not (self._generator and (self._waiting or self._generator.engine.pending))
+        while True:
+            try:
+                message = self._inbox.get(block=idle)
+            except Empty:
+                return True
+            idle = False
+            if message is None:
+                return False
+            if isinstance(message, Fetched):
+                self._apply(message)
+            else:
+                self._handle(protocol.ask(message))
+
+    def _handle(self, asked: Ask) -> None:
         try:
-            replica.prefetch(WeightVersion(asked.number, asked.digest))
-        except SyncError as error:  # `Load` will try again, and report
-            print(f"prefetch: {error}", file=sys.stderr, flush=True)
+            match asked:
+                case Open():
+                    self._send(self._open(asked))
+                case Load():
+                    assert self._loader is not None, "it was opened without a store"
+                    self._loader.begin(asked)
+                case Generate():
+                    self._generate(asked)
+                case Abort():
+                    self._forget(asked.id)
+                case Qualify():
+                    raise AssertionError("for another program")
+        except InterlockError as error:
+            self._forget(asked.id)
+            self._send(protocol.failed(error, [asked.id]))
 
     def _open(self, asked: Open) -> Opened:
-        model = Path(asked.model)
-        self._generator = open_generator(asked.settings, model, asked.chat_template, asked.name)
-        self._replica = Replica(asked.store)
-        self._canary = asked.canary
-        engine = self._generator.engine
+        opened = open_generator(asked.settings, Path(asked.model), asked.chat_template, asked.name)
+        engine = opened.engine
+        if asked.store is not None:
+            assert asked.canary is not None
+            self._loader = WeightLoader(engine, asked.store, asked.canary, self._inbox.put)
+        self._generator = opened
         # Asked last: an engine may insist on being the first to touch the device.
         stack = device.stack(device.claim(asked.settings.device))
-        return Opened(engine.description, engine.device, engine.dtype, stack, _filed(stack))
+        facts = engine.description, engine.device, engine.dtype
+        return Opened(*facts, stack, _filed(stack), id=asked.id)
 
-    def _load(self, version: WeightVersion) -> Loaded:
-        assert self._generator and self._replica and self._canary
-        engine, fetched = self._generator.engine, self._replica.fetched_bytes
-        tensors = self._replica.fetch(version)
-        self._generator.load(version.number, tensors)
-        held = _held(engine, tensors, self._replica.digests)
-        decode, prefill = _continuations(engine, self._canary, version.number)
-        return Loaded(
-            number=version.number,
-            digest=held,
-            text=engine.score(self._canary.text).logprobs,
-            decode=decode,
-            prefill=prefill,
-            fetched_bytes=self._replica.fetched_bytes - fetched,
-        )
+    def _generate(self, asked: Generate) -> None:
+        generator, loader = self._opened, self._loader
+        self._last = asked.id
+        self._told -= len(asked.problems) * asked.completions
+        if loader is not None and loader.unproven and not loader.under_way:
+            raise TrainingError("its weights are not proven")
+        serves = generator.engine.version
+        if serves != asked.number and (asked.exact or serves < asked.number):
+            raise TrainingError(f"asked for version {asked.number}, but it serves {serves}")
+        assert not (asked.exact and self._problems), "exact beside other work"
+        rules = asked.completions, asked.sampling, asked.seed
+        groups = [generator.pending(problem, *rules) for problem in asked.problems]
+        for place, group in enumerate(groups):
+            check_request(group.request, generator.engine.limits)
+            name = f"{asked.id}/{place}"
+            self._problems[name] = _Problem(asked.id, place, group)
+            self._waiting.append(name)
+        if asked.exact:  # as `Engine.generate` does it: the same requests before the first step
+            self._fill(sys.maxsize)
 
-    def _generate(self, asked: Generate) -> Finished:
-        assert self._generator
-        if self._generator.engine.version != asked.number:
-            raise SyncError(
-                f"asked for version {asked.number}, but it serves {self._generator.engine.version}"
-            )
-        groups = self._generator.generate(
-            asked.problems, asked.completions, asked.sampling, asked.seed
-        )
-        return Finished(asked.unit, groups)
+    def _apply(self, fetched: Fetched) -> None:
+        assert self._loader is not None
+        try:
+            self._loader.apply(fetched)
+        except InterlockError as error:
+            if self._loader.unproven:
+                self._lose_everything(error)
+            else:  # what runs goes on with the weights that it has
+                self._send(protocol.failed(error, self._loader.give_up()))
+
+    def _step(self) -> None:
+        try:
+            self._fill(self._opened.engine.limits.slots)
+            for progress in self._opened.engine.step():
+                self._take(progress)
+        except InterlockError as error:
+            self._lose_everything(error)
+
+    def _fill(self, most: int) -> None:
+        """Give the engine what waits, up to `most` sequences.
+
+        No more than its slots, so that what proves new weights gets the first that is free.
+        """
+        engine = self._opened.engine
+        while self._waiting and engine.pending < most:
+            name = self._waiting.popleft()
+            problem = self._problems[name]
+            try:
+                engine.add(name, problem.group.request)
+            except InterlockError as error:
+                self._forget(problem.ask)
+                self._send(protocol.failed(error, [problem.ask]))
+
+    def _take(self, progress: Progress) -> None:
+        """Send what this ends. Raises InterlockError when that cannot be proven."""
+        loader = self._loader
+        if loader is not None and loader.owns(progress.name):
+            if (proof := loader.take(progress)) is not None:
+                self._send(proof)
+                for answered in self._held_back:
+                    self._send(answered)
+                self._held_back.clear()
+            return
+        ask, place, group = self._problems[progress.name]
+        if (completions := group.take(progress)) is None:
+            return
+        del self._problems[progress.name]
+        answered = Answered(place, group.request.prompt_tokens, completions, id=ask)
+        if loader is not None and loader.unproven:
+            self._held_back.append(answered)
+        else:
+            self._send(answered)
+
+    def _forget(self, ask: int) -> None:
+        for name in [name for name, each in self._problems.items() if each.ask == ask]:
+            del self._problems[name]
+            self._opened.engine.abort(name)
+        self._waiting = deque(name for name in self._waiting if name in self._problems)
+        self._held_back = [each for each in self._held_back if each.id != ask]
+
+    def _lose_everything(self, error: InterlockError) -> None:
+        """The engine failed, or its weights cannot be proven: what runs under them is worthless."""
+        lost = [each.ask for each in self._problems.values()]
+        lost += [each.id for each in self._held_back]
+        ids = list(dict.fromkeys(lost))
+        for ask in ids:
+            self._forget(ask)
+        if self._loader is not None and self._loader.unproven:
+            ids += self._loader.give_up()
+        self._send(protocol.failed(error, ids))
+
+    def _tell_room(self) -> None:
+        """Ask for more as soon as the engine could start more than the coordinator knows of.
+
+        A quarter of the slots is looked ahead, so that one that falls free is filled at once.
+        """
+        slots = self._opened.engine.limits.slots
+        held = sum(each.group.missing for each in self._problems.values())
+        room = slots + max(1, slots // 4) - held
+        if room > max(self._told, 0):
+            self._told = room
+            self._send(Room(room, self._last))
+
+    @property
+    def _opened(self) -> Generator:
+        assert self._generator is not None, "it is opened first"
+        return self._generator
+
+    def _send(self, message: Reply) -> None:
+        self._channel.send(protocol.encode(message))
 
 
 def _filed(stack: Stack) -> Certificate | None:
     """The certificate to show. One that cannot be read is none: whether that ends it is for the
-    dispatcher to say.
+    coordinator to say.
     """
     if not needs_certificate(stack.kind):
         return None
@@ -148,37 +260,3 @@ def _filed(stack: Stack) -> Certificate | None:
     except RunError as error:
         print(f"no certificate to show: {error}", file=sys.stderr, flush=True)
         return None
-
-
-def _held(engine: Engine, given: Mapping[str, Tensor], digests: Mapping[str, str]) -> str | None:
-    """The digest of the weights the engine uses; None when it cannot show them.
-
-    A tensor that equals the given one, in the engine's own dtype, counts as that one.
-    """
-    shown = engine.held()
-    if shown is None:
-        return None
-    found = {}
-    for name, tensor in shown:
-        tensor = tensor.cpu()
-        same = name in given and bool((tensor == given[name].to(tensor.dtype)).all())
-        found[name] = digests[name] if same else tensor_digest(tensor)
-    return digest(found)
-
-
-def _continuations(engine: Engine, canary: Canary, seed: int) -> tuple[list[float], list[float]]:
-    """Log-probabilities of freshly drawn tokens: as they were drawn, and through prefill."""
-    sampling = Sampling(temperature=1.0, max_tokens=canary.tokens)
-    requests = [
-        Request(f"canary-{index}", prompt, 1, sampling, seed)
-        for index, prompt in enumerate(canary.prompts)
-    ]
-    decode: list[float] = []
-    prefill: list[float] = []
-    for request, (answer,) in zip(requests, engine.generate(requests), strict=True):
-        decode += answer.logprobs
-        scored = engine.score(request.prompt_tokens + answer.tokens)
-        prefill += scored.logprobs[len(request.prompt_tokens) - 1 :]
-    if not len(decode) == len(prefill):
-        raise TrainingError("the engine scored another number of tokens than it was given")
-    return decode, prefill
