@@ -60,7 +60,9 @@ class FleetSettings(_Section, frozen=True):
 
     kind: Literal["inline", "local", "ray"] = "inline"
     address: str | None = None  # of a Ray cluster; None: RAY_ADDRESS, else one is started here
-    unit: NonNegative = 0  # problems handed to a worker at a time; 0: a step's, shared evenly
+    # Problems handed to a worker at a time; 0: a step's, shared evenly, where runs are exact
+    # (staleness 0), else one by one.
+    unit: NonNegative = 0
     start_s: Rate = 600.0  # for a worker to start its engine
     load_s: Rate = 600.0  # for a worker to fetch, load and prove a weight version
     unit_s: Rate = 1800.0  # for a worker to answer one unit
