@@ -18,6 +18,7 @@ NonNegative = Annotated[int, Meta(ge=0)]
 Rate = Annotated[float, Meta(gt=0, le=1e9)]  # finite
 Share = Annotated[float, Meta(ge=0, le=1)]
 # "auto": bfloat16 where the device is built for it, else float32; the run records which it was.
+EngineName = Literal["torch", "vllm"]  # the modules are named in workers/generator.py
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 
 
@@ -40,7 +41,7 @@ class GeneratorSettings(_Section, frozen=True):
 
     name: str = ""  # of the workers, for logs and the report; "": generator-<index>
     count: Positive = 1
-    engine: Literal["torch", "vllm"] = "torch"
+    engine: EngineName = "torch"
     device: str = "cpu"  # "cpu", "cuda:1", "npu", …: as chips/device.py names them
     dtype: Dtype = "auto"  # of its weights and activations
     slots: Positive = 64  # completions decoded at the same time

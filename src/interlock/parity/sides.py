@@ -16,7 +16,7 @@ from typing import TypeVar, get_args
 
 import msgspec
 
-from interlock.config.schema import Dtype, GeneratorSettings
+from interlock.config.schema import Dtype, EngineName, GeneratorSettings
 from interlock.errors import ConfigError, TrainingError
 from interlock.parity import protocol
 from interlock.parity.protocol import Open, Opened, Reply, Request
@@ -70,7 +70,7 @@ def parse(name: str, text: str, dtype: str | None = None, python: str | None = N
     Raises ConfigError when it is none, or the dtype is unknown.
     """
     engine, colon, device = text.partition(":")
-    if not colon or not device or engine not in ("torch", "vllm"):
+    if not colon or not device or engine not in get_args(EngineName):
         raise ConfigError(
             f"--{name} {text!r} is no engine:device; write torch:DEVICE or vllm:DEVICE, such as "
             "torch:cpu"

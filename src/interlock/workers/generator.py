@@ -7,18 +7,23 @@ learner's own process `generate` is called; a worker (worker.py) gives the reque
 itself, among those of others.
 """
 
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
 
-from interlock.chips import device
-from interlock.config.schema import GeneratorSettings
+from interlock.config.schema import EngineName, GeneratorSettings
 from interlock.engine.base import Engine, Progress, Request, in_order
-from interlock.models.checkpoint import load_decoder
 from interlock.models.decoder import Decoder
 from interlock.models.tokenizer import Tokenizer
 from interlock.records.rl import Completion, Group, Problem, Sampling
+
+# The module of each engine, which offers open_engine(settings, model, vocabulary) -> Engine.
+ENGINES: dict[EngineName, str] = {
+    "torch": "interlock.engine.portable.engine",
+    "vllm": "interlock.engine.vllm.engine",
+}
 
 
 class PendingGroup:
@@ -128,23 +133,7 @@ def open_generator(
     Raises ConfigError when the device is not there, ModelError when the model cannot be read.
     """
     tokenizer = Tokenizer.load(model, chat_template)
-    engine = _ENGINES[settings.engine](settings, model, tokenizer)
+    module = importlib.import_module(ENGINES[settings.engine])
+    engine: Engine = module.open_engine(settings, model, tokenizer)
     tokenizer.check_fits(engine.limits.vocab)
     return Generator(engine, tokenizer, name)
-
-
-def _torch_engine(settings: GeneratorSettings, model: Path, tokenizer: Tokenizer) -> Engine:
-    from interlock.engine.portable.engine import PortableEngine
-
-    place = device.claim(settings.device)
-    dtype = device.dtype(device.settled_dtype(settings.dtype, place))
-    return PortableEngine(load_decoder(model, dtype, place), tokenizer, settings.slots)
-
-
-def _vllm_engine(settings: GeneratorSettings, model: Path, tokenizer: Tokenizer) -> Engine:
-    from interlock.engine.vllm.engine import VllmEngine
-
-    return VllmEngine(model, settings, tokenizer)
-
-
-_ENGINES = {"torch": _torch_engine, "vllm": _vllm_engine}

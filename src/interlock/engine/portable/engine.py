@@ -8,11 +8,13 @@ engine/base.py.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from interlock.chips import device
+from interlock.config.schema import GeneratorSettings
 from interlock.engine.base import (
     Engine,
     Limits,
@@ -26,6 +28,7 @@ from interlock.engine.base import (
 from interlock.engine.portable.kv_cache import Prefill
 from interlock.engine.portable.prepacked import PackedProducts
 from interlock.engine.portable.scheduler import Scheduler
+from interlock.models.checkpoint import load_decoder
 from interlock.models.decoder import Decoder
 
 
@@ -104,3 +107,13 @@ class PortableEngine(Engine):
         """Nothing is held for sequences where there are none: an update may come."""
         if not self.pending:
             self._packed.end()
+
+
+def open_engine(settings: GeneratorSettings, model: Path, vocabulary: Vocabulary) -> PortableEngine:
+    """The engine that `settings` ask for, with the weights in the directory `model` as version 0.
+
+    Raises ConfigError when the device is not there, ModelError when the model cannot be read.
+    """
+    place = device.claim(settings.device)
+    dtype = device.dtype(device.settled_dtype(settings.dtype, place))
+    return PortableEngine(load_decoder(model, dtype, place), vocabulary, settings.slots)

@@ -286,6 +286,11 @@ class VllmEngine(Engine):
             yield from parameters.read_places(path, where.items())
 
 
+def open_engine(settings: GeneratorSettings, model: Path, vocabulary: Vocabulary) -> VllmEngine:
+    """The engine that `settings` ask for, with the weights in the directory `model`, version 0."""
+    return VllmEngine(model, settings, vocabulary)
+
+
 def _then(before: Progress | None, after: Progress) -> Progress:
     """What two steps did for one sequence, as if it were one."""
     if before is None:
