@@ -60,7 +60,9 @@ def check(view: RunView, steps: int) -> None:
     for step in range(1, steps + 1):
         for scored in view.ledger.read(0, step):
             assert len(scored.group.completions) == COMPLETIONS
-            assert len({answer.weight_version for answer in scored.group.completions}) == 1
+            for answer in scored.group.completions:
+                versions = answer.weight_versions  # loaded under it, one after another
+                assert versions == sorted(set(versions)) and all(answer.mask)
     lines = [line for line in view.metrics() if line.step]
     assert all(0 <= (line.rollout.staleness_max or 0) <= 2 for line in lines)
     rewards = [line.rollout.reward or 0.0 for line in lines]

@@ -16,6 +16,7 @@ from interlock.records.rl import (
     Problem,
     Sampling,
     ScoredGroup,
+    Segment,
     Verdict,
 )
 
@@ -102,6 +103,35 @@ def test_dr_grpo_divides_by_a_constant_and_not_by_the_spread() -> None:
 def test_the_kl_term_has_the_same_share_and_no_sign() -> None:
     groups = training_groups([scored([1, 0], [2, 3])], settings(kl_beta=0.5), fresh)
     assert groups[0].kl_weights == [pytest.approx([0.1] * 2), pytest.approx([0.1] * 3)]
+
+
+@pytest.mark.parametrize(
+    ("normalize", "first", "second"),
+    [("token", 1 / 5, 1 / 5), ("sequence", 1 / 6, 1 / 4), ("constant", 1 / 20, 1 / 20)],
+)
+def test_what_was_given_is_read_and_not_learned(
+    normalize: str, first: float, second: float
+) -> None:
+    """Two sampled tokens, three of a tool, one sampled; and two sampled ones."""
+    turns = [
+        Segment([5, 6], [-0.5, -0.25], 3),
+        Segment([1, 2, 3]),
+        Segment([7], [-0.125], 4),
+    ]
+    answers = [
+        Completion(turns, FinishReason.STOP, "x"),
+        Completion.sampled([8, 9], [-0.5, -0.5], FinishReason.STOP, "x", 4),
+    ]
+    own = Group(Problem("p", [], ""), [1], answers, "w")
+    group = ScoredGroup(own, [Verdict(1.0), Verdict(0.0)])
+    (found,) = training_groups([group], settings(normalize=normalize, kl_beta=0.5), fresh)
+    assert found.completions == [[5, 6, 1, 2, 3, 7], [8, 9]]
+    assert found.weights == [
+        pytest.approx([first, first, 0, 0, 0, first]),
+        pytest.approx([-second, -second]),
+    ]
+    assert found.kl_weights is not None
+    assert found.kl_weights[0] == pytest.approx([first / 2, first / 2, 0, 0, 0, first / 2])
 
 
 def test_each_optimizer_step_has_the_whole_weight() -> None:

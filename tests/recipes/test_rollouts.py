@@ -23,7 +23,15 @@ from interlock.recipes.rollouts import Rollouts
 from interlock.recipes.sinks import Sink
 from interlock.recipes.stage import Stage
 from interlock.records.metrics import RolloutMetrics
-from interlock.records.rl import Completion, FinishReason, Group, Problem, ScoredGroup, Verdict
+from interlock.records.rl import (
+    Completion,
+    FinishReason,
+    Group,
+    Problem,
+    ScoredGroup,
+    Segment,
+    Verdict,
+)
 from interlock.rundir import RunDir
 from interlock.workers.generators import Forget, Keep, Outcome, Purpose, Work, no_forget, no_keep
 
@@ -44,13 +52,18 @@ class FakeTask:
         raise AssertionError("not asked for here")
 
 
-def group_of(problem: Problem, version: int, worker: str) -> Group:
-    answer = Completion.sampled([1], [-1.0], FinishReason.STOP, "", version)
-    return Group(problem, [1], [answer] * 2, worker)
+def group_of(problem: Problem, version: int, worker: str, later: int | None = None) -> Group:
+    """Begun with one version; with `later`, newer weights were loaded under the second answer."""
+    first = Completion.sampled([1], [-1.0], FinishReason.STOP, "", version)
+    newer = [] if later in (None, version) else [Segment([2], [-1.0], later)]
+    second = Completion([*first.segments, *newer], FinishReason.STOP, "")
+    return Group(problem, [1], [second, first], worker)
 
 
 class FakeGenerators:
-    """Workers that each answer one unit at a time, with the weights it was begun with."""
+    """Workers that each answer one unit at a time: an exact one whole, with the weights it was
+    begun with; of another they give group by group, sampled by whatever was published since.
+    """
 
     def __init__(self, delays: Callable[[], int], workers: int = 2) -> None:
         self.keep: Keep = no_keep
@@ -110,11 +123,15 @@ class FakeGenerators:
 
     def _finish(self, name: str, unit: Work, version: int) -> None:
         found = []
+        if not unit.exact and len(unit.keys) > 1:
+            self._busy[name] = (0, unit.part(range(1, len(unit.keys))), version)
+            unit = unit.part([0])
+        later = None if unit.exact else self.version
         for key, problem in zip(unit.keys, unit.problems, strict=True):
             if key in self.set_aside:
                 self._outcomes.append(Outcome(key, None, "it kills"))
             else:
-                found.append((key, group_of(problem, version, name)))
+                found.append((key, group_of(problem, version, name, later)))
         self.keep(found)
         self._outcomes += [Outcome(key, group) for key, group in found]
 
@@ -288,6 +305,22 @@ def test_a_group_as_old_as_the_cap_is_used(run: RunDir) -> None:
     assert s.rollouts.stale == 0
 
 
+def test_a_group_is_as_old_as_the_oldest_token_in_it(run: RunDir) -> None:
+    for sequence, (version, later) in enumerate([(2, 4), (3, 4), (4, None)]):
+        group = group_of(Problem(f"1-{sequence}", [], ""), version, "w0", later)
+        assert group.completions[0].weight_version == version  # the first is the mixed one
+        run.ledger.arrive(STAGE, [(sequence, group)])
+    s = Session(run, FakeGenerators(constant(0), workers=1), steps=9, problems=3, cap=1)
+    s.publish(4)
+    found = dict(s.rollouts.take(5))
+    assert s.rollouts.stale == 1 and sorted(found) == [0, 1, 2]
+    assert {sequence: s.rollouts.staleness(group) for sequence, group in found.items()} == {
+        0: 0,  # made again
+        1: 1,
+        2: 0,
+    }
+
+
 def test_unused_groups_of_a_quarantined_worker_are_made_again_by_others(run: RunDir) -> None:
     generators = FakeGenerators(constant(0), workers=2)
     s = Session(run, generators, steps=9, problems=4, cap=1, unit=2, pause=constant(9))
@@ -307,6 +340,7 @@ def test_what_a_worker_made_before_its_quarantine_is_not_used_when_it_is_back(ru
     s = Session(run, generators, steps=9, problems=4, cap=1, unit=2, pause=constant(9))
     s.step(1)
     generators.taken_back = {6, 7}  # as in a quarantine that is over by now
+    generators.size = 1  # what comes first is then the oldest
     before = len(generators.ordered)
     found = s.step(2)
     assert [sequence for sequence, _ in found] == [4, 5, 6, 7]
@@ -323,7 +357,7 @@ def test_what_was_withdrawn_is_not_used_when_the_run_stops_before_the_next_step(
     Session(run, first, pause=constant(9), **shape).step(1)
     assert [sequence for sequence, _ in run.ledger.arrivals(STAGE)] == [4, 5, 6, 7]
     first.quarantine("w1", "odd")  # and the process is gone
-    second = FakeGenerators(constant(0))
+    second = FakeGenerators(constant(0), workers=1)
     s = Session(run, second, **shape)
     assert [sequence for sequence, _ in s.step(2)] == [4, 5, 6, 7]
     assert second.ordered[0].keys == (6, 7)
@@ -333,7 +367,7 @@ def test_what_an_earlier_session_had_of_a_worker_is_withdrawn_with_its_own(run: 
     """Also when the worker is back before the next step."""
     shape: dict[str, Any] = {"steps": 9, "problems": 4, "cap": 1, "unit": 2}
     Session(run, FakeGenerators(constant(0)), pause=constant(9), **shape).step(1)
-    second = FakeGenerators(constant(0))
+    second = FakeGenerators(constant(0), workers=1)
     s = Session(run, second, **shape)
     second.quarantine("w1", "odd")
     second.out.clear()
@@ -345,13 +379,13 @@ def test_what_was_dropped_does_not_come_back_after_a_kill(run: RunDir) -> None:
     shape: dict[str, Any] = {"steps": 9, "problems": 4, "cap": 1, "unit": 2}
     Session(run, FakeGenerators(constant(0)), pause=constant(9), **shape).step(1)
     assert [sequence for sequence, _ in run.ledger.arrivals(STAGE)] == [4, 5, 6, 7]
-    second = FakeGenerators(constant(0))
+    second = FakeGenerators(constant(0), workers=1)
     second.quarantine("w1", "odd")
     second.kill_after = 0
     with pytest.raises(Killed):
         Session(run, second, **shape).step(2)
     assert [sequence for sequence, _ in run.ledger.arrivals(STAGE)] == [4, 5]
-    third = FakeGenerators(constant(0))
+    third = FakeGenerators(constant(0), workers=1)
     found = Session(run, third, **shape).step(2)
     assert [sequence for sequence, _ in found] == [4, 5, 6, 7]
     assert third.ordered[0].keys == (6, 7)
@@ -525,7 +559,7 @@ class Simulation:
     ) -> None:
         sequences = [sequence for sequence, _ in found]
         assert sequences == sorted(sequences)
-        behind = [step - 1 - group.completions[0].weight_version for _, group in found]
+        behind = [step - 1 - group.weight_version for _, group in found]
         assert s.metrics.staleness_mean == pytest.approx(sum(behind) / len(behind))
         assert s.metrics.staleness_max == max(behind) <= self.cap and min(behind) >= 0
         for sequence, group in found:
