@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from msgspec.structs import asdict
+from msgspec import to_builtins
 
 from interlock.config.schema import LearnerSettings, LossSettings, OptimizerSettings
 from interlock.errors import TrainingError
@@ -124,11 +124,7 @@ def masters(learner: Learner) -> dict[str, list[float]]:
 
 
 def written(results: list[StepResult]) -> list[dict[str, Any]]:
-    return [
-        asdict(result)
-        | {"mismatch": {label: asdict(gap) for label, gap in result.mismatch.items()}}
-        for result in results
-    ]
+    return [to_builtins(result) for result in results]
 
 
 def train(learner: Learner, sft: bool, kl: bool, loss: LossSettings) -> list[StepResult]:

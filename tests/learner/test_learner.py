@@ -273,7 +273,7 @@ def test_later_updates_are_clipped_against_the_old_policy(tiny: Tiny, sampled: S
     steps = [learner.step(groups, loss, old=old) for _ in range(4)]
     assert steps[0].clipped_share == 0 and (steps[-1].clipped_share or 0) > 0.2
     # The mismatch is that of the policy which was sampled, not of the one being updated.
-    assert steps[-1].mismatch_k3 == steps[0].mismatch_k3
+    assert steps[-1].mismatch == steps[0].mismatch
 
 
 def test_the_reference_stays_while_the_policy_moves(
@@ -300,9 +300,10 @@ def test_mismatch_of_a_step_is_against_the_sampler(
         mu = torch.cat([flat(group.sampler_logprobs) for group in groups])
         gap = torch.cat(plain_logprobs(decoder, groups)) - mu
     result = make(decoder, micro_batch_tokens=8).step(groups, LossSettings())
-    assert result.mismatch_k3 == pytest.approx((gap.exp() - gap - 1).mean().item(), rel=1e-4)
-    assert result.mismatch_max == pytest.approx(gap.abs().max().item(), rel=1e-4)
-    assert result.mismatch_share_above_2 == (gap.exp() > 2).double().mean().item()
+    assert result.mismatch is not None
+    assert result.mismatch.k3 == pytest.approx((gap.exp() - gap - 1).mean().item(), rel=1e-4)
+    assert result.mismatch.max == pytest.approx(gap.abs().max().item(), rel=1e-4)
+    assert result.mismatch.share_above_2 == (gap.exp() > 2).double().mean().item()
 
 
 def relabelled(groups: list[TrainingGroup], labels: list[str]) -> list[TrainingGroup]:
@@ -327,22 +328,22 @@ def test_mismatch_is_told_apart_by_label(
             gaps[group.label] += (next(parts) - torch.tensor(mu)).tolist()
     learner = make(decoder, micro_batch_tokens=micro_batch_tokens)
     result = learner.step(groups, LossSettings())
-    assert {label: found.tokens for label, found in result.mismatch.items()} == {
+    assert {label: found.tokens for label, found in result.by_label.items()} == {
         "b/0": 17,
         "a/1": 8,
     }
     for label, values in gaps.items():
-        found = result.mismatch[label]
+        found = result.by_label[label]
         k3 = [math.exp(gap) - 1 - gap for gap in values]
         assert found.k3 == pytest.approx(sum(k3) / len(k3), rel=1e-4)
         assert found.max == pytest.approx(max(map(abs, values)), rel=1e-5)
         above = sum(gap > math.log(2) for gap in values)
         assert 0 < above < len(values)
         assert found.share_above_2 == pytest.approx(above / len(values))
-    both = result.mismatch["a/1"] + result.mismatch["b/0"]
-    assert both.tokens == result.tokens and both.max == result.mismatch_max
-    assert both.k3 == pytest.approx(result.mismatch_k3, rel=1e-9)
-    assert both.share_above_2 == pytest.approx(result.mismatch_share_above_2, rel=1e-9)
+    both = result.by_label["a/1"] + result.by_label["b/0"]
+    assert both.tokens == result.tokens and both.max == result.mismatch.max
+    assert both.k3 == pytest.approx(result.mismatch.k3, rel=1e-9)
+    assert both.share_above_2 == pytest.approx(result.mismatch.share_above_2, rel=1e-9)
 
 
 def token_by_token(
@@ -476,8 +477,8 @@ def test_likelihood_training_reports_no_mismatch(tiny: Tiny, sampled: Sampled) -
     ]
     losses = [learner.step(groups, None) for _ in range(8)]
     assert losses[0].loss > losses[-1].loss + 0.5
-    assert losses[0].mismatch_k3 is None and losses[0].kl is None and losses[0].vetoed is None
-    assert losses[0].corrected_share is None and losses[0].mismatch == {}
+    assert losses[0].mismatch is None and losses[0].kl is None and losses[0].vetoed is None
+    assert losses[0].corrected_share is None and losses[0].by_label == {}
 
 
 def test_a_step_without_any_weight_is_an_error(tiny: Tiny, sampled: Sampled) -> None:

@@ -106,7 +106,7 @@ def test_many_processes_learn_what_one_learns(found: dict[str, Any], kind: str) 
     assert len(results) in (5, 10) and not any(result["skipped"] for result in results)
     # Something was learned, some gradients were clipped, and both labels were seen.
     assert max(result["grad_norm"] for result in results) > 0.5
-    assert ("worker 1" in results[0]["mismatch"]) == (kind not in ("tied sft", "stages"))
+    assert ("worker 1" in results[0]["by_label"]) == (kind not in ("tied sft", "stages"))
     if "score" in alone:
         assert max(map(abs, map(float.__sub__, alone["score"], alone["rescore"]))) > 0.01
 

@@ -36,7 +36,7 @@ def found(k3: float, tokens: int = 128) -> Mismatch:
 def result(**mismatch: Mismatch) -> StepResult:
     """`a0` stands for worker a at staleness 0."""
     by = {label(name[:-1], int(name[-1])): each for name, each in mismatch.items()}
-    return StepResult(0.0, 0.0, 0.0, 1, False, 0.0, None, None, None, None, None, None, None, by)
+    return StepResult(0.0, 0.0, 0.0, 1, False, 0.0, None, None, None, None, None, by)
 
 
 def test_buckets_add_up_the_updates_of_a_step() -> None:
@@ -54,7 +54,7 @@ def test_buckets_add_up_the_updates_of_a_step() -> None:
 
 def test_a_label_is_read_back_whatever_the_worker_is_called() -> None:
     update = result()
-    update.mismatch[label("gpu-0.b_1", 12)] = found(0.1)
+    update.by_label[label("gpu-0.b_1", 12)] = found(0.1)
     assert buckets([update]) == {"gpu-0.b_1": {12: found(0.1)}}
 
 

@@ -52,14 +52,12 @@ class StepResult(msgspec.Struct, frozen=True):
     tokens: int  # whose log-probabilities were computed
     skipped: bool  # loss or gradient not finite: nothing was updated
     entropy: float
-    mismatch_k3: float | None  # learner against sampler, on the sampler's tokens
-    mismatch_max: float | None  # largest absolute difference of log-probabilities
-    mismatch_share_above_2: float | None  # share of tokens with pi / mu > 2
+    mismatch: Mismatch | None  # learner against sampler, on the sampler's tokens; SFT has none
     clipped_share: float | None
     corrected_share: float | None  # share of tokens whose factor was truncated or masked
     vetoed: int | None  # tokens whose factor is 0 because pi / mu is below tis_veto
     kl: float | None  # k3 against the reference
-    mismatch: dict[str, Mismatch]  # of the sampler's tokens under each label; SFT has none
+    by_label: dict[str, Mismatch]  # the same, of the tokens under each label
 
 
 def learning_rate(settings: OptimizerSettings, step: int, total_steps: int) -> float:
@@ -409,12 +407,10 @@ def _result(
         tokens=tokens,
         skipped=skipped,
         entropy=total.entropy / tokens,
-        mismatch_k3=total.mismatch.k3 if sampled else None,
-        mismatch_max=total.mismatch.max if sampled else None,
-        mismatch_share_above_2=total.mismatch.share_above_2 if sampled else None,
+        mismatch=total.mismatch if sampled else None,
         clipped_share=total.clipped / tokens if sampled else None,
         corrected_share=total.corrected / tokens if sampled else None,
         vetoed=total.vetoed if sampled else None,
         kl=None if batch.kl_weights is None else total.kl / tokens,
-        mismatch={labels[place]: found for place, found in total.by_label.items()},
+        by_label={labels[place]: found for place, found in total.by_label.items()},
     )

@@ -93,8 +93,30 @@ def open_fleet(
     Raises UserError when the fleet or the store of the weight versions cannot be set up.
     """
     url = _store(recipe, run)
-    canary, template = _canary(tokenizer), recipe.model.chat_template
-    workers = {
+
+    def note(kind: EventKind, message: str, worker: str) -> None:
+        sinks.event(run.event(kind, message, worker or None))
+
+    publisher = Publisher(url, recipe.sync.anchor_every)
+    return Dispatcher(
+        lambda: _FLEETS[recipe.fleet.kind](recipe.fleet),
+        _workers(recipe, model, url, _canary(tokenizer), run),
+        recipe.fleet,
+        recipe.guard,
+        publisher,
+        lambda problem: tokenizer.chat(problem.messages),
+        read_architecture(model).vocab,
+        note,
+        recipe.unqualified,
+    )
+
+
+def _workers(
+    recipe: Recipe, model: Path, url: str, canary: Canary, run: RunDir
+) -> dict[str, tuple[Spec, Open]]:
+    """How each worker is started, and what it is told first, by its name."""
+    template = recipe.model.chat_template
+    return {
         name: (
             Spec(
                 name=name,
@@ -115,22 +137,6 @@ def open_fleet(
         )
         for name, settings in worker_settings(recipe).items()
     }
-
-    def note(kind: EventKind, message: str, worker: str) -> None:
-        sinks.event(run.event(kind, message, worker or None))
-
-    publisher = Publisher(url, recipe.sync.anchor_every)
-    return Dispatcher(
-        lambda: _FLEETS[recipe.fleet.kind](recipe.fleet),
-        workers,
-        recipe.fleet,
-        recipe.guard,
-        publisher,
-        lambda problem: tokenizer.chat(problem.messages),
-        read_architecture(model).vocab,
-        note,
-        recipe.unqualified,
-    )
 
 
 def _local(settings: FleetSettings) -> Fleet:

@@ -1,6 +1,7 @@
 """Group relative policy optimization: learning from rewards that a program can verify.
 
-    publish -> take groups -> verify -> ledger -> advantages -> learner.step -> log
+    publish -> draw problems -> generate -> verify -> advantages -> pack -> learner.step -> log
+               └──────── rollouts.judged ────────┘    └─ minibatches ──┘
 
 The advantage of a completion is its reward against the other completions of the same problem;
 there is no value model. Groups whose rewards are all equal teach nothing: they are left out, and
@@ -15,7 +16,7 @@ from interlock.config.schema import Grpo, LossSettings
 from interlock.learner.learner import StepResult
 from interlock.learner.packing import TrainingGroup
 from interlock.models.tokenizer import Tokenizer
-from interlock.recipes.evaluate import check_lengths, held_out_accuracy, score
+from interlock.recipes.evaluate import check_lengths, held_out_accuracy
 from interlock.recipes.guard import Guard, label
 from interlock.recipes.rollouts import Rollouts
 from interlock.recipes.stage import Clock, Stage, update_metrics
@@ -50,7 +51,7 @@ def run(stage: Stage[Grpo], task: TaskSource) -> None:
             with clock("publish"):
                 stage.publish()
             recorded = stage.run.ledger.read(stage.index, step)
-            scored = recorded or _sample(stage, step, rollouts, verifier, clock)
+            scored = recorded or rollouts.judged(step, verifier, clock)
             batches = minibatches(scored, settings, rollouts.staleness)
             with clock("update"), heap.apart():
                 updates = _update(stage, batches)
@@ -64,25 +65,6 @@ def run(stage: Stage[Grpo], task: TaskSource) -> None:
                 workers=guard.judge(step, updates, fresh=not recorded),
                 accuracy=held_out_accuracy(stage, step, held_out, verifier),
             )
-
-
-def _sample(
-    stage: Stage[Grpo], step: int, rollouts: Rollouts, verifier: VerifierPool, clock: Clock
-) -> list[ScoredGroup]:
-    """The groups of a step, judged by the verifier and durable."""
-    with clock(rollouts.activity):
-        sequences, groups = zip(*rollouts.take(step), strict=True)
-    with clock("verify"):
-        scored = score(groups, verifier)
-    _note_errors(stage, step, scored)
-    stage.run.ledger.record(stage.index, step, scored, sequences)
-    return scored
-
-
-def _note_errors(stage: Stage[Grpo], step: int, scored: Sequence[ScoredGroup]) -> None:
-    causes = [v.cause for group in scored for v in group.verdicts if not v.status.judged]
-    if causes:
-        stage.event("verifier_error", f"step {step}: {len(causes)} answers score 0: {causes[0]}")
 
 
 def advantages(rewards: Sequence[float], kind: str) -> list[float]:

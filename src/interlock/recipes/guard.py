@@ -32,7 +32,7 @@ def buckets(updates: Sequence[StepResult]) -> Buckets:
     """The mismatch of a step by worker and staleness."""
     found: dict[str, dict[int, list[Mismatch]]] = {}
     for update in updates:
-        for name, mismatch in update.mismatch.items():
+        for name, mismatch in update.by_label.items():
             worker, _, staleness = name.rpartition("/")
             found.setdefault(worker, {}).setdefault(int(staleness), []).append(mismatch)
     return {

@@ -17,10 +17,12 @@ from typing import Literal
 
 from interlock.config.schema import Sampled
 from interlock.errors import TrainingError
-from interlock.recipes.stage import Stage
+from interlock.recipes.evaluate import score
+from interlock.recipes.stage import Clock, Stage
 from interlock.records.metrics import RolloutMetrics
 from interlock.records.rl import FinishReason, Group, Problem, ScoredGroup
 from interlock.tasks import TaskSource
+from interlock.tasks.verifier_pool import VerifierPool
 from interlock.workers.generators import Purpose, Work
 
 _LOOK_S = 0.5  # between two looks at the workers while waiting
@@ -74,6 +76,19 @@ class Rollouts:
             raise TrainingError(f"step {step}: every problem left was set aside; see the events")
         self._spent.update(taken)
         return [(sequence, self._buffer.pop(sequence)) for sequence in taken]
+
+    def judged(self, step: int, verifier: VerifierPool, clock: Clock) -> list[ScoredGroup]:
+        """The groups of one step: taken, judged by the verifier, and durable."""
+        with clock(self.activity):
+            sequences, groups = zip(*self.take(step), strict=True)
+        with clock("verify"):
+            scored = score(groups, verifier)
+        causes = [v.cause for group in scored for v in group.verdicts if not v.status.judged]
+        if causes:
+            message = f"step {step}: {len(causes)} answers score 0: {causes[0]}"
+            self._stage.event("verifier_error", message)
+        self._ledger.record(self._stage.index, step, scored, sequences)
+        return scored
 
     def staleness(self, group: Group) -> int:
         """How many versions the learner is ahead of the oldest that sampled any of the group."""

@@ -56,7 +56,7 @@ class Clock:
 
 def update_metrics(updates: Sequence[StepResult]) -> UpdateMetrics:
     """The learner's figures of one step: means, sums or extremes over its updates."""
-    gaps = [gap for update in updates for gap in update.mismatch.values()]
+    gaps = [gap for update in updates if (gap := update.mismatch) is not None]
     vetoed = [update.vetoed for update in updates if update.vetoed is not None]
     return UpdateMetrics(
         loss=_mean(update.loss for update in updates),
