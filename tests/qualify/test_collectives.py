@@ -250,9 +250,9 @@ def test_sums_of_sixteen_ranks_are_exact(dtype: torch.dtype) -> None:
 
 
 def test_a_rank_without_its_device_is_no_failure_of_collectives() -> None:
-    barred = ranks.Barred("device 'cuda:1' cannot be used here: busy; 'cpu' always works")
+    refused = ranks.DeviceRefused("device 'cuda:1' cannot be used here: busy; 'cpu' always works")
     with pytest.raises(UserError, match="rank 1 of 2: device 'cuda:1' cannot be used"):
-        watched([(0, CaseBegun("a"))], [(1, barred)])
+        watched([(0, CaseBegun("a"))], [(1, refused)])
 
 
 def test_a_real_rank_without_its_device_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
