@@ -132,7 +132,7 @@ def test_a_device_that_does_not_say_what_it_is_is_rejected(
 
 
 def test_a_device_that_can_no_longer_be_opened_is_a_finding() -> None:
-    asked = probe.Ask("warp:7", Level.QUICK, function="planted_checks:passes")
+    asked = probe.ProbeRequest("warp:7", Level.QUICK, function="planted_checks:passes")
     answer = probe._answer(asked)
     assert isinstance(answer, probe.Raised) and "'warp:7' cannot be used" in answer.error
     first = probe._answer(msgspec.structs.replace(asked, function=""))

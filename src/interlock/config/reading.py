@@ -20,7 +20,7 @@ from interlock.config.schema import STAGES, Recipe, TaskSettings
 from interlock.errors import ConfigError
 from interlock.records.rl import Sampling
 
-Section = TypeVar("Section", bound=msgspec.Struct)
+Table = TypeVar("Table", bound=msgspec.Struct)
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -71,7 +71,7 @@ def to_tree(section: msgspec.Struct) -> dict[str, Any]:
     return msgspec.to_builtins(section)
 
 
-def _convert(tree: dict[str, Any], kind: type[Section], source: str) -> Section:
+def _convert(tree: dict[str, Any], kind: type[Table], source: str) -> Table:
     try:
         return msgspec.convert(tree, kind, strict=True)
     except msgspec.ValidationError as error:

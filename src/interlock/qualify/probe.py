@@ -1,6 +1,6 @@
 """The process in which one check runs.
 
-    runner ──Ask──> claim the device ──> the check's function ──Shown | NotRun | Raised──> runner
+    runner ──ProbeRequest──> claim the device ──> the check's function ──ProbeReply──> runner
 
 It is started while the check before is still at work, and imports torch meanwhile. What a check
 does to this process, a crash or a hang, is for the runner to see.
@@ -20,7 +20,7 @@ from interlock.records.trust import Stack
 from interlock.text import described, error_line
 
 
-class Ask(msgspec.Struct, frozen=True):
+class ProbeRequest(msgspec.Struct, frozen=True):
     """Run `function`, "module:function" of a check; "": say what the device is."""
 
     device: str
@@ -31,10 +31,14 @@ class Ask(msgspec.Struct, frozen=True):
 
 
 class Known(msgspec.Struct, frozen=True, tag=True):
+    """What the device is."""
+
     stack: Stack
 
 
 class Shown(msgspec.Struct, frozen=True, tag=True):
+    """The check came to its end."""
+
     evidence: Evidence
 
 
@@ -51,22 +55,23 @@ class Raised(msgspec.Struct, frozen=True, tag=True):
     trace: str
 
 
-Answer = Known | Shown | NotRun | Raised
+ProbeReply = Known | Shown | NotRun | Raised
 
 
-def answer_of(data: bytes) -> Answer:
+def decode_reply(data: bytes) -> ProbeReply:
     """Raises msgspec.MsgspecError."""
-    return msgspec.msgpack.decode(data, type=Answer)
+    return msgspec.msgpack.decode(data, type=ProbeReply)
 
 
 def serve(channel: Channel) -> None:
+    """Answer the one request that comes; nothing when the runner has gone."""
     data = channel.receive()
     if data is not None:
-        answer = _answer(msgspec.msgpack.decode(data, type=Ask))
+        answer = _answer(msgspec.msgpack.decode(data, type=ProbeRequest))
         channel.send(msgspec.msgpack.encode(answer))
 
 
-def _answer(asked: Ask) -> Answer:
+def _answer(asked: ProbeRequest) -> ProbeReply:
     try:
         place = device.claim(asked.device)
     except UserError as error:

@@ -30,7 +30,15 @@ from interlock.processes.child import (
 from interlock.qualify import faults
 from interlock.qualify.check import Check, Evidence, Level
 from interlock.qualify.checks import CHECKS
-from interlock.qualify.probe import Answer, Ask, Known, NotRun, Raised, Shown, answer_of
+from interlock.qualify.probe import (
+    Known,
+    NotRun,
+    ProbeReply,
+    ProbeRequest,
+    Raised,
+    Shown,
+    decode_reply,
+)
 from interlock.qualify.verdict import judge
 from interlock.records.trust import Certificate, Finding, Result, Role, Stack
 from interlock.text import error_line, visible
@@ -66,18 +74,26 @@ def qualify(
     fail_fast: bool = False,
     watch: Watch | None = None,
 ) -> Certificate:
-    """Run the checks on the device called `name`, and seal what they found. Files nothing.
+    """Run the checks on a device, and seal what they found. Files nothing.
 
-    `checks`: some of CHECKS, or None for all; `minutes`: of soak, at Level.SOAK; `fail_fast`: stop
-    once the device is rejected. Raises ConfigError when there is no such device.
+    Args:
+        name: of the device, as settings name it.
+        checks: some of CHECKS; None: all.
+        minutes: of soak, at Level.SOAK.
+        seed: of the checks' data.
+        fail_fast: stop once the device is rejected.
+        watch: is told what begins and ends.
+
+    Raises:
+        ConfigError: there is no such device.
     """
     logs = Path(tempfile.mkdtemp(prefix="interlock-qualify-"))
-    ask = Ask(name, level, minutes, seed)
+    ask = ProbeRequest(name, level, minutes, seed)
     try:
-        with closing(_Bench(logs, ask, fail_fast)) as bench:
-            stack, silent = bench.identify()
+        with closing(_Probes(logs, ask, fail_fast)) as probes:
+            stack, silent = probes.identify()
             chosen = list(CHECKS.values()) if checks is None else checks
-            findings, world_size = bench.run(chosen, watch or Watch(), given_up=silent)
+            findings, world_size = probes.run(chosen, watch or Watch(), given_up=silent)
     finally:
         shutil.rmtree(logs, ignore_errors=True)
     if silent:
@@ -89,10 +105,10 @@ def qualify(
     )
 
 
-class _Bench:
+class _Probes:
     """The probes of one device: one at work, and one that is getting ready for the next check."""
 
-    def __init__(self, logs: Path, ask: Ask, fail_fast: bool) -> None:
+    def __init__(self, logs: Path, ask: ProbeRequest, fail_fast: bool) -> None:
         self._logs, self._ask, self._fail_fast = logs, ask, fail_fast
         self._world_size = 1
         self._probes: dict[str, Child | ChildEnded] = {}
@@ -174,14 +190,14 @@ class _Bench:
         except OSError as error:
             self._probes[name] = ChildEnded(f"cannot be started: {error}")
 
-    def _answer(self, name: str, ask: Ask, seconds: float) -> Answer | ChildError:
+    def _answer(self, name: str, ask: ProbeRequest, seconds: float) -> ProbeReply | ChildError:
         """What the probe says within the time, or why it says nothing. It is gone afterwards."""
         probe = self._probes[name]
         if isinstance(probe, ChildEnded):
             return probe
         try:
             data = probe.ask(msgspec.msgpack.encode(ask), seconds, _MOST_ANSWER_BYTES)
-            return answer_of(data)
+            return decode_reply(data)
         except msgspec.MsgspecError as error:
             return ChildGarbage(f"it sent what is no answer: {error_line(error, 300)}")
         except ChildError as error:
@@ -194,7 +210,7 @@ class _Bench:
         return visible(probe.last_words())[-_LOG_TAIL:] if isinstance(probe, Child) else ""
 
 
-def _ending(answer: Answer | ChildError, seconds: float) -> tuple[str, str]:
+def _ending(answer: ProbeReply | ChildError, seconds: float) -> tuple[str, str]:
     """How a check that did not come to its end ended, and where in the code."""
     match answer:
         case Raised(error, trace):

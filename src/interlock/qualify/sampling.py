@@ -49,7 +49,7 @@ _RULES = [
 ]
 
 
-class _Drawn(NamedTuple):
+class _Draws(NamedTuple):
     tokens: Tensor  # [draws] int64, on the CPU
     logprobs: Tensor  # [draws] fp64, on the CPU
 
@@ -72,7 +72,7 @@ def distribution(subject: Subject) -> Evidence:
             case = f"{_described(rule)}, {vocab} tokens, {short(dtype)}"
             case += ", mixed" if len(rules) > 1 else ""
             mine, its = (
-                _Drawn(*(column[place :: len(rules)] for column in drawn)) for drawn in (own, found)
+                _Draws(*(column[place :: len(rules)] for column in drawn)) for drawn in (own, found)
             )
             measures += _judged(case, its, mine, logits.double(), rule)
     return judged(
@@ -128,7 +128,7 @@ def invariance(subject: Subject) -> Evidence:
     )
 
 
-def _draw(logits: Tensor, count: int, rules: Sequence[Sampling], seed: int) -> _Drawn:
+def _draw(logits: Tensor, count: int, rules: Sequence[Sampling], seed: int) -> _Draws:
     """`count` tokens of one row of logits [V], the rules taking turns."""
     parts = []
     for start in range(0, count, _DRAWS):
@@ -138,11 +138,11 @@ def _draw(logits: Tensor, count: int, rules: Sequence[Sampling], seed: int) -> _
         tokens, logprobs = sample(logits.expand(len(rows), -1), chosen, noise)
         parts.append((tokens.cpu(), logprobs.cpu().double()))
     tokens, logprobs = (torch.cat(column) for column in zip(*parts, strict=True))
-    return _Drawn(tokens, logprobs)
+    return _Draws(tokens, logprobs)
 
 
 def _judged(
-    case: str, found: _Drawn, own: _Drawn, logits: Tensor, rule: Sampling
+    case: str, found: _Draws, own: _Draws, logits: Tensor, rule: Sampling
 ) -> Iterator[Measure]:
     """`logits` [V] in float64; `own`: what the CPU drew."""
     probabilities = expected(logits, rule)

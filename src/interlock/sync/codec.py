@@ -57,7 +57,7 @@ _MAX_GAP_BYTES = 5  # gaps below 2^40
 
 Bytes = NDArray[np.uint8]
 Places = NDArray[np.int64]
-NonNegative = Annotated[int, Meta(ge=0)]
+Natural = Annotated[int, Meta(ge=0)]
 
 
 class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -79,9 +79,9 @@ class _Entry(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     """New bits for `count` elements of a tensor, in the order of their places."""
 
     name: str
-    count: NonNegative
+    count: Natural
     gap_bytes: Annotated[int, Meta(ge=0, le=_MAX_GAP_BYTES)]  # 0: the first `count`, without gaps
-    stored: list[NonNegative]  # bytes of each plane as stored: those of the gaps, then of the bits
+    stored: list[Natural]  # bytes of each plane as stored: those of the gaps, then of the bits
 
 
 class _Change(NamedTuple):

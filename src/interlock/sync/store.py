@@ -34,7 +34,7 @@ from torch import Tensor
 from interlock.errors import InterlockError, SyncError
 from interlock.records.rl import WeightVersion
 from interlock.sync import codec
-from interlock.sync.codec import NonNegative, TensorSpec
+from interlock.sync.codec import Natural, TensorSpec
 from interlock.sync.storage import Storage
 
 _FORMAT = 1
@@ -42,7 +42,7 @@ _MANIFEST_LIMIT = 32 << 20  # bytes; DeepSeek-V3's 46,000 tensors take 8 MB
 _PREFETCH_LIMIT = 4 << 30  # bytes of payloads held ahead of their use
 _FILE = re.compile(r"v(\d{8,12})(?:\.json|-[0-9a-f]{16}\.(?P<kind>anchor|delta))")
 _Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
-_Kind = Literal["anchor", "delta"]
+_PayloadKind = Literal["anchor", "delta"]
 
 
 class PublishedVersion(msgspec.Struct, frozen=True):
@@ -58,12 +58,12 @@ class PublishedVersion(msgspec.Struct, frozen=True):
 
 class _VersionManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format: int
-    number: NonNegative
+    number: Natural
     digest: _Sha256  # root over `tensors`
-    kind: _Kind
+    kind: _PayloadKind
     base: WeightVersion | None  # None: an anchor
-    anchor: NonNegative  # the number of the version that the chain begins with
-    size: NonNegative  # of the payload
+    anchor: Natural  # the number of the version that the chain begins with
+    size: Natural  # of the payload
     sha256: _Sha256  # of the payload
     tensors: dict[str, TensorSpec]
 
@@ -76,7 +76,7 @@ class _VersionManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return f"v{self.number:08d}-{self.sha256[:16]}.{self.kind}"
 
 
-class _Loaded(NamedTuple):
+class _CompleteVersion(NamedTuple):
     """A whole version in memory; the tensors are the holder's own, contiguous, on the CPU."""
 
     version: WeightVersion
@@ -98,7 +98,7 @@ class Publisher:
         self._anchor_every = anchor_every
         self._storage = Storage(url)
         self._storage.prepare()
-        self._current: _Loaded | None = None
+        self._current: _CompleteVersion | None = None
         self._last: WeightVersion | None = None
         self._chain: list[_VersionManifest] = []  # the last anchor, and the deltas since then
 
@@ -171,14 +171,14 @@ class Publisher:
             return False
         return hashlib.sha256(payload).hexdigest() == manifest.sha256
 
-    def _base(self, tensors: Mapping[str, Tensor]) -> _Loaded | None:
+    def _base(self, tensors: Mapping[str, Tensor]) -> _CompleteVersion | None:
         """What the next version is a delta against; None: it has to be an anchor."""
         due = len(self._chain) >= self._anchor_every
         last = self._current
         return last if last and not due and codec.same_layout(tensors, last.specs) else None
 
     def _manifest(
-        self, number: int, encoded: codec.Encoded, base: _Loaded | None
+        self, number: int, encoded: codec.Encoded, base: _CompleteVersion | None
     ) -> _VersionManifest:
         return _VersionManifest(
             format=_FORMAT,
@@ -225,7 +225,7 @@ class Publisher:
             del base
             own = {name: _copy(tensor) for name, tensor in tensors.items()}
             self._chain = [manifest]
-        self._current = _Loaded(manifest.version, own, encoded.specs)
+        self._current = _CompleteVersion(manifest.version, own, encoded.specs)
 
     def _collect(self, newest: _VersionManifest) -> int:
         """Remove what the newest two anchors do not need. -> files that could not be removed"""
@@ -270,7 +270,7 @@ class Replica:
         self.url = url
         self.fetched_bytes = 0  # since the beginning
         self._storage = Storage(url)
-        self._current: _Loaded | None = None
+        self._current: _CompleteVersion | None = None
         self._goal: WeightVersion | None = None  # what is held, or is just being fetched
         self._lock = threading.Lock()  # of what follows, and of each download
         self._manifests: dict[int, _VersionManifest] = {}
@@ -350,7 +350,7 @@ class Replica:
                 codec.apply_delta(payload, tensors)
         assert tensors is not None
         codec.verify(tensors, chain[-1].tensors)
-        self._current = _Loaded(version, tensors, chain[-1].tensors)
+        self._current = _CompleteVersion(version, tensors, chain[-1].tensors)
         with self._lock:
             self._manifests = {n: m for n, m in self._manifests.items() if n > version.number}
 

@@ -11,18 +11,18 @@ from interlock.models.architecture import Architecture
 StateKind = Literal["masters", "exp_avg", "exp_avg_sq", "reference"]
 
 
-class _RankCommand(msgspec.Struct, frozen=True, tag=True):
+class _CommandBase(msgspec.Struct, frozen=True, tag=True):
     pass
 
 
-class ShardDecoder(_RankCommand, frozen=True):
+class ShardDecoder(_CommandBase, frozen=True):
     """Make a decoder, and take this rank's part of rank 0's weights."""
 
     arch: Architecture
     dtype: str  # of the activations
 
 
-class BeginStage(_RankCommand, frozen=True):
+class BeginStage(_CommandBase, frozen=True):
     """Make the learner of a stage on the decoder."""
 
     settings: LearnerSettings
@@ -32,7 +32,7 @@ class BeginStage(_RankCommand, frozen=True):
     version: int
 
 
-class TrainStep(_RankCommand, frozen=True):
+class TrainStep(_CommandBase, frozen=True):
     """One optimizer step; fields as of Learner.step."""
 
     groups: list[TrainingGroup]
@@ -41,30 +41,30 @@ class TrainStep(_RankCommand, frozen=True):
     old: bytes | None  # fp32, of all completion tokens one after another
 
 
-class ComputeLogprobs(_RankCommand, frozen=True):
+class ComputeLogprobs(_CommandBase, frozen=True):
     """Of every completion token, under the current weights."""
 
     groups: list[TrainingGroup]
     temperature: float
 
 
-class ScoreText(_RankCommand, frozen=True):
+class ScoreText(_CommandBase, frozen=True):
     """The log-probabilities of one text's tokens."""
 
     tokens: list[int]
 
 
-class PublishWeights(_RankCommand, frozen=True):
+class PublishWeights(_CommandBase, frozen=True):
     """Give rank 0 this rank's part of the weights in the compute dtype."""
 
 
-class GatherState(_RankCommand, frozen=True):
+class GatherState(_CommandBase, frozen=True):
     """Give rank 0 this rank's part of one kind of state."""
 
     kind: StateKind
 
 
-class RestoreState(_RankCommand, frozen=True):
+class RestoreState(_CommandBase, frozen=True):
     """Take a saved state: the counters from here, this rank's part of the tensors from rank 0."""
 
     steps: int
