@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from msgspec import to_builtins
+from msgspec.structs import replace
 
 from interlock.config.schema import LearnerSettings, LossSettings, OptimizerSettings
 from interlock.errors import TrainingError
@@ -102,11 +103,29 @@ def make_groups(step: int, sampler: bool = True, kl: bool = False) -> list[Train
     ]
 
 
+WHO = ("alone", "regrouped", "together")
+
+
 class Runs:
-    """Learners of one kind: alone, and at the head of all ranks."""
+    """Learners of one kind: alone, and at the head of all ranks.
+
+    WHO: "regrouped" is alone too, but adds the same numbers up in other parts, as ranks do: how far
+    it comes from "alone" is what the order of summation does on this machine.
+    """
 
     def __init__(self, together: ranks.Ranks, settings: LearnerSettings, **kind: Any) -> None:
         self.together, self.settings, self.kind = together, settings, kind
+
+    def of(self, who: str, reference: bool = False) -> Learner:
+        if who == "together":
+            return self.learner(apart=False, reference=reference)
+        alone = Runs(self.together, self.settings_of(who), **self.kind)
+        return alone.learner(apart=True, reference=reference)
+
+    def settings_of(self, who: str) -> LearnerSettings:
+        if who == "regrouped":
+            return replace(self.settings, micro_batch_tokens=40, logits_chunk=5)
+        return self.settings
 
     def learner(self, apart: bool, seed: int = 0, reference: bool = False) -> Learner:
         decoder = make_decoder(seed, **self.kind)
@@ -138,8 +157,8 @@ def same_steps(
     runs: Runs, sft: bool = False, kl: bool = False, loss: LossSettings | None = None
 ) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for who in ("alone", "together"):
-        learner = runs.learner(who == "alone", reference=kl)
+    for who in WHO:
+        learner = runs.of(who, reference=kl)
         score = learner.score([3, 1, 4, 1, 5, 9, 2, 6])
         results = train(learner, sft, kl, loss or LossSettings())
         found[who] = {
@@ -154,12 +173,12 @@ def same_steps(
 def stages(runs: Runs) -> dict[str, Any]:
     """Two stages on one decoder: the second's reference is what the first made."""
     found: dict[str, Any] = {}
-    for who in ("alone", "together"):
-        first = runs.learner(who == "alone")
+    for who in WHO:
+        first = runs.of(who)
         results = train(first, True, False, LossSettings())
         second = Learner(
             first.decoder,
-            runs.settings,
+            runs.settings_of(who),
             OPTIMIZER,
             STEPS,
             keep_reference=True,
@@ -174,8 +193,8 @@ def stages(runs: Runs) -> dict[str, Any]:
 def updates(runs: Runs) -> dict[str, Any]:
     """Several updates per step, each against the log-probabilities before the first."""
     found: dict[str, Any] = {}
-    for who in ("alone", "together"):
-        learner = runs.learner(who == "alone")
+    for who in WHO:
+        learner = runs.of(who)
         batches = [make_groups(step) for step in range(STEPS)]
         old = [learner.logprobs(batch, 0.8) for batch in batches]
         results = [

@@ -65,24 +65,40 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return json.loads((directory / "found.json").read_text())
 
 
-def assert_close(alone: Any, together: Any, where: str = "") -> None:
-    """Equal but for the order in which fp32 numbers were added up."""
-    if isinstance(alone, dict):
-        assert alone.keys() == together.keys(), where
-        for key in alone:
-            assert_close(alone[key], together[key], f"{where}/{key}")
-    elif isinstance(alone, list) and alone and isinstance(alone[0], float):
-        torch.testing.assert_close(
-            torch.tensor(together), torch.tensor(alone), rtol=1e-5, atol=1e-5, msg=where
-        )
-    elif isinstance(alone, list):
-        assert len(alone) == len(together), where
-        for index, (left, right) in enumerate(zip(alone, together, strict=True)):
-            assert_close(left, right, f"{where}/{index}")
-    elif isinstance(alone, float):
-        assert together == pytest.approx(alone, rel=1e-5, abs=1e-5), where
+def leaves(found: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+    """Everything in a tree of dicts and lists, with its place."""
+    if isinstance(found, dict | list):
+        pairs = sorted(found.items()) if isinstance(found, dict) else enumerate(found)
+        for key, each in pairs:
+            yield from leaves(each, f"{where}/{key}")
     else:
-        assert alone == together, where
+        yield where, found
+
+
+def apart(one: Any, other: Any) -> float:
+    """The largest difference of two numbers in the same place, over 1 + their size.
+
+    Whatever is no float must be equal.
+    """
+    most = 0.0
+    for (where, left), (place, right) in zip(leaves(one), leaves(other), strict=True):
+        assert where == place
+        if isinstance(left, float):
+            most = max(most, abs(left - right) / (1 + abs(left)))
+        else:
+            assert left == right, where
+    return most
+
+
+def order_of_summation(found: dict[str, Any], kind: str) -> float:
+    """How far apart it may put two processes: some times what another order does to one here.
+
+    In bfloat16 regrouping rounds every product otherwise, which ranks do not: as in float32 there.
+    """
+    kind = "tied" if kind == "bfloat16" else kind
+    effect = apart(found[kind]["alone"], found[kind]["regrouped"])
+    assert effect < 1e-3, "an order of summation cannot do that"
+    return 8 * effect + 1e-6
 
 
 @pytest.mark.parametrize(
@@ -101,7 +117,7 @@ def assert_close(alone: Any, together: Any, where: str = "") -> None:
 )
 def test_many_processes_learn_what_one_learns(found: dict[str, Any], kind: str) -> None:
     alone, together = found[kind]["alone"], found[kind]["together"]
-    assert_close(alone, together, kind)
+    assert apart(alone, together) <= order_of_summation(found, kind)
     results = alone["results"]
     assert len(results) in (5, 10) and not any(result["skipped"] for result in results)
     # Something was learned, some gradients were clipped, and both labels were seen.
@@ -145,7 +161,7 @@ def test_checkpoints_pass_between_one_process_and_many(found: dict[str, Any]) ->
             # What was loaded and saved again is the same files, bit for bit.
             assert after["equal"] == [True] * 5
             assert after["extra"] == {"step": 2} and after["number"] == 1
-            assert_close(expected, after, f"{writer}-{reader}")
+            assert apart(expected, after) <= order_of_summation(found, "experts")
             if reader == writer:  # as if it had never been stopped
                 assert {name: after[name] for name in on} == on
 
