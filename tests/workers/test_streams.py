@@ -104,7 +104,7 @@ class Run:
 
     def kill(self, name: str) -> None:
         assert self.fleet is not None
-        os.kill(self.fleet._workers[name]._process.pid, signal.SIGKILL)
+        os.kill(self.fleet._children[name].pid, signal.SIGKILL)
 
     def steps(self, name: str, until: float) -> Iterator[int]:
         """Sequences that got a token in each step that ended before."""
