@@ -1,18 +1,12 @@
-"""Tiny decoders, a vocabulary of letters, and the plain loop that the engine must agree with."""
+"""Tiny decoders, and a vocabulary of letters."""
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-import plain_loop as plain
 import pytest
 import torch
-from rounding import in_float64
 
-from interlock.engine.base import Request
 from interlock.models.architecture import Architecture, DefaultRope, Latent
-from interlock.models.attention import causal
 from interlock.models.decoder import Decoder
-from interlock.records.rl import Sampling
 
 VOCAB = 600  # three blocks of the sampler, the last one not full
 
@@ -83,31 +77,3 @@ def prompt() -> Callable[[int], list[int]]:
         return torch.randint(0, VOCAB, (length,), generator=noise).tolist()
 
     return make
-
-
-@pytest.fixture
-def distribution() -> Callable[[list[float], Sampling], list[float]]:
-    return plain.distribution
-
-
-@pytest.fixture
-def exact_logprobs() -> Callable[..., list[float]]:
-    """Of `tokens` behind the request's prompt and those that it has `begun` with, in float64."""
-
-    @torch.no_grad()
-    def score(
-        decoder: Decoder, request: Request, tokens: list[int], begun: Sequence[int] = ()
-    ) -> list[float]:
-        stream = torch.tensor([*request.prompt_tokens, *begun, *tokens])
-        attend = causal(len(stream), stream.device)
-        with in_float64(decoder) as exact:
-            logits = exact.logits(exact(stream, attend.positions, attend))[-len(tokens) - 1 : -1]
-        shares = [plain.distribution(row, request.sampling) for row in logits.tolist()]
-        return [math.log(row[token]) for row, token in zip(shares, tokens, strict=True)]
-
-    return score
-
-
-@pytest.fixture
-def plain_loop() -> Callable[..., tuple[list[int], list[float]]]:
-    return plain.plain_loop

@@ -1,11 +1,13 @@
 """The engine's contract on the torch engine: streams join, leave, and outlive new weights."""
 
+import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+from draws import Drawn, assert_drawn
 from engine_contract import Collector, alone, joined, reloaded
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -31,6 +33,13 @@ def other_weights(tiny: Tiny, family: str = "llama") -> Decoder:
     return other
 
 
+@pytest.fixture
+def exact_tiny(tiny: Tiny) -> Iterator[Tiny]:
+    """Like `tiny`; all that the test computes is computed in float64."""
+    with in_float64(tiny()) as exact:
+        yield lambda family="llama": copy.deepcopy(exact)
+
+
 def requests(prompt: Prompt, lengths: list[int], group: int, tokens: int) -> list[Request]:
     rule = Sampling(max_tokens=tokens)
     return [Request(f"p{i}", prompt(n), group, rule, seed=5) for i, n in enumerate(lengths)]
@@ -39,66 +48,51 @@ def requests(prompt: Prompt, lengths: list[int], group: int, tokens: int) -> lis
 @pytest.mark.parametrize("family", ["llama", "deepseek_v3"])
 @pytest.mark.parametrize("slots", [2, 5, 64])
 def test_streams_that_join_and_leave_are_what_they_are_alone(
-    family: str, slots: int, tiny: Tiny, prompt: Prompt, letters: Any, exact_logprobs: Any
+    family: str, slots: int, tiny: Tiny, prompt: Prompt, letters: Any
 ) -> None:
     first = requests(prompt, [5, 90, 40], 3, 20)
     late = Request("late", prompt(33), 2, Sampling(max_tokens=24), seed=7)
     out = Request("out", prompt(12), 4, Sampling(max_tokens=30), seed=8)
     run = joined(PortableEngine(tiny(family), letters(), slots), first, late, out)
     assert {name for name, _ in run.done} == {"p0", "p1", "p2", "late"}
-    together: list[float] = []
-    apart: list[float] = []
-    exact: list[float] = []
+    drawn = []
     for request in (*first, late):
         for number, expected in enumerate(
             alone(PortableEngine(tiny(family), letters(), 8), request)
         ):
             found = run.done[request.problem_id, number]
             assert found.tokens == expected.tokens
-            together, apart = together + found.logprobs, apart + expected.logprobs
-            exact += exact_logprobs(tiny(family), request, found.tokens)
+            drawn.append(Drawn(tiny(family), request, number, found.tokens, found.logprobs))
             assert found.finish is expected.finish and found.text == expected.text
-    assert_close(together, exact, apart)
+    assert_drawn(drawn)
 
 
 @pytest.mark.parametrize("family", ["llama", "deepseek_v3"])
 @pytest.mark.parametrize("slots", [2, 4, 64])
 @pytest.mark.parametrize("after", [1, 2, 9])
 def test_what_runs_goes_on_under_new_weights_as_if_it_had_begun_with_them(
-    family: str,
-    slots: int,
-    after: int,
-    tiny: Tiny,
-    prompt: Prompt,
-    letters: Any,
-    plain_loop: Any,
-    exact_logprobs: Any,
+    family: str, slots: int, after: int, tiny: Tiny, prompt: Prompt, letters: Any
 ) -> None:
-    """Every token is that of the plain loop under the weights its segment names."""
+    """Every token is that of a plain pass under the weights its segment names."""
     old, new = tiny(family), other_weights(tiny, family)
     asked = requests(prompt, [5, 90, 40], 2, 18)
     asked += [Request("lone", prompt(7), 1, Sampling(max_tokens=15), seed=3)]
     run = reloaded(PortableEngine(tiny(family), letters(), slots), asked, new.tensors(), after)
-    mixed = 0
-    together: list[float] = []
-    plain: list[float] = []
-    exact: list[float] = []
+    mixed, drawn = 0, []
     for request in asked:
         for number in range(request.completions):
             found = run.done[request.problem_id, number]
             assert found.weight_versions in ([0], [0, 9], [9])
-            drawn = [len(segment.tokens) for segment in found.segments]
-            changes = {0: old, 9: new}
-            tokens: list[int] = []
-            for count, version in zip(drawn, found.weight_versions, strict=True):
-                more = plain_loop(changes[version], request, number, tokens, count)
-                exact += exact_logprobs(changes[version], request, more[0], tokens)
-                tokens, plain = tokens + more[0], plain + more[1]
-            assert found.tokens == tokens
-            together += found.logprobs
-            mixed += len(drawn) == 2
+            begun: list[int] = []
+            for segment in found.segments:
+                weights = old if segment.weight_version == 0 else new
+                tokens, logprobs = segment.tokens, segment.logprobs
+                drawn.append(Drawn(weights, request, number, tokens, logprobs, list(begun)))
+                begun += tokens
+            assert found.tokens == begun and len(begun) == request.sampling.max_tokens
+            mixed += len(found.segments) == 2
     assert mixed >= min(slots, 7)
-    assert_close(together, exact, plain)
+    assert_drawn(drawn)
 
 
 def test_a_version_on_every_token_and_the_oldest_counts(
@@ -207,8 +201,11 @@ def test_any_order_of_joining_leaving_and_loading(
     plan: list[tuple[int, int, int, int, int | None]], slots: int, load_at: int, request: Any
 ) -> None:
     """Everything that was not aborted is finished once, with as many tokens as it asked for; the
-    tokens before and after new weights are those that it draws alone with the load at its place."""
-    tiny, prompt = request.getfixturevalue("tiny"), request.getfixturevalue("prompt")
+    tokens before and after new weights are those that it draws alone with the load at its place.
+
+    In float64: in float32 the noise of one token in a million falls between two of them.
+    """
+    tiny, prompt = request.getfixturevalue("exact_tiny"), request.getfixturevalue("prompt")
     letters = request.getfixturevalue("letters")
     new = other_weights(tiny)
     engine = PortableEngine(tiny(), letters(), slots)

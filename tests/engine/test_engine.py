@@ -1,14 +1,14 @@
-"""The engine against a plain loop that computes everything again for every token."""
+"""The engine against one plain pass over what it drew, without a cache, batch or shortcut."""
 
 import dataclasses
-import functools
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from rounding import assert_close
+from draws import Drawn, assert_drawn
 
 from interlock.engine.base import Request
 from interlock.engine.portable.engine import PortableEngine
@@ -19,41 +19,23 @@ from interlock.records.rl import Completion, FinishReason, Sampling
 
 Tiny = Callable[..., Decoder]
 Prompt = Callable[[int], list[int]]
-PlainLoop = Callable[..., tuple[list[int], list[float]]]
-ExactLogprobs = Callable[[Decoder, Request, list[int]], list[float]]
-Check = Callable[[list[list[Completion]], list[Request], Decoder], None]
 
 
 def _requests(prompt: Prompt, lengths: list[int], group: int, rule: Sampling) -> list[Request]:
     return [Request(f"p{i}", prompt(n), group, rule, seed=5) for i, n in enumerate(lengths)]
 
 
-@pytest.fixture
-def check(plain_loop: PlainLoop, exact_logprobs: ExactLogprobs) -> Check:
-    return functools.partial(_check, plain_loop, exact_logprobs)
-
-
-def _check(
-    plain_loop: PlainLoop,
-    exact_logprobs: ExactLogprobs,
-    done: list[list[Completion]],
-    requests: list[Request],
-    decoder: Decoder,
-) -> None:
-    assert len(done) == len(requests)
-    found: list[float] = []
-    exact: list[float] = []
-    plain: list[float] = []
-    for request, completions in zip(requests, done, strict=True):
-        assert len(completions) == request.completions
-        for number, completion in enumerate(completions):
-            tokens, logprobs = plain_loop(decoder, request, number)
-            assert completion.tokens == tokens
-            assert completion.finish is FinishReason.LENGTH
-            found += completion.logprobs
-            exact += exact_logprobs(decoder, request, tokens)
-            plain += logprobs
-    assert_close(found, exact, plain)
+def _check(done: list[list[Completion]], requests: list[Request], decoder: Decoder) -> None:
+    assert [len(completions) for completions in done] == [each.completions for each in requests]
+    drawn = [
+        Drawn(decoder, request, number, completion.tokens, completion.logprobs)
+        for request, completions in zip(requests, done, strict=True)
+        for number, completion in enumerate(completions)
+    ]
+    assert_drawn(drawn)
+    for each, completion in zip(drawn, itertools.chain(*done), strict=True):
+        assert len(each.tokens) == each.request.sampling.max_tokens
+        assert completion.finish is FinishReason.LENGTH
 
 
 @pytest.mark.parametrize("family", ["llama", "deepseek_v3"])
@@ -68,24 +50,23 @@ def _check(
     ],
     ids=["greedy", "plain", "narrowed", "packed"],
 )
-def test_tokens_and_logprobs_are_the_plain_loops(
+def test_tokens_and_logprobs_are_those_of_a_plain_pass(
     family: str,
     slots: int,
     rule: Sampling,
     tiny: Tiny,
     prompt: Prompt,
     letters: Any,
-    check: Check,
 ) -> None:
     decoder = tiny(family)
     # Three length classes; one and three slots cannot hold a group, 64 hold everything.
     requests = _requests(prompt, [5, 90, 1, 40], 4, rule)
     done = PortableEngine(decoder, letters(), slots).generate(requests)
-    check(done, requests, decoder)
+    _check(done, requests, decoder)
 
 
 def test_requests_of_different_sizes_and_rules_share_a_batch(
-    tiny: Tiny, prompt: Prompt, letters: Any, check: Check
+    tiny: Tiny, prompt: Prompt, letters: Any
 ) -> None:
     decoder = tiny()
     rules = [
@@ -98,7 +79,7 @@ def test_requests_of_different_sizes_and_rules_share_a_batch(
         Request(f"p{i}", prompt(1 + 7 * i), 1 + i % 3, rules[i % 4], seed=i) for i in range(12)
     ]
     requests += [Request("long", prompt(LONE_PROMPT + 1), 1, rules[3], seed=12)]
-    check(PortableEngine(decoder, letters(), 5).generate(requests), requests, decoder)
+    _check(PortableEngine(decoder, letters(), 5).generate(requests), requests, decoder)
 
 
 def test_the_same_call_gives_the_same_bits(tiny: Tiny, prompt: Prompt, letters: Any) -> None:
@@ -169,7 +150,6 @@ def test_what_prompts_begin_with_in_common_is_computed_once(
     tiny: Tiny,
     prompt: Prompt,
     letters: Any,
-    check: Check,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     decoder = tiny()
@@ -190,7 +170,7 @@ def test_what_prompts_begin_with_in_common_is_computed_once(
         done = PortableEngine(decoder, letters(), 8).generate(requests)
     # Each prompt keeps a token of its own: 24 shared, and 1 more of the first.
     assert passes == [24 + 1 + 4 + 8 + 7] + [8] * 4
-    check(done, requests, decoder)
+    _check(done, requests, decoder)
 
 
 def test_prompts_wait_until_a_slot_is_free(
@@ -307,7 +287,7 @@ def test_no_requests_give_no_completions(tiny: Tiny, letters: Any) -> None:
 
 
 def test_loaded_weights_are_served_and_their_version_is_on_every_completion(
-    tiny: Tiny, prompt: Prompt, letters: Any, check: Check
+    tiny: Tiny, prompt: Prompt, letters: Any
 ) -> None:
     engine = PortableEngine(tiny(), letters(), 2)
     other = tiny()
@@ -323,7 +303,7 @@ def test_loaded_weights_are_served_and_their_version_is_on_every_completion(
     after = engine.generate(requests)
     assert [completion.weight_version for completion in after[0]] == [7, 7]
     assert [c.tokens for c in before[0]] != [c.tokens for c in after[0]]
-    check(after, requests, other)
+    _check(after, requests, other)
 
 
 @pytest.mark.parametrize("fault", ["missing", "unknown", "shape"])

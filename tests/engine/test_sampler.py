@@ -2,10 +2,10 @@
 
 import hashlib
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
+from draws import distribution
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rounding import assert_close
@@ -71,9 +71,7 @@ def test_noise_is_uniform_and_its_halves_independent() -> None:
     ],
     ids=str,
 )
-def test_draws_follow_the_exact_distribution(
-    rule: Sampling, distribution: Callable[[list[float], Sampling], list[float]]
-) -> None:
+def test_draws_follow_the_exact_distribution(rule: Sampling) -> None:
     logits = _logits(600)
     exact = torch.tensor(distribution(logits.double().tolist(), rule), dtype=torch.float64)
     tokens, logprobs = _draw(logits, rule, 20_000)

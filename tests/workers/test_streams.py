@@ -9,9 +9,8 @@ from pathlib import Path
 
 import logged_worker
 import pytest
-from plain_loop import forced
+from draws import Drawn, assert_drawn
 from real_workers import CANARY, SETTINGS, SLOTS, Weights
-from rounding import assert_close, in_float64
 
 from interlock.config.schema import FleetSettings, GuardSettings
 from interlock.engine.base import Request
@@ -136,11 +135,8 @@ def check_plain(run: Run, group: Group, most: int) -> None:
         for segment in own.segments:
             assert segment.weight_version is not None
             decoder = run.weights.decoder(segment.weight_version)
-            drawn = request, number, begun, segment.tokens
-            may, plain = forced(decoder, *drawn)
-            assert all(token in ones for token, ones in zip(segment.tokens, may, strict=True))
-            with in_float64(decoder) as exact:
-                assert_close(segment.logprobs, forced(exact, *drawn)[1], plain)
+            tokens, logprobs = segment.tokens, segment.logprobs
+            assert_drawn([Drawn(decoder, request, number, tokens, logprobs, begun)])
             begun = begun + segment.tokens
 
 
