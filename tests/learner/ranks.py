@@ -1,6 +1,7 @@
 """Run by test_sharding.py as each rank of a learner: `python ranks.py equal|die DIRECTORY`.
 
-`equal`: rank 0 does everything twice, alone and at the head of the others, and writes down both.
+`equal`: rank 0 does everything several times and writes down all: alone, at the head of the others,
+and alone with the micro-batches of a step in other orders, which shows what rounding does.
 `die`: rank 0 trains until another rank is killed, and writes down how it ended.
 """
 
@@ -8,13 +9,12 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from msgspec import to_builtins
-from msgspec.structs import replace
 
 from interlock.config.schema import LearnerSettings, LossSettings, OptimizerSettings
 from interlock.errors import TrainingError
@@ -103,33 +103,37 @@ def make_groups(step: int, sampler: bool = True, kl: bool = False) -> list[Train
     ]
 
 
-WHO = ("alone", "regrouped", "together")
+class Reordered(ranks.Ranks):
+    """One process that adds up the micro-batches of a step in another order."""
+
+    def __init__(self, order: str) -> None:
+        super().__init__()
+        self.order = order
+
+    def shard(self, batches: Sequence[Any]) -> Sequence[Any]:
+        return ORDERS[self.order](batches)
+
+
+# Rounding shows in few of them by chance: a + b is b + a.
+ORDERS: dict[str, Callable[[Sequence[Any]], Sequence[Any]]] = {
+    "reversed": lambda batches: batches[::-1],
+    "turned": lambda batches: [*batches[1:], *batches[:1]],
+    "turned twice": lambda batches: [*batches[2:], *batches[:2]],
+    "even before odd": lambda batches: [*batches[::2], *batches[1::2]],
+}
+EACH = ("alone", "together", *ORDERS)
 
 
 class Runs:
-    """Learners of one kind: alone, and at the head of all ranks.
-
-    WHO: "regrouped" is alone too, but adds the same numbers up in other parts, as ranks do: how far
-    it comes from "alone" is what the order of summation does on this machine.
-    """
+    """Learners of one kind: alone, at the head of all ranks, and alone in another order."""
 
     def __init__(self, together: ranks.Ranks, settings: LearnerSettings, **kind: Any) -> None:
         self.together, self.settings, self.kind = together, settings, kind
 
-    def of(self, who: str, reference: bool = False) -> Learner:
-        if who == "together":
-            return self.learner(apart=False, reference=reference)
-        alone = Runs(self.together, self.settings_of(who), **self.kind)
-        return alone.learner(apart=True, reference=reference)
-
-    def settings_of(self, who: str) -> LearnerSettings:
-        if who == "regrouped":
-            return replace(self.settings, micro_batch_tokens=40, logits_chunk=5)
-        return self.settings
-
-    def learner(self, apart: bool, seed: int = 0, reference: bool = False) -> Learner:
+    def learner(self, who: str, seed: int = 0, reference: bool = False) -> Learner:
         decoder = make_decoder(seed, **self.kind)
-        found = ranks.Ranks() if apart else self.together
+        found = self.together if who == "together" else ranks.Ranks()
+        found = Reordered(who) if who in ORDERS else found
         decoder = sharding.shard(decoder, self.settings, found)
         return Learner(
             decoder, self.settings, OPTIMIZER, STEPS, keep_reference=reference, ranks=found
@@ -157,8 +161,8 @@ def same_steps(
     runs: Runs, sft: bool = False, kl: bool = False, loss: LossSettings | None = None
 ) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for who in WHO:
-        learner = runs.of(who, reference=kl)
+    for who in EACH:
+        learner = runs.learner(who, reference=kl)
         score = learner.score([3, 1, 4, 1, 5, 9, 2, 6])
         results = train(learner, sft, kl, loss or LossSettings())
         found[who] = {
@@ -173,12 +177,12 @@ def same_steps(
 def stages(runs: Runs) -> dict[str, Any]:
     """Two stages on one decoder: the second's reference is what the first made."""
     found: dict[str, Any] = {}
-    for who in WHO:
-        first = runs.of(who)
+    for who in EACH:
+        first = runs.learner(who)
         results = train(first, True, False, LossSettings())
         second = Learner(
             first.decoder,
-            runs.settings_of(who),
+            runs.settings,
             OPTIMIZER,
             STEPS,
             keep_reference=True,
@@ -193,8 +197,8 @@ def stages(runs: Runs) -> dict[str, Any]:
 def updates(runs: Runs) -> dict[str, Any]:
     """Several updates per step, each against the log-probabilities before the first."""
     found: dict[str, Any] = {}
-    for who in WHO:
-        learner = runs.of(who)
+    for who in EACH:
+        learner = runs.learner(who)
         batches = [make_groups(step) for step in range(STEPS)]
         old = [learner.logprobs(batch, 0.8) for batch in batches]
         results = [
@@ -210,7 +214,7 @@ def skipped(runs: Runs) -> dict[str, Any]:
     """A step that is not finite changes nothing on any rank, also where only one rank meets it."""
     found: dict[str, Any] = {}
     for who in ("alone", "together"):
-        learner = runs.learner(who == "alone")
+        learner = runs.learner(who)
         train(learner, False, False, LossSettings())
         before, groups = masters(learner), make_groups(4, sampler=False)
         groups[1].weights[0][0] = 1e38
@@ -227,8 +231,8 @@ def skipped(runs: Runs) -> dict[str, Any]:
 def crossed(runs: Runs, directory: Path) -> dict[str, Any]:
     """Saved by one kind of learner after two steps, gone on with by the other."""
     found: dict[str, Any] = {}
-    for writer in ("alone", "together"):
-        first = runs.learner(writer == "alone", reference=True)
+    for writer in EACH:
+        first = runs.learner(writer, reference=True)
         for step in range(2):
             first.step(make_groups(step, kl=True), LossSettings(), 0.8)
         first.publish()
@@ -239,9 +243,9 @@ def crossed(runs: Runs, directory: Path) -> dict[str, Any]:
             "results": written(train(first, False, True, LossSettings())),
             "masters": masters(first),
         }
-        for reader in ("alone", "together"):
+        for reader in (writer,) if writer in ORDERS else ("alone", "together"):
             # Other weights, and a reference made of them: all must come from the file.
-            learner = runs.learner(reader == "alone", seed=9, reference=True)
+            learner = runs.learner(reader, seed=9, reference=True)
             learner.score([3, 1, 4])
             extra = checkpoint.load(learner, path)
             number, tensors = learner.publish()
@@ -267,7 +271,7 @@ def crossed(runs: Runs, directory: Path) -> dict[str, Any]:
 def published(runs: Runs) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for who in ("alone", "together"):
-        number, tensors = runs.learner(who == "alone").publish()
+        number, tensors = runs.learner(who).publish()
         found[who] = {
             "number": number,
             "tensors": {
@@ -301,13 +305,13 @@ def equal(together: ranks.Ranks, directory: Path) -> dict[str, Any]:
         "published": lambda: published(half),
         "crossed": lambda: crossed(experts, directory),
     }
-    start = {"start": masters(experts.learner(apart=True))}
+    start = {"start": masters(experts.learner("alone"))}
     return start | {name: part() for name, part in parts.items()}
 
 
 def die(together: ranks.Ranks, directory: Path) -> dict[str, Any]:
     """Steps without end. When the file `training` is there, some are behind, and a checkpoint."""
-    learner = Runs(together, LearnerSettings(dtype="float32")).learner(apart=False)
+    learner = Runs(together, LearnerSettings(dtype="float32")).learner("together")
     learner.step(make_groups(0), LossSettings())
     (directory / "saved").mkdir()
     checkpoint.save(learner, directory / "saved", {"step": 1})

@@ -1,12 +1,15 @@
+import copy
 import math
 from collections.abc import Callable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from msgspec.structs import replace
-from torch import Tensor
+from rounding import allowed, assert_close, in_both
+from torch import Tensor, nn
 
 from interlock.config.schema import LearnerSettings, LossSettings, OptimizerSettings
 from interlock.errors import TrainingError
@@ -15,12 +18,14 @@ from interlock.learner.packing import TrainingGroup
 from interlock.models.architecture import Routing
 from interlock.models.checkpoint import load_decoder
 from interlock.models.decoder import Decoder
+from interlock.parity.operators import Doubled
 
 Tiny = Callable[..., Decoder]
 Sampled = Callable[..., list[TrainingGroup]]
 Plain = Callable[..., list[Tensor]]
 
 LENGTHS = [[5, 1, 3], [4, 4]]
+EPS = torch.finfo(torch.float32).eps
 FP32 = LearnerSettings(dtype="float32", logits_chunk=4)
 STILL = OptimizerSettings(lr=1e-12, clip_norm=1e9)
 
@@ -51,6 +56,19 @@ def gradients(
     return caught
 
 
+def differentiated(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
+    loss.backward()
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return found
+
+
+def k3_and_slack(gap: Tensor, slack: Tensor) -> tuple[float, float]:
+    """The mean k3 of log pi - log mu, and how far it moves where each moves by `slack`."""
+    slope = torch.expm1(gap.double())
+    return (slope - gap).mean().item(), (slope.abs() * slack + slack**2).mean().item()
+
+
 def masters(decoder: Decoder) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in decoder.named_parameters()}
 
@@ -71,18 +89,20 @@ def test_packed_gradients_equal_those_of_plain_sequences(
     tiny: Tiny, sampled: Sampled, plain_logprobs: Plain, tied: bool, temperature: float
 ) -> None:
     groups, decoder = sampled(LENGTHS), tiny(tied=tied)
-    logprobs = torch.cat(plain_logprobs(decoder, groups, temperature))
     weights = torch.cat([flat(group.weights) for group in groups])
     mu = torch.cat([flat(group.sampler_logprobs) for group in groups])
-    # On-policy: the gradient of r is that of log pi, times the truncated pi / mu.
-    factor = (logprobs.detach() - mu).exp().clamp(max=1.5)
-    (-weights * factor * logprobs).sum().backward()
-    expected = {name: p.grad for name, p in decoder.named_parameters() if p.grad is not None}
-    decoder.zero_grad()
+
+    def expected(decoder: Decoder) -> dict[str, Tensor]:
+        logprobs = torch.cat(plain_logprobs(decoder, groups, temperature))
+        # On-policy: the gradient of r is that of log pi, times the truncated pi / mu.
+        factor = (logprobs.detach() - mu).exp().clamp(max=1.5)
+        return differentiated(decoder, (-weights * factor * logprobs).sum())
+
+    exact, plain = in_both(decoder, expected)
     found = gradients(make(decoder), groups, LossSettings(tis_cap=1.5), temperature)
-    assert found.keys() == expected.keys()
+    assert found.keys() == exact.keys()
     for name, gradient in found.items():
-        torch.testing.assert_close(gradient, expected[name], atol=2e-6, rtol=1e-4)
+        assert_close(gradient, exact[name], plain[name], where=name)
 
 
 def test_loss_and_gradients_equal_those_of_transformers(tmp_path: Path, sampled: Sampled) -> None:
@@ -103,37 +123,52 @@ def test_loss_and_gradients_equal_those_of_transformers(tmp_path: Path, sampled:
     oracle.save_pretrained(tmp_path)
     decoder = load_decoder(tmp_path, torch.float32, torch.device("cpu"))
     groups = sampled(LENGTHS, sampler=False)
-    loss = torch.zeros(())
-    for group in groups:
-        for completion, weights in zip(group.completions, group.weights, strict=True):
-            tokens = torch.tensor([group.prompt + completion])
-            logprobs = oracle(tokens).logits[0, len(group.prompt) - 1 : -1].log_softmax(-1)
-            chosen = logprobs.gather(1, torch.tensor(completion)[:, None])[:, 0]
-            loss = loss - (torch.tensor(weights) * chosen).sum()
-    loss.backward()
+
+    def expected(oracle: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
+        parts = []
+        for group in groups:
+            for completion, weights in zip(group.completions, group.weights, strict=True):
+                tokens = torch.tensor([group.prompt + completion])
+                logprobs = oracle(tokens).logits[0, len(group.prompt) - 1 : -1].log_softmax(-1)
+                chosen = logprobs.gather(1, torch.tensor(completion)[:, None])[:, 0]
+                parts.append(-torch.tensor(weights) * chosen)
+        return torch.cat(parts).detach(), differentiated(oracle, torch.cat(parts).sum())
+
+    with Doubled():
+        exact_parts, exact = expected(copy.deepcopy(oracle).double())
+    parts, plain = expected(oracle)
     learner = make(decoder)
     found = gradients(learner, groups, None)
     layout = decoder.layout()
-    for name, parameter in oracle.named_parameters():
+    for name, gradient in exact.items():
         ours, index = layout[name]
-        torch.testing.assert_close(found[ours][index], parameter.grad, atol=1e-5, rtol=1e-4)
-    assert learner.step(groups, None).loss == pytest.approx(loss.item(), rel=1e-5)
+        assert_close(found[ours][index], gradient, plain[name], where=name)
+    slack = allowed(exact_parts, parts).sum().item()
+    assert learner.step(groups, None).loss == pytest.approx(exact_parts.sum().item(), abs=slack)
 
 
 def test_accumulated_micro_batches_equal_one_batch(tiny: Tiny, sampled: Sampled) -> None:
     groups = sampled(LENGTHS, kl=True)
-    results = []
-    for tokens in (1000, 8):
-        learner = Learner(
-            tiny(),
-            LearnerSettings(dtype="float32", logits_chunk=4, micro_batch_tokens=tokens),
-            STILL,
-            10,
-            keep_reference=True,
+
+    def found(tokens: int, groups: list[TrainingGroup]) -> dict[str, Tensor]:
+        settings = LearnerSettings(dtype="float32", logits_chunk=4, micro_batch_tokens=tokens)
+        learner = Learner(tiny(), settings, STILL, 10, keep_reference=True)
+        return gradients(learner, groups, LossSettings())
+
+    whole, split = found(1000, groups), found(8, groups)
+    turned = [
+        replace(
+            group,
+            completions=group.completions[::-1],
+            weights=group.weights[::-1],
+            sampler_logprobs=(group.sampler_logprobs or [])[::-1],
+            kl_weights=(group.kl_weights or [])[::-1],
         )
-        results.append(gradients(learner, groups, LossSettings()))
-    for name, gradient in results[0].items():
-        torch.testing.assert_close(gradient, results[1][name], atol=2e-6, rtol=1e-4)
+        for group in groups[::-1]
+    ]
+    again = [found(tokens, turned) for tokens in (1000, 12)]
+    for name, gradient in whole.items():
+        assert_close(split[name], gradient, *(each[name] for each in again), where=name)
 
 
 def test_activation_checkpointing_changes_no_bit(tiny: Tiny, sampled: Sampled) -> None:
@@ -174,27 +209,44 @@ def test_clipping_and_adamw_by_formula(tiny: Tiny, sampled: Sampled) -> None:
     )
     decoder, groups = tiny(), sampled(LENGTHS)
     learner = make(decoder, optimizer)
-    weights = {name: value.double().numpy() for name, value in masters(decoder).items()}
-    first = {name: np.zeros_like(value) for name, value in weights.items()}
-    second = {name: np.zeros_like(value) for name, value in weights.items()}
+    by_formula = [AdamW(decoder, optimizer, dtype) for dtype in (np.float64, np.float32)]
     for step in (1, 2):
-        raw = gradients(make(tiny_copy(decoder, tiny)), groups, LossSettings())
-        raw = {name: value.double().numpy() for name, value in raw.items()}
-        norm = math.sqrt(sum(float((value**2).sum()) for value in raw.values()))
+        caught = gradients(make(tiny_copy(decoder, tiny)), groups, LossSettings())
+        squares = torch.cat([gradient.flatten() for gradient in caught.values()]) ** 2
+        norm = math.sqrt(squares.double().sum())
         assert norm > 0.05  # so that clipping is tested
         result = learner.step(groups, LossSettings())
-        assert result.grad_norm == pytest.approx(norm, rel=1e-4)
+        # One term after the other: no order of summation errs more.
+        assert_close(result.grad_norm, norm, math.sqrt(np.add.accumulate(squares.numpy())[-1]))
         assert result.lr == pytest.approx(1e-2 * step / 2)
-        for name, weight in weights.items():
-            gradient = raw[name] * 0.05 / norm
-            first[name] = 0.8 * first[name] + 0.2 * gradient
-            second[name] = 0.95 * second[name] + 0.05 * gradient**2
-            if weight.ndim > 1:
-                weight *= 1 - result.lr * 0.1
-            mean, spread = first[name] / (1 - 0.8**step), second[name] / (1 - 0.95**step)
-            weight -= result.lr * mean / (np.sqrt(spread) + 1e-6)
+        exact, plain = (each.step(step, caught, norm, result.lr) for each in by_formula)
         for name, value in masters(decoder).items():
-            np.testing.assert_allclose(value.numpy(), weights[name], atol=2e-5)
+            assert_close(value, exact[name], plain[name], where=name)
+
+
+class AdamW:
+    """Its formula, and the clipping before it, in numpy."""
+
+    def __init__(self, decoder: Decoder, settings: OptimizerSettings, dtype: type) -> None:
+        self.settings, self.dtype = settings, dtype
+        self.weights = {name: x.numpy().astype(dtype) for name, x in masters(decoder).items()}
+        self.first = {name: np.zeros_like(x) for name, x in self.weights.items()}
+        self.second = {name: np.zeros_like(x) for name, x in self.weights.items()}
+
+    def step(
+        self, number: int, gradients: dict[str, Tensor], norm: float, lr: float
+    ) -> dict[str, Tensor]:
+        (beta1, beta2), rule = self.settings.betas, self.settings
+        for name, weight in self.weights.items():
+            gradient = gradients[name].numpy().astype(self.dtype) * (rule.clip_norm / norm)
+            self.first[name] = beta1 * self.first[name] + (1 - beta1) * gradient
+            self.second[name] = beta2 * self.second[name] + (1 - beta2) * gradient**2
+            if weight.ndim > 1:
+                weight *= 1 - lr * rule.weight_decay
+            mean = self.first[name] / (1 - beta1**number)
+            spread = self.second[name] / (1 - beta2**number)
+            weight -= lr * mean / (np.sqrt(spread) + rule.eps)
+        return {name: torch.from_numpy(weight.copy()) for name, weight in self.weights.items()}
 
 
 def tiny_copy(decoder: Decoder, tiny: Tiny) -> Decoder:
@@ -250,10 +302,8 @@ def test_logprobs_equal_those_of_plain_sequences(
     found = make(decoder, micro_batch_tokens=8).logprobs(groups, 0.7)
     assert [[len(part) for part in group] for group in found] == LENGTHS
     with torch.no_grad():
-        expected = plain_logprobs(decoder, groups, 0.7)
-    parts = [part for group in found for part in group]
-    for part, other in zip(parts, expected, strict=True):
-        torch.testing.assert_close(part, other, atol=1e-5, rtol=1e-5)
+        exact, plain = in_both(decoder, lambda made: torch.cat(plain_logprobs(made, groups, 0.7)))
+    assert_close(torch.cat([part for group in found for part in group]), exact, plain)
 
 
 def test_the_ratio_of_the_first_update_is_exactly_one(tiny: Tiny, sampled: Sampled) -> None:
@@ -281,13 +331,18 @@ def test_the_reference_stays_while_the_policy_moves(
 ) -> None:
     groups, decoder = sampled(LENGTHS, kl=True), tiny()
     learner = Learner(decoder, FP32, OptimizerSettings(lr=1e-2), 10, keep_reference=True)
-    with torch.no_grad():
-        before = torch.cat(plain_logprobs(decoder, groups))
+
+    @torch.no_grad()
+    def now() -> tuple[Tensor, Tensor]:
+        exact, plain = in_both(decoder, lambda made: torch.cat(plain_logprobs(made, groups)))
+        return exact, allowed(exact, plain)
+
+    before, slack_before = now()
     assert learner.step(groups, LossSettings()).kl == 0
-    with torch.no_grad():
-        gap = before - torch.cat(plain_logprobs(decoder, groups))
-    expected = (gap.exp() - gap - 1).mean().item()
-    assert learner.step(groups, LossSettings()).kl == pytest.approx(expected, rel=1e-3)
+    after, slack_after = now()
+    expected, slack = k3_and_slack(before - after, slack_before + slack_after)
+    assert slack < expected / 100
+    assert learner.step(groups, LossSettings()).kl == pytest.approx(expected, abs=slack)
     with pytest.raises(TrainingError, match="no reference policy"):
         make(tiny()).step(groups, LossSettings())
 
@@ -296,13 +351,15 @@ def test_mismatch_of_a_step_is_against_the_sampler(
     tiny: Tiny, sampled: Sampled, plain_logprobs: Plain
 ) -> None:
     groups, decoder = sampled(LENGTHS), tiny()
+    mu = torch.cat([flat(group.sampler_logprobs) for group in groups])
     with torch.no_grad():
-        mu = torch.cat([flat(group.sampler_logprobs) for group in groups])
-        gap = torch.cat(plain_logprobs(decoder, groups)) - mu
+        exact, plain = in_both(decoder, lambda made: torch.cat(plain_logprobs(made, groups)))
+    gap, slack = exact - mu, allowed(exact, plain)
+    k3, k3_slack = k3_and_slack(gap, slack)
     result = make(decoder, micro_batch_tokens=8).step(groups, LossSettings())
     assert result.mismatch is not None
-    assert result.mismatch.k3 == pytest.approx((gap.exp() - gap - 1).mean().item(), rel=1e-4)
-    assert result.mismatch.max == pytest.approx(gap.abs().max().item(), rel=1e-4)
+    assert result.mismatch.k3 == pytest.approx(k3, abs=k3_slack)
+    assert result.mismatch.max == pytest.approx(gap.abs().max().item(), abs=slack.max().item())
     assert result.mismatch.share_above_2 == (gap.exp() > 2).double().mean().item()
 
 
@@ -321,7 +378,9 @@ def test_mismatch_is_told_apart_by_label(
     )
     groups = relabelled(groups, ["b/0", "a/1", "b/0"])
     with torch.no_grad():
-        parts = iter(plain_logprobs(decoder, groups))
+        exact, plain = in_both(decoder, lambda made: plain_logprobs(made, groups))
+    slack = allowed(torch.cat(exact), torch.cat(plain)).max()
+    parts = iter(exact)
     gaps: dict[str, list[float]] = {"b/0": [], "a/1": []}
     for group in groups:
         for mu in group.sampler_logprobs or []:
@@ -334,9 +393,9 @@ def test_mismatch_is_told_apart_by_label(
     }
     for label, values in gaps.items():
         found = result.by_label[label]
-        k3 = [math.exp(gap) - 1 - gap for gap in values]
-        assert found.k3 == pytest.approx(sum(k3) / len(k3), rel=1e-4)
-        assert found.max == pytest.approx(max(map(abs, values)), rel=1e-5)
+        k3, k3_slack = k3_and_slack(torch.tensor(values, dtype=torch.float64), slack)
+        assert found.k3 == pytest.approx(k3, abs=k3_slack)
+        assert found.max == pytest.approx(max(map(abs, values)), abs=slack.item())
         above = sum(gap > math.log(2) for gap in values)
         assert 0 < above < len(values)
         assert found.share_above_2 == pytest.approx(above / len(values))
@@ -352,8 +411,8 @@ def token_by_token(
     now: list[Tensor],  # of each completion, with gradients
     old: list[Tensor],
 ) -> tuple[Tensor, int, int]:
-    """The loss with its gradients; tokens that were truncated or masked, and vetoed."""
-    total, corrected, vetoed = torch.zeros(()), 0, 0
+    """The loss of each token with its gradients; how many were truncated or masked, and vetoed."""
+    parts, corrected, vetoed = [], 0, 0
     members = [
         (weights, mu)
         for group in groups
@@ -382,8 +441,8 @@ def token_by_token(
                 bounded = ratio.clamp(max=1 + loss.clip_high)
             else:
                 bounded = ratio.clamp(min=1 - loss.clip_low)
-            total = total - weight * factor * bounded
-    return total, corrected, vetoed
+            parts.append(-weight * factor * bounded)
+    return torch.stack(parts), corrected, vetoed
 
 
 @pytest.mark.parametrize("correction", ["truncated", "masked", "geometric", "bypass", "off"])
@@ -399,24 +458,30 @@ def test_corrections_equal_those_of_single_tokens(
         mask_low=0.5,
         mask_high=2.0,
     )
-    now = plain_logprobs(decoder, groups, 0.8)
-    before = [part.detach() for part in now]
     old = None
     if not first:
         noise = torch.Generator().manual_seed(5)
-        before = [b + torch.randn(b.shape, generator=noise) * 0.3 for b in before]
-        parts = iter(before)
-        old = [[next(parts) for _ in group.completions] for group in groups]
-    total, corrected, vetoed = token_by_token(loss, groups, now, before)
-    total.backward()
-    expected = {name: p.grad for name, p in decoder.named_parameters() if p.grad is not None}
-    decoder.zero_grad()
+        with torch.no_grad():
+            parts = iter(plain_logprobs(decoder, groups, 0.8))
+        old = [
+            [part + torch.randn(part.shape, generator=noise) * 0.3 for part in islice(parts, count)]
+            for count in map(len, LENGTHS)
+        ]
+
+    def expected(decoder: Decoder) -> tuple[Tensor, int, int, dict[str, Tensor]]:
+        now = plain_logprobs(decoder, groups, 0.8)
+        before = [part.detach() for part in now] if old is None else [*chain(*old)]
+        parts, corrected, vetoed = token_by_token(loss, groups, now, before)
+        return parts.detach(), corrected, vetoed, differentiated(decoder, parts.sum())
+
+    (parts, corrected, vetoed, exact), (plain_parts, *_, plain) = in_both(decoder, expected)
     learner = make(decoder, micro_batch_tokens=8)
     found = gradients(learner, groups, loss, 0.8, old)
     for name, gradient in found.items():
-        torch.testing.assert_close(gradient, expected[name], atol=2e-6, rtol=1e-4)
+        assert_close(gradient, exact[name], plain[name], where=name)
     result = learner.step(groups, loss, 0.8, old)
-    assert result.loss == pytest.approx(total.item(), rel=1e-4, abs=1e-6)
+    slack = allowed(parts, plain_parts).sum().item()
+    assert result.loss == pytest.approx(parts.sum().item(), abs=slack)
     assert result.corrected_share == corrected / 17 and result.vetoed == vetoed
     if correction in ("truncated", "masked", "geometric"):
         assert corrected > 0  # so that something is tested
@@ -459,9 +524,13 @@ def test_score_is_the_plain_logprobs_of_the_current_weights(
     scores = []
     for _ in range(2):
         with torch.no_grad():
-            (expected,) = plain_logprobs(decoder, [text])
+            exact, plain = in_both(decoder, lambda made: torch.cat(plain_logprobs(made, [text])))
         scores.append(learner.score([7, 3, 11, 60, 0, 3, 3]))
-        assert scores[-1] == pytest.approx(expected.tolist(), abs=1e-6)
+        if dtype == "float32":
+            assert_close(scores[-1], exact, plain)
+        else:  # products of other shapes round a logit to its neighbour, one in thousands
+            apart = (torch.tensor(scores[-1]) - plain).abs().sort().values
+            assert apart[-2] <= 16 * EPS and apart[-1] <= torch.finfo(torch.bfloat16).eps * 4
         learner.step(sampled(LENGTHS), LossSettings())
     assert scores[0] != pytest.approx(scores[1], abs=1e-3)
     assert learner.score([7]) == []
@@ -548,7 +617,7 @@ def test_experts_are_balanced_after_good_steps_only(tiny: Tiny, sampled: Sampled
     # 3 + 4 + 0 + 2 and 4 + 3 + 3 tokens, and 19 / 4 is nobody's load: every bias moves.
     assert experts.routed is not None and experts.routed.sum() == 19
     moved = [0.251 if load < 19 / 4 else 0.249 for load in experts.routed.tolist()]
-    assert bias.tolist() == pytest.approx(moved, abs=1e-7)
+    assert bias.tolist() == pytest.approx(moved, rel=EPS)
     assert len(set(moved)) == 2
     name = "model.layers.1.mlp.gate.e_score_correction_bias"
     assert learner.publish()[1][name].dtype == torch.float32

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from rounding import assert_close
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -27,6 +28,16 @@ from interlock.mismatch import Mismatch, mismatch
 PPO = LossSettings(clip_low=0.2, clip_high=0.28, tis_cap=2.0, tis_veto=1e-4)
 
 
+EPS = torch.finfo(torch.float32).eps
+
+
+def few(log_ratio: float = 1.0) -> float:
+    """Relative: what a handful of float32 operations may round, exp and log being off by two units
+    in the last place at most. exp is off relatively by what its argument is off absolutely.
+    """
+    return 8 * EPS * (1 + abs(log_ratio))
+
+
 def problem(rows: int, vocab: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """hidden, head, targets, weights of a random problem."""
     noise = torch.Generator().manual_seed(rows)
@@ -44,22 +55,24 @@ def weighted(weights: Tensor) -> Callable[[Tensor, slice], Tensor]:
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_values_and_gradients_equal_plain_log_softmax(chunk: int, temperature: float) -> None:
     hidden, head, targets, weights = problem(7, 11, torch.float32)
-    every = (hidden @ head.T / temperature).log_softmax(-1)
-    plain = every.gather(1, targets[:, None])[:, 0]
-    plain_entropy = -(every.exp() * every).sum(-1)
-    expected = torch.autograd.grad((-weights * plain).sum() * 3, [hidden, head])
 
+    def expected(hidden: Tensor, head: Tensor) -> list[Tensor]:
+        every = (hidden @ head.T / temperature).log_softmax(-1)
+        chosen = every.gather(1, targets[:, None])[:, 0]
+        loss, entropy = (-weights * chosen).sum(), -(every.exp() * every).sum(-1)
+        return [loss, chosen, entropy, *torch.autograd.grad(loss * 3, [hidden, head])]
+
+    exact, plain = expected(hidden.double(), head.double()), expected(hidden, head)
     loss, logprobs, entropy = chunked_loss(
         hidden, head, targets, temperature, chunk, weighted(weights)
     )
     found = torch.autograd.grad(loss * 3, [hidden, head])
     again = token_logprobs(hidden, head, targets, temperature, chunk)
-    close = {"atol": 1e-6, "rtol": 1e-5}
-    torch.testing.assert_close(loss, (-weights * plain).sum(), **close)
-    torch.testing.assert_close(logprobs, plain, **close)
-    torch.testing.assert_close(entropy, plain_entropy, **close)
-    torch.testing.assert_close(found[0], expected[0], **close)
-    torch.testing.assert_close(found[1], expected[1], **close)
+    # Another order of the sum, too, can be off by a part of its terms.
+    slack = 8 * EPS * (weights * exact[1]).abs().sum().item()
+    assert loss.item() == pytest.approx(exact[0].item(), abs=slack)
+    for one, *other in zip((logprobs, entropy, *found), exact[1:], plain[1:], strict=True):
+        assert_close(one, *other)
     assert torch.equal(again[0], logprobs) and torch.equal(again[1], entropy)
     assert not logprobs.requires_grad and not entropy.requires_grad
 
@@ -141,9 +154,9 @@ def test_clipping_by_hand(weight: float, ratio: float, loss: float, slope: float
     terms = Terms(torch.tensor([weight]), sampler=old, old=old)
     value = policy_loss(logprobs, terms, PPO)
     value.sum().backward()
-    assert value.item() == pytest.approx(loss, abs=1e-6)
+    assert value.item() == pytest.approx(loss, rel=few())
     assert logprobs.grad is not None
-    assert logprobs.grad.item() == pytest.approx(slope, abs=1e-6)  # d r / d logprob = r
+    assert logprobs.grad.item() == pytest.approx(slope, rel=few())  # d r / d logprob = r
 
 
 # rho = pi_old / mu, what the token's loss is multiplied by
@@ -158,8 +171,8 @@ def test_truncated_importance_sampling_by_hand(rho: float, factor: float) -> Non
     value = policy_loss(logprobs, terms, PPO)
     value.sum().backward()
     assert logprobs.grad is not None
-    assert value.item() == pytest.approx(-3 * factor, rel=1e-5)
-    assert logprobs.grad.item() == pytest.approx(-3 * factor, rel=1e-5)
+    assert value.item() == pytest.approx(-3 * factor, rel=few(math.log(rho)))
+    assert logprobs.grad.item() == pytest.approx(-3 * factor, rel=few(math.log(rho)))
 
 
 def on_policy(rho: float, loss: LossSettings, weight: float = 3.0) -> tuple[float, float]:
@@ -182,7 +195,7 @@ MASKING = [(1.0, 1.0), (0.51, 0.51), (0.49, 0.0), (4.9, 4.9), (5.1, 0.0), (1e-6,
 @pytest.mark.parametrize(("rho", "factor"), MASKING)
 def test_masked_importance_sampling_by_hand(rho: float, factor: float) -> None:
     found = on_policy(rho, LossSettings(correction="masked", mask_low=0.5, mask_high=5.0))
-    assert found == pytest.approx((-3 * factor, -3 * factor), rel=1e-5)
+    assert found == pytest.approx((-3 * factor, -3 * factor), rel=few(math.log(rho)))
 
 
 @pytest.mark.parametrize("rho", [1e-6, 0.5, 3.0])
@@ -205,7 +218,7 @@ def test_bypass_clips_against_the_sampler(
     rho: float, weight: float, loss: float, slope: float
 ) -> None:
     settings = LossSettings(clip_low=0.2, clip_high=0.28, correction="bypass")
-    assert on_policy(rho, settings, weight) == pytest.approx((loss, slope), rel=1e-5)
+    assert on_policy(rho, settings, weight) == pytest.approx((loss, slope), rel=few(math.log(rho)))
 
 
 def test_geometric_by_hand() -> None:
@@ -214,7 +227,7 @@ def test_geometric_by_hand() -> None:
     mu = torch.tensor([-1.0, -2.0, -3.0, -1.0, -0.5])
     old = mu + torch.tensor([8, 0.5, 3, 0.5, 0.125]).log()
     completion = completion_ratio(old, mu, [2, 1, 2])
-    assert completion.tolist() == pytest.approx([2, 2, 3, 0.25, 0.25], rel=1e-6)
+    assert completion.tolist() == pytest.approx([2, 2, 3, 0.25, 0.25], rel=few())
     # The cap is 2.5 and the last token's own ratio, 1/8, is vetoed.
     settings = LossSettings(correction="geometric", tis_cap=2.5, tis_veto=0.2)
     logprobs = old.clone().requires_grad_()
@@ -223,8 +236,8 @@ def test_geometric_by_hand() -> None:
     value = policy_loss(logprobs, terms, settings)
     value.sum().backward()
     assert logprobs.grad is not None
-    assert value.tolist() == pytest.approx([-2, 4, -2.5, -1, 0], rel=1e-5)
-    assert logprobs.grad.tolist() == pytest.approx([-2, 4, -2.5, -1, 0], rel=1e-5)
+    assert value.tolist() == pytest.approx([-2, 4, -2.5, -1, 0], rel=few())
+    assert logprobs.grad.tolist() == pytest.approx([-2, 4, -2.5, -1, 0], rel=few())
     found = sums(old, torch.zeros(5), terms, settings)
     assert (found.corrected, found.vetoed) == (1, 1)
 
@@ -280,12 +293,14 @@ def test_every_correction_equals_its_formula(
     losses, slopes, corrected, vetoed = zip(
         *(by_formula(settings, *row) for row in rows), strict=True
     )
-    assert value.tolist() == pytest.approx(losses, rel=1e-4, abs=1e-6)
-    assert logprobs.grad.tolist() == pytest.approx(slopes, rel=1e-4, abs=1e-6)
+    assert value.tolist() == pytest.approx(losses, rel=few(5))
+    assert logprobs.grad.tolist() == pytest.approx(slopes, rel=few(5))
     found = sums(logprobs.detach(), torch.zeros(len(rows)), terms, settings)
     assert (found.corrected, found.vetoed) == (sum(corrected), sum(vetoed))
-    assert found.loss == pytest.approx(sum(losses), rel=1e-4, abs=1e-5)
-    assert found.mismatch.max == pytest.approx(max(abs(row[2] - row[3]) for row in rows), abs=1e-6)
+    slack = few(5) * sum(map(abs, losses)) + torch.finfo(torch.float32).tiny
+    assert found.loss == pytest.approx(sum(losses), abs=slack)
+    largest = max(abs(row[2] - row[3]) for row in rows)
+    assert found.mismatch.max == pytest.approx(largest, rel=few())
 
 
 def test_a_mismatch_that_is_not_a_number_is_never_masked_away() -> None:
@@ -311,7 +326,8 @@ def test_likelihood_and_kl_by_hand() -> None:
 
 def test_k3_is_exact_for_small_ratios() -> None:
     # x - 1 - log x = u^2 / 2 + u^3 / 6 + … with u = log x; a plain fp32 exp would give 0 or 1.2e-7.
-    assert k3(torch.tensor(1e-3)).item() == pytest.approx(1e-6 / 2 + 1e-9 / 6, rel=2e-4)
+    ulp = 2**-33  # of expm1(u), which is a little above 2^-10
+    assert k3(torch.tensor(1e-3)).item() == pytest.approx(1e-6 / 2 + 1e-9 / 6, abs=2 * ulp)
 
 
 def test_missing_logprobs_are_an_error() -> None:
@@ -364,8 +380,8 @@ def test_mismatch_by_label_by_hand() -> None:
     for label, (count, mean, largest, above) in expected.items():
         gap = first[label]
         assert (gap.tokens, gap.share_above_2) == (count, above)
-        assert gap.k3 == pytest.approx(mean, rel=1e-5)
-        assert gap.max == pytest.approx(largest, rel=1e-6)
+        assert gap.k3 == pytest.approx(mean, rel=few(2))
+        assert gap.max == pytest.approx(largest, rel=few())
     one = Mismatch(1, 0.5, 0.25, 0.0)
     more = Sums(by_label={1: one, 3: Mismatch(2, 0.5, 9.0, 0.5)})
     total = (Sums(by_label=first) + more).by_label
@@ -386,4 +402,8 @@ def test_mismatch_of_tensors_is_that_of_the_plain_function(
     (found,) = mismatches(torch.tensor(log_ratio)).values()
     plain = mismatch([pi for pi, _ in pairs], [mu for _, mu in pairs])
     assert found.tokens == plain.tokens and found.share_above_2 == plain.share_above_2
-    assert (found.k3, found.max) == pytest.approx((plain.k3, plain.max), rel=1e-5, abs=1e-12)
+    assert found.max == pytest.approx(plain.max, rel=few())
+    # Each k3 is a difference of two numbers, the first off by as much as its argument is, and more.
+    parts = [(2 + abs(d)) * abs(math.expm1(d)) + abs(d) for d in log_ratio]
+    slack = 0.0 if broken else 2 * EPS * sum(parts) / len(parts)
+    assert found.k3 == pytest.approx(plain.k3, abs=slack)

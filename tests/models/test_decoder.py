@@ -1,17 +1,20 @@
 """The decoder against transformers, family by family, and against itself through a cache."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from rounding import assert_close, in_both
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from interlock.models.attention import Groups, attention, causal
 from interlock.models.checkpoint import load_decoder
 from interlock.models.decoder import Decoder
+from interlock.parity.operators import Doubled
 
 CPU = torch.device("cpu")
 Saved = tuple[PreTrainedModel, Path]
@@ -59,28 +62,34 @@ def test_logits_and_gradients_are_those_of_transformers(
 ) -> None:
     model, directory = saved
     decoder, ids = load(directory), tokens(60)
-    expected, found = model(ids[None]).logits[0], logits(decoder, ids)
-    assert expected.std() > 0.5
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-    for out in (expected, found):
+
+    def theirs(model: PreTrainedModel) -> tuple[Tensor, dict[str, Tensor]]:
+        out = model(ids[None]).logits[0]
         F.cross_entropy(out[:-1], ids[1:]).backward()
-    wanted = hub_names({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+        found = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        return out, hub_names(found)
+
+    with Doubled():
+        exact, wanted = theirs(copy.deepcopy(model).double())
+    plain, plain_gradients = theirs(model)
+    found = logits(decoder, ids)
+    assert exact.std() > 0.5
+    assert_close(found, exact, plain)
+    F.cross_entropy(found[:-1], ids[1:]).backward()
     ours = gradients(decoder)
     assert ours.keys() == wanted.keys()
     for name, gradient in wanted.items():
-        torch.testing.assert_close(
-            ours[name], gradient, atol=1e-5, rtol=1e-4, msg=lambda text, name=name: f"{name} {text}"
-        )
+        assert_close(ours[name], gradient, plain_gradients[name], where=name)
 
 
 def test_decoding_with_a_cache_equals_one_forward_pass(saved: Saved) -> None:
     decoder, ids, cache = load(saved[1]), tokens(24), Growing()
     with torch.no_grad():
-        whole = logits(decoder, ids)
+        exact, whole = in_both(decoder, lambda made: logits(made, ids))
         positions = torch.arange(24)
         pieces = [(0, 7), *((at, at + 1) for at in range(7, 24))]
         parts = [decoder(ids[a:b], positions[a:b], cache) for a, b in pieces]
-        torch.testing.assert_close(decoder.logits(torch.cat(parts)), whole, atol=1e-5, rtol=1e-5)
+        assert_close(decoder.logits(torch.cat(parts)), exact, whole)
 
 
 def test_packed_groups_equal_separate_sequences(saved: Saved) -> None:
@@ -90,14 +99,16 @@ def test_packed_groups_equal_separate_sequences(saved: Saved) -> None:
     groups = Groups(prompts, completions, CPU)
     packed = decoder(stream, groups.positions, groups)
     prompt, first, last = stream[:5], stream[5:9], stream[9:11]
+
+    def alone(text: Tensor) -> tuple[Tensor, Tensor]:
+        attend = causal(len(text), CPU)
+        return in_both(decoder, lambda made: made(text, attend.positions, attend))
+
     for completion, rows in ((first, packed[5:9]), (last, packed[9:11])):
-        attend = causal(5 + len(completion), CPU)
-        alone = decoder(torch.cat([prompt, completion]), attend.positions, attend)
-        torch.testing.assert_close(packed[:5], alone[:5], atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(rows, alone[5:], atol=1e-5, rtol=1e-5)
-    attend = causal(9, CPU)
-    alone = decoder(stream[11:], attend.positions, attend)
-    torch.testing.assert_close(packed[11:], alone, atol=1e-5, rtol=1e-5)
+        exact, plain = alone(torch.cat([prompt, completion]))
+        assert_close(torch.cat([packed[:5], rows]), exact, plain)
+    exact, plain = alone(stream[11:])
+    assert_close(packed[11:], exact, plain)
 
 
 def test_recomputing_activations_changes_no_bit(saved: Saved) -> None:
@@ -124,8 +135,10 @@ def test_smollm2_agrees_with_transformers(smollm2: Path) -> None:
     ids = tokens(48, vocab=49152)
     with torch.no_grad():
         model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
-        exact = model(ids[None]).logits[0]
-        torch.testing.assert_close(logits(load(smollm2), ids), exact, atol=1e-4, rtol=1e-4)
+        plain = model(ids[None]).logits[0]
+        with Doubled():
+            exact = model.double()(ids[None]).logits[0]
+        assert_close(logits(load(smollm2), ids), exact, plain)
         theirs = model.bfloat16()(ids[None]).logits[0].float() - exact
         ours = logits(load_decoder(smollm2, torch.bfloat16, CPU), ids).float() - exact
     assert 0 < ours.pow(2).mean().sqrt() < 1.1 * theirs.pow(2).mean().sqrt()

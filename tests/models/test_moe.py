@@ -101,7 +101,8 @@ def test_the_load_is_counted_once_and_only_when_learning(
     for layer, old, load in zip(experts, before, loads, strict=True):
         moved = layer.router.get_parameter("correction") - old
         expected = 0.01 * (30 / 8 - load).sign()
-        torch.testing.assert_close(moved, expected, atol=1e-6, rtol=0)
+        # One rounding of a bias that is smaller than 1/2, and none where the old one is taken off.
+        torch.testing.assert_close(moved, expected, atol=torch.finfo(torch.float32).eps / 4, rtol=0)
 
 
 def test_families_without_a_bias_cannot_be_balanced(

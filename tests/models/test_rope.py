@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from rounding import assert_close
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -41,13 +42,17 @@ YARN = {"rope_type": "yarn", "factor": 40.0, "original_max_position_embeddings":
 def test_frequencies_and_magnitude_are_those_of_transformers(settings: dict[str, Any]) -> None:
     settings = settings | {"rope_theta": 50_000.0}
     config = LlamaConfig(hidden_size=2 * DIM, num_attention_heads=2, rope_parameters=dict(settings))
-    expected, magnitude = ROPE_INIT_FUNCTIONS[settings["rope_type"]](config, torch.device("cpu"))
+    theirs = ROPE_INIT_FUNCTIONS[settings["rope_type"]]
+    expected, magnitude = theirs(config, torch.device("cpu"))
     rope = msgspec.convert(settings, Rope)
-    torch.testing.assert_close(frequencies(rope, DIM), expected, rtol=1e-6, atol=0)
-    cos, sin = Rotary(rope, DIM)(torch.tensor([0, 5000]))
-    angles = torch.tensor([0.0, 5000.0])[:, None, None] * expected
-    torch.testing.assert_close(cos[..., : DIM // 2], angles.cos() * magnitude, rtol=0, atol=5e-3)
-    torch.testing.assert_close(sin[..., DIM // 2 :], angles.sin() * magnitude, rtol=0, atol=5e-3)
+    found, few = frequencies(rope, DIM), 16 * torch.finfo(torch.float32).eps
+    # A power, some products and, of a ramp between 0 and 1, a sum.
+    torch.testing.assert_close(found, expected, rtol=few, atol=0)
+    positions = torch.tensor([0, 5000])
+    cos, sin = Rotary(rope, DIM)(positions)
+    angles = positions[:, None, None] * found  # fp32; what cos makes of them is exact elsewhere
+    assert_close(cos[..., : DIM // 2], angles.double().cos() * magnitude, angles.cos() * magnitude)
+    assert_close(sin[..., DIM // 2 :], angles.double().sin() * magnitude, angles.sin() * magnitude)
     torch.testing.assert_close((cos**2 + sin**2).sqrt(), torch.full_like(cos, magnitude))
 
 

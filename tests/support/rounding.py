@@ -12,8 +12,9 @@ twenty, is thousands of times larger than what float32 rounds.
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -21,10 +22,12 @@ from torch import Tensor
 from interlock.models.decoder import Decoder
 from interlock.parity.operators import Doubled
 
-# Of two orders' largest errors one is rarely above three times the other; of few numbers it may be.
-MARGIN = 8.0
-ULPS = 4.0  # of each number: the orders tried may round it alike by chance
+# In float32. Of two orders' largest errors one is rarely above three times the other; of few
+# numbers it may be. In half precision a result is rounded once, whatever was done in between.
+MARGIN, ULPS = 8.0, 2.0
+HALF_MARGIN, HALF_ULPS = 2.0, 0.5
 Values = Tensor | list[float] | float
+Result = TypeVar("Result")
 
 
 def allowed(expected: Values, *again: Values, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -36,12 +39,15 @@ def allowed(expected: Values, *again: Values, dtype: torch.dtype = torch.float32
 
     Returns:
         Float64, of expected's shape: MARGIN times the largest difference there is between
-        `expected` and any of `again`, plus ULPS units in the last place of each number.
+        `expected` and any of `again`, plus ULPS units in the last place of the number and of the
+        root mean square of all, since some are small only because others cancelled.
     """
-    exact = _wide(expected)
+    exact, half = _wide(expected), dtype in (torch.bfloat16, torch.float16)
     seen = [(_wide(each) - exact).abs().max().item() for each in again if exact.numel()]
     assert all(map(math.isfinite, seen)), "what is not finite measures nothing"
-    return MARGIN * max(seen, default=0.0) + ULPS * torch.finfo(dtype).eps * exact.abs()
+    margin, ulps = (HALF_MARGIN, HALF_ULPS) if half else (MARGIN, ULPS)
+    size = exact.abs() + exact.square().mean().sqrt()
+    return margin * max(seen, default=0.0) + ulps * torch.finfo(dtype).eps * size
 
 
 def assert_close(
@@ -73,6 +79,13 @@ def in_float64(decoder: Decoder) -> Iterator[Decoder]:
     exact.rotary.frequencies = exact.rotary.frequencies.double()
     with Doubled():
         yield exact
+
+
+def in_both(decoder: Decoder, compute: Callable[[Decoder], Result]) -> tuple[Result, Result]:
+    """What `compute` makes of the weights in float64, and what of them as they are."""
+    with in_float64(decoder) as exact:
+        wide = compute(exact)
+    return wide, compute(decoder)
 
 
 def _wide(values: Values) -> Tensor:
