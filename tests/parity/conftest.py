@@ -1,5 +1,6 @@
 """Both sides in this process: every message still goes through the protocol, strictly decoded."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -8,16 +9,16 @@ from typing import Any
 import pytest
 import torch
 from byte_model import make_model, write_tokenizer
+from real_workers import RealWorker
 
 from interlock.config.schema import GeneratorSettings
 from interlock.engine.portable.engine import PortableEngine
 from interlock.models.checkpoint import load_decoder
-from interlock.parity import protocol, worker
 from interlock.parity.prompts import prompts
-from interlock.parity.protocol import Open, Opened, Reply, Request
 from interlock.parity.sides import Sides
 from interlock.qualify.tiny_model import NumberVocabulary
 from interlock.workers.generator import Generator
+from interlock.workers.protocol import Opened
 
 
 class InlineSides(Sides):
@@ -26,19 +27,19 @@ class InlineSides(Sides):
     """
 
     defect: Callable[[], AbstractContextManager[Any]] = nullcontext
-    spoil: Callable[[worker.Side], None] | None = None
+    spoil: Callable[[RealWorker], None] | None = None
 
     def __init__(self, logs: Path, answer_s: float = 60.0) -> None:
         super().__init__(logs, answer_s)
-        self.workers: dict[str, worker.Side] = {}
+        self.workers: dict[str, RealWorker] = {}
+        self._taken: Counter[str] = Counter()
 
     def start(self, name: str, label: str, python: str | None = None) -> None:
         self._labels[name] = label
-        self.workers[name] = worker.Side()
+        self.workers[name] = RealWorker(name)
 
     def open(self, sides: Mapping[str, tuple[Path, GeneratorSettings]]) -> dict[str, Opened]:
-        asked = {name: Open(name, str(model), kept) for name, (model, kept) in sides.items()}
-        opened = self.ask(asked, Opened)
+        opened = super().open(sides)
         if type(self).spoil is not None:
             type(self).spoil(self.workers["b"])
         return opened
@@ -48,18 +49,28 @@ class InlineSides(Sides):
         for name in "ab":
             self.start(name, f"torch:{name}")
             decoder = load_decoder(model, getattr(torch, dtype), torch.device("cpu"))
-            engine = PortableEngine(decoder, NumberVocabulary(), slots=8)
-            self.workers[name]._generator = Generator(engine, None, name)  # type: ignore[arg-type]
+            engine, worker = (
+                PortableEngine(decoder, NumberVocabulary(), slots=8),
+                self.workers[name],
+            )
+            worker.worker._generator = Generator(engine, None, name)  # type: ignore[arg-type]
+            worker.worker._inspector.engine = engine
         if type(self).spoil is not None:
             type(self).spoil(self.workers["b"])
 
-    def ask(self, requests: Mapping[str, Request], kind: Any) -> Any:
-        replies: dict[str, Reply] = {}
-        for name, request in requests.items():
-            with self.defect() if name == "b" else nullcontext():
-                reply = self.workers[name].handle(protocol.request(protocol.encode(request)))
-            replies[name] = protocol.reply(protocol.encode(reply))
-        return {name: self._checked(name, reply, kind) for name, reply in replies.items()}
+    def _send(self, name: str, message: bytes) -> None:
+        self.workers[name].put(message)
+
+    def _take(self, name: str, most: int) -> bytes | None:
+        worker = self.workers[name]
+        with self.defect() if name == "b" else nullcontext():
+            worker.finish()
+        if self._taken[name] == len(worker.raw):
+            return None
+        data = worker.raw[self._taken[name]]
+        self._taken[name] += 1
+        assert len(data) <= most
+        return data
 
 
 @pytest.fixture

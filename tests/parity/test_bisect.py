@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from real_workers import RealWorker
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from interlock.models.checkpoint import load_decoder
-from interlock.parity import trace, worker
 from interlock.parity.bisect import Bisection, bisect, rows
-from interlock.parity.protocol import Text
+from interlock.workers.inspection import inspector, trace
+from interlock.workers.protocol import Text
 
 TOKENS = list(range(100, 140))
 PREFILL, DECODE = Text(TOKENS[:1], TOKENS[1:], False), Text(TOKENS[:30], TOKENS[30:36], True)
@@ -107,8 +108,8 @@ def test_an_error_deep_inside_is_found_in_its_layer(
 ) -> None:
     """Weights that nobody compared: every operator is right, and the layer is named."""
 
-    def spoil(side: worker.Side) -> None:
-        decoder = side._decoder("", "")
+    def spoil(side: RealWorker) -> None:
+        decoder = side.engine.decoder
         with torch.no_grad():
             decoder.layers[1].attention.qkv.weight[0] *= 1.5  # type: ignore[union-attr, index]
 
@@ -124,15 +125,15 @@ def test_what_a_device_refuses_is_quoted(
     inline: Any, bare_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It computes the pass wrongly, and the operator alone not at all."""
-    sound = worker.operators.applied
+    sound = inspector.operators.applied
 
     class Refusing(Off):
         def __enter__(self) -> Any:
-            monkeypatch.setattr(worker.operators, "applied", self.refuse)
+            monkeypatch.setattr(inspector.operators, "applied", self.refuse)
             return super().__enter__()
 
         def __exit__(self, *error: Any) -> None:
-            monkeypatch.setattr(worker.operators, "applied", sound)
+            monkeypatch.setattr(inspector.operators, "applied", sound)
             super().__exit__(*error)
 
         def refuse(self, operator: Any, place: Any, exact: bool) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from real_workers import RealWorker
 from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -16,7 +17,7 @@ from interlock.config.schema import GuardSettings, TaskSettings
 from interlock.errors import ConfigError
 from interlock.models.attention import causal
 from interlock.models.checkpoint import load_decoder
-from interlock.parity import page, worker
+from interlock.parity import page
 from interlock.parity.compare import Question, compare
 from interlock.parity.outcome import Answer, How, Report, Verdict, judged
 from interlock.parity.sides import parse
@@ -106,9 +107,9 @@ def logprobs(model: Path, dtype: torch.dtype, answer: Answer) -> list[float]:
 def test_a_tensor_that_was_converted_wrongly_is_named_first(
     inline: Any, small: Path, tmp_path: Path
 ) -> None:
-    def spoil(side: worker.Side) -> None:
+    def spoil(side: RealWorker) -> None:
         with torch.no_grad():
-            held = dict(side._opened.engine.held() or [])
+            held = dict(side.engine.held())
             held[DOWN][0, 0] += held[DOWN].abs().max()
 
     inline.spoil = staticmethod(spoil)
@@ -146,9 +147,9 @@ def test_the_band_decides(inline: Any, small: Path, tmp_path: Path) -> None:
 
 
 def test_logits_that_are_not_finite_are_a_result(inline: Any, small: Path, tmp_path: Path) -> None:
-    def spoil(side: worker.Side) -> None:
+    def spoil(side: RealWorker) -> None:
         with torch.no_grad():
-            side._decoder("", "").layers[0].mlp.down.weight[0] = math.nan  # type: ignore[index, union-attr]
+            side.engine.decoder.layers[0].mlp.down.weight[0] = math.nan  # type: ignore[index, union-attr]
 
     inline.spoil = staticmethod(spoil)
     found = ask(small, tmp_path, bisect=True)

@@ -13,10 +13,9 @@ from interlock.config.schema import GuardSettings
 from interlock.errors import ConfigError, TrainingError
 from interlock.parity.compare import Question, compare
 from interlock.parity.outcome import Verdict
-from interlock.parity.protocol import Score, Scored
 from interlock.parity.sides import SideFailed, Sides, parse
 from interlock.records.rl import Problem, Sampling
-from interlock.workers.protocol import Failed, Failure
+from interlock.workers.protocol import Failed, Failure, Score, Scored
 
 
 def test_a_chip_that_ignores_masks_is_found_in_attention(

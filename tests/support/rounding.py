@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from interlock.models.decoder import Decoder
-from interlock.parity.operators import Doubled
+from interlock.workers.inspection.operators import Doubled
 
 # In float32. Of two orders' largest errors one is rarely above three times the other; of few
 # numbers it may be. In half precision a result is rounded once, whatever was done in between.

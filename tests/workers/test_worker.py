@@ -21,12 +21,26 @@ from interlock.workers.generator import open_generator
 from interlock.workers.protocol import (
     Abort,
     Answered,
+    Applied,
+    Apply,
     Failed,
     Failure,
     Generate,
     Loaded,
     Opened,
+    Record,
+    Recorded,
     Room,
+    Score,
+    Scored,
+    Take,
+    Taken,
+    Text,
+    Trace,
+    Traced,
+    Weigh,
+    Weighed,
+    Where,
 )
 
 SEED = 6
@@ -333,6 +347,34 @@ def test_what_is_aborted_is_not_heard_of_again(opened: RealWorker, chatty: Path)
     opened.ask(Abort(id=4))  # before it began
     opened.finish()
     assert {said.id for said in answered(opened)} == {3}
+
+
+def test_it_shows_its_inside_between_two_steps(opened: RealWorker, chatty: Path) -> None:
+    """And what runs does not notice."""
+    names = [f"n{index}" for index in range(SLOTS)]
+    opened.ask(generate(2, *names, exact=True))
+    opened.turn(3)
+    text = Text([1, 2, 3], [4, 5], decode=True)
+    where = Where(1, "embed", "layers.0.attention_norm")
+    opened.ask(Weigh(id=3), Score([[1, 2, 3], [4, 5]], id=4), Trace(text, "", "", id=5))
+    opened.ask(Record(text, "", "", where, id=6), Take(0, id=7))
+    opened.turn()
+    told: dict[int, Any] = {said.id: said for said in opened.said if hasattr(said, "id")}
+    assert isinstance(told[3], Weighed) and {t.error for t in told[3].tensors.values()} == {0.0}
+    expected = [opened.engine.score(each).logprobs for each in ([1, 2, 3], [4, 5])]
+    assert isinstance(told[4], Scored) and told[4].logprobs == expected
+    assert isinstance(told[5], Traced) and told[5].points[:2] == ["angles", "embed"]
+    assert isinstance(told[6], Recorded) and len(told[6].names) == 1
+    assert isinstance(told[7], Taken) and "norm" in told[7].operator.name
+    opened.ask(Apply(told[7].operator, exact=True, id=8))
+    opened.turn()
+    (applied,) = (said for said in opened.said if isinstance(said, Applied))
+    assert applied.error == "" and applied.id == 8
+    opened.finish()
+    whole = open_generator(SETTINGS, chatty, None, "w").generate(
+        [problem(name) for name in names], 1, Sampling(max_tokens=60), SEED
+    )
+    assert completions(opened, 2) == [group.completions[0] for group in whole]
 
 
 @pytest.fixture

@@ -26,8 +26,9 @@ import torch
 from torch import Tensor
 
 from interlock.errors import TrainingError
-from interlock.parity.operators import unpacked
-from interlock.parity.protocol import (
+from interlock.parity.sides import Sides
+from interlock.workers.inspection.operators import unpacked
+from interlock.workers.protocol import (
     Applied,
     Apply,
     Record,
@@ -39,7 +40,6 @@ from interlock.parity.protocol import (
     Traced,
     Where,
 )
-from interlock.parity.sides import Sides
 
 REFERENCE = "reference"
 # Two right implementations differ in the order of their sums; measured between CPU kernels, their

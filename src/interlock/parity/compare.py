@@ -29,12 +29,11 @@ from interlock.parity.outcome import (
     weights,
 )
 from interlock.parity.prompts import prompts
-from interlock.parity.protocol import Generate, Generated, Score, Scored, Text, Weighed
-from interlock.parity.protocol import Weights as AskWeights
 from interlock.parity.sides import ANSWER_S, SideFailed, Sides, SideSpec
 from interlock.records.rl import Completion, Group, Problem, Sampling
 from interlock.tasks import open_task
 from interlock.tasks.verifier_pool import VerifierPool
+from interlock.workers.protocol import Generate, Score, Scored, Text, Weigh, Weighed
 
 Note = Callable[[str], None]
 
@@ -80,7 +79,7 @@ def compare(question: Question, logs: Path, note: Note) -> Report:
             n: SideFacts(specs[n].label, o.engine, o.device, o.dtype) for n, o in opened.items()
         }
         note("comparing weights")
-        weighed = sides.ask({"a": AskWeights(), "b": AskWeights()}, Weighed)
+        weighed = sides.ask({"a": Weigh(), "b": Weigh()}, Weighed)
         held = weights(weighed["a"].tensors, weighed["b"].tensors)
         trials = _Trials(sides, question, note)
         try:
@@ -175,11 +174,13 @@ class _Trials:
     def _generate(
         self, problems: list[Problem], completions: int, sampling: Sampling
     ) -> dict[str, list[Group]]:
-        asked = {
-            side: Generate(problems, completions, sampling, seed) for side, seed in _SEEDS.items()
-        }
-        replies = self._sides.ask(asked, Generated)
-        groups = {name: reply.groups for name, reply in replies.items()}
+        # Exact: what is asked together is computed together, and alone means alone.
+        groups = self._sides.generate(
+            {
+                side: Generate(0, problems, completions, sampling, seed, exact=True)
+                for side, seed in _SEEDS.items()
+            }
+        )
         for a, b in zip(groups["a"], groups["b"], strict=True):
             if a.prompt_tokens != b.prompt_tokens:
                 raise ConfigError(

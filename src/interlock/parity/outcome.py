@@ -14,8 +14,8 @@ from interlock.config.schema import GuardSettings
 from interlock.errors import ConfigError
 from interlock.parity.bisect import Bisection
 from interlock.parity.figures import Difference, Greedy, TaskResult
-from interlock.parity.protocol import Held
 from interlock.text import one_line
+from interlock.workers.protocol import HeldTensor
 
 _SURE = 0.01  # p of the paired test below which a difference in accuracy is one
 _BFLOAT16 = 1e-2  # k3 up to which its rounding alone may be the cause
@@ -132,7 +132,7 @@ def band(text: str) -> GuardSettings:
     return GuardSettings(warn, quarantine)
 
 
-def weights(a: Mapping[str, Held] | None, b: Mapping[str, Held] | None) -> Weights:
+def weights(a: Mapping[str, HeldTensor] | None, b: Mapping[str, HeldTensor] | None) -> Weights:
     """Compare what both sides hold; a tensor that only one of them has is different."""
     hidden = [name for name, held in (("a", a), ("b", b)) if held is None]
     a, b = a or {}, b or {}
@@ -147,7 +147,7 @@ def weights(a: Mapping[str, Held] | None, b: Mapping[str, Held] | None) -> Weigh
     return Weights(len(a.keys() | b.keys()), wrong_a, wrong_b, different, hidden)
 
 
-def _wrong(held: Mapping[str, Held]) -> list[Wrong]:
+def _wrong(held: Mapping[str, HeldTensor]) -> list[Wrong]:
     """Those that are not what their file says, the worst first."""
     found = [Wrong(name, each.error) for name, each in held.items() if each.error != 0]
     return sorted(found, key=lambda each: (-each.error, each.tensor))

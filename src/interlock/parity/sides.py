@@ -1,16 +1,17 @@
 """The processes of a comparison, and waiting for them.
 
     "torch:cpu", its Python, its dtype ──parse──> SideSpec ──> a child (processes/child.py)
-    Sides.ask({name: request, …}) ──all at once──> {name: reply, …}
+    Sides.ask({name: ask, …}) ──all at once──> {name: reply, …}
 
-Every wait has a deadline. A side that dies, hangs or talks nonsense ends the comparison with one
-line that names it and its log.
+A side is a generator worker (workers/worker.py) that is given no weights but its model's. Every
+wait has a deadline. A side that dies, hangs or talks nonsense ends the comparison with one line
+that names it and its log.
 """
 
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar, get_args
 
@@ -18,18 +19,26 @@ import msgspec
 
 from interlock.config.schema import Dtype, EngineName, GeneratorSettings
 from interlock.errors import ConfigError, TrainingError
-from interlock.parity import protocol
-from interlock.parity.protocol import Open, Opened, Reply, Request
 from interlock.processes.child import Child, ChildError, inherited, wait
 from interlock.processes.deadline import Deadline
-from interlock.processes.frames import MAX_MESSAGE_BYTES
+from interlock.records.rl import Group
 from interlock.text import error_line, one_line
-from interlock.workers.protocol import Failed, Failure
+from interlock.workers import protocol
+from interlock.workers.protocol import (
+    Alive,
+    Answered,
+    Ask,
+    Failed,
+    Failure,
+    Generate,
+    Open,
+    Opened,
+    Reply,
+    Room,
+)
 
 ANSWER_S = 1800.0  # vLLM takes minutes to start
-_MODULE = "interlock.parity.worker"
-# The operators of one layer of a large model, with their inputs, are hundreds of megabytes.
-_MOST_REPLY_BYTES = MAX_MESSAGE_BYTES
+_MODULE = "interlock.workers.worker"
 
 Kind = TypeVar("Kind", bound=msgspec.Struct)
 
@@ -94,6 +103,7 @@ class Sides:
         self._children: dict[str, Child] = {}
         self._logs, self._answer_s = logs, answer_s
         self._labels: dict[str, str] = {}
+        self._asked = 0  # number of the last ask
 
     def __enter__(self) -> "Sides":
         return self
@@ -121,36 +131,82 @@ class Sides:
         asked = {name: Open(name, str(model), kept) for name, (model, kept) in sides.items()}
         return self.ask(asked, Opened)
 
-    def ask(self, requests: Mapping[str, Request], kind: type[Kind]) -> dict[str, Kind]:
+    def ask(self, asked: Mapping[str, Ask], kind: type[Kind]) -> dict[str, Kind]:
         """Ask several sides at once and wait for all of their answers, which must be of `kind`.
 
         Raises SideFailed when a side says that it failed, ConfigError when it says that the user
         can mend it, and TrainingError when it is lost, late or makes no sense.
         """
+        return {name: only for name, (only,) in self._ask(asked, kind).items()}
+
+    def generate(self, asked: Mapping[str, Generate]) -> dict[str, list[Group]]:
+        """As `ask`; the groups in the order of the problems."""
+        found = {}
+        for name, answers in self._ask(asked, Answered).items():
+            problems = asked[name].problems
+            by_place = {answer.index: answer for answer in answers}
+            if by_place.keys() != set(range(len(problems))):
+                raise self._nonsense(name)
+            found[name] = [
+                Group(problem, by_place[place].prompt_tokens, by_place[place].completions, name)
+                for place, problem in enumerate(problems)
+            ]
+        return found
+
+    def _ask(self, asked: Mapping[str, Ask], kind: type[Kind]) -> dict[str, list[Kind]]:
+        """All replies of each side, once every side has sent its last."""
         deadline = Deadline(self._answer_s)
-        for name, request in requests.items():
-            self._children[name].send(protocol.encode(request))
-        replies: dict[str, Reply] = {}
-        while len(replies) < len(requests):
-            waiting = sorted(requests.keys() - replies.keys())
+        most = {}
+        self._asked += 1
+        for name, each in asked.items():
+            most[name] = protocol.reply_bytes(each, None)
+            message = msgspec.structs.replace(each, id=self._asked)
+            self._send(name, protocol.encode(message))
+        replies: dict[str, list[Reply]] = {name: [] for name in asked}
+        while waiting := [
+            name for name in sorted(asked) if not _all_there(asked[name], replies[name])
+        ]:
+            heard = False
             for name in waiting:
-                if (data := self._taken(name)) is not None:
-                    replies[name] = self._read(name, data)
-            if len(replies) + len(waiting) > len(requests):
-                continue  # one has answered
-            if deadline.over:
+                while (data := self._take(name, most[name])) is not None:
+                    heard = True
+                    reply = self._read(name, data)
+                    if not isinstance(reply, Alive | Room):
+                        replies[name].append(reply)
+            if not heard and deadline.over:
                 raise TrainingError(
                     f"{self._who(waiting[0])} gave no answer within {self._answer_s:g} s; "
                     "allow more with --timeout"
                 )
-            wait([self._children[name] for name in waiting], deadline)
-        return {name: self._checked(name, reply, kind) for name, reply in replies.items()}
+            if not heard:
+                self._wait(waiting, deadline)
+        return {
+            name: [self._checked(name, reply, kind) for reply in each]
+            for name, each in replies.items()
+        }
 
-    def _taken(self, name: str) -> bytes | None:
+    def _hear(self, name: str, asked: Ask, replies: list[Reply]) -> bool:
+        """Take in one message, if there is one; signs of life are no reply."""
+        data = self._take(name, protocol.reply_bytes(asked, None))
+        if data is None:
+            return False
+        reply = self._read(name, data)
+        if not isinstance(reply, Alive | Room):
+            replies.append(reply)
+        return True
+
+    def _send(self, name: str, message: bytes) -> None:
+        self._children[name].send(message)
+
+    def _take(self, name: str, most: int) -> bytes | None:
+        """The next message of a side, if there is one."""
         try:
-            return self._children[name].take(_MOST_REPLY_BYTES)
+            return self._children[name].take(most)
         except ChildError as error:
             raise TrainingError(f"{self._who(name)} is gone: {one_line(str(error))}") from None
+
+    def _wait(self, names: Sequence[str], deadline: Deadline) -> None:
+        wait([self._children[name] for name in names], deadline)
 
     def _read(self, name: str, data: bytes) -> Reply:
         try:
@@ -164,12 +220,21 @@ class Sides:
         if isinstance(reply, Failed):
             error = ConfigError if reply.kind is Failure.MISTAKE else SideFailed
             raise error(f"side {name} ({self._labels[name]}): {one_line(reply.reason)}")
-        if not isinstance(reply, kind):
-            raise TrainingError(f"{self._who(name)} answered something else than it was asked")
+        if not isinstance(reply, kind) or getattr(reply, "id", None) != self._asked:
+            raise self._nonsense(name)
         return reply
+
+    def _nonsense(self, name: str) -> TrainingError:
+        return TrainingError(f"{self._who(name)} answered something else than it was asked")
 
     def _who(self, name: str) -> str:
         return f"side {name} ({self._labels[name]}, log: {self._log(name)})"
 
     def _log(self, name: str) -> Path:
         return self._logs / f"{name}.log"
+
+
+def _all_there(asked: Ask, replies: Sequence[Reply]) -> bool:
+    """Whether nothing more is to come; who failed says no more."""
+    wanted = len(asked.problems) if isinstance(asked, Generate) else 1
+    return len(replies) >= wanted or any(isinstance(reply, Failed) for reply in replies)

@@ -26,7 +26,7 @@ Note = Callable[[EventKind, str, str], None]  # kind, message, worker
 
 
 @dataclass(eq=False)
-class Held:
+class HeldUnit:
     """A unit that a worker was given, and has not answered in full."""
 
     unit: Unit
@@ -59,7 +59,7 @@ class WorkerHandle:
     failures: int = 0  # in a row
     asked: int = 0  # number of the last ask
     reply_bytes: int = 0  # of the longest message that may answer what is open
-    held: dict[int, Held] = field(default_factory=dict)  # by the number of the ask
+    held: dict[int, HeldUnit] = field(default_factory=dict)  # by the number of the ask
     loading: PendingLoad | None = None
     room: int = 0  # sequences that it could take, as it says
     evaluated: list[Work] = field(default_factory=list)  # answered, and not collected

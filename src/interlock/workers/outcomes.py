@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from interlock.records.rl import Group
 from interlock.workers.generators import Forget, Keep, Outcome, Purpose, no_forget, no_keep
-from interlock.workers.handle import Held, Note, WorkerHandle
+from interlock.workers.handle import HeldUnit, Note, WorkerHandle
 from interlock.workers.queue import UnitQueue
 
 
@@ -24,7 +24,7 @@ class Outcomes:
         self.uncollected: dict[Purpose, deque[Outcome]] = defaultdict(deque)
         self._queue, self._note = queue, note
 
-    def take(self, worker: WorkerHandle, held: Held, place: int, group: Group) -> None:
+    def take(self, worker: WorkerHandle, held: HeldUnit, place: int, group: Group) -> None:
         """A problem of a unit is answered."""
         held.groups[place] = group
         if not held.unit.work.exact:
@@ -34,7 +34,7 @@ class Outcomes:
             # problems without a group, and only the same unit gives the same bits.
             self._hand_on(worker, held, sorted(held.groups))
 
-    def take_back(self, worker: WorkerHandle, held: Held, struck: bool) -> None:
+    def take_back(self, worker: WorkerHandle, held: HeldUnit, struck: bool) -> None:
         """Have done again what the worker did not answer, or set aside what keeps failing."""
         unit = held.unit
         if not unit.work.exact:
@@ -59,7 +59,7 @@ class Outcomes:
     def collect(self, purpose: Purpose) -> list[Outcome]:
         return list(self.uncollected.pop(purpose, ()))
 
-    def _hand_on(self, worker: WorkerHandle, held: Held, places: Sequence[int]) -> None:
+    def _hand_on(self, worker: WorkerHandle, held: HeldUnit, places: Sequence[int]) -> None:
         work, facts = held.unit.work, worker.facts
         found = [(work.keys[place], held.groups[place]) for place in places]
         if work.purpose is Purpose.TRAIN:

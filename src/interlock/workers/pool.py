@@ -37,7 +37,7 @@ from interlock.workers.handle import (
     MESSAGE,
     REASON,
     UP,
-    Held,
+    HeldUnit,
     Note,
     PendingLoad,
     WorkerHandle,
@@ -276,7 +276,7 @@ class WorkerPool:
             limits = f"more than {self._guard.warn:g}"
             self._note("worker_mismatch", f"{worker.name}: {figures}, {limits}", worker.name)
 
-    def _answered(self, worker: WorkerHandle, held: Held, reply: Answered) -> None:
+    def _answered(self, worker: WorkerHandle, held: HeldUnit, reply: Answered) -> None:
         work, place = held.unit.work, reply.index
         why: str | None = f"an answer to problem {place} of those missing: {held.missing}"
         if place in held.missing:
@@ -421,7 +421,7 @@ class WorkerPool:
         asked = Generate(
             served, list(work.problems), work.completions, work.sampling, work.seed, work.exact
         )
-        held = Held(unit, now + self._settings.unit_s, served)
+        held = HeldUnit(unit, now + self._settings.unit_s, served)
         worker.held[self._ask(worker, asked)] = held
         worker.room -= work.sequences
 

@@ -4,6 +4,7 @@
                 ── Load ──────> fetched beside the work, then proven   ──> Loaded
                 ── Generate ──> joins what runs           each problem ──> Answered
                 ── Abort ─────> a Generate is forgotten
+                ── Weigh, Score, Trace, Record, Take, Apply ─────────────> one reply each
                 ── Qualify ───> another program (qualify/worker.py)    ──> Qualified
                                                 instead of one of these ──> Failed
                                                             at any time ──> Room, Alive
@@ -16,6 +17,7 @@ import threading
 import time
 from collections.abc import Sequence
 from enum import StrEnum
+from typing import Any
 
 import msgspec
 
@@ -23,6 +25,7 @@ from interlock.config.schema import GeneratorSettings
 from interlock.errors import InterlockError, SyncError, UserError
 from interlock.processes.channel import Channel
 from interlock.processes.child import UNASKED_BYTES
+from interlock.processes.frames import MAX_MESSAGE_BYTES
 from interlock.records.rl import Completion, Problem, Sampling
 from interlock.records.trust import Certificate, Stack
 from interlock.text import error_line
@@ -87,6 +90,75 @@ class Abort(_Ask, frozen=True, tag="abort"):
     """Forget the Generate of this number: whoever asked is gone. Has no reply."""
 
 
+class Weigh(_Ask, frozen=True, tag="weigh"):
+    """Compare the weights that the engine uses with the files of the model."""
+
+
+class Score(_Ask, frozen=True, tag="score"):
+    texts: list[list[int]]
+
+
+class Text(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Forced tokens: through one prefill, or the answer token by token behind the prompt's."""
+
+    prompt: list[int]
+    answer: list[int]
+    decode: bool
+
+
+class Where(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A part of a forward pass: what runs after one point has been computed, until the next has.
+
+    `step` counts the forward passes of the text: 0 is the prefill, k the k-th token of the answer.
+    """
+
+    step: int
+    after: str  # "": from the beginning
+    until: str
+
+
+class Trace(_Ask, frozen=True, tag="trace"):
+    """Run a text and sketch what every module gives.
+
+    `dtype` "": with the engine's own decoder; else with one of that dtype on the CPU, loaded for
+    the purpose from `model`.
+    """
+
+    text: Text
+    model: str
+    dtype: str
+
+
+class Record(_Ask, frozen=True, tag="record"):
+    """As Trace, but keep the operators of one part, with their inputs, for Take."""
+
+    text: Text
+    model: str
+    dtype: str
+    where: Where
+
+
+class Take(_Ask, frozen=True, tag="take"):
+    index: int  # of a recorded operator
+
+
+class Operator(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One call of an aten operator. How its arguments are written: inspection/operators.py."""
+
+    name: str  # "aten.softmax.int"
+    args: list[Any]
+    kwargs: dict[str, Any]
+    tensors: bytes  # safetensors, by number
+    strides: list[list[int]]  # of each tensor
+
+
+class Apply(_Ask, frozen=True, tag="apply"):
+    """Run one operator on the engine's device, or without one on the CPU; `exact`: in float64."""
+
+    operator: Operator
+    exact: bool
+
+
 class Qualify(_Ask, frozen=True, tag="qualify"):
     """Find out what the device called `device` may be trusted with."""
 
@@ -121,6 +193,41 @@ class Answered(_Reply, frozen=True, tag="answered"):
     completions: list[Completion]
 
 
+class HeldTensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One tensor as an engine holds it. `digest` is the file's when that is what it holds."""
+
+    digest: str
+    error: float  # largest difference from the file, over the file's largest value; inf: not finite
+
+
+class Weighed(_Reply, frozen=True, tag="weighed"):
+    tensors: dict[str, HeldTensor] | None  # None: the engine cannot show them
+
+
+class Scored(_Reply, frozen=True, tag="scored"):
+    logprobs: list[list[float]]  # of each text but its first token
+
+
+class Traced(_Reply, frozen=True, tag="traced"):
+    """`sketches`: safetensors of "sketches" [points, tokens, R + 1] float64 (trace.py)."""
+
+    points: list[str]  # in the order in which they were computed
+    sketches: bytes
+
+
+class Recorded(_Reply, frozen=True, tag="recorded"):
+    names: list[str]  # of the operators, with shapes and dtype
+
+
+class Taken(_Reply, frozen=True, tag="taken"):
+    operator: Operator
+
+
+class Applied(_Reply, frozen=True, tag="applied"):
+    outputs: bytes  # safetensors, by number
+    error: str  # what the device said instead; "": nothing
+
+
 class Qualified(_Reply, frozen=True, tag="qualified"):
     certificate: Certificate
 
@@ -152,8 +259,10 @@ class Alive(_Sign, frozen=True, tag="alive"):
     """A sign of life, whatever else the worker is doing."""
 
 
-Ask = Open | Load | Generate | Abort | Qualify
-Reply = Opened | Loaded | Answered | Qualified | Failed | Room | Alive
+Inspection = Weigh | Score | Trace | Record | Take | Apply
+Inspected = Weighed | Scored | Traced | Recorded | Taken | Applied
+Ask = Open | Load | Generate | Abort | Inspection | Qualify
+Reply = Opened | Loaded | Answered | Inspected | Qualified | Failed | Room | Alive
 
 
 _NUMBER_BYTES = 9  # of a float64; of a token's id, 5
@@ -163,6 +272,7 @@ _TOKEN_BYTES = 5 + _NUMBER_BYTES + 256
 _COMPLETION_BYTES = 1 << 12  # of all else in a completion
 _PROMPT_BYTES = 1 << 16  # of what a chat template says beside a problem's messages
 _CERTIFICATE_BYTES = 8 << 20
+_SHAPES_BYTES = 64 << 20  # of what is said of every tensor of a model
 
 
 def reply_bytes(asked: Ask, canary: Canary | None) -> int:
@@ -182,6 +292,13 @@ def reply_bytes(asked: Ask, canary: Canary | None) -> int:
             longest = max(len(msgspec.msgpack.encode(each)) for each in asked.problems)
             prompt = 5 * (longest + _PROMPT_BYTES)
             return UNASKED_BYTES + prompt + asked.completions * completion
+        case Score():
+            return UNASKED_BYTES + _NUMBER_BYTES * sum(map(len, asked.texts))
+        case Weigh():
+            return _SHAPES_BYTES
+        case Trace() | Record() | Take() | Apply():
+            # The operators of one layer of a large model, with their inputs, are hundreds of MB.
+            return MAX_MESSAGE_BYTES
     return UNASKED_BYTES
 
 

@@ -19,6 +19,8 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
+import msgspec
+
 from interlock.chips import certificates, device, heap
 from interlock.chips.admission import needs_certificate
 from interlock.engine.base import Progress, check_request
@@ -27,6 +29,7 @@ from interlock.processes.channel import Channel
 from interlock.records.trust import Certificate, Stack
 from interlock.workers import protocol
 from interlock.workers.generator import Generator, PendingGroup, open_generator
+from interlock.workers.inspection.inspector import Inspector
 from interlock.workers.loading import Fetched, WeightLoader
 from interlock.workers.protocol import (
     Abort,
@@ -65,6 +68,7 @@ class Worker:
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._generator: Generator | None = None
+        self._inspector = Inspector()
         self._loader: WeightLoader | None = None
         self._problems: dict[str, _Problem] = {}  # by the name that they have in the engine
         self._waiting: deque[str] = deque()  # of these, not yet in the engine
@@ -121,6 +125,9 @@ class Worker:
                     self._forget(asked.id)
                 case Qualify():
                     raise AssertionError("for another program")
+                case _:
+                    reply = self._inspector.answer(asked)
+                    self._send(msgspec.structs.replace(reply, id=asked.id))
         except InterlockError as error:
             self._forget(asked.id)
             self._send(protocol.failed(error, [asked.id]))
@@ -132,6 +139,7 @@ class Worker:
             assert asked.canary is not None
             self._loader = WeightLoader(engine, asked.store, asked.canary, self._inbox.put)
         self._generator = opened
+        self._inspector.engine, self._inspector.model = engine, Path(asked.model)
         # Asked last: an engine may insist on being the first to touch the device.
         stack = device.stack(device.claim(asked.settings.device))
         facts = engine.description, engine.device, engine.dtype

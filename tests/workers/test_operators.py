@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from interlock.parity.operators import Call, Doubled, Recording, applied, unpacked
-from interlock.parity.protocol import Operator
+from interlock.workers.inspection.operators import Call, Doubled, Recording, applied, unpacked
+from interlock.workers.protocol import Operator
 
 CPU = torch.device("cpu")
 
@@ -79,7 +79,7 @@ def test_only_aten_operators_are_called() -> None:
 
 
 def _empty() -> bytes:
-    from interlock.parity.operators import packed
+    from interlock.workers.inspection.operators import packed
 
     assert unpacked(packed({})) == {}
     return packed({})

@@ -21,7 +21,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from interlock.parity.protocol import Operator
+from interlock.workers.protocol import Operator
 
 _NAME = re.compile(r"aten\.\w+\.\w+")
 _NOTHING = re.compile(r"aten\.(empty\w*|new_empty\w*|detach_|lift_fresh\w*|alias|resize_)\.")

@@ -28,8 +28,8 @@ from interlock.models.decoder import Attention, Decoder
 from interlock.models.latent import LatentAttention
 from interlock.models.layers import Mlp
 from interlock.models.rope import Angles
-from interlock.parity.operators import Call, Doubled, Recording
-from interlock.parity.protocol import Text, Where
+from interlock.workers.inspection.operators import Call, Doubled, Recording
+from interlock.workers.protocol import Text, Where
 
 PROJECTIONS = 16
 _ROWS = 64  # of the vocabulary projection at a time
