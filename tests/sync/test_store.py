@@ -1,8 +1,6 @@
 """Versions in a store: what replicas get, by which files, and what the store keeps."""
 
 import json
-import shutil
-import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -230,77 +228,6 @@ def test_files_of_others_are_left_alone(store: Store, tmp_path: Path) -> None:
     kept = {path.name for path in (tmp_path / "store").iterdir()}
     assert names <= kept
     assert len(kept - names) == 4
-
-
-def test_prefetched_versions_need_no_store(store: Store, tmp_path: Path, same: Same) -> None:
-    history = store()
-    history.publish(0, 1, 2)
-    replica = Replica(str(tmp_path / "store"))
-    held = replica.fetch(history.versions[0])
-    thread = threading.Thread(target=replica.prefetch, args=(history.versions[2],))
-    thread.start()
-    thread.join(30)
-    assert same(held, history.tensors[0])
-    before = replica.fetched_bytes
-    shutil.rmtree(tmp_path / "store")
-    assert same(replica.fetch(history.versions[2]), history.tensors[2])
-    assert replica.fetched_bytes == before
-
-
-def test_a_prefetch_drops_what_another_brought(store: Store, tmp_path: Path, same: Same) -> None:
-    history = store(anchor_every=1)
-    history.publish(0, 1)
-    replica = Replica(str(tmp_path / "store"))
-    for number in (0, 1):
-        replica.prefetch(history.versions[number])
-        assert sum(map(len, replica._payloads.values())) < 7000
-    before = replica.fetched_bytes
-    assert same(replica.fetch(history.versions[1]), history.tensors[1])
-    assert replica.fetched_bytes == before
-    assert not replica._payloads
-
-
-def test_prefetch_stops_at_its_limit(
-    store: Store, tmp_path: Path, same: Same, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    history = store()
-    history.publish(0, 1)
-    anchor = next((tmp_path / "store").glob("*.anchor")).stat().st_size
-    monkeypatch.setattr("interlock.sync.store._PREFETCH_LIMIT", anchor)
-    replica = Replica(str(tmp_path / "store"))
-    replica.prefetch(history.versions[1])
-    assert [len(payload) for payload in replica._payloads.values()] == [anchor]
-    assert same(replica.fetch(history.versions[1]), history.tensors[1])
-
-
-def test_a_prefetch_of_what_is_not_there_is_an_error(store: Store, tmp_path: Path) -> None:
-    store().publish(0)
-    with pytest.raises(SyncError, match=r"there is no v00000007\.json"):
-        Replica(str(tmp_path / "store")).prefetch(WeightVersion(7, "0" * 64))
-
-
-def test_prefetching_all_the_while_disturbs_nothing(
-    store: Store, tmp_path: Path, same: Same
-) -> None:
-    history = store(anchor_every=5)
-    history.publish(*range(5))
-    replica = Replica(str(tmp_path / "store"))
-    stop = threading.Event()
-
-    def prefetch() -> None:
-        while not stop.is_set():
-            for version in history.versions.values():
-                replica.prefetch(version)
-
-    thread = threading.Thread(target=prefetch)
-    thread.start()
-    try:
-        for _ in range(8):
-            for number in (0, 3, 4, 1):
-                assert same(replica.fetch(history.versions[number]), history.tensors[number])
-    finally:
-        stop.set()
-        thread.join(30)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,6 @@ allocate the memory that a manifest asks for.
 
 import hashlib
 import re
-import threading
 import time
 from collections.abc import Mapping
 from typing import Annotated, Literal, NamedTuple
@@ -39,7 +38,6 @@ from interlock.sync.storage import Storage
 
 _FORMAT = 1
 _MANIFEST_LIMIT = 32 << 20  # bytes; DeepSeek-V3's 46,000 tensors take 8 MB
-_PREFETCH_LIMIT = 4 << 30  # bytes of payloads held ahead of their use
 _FILE = re.compile(r"v(\d{8,12})(?:\.json|-[0-9a-f]{16}\.(?P<kind>anchor|delta))")
 _Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 _PayloadKind = Literal["anchor", "delta"]
@@ -261,20 +259,13 @@ class Publisher:
 
 
 class Replica:
-    """A receiver's verified copy of one version at a time.
-
-    `fetch` is for one thread; `prefetch` may run beside it in another.
-    """
+    """A receiver's verified copy of one version at a time. For one thread at a time."""
 
     def __init__(self, url: str) -> None:
         self.url = url
         self.fetched_bytes = 0  # since the beginning
         self._storage = Storage(url)
         self._current: _CompleteVersion | None = None
-        self._goal: WeightVersion | None = None  # what is held, or is just being fetched
-        self._lock = threading.Lock()  # of what follows, and of each download
-        self._manifests: dict[int, _VersionManifest] = {}
-        self._payloads: dict[str, bytes] = {}  # by sha256, which they have
 
     @property
     def version(self) -> WeightVersion | None:
@@ -298,51 +289,19 @@ class Replica:
             try:
                 self._bring(version)
             except SyncError:
-                self._forget()
-                try:
-                    self._bring(version)
-                except SyncError:
-                    self._forget()
-                    raise
+                self._current = None
+                self._bring(version)
         assert self._current is not None
         return self._current.tensors
 
-    def prefetch(self, version: WeightVersion) -> None:
-        """Bring into memory what `fetch` will need for `version`; leaves the tensors alone.
-
-        What was prefetched for other versions is dropped. Payloads beyond 4 GiB are left to
-        `fetch`. Raises SyncError.
-        """
-        chain = self._chain(version, self._goal)
-        wanted = {link.sha256 for link in chain}
-        with self._lock:
-            self._manifests = {link.number: link for link in chain}
-            self._payloads = {k: data for k, data in self._payloads.items() if k in wanted}
-        room = _PREFETCH_LIMIT
-        for link in chain:
-            room -= link.size
-            if room < 0:
-                break
-            with self._lock:
-                self._payloads[link.sha256] = self._payload(link)
-
-    def _forget(self) -> None:
-        self._current = self._goal = None
-        with self._lock:
-            self._manifests.clear()
-            self._payloads.clear()
-
     def _bring(self, version: WeightVersion) -> None:
         chain = self._chain(version, self.version)
-        self._goal = version
         # Until the result is verified nothing is held, whatever ends the attempt.
         before, self._current = self._current, None
         tensors = before.tensors if before and chain[0].base == before.version else None
         del before  # an anchor replaces the old tensors: both need not fit into memory
         for link in chain:
-            with self._lock:
-                payload = self._payload(link)
-                self._payloads.pop(link.sha256, None)
+            payload = self._payload(link)
             if link.kind == "anchor":
                 tensors = codec.decode_anchor(payload, link.tensors)
             else:
@@ -351,8 +310,6 @@ class Replica:
         assert tensors is not None
         codec.verify(tensors, chain[-1].tensors)
         self._current = _CompleteVersion(version, tensors, chain[-1].tensors)
-        with self._lock:
-            self._manifests = {n: m for n, m in self._manifests.items() if n > version.number}
 
     def _chain(self, version: WeightVersion, held: WeightVersion | None) -> list[_VersionManifest]:
         """The versions to apply, oldest first: onto what is held, or beginning with an anchor."""
@@ -367,23 +324,17 @@ class Replica:
     def _manifest(self, version: WeightVersion) -> _VersionManifest:
         """The manifest of a version, once all that can be checked about it holds."""
         name = _manifest_name(version.number)
-        with self._lock:
-            manifest = self._manifests.get(version.number)
-            if manifest is None or manifest.version != version:
-                data = self._read(name, _MANIFEST_LIMIT)
-                try:
-                    manifest = msgspec.json.decode(data, type=_VersionManifest)
-                except ValueError as error:
-                    raise SyncError(f"{self.url}: {name} is damaged ({error})") from None
-                if problem := _problem(manifest, version):
-                    raise SyncError(f"{self.url}: {name} {problem}")
-                self._manifests[version.number] = manifest
+        data = self._read(name, _MANIFEST_LIMIT)
+        try:
+            manifest = msgspec.json.decode(data, type=_VersionManifest)
+        except ValueError as error:
+            raise SyncError(f"{self.url}: {name} is damaged ({error})") from None
+        if problem := _problem(manifest, version):
+            raise SyncError(f"{self.url}: {name} {problem}")
         return manifest
 
     def _payload(self, link: _VersionManifest) -> bytes:
-        """The payload, prefetched or downloaded; its sha256 is right. Called under the lock."""
-        if (ready := self._payloads.get(link.sha256)) is not None:
-            return ready
+        """The payload; its sha256 is right."""
         payload = self._read(link.payload, link.size)
         if len(payload) != link.size or hashlib.sha256(payload).hexdigest() != link.sha256:
             raise SyncError(f"{self.url}: {link.payload} is not what its manifest says")
