@@ -33,8 +33,8 @@ from interlock.records.rl import (
     WeightVersion,
 )
 from interlock.records.trust import Certificate, Finding, Result, Stack, Trust
+from interlock.workers import placement, protocol, requalification
 from interlock.workers import pool as pool_module
-from interlock.workers import protocol, requalification
 from interlock.workers.generators import Outcome, Purpose, Work
 from interlock.workers.pool import WorkerPool
 from interlock.workers.protocol import (
@@ -274,7 +274,8 @@ class Scene:
         self.made: dict[int, str] = {}  # worker of each group that is kept and not withdrawn
         clock = SimpleNamespace(monotonic=lambda: self.now, time=lambda: WALL)
         self._patches = [
-            mock.patch.object(module, "time", clock) for module in (pool_module, requalification)
+            mock.patch.object(module, "time", clock)
+            for module in (pool_module, placement, requalification)
         ]
         for patch in self._patches:
             patch.start()

@@ -157,6 +157,38 @@ def test_a_link_that_is_cut_does_not_disturb_what_runs(scene: Make) -> None:
     assert [o.key for o in s.outcomes()] == [0, 1]
 
 
+def test_one_that_is_cut_off_works_on_until_it_is_retired(scene: Make) -> None:
+    """What it answers meanwhile, with weights ever older, is no sign that all is well."""
+    s = scene("a").ready(1)
+    s.stream(*range(9))
+    s.publish(2)
+    for key, delay in enumerate((1, 2, 4, 8)):
+        s.hear("a", Failed("no route", Failure.LINK, [s.loading("a").id]))
+        s.answer_problem("a", key)
+        assert s.unit("a")[-1] == key + 5, "it is given more"
+        s.new("a")
+        s.wait(delay - 0.25, "a")
+        assert s.new("a") == []
+        s.wait(0.25, "a")
+        assert s.new("a") == [Load(2, "digest-2")]
+    s.hear("a", Failed("no route", Failure.LINK, [s.loading("a").id]))
+    assert s.state("a") is WorkerState.RETIRED
+    assert "5 failures in a row, last: no route" in s.events[-1][1]
+
+
+def test_a_link_that_is_mended_is_forgiven(scene: Make) -> None:
+    s = scene("a").ready(1)
+    for number in range(2, 12):
+        s.publish(number)
+        for _ in range(2):
+            s.hear("a", Failed("no route", Failure.LINK, [s.loading("a").id]))
+            s.wait(2, "a")
+        s.load("a")
+        s.stream(number)
+        s.answer_problem("a", number)
+    assert s.fleet.starts["a"] == 1 and s.pool.facts()["a"].weight_version == 11
+
+
 def test_a_proof_that_fails_in_the_middle_takes_all_that_was_not_answered(scene: Make) -> None:
     s = scene("a", "b").ready(1)
     s.stream(0, 2, 4)  # a has the first, and the third

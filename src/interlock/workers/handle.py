@@ -56,6 +56,8 @@ class WorkerHandle:
     deadline: float = 0.0  # of a state that has one for all that is done in it
     heard: float = 0.0  # last sign of life
     idle_until: float = 0.0  # back-off of a live process
+    load_after: float = 0.0  # back-off of one that could not fetch its weights
+    cut_off: bool = False  # it could not fetch them, and has not since
     failures: int = 0  # in a row
     asked: int = 0  # number of the last ask
     reply_bytes: int = 0  # of the longest message that may answer what is open
@@ -97,6 +99,11 @@ class WorkerHandle:
         """Whether it may take anything at all."""
         return self.serves is not None and not self.exact and (self.room > 0 or not self.held)
 
+    def wants(self, target: Target, now: float) -> bool:
+        """Whether it is to be told to load this. What it holds goes on, unless that is exact."""
+        free = not self.loading and not self.exact and now >= self.load_after
+        return free and self.serves is not target
+
     def takes(self, work: Work, target: Target) -> bool:
         """Whether it can be given this now. An evaluation is of the target's weights."""
         if work.exact:
@@ -128,7 +135,7 @@ class WorkerHandle:
         """Its process is no more, and with it what it has proven."""
         self.serves = self.facts.weight_version = self.loading = None
         self.proven.clear()
-        self.room = 0
+        self.cut_off, self.load_after, self.room = False, 0.0, 0
 
     def elapse(self, seconds: float) -> None:
         """Time has passed in what it does."""

@@ -10,14 +10,13 @@
                                  └── for good ──┘ failed, lost, late
 
 A worker that is up loads new weights beside generating, unless it computes an exact unit, which has
-the worker to itself. It says itself how many sequences it has room for. What becomes of units and
-groups stands in queue.py and outcomes.py, how a worker may come back from quarantine in
-requalification.py. All that a worker is asked has a deadline. No threads here: see dispatcher.py.
+the worker to itself. Who is given what stands in placement.py, what becomes of units and groups in
+queue.py and outcomes.py, how a worker may come back from quarantine in requalification.py. All that
+a worker is asked has a deadline. No threads here: see dispatcher.py.
 """
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 
 import msgspec
 
@@ -39,25 +38,23 @@ from interlock.workers.handle import (
     UP,
     HeldUnit,
     Note,
-    PendingLoad,
     WorkerHandle,
     why_gone,
 )
 from interlock.workers.outcomes import Outcomes
+from interlock.workers.placement import Placement
 from interlock.workers.protocol import (
     Alive,
     Answered,
     Failed,
     Failure,
-    Generate,
-    Load,
     Loaded,
     Open,
     Opened,
     Qualified,
     Room,
 )
-from interlock.workers.queue import Unit, UnitQueue
+from interlock.workers.queue import UnitQueue
 from interlock.workers.replies import Target, doubt, refusal
 from interlock.workers.requalification import Requalification
 
@@ -93,6 +90,7 @@ class WorkerPool:
         self._first: Target | None = None
         self._queue = UnitQueue(settings.strikes)
         self.outcomes = Outcomes(self._queue, note)
+        self._placement = Placement(fleet, settings, self._queue)
         self._requalification = Requalification(fleet, settings, note)
         self._to_kill: list[str] = []
         self._looked = time.monotonic()
@@ -173,7 +171,8 @@ class WorkerPool:
             if self._workers[name].may_return:
                 self._requalification.begin(self._workers[name])
         self._look_at_deadlines()
-        self._give_out()
+        if self._target is not None:
+            self._placement.give_out(list(self._workers.values()), self._target)
         for worker in self._workers.values():
             worker.settle()
 
@@ -185,7 +184,7 @@ class WorkerPool:
             worker.mistake = True
             self._retire(worker, str(error))
             return
-        self._ask(worker, worker.open)
+        self._placement.ask(worker, worker.open)
 
     def _hear(self, worker: WorkerHandle, event: bytes | Lost) -> None:
         if worker.facts.state in (*GONE, WorkerState.RESTARTING):
@@ -264,7 +263,7 @@ class WorkerPool:
             why = f"{why}; {hint(worker.open.settings, _PROOF)}"
             self._restart(worker, "worker_unproven", why)
             return
-        worker.loading, worker.serves = None, target
+        worker.loading, worker.serves, worker.cut_off = None, target, False
         worker.proven.append(target)
         facts.weight_version = reply.number
         facts.canary_k3 = mismatch(target.text, reply.text).k3
@@ -291,7 +290,8 @@ class WorkerPool:
         self.outcomes.take(worker, held, place, group)
         if not held.missing:
             del worker.held[reply.id]
-            worker.failures = 0
+            if not worker.cut_off:
+                worker.failures = 0
 
     def _failed(self, worker: WorkerHandle, reply: Failed) -> None:
         """It is alive, and says that it could not do what it was asked."""
@@ -317,16 +317,17 @@ class WorkerPool:
         worker.failures += 1
         if loading is not None:
             worker.loading = None
-        if reply.kind is Failure.LINK:
-            self.doubts_store = True
-        else:
-            worker.serves = worker.facts.weight_version = None
+        again = time.monotonic() + worker.backoff(self._settings.backoff_s)
         if worker.failures >= self._settings.failures:
             self._retire(worker, f"{worker.failures} failures in a row, last: {reason}")
         elif state is WorkerState.STARTING:
             self._restart(worker, None, reason)
+        elif reply.kind is Failure.LINK:  # it goes on with the weights that it has
+            self.doubts_store = worker.cut_off = True
+            worker.load_after = again
         else:
-            worker.idle_until = time.monotonic() + worker.backoff(self._settings.backoff_s)
+            worker.serves = worker.facts.weight_version = None
+            worker.idle_until = again
 
     def _garbage(self, worker: WorkerHandle, what: str) -> None:
         worker.facts.refused += 1
@@ -386,50 +387,3 @@ class WorkerPool:
             elif now >= worker.deadline:
                 worker.facts.restarts += 1
                 self._start(worker)
-
-    def _give_out(self) -> None:
-        """Weights to whoever holds others, then the most urgent units to whoever has most room."""
-        target, now = self._target, time.monotonic()
-        if target is None:
-            return
-        up = [worker for worker in self._workers.values() if worker.facts.state in UP]
-        willing = [worker for worker in up if now >= worker.idle_until]
-        for worker in willing:
-            if worker.serves is not target and not worker.loading and not worker.exact:
-                self._load(worker, target, now)
-        names = {worker.name for worker in up}
-        free = [worker for worker in willing if worker.free]
-        while free:
-            worker = max(free, key=lambda each: each.room)
-            unit = self._queue.pick(worker.name, names, partial(worker.takes, target=target))
-            if unit is not None:
-                self._give(worker, unit, now)
-            if unit is None or not worker.free:
-                free.remove(worker)
-
-    def _load(self, worker: WorkerHandle, target: Target, now: float) -> None:
-        # What it draws as proof waits for a slot, at the latest until the units are done.
-        busy = max((held.deadline - now for held in worker.held.values()), default=0.0)
-        number, digest = target.version.number, target.version.digest
-        asked = self._ask(worker, Load(number, digest))
-        worker.loading = PendingLoad(asked, target, now + busy + self._settings.load_s)
-
-    def _give(self, worker: WorkerHandle, unit: Unit, now: float) -> None:
-        work, serves = unit.work, worker.serves
-        assert serves is not None
-        served = serves.version.number
-        asked = Generate(
-            served, list(work.problems), work.completions, work.sampling, work.seed, work.exact
-        )
-        held = HeldUnit(unit, now + self._settings.unit_s, served)
-        worker.held[self._ask(worker, asked)] = held
-        worker.room -= work.sequences
-
-    def _ask(self, worker: WorkerHandle, message: protocol.Ask) -> int:
-        """Send it under the next number, which it returns."""
-        number = worker.number()
-        numbered = msgspec.structs.replace(message, id=number)
-        most = protocol.reply_bytes(message, worker.open.canary)
-        worker.reply_bytes = max(worker.reply_bytes, most) if worker.busy else most
-        self._fleet.send(worker.name, protocol.encode(numbered), worker.reply_bytes)
-        return number
