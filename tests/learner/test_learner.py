@@ -18,7 +18,7 @@ from interlock.learner.packing import TrainingGroup
 from interlock.models.architecture import Routing
 from interlock.models.checkpoint import load_decoder
 from interlock.models.decoder import Decoder
-from interlock.parity.operators import Doubled
+from interlock.workers.inspection.operators import Doubled
 
 Tiny = Callable[..., Decoder]
 Sampled = Callable[..., list[TrainingGroup]]

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from interlock.models.attention import Groups, attention, causal
 from interlock.models.checkpoint import load_decoder
 from interlock.models.decoder import Decoder
-from interlock.parity.operators import Doubled
+from interlock.workers.inspection.operators import Doubled
 
 CPU = torch.device("cpu")
 Saved = tuple[PreTrainedModel, Path]
