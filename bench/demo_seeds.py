@@ -1,6 +1,6 @@
 """The demo's result on several seeds: held-out accuracy before and after, and how long it took.
 
-    seed ──> interlock train recipes/demo.toml seed=N --run DIR ──> DIR/metrics.jsonl ──> one row
+    seed ──> interlock train recipes/demo.toml seed=N --run DIR ──> the metrics in DIR ──> one row
 
 The runs go one after the other, each by the command that a user would type. Minutes are those of
 the whole command: opening the model, training, evaluations and the report, not the installation.
@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import fmean
 
 from environment import environment
+from interlock.rundir import RunDir
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "demo.toml"
 INTERLOCK = Path(sys.executable).with_name("interlock")
@@ -41,10 +42,9 @@ def run(seed: int, directory: Path, settings: list[str]) -> Result:
     start = time.perf_counter()
     subprocess.run([*command, "--run", str(directory)], check=True)
     minutes = (time.perf_counter() - start) / 60
-    lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    metrics = [json.loads(line) for line in lines]
-    curve = [(m["step"], m["accuracy"]) for m in metrics if m.get("accuracy") is not None]
-    return Result(seed, curve[0][1], curve[-1][1], metrics[-1]["step"], minutes, curve)
+    metrics = RunDir.read(directory).metrics()
+    curve = [(line.step, line.accuracy) for line in metrics if line.accuracy is not None]
+    return Result(seed, curve[0][1], curve[-1][1], metrics[-1].step, minutes, curve)
 
 
 def show(results: list[Result]) -> None:
