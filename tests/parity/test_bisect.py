@@ -57,7 +57,7 @@ def test_sound_sides_do_not_part(inline: Any, bare_model: Path, tmp_path: Path, 
     assert found.side == "" and found.operators == []
     assert "No point" in found.words and found.tokens == len(TOKENS)
     assert all(depth.a == depth.b == depth.own_a for depth in found.depths)
-    assert max(depth.a for depth in found.depths) < (1e-4 if dtype == "float32" else 0.3)
+    assert max(depth.a for depth in found.depths) < 50 * torch.finfo(getattr(torch, dtype)).eps
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_a_wrong_operator_is_named(
     guilty = [each for each in found.operators if each.parts]
     # attention over the prompt and over the answer: two of a kind
     assert {each.title.partition(" ")[0] for each in guilty} == {operator}
-    assert 1e-3 < guilty[0].error < 1.2e-2 and guilty[0].own < 1e-6
+    assert 1e-3 < guilty[0].error < 1.2e-2 and guilty[0].own < 50 * torch.finfo(torch.float32).eps
     assert guilty[0].title in found.words and ("layer 0" in found.words) == ("layers" in point)
 
 

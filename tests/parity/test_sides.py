@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from interlock.config.schema import GuardSettings
 from interlock.errors import ConfigError, TrainingError
@@ -16,6 +17,8 @@ from interlock.parity.outcome import Verdict
 from interlock.parity.sides import SideFailed, Sides, parse
 from interlock.records.rl import Problem, Sampling
 from interlock.workers.protocol import Failed, Failure, Score, Scored
+
+EPS = torch.finfo(torch.float32).eps
 
 
 def test_a_chip_that_ignores_masks_is_found_in_attention(
@@ -35,8 +38,8 @@ def test_a_chip_that_ignores_masks_is_found_in_attention(
     assert (where.side, where.point) == ("b", "layers.0.attention.attended")
     (guilty,) = [each for each in where.operators if each.parts]
     assert guilty.title.startswith("aten.scaled_dot_product_attention.default [1, 4, ")
-    assert guilty.error > 0.1 and guilty.own < 1e-5
-    assert where.depths[5].a < 1e-5  # nothing of side a
+    assert guilty.error > 0.1 and guilty.own < 50 * EPS
+    assert where.depths[5].a < 50 * EPS  # nothing of side a
 
 
 def test_a_killed_side_is_named(bare_model: Path, tmp_path: Path) -> None:

@@ -5,12 +5,14 @@ from typing import Any
 
 import pytest
 import torch
+from rounding import assert_close
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from interlock.config.schema import GeneratorSettings
 from interlock.errors import ConfigError
 from interlock.records.rl import FinishReason, Group, Problem, Sampling
 from interlock.workers.generator import Generator, open_generator
+from interlock.workers.inspection.operators import Doubled
 
 QUESTIONS = [
     "What is the capital of France?",
@@ -31,11 +33,19 @@ def generator(smollm2: Path) -> Generator:
     return open_generator(GeneratorSettings(dtype="float32", slots=4), smollm2, None, "worker-0")
 
 
+def scored(model: Any, prompt: list[int], answer: list[int]) -> list[float]:
+    logits = model(torch.tensor([prompt + answer])).logits[0]
+    logprobs = logits[len(prompt) - 1 : -1].log_softmax(-1)
+    return logprobs.gather(1, torch.tensor(answer)[:, None])[:, 0].tolist()
+
+
 @torch.no_grad()
 def test_greedy_tokens_are_those_of_transformers(generator: Generator, smollm2: Path) -> None:
     reference: Any = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(smollm2)
     groups = generator.generate(_problems(), 1, Sampling(temperature=0, max_tokens=16), seed=0)
+    found: list[float] = []
+    plain: list[float] = []
     for group in groups:
         prompt = torch.tensor([group.prompt_tokens])
         expected = reference.generate(
@@ -44,10 +54,13 @@ def test_greedy_tokens_are_those_of_transformers(generator: Generator, smollm2: 
         (answer,) = group.completions
         assert answer.tokens == expected
         assert answer.text == tokenizer.decode(expected, skip_special_tokens=True)
-        logits = reference(torch.tensor([group.prompt_tokens + expected])).logits[0]
-        logprobs = logits[prompt.shape[1] - 1 : -1].log_softmax(-1)
-        own = logprobs.gather(1, torch.tensor(expected)[:, None])[:, 0]
-        assert answer.logprobs == pytest.approx(own.tolist(), abs=1e-3)
+        found += answer.logprobs
+        plain += scored(reference, group.prompt_tokens, expected)
+    with Doubled():
+        exact_model, exact = reference.double(), list[float]()
+        for group in groups:
+            exact += scored(exact_model, group.prompt_tokens, group.completions[0].tokens)
+    assert_close(found, exact, plain)
     assert groups[0].completions[0].finish is FinishReason.STOP
     assert groups[0].completions[0].text == "The capital of France is Paris."
 
