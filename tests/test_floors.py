@@ -82,6 +82,23 @@ def test_the_check_can_fail() -> None:
     assert violations("errors", ["interlock.records.rl"]) != []
 
 
+def classes(source: Path) -> dict[str, list[str]]:
+    """Where each class name of the house is defined."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(source.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                found.setdefault(node.name, []).append(str(path.relative_to(source)))
+    return found
+
+
+def test_no_class_name_stands_twice(tmp_path: Path) -> None:
+    assert {name: paths for name, paths in classes(SOURCE).items() if len(paths) > 1} == {}
+    for name in ("a.py", "b.py"):
+        (tmp_path / name).write_text("class Row:\n    pass\n")
+    assert classes(tmp_path) == {"Row": ["a.py", "b.py"]}
+
+
 def loaded_after(statement: str) -> set[str]:
     code = f"import sys; {statement}; print(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -283,7 +283,7 @@ def _comparison_table(comparisons: Sequence[summary.Comparison]) -> Table:
     return table
 
 
-def _answer(answer: summary.Answer) -> Text:
+def _answer(answer: summary.ShownAnswer) -> Text:
     mark, style = ("✓", "green") if answer.right else ("✗", "red")
     text = visible(answer.text).strip() + (" …" if answer.cut else "")
     return Text.assemble((f"{mark} ", style), text)

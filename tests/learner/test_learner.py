@@ -634,11 +634,13 @@ def two_threads() -> Iterator[None]:
 @pytest.mark.slow
 @pytest.mark.usefixtures("two_threads")
 def test_two_runs_on_two_threads_give_the_same_bits(smollm2: Path, sampled: Sampled) -> None:
+    """In float32: in bfloat16 a step takes a minute where the CPU has no instructions for it."""
     groups, results = sampled([[9, 14, 3], [12, 7, 12]]), []
-    for _ in range(2):
+    for _ in range(3):
         decoder = load_decoder(smollm2, torch.float32, torch.device("cpu"))
-        learner = Learner(decoder, LearnerSettings(dtype="bfloat16"), OptimizerSettings(lr=1e-4), 2)
+        learner = Learner(decoder, LearnerSettings(dtype="float32"), OptimizerSettings(lr=1e-4), 2)
         for _ in range(2):
             learner.step(groups, LossSettings())
         results.append(masters(decoder))
-    assert_same(*results)
+    for other in results[1:]:
+        assert_same(results[0], other)

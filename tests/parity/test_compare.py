@@ -21,7 +21,7 @@ from interlock.models.checkpoint import load_decoder
 from interlock.models.decoder import Decoder
 from interlock.parity import page
 from interlock.parity.compare import Question, compare
-from interlock.parity.outcome import Answer, How, Report, Verdict, judged
+from interlock.parity.outcome import Agreement, Answer, How, Report, judged
 from interlock.parity.sides import parse
 from interlock.records.rl import Sampling
 
@@ -40,7 +40,7 @@ def test_a_side_against_itself_is_exactly_the_same(
     inline: Any, small: Path, tmp_path: Path
 ) -> None:
     found = ask(small, tmp_path)
-    assert found.verdict is Verdict.SAME and found.failures == [] and found.left_out == 1
+    assert found.verdict is Agreement.SAME and found.failures == [] and found.left_out == 1
     across = [each for each in found.differences if each.sides == "ab" and "drew" not in each.name]
     assert len(across) == 3 and all(each.mismatch.tokens > 0 for each in across)
     assert all(each.k3 == each.mismatch.max == each.share_apart == 0 for each in across)
@@ -127,7 +127,7 @@ def test_a_tensor_that_was_converted_wrongly_is_named_first(
 
     inline.spoil = staticmethod(spoil)
     found = ask(small, tmp_path, band=GuardSettings(warn=100.0, quarantine=100.0))
-    assert found.verdict is Verdict.DIFFERENT  # whatever the band
+    assert found.verdict is Agreement.DIFFERENT  # whatever the band
     assert [each.tensor for each in found.weights.wrong_b] == [DOWN]
     assert found.weights.wrong_b[0].error == pytest.approx(1.0) and not found.weights.wrong_a
     assert DOWN in found.reasons[0] and "side b" in found.reasons[0]
@@ -141,7 +141,7 @@ def test_other_files_on_the_other_side_are_named(inline: Any, small: Path, tmp_p
     save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
     found = ask(small, tmp_path, b_model=other)
     assert found.weights.different == [DOWN] and not found.weights.wrong_b
-    assert found.verdict is Verdict.DIFFERENT
+    assert found.verdict is Agreement.DIFFERENT
     assert "different weights" in found.reasons[0] and DOWN in found.reasons[0]
 
 
@@ -151,9 +151,9 @@ def test_the_band_decides(inline: Any, small: Path, tmp_path: Path) -> None:
     k3 = found.worst.k3
     assert 0 < k3 == max(each.k3 for each in found.differences)
     for warn, quarantine, expected in (
-        (k3, 2 * k3, Verdict.SAME),
-        (k3 / 2, k3, Verdict.CLOSE),
-        (k3 / 4, k3 / 2, Verdict.DIFFERENT),
+        (k3, 2 * k3, Agreement.SAME),
+        (k3 / 2, k3, Agreement.CLOSE),
+        (k3 / 4, k3 / 2, Agreement.DIFFERENT),
     ):
         band = GuardSettings(warn=warn, quarantine=quarantine)
         assert judged(msgspec.structs.replace(found, band=band)).verdict is expected
@@ -166,7 +166,7 @@ def test_logits_that_are_not_finite_are_a_result(inline: Any, small: Path, tmp_p
 
     inline.spoil = staticmethod(spoil)
     found = ask(small, tmp_path, bisect=True)
-    assert found.verdict is Verdict.DIFFERENT and found.differences == []
+    assert found.verdict is Agreement.DIFFERENT and found.differences == []
     assert any("side b" in failure and "not finite" in failure for failure in found.failures)
     assert found.weights.wrong_b[0].error == math.inf
     assert found.bisection is not None and found.bisection.point == "layers.0.mlp.down"
@@ -253,7 +253,7 @@ def test_a_kernel_for_single_rows_that_is_off_is_seen(
     found = ask(small, tmp_path, tokens=16)
     k3 = {each.name: each.k3 for each in found.differences}
     assert found.worst is not None and found.worst.name.endswith("B drawing one answer alone")
-    assert found.verdict is Verdict.DIFFERENT
+    assert found.verdict is Agreement.DIFFERENT
     assert found.headline.startswith("side b (torch:cpu), drawing token by token, does not")
     slack = 0.0
     for answer in (each for each in found.answers if each.side == "a" and each.how is How.ALONE):

@@ -7,7 +7,7 @@ import pytest
 from interlock.config.schema import GuardSettings
 from interlock.mismatch import Mismatch
 from interlock.parity.figures import Difference, difference, task_result
-from interlock.parity.outcome import Report, SideFacts, Verdict, Weights, judged
+from interlock.parity.outcome import Agreement, Report, SideFacts, Weights, judged
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
 
@@ -38,32 +38,36 @@ def test_a_significant_loss_on_the_task_is_different_whatever_the_k3() -> None:
     a, b = [True] * 50 + [False] * 50, [True] * 20 + [False] * 80
     found = report(task=task_result("gsm8k", a, b))
     assert found.task is not None and found.task.p == pytest.approx(2 / 2**30)  # 30 heads of 30
-    assert found.verdict is Verdict.DIFFERENT
+    assert found.verdict is Agreement.DIFFERENT
     assert found.headline.startswith("side b (vllm:y) loses on gsm8k, 20.0% right against 50.0%")
     other = report(task=task_result("gsm8k", b, a))
-    assert other.verdict is Verdict.DIFFERENT and "side a (torch:x) loses" in other.headline
+    assert other.verdict is Agreement.DIFFERENT and "side a (torch:x) loses" in other.headline
     chance = report(task=task_result("gsm8k", a, a[:44] + [False] * 56))  # p = 2 / 2**6
-    assert chance.verdict is Verdict.SAME
+    assert chance.verdict is Agreement.SAME
 
 
 def test_different_weights_are_never_the_same() -> None:
     given = Weights(272, [], [], [DOWN], [])
-    for k3, verdict in ((1e-9, Verdict.CLOSE), (5e-3, Verdict.CLOSE), (0.5, Verdict.DIFFERENT)):
+    for k3, verdict in (
+        (1e-9, Agreement.CLOSE),
+        (5e-3, Agreement.CLOSE),
+        (0.5, Agreement.DIFFERENT),
+    ):
         found = report(k3, weights=given)
         assert found.verdict is verdict
         assert DOWN in found.reasons[0]
-        assert ("given different weights" in found.headline) == (verdict is Verdict.CLOSE)
+        assert ("given different weights" in found.headline) == (verdict is Agreement.CLOSE)
 
 
 def test_bfloat16_is_not_blamed_for_its_rounding() -> None:
     """2.7e-3: two healthy engines in bfloat16, docs/vllm.md."""
     found = report(2.7e-3, dtype="bfloat16")
-    assert found.verdict is Verdict.CLOSE and "find the cause" not in found.headline
+    assert found.verdict is Agreement.CLOSE and "find the cause" not in found.headline
     assert "rounding in bfloat16 alone" in found.headline and "--b-dtype float32" in found.headline
     for finer in ("float32", "float16"):
         assert "more than rounding apart" in report(2.7e-3, dtype=finer).headline
     wide = report(0.3, dtype="bfloat16", band=GuardSettings(1e-3, 1.0))
-    assert wide.verdict is Verdict.CLOSE and "more than rounding apart" in wide.headline
+    assert wide.verdict is Agreement.CLOSE and "more than rounding apart" in wide.headline
 
 
 def test_the_headline_names_the_sides_of_the_deciding_row() -> None:

@@ -13,7 +13,7 @@ import torch
 from interlock.config.schema import GuardSettings
 from interlock.errors import ConfigError, TrainingError
 from interlock.parity.compare import Question, compare
-from interlock.parity.outcome import Verdict
+from interlock.parity.outcome import Agreement
 from interlock.parity.sides import SideFailed, Sides, parse
 from interlock.records.rl import Problem, Sampling
 from interlock.workers.protocol import Failed, Failure, Score, Scored
@@ -31,7 +31,7 @@ def test_a_chip_that_ignores_masks_is_found_in_attention(
     band = GuardSettings(warn=1e-4, quarantine=1e-3)
     question = Question(long_model, *sides, samples=1, sampling=limits, bisect=True, band=band)
     found = compare(question, tmp_path, lambda note: None)
-    assert found.verdict is Verdict.DIFFERENT and found.left_out == 0
+    assert found.verdict is Agreement.DIFFERENT and found.left_out == 0
     assert not found.weights.wrong_a and not found.weights.wrong_b
     where = found.bisection
     assert where is not None

@@ -150,18 +150,8 @@ def _add_parity(choices: Any) -> None:
     verb.add_argument(
         "settings", nargs="*", metavar="key=value", help="of the task: options.digits=3, seed=1, …"
     )
-    for side, default in (("a", "torch:cpu"), ("b", None)):
-        verb.add_argument(
-            f"--{side}",
-            default=default,
-            required=default is None,
-            metavar="ENGINE:DEVICE",
-            help=f"torch:DEVICE or vllm:DEVICE{f' (default: {default})' if default else ''}",
-        )
-        verb.add_argument(
-            f"--{side}-dtype", metavar="DTYPE", help="default: what the device is for"
-        )
-        verb.add_argument(f"--{side}-python", metavar="PATH", help="interpreter of its environment")
+    _add_side(verb, "a", "torch:cpu")
+    _add_side(verb, "b", None)
     verb.add_argument(
         "--b-model", metavar="MODEL", help="other files of the same model, for side b"
     )
@@ -196,3 +186,15 @@ def _add_parity(choices: Any) -> None:
         help="parity.json and parity.html (default: parity/MODEL)",
     )
     verb.set_defaults(verb=verbs.parity)
+
+
+def _add_side(verb: argparse.ArgumentParser, side: str, default: str | None) -> None:
+    verb.add_argument(
+        f"--{side}",
+        default=default,
+        required=default is None,
+        metavar="ENGINE:DEVICE",
+        help=f"torch:DEVICE or vllm:DEVICE{f' (default: {default})' if default else ''}",
+    )
+    verb.add_argument(f"--{side}-dtype", metavar="DTYPE", help="default: what the device is for")
+    verb.add_argument(f"--{side}-python", metavar="PATH", help="interpreter of its environment")

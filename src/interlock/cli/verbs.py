@@ -217,7 +217,7 @@ def parity(given: argparse.Namespace) -> None:
     else:
         print(f"{found.verdict.upper()}: {found.headline}", *found.reasons, sep="\n")
     note(f"report: {written.resolve()}")
-    sys.exit(1 if found.verdict is outcome.Verdict.DIFFERENT else 0)
+    sys.exit(1 if found.verdict is outcome.Agreement.DIFFERENT else 0)
 
 
 def report(given: argparse.Namespace) -> None:

@@ -21,7 +21,7 @@ _SURE = 0.01  # p of the paired test below which a difference in accuracy is one
 _BFLOAT16 = 1e-2  # k3 up to which its rounding alone may be the cause
 
 
-class Verdict(StrEnum):
+class Agreement(StrEnum):
     """In ascending order of gravity."""
 
     SAME = "same"
@@ -112,7 +112,7 @@ class Report(msgspec.Struct, frozen=True):
     left_out: int  # shipped prompts longer than the model's context
     seconds: float
     created: float  # since 1970
-    verdict: Verdict = Verdict.DIFFERENT
+    verdict: Agreement = Agreement.DIFFERENT
     headline: str = ""
     reasons: list[str] = []
 
@@ -155,7 +155,7 @@ def _wrong(held: Mapping[str, HeldTensor]) -> list[Wrong]:
 
 def judged(report: Report) -> Report:
     """The report with its verdict, headline and reasons; weights come first among those."""
-    order = list(Verdict)
+    order = list(Agreement)
     verdict, headline = max(_findings(report), key=lambda found: order.index(found[0]))
     reasons = [*_of_weights(report), *report.failures, *_of_dtypes(report)]
     if report.worst is not None:
@@ -208,7 +208,7 @@ _WORSE = (
 )
 
 
-def _findings(report: Report) -> Iterator[tuple[Verdict, str]]:
+def _findings(report: Report) -> Iterator[tuple[Agreement, str]]:
     """Verdicts and their headlines. The gravest one holds; of equals the first, which says more."""
     a, b, held = report.a.label, report.b.label, report.weights
     if (task := report.task) is not None and task.p < _SURE:
@@ -216,21 +216,21 @@ def _findings(report: Report) -> Iterator[tuple[Verdict, str]]:
         if task.only_a > task.only_b:
             lost, won = won, lost
         yield (
-            Verdict.DIFFERENT,
+            Agreement.DIFFERENT,
             _WORSE.format(who=lost[0], task=task.task, share=lost[1], other=won[1]),
         )
     if held.wrong_a or held.wrong_b or report.failures or report.worst is None:
-        yield Verdict.DIFFERENT, _UNLIKE.format(who=b, whom=a)
+        yield Agreement.DIFFERENT, _UNLIKE.format(who=b, whom=a)
     if held.different:
-        yield Verdict.CLOSE, _OTHER_WEIGHTS.format(a=a, b=b)
+        yield Agreement.CLOSE, _OTHER_WEIGHTS.format(a=a, b=b)
     if report.worst is not None and not report.worst.k3 <= report.band.warn:
         yield _beyond(report, report.worst)
     if report.bisection is not None and report.bisection.side:
-        yield Verdict.SAME, _COARSE.format(a=a, b=b, side=report.bisection.side)
-    yield Verdict.SAME, _SAME.format(a=a, b=b)
+        yield Agreement.SAME, _COARSE.format(a=a, b=b, side=report.bisection.side)
+    yield Agreement.SAME, _SAME.format(a=a, b=b)
 
 
-def _beyond(report: Report, worst: Difference) -> tuple[Verdict, str]:
+def _beyond(report: Report, worst: Difference) -> tuple[Agreement, str]:
     """What follows from a difference outside of the band; a side may be at odds with itself."""
     facts = {"a": report.a, "b": report.b}
     who, whom, unlike = report.b.label, report.a.label, _UNLIKE
@@ -238,11 +238,11 @@ def _beyond(report: Report, worst: Difference) -> tuple[Verdict, str]:
         who = f"side {worst.sides} ({facts[worst.sides].label}), drawing token by token,"
         whom, unlike = "its own prefill", _AT_ODDS
     if not worst.k3 <= report.band.quarantine:
-        return Verdict.DIFFERENT, unlike.format(who=who, whom=whom)
+        return Agreement.DIFFERENT, unlike.format(who=who, whom=whom)
     # docs/vllm.md has the figures. Of float16, which is 8 times finer, k3 is 64 times smaller.
     coarse = any(facts[side].dtype == "bfloat16" for side in worst.sides)
     words = _ROUNDED if coarse and worst.k3 <= _BFLOAT16 else _CLOSE
-    return Verdict.CLOSE, words.format(who=who, whom=whom)
+    return Agreement.CLOSE, words.format(who=who, whom=whom)
 
 
 def _of_weights(report: Report) -> list[str]:

@@ -1,6 +1,6 @@
 """What the generators of a run amount to, read off the workers in its metrics.
 
-    StepMetrics … ──> Worker (a row of the table), increments, rates, mismatch by staleness
+    StepMetrics … ──> WorkerRow (one of the table), increments, rates, mismatch by staleness
 
 Counters (tokens, groups, …) are cumulative while one process coordinates the run, and begin anew
 when it is resumed: totals are sums of increments, and a counter that fell began at 0. Draws nothing
@@ -19,7 +19,7 @@ Told = TypeVar("Told")
 Counter = Callable[[WorkerMetrics], float]
 
 
-class Worker(NamedTuple):
+class WorkerRow(NamedTuple):
     """One row of the table; None where nothing was logged."""
 
     name: str
@@ -46,7 +46,7 @@ def names(metrics: Metrics) -> list[str]:
     return list(dict.fromkeys(name for line in metrics for name in line.workers))
 
 
-def workers(metrics: Metrics) -> list[Worker]:
+def workers(metrics: Metrics) -> list[WorkerRow]:
     return [_worker(metrics, name) for name in names(metrics)]
 
 
@@ -131,7 +131,7 @@ def _versions(lines: Metrics) -> str:
     return ", ".join(f"{count:,} {kind}{'s' * (count != 1)}" for kind, count in counts.items())
 
 
-def _worker(metrics: Metrics, name: str) -> Worker:
+def _worker(metrics: Metrics, name: str) -> WorkerRow:
     seen = [own for line in metrics if (own := line.workers.get(name))]
     by_staleness = mean_mismatch(metrics, name)
     lowest = min(by_staleness, default=None)
@@ -139,7 +139,7 @@ def _worker(metrics: Metrics, name: str) -> Worker:
     def summed(counter: Counter) -> float:
         return math.fsum(grown or 0.0 for grown in increments(metrics, name, counter))
 
-    return Worker(
+    return WorkerRow(
         name=name,
         device=_last(own.device for own in seen),
         engine=_last(own.engine for own in seen),

@@ -24,8 +24,8 @@ from interlock.report.plots import (
     VIOLET,
     Drawing,
     Figure,
+    Panel,
     Plot,
-    Row,
     Timeline,
     Trace,
     shown,
@@ -88,7 +88,7 @@ def fleet_plots(
             "worker-speed",
             "Tokens per second by worker",
             f"Sampled per second in which the worker generated.{left_out}",
-            [Row("tokens / s", list(_speeds(draw, metrics, names)), {"rangemode": "tozero"})],
+            [Panel("tokens / s", list(_speeds(draw, metrics, names)), {"rangemode": "tozero"})],
         ),
         Plot(
             "worker-mismatch",
@@ -110,11 +110,11 @@ def fleet_plots(
     return shown(candidates)
 
 
-def _decades(name: str, traces: list[Trace]) -> Row:
+def _decades(name: str, traces: list[Trace]) -> Panel:
     """A row with a logarithmic axis over whole decades; what is not above 0 is not on it."""
     values = [y for trace in traces for y in trace["y"] if y is not None and 0 < y < math.inf]
     if not values:
-        return Row(name, [], {})
+        return Panel(name, [], {})
     low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
     axis = {
         "type": "log",
@@ -122,7 +122,7 @@ def _decades(name: str, traces: list[Trace]) -> Row:
         "dtick": 1,
         "exponentformat": "none" if low >= -2 else "power",
     }
-    return Row(name, traces, axis)
+    return Panel(name, traces, axis)
 
 
 def _staleness(draw: Drawing) -> Plot:
@@ -131,7 +131,7 @@ def _staleness(draw: Drawing) -> Plot:
         "Staleness of the groups used",
         "Weight versions between sampling and use; below, the groups dropped for being older.",
         [
-            Row(
+            Panel(
                 "versions",
                 [
                     *draw.line("mean", BLUE, lambda m: m.rollout.staleness_mean),
@@ -139,7 +139,7 @@ def _staleness(draw: Drawing) -> Plot:
                 ],
                 {"rangemode": "tozero"},
             ),
-            Row(
+            Panel(
                 "dropped",
                 draw.bars(draw.line("dropped", ORANGE, lambda m: m.rollout.groups_stale)),
                 {"rangemode": "tozero"},
@@ -166,7 +166,7 @@ def _weights(draw: Drawing, metrics: Metrics) -> Plot:
         "proving them.",
         [
             _decades("MB", published),
-            Row(
+            Panel(
                 "share of time",
                 draw.line("share of time", ORANGE, shares),
                 {"rangemode": "tozero", "tickformat": "~%"},
@@ -276,7 +276,7 @@ def _states(
         "states",
         "Workers over time",
         f"The state at the end of each step; marks are events, named on hovering.{left_out}{cut}",
-        [Row("", traces, {"type": "category", "nticks": 0, **categories})],
+        [Panel("", traces, {"type": "category", "nticks": 0, **categories})],
         height=130 + 34 * len(names),
         wide=True,
     )

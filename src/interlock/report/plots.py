@@ -37,7 +37,7 @@ Trace = dict[str, Any]
 Figure = Callable[[StepMetrics], float | None]
 
 
-class Row(NamedTuple):
+class Panel(NamedTuple):
     """One pair of axes of a plot."""
 
     label: str  # of the y axis, with its unit
@@ -49,7 +49,7 @@ class Plot(NamedTuple):
     id: str
     title: str
     note: str  # one line: what is shown and how to read it
-    rows: list[Row]  # one or two
+    rows: list[Panel]  # one or two
     x: dict[str, Any] | None = None  # the x axis, where it is not the steps
     height: int = 280  # pixels
     wide: bool = False  # over the whole page
@@ -104,7 +104,7 @@ def plots(metrics: Metrics, evaluations: Sequence[Evaluation], timeline: Timelin
             "accuracy",
             "Held-out accuracy",
             "Greedy answers to problems never trained on; bars are 95 % Wilson intervals.",
-            [Row("accuracy", _accuracy(evaluations, timeline), _PERCENT | {"range": [0, 1]})],
+            [Panel("accuracy", _accuracy(evaluations, timeline), _PERCENT | {"range": [0, 1]})],
         ),
         *_learning(draw),
         *_policy(draw),
@@ -127,19 +127,19 @@ def _learning(draw: "Drawing") -> list[Plot]:
             "reward",
             "Mean reward",
             "Over all completions sampled in a step.",
-            [Row("reward", draw.smoothed(lambda m: m.rollout.reward, BLUE), {})],
+            [Panel("reward", draw.smoothed(lambda m: m.rollout.reward, BLUE), {})],
         ),
         Plot(
             "loss",
             "Loss",
             "Of a GRPO step only the gradient matters, not the level.",
-            [Row("loss", draw.line("loss", VIOLET, lambda m: m.update.loss), {})],
+            [Panel("loss", draw.line("loss", VIOLET, lambda m: m.update.loss), {})],
         ),
         Plot(
             "gradient",
             "Gradient norm and learning rate",
             "The norm is the one before clipping.",
-            [Row("norm", norm, _FROM_ZERO), Row("learning rate", rate, _SMALL)],
+            [Panel("norm", norm, _FROM_ZERO), Panel("learning rate", rate, _SMALL)],
         ),
     ]
 
@@ -153,21 +153,21 @@ def _policy(draw: "Drawing") -> list[Plot]:
             "length",
             "Completion length",
             "Mean length, and the share of completions cut at max_tokens.",
-            [Row("tokens", length, _FROM_ZERO), Row("share cut", cut, _PERCENT)],
+            [Panel("tokens", length, _FROM_ZERO), Panel("share cut", cut, _PERCENT)],
         ),
         Plot(
             "entropy",
             "Entropy",
             "Of the policy's next token, mean; a fall to zero ends exploration.",
-            [Row("nats per token", entropy, _FROM_ZERO)],
+            [Panel("nats per token", entropy, _FROM_ZERO)],
         ),
         Plot(
             "mismatch",
             "Mismatch of learner and sampler",
             "Same tokens, same weights: k3 estimate of the KL, and the share of ratios above 2.",
             [
-                Row("k3, nats", draw.line("k3", ORANGE, _k3), _SMALL),
-                Row("ratio > 2", draw.line("ratio > 2", GREY, _share_above_2), _PERCENT),
+                Panel("k3, nats", draw.line("k3", ORANGE, _k3), _SMALL),
+                Panel("ratio > 2", draw.line("ratio > 2", GREY, _share_above_2), _PERCENT),
             ],
         ),
     ]
@@ -181,13 +181,13 @@ def _cost(draw: "Drawing") -> list[Plot]:
             "time",
             "Time per step",
             "Stacked by what it went to.",
-            [Row("seconds", draw.time_split(), _FROM_ZERO)],
+            [Panel("seconds", draw.time_split(), _FROM_ZERO)],
         ),
         Plot(
             "speed",
             "Tokens per second",
             "Sampled per second of generation, trained per second of update.",
-            [Row("tokens / s", [*generation, *update], _FROM_ZERO)],
+            [Panel("tokens / s", [*generation, *update], _FROM_ZERO)],
         ),
     ]
 

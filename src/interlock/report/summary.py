@@ -38,7 +38,7 @@ class BeforeAfter(NamedTuple):
     after: Evaluation | None  # None when the run was evaluated once
 
 
-class Answer(NamedTuple):
+class ShownAnswer(NamedTuple):
     text: str
     reward: float
     right: bool
@@ -49,8 +49,8 @@ class Answer(NamedTuple):
 class Comparison(NamedTuple):
     question: str
     reference: str
-    before: Answer
-    after: Answer
+    before: ShownAnswer
+    after: ShownAnswer
 
 
 class Sample(NamedTuple):
@@ -60,7 +60,7 @@ class Sample(NamedTuple):
     step: int
     question: str
     reference: str
-    answers: list[Answer]
+    answers: list[ShownAnswer]
 
 
 def wilson(share: float, total: int) -> tuple[float, float]:
@@ -161,13 +161,13 @@ def _question(scored: ScoredGroup) -> str:
     return turns[-1].get("content", "") if turns else ""
 
 
-def _answers(scored: ScoredGroup) -> list[Answer]:
+def _answers(scored: ScoredGroup) -> list[ShownAnswer]:
     return [
         answer(completion, verdict)
         for completion, verdict in zip(scored.group.completions, scored.verdicts, strict=True)
     ]
 
 
-def answer(completion: Completion, verdict: Verdict) -> Answer:
+def answer(completion: Completion, verdict: Verdict) -> ShownAnswer:
     cut = completion.finish is FinishReason.LENGTH
-    return Answer(completion.text, verdict.reward, verdict.right, verdict.cause, cut)
+    return ShownAnswer(completion.text, verdict.reward, verdict.right, verdict.cause, cut)
