@@ -5,10 +5,12 @@ import sys
 from typing import Any
 
 import pytest
+from evidence import findings_for
 from msgspec.structs import fields, replace
 
 from interlock.chips.admission import admit, distrust, needs_certificate
 from interlock.chips.certificates import seal
+from interlock.chips.verdict import NEEDED
 from interlock.records.trust import Certificate, Role, Stack, Trust
 
 NPU = Stack("npu", "Chip 1", "25.1", "7.7", "CANN 9", "2.13.0", "torch_npu 2.13.0", "0.1")
@@ -16,8 +18,8 @@ CPU = Stack("cpu", "a chip", "", "", "", "2.13.0", "", "0.1")
 
 
 def certificate(stack: Stack = NPU, **changes: Any) -> Certificate:
-    reasons = ["backward failed: wrong"]
-    whole = Certificate(stack, "npu:0", 2, "quick", Trust.TRAIN, reasons, [], 10.0)
+    trust = changes.get("trust", Trust.TRAIN)
+    whole = Certificate(stack, "npu:0", 2, "quick", trust, [], findings_for(trust), 10.0)
     return seal(replace(whole, **changes))
 
 
@@ -27,8 +29,8 @@ REFUSED: list[tuple[Certificate | None, Role, int, str]] = [
         replace(certificate(), trust=Trust.GENERATE),
         Role.GENERATE,
         1,
-        "the certificate of npu (Chip 1, torch_npu 2.13.0) was changed or damaged: its digest is "
-        "not that of its content",
+        "the certificate of npu (Chip 1, torch_npu 2.13.0) was changed or damaged: its checksum "
+        "is not that of its content",
     ),
     (
         certificate(replace(NPU, torch="2.12.0", plugin="torch_npu 2.12.0")),
@@ -43,16 +45,41 @@ REFUSED: list[tuple[Certificate | None, Role, int, str]] = [
         "its certificate says generate, which is not enough to train (backward failed: wrong)",
     ),
     (
-        certificate(trust=Trust.REJECT, reasons=[]),
+        certificate(trust=Trust.REJECT),
         Role.GENERATE,
         1,
-        "its certificate says reject, which is not enough to generate",
+        "its certificate says reject, which is not enough to generate (forward failed: wrong)",
     ),
     (
         certificate(trust=Trust.UNKNOWN),
         Role.GENERATE,
         1,
-        "its certificate says unknown, which is not enough to generate (backward failed: wrong)",
+        "its certificate says unknown, which is not enough to generate "
+        "(forward did not run: nobody asked)",
+    ),
+    (  # as one that was edited
+        certificate(findings=[]),
+        Role.GENERATE,
+        1,
+        f"its certificate says train, and its findings unknown ({', '.join(NEEDED)} did not run)",
+    ),
+    (  # of a suite without that check
+        certificate(findings=[f for f in findings_for(Trust.TRAIN) if f.check != "sampler"]),
+        Role.GENERATE,
+        1,
+        "its certificate says train, and its findings unknown (sampler did not run)",
+    ),
+    (
+        certificate(findings=findings_for(Trust.REJECT)),
+        Role.GENERATE,
+        1,
+        "its certificate says train, and its findings reject (forward failed: wrong)",
+    ),
+    (
+        certificate(replace(NPU, suite="0123456789ab")),
+        Role.GENERATE,
+        1,
+        "its certificate is for another stack: suite '0123456789ab', and here it is ''",
     ),
     (
         certificate(),

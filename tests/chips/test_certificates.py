@@ -1,4 +1,4 @@
-"""Sealed, filed, found and refused; the digests are worked out by hand."""
+"""Sealed, filed, found and refused; the checksums are worked out by hand."""
 
 import hashlib
 import json
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from evidence import findings_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import fields, replace
@@ -43,14 +44,14 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def test_the_digest_is_sha256_over_everything_else() -> None:
-    bare = Certificate(CPU, "cpu", 1, "quick", Trust.REJECT, [], [], 2.5, "an old digest")
+def test_the_checksum_is_sha256_over_everything_else() -> None:
+    bare = Certificate(CPU, "cpu", 1, "quick", Trust.REJECT, [], [], 2.5, "", "an old checksum")
     content = (
-        '{"device":"cpu","digest":"","findings":[],"issued":2.5,"level":"quick","reasons":[],'
+        '{"checksum":"","commit":"","device":"cpu","findings":[],"issued":2.5,"level":"quick","reasons":[],'
         '"stack":{"chip":"a chip","driver":"","firmware":"","interlock":"0.1","kind":"cpu",'
-        '"plugin":"","runtime":"","serial":"","torch":"2.13.0"},"trust":"reject","world_size":1}'
+        '"libraries":"","plugin":"","runtime":"","serial":"","suite":"","torch":"2.13.0","vllm":""},"trust":"reject","world_size":1}'
     )
-    assert seal(bare).digest == hashlib.sha256(content.encode()).hexdigest()
+    assert seal(bare).checksum == hashlib.sha256(content.encode()).hexdigest()
 
 
 @pytest.mark.parametrize(
@@ -64,8 +65,8 @@ def test_the_digest_is_sha256_over_everything_else() -> None:
         {"reasons": []},
         {"findings": []},
         {"issued": 10.5},
-        {"digest": "0" * 64},
-        {"digest": ""},
+        {"checksum": "0" * 64},
+        {"checksum": ""},
     ],
     ids=str,
 )
@@ -108,7 +109,7 @@ def test_whatever_was_measured_survives_the_file_and_the_wire(
     save(sealed, path)
     for copy in (load(path), from_bytes(to_bytes(sealed), Certificate)):
         verify(copy)
-        assert copy.digest == sealed.digest and repr(copy) == repr(sealed)
+        assert copy.checksum == sealed.checksum and repr(copy) == repr(sealed)
 
 
 @pytest.mark.parametrize(
@@ -183,8 +184,8 @@ def test_what_proves_more_stays_until_a_fault_is_found(
 
 def test_a_certificate_is_of_one_chip() -> None:
     one, other = replace(NPU, serial="A1"), replace(NPU, serial="B2")
-    keep(certificate(one))
-    keep(certificate(other, trust=Trust.REJECT))
+    keep(certificate(one, findings=findings_for(Trust.TRAIN)))
+    keep(certificate(other, trust=Trust.REJECT, findings=findings_for(Trust.REJECT)))
     assert admit(one, find(one), Role.TRAIN).why is None
     assert "says reject" in str(admit(other, find(other), Role.GENERATE).why)
     third = replace(NPU, serial="C3")
@@ -225,7 +226,7 @@ def test_where_they_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
 def test_one_of_an_older_format_is_refused_with_the_remedy(directory: Path) -> None:
     keep(certificate())
     (path,) = directory.iterdir()
-    path.write_text(path.read_text().replace('"world_size"', '"world"'))
+    path.write_text(path.read_text().replace('"checksum"', '"digest"'))
     with pytest.raises(RunError, match=r"older format; run: interlock qualify --device npu:0$"):
         find(NPU)
     keep(certificate())  # qualified again

@@ -5,6 +5,7 @@ import os
 import re
 import tokenize
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -62,7 +63,7 @@ def test_a_kind_without_a_row_has_nothing_special() -> None:
     assert vendors.kind_of("abacus:3") == "abacus"
     abacus = vendors.of("abacus")
     assert (abacus.kind, abacus.numbered, abacus.host, abacus.plugin) == ("abacus", True, False, "")
-    assert abacus.software("", None) == ("", "", "")
+    assert abacus.software("", None) == ("", "", "", "")
 
 
 def test_rows_are_found_by_their_kinds() -> None:
@@ -127,3 +128,10 @@ def test_nvidias_driver_is_asked_with_a_deadline(
     monkeypatch.setattr(vendors, "_DEADLINE_S", 0.2)
     tool.write_text("#!/bin/sh\nexec sleep 60\n")
     assert versions.stack("cuda", "H100").firmware == ""
+
+
+def test_the_libraries_that_torch_brings_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {"nvidia-nccl-cu13": "2.27.3", "nvidia-cudnn-cu13": "9.10.2.21", "numpy": "2", "": "1"}
+    found = [SimpleNamespace(name=name, version=version) for name, version in names.items()]
+    monkeypatch.setattr(vendors.metadata, "distributions", lambda: found)
+    assert vendors._nvidia_libraries() == "cuDNN 9.10.2.21, NCCL 2.27.3"

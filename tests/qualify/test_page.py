@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from interlock.chips.verdict import judge
 from interlock.errors import RunError
 from interlock.qualify import plots
 from interlock.qualify.checks import CHECKS
 from interlock.qualify.page import page, write_page
-from interlock.qualify.verdict import judge
 from interlock.records.trust import Certificate, Finding, Measure, Result, Role, Stack, Trust
 
 STACK = Stack("npu", "Chip 9", "1.2", "3.4", "CANN 8.5", "2.13.0", "torch_npu 2.13.0", "0.4.0")
@@ -39,7 +39,9 @@ def findings(**changes: Finding) -> list[Finding]:
 
 def certificate(found: list[Finding], **changes: Any) -> Certificate:
     trust, reasons = judge(found)
-    made = Certificate(STACK, "npu:0", 2, "default", trust, reasons, found, 86400.0, "ab" * 32)
+    made = Certificate(
+        STACK, "npu:0", 2, "default", trust, reasons, found, 86400.0, "cd" * 20, "ab" * 32
+    )
     return msgspec.structs.replace(made, **changes)
 
 
@@ -296,7 +298,7 @@ def test_what_a_device_says_is_inert(attack: str) -> None:
     cases = [Measure(f"{attack} {i}", 2.0, 1.0, 0.1) for i in range(25)]
     bad = Finding(attack, Result.FAIL, attack, 1.0, {attack: attack, "advice": attack}, cases)
     stack = Stack(*[attack] * 8)
-    given = certificate(findings(), stack=stack, device=attack, level=attack, digest=attack)
+    given = certificate(findings(), stack=stack, device=attack, level=attack, checksum=attack)
     given = msgspec.structs.replace(
         given, findings=[*given.findings, bad], reasons=[attack], trust=Trust.REJECT
     )

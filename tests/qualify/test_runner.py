@@ -11,7 +11,6 @@ from interlock.chips import certificates
 from interlock.errors import ConfigError
 from interlock.qualify import probe, runner
 from interlock.qualify.check import Check, Level
-from interlock.qualify.checks import CHECKS
 from interlock.records.trust import Certificate, Finding, Measure, Result, Role, Trust
 
 BOTH = frozenset(Role)
@@ -30,7 +29,6 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Check]]:
                 function=f"planted_checks:{function}",
                 classes=(1,),
                 proves="",
-                needed=CHECKS[name.replace("_", "-")].needed,
                 deadline_s=dict.fromkeys(Level, deadline),
                 remedy="",
             )

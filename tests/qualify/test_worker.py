@@ -6,6 +6,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 import pytest
+from evidence import findings_for
 
 from interlock.chips import certificates
 from interlock.errors import ConfigError
@@ -45,7 +46,7 @@ def pretend(
     assert level is Level.QUICK and fail_fast and checks == GENERATION
     if name != "npu:1":
         raise ConfigError(f"device {name!r}\ncannot be used here")
-    found = Certificate(NPU, name, 1, level, Trust.GENERATE, [], [], 1.0)
+    found = Certificate(NPU, name, 1, level, Trust.GENERATE, [], findings_for(Trust.GENERATE), 1.0)
     return certificates.seal(found)
 
 

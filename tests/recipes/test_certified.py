@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from evidence import findings_for
 from running import DEADLINE, ENVIRONMENT
 
 from interlock.chips import certificates
@@ -40,7 +41,7 @@ def healthy() -> Stack:
 
 
 def certify(stack: Stack, trust: Trust) -> Certificate:
-    made = Certificate(stack, "sim", 2, "quick", trust, ["soak failed: a flipped bit"], [], 1.0)
+    made = Certificate(stack, "sim", 2, "quick", trust, [], findings_for(trust), 1.0)
     sealed = certificates.seal(made)
     certificates.keep(sealed)
     return sealed

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from evidence import findings_for
 
 from interlock.chips import certificates
 from interlock.errors import ConfigError
@@ -26,7 +27,7 @@ def _npu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def certify(trust: Trust, world_size: int = 1) -> None:
-    made = Certificate(NPU, "npu", world_size, "quick", trust, ["backward failed"], [], 1.0)
+    made = Certificate(NPU, "npu", world_size, "quick", trust, [], findings_for(trust), 1.0)
     certificates.keep(certificates.seal(made))
 
 

@@ -16,9 +16,11 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+from evidence import findings_for
 from msgspec.structs import replace
 
 from interlock.chips import certificates
+from interlock.chips.verdict import judge
 from interlock.config.schema import FleetSettings, GeneratorSettings, GuardSettings
 from interlock.errors import ConfigError
 from interlock.fleet.base import Event, Lost, Spec
@@ -245,11 +247,12 @@ def make_certificate(
     device: str = "",
     issued: float = WALL,
 ) -> Certificate:
-    """`failed`: the ids of the checks that did."""
+    """`failed`: the ids of the checks that did; "": those that `findings_for` picks for `trust`."""
     device = device or stack.kind
-    findings = [Finding("forward", Result.PASS, "right")]
-    findings += [Finding(check, Result.FAIL, f"{check} is off") for check in failed.split()]
-    reasons = [f"{check} failed: {check} is off" for check in failed.split()]
+    off = {check: Finding(check, Result.FAIL, f"{check} is off") for check in failed.split()}
+    kept = [each for each in findings_for(Trust.TRAIN if off else trust) if each.check not in off]
+    findings = [*kept, *off.values()]
+    _, reasons = judge(findings)
     return certificates.seal(
         Certificate(stack, device, world_size, "quick", trust, reasons, findings, issued)
     )

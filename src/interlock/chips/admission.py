@@ -11,6 +11,7 @@ from typing import NamedTuple
 from msgspec.structs import fields
 
 from interlock.chips import certificates
+from interlock.chips.verdict import judge
 from interlock.errors import RunError
 from interlock.records.trust import Certificate, Role, Stack, Trust
 
@@ -81,9 +82,12 @@ def distrust(
         was, now = getattr(certificate.stack, name), getattr(stack, name)
         if was != now:
             return f"its certificate is for another stack: {name} {was!r}, and here it is {now!r}"
-    if role not in _COVERS.get(certificate.trust, set()):
-        first = f" ({certificate.reasons[0]})" if certificate.reasons else ""
-        return f"its certificate says {certificate.trust}, which is not enough to {role}{first}"
+    trust, reasons = judge(certificate.findings)
+    first = f" ({reasons[0]})" if reasons else ""
+    if trust is not certificate.trust:
+        return f"its certificate says {certificate.trust}, and its findings {trust}{first}"
+    if role not in _COVERS.get(trust, set()):
+        return f"its certificate says {trust}, which is not enough to {role}{first}"
     proven = certificate.world_size
     if proven < min(world_size, MOST_RANKS):
         return f"its collectives are proven with {proven} processes, but {world_size} are asked"

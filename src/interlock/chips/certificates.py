@@ -4,8 +4,8 @@
     admission.py <── Certificate ──find(stack)────────┘
 
 <directory> is $INTERLOCK_CERTIFICATES, else $XDG_DATA_HOME/interlock/certificates, else
-~/.local/share/interlock/certificates. The seal is a digest: it shows that a certificate was changed
-or damaged, not who issued it. No torch here.
+~/.local/share/interlock/certificates. The seal is a checksum: it shows that a file was damaged, not
+who wrote it. What a certificate claims is judged by its findings (verdict.py). No torch here.
 """
 
 import hashlib
@@ -27,17 +27,17 @@ _SPECIAL = "$float"  # the key under which JSON, which has no infinity and no Na
 
 
 def seal(certificate: Certificate) -> Certificate:
-    """The same with its digest: sha256 of everything else in it, as JSON with sorted keys."""
+    """The same with its checksum: sha256 of everything else in it, as JSON with sorted keys."""
     whole = msgspec.convert(msgspec.to_builtins(certificate), Certificate)  # 1 becomes 1.0
-    return replace(whole, digest=_digest(whole))
+    return replace(whole, checksum=_checksum(whole))
 
 
 def verify(certificate: Certificate) -> None:
     """Raises RunError when the content is not what was sealed."""
-    if certificate.digest != _digest(certificate):
+    if certificate.checksum != _checksum(certificate):
         raise RunError(
-            f"the certificate of {described(certificate.stack)} was changed or damaged: its digest "
-            "is not that of its content"
+            f"the certificate of {described(certificate.stack)} was changed or damaged: its "
+            "checksum is not that of its content"
         )
 
 
@@ -54,7 +54,7 @@ def load(path: Path) -> Certificate:
     """
     try:
         tree = _with_specials(msgspec.json.decode(path.read_bytes()))
-        if isinstance(tree, dict) and "world" in tree:  # before it was called world_size
+        if isinstance(tree, dict) and "digest" in tree:  # before it was called checksum
             raise RunError(
                 f"{path} is a certificate of an older format; {remedy(str(tree.get('device')))}"
             )
@@ -110,8 +110,8 @@ def described(stack: Stack) -> str:
     return f"{stack.kind} ({', '.join(filter(None, [stack.chip, software]))})"
 
 
-def _digest(certificate: Certificate) -> str:
-    tree = _without_specials(msgspec.to_builtins(replace(certificate, digest="")))
+def _checksum(certificate: Certificate) -> str:
+    tree = _without_specials(msgspec.to_builtins(replace(certificate, checksum="")))
     return hashlib.sha256(msgspec.json.encode(tree, order="sorted")).hexdigest()
 
 

@@ -16,6 +16,7 @@ import platform
 import re
 import subprocess
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +34,7 @@ class Software(NamedTuple):
     driver: str = ""
     firmware: str = ""
     runtime: str = ""  # with its name: "CUDA 13.0"
+    libraries: str = ""  # that torch brings: "cuDNN 9.10.2, NCCL 2.27.3"
 
 
 class Vendor(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,7 +107,18 @@ def _cuda(serial: str, built: Any) -> Software:
     if built.hip is not None:
         driver = _text(Path("/sys/module/amdgpu/version")).strip()
         return Software(driver, runtime=_named("ROCm", built.hip))
-    return Software(*_nvidia_smi(serial), _named("CUDA", built.cuda))
+    return Software(*_nvidia_smi(serial), _named("CUDA", built.cuda), _nvidia_libraries())
+
+
+def _nvidia_libraries() -> str:
+    """As the packages that torch depends on call them: nvidia-cudnn-cu13 and its like."""
+    found: dict[str, str] = {}
+    for package in metadata.distributions():
+        name = re.fullmatch(r"nvidia-(cudnn|nccl|cublas)(-cu\d+)?", package.name or "")
+        if name:
+            found[name[1]] = package.version
+    titles = {"cublas": "cuBLAS", "cudnn": "cuDNN", "nccl": "NCCL"}
+    return ", ".join(f"{titles[name]} {found[name]}" for name in sorted(found))
 
 
 def _nvidia_smi(serial: str) -> tuple[str, str]:

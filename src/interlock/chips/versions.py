@@ -2,6 +2,8 @@
 touched, nothing is raised, and nothing takes longer than a few seconds.
 """
 
+import hashlib
+import json
 import platform
 import re
 from importlib import metadata
@@ -11,6 +13,8 @@ import torch
 
 from interlock.chips import vendors
 from interlock.records.trust import Stack
+
+_PACKAGE = Path(__file__).parents[1]
 
 
 def stack(
@@ -29,7 +33,33 @@ def stack(
         plugin=_plugin(vendor.plugin) if plugin is None else plugin,
         interlock=_version("interlock"),
         serial=serial,
+        libraries=found.libraries,
+        vllm=_version("vllm"),
+        suite=suite(),
     )
+
+
+def suite() -> str:
+    """The checks that `qualify` makes, as a digest of their sources: others prove other things."""
+    digest = hashlib.sha256()
+    for file in sorted((_PACKAGE / "qualify").rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def commit() -> str:
+    """The commit of Interlock's sources: of the repository it was installed from, or lies in; ""
+    where there is none.
+    """
+    try:
+        told = metadata.distribution("interlock").read_text("direct_url.json") or "{}"
+        if found := json.loads(told).get("vcs_info", {}).get("commit_id"):
+            return str(found)
+        git = _PACKAGE.parents[1] / ".git"
+        head = (git / "HEAD").read_text().strip()
+        return (git / head.removeprefix("ref: ")).read_text().strip() if ":" in head else head
+    except (metadata.PackageNotFoundError, OSError, ValueError, AttributeError):
+        return ""
 
 
 def minor(version: str) -> str:

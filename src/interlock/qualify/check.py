@@ -18,6 +18,7 @@ import msgspec
 import torch
 
 from interlock.chips import vendors
+from interlock.chips.verdict import NEEDED
 from interlock.records.trust import Measure, Role
 
 
@@ -65,10 +66,14 @@ class Check:
     function: str
     classes: tuple[int, ...]  # failure classes, as docs/qualify.md numbers them
     proves: str  # one sentence
-    needed: frozenset[Role]  # roles that it must have passed for
     remedy: str  # what to do when it fails
     strict: bool = False  # a fallback to the host is to be an error, where the vendor has a switch
     deadline_s: Mapping[Level, float] = field(default_factory=lambda: DEADLINES_S)
+
+    @property
+    def needed(self) -> frozenset[Role]:
+        """The roles that it must have passed for."""
+        return NEEDED[self.id]
 
 
 def judged(

@@ -1,13 +1,9 @@
-"""The checks: what each proves, and who needs it. The code is elsewhere.
+"""The checks: what each proves. The code is elsewhere; who needs it says chips/verdict.py.
 
 The order is that of running: what everything else stands on comes first.
 """
 
 from interlock.qualify.check import Check, Level
-from interlock.records.trust import Role
-
-_BOTH = frozenset(Role)
-_TRAIN = frozenset({Role.TRAIN})
 
 _ALL = [
     Check(
@@ -15,7 +11,6 @@ _ALL = [
         function="interlock.qualify.software:versions",
         classes=(10,),
         proves="driver, runtime, torch and its plugin belong together",
-        needed=_BOTH,
         remedy="install the plugin made for this torch, and the runtime that plugin names",
     ),
     Check(
@@ -23,7 +18,6 @@ _ALL = [
         function="interlock.qualify.software:generation_operators",
         classes=(9,),
         proves="every operator of generation is there; those that run on the host are named",
-        needed=_BOTH,
         remedy="upgrade the plugin, or wait for the operator",
     ),
     Check(
@@ -31,7 +25,6 @@ _ALL = [
         function="interlock.qualify.software:training_operators",
         classes=(9,),
         proves="every operator of the learner is there, and none runs on the host in secret",
-        needed=_TRAIN,
         remedy="train elsewhere; upgrade the plugin, or wait for the operator",
         strict=True,
     ),
@@ -40,7 +33,6 @@ _ALL = [
         function="interlock.qualify.numerics:forward",
         classes=(1, 3),
         proves="operators give the right numbers at the shapes of language models",
-        needed=_BOTH,
         remedy="do not use it; send the failed cases to the vendor",
     ),
     Check(
@@ -48,7 +40,6 @@ _ALL = [
         function="interlock.qualify.opinfo:sample",
         classes=(1,),
         proves="a sample of torch's own operator tests passes",
-        needed=_BOTH,
         remedy="do not use it; send the failed cases to the vendor",
     ),
     Check(
@@ -56,7 +47,6 @@ _ALL = [
         function="interlock.qualify.numerics:backward",
         classes=(2,),
         proves="gradients are right at the shapes of language models",
-        needed=_TRAIN,
         remedy="train elsewhere; send the failed cases to the vendor",
     ),
     Check(
@@ -64,7 +54,6 @@ _ALL = [
         function="interlock.qualify.training:band",
         classes=(3,),
         proves="a small model learns as it does on the reference, seed for seed",
-        needed=_TRAIN,
         remedy="train elsewhere; compare an optimizer step with interlock parity",
     ),
     Check(
@@ -72,7 +61,6 @@ _ALL = [
         function="interlock.qualify.agreement:learner_parity",
         classes=(4,),
         proves="the learner gives the log-probabilities of the reference, before and after updates",
-        needed=_TRAIN,
         remedy="train elsewhere",
     ),
     Check(
@@ -80,7 +68,6 @@ _ALL = [
         function="interlock.qualify.agreement:engine_parity",
         classes=(4,),
         proves="the engine gives the log-probabilities of the reference, before and after updates",
-        needed=_BOTH,
         remedy="do not use it; find the layer with interlock parity --bisect",
     ),
     Check(
@@ -88,7 +75,6 @@ _ALL = [
         function="interlock.qualify.agreement:stale_weights",
         classes=(5,),
         proves="decoding uses the weights that were loaded last",
-        needed=_BOTH,
         remedy="do not use it: it would generate with weights of the past",
     ),
     Check(
@@ -96,7 +82,6 @@ _ALL = [
         function="interlock.qualify.sampling:distribution",
         classes=(1, 11),
         proves="tokens are drawn as often as their probabilities say",
-        needed=_BOTH,
         remedy="do not use it",
     ),
     Check(
@@ -104,7 +89,6 @@ _ALL = [
         function="interlock.qualify.sampling:invariance",
         classes=(11,),
         proves="an answer does not depend on what else is in the batch, beyond rounding",
-        needed=_BOTH,
         remedy="do not use it",
     ),
     Check(
@@ -112,7 +96,6 @@ _ALL = [
         function="interlock.qualify.collectives:exact",
         classes=(6,),
         proves="collectives end, and add up exactly",
-        needed=_TRAIN,
         remedy="train on one device, or on others; check the links",
         deadline_s={Level.QUICK: 300, Level.DEFAULT: 900, Level.SOAK: 900},  # 120 for one case
     ),
@@ -121,7 +104,6 @@ _ALL = [
         function="interlock.qualify.endurance:determinism",
         classes=(7, 11),
         proves="the same computation gives the same bits, on which exact resume stands",
-        needed=_TRAIN,
         remedy="train elsewhere, or switch the vendor's deterministic mode on and qualify that",
     ),
     Check(
@@ -129,7 +111,6 @@ _ALL = [
         function="interlock.qualify.endurance:memory",
         classes=(8,),
         proves="memory that is given back can be had again",
-        needed=_BOTH,
         remedy="do not use it for long runs; upgrade the driver",
     ),
     Check(
@@ -137,7 +118,6 @@ _ALL = [
         function="interlock.qualify.speed:roofline",
         classes=(9,),
         proves="no operator is far below what the device's own products and copies reach",
-        needed=_TRAIN,
         remedy="look for a fallback to the host in the slow operators",
     ),
     Check(
@@ -145,7 +125,6 @@ _ALL = [
         function="interlock.qualify.soak:soak",
         classes=(7,),
         proves="it keeps computing the same under load: no crash, no flipped bit",
-        needed=_BOTH,
         remedy="take the chip out; a crash code says whether hardware, link or software",
     ),
 ]

@@ -150,11 +150,21 @@ def _scope(certificate: Certificate) -> dict[str, str]:
         "Runtime": stack.runtime or _BLANK,
         "torch": stack.torch or _BLANK,
         "Plugin": stack.plugin or _BLANK,
-        "Interlock": stack.interlock or _BLANK,
+        "Libraries": stack.libraries or _BLANK,
+        "vLLM": stack.vllm or _BLANK,
+        "Interlock": _interlock(certificate),
         "Level of the checks": _LEVELS.get(certificate.level, certificate.level),
         "Processes in collectives": f"{certificate.world_size}",
         "Issued": f"{issued:%Y-%m-%d %H:%M} UTC",
     }
+
+
+def _interlock(certificate: Certificate) -> str:
+    """ "0.1.0, commit 1965b7a, checks 30c1f0e0a1b2"."""
+    stack = certificate.stack
+    named = {"commit": certificate.commit[:7], "checks": stack.suite}
+    parts = [stack.interlock, *(f"{name} {value}" for name, value in named.items() if value)]
+    return ", ".join(filter(None, parts)) or _BLANK
 
 
 def _tasks(certificate: Certificate, rows: Sequence[CheckRow]) -> list[tuple[str, str]]:

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import msgspec
 
-from interlock.chips import certificates, vendors
+from interlock.chips import certificates, vendors, versions
+from interlock.chips.verdict import judge
 from interlock.errors import ConfigError
 from interlock.processes.child import (
     Child,
@@ -39,7 +40,6 @@ from interlock.qualify.probe import (
     Shown,
     decode_reply,
 )
-from interlock.qualify.verdict import judge
 from interlock.records.trust import Certificate, Finding, Result, Role, Stack
 from interlock.text import error_line, visible
 
@@ -101,7 +101,17 @@ def qualify(
         findings = [Finding("versions", Result.FAIL, silent), *others]
     trust, reasons = judge(findings)
     return certificates.seal(
-        Certificate(stack, name, world_size, level, trust, reasons, findings, time.time())
+        Certificate(
+            stack,
+            name,
+            world_size,
+            level,
+            trust,
+            reasons,
+            findings,
+            time.time(),
+            versions.commit(),
+        )
     )
 
 

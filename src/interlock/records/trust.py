@@ -41,6 +41,9 @@ class Stack(msgspec.Struct, frozen=True):
     plugin: str = ""  # "torch_npu 2.13.0"
     interlock: str = ""
     serial: str = ""  # tells it from others of its kind: a certificate is of one chip
+    libraries: str = ""  # that torch brings for it: "cuDNN 9.10.2, NCCL 2.27.3"
+    vllm: str = ""  # installed beside torch
+    suite: str = ""  # the checks of `qualify`, as a digest of their sources
 
 
 class Measure(msgspec.Struct, frozen=True):
@@ -64,7 +67,7 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 class Certificate(msgspec.Struct, frozen=True):
-    """What `interlock qualify` found of a stack, sealed by the digest of everything else in it."""
+    """What `interlock qualify` found of a stack."""
 
     stack: Stack
     device: str  # as it was asked for
@@ -74,4 +77,5 @@ class Certificate(msgspec.Struct, frozen=True):
     reasons: list[str]  # why it is not trusted with more
     findings: list[Finding]
     issued: float  # seconds since 1970
-    digest: str = ""  # chips/certificates.py
+    commit: str = ""  # of Interlock's sources, where that is known
+    checksum: str = ""  # of everything else in it: chips/certificates.py

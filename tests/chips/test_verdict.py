@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from interlock.chips.verdict import NEEDED, judge
 from interlock.qualify.checks import CHECKS
-from interlock.qualify.verdict import judge
 from interlock.records.trust import Finding, Result, Role, Trust
 
 
@@ -40,6 +40,10 @@ def test_what_did_not_run_never_certifies() -> None:
     others = ", ".join(name for name in CHECKS if name != "forward")
     assert one[1] == [f"{others} did not run"]
     assert judge([Finding("forward", Result.FAIL, "wrong")])[0] is Trust.REJECT
+
+
+def test_every_check_has_its_roles() -> None:
+    assert list(CHECKS) == list(NEEDED)
 
 
 def test_training_needs_all_that_generation_needs_and_more() -> None:

@@ -9,20 +9,44 @@
                reject     generation is refused
                unknown    none of these: a check that decides did not run
 
-Which check is needed for which role stands in its row of checks.py; all are needed for training.
+It is asked when a certificate is made and again whenever one is read: a certificate never says more
+than its findings, and what a later suite of checks asks besides is missing in an earlier one's.
 """
 
 from collections.abc import Iterable, Mapping
 
-from interlock.qualify.checks import CHECKS
 from interlock.records.trust import Finding, Result, Role, Trust
+
+_BOTH = frozenset(Role)
+_TRAIN = frozenset({Role.TRAIN})
+
+# The roles that each check is needed for. What a check is stands in qualify/checks.py.
+NEEDED: dict[str, frozenset[Role]] = {
+    "versions": _BOTH,
+    "operators": _BOTH,
+    "training-operators": _TRAIN,
+    "forward": _BOTH,
+    "opinfo": _BOTH,
+    "backward": _TRAIN,
+    "training": _TRAIN,
+    "learner-parity": _TRAIN,
+    "engine-parity": _BOTH,
+    "stale-weights": _BOTH,
+    "sampler": _BOTH,
+    "batch-invariance": _BOTH,
+    "collectives": _TRAIN,
+    "determinism": _TRAIN,
+    "memory": _BOTH,
+    "speed": _TRAIN,
+    "soak": _BOTH,
+}
 
 
 def judge(findings: Iterable[Finding]) -> tuple[Trust, list[str]]:
     """The trust, and what stands in the way of more: a line for each check that failed, and for
     those that did not run for one reason.
     """
-    found = {name: Finding(name, Result.UNKNOWN, "") for name in CHECKS}
+    found = {name: Finding(name, Result.UNKNOWN, "") for name in NEEDED}
     found |= {finding.check: finding for finding in findings}
     failed = [finding for finding in found.values() if finding.result is Result.FAIL]
     unknown: dict[str, list[str]] = {}
@@ -48,7 +72,7 @@ def _trust(results: Mapping[str, Result]) -> Trust:
 
 
 def _granted(role: Role, results: Mapping[str, Result]) -> Result:
-    needed = {results[name] for name, check in CHECKS.items() if role in check.needed}
+    needed = {results[name] for name, roles in NEEDED.items() if role in roles}
     for result in (Result.FAIL, Result.UNKNOWN):
         if result in needed:
             return result
