@@ -18,6 +18,7 @@ from interlock.config.schema import (
 from interlock.recipes.sinks import Sink
 from interlock.recipes.train import train
 from interlock.records.metrics import StepMetrics
+from interlock.records.rl import Score
 from time_to_half import (
     BETAS,
     COMPLETIONS,
@@ -68,7 +69,7 @@ class Held(Sink):
             self._turns.idle(self._progress(now - self._start - self._paused))
             self._start, self._paused = time.perf_counter(), 0.0
 
-    def evaluated(self, step: int, accuracy: float, problems: int) -> None:
+    def evaluated(self, step: int, score: Score) -> None:
         self._paused += time.perf_counter() - self._pause
 
     def step(self, metrics: StepMetrics) -> None:

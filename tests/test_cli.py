@@ -94,7 +94,9 @@ def test_train_report_eval_chat_and_the_directory_rules(tiny_recipe: Path, tmp_p
 
     options = ("--task", "arithmetic", "--problems", 4, "--max-tokens", 5)
     own = json.loads(interlock("eval", run, "--problems", 5, "--json").stdout)
-    assert own["accuracy"] == pytest.approx(view.metrics()[-1].accuracy)
+    last = view.metrics()[-1]
+    assert own["accuracy"] == pytest.approx(last.accuracy)
+    assert own["reward"] == pytest.approx(last.held_out_reward)
     assert "the run held out 8" in complaint("eval", run, "--problems", 9)
     assert "give --task too" in complaint("eval", run, "options.digits=1")
     measured = interlock("eval", run, *options, "--json", "options.digits=1")

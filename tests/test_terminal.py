@@ -19,7 +19,15 @@ from interlock.records.metrics import (
     WorkerMetrics,
     WorkerState,
 )
-from interlock.records.rl import Completion, FinishReason, Group, Problem, ScoredGroup, Verdict
+from interlock.records.rl import (
+    Completion,
+    FinishReason,
+    Group,
+    Problem,
+    Score,
+    ScoredGroup,
+    Verdict,
+)
 from interlock.rundir import RunDir
 
 METRICS = StepMetrics(
@@ -58,14 +66,14 @@ def test_a_log_gets_one_plain_line_per_step() -> None:
         watch.stage(0, "grpo", 0, 40)
         watch.phase("generating", 8)
         watch.advance()
-        watch.evaluated(0, 0.109, 128)
+        watch.evaluated(0, Score(0.109, -2.5, 128))
         watch.step(StepMetrics(stage=0, step=0, accuracy=0.109))  # said already
         watch.step(METRICS)
         watch.note("[bold]a note[/]")
         watch.event(Event(1.0, "worker_lost", "w is lost", "w"))
     assert text(log).splitlines() == [
         "stage 0: grpo, 40 steps",
-        "step 0: accuracy 10.9% on 128 held-out problems",
+        "step 0: accuracy 10.9%, mean reward -2.5 on 128 held-out problems",
         "step 1/40: reward 0.25  length 12  entropy 1.50  mismatch 2.5e-04  skipped 2"
         "  generate 3.2s",
         "[bold]a note[/]",
@@ -77,7 +85,7 @@ def test_a_screen_shows_progress_curve_and_steps() -> None:
     screen = console(is_terminal=True)
     watch = terminal.LiveWatch(screen)
     watch.stage(0, "grpo", 0, 40)
-    watch.evaluated(0, 0.109, 128)
+    watch.evaluated(0, Score(0.109, -2.5, 128))
     watch.step(METRICS)
     watch.phase("generating", 8)
     watch.advance()
@@ -142,7 +150,13 @@ def test_a_name_cannot_steer_the_terminal() -> None:
 
 @pytest.mark.parametrize(
     ("values", "expected"),
-    [([0.0, 0.5, 1.0], "▁▅█"), ([-1.0, 2.0], "▁█"), ([0.0] * 3 + [1.0] * 60, "█" * 60), ([], "")],
+    [
+        ([0.0, 0.5, 1.0], "▁▅█"),
+        ([-1.0, 0.5, 2.0], "▁▅█"),
+        ([-1e308, 0.0, 1e308], "▁▅█"),
+        ([0.0] * 3 + [1.0] * 60, "█" * 60),
+        ([], ""),
+    ],
 )
 def test_sparkline(values: list[float], expected: str) -> None:
     assert terminal.sparkline(values) == expected
@@ -159,7 +173,7 @@ def test_accuracy_comes_with_its_interval() -> None:
     log = console(is_terminal=False)
     terminal.print_accuracy(log, [scored("4", 1.0), scored("5", 0.0)] * 32, show=1)
     # Wilson's interval of 32 in 64.
-    assert "accuracy 50.0% (95 % 38.1% – 61.9%) on 64 problems" in text(log)
+    assert "accuracy 50.0% (95 % 38.1% – 61.9%), mean reward 0.5 on 64 problems" in text(log)
     assert text(log).count("What is 2 + 2?") == 1 and "✓ 4" in text(log)
 
 
@@ -167,7 +181,8 @@ def test_accuracy_counts_right_answers_whatever_they_earned() -> None:
     log = console(is_terminal=False)
     shown = [scored("4", 0.2, correct=True), scored("5", 3.0, correct=False)]
     terminal.print_accuracy(log, [*shown, *shown], show=2)
-    assert "accuracy 50.0%" in text(log) and "✓ 4" in text(log) and "✗ 5" in text(log)
+    assert "accuracy 50.0%" in text(log) and "mean reward 1.6" in text(log)
+    assert "✓ 4" in text(log) and "✗ 5" in text(log)
 
 
 def test_the_outcome_compares_before_and_after(tmp_path: Path) -> None:
@@ -180,6 +195,18 @@ def test_the_outcome_compares_before_and_after(tmp_path: Path) -> None:
     shown = text(log)
     for expected in ("before", "after", "0.0%", "100.0%", "✗ five and so on …", "✓ 4", "answer: 4"):
         assert expected in shown, expected
+
+
+def test_the_outcome_keeps_rewards_apart_from_the_share_of_right_answers(tmp_path: Path) -> None:
+    with RunDir.create(tmp_path / "run", {"name": "x"}, {}) as run:
+        run.ledger.record_evaluation(0, 0, [scored("5", -1.0), scored("4", 1e308)])
+        run.ledger.record_evaluation(0, 4, [scored("4", 1e308), scored("4", 1e308)])
+    log = console(is_terminal=False)
+    terminal.print_outcome(log, RunDir.read(tmp_path / "run"))
+    cells = [line.replace("│", " ").split() for line in text(log).splitlines()]
+    rows = {line[0]: line for line in cells if line}
+    assert rows["before"][1:] == ["0", "50.0%", "9.5%", "–", "90.5%", "2", "5e+307"]
+    assert rows["after"][1:] == ["4", "100.0%", "34.2%", "–", "100.0%", "2", "1e+308"]
 
 
 def test_a_run_without_evaluation_says_so(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from interlock.qualify import runner
 from interlock.qualify.check import Check
 from interlock.recipes.sinks import Sink
 from interlock.records.metrics import Event, StepMetrics, WorkerMetrics, WorkerState
-from interlock.records.rl import ScoredGroup
+from interlock.records.rl import Score, ScoredGroup
 from interlock.records.trust import Certificate, Finding, Result, Role, Trust
 from interlock.report import summary
 from interlock.rundir import RunView
@@ -47,7 +47,8 @@ _OUT = frozenset({WorkerState.QUARANTINED, WorkerState.RETIRED})
 # What one step is worth saying, in the order of interest: heading, format, figure.
 _FIGURES: tuple[tuple[str, str, Callable[[StepMetrics], float | None]], ...] = (
     ("loss", "{:.3f}", lambda m: m.update.loss if m.rollout.reward is None else None),
-    ("reward", "{:.2f}", lambda m: m.rollout.reward),
+    ("reward", "{:.3g}", lambda m: m.rollout.reward),
+    ("right", "{:.1%}", lambda m: m.rollout.correct),
     ("length", "{:.0f}", lambda m: m.rollout.length),
     ("entropy", "{:.2f}", lambda m: m.update.entropy),
     ("gradient", "{:.2f}", lambda m: m.update.grad_norm),
@@ -88,8 +89,9 @@ class PlainWatch(Sink):
         resumed = f", resumed after step {done}" if done else ""
         self._print(f"stage {index}: {kind}, {steps} steps{resumed}")
 
-    def evaluated(self, step: int, accuracy: float, problems: int) -> None:
-        self._print(f"step {step}: accuracy {accuracy:.1%} on {problems} held-out problems")
+    def evaluated(self, step: int, score: Score) -> None:
+        worth = f"accuracy {score.accuracy:.1%}, mean reward {score.reward:.4g}"
+        self._print(f"step {step}: {worth} on {score.completions} held-out problems")
 
     def step(self, metrics: StepMetrics) -> None:
         if metrics.step:
@@ -153,8 +155,8 @@ class LiveWatch(Sink):
         for task in self._phase.task_ids:
             self._phase.advance(task)
 
-    def evaluated(self, step: int, accuracy: float, problems: int) -> None:
-        self._accuracy.append((step, accuracy))
+    def evaluated(self, step: int, score: Score) -> None:
+        self._accuracy.append((step, score.accuracy))
 
     def step(self, metrics: StepMetrics) -> None:
         for name, facts in metrics.workers.items():
@@ -178,7 +180,7 @@ class LiveWatch(Sink):
         parts: list[RenderableType] = [self._stage]
         rewards = [m.rollout.reward for m in self._steps if m.rollout.reward is not None]
         if rewards:
-            parts.append(Text(f"reward    {sparkline(rewards)}  {rewards[-1]:.2f}", style="green"))
+            parts.append(Text(f"reward    {sparkline(rewards)}  {rewards[-1]:.3g}", style="green"))
         if self._accuracy:
             points = "  ".join(f"{value:.1%} @{step}" for step, value in self._accuracy[-6:])
             parts.append(Text(f"held out  {points}", style="cyan"))
@@ -191,9 +193,12 @@ class LiveWatch(Sink):
 
 
 def sparkline(values: list[float], width: int = 60) -> str:
-    """A one-line curve of the last `width` values of a share (0 to 1)."""
+    """A one-line curve of the last `width` values, from 0 to 1 or as far as they go beyond."""
+    low, high = min(0.0, *values, 0.0), max(1.0, *values, 1.0)
+    middle, half = low / 2 + high / 2, high / 2 - low / 2  # high - low may be no float
     top = len(_BARS) - 1
-    return "".join(_BARS[round(min(max(value, 0.0), 1.0) * top)] for value in values[-width:])
+    places = (((value - middle) / half + 1) / 2 for value in values[-width:])
+    return "".join(_BARS[round(place * top)] for place in places)
 
 
 def _facts(metrics: StepMetrics) -> dict[str, str]:
@@ -254,7 +259,7 @@ def print_outcome(console: Console, run: RunView) -> None:
         console.print(f"{steps} steps done; there was no task to measure accuracy on")
         return
     table = Table(title="Held-out problems, greedy answers", title_justify="left")
-    for heading in ("", "step", "accuracy", "95 % interval", "problems"):
+    for heading in ("", "step", "accuracy", "95 % interval", "problems", "mean reward"):
         table.add_column(heading, justify="right" if heading else "left")
     for name, evaluation in (("before", pair.before), ("after", pair.after)):
         if evaluation is not None:
@@ -265,9 +270,11 @@ def print_outcome(console: Console, run: RunView) -> None:
 
 
 def _accuracy_cells(evaluation: summary.Evaluation) -> list[str]:
-    low, high = evaluation.interval or (0.0, 1.0)
-    problems = "–" if evaluation.problems is None else str(evaluation.problems)
-    return [f"{evaluation.accuracy:.1%}", f"{low:.1%} – {high:.1%}", problems]
+    interval = "–"
+    if evaluation.interval:
+        interval = "{:.1%} – {:.1%}".format(*evaluation.interval)
+    problems, reward = _figure("{}", evaluation.problems), _figure("{:.4g}", evaluation.reward)
+    return [f"{evaluation.accuracy:.1%}", interval, problems, reward]
 
 
 def _comparison_table(comparisons: Sequence[summary.Comparison]) -> Table:
@@ -290,11 +297,11 @@ def _answer(answer: summary.ShownAnswer) -> Text:
 
 
 def print_accuracy(console: Console, scored: Sequence[ScoredGroup], show: int) -> None:
-    """Accuracy of one evaluation and its first `show` answers."""
-    right = [each for group in scored for each in group.right]
-    share = sum(right) / len(right)
-    low, high = summary.wilson(share, len(right))
-    console.print(f"accuracy {share:.1%} (95 % {low:.1%} – {high:.1%}) on {len(right)} problems")
+    """Accuracy and mean reward of one evaluation, and its first `show` answers."""
+    worth = Score.of(scored)
+    low, high = summary.wilson(worth.accuracy, worth.completions)
+    accuracy = f"accuracy {worth.accuracy:.1%} (95 % {low:.1%} – {high:.1%})"
+    console.print(f"{accuracy}, mean reward {worth.reward:.4g} on {worth.completions} problems")
     for group in scored[:show]:
         question = group.group.problem.messages[-1]["content"]
         console.print(Text(f"\n{visible(question)}", style="bold"), soft_wrap=True)

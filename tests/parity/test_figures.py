@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from interlock.parity.figures import difference, greedy, mcnemar, task_result
+from interlock.records.rl import Verdict
 
 
 def test_a_difference_worked_out_by_hand() -> None:
@@ -39,9 +40,10 @@ def test_mcnemar_is_the_exact_binomial_test(one: int, other: int) -> None:
 
 
 def test_a_task_is_compared_problem_by_problem() -> None:
-    right = [list(map(bool, map(int, digits))) for digits in ("11101110", "10010000")]
-    found = task_result("sums", *right)
+    sides = [[Verdict(9.0 * int(x), x == "1") for x in side] for side in ("11101110", "10010000")]
+    found = task_result("sums", *sides)
     assert (found.a.share, found.b.share, found.only_a, found.only_b) == (0.75, 0.25, 5, 1)
     assert found.p == pytest.approx(2 * (1 + 6) / 64)
     # Wilson, 6 of 8, z = 1.96
+    assert (found.a.reward, found.b.reward) == (6.75, 2.25)
     assert (found.a.low, found.a.high) == pytest.approx((0.4093, 0.9285), abs=1e-4)

@@ -8,6 +8,7 @@ from interlock.config.schema import GuardSettings
 from interlock.mismatch import Mismatch
 from interlock.parity.figures import Difference, difference, task_result
 from interlock.parity.outcome import Agreement, Report, SideFacts, Weights, judged
+from interlock.records.rl import Verdict
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
 
@@ -35,14 +36,15 @@ def report(k3: float = 1e-9, sides: str = "ab", dtype: str = "float32", **more: 
 
 
 def test_a_significant_loss_on_the_task_is_different_whatever_the_k3() -> None:
-    a, b = [True] * 50 + [False] * 50, [True] * 20 + [False] * 80
+    right, wrong = Verdict(1.0), Verdict(0.0)
+    a, b = [right] * 50 + [wrong] * 50, [right] * 20 + [wrong] * 80
     found = report(task=task_result("gsm8k", a, b))
     assert found.task is not None and found.task.p == pytest.approx(2 / 2**30)  # 30 heads of 30
     assert found.verdict is Agreement.DIFFERENT
     assert found.headline.startswith("side b (vllm:y) loses on gsm8k, 20.0% right against 50.0%")
     other = report(task=task_result("gsm8k", b, a))
     assert other.verdict is Agreement.DIFFERENT and "side a (torch:x) loses" in other.headline
-    chance = report(task=task_result("gsm8k", a, a[:44] + [False] * 56))  # p = 2 / 2**6
+    chance = report(task=task_result("gsm8k", a, a[:44] + [wrong] * 56))  # p = 2 / 2**6
     assert chance.verdict is Agreement.SAME
 
 

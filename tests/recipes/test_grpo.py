@@ -53,7 +53,30 @@ def test_advantages_by_hand() -> None:
     assert advantages([1, 0, 0, 0], "mean") == pytest.approx([0.75, -0.25, -0.25, -0.25])
 
 
-@pytest.mark.parametrize("rewards", [[0.0, 0.0], [1.0, 1.0, 1.0], [0.1 + 0.2, 0.3]])
+@pytest.mark.parametrize(
+    ("rewards", "found"),
+    [
+        ([2.0, -1.0], [1.0, -1.0]),
+        ([1e308, 0.0], [1.0, -1.0]),
+        ([1e308, -1e308], [1.0, -1.0]),  # their difference is no float
+        ([1.7e308, 1.7e308, -1.7e308], [0.5**0.5, 0.5**0.5, -(2**0.5)]),
+        ([1e-9, 0.0], [1.0, -1.0]),
+        ([5e-324, 0.0], [1.0, -1.0]),
+        ([1000.0, 1001.0], [-1.0, 1.0]),
+    ],
+)
+def test_advantages_of_rewards_of_any_size(rewards: list[float], found: list[float]) -> None:
+    assert advantages(rewards, "mean_std") == pytest.approx(found)
+
+
+def test_an_advantage_without_a_spread_stays_within_float32() -> None:
+    assert advantages([1e308, -1e308], "mean") == [1e9, -1e9]
+    assert advantages([3.0, -1.0], "mean") == [2.0, -2.0]
+
+
+@pytest.mark.parametrize(
+    "rewards", [[0.0, 0.0], [1.0, 1.0, 1.0], [0.1 + 0.2, 0.3], [1e308, 1e308], [-1e9, -1e9 - 1e-6]]
+)
 def test_equal_rewards_teach_nothing(rewards: list[float]) -> None:
     assert advantages(rewards, "mean_std") == [0.0] * len(rewards)
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from interlock.recipes.sinks import Sink
 from interlock.recipes.train import train
 from interlock.records.metrics import Event
 from interlock.records.rl import VerdictStatus
+from interlock.report import write_report
 from interlock.rundir import RunDir
 from interlock.workers import generator as generators
 
@@ -218,3 +220,24 @@ def test_reward_and_correctness_are_apart(tiny_recipe: Path, tmp_path: Path) -> 
     assert step.rollout.parts == pytest.approx({"base": 5.0, "odd": -share})
     held_out = [each for scored in view.ledger.read_evaluation(0, 0) for each in scored.right]
     assert before.accuracy == sum(held_out) / 5 <= 1
+    assert before.held_out_reward == pytest.approx(5 - sum(held_out) / 5)
+
+
+@pytest.mark.parametrize("advantage", ["mean_std", "mean"])
+def test_any_finite_reward_teaches_and_resumes(
+    advantage: str, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    """Sums of these overflow; accuracies above 1 have no interval."""
+    (tmp_path / "reward.py").write_text(
+        "def reward(problem, answer):\n"
+        "    return (2, -1, 1.1, 1e308, -1e308)[sum(map(ord, answer)) % 5]\n"
+    )
+    asked = ["stage.steps=2", "stage.eval.every=1", f"stage.loss.advantage={advantage}"]
+    view = run(tiny_recipe, tmp_path / "run", *asked)
+    train(load_recipe(tiny_recipe, asked), tmp_path / "run", resume=True)
+    lines = view.metrics()
+    assert [line.update.bad_steps for line in lines] == [None, 0, 0]
+    assert all(0 <= (line.accuracy or 0) <= 1 for line in lines)
+    rewards = [Fraction(r) for scored in view.ledger.read(0, 1) for r in scored.rewards]
+    assert lines[1].rollout.reward == float(sum(rewards) / len(rewards))
+    assert "mean reward" in write_report(tmp_path / "run").read_text()

@@ -62,8 +62,9 @@ def grpo_step() -> Callable[..., StepMetrics]:
         **changes: Any,
     ) -> StepMetrics:
         made = RolloutMetrics(
-            reward=step / 100, length=20.0 + step, truncated=step / 1000, tokens=1000 * step,
-            groups=8, groups_skipped=2, verifier_errors=1,
+            reward=step / 100, correct=step / 50, length=20.0 + step,
+            truncated=step / 1000, tokens=1000 * step, groups=8, groups_skipped=2,
+            verifier_errors=1,
         )  # fmt: skip
         learned = UpdateMetrics(
             loss=-step, grad_norm=2.0 * step, lr=1e-6 * step, entropy=1 / step,

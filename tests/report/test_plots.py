@@ -28,6 +28,7 @@ def test_every_plot_shows_the_logged_numbers(grpo_step: Step) -> None:
     shown = traces(metrics, Evaluation(0, 0, 0.25, 4), Evaluation(0, 5, 0.5, None))
     logged: dict[tuple[str, str], Callable[[StepMetrics], float | None]] = {
         ("reward", "each step"): lambda m: m.rollout.reward,
+        ("reward", "right"): lambda m: m.rollout.correct,
         ("loss", "loss"): lambda m: m.update.loss,
         ("gradient", "gradient norm"): lambda m: m.update.grad_norm,
         ("gradient", "learning rate"): lambda m: m.update.lr,
@@ -105,7 +106,7 @@ def test_reward_has_a_trailing_mean_that_begins_anew_with_each_stage(grpo_step: 
     expected = [0, 0, 0, 8 / 3, 8 / 3, None, 8 / 3, 0]
     assert mean["y"][:8] == pytest.approx(expected)
     assert mean["y"][20:24] == [None, 1.0, 1.0, 1.0]
-    assert traces(metrics[:19])["reward"].keys() == {"each step"}
+    assert traces(metrics[:19])["reward"].keys() == {"each step", "right"}
 
 
 def test_missing_numbers_are_gaps(grpo_step: Step) -> None:

@@ -38,7 +38,7 @@ def test_wilson_ends_solve_the_score_equation(total: int, share: float) -> None:
             assert score == pytest.approx(1.959964, rel=1e-3)
 
 
-def test_evaluations_take_the_logged_accuracy_else_the_share_of_right_answers(
+def test_evaluations_are_of_the_recorded_answers_else_as_they_were_logged(
     make_run: MakeRun, make_group: MakeGroup
 ) -> None:
     run = make_run()
@@ -47,18 +47,18 @@ def test_evaluations_take_the_logged_accuracy_else_the_share_of_right_answers(
     scored[1].verdicts[0] = Verdict(0.5, correct=True)  # a number that would not say it
     run.ledger.record_evaluation(0, 0, scored)
     run.ledger.record_evaluation(0, 2, scored)
-    for step, accuracy in ((1, None), (2, 0.5), (3, 0.25)):
+    for step, accuracy in ((1, None), (2, 1.1), (3, 0.25)):  # 1.1: a mean reward, of old versions
         run.log(StepMetrics(stage=0, step=step, accuracy=accuracy))
+    run.log(StepMetrics(stage=0, step=4, accuracy=0.5, held_out_reward=-2.0))
     assert summary.evaluations(run, run.metrics()) == [
-        (0, 0, 0.75, 4),
-        (0, 2, 0.5, 4),
-        (0, 3, 0.25, None),
+        (0, 0, 0.75, 4, 0.625),
+        (0, 2, 0.75, 4, 0.625),
+        (0, 3, 0.25, None, None),
+        (0, 4, 0.5, None, -2.0),
     ]
 
 
-def test_no_interval_where_rewards_are_no_shares_or_their_number_is_unknown() -> None:
-    assert summary.Evaluation(0, 0, -0.5, 10).interval is None
-    assert summary.Evaluation(0, 0, 1.5, 10).interval is None
+def test_no_interval_where_the_number_of_answers_is_unknown() -> None:
     assert summary.Evaluation(0, 0, 0.5, None).interval is None
     assert summary.Evaluation(0, 0, 0.8, 10).interval == summary.wilson(0.8, 10)
 

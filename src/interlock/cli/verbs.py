@@ -14,7 +14,7 @@ from pathlib import Path
 from interlock.config.reading import load_recipe, parse_sampling, parse_task, to_tree
 from interlock.config.schema import GeneratorSettings, TaskSettings
 from interlock.errors import ConfigError, RunError
-from interlock.records.rl import Sampling
+from interlock.records.rl import Sampling, Score
 from interlock.records.trust import Trust
 from interlock.rundir import RunDir
 
@@ -64,7 +64,7 @@ def evaluate(given: argparse.Namespace) -> None:
     from rich.console import Console
 
     from interlock import terminal
-    from interlock.recipes.evaluate import accuracy, measure
+    from interlock.recipes.evaluate import measure
     from interlock.report.summary import wilson
 
     count = 128 if given.problems is None else given.problems
@@ -74,9 +74,11 @@ def evaluate(given: argparse.Namespace) -> None:
     with terminal.watching(console) as screen:
         scored = measure(_model(given.model), task, count, generator, sampling, screen)
     if given.json:
-        low, high = wilson(accuracy(scored), len(scored))
-        figures = {"accuracy": accuracy(scored), "low": low, "high": high, "problems": len(scored)}
-        print(json.dumps(figures | {"model": given.model, "task": to_tree(task)}))
+        worth = Score.of(scored)
+        low, high = wilson(worth.accuracy, worth.completions)
+        figures = {"accuracy": worth.accuracy, "low": low, "high": high, "reward": worth.reward}
+        of = {"problems": worth.completions, "model": given.model, "task": to_tree(task)}
+        print(json.dumps(figures | of))
     else:
         terminal.print_accuracy(console, scored, given.show)
 

@@ -293,9 +293,9 @@ def _parted(groups: Mapping[str, Sequence[Group]]) -> list[Parted]:
 def _task(question: Question, trials: _Trials, asked: int) -> TaskResult | None:
     if question.task is None or not trials.greedy:
         return None
-    right = {}
+    verdicts = {}
     with VerifierPool(question.task) as verifier:
         for side, groups in trials.greedy.items():
             pairs = [(group.problem, group.completions[0].text) for group in groups[-asked:]]
-            right[side] = [verdict.right for verdict in verifier.verify(pairs)]
-    return task_result(question.task.name, right["a"], right["b"])
+            verdicts[side] = verifier.verify(pairs)
+    return task_result(question.task.name, verdicts["a"], verdicts["b"])

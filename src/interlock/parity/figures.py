@@ -6,11 +6,12 @@ tokens: k3 then estimates the KL of the sampler from the other (mismatch.py).
 
 import math
 from collections.abc import Sequence
-from statistics import fmean
+from statistics import fmean, mean
 
 import msgspec
 
 from interlock.mismatch import Mismatch, mismatch
+from interlock.records.rl import Verdict
 from interlock.report.summary import wilson
 
 _SAME_WITHIN = math.log(2)
@@ -46,11 +47,12 @@ class Greedy(msgspec.Struct, frozen=True):
 
 
 class Accuracy(msgspec.Struct, frozen=True):
-    """Share of greedy answers that are right, with its 95 % Wilson interval."""
+    """Share of greedy answers that are right, with its 95 % Wilson interval; and their reward."""
 
     share: float
     low: float
     high: float
+    reward: float  # mean; any finite number
 
 
 class TaskResult(msgspec.Struct, frozen=True):
@@ -91,18 +93,19 @@ def _parts(a: Sequence[int], b: Sequence[int]) -> int | None:
     return None if len(a) == len(b) else min(len(a), len(b))
 
 
-def task_result(task: str, a: Sequence[bool], b: Sequence[bool]) -> TaskResult:
-    """Of whether each side was right, problem by problem."""
-    only_a = sum(x > y for x, y in zip(a, b, strict=True))
-    only_b = sum(x < y for x, y in zip(a, b, strict=True))
+def task_result(task: str, a: Sequence[Verdict], b: Sequence[Verdict]) -> TaskResult:
+    """Of what the answers of each side were found to be, problem by problem."""
+    only_a = sum(x.right > y.right for x, y in zip(a, b, strict=True))
+    only_b = sum(x.right < y.right for x, y in zip(a, b, strict=True))
     return TaskResult(
         task, len(a), _accuracy(a), _accuracy(b), only_a, only_b, mcnemar(only_a, only_b)
     )
 
 
-def _accuracy(right: Sequence[bool]) -> Accuracy:
-    share = fmean(right)
-    return Accuracy(share, *wilson(share, len(right)))
+def _accuracy(verdicts: Sequence[Verdict]) -> Accuracy:
+    share = fmean(verdict.right for verdict in verdicts)
+    reward = mean(verdict.reward for verdict in verdicts)  # exact: fmean overflows at 1e308
+    return Accuracy(share, *wilson(share, len(verdicts)), reward)
 
 
 def mcnemar(one: int, other: int) -> float:

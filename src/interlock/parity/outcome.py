@@ -274,6 +274,7 @@ def _of_task(report: Report) -> list[str]:
     if task is None:
         return []
     figures = f"{task.a.share:.1%} and {task.b.share:.1%} right on {task.task}"
+    figures += f" (mean reward {task.a.reward:.4g} and {task.b.reward:.4g})"
     if task.p >= _SURE:
         return [
             f"{figures}: no difference that {task.problems} problems can show (p = {task.p:.2g})"

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from statistics import fmean
 
 from interlock.config.reading import parse_recipe
 from interlock.config.schema import GeneratorSettings, StageSettings, TaskSettings
@@ -12,7 +11,7 @@ from interlock.models.fetch import find_model
 from interlock.models.tokenizer import Tokenizer
 from interlock.recipes.sinks import Sink
 from interlock.recipes.stage import Stage
-from interlock.records.rl import Group, Problem, Sampling, ScoredGroup
+from interlock.records.rl import Group, Problem, Sampling, Score, ScoredGroup
 from interlock.rundir import RunDir
 from interlock.tasks import open_task
 from interlock.tasks.verifier_pool import VerifierPool
@@ -29,14 +28,6 @@ def score(groups: Sequence[Group], verifier: VerifierPool) -> list[ScoredGroup]:
     answers = [(group.problem, answer.text) for group in groups for answer in group.completions]
     verdicts = iter(verifier.verify(answers))
     return [ScoredGroup(group, [next(verdicts) for _ in group.completions]) for group in groups]
-
-
-def accuracy(scored: Sequence[ScoredGroup]) -> float:
-    """The share of all completions that are right.
-
-    That is for the verifier to say; where it gives only a number, a reward of 1 or more is right.
-    """
-    return fmean(right for group in scored for right in group.right)
 
 
 def answer_greedily(
@@ -126,10 +117,10 @@ def is_due(stage: Stage[StageSettings], step: int) -> bool:
     return step in ends or bool(every and step % every == 0)
 
 
-def held_out_accuracy(
+def held_out_score(
     stage: Stage[StageSettings], step: int, problems: Sequence[Problem], verifier: VerifierPool
-) -> float | None:
-    """Accuracy after `step` updates when an evaluation is due then, else None.
+) -> Score | None:
+    """What greedy answers are worth after `step` updates when an evaluation is due then, else None.
 
     The answers are kept in the ledger; one that is there already is not computed again.
     """
@@ -144,6 +135,6 @@ def held_out_accuracy(
             problems, stage.generators, verifier, sampling, stage.sinks, unit, stage.exact
         )
         stage.run.ledger.record_evaluation(stage.index, step, scored)
-    result = accuracy(scored)
-    stage.sinks.evaluated(step, result, len(scored))
+    result = Score.of(scored)
+    stage.sinks.evaluated(step, result)
     return result

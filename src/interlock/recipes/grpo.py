@@ -9,20 +9,24 @@ counted.
 """
 
 from collections.abc import Callable, Sequence
-from statistics import fmean, pstdev
+from fractions import Fraction
+from math import sqrt
+from statistics import fmean
 
 from interlock.chips import heap
 from interlock.config.schema import Grpo, LossSettings
 from interlock.learner.learner import StepResult
 from interlock.learner.packing import TrainingGroup
 from interlock.models.tokenizer import Tokenizer
-from interlock.recipes.evaluate import check_lengths, held_out_accuracy
+from interlock.recipes.evaluate import check_lengths, held_out_score
 from interlock.recipes.guard import Guard, label
 from interlock.recipes.rollouts import Rollouts
 from interlock.recipes.stage import Clock, Stage, update_metrics
 from interlock.records.rl import Completion, Group, ScoredGroup
 from interlock.tasks import TaskSource, open_task
 from interlock.tasks.verifier_pool import VerifierPool
+
+MOST_ADVANTAGE = 10**9
 
 
 def prepare(settings: Grpo, tokenizer: Tokenizer, context: int) -> TaskSource:
@@ -44,7 +48,7 @@ def run(stage: Stage[Grpo], task: TaskSource) -> None:
     with VerifierPool(settings.task) as verifier:
         if stage.done == 0:
             stage.note_dropped(task.dropped)
-            stage.begin(held_out_accuracy(stage, 0, held_out, verifier))
+            stage.begin(held_out_score(stage, 0, held_out, verifier))
         rollouts, guard = Rollouts(stage, task), Guard(stage)
         for step in stage.steps():
             clock = Clock()
@@ -63,7 +67,7 @@ def run(stage: Stage[Grpo], task: TaskSource) -> None:
                 update=update_metrics(updates),
                 seconds=clock.seconds(),
                 workers=guard.judge(step, updates, fresh=not recorded),
-                accuracy=held_out_accuracy(stage, step, held_out, verifier),
+                held_out=held_out_score(stage, step, held_out, verifier),
             )
 
 
@@ -72,11 +76,22 @@ def advantages(rewards: Sequence[float], kind: str) -> list[float]:
 
     "mean_std": (r - mean) / std, GRPO (DeepSeekMath, arXiv 2402.03300, section 4.1.2).
     "mean": r - mean, Dr.GRPO (arXiv 2503.20783): no problem counts more for being lopsided.
+
+    Rewards are of any size: equal are those that differ by a millionth of the largest or less, and
+    no advantage is above MOST_ADVANTAGE, which float32 still takes and clip_norm cuts down anyway.
     """
-    mean, spread = fmean(rewards), pstdev(rewards)
-    if max(rewards) - min(rewards) < 1e-6:
+    exact = [Fraction(reward) for reward in rewards]
+    middle = sum(exact, Fraction()) / len(exact)
+    if max(exact) - min(exact) <= max(map(abs, exact)) / 10**6:
         return [0.0] * len(rewards)
-    return [(reward - mean) / (spread if kind == "mean_std" else 1.0) for reward in rewards]
+    apart = [reward - middle for reward in exact]
+    if kind == "mean":
+        most = Fraction(MOST_ADVANTAGE)
+        return [float(max(-most, min(each, most))) for each in apart]
+    farthest = max(map(abs, apart))
+    units = [float(each / farthest) for each in apart]
+    spread = sqrt(fmean(unit**2 for unit in units))
+    return [unit / spread for unit in units]
 
 
 def minibatches(

@@ -12,7 +12,7 @@ update. With a cap of n, generators work up to n steps ahead.
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import count, groupby
-from statistics import fmean
+from statistics import fmean, mean
 from typing import Literal
 
 from interlock.config.schema import Sampled
@@ -20,7 +20,7 @@ from interlock.errors import TrainingError
 from interlock.recipes.evaluate import score
 from interlock.recipes.stage import Clock, Stage
 from interlock.records.metrics import RolloutMetrics
-from interlock.records.rl import FinishReason, Group, Problem, ScoredGroup
+from interlock.records.rl import FinishReason, Group, Problem, Score, ScoredGroup
 from interlock.tasks import TaskSource
 from interlock.tasks.verifier_pool import VerifierPool
 from interlock.workers.generators import Purpose, Work
@@ -101,11 +101,12 @@ class Rollouts:
         """
         answers = [answer for scored in used for answer in scored.group.completions]
         verdicts = [verdict for scored in used for verdict in scored.verdicts]
+        worth = Score.of(used)
         lengths = [sum(answer.mask) for answer in answers]
         behind = [self.staleness(scored.group) for scored in used]
         return RolloutMetrics(
-            reward=fmean(verdict.reward for verdict in verdicts),
-            correct=fmean(verdict.right for verdict in verdicts),
+            reward=worth.reward,
+            correct=worth.accuracy,
             parts=_means(verdict.parts for verdict in verdicts),
             length=fmean(lengths),
             truncated=fmean(answer.finish is FinishReason.LENGTH for answer in answers),
@@ -223,4 +224,4 @@ def _means(found: Iterable[Mapping[str, float]]) -> dict[str, float]:
     for parts in found:
         for name, value in parts.items():
             values[name].append(value)
-    return {name: fmean(values[name]) for name in sorted(values)}
+    return {name: mean(values[name]) for name in sorted(values)}

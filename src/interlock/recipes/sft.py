@@ -15,8 +15,9 @@ from interlock.config.schema import Sft
 from interlock.errors import ModelError, TaskError
 from interlock.learner.packing import TrainingGroup
 from interlock.models.tokenizer import Tokenizer
-from interlock.recipes.evaluate import check_lengths, held_out_accuracy
+from interlock.recipes.evaluate import check_lengths, held_out_score
 from interlock.recipes.stage import Clock, Stage, update_metrics
+from interlock.records.rl import Score
 from interlock.tasks import TaskSource, open_task
 from interlock.tasks.verifier_pool import VerifierPool
 
@@ -67,7 +68,7 @@ def run(stage: Stage[Sft], data: Data) -> None:
                 step,
                 update=update_metrics([result]),
                 seconds=seconds,
-                accuracy=evaluate(step),
+                held_out=evaluate(step),
             )
 
 
@@ -171,11 +172,11 @@ def training_groups(rows: Sequence[Row]) -> list[TrainingGroup]:
     return groups
 
 
-def _evaluation(stage: Stage[Sft], data: Data, stack: ExitStack) -> Callable[[int], float | None]:
-    """Held-out accuracy after a step, where the stage has a task."""
+def _evaluation(stage: Stage[Sft], data: Data, stack: ExitStack) -> Callable[[int], Score | None]:
+    """The held-out score after a step, where the stage has a task."""
     if data.task is None or stage.settings.task is None:
         return lambda step: None
     problems = data.task.held_out(stage.settings.eval.problems)
     verifier = stack.enter_context(VerifierPool(stage.settings.task))
 
-    return lambda step: held_out_accuracy(stage, step, problems, verifier)
+    return lambda step: held_out_score(stage, step, problems, verifier)

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 
 from interlock.errors import RunError
 from interlock.records.metrics import Event, StepMetrics, WorkerMetrics
+from interlock.records.rl import Score
 from interlock.rundir import RunDir
 from interlock.text import described
 
@@ -42,8 +43,8 @@ class Sink:
     def advance(self) -> None:
         """One part of the phase is done."""
 
-    def evaluated(self, step: int, accuracy: float, problems: int) -> None:
-        """Held-out accuracy after `step` updates."""
+    def evaluated(self, step: int, score: Score) -> None:
+        """What greedy answers to held-out problems are worth after `step` updates."""
 
     def workers(self, facts: Mapping[str, WorkerMetrics]) -> None:
         """What every generator is doing, by name, about once a second."""
@@ -92,8 +93,8 @@ class Sinks(Sink):
     def advance(self) -> None:
         self._tell(lambda sink: sink.advance())
 
-    def evaluated(self, step: int, accuracy: float, problems: int) -> None:
-        self._tell(lambda sink: sink.evaluated(step, accuracy, problems))
+    def evaluated(self, step: int, score: Score) -> None:
+        self._tell(lambda sink: sink.evaluated(step, score))
 
     def workers(self, facts: Mapping[str, WorkerMetrics]) -> None:
         self._tell(lambda sink: sink.workers(facts))

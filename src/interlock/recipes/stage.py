@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Generic, Literal, TypeVar
 
+from msgspec.structs import replace
+
 from interlock.config.schema import Recipe, StageSettings
 from interlock.learner import checkpoint
 from interlock.learner.learner import Learner, StepResult
@@ -27,6 +29,7 @@ from interlock.records.metrics import (
     UpdateMetrics,
     WorkerMetrics,
 )
+from interlock.records.rl import Score
 from interlock.rundir import RunDir
 from interlock.workers.generators import Generators, Published
 
@@ -140,9 +143,9 @@ class Stage(Generic[Settings]):
                 figures = f"loss {update.loss}, gradient norm {update.grad_norm}"
                 self.event("bad_step", f"step {step}: {figures}: update skipped")
 
-    def begin(self, accuracy: float | None) -> None:
+    def begin(self, held_out: Score | None) -> None:
         """Log step 0: what the weights can do before the stage."""
-        self._log(StepMetrics(stage=self.index, step=0, kind=self.settings.kind, accuracy=accuracy))
+        self._log(StepMetrics(stage=self.index, step=0, kind=self.settings.kind), held_out)
 
     def restored(self, done: int) -> None:
         """The learner was put where it stood after `done` steps."""
@@ -153,7 +156,7 @@ class Stage(Generic[Settings]):
         step: int,
         *,
         seconds: StepSeconds,
-        accuracy: float | None,
+        held_out: Score | None,
         rollout: RolloutMetrics | None = None,
         update: UpdateMetrics | None = None,
         workers: Mapping[str, WorkerMetrics] | None = None,
@@ -164,14 +167,14 @@ class Stage(Generic[Settings]):
                 stage=self.index,
                 step=step,
                 kind=self.settings.kind,
-                accuracy=accuracy,
                 weight_version=self.learner.version + self.learner.unpublished,
                 rollout=rollout or RolloutMetrics(),
                 update=update or UpdateMetrics(),
                 seconds=seconds,
                 published=_publications(self._published),
                 workers=dict(workers or {}),
-            )
+            ),
+            held_out,
         )
         self._published.clear()
         self.restored(step)
@@ -179,7 +182,9 @@ class Stage(Generic[Settings]):
         if last or (every and step % every == 0):
             self._checkpoint()
 
-    def _log(self, metrics: StepMetrics) -> None:
+    def _log(self, metrics: StepMetrics, held_out: Score | None) -> None:
+        if held_out is not None:
+            metrics = replace(metrics, accuracy=held_out.accuracy, held_out_reward=held_out.reward)
         self.sinks.step(self.run.log(metrics))
 
     def save_what_is_done(self) -> bool:

@@ -123,6 +123,7 @@ class StepMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
     step: int  # from 1; 0: the weights that the stage begins with
     kind: str = ""  # of the stage
     accuracy: float | None = None  # share of right answers to held-out problems after the step
+    held_out_reward: float | None = None  # mean reward of the same answers
     weight_version: int | None = None  # of the weights after the step
     rollout: RolloutMetrics = RolloutMetrics()
     update: UpdateMetrics = UpdateMetrics()

@@ -8,8 +8,10 @@ Token ids are plain lists of int. Log-probabilities are natural logs of the dist
 really sampled from (after temperature, top-k and top-p), one per sampled token.
 """
 
+from collections.abc import Sequence
 from enum import StrEnum
-from typing import Annotated, Any
+from statistics import fmean, mean
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 from msgspec import Meta
@@ -181,6 +183,21 @@ class ScoredGroup(msgspec.Struct, frozen=True):
     @property
     def right(self) -> list[bool]:
         return [verdict.right for verdict in self.verdicts]
+
+
+class Score(NamedTuple):
+    """What all completions of some groups are worth: two figures that need not go together."""
+
+    accuracy: float  # share that is right (Verdict.right)
+    reward: float  # mean; any finite number
+    completions: int
+
+    @classmethod
+    def of(cls, scored: Sequence[ScoredGroup]) -> "Score":
+        right = [each for group in scored for each in group.right]
+        rewards = [each for group in scored for each in group.rewards]
+        # `mean` is exact: the sum that fmean takes overflows near the largest float.
+        return cls(fmean(right), mean(rewards), len(right))
 
 
 class WeightVersion(msgspec.Struct, frozen=True):

@@ -8,6 +8,7 @@ logged has no plot. Colours of the frame belong to the page, which knows light f
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from statistics import mean
 from typing import Any, NamedTuple
 
 from interlock.records.metrics import StepMetrics
@@ -125,9 +126,13 @@ def _learning(draw: "Drawing") -> list[Plot]:
     return [
         Plot(
             "reward",
-            "Mean reward",
-            "Over all completions sampled in a step.",
-            [Panel("reward", draw.smoothed(lambda m: m.rollout.reward, BLUE), {})],
+            "Reward and right answers",
+            "Over all completions sampled in a step. A reward may be any number; what is right the "
+            "verifier says.",
+            [
+                Panel("mean reward", draw.smoothed(lambda m: m.rollout.reward, BLUE), {}),
+                Panel("right", draw.line("right", GREEN, lambda m: m.rollout.correct), _PERCENT),
+            ],
         ),
         Plot(
             "loss",
@@ -253,7 +258,7 @@ class Drawing:
                 recent.clear()
             if value is not None:
                 recent.append(value)
-            means.append(None if value is None else sum(recent) / len(recent))
+            means.append(None if value is None else mean(recent))
         return means
 
     def bars(self, traces: Sequence[Trace]) -> list[Trace]:

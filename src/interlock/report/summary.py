@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from interlock.records.metrics import StepMetrics
-from interlock.records.rl import Completion, FinishReason, ScoredGroup, Verdict
+from interlock.records.rl import Completion, FinishReason, Score, ScoredGroup, Verdict
 from interlock.rundir import RunView, Session
 
 _Z95 = 1.959963984540054  # standard normal quantile of a two-sided 95 % interval
@@ -16,19 +16,18 @@ Metrics = Sequence[StepMetrics]
 
 
 class Evaluation(NamedTuple):
-    """Greedy accuracy on held-out problems after `step` updates of a stage."""
+    """Greedy answers to held-out problems after `step` updates of a stage."""
 
     stage: int
     step: int
-    accuracy: float  # share of right answers; what was logged by versions before: mean reward
+    accuracy: float  # share of right answers
     problems: int | None  # None when the answers are not in the ledger
+    reward: float | None = None  # mean; None when neither logged nor in the ledger
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The 95 % Wilson interval of `accuracy`; None when it is no share of known problems."""
-        if not self.problems or not 0 <= self.accuracy <= 1:
-            return None
-        return wilson(self.accuracy, self.problems)
+        """The 95 % Wilson interval of `accuracy`; None when the answers are not known."""
+        return wilson(self.accuracy, self.problems) if self.problems else None
 
 
 class BeforeAfter(NamedTuple):
@@ -78,22 +77,16 @@ def total(metrics: Metrics, figure: Callable[[StepMetrics], float | None]) -> fl
 
 
 def evaluations(run: RunView, metrics: Metrics) -> list[Evaluation]:
-    """Every evaluation, in order.
-
-    The accuracy is the logged one; where none was logged, the share of right recorded answers.
-    """
-    logged = {
-        (line.stage, line.step): line.accuracy for line in metrics if line.accuracy is not None
-    }
+    """Every evaluation, in order: of the recorded answers; what was logged where these are gone."""
+    logged = {(line.stage, line.step): line for line in metrics if line.accuracy is not None}
     recorded = set(run.ledger.evaluation_steps())
     found = []
-    for stage, step in sorted(logged.keys() | recorded):
-        scored = run.ledger.read_evaluation(stage, step)
-        right = [each for group in scored for each in group.right]
-        accuracy = logged.get((stage, step))
-        if accuracy is None:
-            accuracy = sum(right) / len(right)
-        found.append(Evaluation(stage, step, accuracy, len(right) or None))
+    for place in sorted(logged.keys() | recorded):
+        if place in recorded:
+            worth = Score.of(run.ledger.read_evaluation(*place))
+            found.append(Evaluation(*place, worth.accuracy, worth.completions, worth.reward))
+        elif (accuracy := logged[place].accuracy) is not None:
+            found.append(Evaluation(*place, accuracy, None, logged[place].held_out_reward))
     return found
 
 

@@ -7,12 +7,14 @@
 import math
 import numbers
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 from interlock.records.rl import Verdict
 
 _FIELDS = ("reward", "correct", "parts")
 _MOST_PARTS = 64
+_NUMBER = (numbers.Real, Decimal)  # Python does not count the latter as real
 _LONGEST_NAME = 100  # characters of a part's name
 
 
@@ -31,7 +33,7 @@ def verdict_of(value: Any) -> Verdict:
     value = _held(value)
     if isinstance(value, bool):
         return Verdict(float(value), value)
-    if isinstance(value, numbers.Real):
+    if isinstance(value, _NUMBER):
         return Verdict(_finite(value, "the verifier returned"))
     if isinstance(value, Mapping):
         fields = dict(value)
@@ -78,7 +80,7 @@ def _held(value: Any) -> Any:
 
 
 def _finite(value: Any, what: str) -> float:
-    if not isinstance(value, numbers.Real):
+    if not isinstance(value, _NUMBER):
         raise TypeError(f"{what} a {type(value).__name__}, not a number")
     number = float(value)
     if not math.isfinite(number):
