@@ -72,7 +72,7 @@ def writes_into_the_pipe():
     return 1.0
 def closes_everything(): os.closerange(0, 100); hang()
 def forks_and_returns(): os.fork(); return 1.0
-def environment(): return float(os.environ.get("SECRET") is None and not os.listdir("."))
+def environment(): return float(os.environ.get("SECRET") is None)
 def orphan():
     child = subprocess.Popen(["sleep", "1000"])
     open(os.environ["TMPDIR"] + "/orphan", "w").write(str(child.pid))
@@ -243,12 +243,43 @@ def test_a_verifier_that_hangs_at_its_import_dies_with_a_killed_run(tmp_path: Pa
     assert gone(int(told.read_text()), seconds=5)
 
 
-def test_the_verifier_sees_no_secrets_and_an_empty_directory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_verifier_sees_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "hunter2")
     with _pool(tmp_path) as pool:
         assert pool.verify([(_problem("environment"), "")]) == [Verdict(1.0)]
+
+
+def test_a_verifier_imports_and_opens_what_lies_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever the run was started, and however its path was given."""
+    beside = tmp_path / "verifiers"
+    (beside / "package").mkdir(parents=True)
+    (beside / "neighbour.py").write_text("BONUS = 0.5\n")
+    (beside / "package" / "__init__.py").write_text("from package.inner import more\n")
+    (beside / "package" / "inner.py").write_text("def more(): import neighbour; return 0.125\n")
+    (beside / "table.txt").write_text("0.25")
+    source = """
+from __future__ import annotations
+from dataclasses import dataclass
+import neighbour
+
+AT_IMPORT = float(open("table.txt").read())
+
+@dataclass
+class Found:
+    reward: float
+
+def verify(problem, answer):
+    from package import more
+    return Found(neighbour.BONUS + AT_IMPORT + float(open("table.txt").read()) + more())
+"""
+    (beside / "mine.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    for place in ("verifiers/mine.py", str(beside / "mine.py")):
+        task = TaskSettings("jsonl", {"path": "unused", "verifier": f"{place}:verify"})
+        with VerifierPool(task) as pool:
+            assert pool.verify([(_problem("x"), "")]) == [Verdict(1.125)]
 
 
 def test_any_text_reaches_the_verifier_unchanged(tmp_path: Path) -> None:

@@ -1,10 +1,13 @@
 """A verifier from the user's own file, loaded in the worker processes only.
 
 `verifier = "path/to/file.py:function"`; the function takes a problem as a plain dict (the fields of
-records.Problem) and the answer's text, and returns what returned.py reads.
+records.Problem) and the answer's text, and returns what returned.py reads. It runs as a script does
+that is started in its own folder: it may import and open what lies beside it.
 """
 
 import importlib.util
+import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -18,10 +21,14 @@ from interlock.tasks.jsonl import split_verifier
 
 def open_verifier(task: TaskSettings) -> Callable[[Problem, str], Any]:
     path, name = split_verifier(task.options["verifier"])
+    path = path.resolve()
+    os.chdir(path.parent)
+    sys.path.insert(0, str(path.parent))
     spec = importlib.util.spec_from_file_location("user_verifier", path)
     if spec is None or spec.loader is None:
         raise TaskError(f"verifier file {path}: its name must end in .py")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses and pickle look their module up
     spec.loader.exec_module(module)
     function = getattr(module, name, None)
     if not callable(function):

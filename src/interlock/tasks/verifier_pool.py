@@ -4,9 +4,9 @@
                                 │ no reply in time, a broken reply, or the process is gone
                                 └──> kill the process group, a failed Verdict, start a new one
 
-Each worker is a fresh interpreter in a session of its own, with a bare environment and an empty
-working directory. This contains faults; it is no sandbox against hostile code: a child process that
-opens a session of its own outlives the worker.
+Each worker is a fresh interpreter in a session of its own, with a bare environment, and works in an
+empty directory or in that of the user's verifier. This contains faults; it is no sandbox against
+hostile code: a child process that opens a session of its own outlives the worker.
 """
 
 import logging

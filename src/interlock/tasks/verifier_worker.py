@@ -37,7 +37,7 @@ Verifier = Callable[[Problem, str], Any]
 
 class VerifierSetup(msgspec.Struct, frozen=True):
     task: TaskSettings
-    directory: str  # where the verifier works, once it is loaded
+    directory: str  # an empty one, where verifiers work that are not the user's own
 
 
 class VerifierRequest(msgspec.Struct, frozen=True):
@@ -96,8 +96,9 @@ def _load(setup: VerifierSetup) -> Verifier:
         name = "interlock.tasks.user_verifier"
     module = importlib.import_module(name)
     _limit_resources(setup.task.memory_mb)
+    if "verifier" not in setup.task.options:
+        os.chdir(setup.directory)
     verify: Verifier = module.open_verifier(setup.task)
-    os.chdir(setup.directory)
     return verify
 
 
