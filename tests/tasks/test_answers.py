@@ -24,6 +24,15 @@ from interlock.tasks import answers
         ("46.5", "46.5"),
         ("46. Done", "46"),
         ("007", "007"),
+        (r"1\,234\,567", "1234567"),
+        ("1\u202f000 and", "1000"),
+        ("12 345", "12345"),
+        ("2024 100", "100"),
+        ("1e3", "1e3"),
+        ("it is -2.5E-4.", "-2.5E-4"),
+        ("2e", "2"),
+        (".5", ".5"),
+        ("so...5", "5"),
         ("\u0664\u0666", None),  # Arabic-Indic digits are not read
         ("no number", None),
         ("", None),
@@ -69,4 +78,8 @@ def test_marked_reads_to_the_end_of_the_line() -> None:
 
 def test_after_thinking() -> None:
     assert answers.after_thinking("<think>5</think>6</think>7") == "7"
-    assert answers.after_thinking("<think>5") == "<think>5"
+    assert answers.after_thinking("5</think>6") == "6"  # the prompt began it
+    assert answers.after_thinking("<think>5") == ""
+    assert answers.after_thinking("<think>5</think>6<think>7") == "6"
+    assert answers.after_thinking("6<Thinking>7") == "6"
+    assert answers.after_thinking("5") == "5"

@@ -117,6 +117,9 @@ def test_bad_options_are_named(options: dict[str, Any], complaint: str) -> None:
         ("46 or 47", 0.0),
         ("47 or 46", 1.0),
         ("-46", 0.0),
+        ("4.6e1", 1.0),
+        ("<think> 46", 0.0),  # it never answered
+        ("<think> 45</think> 46", 1.0),
         ("46.5", 0.0),
         ("", 0.0),
         ("forty-six", 0.0),

@@ -3,31 +3,69 @@ r"""Finding the final answer in the text of a completion. It judges nothing."""
 import re
 
 # A sign counts unless it follows an operand: "= -5" is minus five, "12-5" ends in five.
-_NUMBER = re.compile(
-    r"""
-    (?P<sign>(?<![\w)\]}])[-\N{MINUS SIGN}])?
-    [$€£]?
-    (?P<whole>[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)
-    (?P<decimals>\.[0-9]+)?
+_SIGN = r"(?:(?<![\w)\]}])[-\N{MINUS SIGN}])?"
+_GAP = r"(?:\\[,;:!]|\{,\}|[,\N{NO-BREAK SPACE}\N{THIN SPACE}\N{NARROW NO-BREAK SPACE} ])"
+# "1,234", "1{,}234", "1\,234", "1 234": groups of three, and nothing before that is a digit too.
+_GROUPED = rf"(?<![0-9.,])(?<![0-9][ ])[0-9]{{1,3}}(?:{_GAP}[0-9]{{3}})+(?![0-9])"
+_DECIMALS = r"(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,4}(?!\w|\.[0-9]))?"
+_MAGNITUDE = rf"(?:(?:{_GROUPED}|[0-9]+){_DECIMALS}|(?<![0-9.])(?=\.[0-9]){_DECIMALS})"
+_NUMBER = re.compile(rf"(?P<sign>{_SIGN})[$€£]?(?P<size>{_MAGNITUDE})")
+_PART = r"(?:\{[^{}]*\}|[0-9])"
+_VALUE = re.compile(
+    rf"""
+    {_SIGN}[$€£]?(?:
+        (?:[0-9]+\s*)?\\[dt]?frac\s*{_PART}\s*{_PART}
+      | (?:{_MAGNITUDE}\s*(?:\\times|\\cdot|[*×])\s*)?[0-9]+\s*\^\s*(?:\{{[^{{}}]*\}}|-?[0-9]+)
+      | {_MAGNITUDE}\s*/\s*[0-9]+
+      | {_MAGNITUDE}
+    )
     """,
     re.VERBOSE,
 )
+_FORMULA = re.compile(r"\$\$(.+?)\$\$|\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+_WORD = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{3}")
 _BOX = re.compile(r"\\boxed\s*\{")
+_THINKING = re.compile(r"<(/?)think(?:ing)?>", re.IGNORECASE)
 
 
 def after_thinking(text: str) -> str:
-    """What follows the last `</think>`; all of it when there is none."""
-    return text.rpartition("</think>")[2]
+    """What stands behind the last thinking that was ended, up to the next that begins.
+
+    All of it when nothing was thought, and nothing when it was never ended.
+    """
+    ends = [tag.end() for tag in _THINKING.finditer(text) if tag[1]]
+    answer = text[ends[-1] :] if ends else text
+    begun = _THINKING.search(answer)
+    return answer[: begun.start()] if begun else answer
 
 
 def last_number(text: str) -> str | None:
-    """The last number, as plain digits: "-1234.5". Understands "1,234", "1{,}234" and "$5"."""
-    found = list(_NUMBER.finditer(text.replace("{,}", ",")))
+    """The last number, as Python writes it: "-1234.5", "1e3".
+
+    Understands thousands ("1,234", "1{,}234", "1\\,234", "1 234") and "$5".
+    """
+    found = list(_NUMBER.finditer(text))
     if not found:
         return None
-    last = found[-1]
-    sign = "-" if last["sign"] else ""
-    return sign + last["whole"].replace(",", "") + (last["decimals"] or "")
+    sign = "-" if found[-1]["sign"] else ""
+    return sign + ungrouped(found[-1]["size"])
+
+
+def last_value(text: str) -> str | None:
+    r"""The last number, fraction or power; the whole formula ("$2\sqrt{3}$") when it is in one."""
+    found = list(_VALUE.finditer(text))
+    if not found:
+        return None
+    for formula in _FORMULA.finditer(text):
+        inside = next(filter(None, formula.groups()), "")
+        if formula.start() < found[-1].end() <= formula.end() and not _WORD.search(inside):
+            return inside.strip()
+    return found[-1][0].replace("\N{MINUS SIGN}", "-")
+
+
+def ungrouped(text: str) -> str:
+    """Without what separates thousands."""
+    return re.sub(_GROUPED, lambda found: re.sub(_GAP, "", found[0]), text)
 
 
 def boxed(text: str) -> list[str]:

@@ -69,7 +69,7 @@ def open_verifier(task: TaskSettings) -> Callable[[Problem, str], bool]:
 
 def verify(problem: Problem, answer: str) -> bool:
     """Whether the last number in the answer is the right one."""
-    number = answers.last_number(answer)
+    number = answers.last_number(answers.after_thinking(answer))
     return number is not None and Decimal(number) == Decimal(problem.answer)
 
 

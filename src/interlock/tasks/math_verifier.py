@@ -1,9 +1,10 @@
 r"""Judges the final answer of a completion against the reference, by math-verify.
 
 The final answer is, in this order, what stands in \boxed{…}; what follows the task's own mark
-("####"); the last number. Several boxed or marked answers must all be right: naming every candidate
-earns nothing. Texts of three letters and more are compared as words, since to a computer algebra
-system "Paris" and "pairs" are the same product.
+("####"); the last number, fraction or formula. Several boxed or marked answers must all be right:
+naming every candidate earns nothing. Texts of three letters and more are compared as words, since
+to a computer algebra system "Paris" and "pairs" are the same product; dates too, which are
+differences to it. A unit may be missing on one side, and must be the same where both have one.
 """
 
 import functools
@@ -12,19 +13,61 @@ from collections.abc import Callable
 from typing import Any
 
 import math_verify
+from latex2sympy2_extended import NormalizationConfig
 
 from interlock.config.schema import TaskSettings
 from interlock.records.rl import Problem
-from interlock.tasks import answers
+from interlock.tasks import answers, numeric
 from interlock.tasks.jsonl import options_of
 
 _WORDS = re.compile(r"[^\W\d_]{3}[^\W\d_]*([\s'-]+[^\W\d_]+)*")
-_UNIT = re.compile(r"(\S*[0-9])\s+[A-Za-z]{3}[A-Za-z ]*")
-_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}")
+_DATE = re.compile(r"(\d{1,4})([-/.])(\d{1,2})\2(\d{1,4})")
+_WRAPPED = r"\\(?:text|textbf|textrm|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}"
+_SPACES = re.compile(
+    r"\\[,;:! ]|\\quad|[~\N{NO-BREAK SPACE}\N{THIN SPACE}\N{NARROW NO-BREAK SPACE}]"
+)
+_DEGREES = re.compile(
+    r"\s*(?:\^\s*(?:\{\s*\\circ\s*\}|\\circ)|\\degree|°|degrees?\b)\s*(?:\\\w+\{[CF]\}|[CF]\b)?"
+)
+_SCIENTIFIC = re.compile(r"(?<![\w.\\])([0-9]*\.?[0-9]+)[eE]([+-]?[0-9]{1,4})(?!\w|\.[0-9])")
+_NEGATIVE_POWER = re.compile(r"\^\s*(-[0-9]+)")
+_POWER = r"(?:\s*\^\s*\{?-?[0-9]\}?)?"
+# What is wrapped is a unit, and so are words. Of what is shorter only what is customary and no
+# likely product: "5 m" may be one. A base ("1011_2") is like a unit: it says what digits mean.
+_WRAPPED_UNIT = re.compile(
+    rf"(?P<value>(?:\\[A-Za-z]+|[^A-Za-z\\])*(?:[0-9)}}]|\\pi))"
+    rf"(?P<unit>(?:\s*/?\s*{_WRAPPED}{_POWER})+)"
+)
+_SHORT = "mm|cm|km|ft|in|yd|mi|mg|kg|lb|oz|ms|hr|mL|ml|kJ|kW|Hz|Pa"
+_UNIT = re.compile(
+    rf"""(?P<value>(?:\\[dt]?frac|\\times|[^A-Za-z\\])*[0-9)}}])(?P<unit>
+        \s+[A-Za-z]{{3}}[A-Za-z ]*{_POWER}
+      | \s*(?:{_SHORT}){_POWER}
+      | \s*(?:{_SHORT}|m|g|L|J|N)\s*/\s*(?:{_SHORT}|m|g|L|s|h){_POWER}
+      | _\{{?[0-9]+\}}?
+    )""",
+    re.VERBOSE,
+)
+# Without its own idea of units, which takes the "t" of "3t" for one.
+_READING = [
+    math_verify.LatexExtractionConfig(
+        normalization_config=NormalizationConfig(
+            basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="all"
+        )
+    )
+]
+_MULTIPLES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_NO_UNITS = frozenset(
+    (
+        *("alpha", "beta", "gamma", "delta", "theta", "lambda", "sigma", "omega", "phi", "psi"),
+        *("infinity", "sqrt", "log", "sin", "cos", "tan", "d", "e", "i"),
+    )
+)
 
 
 def open_verifier(task: TaskSettings) -> Callable[[Problem, str], bool]:
     marker = options_of(task).answer_after
+    numeric.compare_relatively()
 
     def verify(problem: Problem, answer: str) -> bool:
         found = final_answers(answers.after_thinking(answer), marker)
@@ -34,31 +77,63 @@ def open_verifier(task: TaskSettings) -> Callable[[Problem, str], bool]:
 
 
 def final_answers(text: str, marker: str | None) -> list[str]:
-    """What the text claims as its result: all that is boxed, else all marked, else one number."""
+    """What the text claims as its result: all that is boxed, else all marked, else one value."""
     if found := answers.boxed(text):
         return found
     if marker is not None and (found := answers.marked(text, marker)):
         return found
-    number = answers.last_number(text)
-    return [] if number is None else [number]
+    value = answers.last_value(text)
+    return [] if value is None else [value]
 
 
 def same(reference: str, found: str) -> bool:
     """Whether two answers mean the same; what math-verify cannot read is compared as text."""
-    reference, found = _plain(reference), _plain(found)
+    (reference, unit), (found, other) = _quantity(_plain(reference)), _quantity(_plain(found))
     if _WORDS.fullmatch(reference):
         return reference.casefold() == found.casefold()
-    if not re.search("[A-Za-z]", reference) and (quantity := _UNIT.fullmatch(found)):
-        found = quantity[1]  # "18 dollars"
+    dates = _DATE.fullmatch(reference), _DATE.fullmatch(found)
+    if any(dates):
+        return all(dates) and _date(dates[0]) == _date(dates[1])
+    if unit and other and unit != other:
+        return False
     # The deadline is the pool's: math-verify's own alarm cannot stop a computation inside C code.
     return bool(math_verify.verify(_parse(reference), _parse(found), timeout_seconds=0))
 
 
 def _plain(answer: str) -> str:
-    return _TEXT.sub(r"\1", answer).replace("\\ ", " ").strip().removesuffix(".")
+    """The answer in the one way of writing that is read below."""
+    if not answer.startswith(("(", "[", "{", "\\left", "\\{")):  # "(1,234)" is a pair
+        answer = answers.ungrouped(answer)
+    answer = _DEGREES.sub("", _SPACES.sub(" ", answer))
+    answer = _NEGATIVE_POWER.sub(r"^{\1}", answer)
+    answer = _SCIENTIFIC.sub(r"\1 \\times 10^{\2}", answer)
+    return answer.strip().lstrip("€£").removesuffix(".").strip()
+
+
+def _quantity(answer: str) -> tuple[str, str]:
+    """(value, unit), the unit as it is compared; "" without one."""
+    quantity = _WRAPPED_UNIT.fullmatch(answer)
+    answer = re.sub(_WRAPPED, r"\1", answer).strip().removesuffix(".")
+    quantity = quantity or _UNIT.fullmatch(answer)
+    if quantity is None:
+        return answer, ""
+    value, words = quantity["value"], re.sub(_WRAPPED, r" \1", quantity["unit"]).split()
+    if words and words[0].casefold() in _NO_UNITS:
+        return answer, ""
+    while words and (power := _MULTIPLES.get(words[0].casefold())):
+        value, words = f"{value} \\times 10^{{{power}}}", words[1:]
+    if words and words[0].casefold() == "percent":
+        value, words = f"{value}\\%", words[1:]
+    return value, re.sub(r"[{}.]", "", "".join(words)).casefold().removesuffix("s")
+
+
+def _date(date: re.Match[str] | None) -> tuple[int, ...]:
+    return tuple(int(date[part]) for part in (1, 3, 4)) if date else ()
 
 
 @functools.lru_cache(maxsize=256)
 def _parse(answer: str) -> list[Any]:
-    parsed: list[Any] = math_verify.parse(f"\\boxed{{{answer}}}", parsing_timeout=0)
+    parsed: list[Any] = math_verify.parse(
+        f"\\boxed{{{answer}}}", extraction_config=_READING, parsing_timeout=0
+    )
     return parsed
