@@ -6,6 +6,7 @@
     │   ├── ModelError      a model that is missing, unsafe, damaged or of an unknown family
     │   ├── TaskError       a task, its data or its verifier cannot be set up
     │   └── RunError        a run directory: locked, not empty, unreadable, read-only, disk full
+    ├── VoidResult          it ran to its end, and nothing was learned or judged; exit code 3
     ├── SyncError           a weight version is missing, torn or not what it says; exit code 1
     └── TrainingError       the run cannot go on (bad steps, no generator left, …); exit code 1
 
@@ -35,6 +36,10 @@ class TaskError(UserError):
 
 class RunError(UserError):
     """A run directory is locked, occupied, unreadable, read-only or out of space."""
+
+
+class VoidResult(InterlockError):
+    """What was asked for ran to its end, but nothing was learned, or no answer could be judged."""
 
 
 class SyncError(InterlockError):

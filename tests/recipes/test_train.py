@@ -11,6 +11,7 @@ import torch
 from rounding import assert_close
 from safetensors.torch import load_file
 
+from interlock.cli import main
 from interlock.config.reading import load_recipe
 from interlock.engine.portable.engine import PortableEngine
 from interlock.errors import TrainingError
@@ -21,7 +22,7 @@ from interlock.recipes.sinks import Sink
 from interlock.recipes.train import train
 from interlock.records.metrics import Event
 from interlock.records.rl import VerdictStatus
-from interlock.report import write_report
+from interlock.report import summary, write_report
 from interlock.rundir import RunDir
 from interlock.workers import generator as generators
 
@@ -241,3 +242,46 @@ def test_any_finite_reward_teaches_and_resumes(
     rewards = [Fraction(r) for scored in view.ledger.read(0, 1) for r in scored.rewards]
     assert lines[1].rollout.reward == float(sum(rewards) / len(rewards))
     assert "mean reward" in write_report(tmp_path / "run").read_text()
+
+
+def told(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[object, str]:
+    """Exit code of a verb, and its last line on standard error."""
+    with pytest.raises(SystemExit) as ended:
+        main([str(each) for each in arguments])
+    return ended.value.code, (capsys.readouterr().err.splitlines() or [""])[-1]
+
+
+@pytest.mark.parametrize(
+    ("verifier", "complaint"),
+    [
+        ("return 1 / 0", "stage 0: the verifier failed on every answer: ZeroDivisionError"),
+        ("return 'well done'", "stage 0: the verifier failed on every answer: TypeError"),
+        ("return 0.5", "stage 0 learned nothing: in each of its 6 groups all rewards are equal"),
+    ],
+)
+def test_a_run_for_nothing_says_so_and_has_an_exit_code_of_its_own(
+    verifier: str,
+    complaint: str,
+    tiny_recipe: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "reward.py").write_text(f"def reward(problem, answer):\n    {verifier}\n")
+    directory = tmp_path / "run"
+    short = ("stage.steps=2", "stage.eval.every=0")
+    code, last = told(capsys, "train", tiny_recipe, "--run", directory, *short)
+    assert code == 3 and last.startswith(f"interlock: {complaint}")
+    view = RunDir.read(directory)
+    assert view.status == "finished" and complaint in (directory / "report.html").read_text()
+    if "verifier failed" in complaint:
+        assert [event.kind for event in view.events()] == ["verifier_error"] * 4
+        code, last = told(capsys, "eval", directory, "--problems", 2)
+        assert code == 3 and "the verifier failed on every answer" in last
+
+
+def test_a_run_that_learns_exits_with_zero(
+    tiny_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = ("stage.steps=2", "stage.eval.every=0")
+    assert told(capsys, "train", tiny_recipe, "--run", tmp_path / "run", *short)[0] == 0
+    assert summary.void(RunDir.read(tmp_path / "run")) == []

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from interlock.records.metrics import RolloutMetrics, StepMetrics
-from interlock.records.rl import Verdict
+from interlock.records.rl import Verdict, VerdictStatus
 from interlock.report import summary
 from interlock.rundir import Session
 
@@ -119,3 +119,33 @@ def test_a_total_is_of_the_steps_that_have_the_figure() -> None:
     ]
     assert summary.total(metrics, lambda m: m.rollout.tokens) == 5
     assert summary.total(metrics[:1], lambda m: m.rollout.tokens) is None
+
+
+def test_a_run_is_void_where_its_weights_stay_or_nothing_was_judged(make_run: MakeRun) -> None:
+    run = make_run()
+    skipped = RolloutMetrics(groups=4, completions=8, groups_skipped=4, verifier_errors=0)
+    failed = RolloutMetrics(groups=4, completions=8, groups_skipped=2, verifier_errors=8)
+    fine = RolloutMetrics(groups=4, completions=8, groups_skipped=4, verifier_errors=7)
+    for stage, (rollout, version) in enumerate(
+        [(skipped, 0), (fine, 1), (RolloutMetrics(), 1), (failed, 2), (RolloutMetrics(), 3)]
+    ):
+        run.log(StepMetrics(stage=stage, step=0))
+        run.log(StepMetrics(stage=stage, step=1, rollout=rollout, weight_version=version))
+    run.event("verifier_error", "step 1: 8 answers score 0: KeyError: 'x'")
+    assert summary.void(run) == [
+        "stage 0 learned nothing: in each of its 4 groups all rewards are equal",
+        "stage 2 learned nothing: no update was finite",
+        "stage 3: the verifier failed on every answer: step 1: 8 answers score 0: KeyError: 'x'",
+    ]
+
+
+def test_an_evaluation_is_void_when_no_answer_was_judged(
+    make_run: MakeRun, make_group: MakeGroup
+) -> None:
+    run = make_run()
+    groups = [make_group("q", ("a", 0.0)), make_group("r", ("b", 0.0))]
+    groups[0].verdicts[0] = Verdict.failed(VerdictStatus.ERROR, "KeyError: 'x'")
+    run.log(StepMetrics(stage=0, step=1, weight_version=1))
+    assert summary.not_judged(groups) is None and summary.not_judged(groups[:1]) == "KeyError: 'x'"
+    run.ledger.record_evaluation(0, 1, groups[:1])
+    assert summary.void(run) == ["stage 0: the verifier failed on every answer: KeyError: 'x'"]

@@ -8,16 +8,22 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from interlock.cli.arguments import parse
-from interlock.errors import InterlockError, UserError
+from interlock.errors import InterlockError, UserError, VoidResult
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run one verb and exit: 0 done, 1 the run failed, 2 the user's mistake, 130 interrupted."""
+    """Run one verb and exit.
+
+    0: done. 1: it failed. 2: the user's mistake. 3: done, and nothing was learned or judged by it.
+    130: interrupted.
+    """
     try:
         given = parse(arguments)
         given.verb(given)
     except UserError as error:
         _fail(error, 2)
+    except VoidResult as error:
+        _fail(error, 3)
     except InterlockError as error:
         _fail(error, 1)
     except ModuleNotFoundError as error:

@@ -44,7 +44,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_unqualified(verb)
     verb.set_defaults(verb=verbs.demo)
 
-    verb = choices.add_parser("train", help="run a recipe")
+    verb = choices.add_parser(
+        "train",
+        help="run a recipe",
+        description="Exit code 3: it ended, but a stage learned nothing or had no answer judged.",
+    )
     verb.add_argument("recipe", metavar="RECIPE.toml")
     verb.add_argument(
         "settings", nargs="*", metavar="key=value", help="change the recipe's settings"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from interlock.config.reading import load_recipe, parse_sampling, parse_task, to_tree
 from interlock.config.schema import GeneratorSettings, TaskSettings
-from interlock.errors import ConfigError, RunError
+from interlock.errors import ConfigError, RunError, VoidResult
 from interlock.records.rl import Sampling, Score
 from interlock.records.trust import Trust
 from interlock.rundir import RunDir
@@ -33,6 +33,7 @@ def train(given: argparse.Namespace) -> None:
 
     from interlock import terminal
     from interlock.recipes.train import train as run_recipe
+    from interlock.report import summary
     from interlock.report.page import write_report  # now: a missing plotly must not cost a run
 
     if given.unqualified:
@@ -55,8 +56,11 @@ def train(given: argparse.Namespace) -> None:
         command = shlex.join(["interlock", "train", given.recipe, *given.settings])
         console.print(f"to go on: {command} --run {directory} --resume", soft_wrap=True)
         raise
-    terminal.print_outcome(console, RunDir.read(directory))
+    run = RunDir.read(directory)
+    terminal.print_outcome(console, run)
     console.print(f"report: {write_report(directory).resolve()}", soft_wrap=True)
+    if void := summary.void(run):
+        raise VoidResult("; ".join(void))
 
 
 def evaluate(given: argparse.Namespace) -> None:
@@ -65,7 +69,7 @@ def evaluate(given: argparse.Namespace) -> None:
 
     from interlock import terminal
     from interlock.recipes.evaluate import measure
-    from interlock.report.summary import wilson
+    from interlock.report.summary import not_judged, wilson
 
     count = 128 if given.problems is None else given.problems
     task, sampling = _what_to_measure(given, count)
@@ -81,6 +85,8 @@ def evaluate(given: argparse.Namespace) -> None:
         print(json.dumps(figures | of))
     else:
         terminal.print_accuracy(console, scored, given.show)
+    if cause := not_judged(scored):
+        raise VoidResult(f"the verifier failed on every answer: {cause}")
 
 
 def _what_to_measure(given: argparse.Namespace, count: int) -> tuple[TaskSettings, Sampling]:

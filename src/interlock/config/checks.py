@@ -6,8 +6,11 @@ To add one, write a function that yields what is wrong, one line each, and name 
 concerns one stage alone is in its class (schema.py, `conflicts`).
 """
 
+import datetime
+import math
 import re
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from interlock.config.schema import Recipe, worker_settings
 from interlock.errors import ConfigError
@@ -85,6 +88,41 @@ def _inline(recipe: Recipe) -> Iterator[str]:
             )
 
 
+def _learner(recipe: Recipe) -> Iterator[str]:
+    """A token's weight of 1e-8 has no gradient in float16, one of 1e-6 half of it (verl#4036)."""
+    if recipe.learner.dtype == "float16":
+        yield (
+            'learner.dtype = "float16" rounds the gradients of small token weights to nothing; set '
+            "bfloat16 or float32"
+        )
+
+
+def _options(recipe: Recipe) -> Iterator[str]:
+    """What is passed on as it stands must survive the run's record and the way to a process."""
+    tables = {f"generator.{i}": each.options for i, each in enumerate(recipe.generator)}
+    tables |= {
+        f"stage.{i}.task": each.task.options for i, each in enumerate(recipe.stage) if each.task
+    }
+    for name, options in tables.items():
+        yield from _unrecordable(f"{name}.options", options)
+
+
+def _unrecordable(name: str, value: Any) -> Iterator[str]:
+    match value:
+        case dict():
+            for key, inner in value.items():
+                yield from _unrecordable(f"{name}.{key}", inner)
+        case list():
+            for index, inner in enumerate(value):
+                yield from _unrecordable(f"{name}.{index}", inner)
+        case float() if not math.isfinite(value):
+            yield f"{name} = {value}: give a finite number"
+        case int() if not -(2**63) <= value < 2**63:
+            yield f"{name} = {value}: give a number of at most 64 bits"
+        case datetime.date() | datetime.time():
+            yield f"{name} = {value}: a date or time is no option; put it in quotes"
+
+
 def _guard(recipe: Recipe) -> Iterator[str]:
     warn, quarantine = recipe.guard.warn, recipe.guard.quarantine
     if warn > quarantine:
@@ -103,6 +141,8 @@ _CHECKS: tuple[Callable[[Recipe], Iterator[str]], ...] = (
     _ray,
     _sync,
     _inline,
+    _learner,
+    _options,
     _guard,
     _stages,
 )

@@ -13,10 +13,14 @@ from msgspec import Meta
 
 from interlock.records.rl import Sampling
 
-Positive = Annotated[int, Meta(gt=0)]
-NonNegative = Annotated[int, Meta(ge=0)]
-Rate = Annotated[float, Meta(gt=0, le=1e9)]  # finite
+# Every number has an end on both sides: what is larger is a slip, and no float or message takes it.
+Positive = Annotated[int, Meta(gt=0, le=10**9)]
+NonNegative = Annotated[int, Meta(ge=0, le=10**9)]
+Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+Rate = Annotated[float, Meta(gt=0, le=1e9)]
+Weight = Annotated[float, Meta(ge=0, le=1e9)]
 Share = Annotated[float, Meta(ge=0, le=1)]
+Decay = Annotated[float, Meta(ge=0, lt=1)]  # of a running mean, which 1 would never move
 # "auto": bfloat16 where the device is built for it, else float32; the run records which it was.
 EngineName = Literal["torch", "vllm"]  # the modules are named in workers/generator.py
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
@@ -47,7 +51,7 @@ class GeneratorSettings(_Section, frozen=True):
     slots: Positive = 64  # completions decoded at the same time
     python: str | None = None  # interpreter of the worker's own environment; None: the learner's
     env: dict[str, str] = {}  # environment variables of the worker, added to the learner's
-    resources: dict[str, float] = {}  # what a Ray worker needs: {GPU = 1}, {NPU = 1}, {CPU = 2}
+    resources: dict[str, Weight] = {}  # what a Ray worker needs: {GPU = 1}, {NPU = 1}, {CPU = 2}
     sync_url: str | None = None  # where the worker reads weights, if not where the learner writes
     options: dict[str, Any] = {}  # the engine's own settings: keyword arguments of vllm.LLM
 
@@ -98,9 +102,9 @@ class OptimizerSettings(_Section, frozen=True):
     """`[stage.optimizer]`: AdamW on fp32 masters; linear warm-up to `lr`, then `schedule`."""
 
     lr: Rate = 1e-5  # the peak
-    betas: tuple[Share, Share] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     eps: Rate = 1e-8
-    weight_decay: Annotated[float, Meta(ge=0)] = 0.0
+    weight_decay: Weight = 0.0
     warmup_steps: NonNegative = 0  # optimizer steps
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     final_lr: Share = 0.1  # share of lr left at the last step of a linear or cosine schedule
@@ -111,13 +115,13 @@ class LearnerSettings(_Section, frozen=True):
     """`[learner]`: where and how the weights are updated; the same for every stage."""
 
     device: str = "cpu"  # without a number under torchrun: every process takes one of its own
-    dtype: Dtype = "auto"  # of the forward and backward pass, and of the published weights
+    dtype: Dtype = "auto"  # of both passes and of the published weights; not float16
     micro_batch_tokens: Positive = 512  # per forward pass; gradients of a step's are accumulated
     logits_chunk: Positive = 1024  # tokens whose logits are held at a time
     activation_checkpointing: bool = False  # less memory, one forward pass more
     max_bad_steps: Positive = 5  # non-finite steps in a row before the run stops
     # How far an expert's bias moves per step against its load: DeepSeek-V3 (arXiv 2412.19437, 4.2).
-    expert_bias_rate: Annotated[float, Meta(ge=0)] = 1e-3
+    expert_bias_rate: Weight = 1e-3
     collective_s: Rate = 600.0  # for one collective of several processes, and to wait for rank 0
 
 
@@ -126,7 +130,7 @@ class TaskSettings(_Section, frozen=True):
 
     name: str  # "arithmetic", "gsm8k", "jsonl", or "reasoning-gym/<generator>"
     options: dict[str, Any] = {}  # the task's own, which it checks (docs/recipes.md)
-    seed: int = 0  # of the problems and their order
+    seed: Seed = 0  # of the problems and their order
     held_out: Positive = 128  # problems kept away from training
     system: str | None = None  # a system turn put before every problem
     workers: Positive = 1  # verifier processes
@@ -155,15 +159,15 @@ class LossSettings(_Section, frozen=True):
     normalize: Literal["token", "sequence", "constant"] = "token"  # DAPO / GRPO / Dr.GRPO
     advantage: Literal["mean_std", "mean"] = "mean_std"  # GRPO / Dr.GRPO
     # Weight of k3 against the model that the stage began with.
-    kl_beta: Annotated[float, Meta(ge=0)] = 0.0
+    kl_beta: Weight = 0.0
     # What is done about the ratio of learner to sampler probability, token by token:
     # "truncated": times min(ratio, tis_cap); "masked": times the ratio, 0 outside the mask;
     # "geometric": as truncated, with the geometric mean over the completion; "bypass": the sampler
     # is the old policy of the clipped ratio; "off": nothing.
     correction: Literal["truncated", "masked", "geometric", "bypass", "off"] = "truncated"
     tis_cap: Rate = 2.0
-    tis_veto: Annotated[float, Meta(ge=0)] = 1e-4  # a token whose ratio is lower counts 0
-    mask_low: Annotated[float, Meta(ge=0)] = 0.5
+    tis_veto: Weight = 1e-4  # a token whose ratio is lower counts 0
+    mask_low: Weight = 0.5
     mask_high: Rate = 5.0
 
 
@@ -238,7 +242,8 @@ class Sampled(StageSettings, frozen=True, kw_only=True):
 
 
 class Grpo(Sampled, frozen=True, kw_only=True, tag="grpo"):
-    completions: Annotated[int, Meta(ge=2)] = 8  # the group inside which rewards are compared
+    # The group inside which rewards are compared.
+    completions: Annotated[int, Meta(ge=2, le=10**9)] = 8
     updates_per_step: Positive = 1  # optimizer steps on one batch of groups
     loss: LossSettings = LossSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
@@ -298,7 +303,7 @@ class Recipe(_Section, frozen=True):
     model: ModelSettings
     stage: Annotated[list[AnyStage], Meta(min_length=1)]
     name: str = "run"  # of the run directory, where the command line gives none
-    seed: int = 0  # of the sampler's noise, and of the order of data
+    seed: Seed = 0  # of the sampler's noise, and of the order of data
     learner: LearnerSettings = LearnerSettings()
     generator: Annotated[list[GeneratorSettings], Meta(min_length=1)] = msgspec.field(
         default_factory=lambda: [GeneratorSettings()]

@@ -134,6 +134,7 @@ def held_out_score(
         scored = answer_greedily(
             problems, stage.generators, verifier, sampling, stage.sinks, unit, stage.exact
         )
+        stage.note_not_judged(step, scored)
         stage.run.ledger.record_evaluation(stage.index, step, scored)
     result = Score.of(scored)
     stage.sinks.evaluated(step, result)

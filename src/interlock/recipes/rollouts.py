@@ -83,10 +83,7 @@ class Rollouts:
             sequences, groups = zip(*self.take(step), strict=True)
         with clock("verify"):
             scored = score(groups, verifier)
-        causes = [v.cause for group in scored for v in group.verdicts if not v.status.judged]
-        if causes:
-            message = f"step {step}: {len(causes)} answers score 0: {causes[0]}"
-            self._stage.event("verifier_error", message)
+        self._stage.note_not_judged(step, scored)
         self._ledger.record(self._stage.index, step, scored, sequences)
         return scored
 
@@ -112,6 +109,7 @@ class Rollouts:
             truncated=fmean(answer.finish is FinishReason.LENGTH for answer in answers),
             tokens=sum(lengths),
             groups=len(used),
+            completions=len(answers),
             groups_skipped=skipped,
             groups_stale=self.stale,
             groups_set_aside=self.set_aside,

@@ -29,7 +29,7 @@ from interlock.records.metrics import (
     UpdateMetrics,
     WorkerMetrics,
 )
-from interlock.records.rl import Score
+from interlock.records.rl import Score, ScoredGroup
 from interlock.rundir import RunDir
 from interlock.workers.generators import Generators, Published
 
@@ -135,6 +135,13 @@ class Stage(Generic[Settings]):
         """Keep an event when problems were left out because others are the same."""
         if count:
             self.event("problems_dropped", f"{count} problems are repeated or held out: left out")
+
+    def note_not_judged(self, step: int, scored: Sequence[ScoredGroup]) -> None:
+        """Keep an event when the verifier failed on some answers."""
+        causes = [v.cause for group in scored for v in group.verdicts if not v.status.judged]
+        if causes:
+            message = f"step {step}: {len(causes)} answers score 0: {causes[0]}"
+            self.event("verifier_error", message)
 
     def note_bad(self, step: int, updates: Sequence[StepResult]) -> None:
         """Keep an event for each update that was not finite and therefore changed nothing."""

@@ -68,6 +68,7 @@ class RolloutMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tr
     truncated: float | None = None  # share that ended by max_tokens
     tokens: int | None = None  # sampled, of all completions
     groups: int | None = None  # used
+    completions: int | None = None  # in these
     groups_skipped: int | None = None  # of these, the ones that teach nothing: all rewards equal
     groups_stale: int | None = None  # dropped while the step waited: of too old a version
     groups_set_aside: int | None = None  # problems that the workers failed on

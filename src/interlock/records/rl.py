@@ -31,9 +31,9 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     temperature: Annotated[float, Meta(ge=0, le=10)] = 1.0
     top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
-    top_k: Annotated[int, Meta(ge=0)] = 0
-    max_tokens: Annotated[int, Meta(gt=0)] = 64
-    stop: list[str] = []
+    top_k: Annotated[int, Meta(ge=0, le=10**9)] = 0
+    max_tokens: Annotated[int, Meta(gt=0, le=10**9)] = 64
+    stop: list[Annotated[str, Meta(min_length=1)]] = []
 
 
 class FinishReason(StrEnum):

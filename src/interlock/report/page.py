@@ -48,7 +48,7 @@ def _render(run: RunView) -> str:
             name=name,
             model=(run.config.get("model") or {}).get("path", ""),
             status=run.status,
-            reason=run.manifest.reason,
+            reasons=[*filter(None, [run.manifest.reason]), *_void(run)],
             stages=len(run.config.get("stage", [])),
             facts=_facts(run, metrics, events),
             pair=pair,
@@ -71,6 +71,10 @@ def _render(run: RunView) -> str:
         )
     )
     return sheet.sheet(f"{name} · Interlock", body)
+
+
+def _void(run: RunView) -> list[str]:
+    return summary.void(run) if run.status == "finished" else []
 
 
 def _environment() -> Environment:

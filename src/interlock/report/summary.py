@@ -130,6 +130,48 @@ def samples(run: RunView, groups: int, completions: int) -> list[Sample]:
     ]
 
 
+def void(run: RunView) -> list[str]:
+    """Why what a finished run did counts for nothing, one line for each stage of which that holds.
+
+    Its verifier failed on every answer, or its weights are those that it began with.
+    """
+    found, version = [], 0
+    stages: dict[int, list[StepMetrics]] = {}
+    for line in run.metrics():
+        stages.setdefault(line.stage, []).append(line)
+    for stage, lines in stages.items():
+        began, version = version, max(line.weight_version or 0 for line in lines)
+        asked = total(lines, lambda m: m.rollout.completions)
+        failed = total(lines, lambda m: m.rollout.verifier_errors)
+        held_out = run.ledger.read_evaluation(stage, lines[-1].step)
+        cause = not_judged(held_out) or (asked and failed == asked and _last_failure(run))
+        if cause:
+            found.append(f"stage {stage}: the verifier failed on every answer: {cause}")
+        elif version == began and lines[-1].step:
+            found.append(f"stage {stage} learned nothing: {_why_nothing(lines)}")
+    return found
+
+
+def not_judged(scored: Sequence[ScoredGroup]) -> str | None:
+    """Why none of these answers was judged; None when one was, or there are none."""
+    verdicts = [verdict for group in scored for verdict in group.verdicts]
+    if not verdicts or any(verdict.status.judged for verdict in verdicts):
+        return None
+    return verdicts[0].cause or "it gave no reason"
+
+
+def _last_failure(run: RunView) -> str:
+    failures = [event.message for event in run.events() if event.kind == "verifier_error"]
+    return failures[-1] if failures else "see the events"
+
+
+def _why_nothing(lines: Metrics) -> str:
+    groups = total(lines, lambda m: m.rollout.groups)
+    if groups and groups == total(lines, lambda m: m.rollout.groups_skipped):
+        return f"in each of its {groups:.0f} groups all rewards are equal"
+    return "no update was finite"
+
+
 def active_seconds(sessions: Sequence[Session], times: Sequence[float]) -> float:
     """Time spent running, pauses between sessions left out.
 
