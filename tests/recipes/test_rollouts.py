@@ -65,7 +65,8 @@ class FakeGenerators:
     begun with; of another they give group by group, sampled by whatever was published since.
     """
 
-    def __init__(self, delays: Callable[[], int], workers: int = 2) -> None:
+    def __init__(self, delays: Callable[[], int], workers: int = 2, loading: int = 0) -> None:
+        """`loading`: ticks from the publication of weights until the workers serve them."""
         self.keep: Keep = no_keep
         self.forget: Forget = no_forget
         self.version: int | None = 0
@@ -77,7 +78,8 @@ class FakeGenerators:
         self.unfinished: set[int] = set()
         self.set_aside: set[int] = set()  # sequences that nobody can answer
         self.kill_after: int | None = None  # ticks
-        self._delays, self._ticks = delays, 0
+        self._delays, self._loading, self._ticks = delays, loading, 0
+        self._published: list[tuple[int, int]] = []  # tick and version
         self._waiting: list[Work] = []
         self._busy: dict[str, tuple[int, Work, int]] = {}  # worker -> ticks left, unit, version
         self._outcomes: list[Outcome] = []
@@ -111,9 +113,11 @@ class FakeGenerators:
         for name in (f"w{index}" for index in range(self.size)):
             if name in self.out:
                 continue
-            if name not in self._busy and self._waiting:
-                assert self.version is not None
-                self._busy[name] = (self._delays(), self._waiting.pop(0), self.version)
+            if name not in self._busy:
+                served = self._served()
+                if unit := next((unit for unit in self._waiting if unit.since <= served), None):
+                    self._waiting.remove(unit)
+                    self._busy[name] = (self._delays(), unit, served)
             elif name in self._busy:
                 left, unit, version = self._busy.pop(name)
                 if left > 0:
@@ -121,12 +125,21 @@ class FakeGenerators:
                 else:
                     self._finish(name, unit, version)
 
+    def _served(self) -> int:
+        assert self.version is not None
+        if not self._loading:
+            return self.version
+        if not self._published or self._published[-1][1] != self.version:
+            self._published.append((self._ticks, self.version))
+        latest = self._ticks - self._loading
+        return max((version for tick, version in self._published if tick <= latest), default=0)
+
     def _finish(self, name: str, unit: Work, version: int) -> None:
         found = []
         if not unit.exact and len(unit.keys) > 1:
             self._busy[name] = (0, unit.part(range(1, len(unit.keys))), version)
             unit = unit.part([0])
-        later = None if unit.exact else self.version
+        later = None if unit.exact else self._served()
         for key, problem in zip(unit.keys, unit.problems, strict=True):
             if key in self.set_aside:
                 self._outcomes.append(Outcome(key, None, "it kills"))
@@ -228,6 +241,18 @@ def run(tmp_path: Path) -> Iterator[RunDir]:
 
 def constant(ticks: int) -> Callable[[], int]:
     return lambda: ticks
+
+
+@pytest.mark.parametrize("cap", [1, 2, 3])
+def test_nothing_is_begun_with_weights_that_will_be_too_old(run: RunDir, cap: int) -> None:
+    """Workers that are slow to load would begin the newest problems with the weights before."""
+    generators = FakeGenerators(constant(2), workers=4, loading=3)
+    session = Session(run, generators, pause=constant(4), steps=12, problems=4, cap=cap)
+    for step in range(1, 13):
+        session.step(step)
+    assert session.stale == 0
+    assert sorted(run.ledger.used(STAGE)) == list(range(48))
+    assert session.metrics.staleness_max <= cap
 
 
 def test_synchronous_steps_take_their_own_problems_in_order(run: RunDir) -> None:

@@ -1,5 +1,6 @@
 """Which weights a worker is given when, and what it takes to be believed to serve them."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ from scripted_pool import (
     Scene,
     answers,
     make_target,
+    make_work,
     proof,
 )
 
@@ -72,6 +74,17 @@ def test_weights_are_loaded_beside_other_units_one_version_at_a_time(scene: Make
     assert s.new("a") and s.state("a") is WorkerState.GENERATING
     facts = s.pool.facts()["a"]
     assert (facts.weight_version, facts.groups) == (4, 1)
+
+
+def test_a_worker_waits_for_the_weights_that_its_work_asks_for(scene: Make) -> None:
+    s = scene("a").ready()
+    s.pool.serve(make_target(2))
+    for key, since in ((0, 2), (1, 1)):
+        s.pool.order(dataclasses.replace(make_work(key, exact=False), since=since))
+    s.pool.attend([])
+    assert s.unit("a") == (1,), "the more urgent one would be dropped"
+    s.answer("a")  # the weights are there
+    assert set(s.unit("a")) == {0, 1} and s.units("a")[-1].number == 2
 
 
 def test_generating_and_loading_take_their_time_side_by_side(scene: Make) -> None:

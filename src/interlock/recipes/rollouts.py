@@ -182,10 +182,18 @@ class Rollouts:
                     settings.sampling,
                     self._stage.seed(step + 1),
                     self._stage.exact,
+                    self._since(step + 1),
                 )
             )
             self._ordered.update(keys)
         self._generators.order(work)
+
+    def _since(self, step: int) -> int:
+        """The oldest version that may sample what is used in `step`, if each step until then makes
+        a new one.
+        """
+        version = self._stage.learner.version
+        return max(0, version - max(0, self._cap - (step - self._step)))
 
     def _missing(self, limit: int) -> Iterator[int]:
         """The first sequence numbers that are neither used, finished nor under way."""

@@ -40,6 +40,7 @@ class Work:
     sampling: Sampling
     seed: int
     exact: bool
+    since: int = 0  # weight version; what an older one samples would be dropped
 
     @property
     def sequences(self) -> int:

@@ -110,7 +110,8 @@ class WorkerHandle:
             return self.serves is target and not self.held
         if work.purpose is Purpose.EVALUATE and self.serves is not target:
             return False
-        return self.room > 0
+        fresh = self.serves is not None and self.serves.version.number >= work.since
+        return fresh and self.room > 0
 
     def versions_since(self, served: int) -> list[int]:
         """What may have sampled a unit that was given when version `served` was."""
