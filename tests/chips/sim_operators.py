@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from interlock.chips import device
 from interlock.errors import ConfigError
+from interlock.qualify import opinfo
 
 CPU = torch.device("cpu")
 SIM = device.claim("sim")
@@ -228,10 +229,8 @@ SAMPLED |= {"nn.functional.silu", "repeat_interleave", "scatter_reduce", "std", 
 
 
 def test_samples_of_torchs_own_database_pass_after_a_move() -> None:
-    from torch.testing._internal.common_methods_invocations import op_db
-
     names, count = set(), 0
-    for operator in op_db:
+    for operator in opinfo.torch_database():
         if operator.name not in SAMPLED:
             continue
         for sample in operator.sample_inputs("cpu", torch.float32):

@@ -109,7 +109,7 @@ def sample(subject: Subject) -> Evidence:
 
     Raises UserError when the database cannot be imported.
     """
-    database = _database()
+    database = torch_database()
     tally = _Tally()
     for operator in _chosen(database, subject):
         for dtype in DTYPES:
@@ -138,7 +138,8 @@ def sample(subject: Subject) -> Evidence:
     )
 
 
-def _database() -> list[Any]:
+def torch_database() -> list[Any]:
+    """torch's own operators with samples of inputs. Raises UserError where torch lacks them."""
     _stand_in_for_expecttest()
     try:
         from torch.testing._internal.common_methods_invocations import op_db
