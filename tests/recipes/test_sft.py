@@ -8,7 +8,7 @@ import pytest
 
 from interlock.errors import TaskError
 from interlock.models.tokenizer import Tokenizer
-from interlock.recipes.sft import Row, draw, read_rows, training_groups
+from interlock.recipes.sft import Row, draw, read, training_groups
 
 CHAT = {
     "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello there"}]
@@ -26,7 +26,7 @@ def write(path: Path, *lines: object) -> Path:
 
 
 def test_only_the_assistant_is_learned(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    rows, left_out = read_rows(write(tmp_path / "a.jsonl", CHAT), tokenizer, 100)
+    rows, left_out = read(write(tmp_path / "a.jsonl", CHAT), tokenizer, 100)
     (row,) = rows
     learned = [token for token, flag in zip(row.tokens, row.learned, strict=True) if flag]
     assert tokenizer.decode(learned, skip_special=False) == "Hello there<|im_end|>"
@@ -34,7 +34,7 @@ def test_only_the_assistant_is_learned(tmp_path: Path, tokenizer: Tokenizer) -> 
 
 
 def test_plain_text_is_learned_to_its_end(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    rows, _ = read_rows(write(tmp_path / "a.jsonl", {"text": "One two"}), tokenizer, 100)
+    rows, _ = read(write(tmp_path / "a.jsonl", {"text": "One two"}), tokenizer, 100)
     assert all(rows[0].learned)
     assert rows[0].tokens[: len(tokenizer.encode("One two"))] == tokenizer.encode("One two")
     assert rows[0].tokens[-1] in tokenizer.eos_ids
@@ -43,23 +43,37 @@ def test_plain_text_is_learned_to_its_end(tmp_path: Path, tokenizer: Tokenizer) 
 def test_only_a_newline_ends_a_row(tmp_path: Path, tokenizer: Tokenizer) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "one\u2028two\u0085three"}\r\n{"text": "four"}', encoding="utf-8")
-    rows, _ = read_rows(path, tokenizer, 100)
+    rows, _ = read(path, tokenizer, 100)
     assert len(rows) == 2 and "\u2028" in tokenizer.decode(rows[0].tokens)
 
 
 def test_long_rows_are_left_out_and_counted(tmp_path: Path, tokenizer: Tokenizer) -> None:
     path = write(tmp_path / "a.jsonl", {"text": "a b c d e f g h"}, {"text": "a"}, "")
-    rows, left_out = read_rows(path, tokenizer, 3)
+    rows, left_out = read(path, tokenizer, 3, "leave_out")
     assert (len(rows), left_out) == (1, 1)
-    with pytest.raises(TaskError, match="all 1 are longer than max_tokens = 3"):
-        read_rows(write(path, {"text": "a b c d e f g h"}), tokenizer, 3)
+    with pytest.raises(TaskError, match=r"a\.jsonl:1: 9 tokens are more than max_tokens = 3"):
+        read(path, tokenizer, 3)
+    with pytest.raises(TaskError, match="all 1 are longer than 3"):
+        read(write(path, {"text": "a b c d e f g h"}), tokenizer, 3, "leave_out")
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(CHAT).encode() + b"\r\n\r\n")
+    assert len(read(path, tokenizer, 100)[0]) == 1
 
 
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
         ("{", "not valid JSON"),
-        ([1], "a row is"),
+        ([1], "expected a JSON object"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"text": "a", "n": NaN}', "NaN is no number"),
+        ('{"text": "\\ud800"}', "half of a surrogate pair"),
+        ({"messages": CHAT["messages"][::-1]}, "the first turn is the assistant's"),
         ({"text": 3}, "a row is"),
         ({"text": ""}, "the text is empty"),
         ({"messages": [{"role": "user"}]}, "a message needs a role and a content"),
@@ -71,15 +85,15 @@ def test_a_bad_row_is_named(
 ) -> None:
     path = write(tmp_path / "rows.jsonl", CHAT, line)
     with pytest.raises(TaskError) as caught:
-        read_rows(path, tokenizer, 100)
+        read(path, tokenizer, 100)
     assert "rows.jsonl:2: " in str(caught.value) and expected in str(caught.value)
 
 
 def test_missing_and_empty_files_are_named(tmp_path: Path, tokenizer: Tokenizer) -> None:
     with pytest.raises(TaskError, match="no data at"):
-        read_rows(tmp_path / "none.jsonl", tokenizer, 10)
-    with pytest.raises(TaskError, match="has no usable row: it is empty"):
-        read_rows(write(tmp_path / "empty.jsonl"), tokenizer, 10)
+        read(tmp_path / "none.jsonl", tokenizer, 10)
+    with pytest.raises(TaskError, match="empty.jsonl: the file is empty"):
+        read(write(tmp_path / "empty.jsonl"), tokenizer, 10)
 
 
 def test_weights_cover_the_learned_tokens_and_sum_to_one() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from interlock.config.schema import TaskSettings
 from interlock.errors import TaskError
+from interlock.records.rl import Problem
 from interlock.tasks import open_task
 
 GSM8K = Path(os.environ.get("INTERLOCK_GSM8K", "../shared/data/gsm8k"))
@@ -79,23 +80,90 @@ def test_ids_follow_the_content_not_the_place(write_jsonl: WriteJsonl) -> None:
 
 
 def test_numbers_serve_as_answers(write_jsonl: WriteJsonl) -> None:
-    rows = [{"question": "a", "answer": 3}, {"question": "b", "answer": 0.5}]
+    written = ["3", "0.5", "0.00001", "1e16", "-2.50E-3", "1e-320", "12345678901234567890.5"]
+    rows = [f'{{"question": "{number}", "answer": {number}}}' for number in written]
     source = _open(write_jsonl("a.jsonl", *rows), held_out=1)
-    assert _answers(source.train(0, 1) + source.held_out(1)) == {"3", "0.5"}
+    found = source.train(1, 6) + source.held_out(1)
+    assert {p.messages[0]["content"]: p.answer for p in found} == {
+        "3": "3",
+        "0.5": "0.5",
+        "0.00001": "0.00001",
+        "1e16": "1" + "0" * 16,
+        "-2.50E-3": "-0.00250",
+        "1e-320": "0." + "0" * 319 + "1",
+        "12345678901234567890.5": "12345678901234567890.5",
+    }
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(write_jsonl: WriteJsonl) -> None:
+    path = write_jsonl("a.jsonl", "\ufeff" + '{"question": "a", "answer": "1"}', _row(2))
+    assert _answers(_open(path, held_out=1).train(1, 1) + _open(path, held_out=1).held_out(1)) == {
+        "1",
+        "2",
+    }
+
+
+def _long(problem: Problem) -> str | None:
+    return "too long; shorten it" if len(problem.messages[-1]["content"]) > 20 else None
+
+
+def test_a_row_that_does_not_fit_is_refused_by_its_line_wherever_it_is(
+    write_jsonl: WriteJsonl,
+) -> None:
+    rows = [_row(number) for number in range(40)]
+    rows[30] = {"question": "word " * 2100, "answer": "30"}
+    options = {"path": str(write_jsonl("a.jsonl", *rows))}
+    for held_out in (1, 39):
+        with pytest.raises(TaskError, match=r"a\.jsonl:31: too long; shorten it, or leave such"):
+            open_task(TaskSettings("jsonl", options, held_out=held_out), _long)
+
+
+def test_rows_that_do_not_fit_are_left_out_and_counted_when_asked(write_jsonl: WriteJsonl) -> None:
+    rows = [_row(number) for number in range(10)]
+    rows[3] = rows[7] = {"question": "word " * 9, "answer": "x"}
+    options = {"path": str(write_jsonl("a.jsonl", *rows))}
+    task = TaskSettings("jsonl", options, held_out=2, overlong="leave_out")
+    source = open_task(task, _long)
+    assert (source.left_out, source.dropped) == (2, 0)
+    assert _answers(source.train(1, 6) + source.held_out(2)) == set("01245689")
+
+
+def test_files_are_those_that_problems_and_verdicts_hang_on(
+    write_jsonl: WriteJsonl, tmp_path: Path
+) -> None:
+    write_jsonl("d/train.jsonl", *map(_row, range(6)))
+    data = write_jsonl("d/test.jsonl", *map(_row, [7, 8])).parent
+    (tmp_path / "mine.py").write_text("import near, json, numpy\ndef f(p, a): from far import g\n")
+    (tmp_path / "near.py").write_text("import nearer.still\n")
+    (tmp_path / "nearer").mkdir()
+    (tmp_path / "nearer" / "__init__.py").write_text("raise SystemExit('it was run')\n")
+    (tmp_path / "nearer" / "still.py").write_text("")
+    (tmp_path / "other.py").write_text("")
+    source = _open(data, verifier=f"{tmp_path / 'mine.py'}:f")
+    assert [str(path.relative_to(tmp_path)) for path in source.files] == [
+        *("d/train.jsonl", "d/test.jsonl", "mine.py"),
+        *("near.py", "nearer/__init__.py", "nearer/still.py"),
+    ]
 
 
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ("{", "Expecting property name"),
+        ("{", "not valid JSON: Expecting property name"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"a":' * 100_000, "nested too deeply"),
+        ('{"question": "a", "answer": NaN}', "NaN is no number in JSON"),
+        ('{"question": "a", "answer": 1, "more": -Infinity}', "-Infinity is no number in JSON"),
+        ('{"question": "a", "answer": 1e999999999}', "too many digits"),
+        ('{"question": "a", "answer": ' + "9" * 5000 + "}", "4300"),
         ("[1]", "expected a JSON object"),
         ('{"question": "a"}', "no field 'answer'; the row has 'question'"),
         ('{"question": "", "answer": "1"}', "the field 'question' is \"\""),
         ('{"question": ["a"], "answer": "1"}', "the field 'question' is [\"a\"]"),
         ('{"question": "a", "answer": true}', "the field 'answer' is true"),
         ('{"question": "a", "answer": null}', "the field 'answer' is null"),
-        ('{"question": "\\ud800", "answer": "1"}', "surrogates not allowed"),
-        ("\ufeff" + '{"question": "a", "answer": "1"}', "BOM"),
+        ('{"question": "\\ud800", "answer": "1"}', "half of a surrogate pair"),
+        ("\ufeff" + '{"question": "a", "answer": "1"}', "BOM"),  # of the first line alone
     ],
 )
 def test_bad_rows_are_named_by_file_and_line(
@@ -117,8 +185,8 @@ def test_bad_files_and_options_are_named(write_jsonl: WriteJsonl, tmp_path: Path
     cases: list[tuple[dict[str, Any], str]] = [
         ({"path": tmp_path / "none.jsonl"}, "there is no"),
         ({"path": tmp_path}, "has no train.jsonl"),
-        ({"path": empty}, "empty.jsonl:1: the file is empty"),
-        ({"path": latin}, "latin.jsonl:1: 'utf-8' codec can't decode"),
+        ({"path": empty}, "empty.jsonl: the file is empty"),
+        ({"path": latin}, "latin.jsonl:1: byte 14 is not UTF-8"),
         ({"path": good, "held_out": 3}, "too few problems to hold out 3; lower held_out"),
         ({"path": good, "held_out": 4}, "too few problems to hold out 4; lower held_out"),
         ({"path": good, **unmarked}, "good.jsonl:1: the answer has no '####'"),

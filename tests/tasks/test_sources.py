@@ -25,29 +25,54 @@ def _list_source(size: int, seed: int = 0) -> ListSource:
 
 
 @given(size=st.integers(1, 40), count=st.integers(1, 40), seed=st.integers(0, 3))
-def test_an_epoch_of_a_list_shows_every_problem_at_most_once(
-    size: int, count: int, seed: int
-) -> None:
+def test_every_epoch_of_a_list_shows_every_problem_once(size: int, count: int, seed: int) -> None:
     source = _list_source(size, seed)
     if count > size:
         with pytest.raises(TaskError, match="lower problems_per_step"):
-            source.train(0, count)
+            source.train(1, count)
         return
-    steps = size // count
-    shown = [id for step in range(steps) for id in _ids(source.train(step, count))]
-    assert len(shown) == len(set(shown)) == steps * count
-    assert set(shown) <= {f"p{i}" for i in range(size)}
+    steps = [_ids(source.train(step, count)) for step in range(1, 4 * size + 1)]
+    assert all(len(set(step)) == count for step in steps)
+    shown = [id for step in steps for id in step]
+    for epoch in range(len(shown) // size):
+        ids = shown[epoch * size : (epoch + 1) * size]
+        assert sorted(ids) == sorted(f"p{i}" for i in range(size))
+
+
+def test_the_first_steps_draw_every_row() -> None:
+    """8 rows, 2 a step, 4 steps; and 7, of which one would be left over."""
+    for size in (8, 7):
+        source = _list_source(size)
+        assert len({id for step in (1, 2, 3, 4) for id in _ids(source.train(step, 2))}) == size
+
+
+def test_a_step_in_the_middle_of_a_long_run_needs_none_of_those_before() -> None:
+    assert len(_ids(_list_source(7).train(10**9, 3))) == 3
+
+
+def test_a_procedure_checks_what_it_will_draw() -> None:
+    def unfit(problem: Problem) -> str | None:
+        return "it is seven; take another" if problem.id == "p7" else None
+
+    def opened(overlong: str) -> ProceduralSource:
+        return ProceduralSource(_draw, seed=0, held_out=1, unfit=unfit, overlong=overlong)
+
+    with pytest.raises(TaskError, match=r"problem p7: it is seven; take another, or have others"):
+        opened("refuse").check(steps=20, count=4)
+    source = opened("leave_out")
+    source.check(steps=20, count=4)
+    assert "p7" not in {id for step in range(1, 21) for id in _ids(source.train(step, 4))}
 
 
 def test_a_list_is_shuffled_anew_every_epoch_and_reproducible_by_step() -> None:
     source = _list_source(20)
-    epochs = [_ids(source.train(epoch, 20)) for epoch in range(3)]
+    epochs = [_ids(source.train(epoch, 20)) for epoch in (1, 2, 3)]
     assert all(set(epoch) == {f"p{i}" for i in range(20)} for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
     again = _list_source(20)
-    assert _ids(again.train(2, 20)) == epochs[2]
-    assert _ids(again.train(0, 20)) == epochs[0]
-    assert _ids(_list_source(20, seed=1).train(0, 20)) != epochs[0]
+    assert _ids(again.train(3, 20)) == epochs[2]
+    assert _ids(again.train(1, 20)) == epochs[0]
+    assert _ids(_list_source(20, seed=1).train(1, 20)) != epochs[0]
 
 
 def test_a_list_refuses_overlapping_splits() -> None:

@@ -25,6 +25,8 @@ Decay = Annotated[float, Meta(ge=0, lt=1)]  # of a running mean, which 1 would n
 EngineName = Literal["torch", "vllm"]  # the modules are named in workers/generator.py
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 
+Overlong = Literal["refuse", "leave_out"]  # what is done about data that does not fit
+
 
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Base of every table of a recipe."""
@@ -132,6 +134,7 @@ class TaskSettings(_Section, frozen=True):
     options: dict[str, Any] = {}  # the task's own, which it checks (docs/recipes.md)
     seed: Seed = 0  # of the problems and their order
     held_out: Positive = 128  # problems kept away from training
+    overlong: Overlong = "refuse"  # a prompt that leaves no room for sampling.max_tokens
     system: str | None = None  # a system turn put before every problem
     workers: Positive = 1  # verifier processes
     timeout_s: Rate = 5.0  # to judge one answer
@@ -278,7 +281,8 @@ class Sft(StageSettings, frozen=True, kw_only=True, tag="sft"):
 
     data: str
     batch_size: Positive = 16  # rows per optimizer step
-    max_tokens: Positive = 1024  # longer rows (or than the context) are left out, counted
+    max_tokens: Positive = 1024  # of a row, and no more than the model's context
+    overlong: Overlong = "refuse"  # a longer row
     optimizer: OptimizerSettings = OptimizerSettings()
 
     def conflicts(self) -> Iterator[str]:

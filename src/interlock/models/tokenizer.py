@@ -158,6 +158,11 @@ class Tokenizer:
         for i, message in enumerate(messages):
             if message.get("role") != "assistant":
                 continue
+            if i == 0:
+                raise ModelError(
+                    "the first turn is the assistant's, and answers nothing: put a system or user "
+                    "turn before it"
+                )
             before = template.render(messages[:i], True, **more)
             through = template.render(messages[: i + 1], False, **more)
             if not (through.startswith(before) and text.startswith(through)):

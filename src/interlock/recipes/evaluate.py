@@ -8,12 +8,14 @@ from interlock.config.reading import parse_recipe
 from interlock.config.schema import GeneratorSettings, StageSettings, TaskSettings
 from interlock.errors import ConfigError
 from interlock.models.fetch import find_model
+from interlock.models.huggingface import read_architecture
 from interlock.models.tokenizer import Tokenizer
 from interlock.recipes.sinks import Sink
 from interlock.recipes.stage import Stage
 from interlock.records.rl import Group, Problem, Sampling, Score, ScoredGroup
 from interlock.rundir import RunDir
 from interlock.tasks import open_task
+from interlock.tasks.sources import Unfit
 from interlock.tasks.verifier_pool import VerifierPool
 from interlock.workers.generator import open_generator
 from interlock.workers.generators import Generators, Outcome, Purpose, Work
@@ -90,8 +92,9 @@ def measure(
 
     Raises UserError when the model, the task or the device is not fit.
     """
-    source = open_task(task)
     directory = find_model(model, sink.note)
+    context = read_architecture(directory).context
+    source = open_task(task, room(sampling, Tokenizer.load(directory), context))
     generator = open_generator(settings, directory, chat_template=None, name="eval")
     generators = Inline(generator)
     generators.progress = sink.advance
@@ -99,16 +102,19 @@ def measure(
         return answer_greedily(source.held_out(problems), generators, verifier, sampling, sink)
 
 
-def check_lengths(
-    problems: Sequence[Problem], sampling: Sampling, tokenizer: Tokenizer, context: int
-) -> None:
-    """Raise ConfigError when a prompt and its answer would not fit into the model's context."""
-    longest = max(len(tokenizer.chat(problem.messages)) for problem in problems)
-    if longest + sampling.max_tokens > context:
-        raise ConfigError(
-            f"sampling.max_tokens = {sampling.max_tokens} and a prompt of {longest} tokens are "
-            f"more than the model's context of {context}; lower max_tokens"
+def room(sampling: Sampling, tokenizer: Tokenizer, context: int) -> Unfit:
+    """What tells why a prompt and its answer would not fit into the model's context, if so."""
+
+    def unfit(problem: Problem) -> str | None:
+        length = len(tokenizer.chat(problem.messages))
+        if length + sampling.max_tokens <= context:
+            return None
+        return (
+            f"a prompt of {length} tokens and sampling.max_tokens = {sampling.max_tokens} are more "
+            f"than the model's context of {context}; lower max_tokens"
         )
+
+    return unfit
 
 
 def is_due(stage: Stage[StageSettings], step: int) -> bool:

@@ -18,7 +18,7 @@ from interlock.config.schema import Grpo, LossSettings
 from interlock.learner.learner import StepResult
 from interlock.learner.packing import TrainingGroup
 from interlock.models.tokenizer import Tokenizer
-from interlock.recipes.evaluate import check_lengths, held_out_score
+from interlock.recipes.evaluate import held_out_score, room
 from interlock.recipes.guard import Guard, label
 from interlock.recipes.rollouts import Rollouts
 from interlock.recipes.stage import Clock, Stage, update_metrics
@@ -34,9 +34,9 @@ def prepare(settings: Grpo, tokenizer: Tokenizer, context: int) -> TaskSource:
 
     Raises UserError when the stage could not even take its first step.
     """
-    task = open_task(settings.task)
-    problems = task.held_out(settings.eval.problems) + task.train(1, settings.problems_per_step)
-    check_lengths(problems, settings.sampling, tokenizer, context)
+    task = open_task(settings.task, room(settings.sampling, tokenizer, context))
+    task.held_out(settings.eval.problems)
+    task.check(settings.steps, settings.problems_per_step)
     with VerifierPool(settings.task):
         return task
 
@@ -47,7 +47,7 @@ def run(stage: Stage[Grpo], task: TaskSource) -> None:
     held_out = task.held_out(settings.eval.problems)
     with VerifierPool(settings.task) as verifier:
         if stage.done == 0:
-            stage.note_dropped(task.dropped)
+            stage.note_rows(task)
             stage.begin(held_out_score(stage, 0, held_out, verifier))
         rollouts, guard = Rollouts(stage, task), Guard(stage)
         for step in stage.steps():

@@ -3,7 +3,6 @@
 JSONL -> token rows -> shuffled epochs -> learner.step -> log
 """
 
-import json
 import random
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -11,14 +10,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from interlock.config.schema import Sft
-from interlock.errors import ModelError, TaskError
+from interlock.config.schema import Overlong, Sft
+from interlock.errors import TaskError
 from interlock.learner.packing import TrainingGroup
 from interlock.models.tokenizer import Tokenizer
-from interlock.recipes.evaluate import check_lengths, held_out_score
+from interlock.recipes.evaluate import held_out_score, room
 from interlock.recipes.stage import Clock, Stage, update_metrics
 from interlock.records.rl import Score
 from interlock.tasks import TaskSource, open_task
+from interlock.tasks.rows import read_rows, row_errors
 from interlock.tasks.verifier_pool import VerifierPool
 
 
@@ -33,25 +33,28 @@ class Data(NamedTuple):
     rows: list[Row]
     left_out: int  # rows longer than max_tokens
     task: TaskSource | None
+    files: Sequence[Path]  # all that the rows, and the task, hang on
 
 
 def prepare(settings: Sft, tokenizer: Tokenizer, context: int) -> Data:
     """Read and tokenise the data, and try the task. Raises UserError, with file and line."""
     limit = min(settings.max_tokens, context)
-    rows, left_out = read_rows(Path(settings.data), tokenizer, limit)
-    task = open_task(settings.task) if settings.task else None
-    if task is not None and settings.task is not None:
-        problems = task.held_out(settings.eval.problems)
-        check_lengths(problems, settings.sampling, tokenizer, context)
-        with VerifierPool(settings.task):
-            pass
-    return Data(rows, left_out, task)
+    path = Path(settings.data)
+    rows, left_out = read(path, tokenizer, limit, settings.overlong)
+    if settings.task is None:
+        return Data(rows, left_out, None, [path])
+    task = open_task(settings.task, room(settings.sampling, tokenizer, context))
+    task.held_out(settings.eval.problems)
+    with VerifierPool(settings.task):
+        return Data(rows, left_out, task, [path, *task.files])
 
 
 def run(stage: Stage[Sft], data: Data) -> None:
     """Run the stage from where it stands to its last step."""
-    if data.left_out and stage.done == 0:
-        stage.event("rows_left_out", f"{data.left_out} rows are too long: left out")
+    if stage.done == 0:
+        stage.note_left_out(data.left_out)
+        if data.task is not None:
+            stage.note_rows(data.task)
     with ExitStack() as stack:
         evaluate = _evaluation(stage, data, stack)
         if stage.done == 0:
@@ -72,43 +75,33 @@ def run(stage: Stage[Sft], data: Data) -> None:
             )
 
 
-def read_rows(path: Path, tokenizer: Tokenizer, max_tokens: int) -> tuple[list[Row], int]:
+def read(
+    path: Path, tokenizer: Tokenizer, max_tokens: int, overlong: Overlong = "refuse"
+) -> tuple[list[Row], int]:
     """The rows of a JSONL file, and how many longer than `max_tokens` were left out.
 
     {"messages": [{"role": …, "content": …}, …]}: a chat; only the assistant's tokens are learned.
     {"text": …}: plain text; every token but the first is learned, and the end of the text.
+
+    Raises TaskError with file and line, for a longer row too unless `overlong` is "leave_out".
     """
     rows, left_out = [], 0
-    for number, line in enumerate(_lines(path), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = _row(json.loads(line), tokenizer)
-        except json.JSONDecodeError as error:
-            raise TaskError(f"{path}:{number}: not valid JSON ({error.msg})") from None
-        except (ModelError, TaskError) as error:
-            raise TaskError(f"{path}:{number}: {error}") from None
-        if len(row.tokens) > max_tokens:
-            left_out += 1
-        else:
+    for number, content in read_rows(path):
+        with row_errors(path, number):
+            row = _row(content, tokenizer)
+            fits = len(row.tokens) <= max_tokens
+            if not fits and overlong == "refuse":
+                raise TaskError(
+                    f"{len(row.tokens)} tokens are more than max_tokens = {max_tokens}; raise "
+                    'max_tokens, or leave such rows out: overlong = "leave_out"'
+                )
+        if fits:
             rows.append(row)
+        else:
+            left_out += 1
     if not rows:
-        why = (
-            f"all {left_out} are longer than max_tokens = {max_tokens}"
-            if left_out
-            else "it is empty"
-        )
-        raise TaskError(f"{path} has no usable row: {why}")
+        raise TaskError(f"{path} has no usable row: all {left_out} are longer than {max_tokens}")
     return rows, left_out
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8-sig").split("\n")
-    except FileNotFoundError:
-        raise TaskError(f"no data at {path}; set data to a JSONL file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise TaskError(f"cannot read {path}: {error}") from None
 
 
 def _row(content: Any, tokenizer: Tokenizer) -> Row:

@@ -31,6 +31,7 @@ from interlock.records.metrics import (
 )
 from interlock.records.rl import Score, ScoredGroup
 from interlock.rundir import RunDir
+from interlock.tasks import TaskSource
 from interlock.workers.generators import Generators, Published
 
 Settings = TypeVar("Settings", bound=StageSettings, covariant=True)
@@ -131,10 +132,17 @@ class Stage(Generic[Settings]):
         """Keep an event, and tell of it."""
         self.sinks.event(self.run.event(kind, message, worker))
 
-    def note_dropped(self, count: int) -> None:
-        """Keep an event when problems were left out because others are the same."""
-        if count:
-            self.event("problems_dropped", f"{count} problems are repeated or held out: left out")
+    def note_rows(self, task: TaskSource) -> None:
+        """Keep an event when rows repeat others, and when some do not fit."""
+        if task.dropped:
+            message = f"{task.dropped} problems are repeated or held out: left out"
+            self.event("problems_dropped", message)
+        self.note_left_out(task.left_out)
+
+    def note_left_out(self, rows: int) -> None:
+        """Keep an event when rows of the data are too long."""
+        if rows:
+            self.event("rows_left_out", f"{rows} rows are too long: left out")
 
     def note_not_judged(self, step: int, scored: Sequence[ScoredGroup]) -> None:
         """Keep an event when the verifier failed on some answers."""

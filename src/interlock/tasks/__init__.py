@@ -3,8 +3,8 @@
     config.Task ── open_task ──> TaskSource ── train(step, count), held_out(count) ──> Problem
                └── VerifierPool ── verify([(Problem, answer), …]) ──> [Verdict, …]
 
-A task's module offers `open_source(task) -> TaskSource`. Its verifier is loaded only in the worker
-processes of `verifier_pool`, so the caller never imports a verifier's libraries.
+A task's module offers `open_source(task, unfit) -> TaskSource`. Its verifier is loaded only in the
+worker processes of `verifier_pool`, so the caller never imports a verifier's libraries.
 """
 
 import importlib
@@ -12,7 +12,7 @@ import importlib
 from interlock.config.schema import TaskSettings
 from interlock.errors import TaskError
 from interlock.tasks.options import unknown
-from interlock.tasks.sources import TaskSource
+from interlock.tasks.sources import TaskSource, Unfit, fits
 
 _SOURCES = {
     "arithmetic": "interlock.tasks.arithmetic",
@@ -22,11 +22,15 @@ _SOURCES = {
 }
 
 
-def open_task(task: TaskSettings) -> TaskSource:
+def open_task(task: TaskSettings, unfit: Unfit = fits) -> TaskSource:
     """Open the task's problems and set its held-out ones aside.
 
-    Raises TaskError for an unknown name or option, for data that cannot be read, for too few
-    problems, and for a missing package.
+    Args:
+        unfit: why a problem does not fit the model; such ones are refused, or left out and
+            counted, as `task.overlong` says.
+
+    Raises TaskError for an unknown name or option, for data that cannot be read or does not fit,
+    for too few problems, and for a missing package.
     """
     kind, slash, _ = task.name.partition("/")
     if kind not in _SOURCES or bool(slash) != (kind == "reasoning-gym"):
@@ -38,5 +42,5 @@ def open_task(task: TaskSettings) -> TaskSource:
         raise TaskError(
             f"task {task.name!r} needs the package {error.name!r}; pip install 'interlock[tasks]'"
         ) from None
-    source: TaskSource = module.open_source(task)
+    source: TaskSource = module.open_source(task, unfit)
     return source

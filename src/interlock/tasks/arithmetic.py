@@ -17,7 +17,7 @@ from interlock.errors import TaskError
 from interlock.records.rl import Problem
 from interlock.tasks import answers
 from interlock.tasks.options import read_options
-from interlock.tasks.sources import ProceduralSource, prompt
+from interlock.tasks.sources import ProceduralSource, Unfit, fits, prompt
 
 Digits = Annotated[int, Meta(ge=1, le=6)]
 # Not tuple[Digits, Digits]: beside a bounded int in a union it makes msgspec 0.22 corrupt memory.
@@ -39,7 +39,7 @@ class Arithmetic(msgspec.Struct, frozen=True):
     template: str = "What is {a} {op} {b}?"
 
 
-def open_source(task: TaskSettings) -> ProceduralSource:
+def open_source(task: TaskSettings, unfit: Unfit = fits) -> ProceduralSource:
     options = read_options(task, Arithmetic)
     _check_template(options.template)
     digits = options.digits
@@ -60,7 +60,7 @@ def open_source(task: TaskSettings) -> ProceduralSource:
             meta={"a": a, "op": op, "b": b},
         )
 
-    return ProceduralSource(draw, task.seed, task.held_out, family=_family)
+    return ProceduralSource(draw, task.seed, task.held_out, _family, unfit, task.overlong)
 
 
 def open_verifier(task: TaskSettings) -> Callable[[Problem, str], bool]:

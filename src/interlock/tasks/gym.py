@@ -21,7 +21,7 @@ from interlock.errors import TaskError
 from interlock.records.rl import Problem
 from interlock.tasks import answers
 from interlock.tasks.options import unknown
-from interlock.tasks.sources import ProceduralSource, prompt
+from interlock.tasks.sources import ProceduralSource, Unfit, fits, prompt
 
 _SIZE = 10_000  # some generators build tables of this length, one refuses more than 20,000
 # These walk over sets of strings, whose order differs from one process to the next.
@@ -35,7 +35,7 @@ _UNORDERED = {
 _COLLECTIONS: dict[str, type] = {"tuple": tuple, "set": set, "frozenset": frozenset}
 
 
-def open_source(task: TaskSettings) -> ProceduralSource:
+def open_source(task: TaskSettings, unfit: Unfit = fits) -> ProceduralSource:
     generator = task.name.partition("/")[2]
     if generator in _UNORDERED and sys.flags.hash_randomization:
         raise TaskError(
@@ -55,7 +55,7 @@ def open_source(task: TaskSettings) -> ProceduralSource:
             meta={"entry": pack(entry)},
         )
 
-    return ProceduralSource(draw, task.seed, task.held_out)
+    return ProceduralSource(draw, task.seed, task.held_out, unfit=unfit, overlong=task.overlong)
 
 
 def open_verifier(task: TaskSettings) -> Callable[[Problem, str], float]:

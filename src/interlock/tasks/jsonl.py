@@ -9,18 +9,18 @@ training rows that repeat a test question, are dropped and counted.
 import hashlib
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import msgspec
 
 from interlock.config.schema import TaskSettings
 from interlock.errors import TaskError
 from interlock.records.rl import Problem
+from interlock.tasks import user_verifier
 from interlock.tasks.options import read_options
-from interlock.tasks.sources import ListSource, prompt
+from interlock.tasks.rows import Row, plain, read_rows, row_errors
+from interlock.tasks.sources import ListSource, Unfit, fits, prompt
 
 
 class Jsonl(msgspec.Struct, frozen=True):
@@ -43,38 +43,32 @@ def options_of(task: TaskSettings) -> Jsonl:
     return read_options(task, Gsm8k if task.name == "gsm8k" else Jsonl)
 
 
-def open_source(task: TaskSettings) -> ListSource:
+def open_source(task: TaskSettings, unfit: Unfit = fits) -> ListSource:
     options = options_of(task)
-    if options.verifier is not None:
-        split_verifier(options.verifier)
+    verifier = [] if options.verifier is None else user_verifier.sources(options.verifier)
     train_file, test_file = _find_files(options.path)
-    training, dropped = _distinct(_read(train_file, task, options))
+    train_rows = _Rows(train_file, task, options, unfit)
+    training = train_rows.problems
+    dropped, left_out = train_rows.repeated, train_rows.left_out
     rng = Random(f"{task.seed}/held-out")
     if test_file is None:
         ids = rng.sample(list(training), min(task.held_out, len(training)))
         held_out = [training.pop(id) for id in ids]
     else:
-        test, repeated = _distinct(_read(test_file, task, options))
+        test_rows = _Rows(test_file, task, options, unfit)
+        test = test_rows.problems
         held_out = rng.sample(list(test.values()), min(task.held_out, len(test)))
         shared = training.keys() & test.keys()
-        dropped += repeated + len(shared)
+        dropped += test_rows.repeated + len(shared)
+        left_out += test_rows.left_out
         training = {id: problem for id, problem in training.items() if id not in shared}
     if len(held_out) < task.held_out or not training:
         raise TaskError(
             f"{test_file or train_file} has too few problems to hold out {task.held_out}; "
             "lower held_out"
         )
-    return ListSource(list(training.values()), held_out, task.seed, dropped)
-
-
-def split_verifier(verifier: str) -> tuple[Path, str]:
-    """ "file.py:function" as (path, function name). Raises TaskError."""
-    path, colon, function = verifier.rpartition(":")
-    if not colon or not function.isidentifier():
-        raise TaskError(f"verifier = {verifier!r}: write path/to/file.py:function")
-    if not Path(path).is_file():
-        raise TaskError(f"verifier = {verifier!r}: there is no file {path}")
-    return Path(path), function
+    files = [train_file, *filter(None, [test_file]), *verifier]
+    return ListSource(list(training.values()), held_out, task.seed, dropped, left_out, files)
 
 
 def _find_files(path: str) -> tuple[Path, Path | None]:
@@ -107,37 +101,27 @@ def _download(dataset: str) -> Path:
         ) from None
 
 
-def _distinct(problems: Iterator[Problem]) -> tuple[dict[str, Problem], int]:
-    """(problems by id, number of rows that repeated an earlier one)."""
-    found: dict[str, Problem] = {}
-    repeated = 0
-    for problem in problems:
-        repeated += problem.id in found
-        found.setdefault(problem.id, problem)
-    return found, repeated
+class _Rows:
+    """The problems of a file by id, and how many rows repeat one or do not fit."""
+
+    def __init__(self, path: Path, task: TaskSettings, options: Jsonl, unfit: Unfit) -> None:
+        self.problems: dict[str, Problem] = {}
+        self.repeated = self.left_out = 0
+        for number, row in read_rows(path):
+            with row_errors(path, number):
+                problem = _problem(row, task, options)
+                why = unfit(problem)
+                if why is not None and task.overlong == "refuse":
+                    raise TaskError(f'{why}, or leave such rows out: overlong = "leave_out"')
+            if why is not None:
+                self.left_out += 1
+            elif problem.id in self.problems:
+                self.repeated += 1
+            else:
+                self.problems[problem.id] = problem
 
 
-def _read(path: Path, task: TaskSettings, options: Jsonl) -> Iterator[Problem]:
-    """The rows as problems, blank lines passed over. Raises TaskError with file and line."""
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise TaskError(f"cannot read {path}: {error.strerror}") from None
-    if not any(line.strip() for line in lines):
-        raise TaskError(f"{path}:1: the file is empty")
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            yield _problem(line.decode(), task, options)
-        except ValueError as error:  # bad UTF-8, bad JSON or a bad row
-            raise TaskError(f"{path}:{number}: {error}") from None
-
-
-def _problem(line: str, task: TaskSettings, options: Jsonl) -> Problem:
-    row = json.loads(line)
-    if not isinstance(row, dict):
-        raise ValueError("expected a JSON object")
+def _problem(row: Row, task: TaskSettings, options: Jsonl) -> Problem:
     question = _field(row, options.question_field)
     answer = _field(row, options.answer_field)
     if options.answer_after is not None:
@@ -154,14 +138,13 @@ def _problem(line: str, task: TaskSettings, options: Jsonl) -> Problem:
     )
 
 
-def _field(row: dict[str, Any], name: str) -> str:
+def _field(row: Row, name: str) -> str:
     """A non-empty text, or a number as text. Raises ValueError."""
     if name not in row:
         raise ValueError(f"no field {name!r}; the row has {', '.join(map(repr, row))}")
     value = row[name]
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
+        return plain(value)
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"the field {name!r} is {json.dumps(value)[:80]}, not a text or a number")
-    value.encode()  # a lone surrogate could not be sent on; UnicodeEncodeError is a ValueError
     return value

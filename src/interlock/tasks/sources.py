@@ -1,14 +1,15 @@
 """Where problems come from: a fixed list, or a procedure that draws them.
 
-Both draw the training problems of a step from (seed, step) alone, so a resumed run needs no
-iterator state; no two problems of one step are the same; no training problem is a held-out one.
+Both draw the training problems of a step (from 1) from (seed, step) alone: a resumed run needs no
+iterator state. No two problems of one step are the same; no training problem is a held-out one.
 
-`dropped` counts the rows of a file left out because another one was the same; drawing again what
-was drawn before loses nothing.
+Of the rows of a file, `dropped` counts those that repeat another, `left_out` those that do not fit;
+drawing another problem instead loses nothing. `files` are all that problems and verdicts hang on.
 """
 
 import functools
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
+from pathlib import Path
 from random import Random
 from typing import Protocol
 
@@ -16,12 +17,29 @@ from interlock.config.schema import TaskSettings
 from interlock.errors import TaskError
 from interlock.records.rl import Problem
 
+_CHECKED = 2000  # problems of a procedure, drawn before the first step to see whether they fit
+
+# Why a problem does not fit the model, and what to do about it; None: it fits.
+Unfit = Callable[[Problem], str | None]
+
+
+def fits(problem: Problem) -> None:
+    """Of a source that is opened without a model."""
+
 
 class TaskSource(Protocol):
     dropped: int
+    left_out: int
+    files: Sequence[Path]
 
     def train(self, step: int, count: int) -> list[Problem]:
         """`count` different training problems, the same for the same (task, step, count)."""
+        ...
+
+    def check(self, steps: int, count: int) -> None:
+        """Raise TaskError when there are not `count` problems for each of so many steps, or one
+        does not fit.
+        """
         ...
 
     def held_out(self, count: int) -> list[Problem]:
@@ -30,30 +48,41 @@ class TaskSource(Protocol):
 
 
 class ListSource:
-    """Problems from a file, in a new order every epoch.
+    """Problems from a file, one epoch after the other, each with all of them in a new order.
 
-    An epoch is len(training) // count whole steps; the few problems left over sit that epoch out.
+    A step may end one epoch and begin the next.
     """
 
     def __init__(
-        self, training: list[Problem], held_out: list[Problem], seed: int, dropped: int
+        self,
+        training: list[Problem],
+        held_out: list[Problem],
+        seed: int,
+        dropped: int = 0,
+        left_out: int = 0,
+        files: Sequence[Path] = (),
     ) -> None:
         assert not {problem.id for problem in training} & {problem.id for problem in held_out}
-        self.dropped = dropped
+        self.dropped, self.left_out, self.files = dropped, left_out, files
         self._training = training
         self._held_out = held_out
         self._seed = seed
 
     def train(self, step: int, count: int) -> list[Problem]:
-        steps_per_epoch = len(self._training) // count
-        if steps_per_epoch == 0:
+        self.check(step, count)
+        size, first = len(self._training), (step - 1) * count
+        places = (divmod(at, size) for at in range(first, first + count))
+        return [
+            self._training[_epoch_order(self._seed, epoch, size, count)[place]]
+            for epoch, place in places
+        ]
+
+    def check(self, steps: int, count: int) -> None:
+        if count > len(self._training):
             raise TaskError(
                 f"a step of {count} problems needs more than the {len(self._training)} training "
                 "problems there are; lower problems_per_step"
             )
-        epoch, place = divmod(step, steps_per_epoch)
-        order = _epoch_order(self._seed, epoch, len(self._training))
-        return [self._training[index] for index in order[place * count : (place + 1) * count]]
 
     def held_out(self, count: int) -> list[Problem]:
         return _first(self._held_out, count)
@@ -62,8 +91,12 @@ class ListSource:
 class ProceduralSource:
     """Problems drawn at random by `draw`, without an end.
 
-    `family` maps a problem to the key under which two problems count as the same.
+    `family` maps a problem to the key under which two problems count as the same. One that is
+    `unfit` is drawn again, or refused when `overlong` is "refuse".
     """
+
+    dropped = left_out = 0
+    files: Sequence[Path] = ()
 
     def __init__(
         self,
@@ -71,8 +104,10 @@ class ProceduralSource:
         seed: int,
         held_out: int,
         family: Callable[[Problem], str] = lambda problem: problem.id,
+        unfit: Unfit = fits,
+        overlong: str = "refuse",
     ) -> None:
-        self.dropped = 0
+        self._unfit, self._overlong = unfit, overlong
         self._draw = draw
         self._seed = seed
         self._family = family
@@ -81,6 +116,10 @@ class ProceduralSource:
     def train(self, step: int, count: int) -> list[Problem]:
         rng = Random(f"{self._seed}/train/{step}")
         return list(self._distinct(rng, count, taken=self._held_out).values())
+
+    def check(self, steps: int, count: int) -> None:
+        for step in range(1, 1 + min(steps, max(1, _CHECKED // count))):
+            self.train(step, count)
 
     def held_out(self, count: int) -> list[Problem]:
         return _first(list(self._held_out.values()), count)
@@ -97,6 +136,11 @@ class ProceduralSource:
                 )
             draws_left -= 1
             problem = self._draw(rng)
+            if (why := self._unfit(problem)) is not None:
+                if self._overlong == "refuse":
+                    advice = 'or have others drawn: overlong = "leave_out"'
+                    raise TaskError(f"problem {problem.id}: {why}, {advice}")
+                continue
             family = self._family(problem)
             if family not in found and family not in taken:
                 found[family] = problem
@@ -118,6 +162,16 @@ def _first(held_out: list[Problem], count: int) -> list[Problem]:
     return held_out[:count]
 
 
-@functools.lru_cache(maxsize=1)
-def _epoch_order(seed: int, epoch: int, size: int) -> list[int]:
-    return Random(f"{seed}/epoch/{epoch}").sample(range(size), size)
+@functools.lru_cache(maxsize=2)
+def _epoch_order(seed: int, epoch: int, size: int, count: int) -> list[int]:
+    """The order of an epoch in which every step takes `count`; none of a step that began in the
+    epoch before is in it twice.
+    """
+    order: list[int] = []
+    for each in range(epoch - epoch % count, epoch + 1):  # the first of these begins with a step
+        begun = each * size % count  # of the step that goes on in this epoch
+        before = set(order[size - begun :])
+        drawn = Random(f"{seed}/epoch/{each}").sample(range(size), size)
+        first = [index for index in drawn if index not in before][: -begun % count]
+        order = first + [index for index in drawn if index not in set(first)]
+    return order

@@ -9,6 +9,9 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from modulefinder import ModuleFinder
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -16,7 +19,29 @@ import msgspec
 from interlock.config.schema import TaskSettings
 from interlock.errors import TaskError
 from interlock.records.rl import Problem
-from interlock.tasks.jsonl import split_verifier
+
+
+def split_verifier(verifier: str) -> tuple[Path, str]:
+    """ "file.py:function" as (path, function name). Raises TaskError."""
+    path, colon, function = verifier.rpartition(":")
+    if not colon or not function.isidentifier():
+        raise TaskError(f"verifier = {verifier!r}: write path/to/file.py:function")
+    if not Path(path).is_file():
+        raise TaskError(f"verifier = {verifier!r}: there is no file {path}")
+    return Path(path), function
+
+
+def sources(verifier: str) -> list[Path]:
+    """The verifier's file, and those beside it that it imports. Raises TaskError.
+
+    Nothing is run: what a file imports under a condition counts, what it opens does not.
+    """
+    path, _ = split_verifier(verifier)
+    finder = ModuleFinder(path=[str(path.resolve().parent)])
+    with suppress(SyntaxError):  # told when it is loaded
+        finder.run_script(str(path))
+    found = (getattr(module, "__file__", None) for module in finder.modules.values())
+    return [path, *sorted(Path(each) for each in found if each and Path(each) != path)]
 
 
 def open_verifier(task: TaskSettings) -> Callable[[Problem, str], Any]:
