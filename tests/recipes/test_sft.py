@@ -92,7 +92,7 @@ def test_a_bad_row_is_named(
 def test_missing_and_empty_files_are_named(tmp_path: Path, tokenizer: Tokenizer) -> None:
     with pytest.raises(TaskError, match="no data at"):
         read(tmp_path / "none.jsonl", tokenizer, 10)
-    with pytest.raises(TaskError, match="empty.jsonl: the file is empty"):
+    with pytest.raises(TaskError, match=r"empty\.jsonl: the file is empty"):
         read(write(tmp_path / "empty.jsonl"), tokenizer, 10)
 
 
