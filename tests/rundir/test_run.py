@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import sqlite3
 from collections.abc import Callable
@@ -225,3 +226,31 @@ def test_a_reader_writes_nothing(tmp_path: Path, make_group: Callable[..., Score
     assert view.ledger.count() == 1
     view.close()
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("now", "complaint"),
+    [
+        ({"data": "sha256 b", "template": "sha256 t"}, "another data (sha256 a, now sha256 b)"),
+        ({"data": "sha256 a"}, "another template (sha256 t, now not there)"),
+        (
+            {"data": "sha256 a", "template": "sha256 t", "more": "sha256 m"},
+            "another more (not there, now sha256 m)",
+        ),
+    ],
+)
+def test_a_run_goes_on_with_what_it_began_with_alone(
+    now: dict[str, str], complaint: str, tmp_path: Path
+) -> None:
+    began = {"data": "sha256 a", "template": "sha256 t"}
+    RunDir.create(tmp_path, TREE, VERSIONS, began).finish()
+    before = (tmp_path / "manifest.json").read_bytes()
+    with pytest.raises(RunError, match=re.escape(complaint)):
+        RunDir.open(tmp_path, TREE, now)
+    assert (tmp_path / "manifest.json").read_bytes() == before
+    RunDir.open(tmp_path, TREE, began).finish()
+
+
+def test_a_run_that_recorded_no_inputs_goes_on_with_any(tmp_path: Path) -> None:
+    RunDir.create(tmp_path, TREE, VERSIONS).finish()
+    RunDir.open(tmp_path, TREE, {"data": "sha256 a"}).finish()

@@ -108,6 +108,11 @@ class Tokenizer:
         """The text of `ids`; bytes that are no UTF-8 become U+FFFD."""
         return self._backend.decode(ids, skip_special_tokens=skip_special)
 
+    @property
+    def template(self) -> str | None:
+        """The chat template's text."""
+        return None if self._template is None else self._template.text
+
     def stream(self) -> "Detokenizer":
         """A decoder for tokens that arrive one by one."""
         return Detokenizer(self._backend)

@@ -38,7 +38,7 @@ from interlock.models.decoder import Decoder
 from interlock.models.fetch import find_model
 from interlock.models.huggingface import read_architecture
 from interlock.models.tokenizer import Tokenizer
-from interlock.recipes import fleet, gate
+from interlock.recipes import fleet, gate, inputs
 from interlock.recipes.gate import Use
 from interlock.recipes.sinks import Sink, Sinks
 from interlock.recipes.stage import Stage
@@ -55,7 +55,7 @@ class Prepared(NamedTuple):
     """A stage before it begins: the file of its kind, and what `prepare` of it returned."""
 
     module: ModuleType
-    data: Any
+    data: Any  # its `files` are all that it was made of
 
 
 def train(
@@ -105,10 +105,11 @@ def _run_rank0(
     decoder = load_decoder(model, torch.float32, ranks.load_device)
     decoder = sharding.shard(decoder, recipe.learner, ranks)
     inline = _inline(recipe, model, uses, decoder if ranks.size == 1 else None)
+    hangs_on = inputs.identify(model, tokenizer, [each.data.files for each in prepared])
     if resume:
-        run = RunDir.open(directory, to_tree(recipe))
+        run = RunDir.open(directory, to_tree(recipe), hangs_on)
     else:
-        run = RunDir.create(directory, to_tree(recipe), versions())
+        run = RunDir.create(directory, to_tree(recipe), versions(), hangs_on)
     with run, sinks.of(run), ExitStack() as stack:
         _note_unqualified(uses, run, sinks)
         generators: Generators | None = inline

@@ -24,7 +24,7 @@ import platform
 import re
 import shutil
 import time
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -81,6 +81,7 @@ class Manifest(msgspec.Struct):
     sessions: list[Session]
     status: str = "running"
     reason: str | None = None  # one line, when failed
+    inputs: dict[str, str] = {}  # digest of all that it was made of, by name; {}: of older runs
 
 
 class Checkpoint(NamedTuple):
@@ -164,6 +165,17 @@ class RunView:
                 "another directory"
             )
 
+    def check_same_inputs(self, inputs: Mapping[str, str]) -> None:
+        """Raise RunError naming the first input that is not what the run began with."""
+        recorded = self.manifest.inputs
+        for name in [*recorded, *inputs] if recorded else ():
+            was, now = recorded.get(name, "not there"), inputs.get(name, "not there")
+            if was != now:
+                raise RunError(
+                    f"{self.path} began with another {name} ({one_line(was, 20)}, now "
+                    f"{one_line(now, 20)}); put that back to resume, or give another directory"
+                )
+
     def _change(self, tree: dict[str, Any], free: Set[str] = frozenset()) -> str | None:
         """ "key = old, not new" for the first setting that differs, those in `free` apart."""
         given = msgspec.json.decode(msgspec.json.encode(tree))  # tuples become lists, as on disk
@@ -185,7 +197,13 @@ class RunDir(RunView):
         return Ledger(self.path / "ledger.sqlite")
 
     @classmethod
-    def create(cls, path: Path, config: dict[str, Any], versions: dict[str, str]) -> "RunDir":
+    def create(
+        cls,
+        path: Path,
+        config: dict[str, Any],
+        versions: dict[str, str],
+        inputs: Mapping[str, str] | None = None,
+    ) -> "RunDir":
         """Start a run in a new or empty directory.
 
         Raises RunError when it holds a run or anything else, is in use, or cannot be written to.
@@ -200,7 +218,11 @@ class RunDir(RunView):
             raise RunError(f"{path} is not empty and holds no run; give another directory")
         now = time.time()
         manifest = Manifest(
-            versions, f"{platform.system()} {platform.machine()}", now, [Session(now)]
+            versions,
+            f"{platform.system()} {platform.machine()}",
+            now,
+            [Session(now)],
+            inputs=dict(inputs or {}),
         )
         lock = _acquire(path)
         try:
@@ -213,17 +235,24 @@ class RunDir(RunView):
             raise
 
     @classmethod
-    def open(cls, path: Path, config: dict[str, Any] | None = None) -> "RunDir":
+    def open(
+        cls,
+        path: Path,
+        config: dict[str, Any] | None = None,
+        inputs: Mapping[str, str] | None = None,
+    ) -> "RunDir":
         """Go on with a run: repair what a kill left torn, and note it as an event.
 
         Raises RunError when there is no run, when it is in use or of an older format, or when
-        `config` is given and differs from the recorded one; then nothing was changed.
+        `config` or `inputs` are given and differ from what is recorded; then nothing was changed.
         """
         view = RunView(path)
         view.close()
         view.ledger.check_current()
         if config is not None:
             view.check_same_config(config)
+        if inputs is not None:
+            view.check_same_inputs(inputs)
         lock = _acquire(path)
         try:
             run = cls(path, lock)

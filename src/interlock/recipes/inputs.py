@@ -1,0 +1,43 @@
+"""What a run hangs on besides its settings: data, verifiers, chat template, by their content.
+
+    files of the stages, model ──identify──> {"stage 0: rows.jsonl": "sha256 …"} ──> manifest
+
+A resumed run must find the same. Of a hub's repository the revision is kept too. A model's weights
+are not read for this: a resumed run takes its own.
+"""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from interlock.models.tokenizer import Tokenizer
+
+_REVISION = re.compile(r"/(models|datasets)--([^/]+)/snapshots/([0-9a-f]{40})(?:/|$)")
+
+
+def identify(model: Path, tokenizer: Tokenizer, stages: Sequence[Sequence[Path]]) -> dict[str, str]:
+    """Digests by the name of what they are of; `stages` are the files of each stage."""
+    found = {"chat template": _sha256((tokenizer.template or "").encode())}
+    found["tokenizer"] = _sha256((model / "tokenizer.json").read_bytes())
+    found |= _revision(model)
+    for index, files in enumerate(stages):
+        for path in files:
+            name = f"stage {index}: {path.name}"
+            while name in found:
+                name += " (another)"
+            found[name] = _sha256(path.read_bytes())
+            found |= _revision(path)
+    return found
+
+
+def _sha256(content: bytes) -> str:
+    return f"sha256 {hashlib.sha256(content).hexdigest()}"
+
+
+def _revision(path: Path) -> dict[str, str]:
+    """Of a file in the hub's cache: its repository's revision."""
+    place = _REVISION.search(str(path.absolute()))
+    if place is None:
+        return {}
+    return {place[2].replace("--", "/"): f"revision {place[3]}"}

@@ -1,0 +1,58 @@
+"""What a run hangs on: what changes it, and what does not."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from interlock.config.reading import load_recipe
+from interlock.errors import RunError
+from interlock.models.tokenizer import Tokenizer
+from interlock.recipes.inputs import identify
+from interlock.recipes.train import train
+from interlock.rundir import RunDir
+
+
+def test_a_changed_input_is_refused_on_resume_and_named(tiny_recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "reward.py").write_text(
+        "import beside\n\ndef reward(problem, answer): return len(answer) % 5\n"
+    )
+    (tmp_path / "beside.py").write_text("")
+    template = tmp_path / "mine.jinja"
+    template.write_text("{% for turn in messages %}{{ turn.content }}{% endfor %}")
+    asked = ["stage.steps=2", "stage.eval.every=0", f"model.chat_template={template}"]
+    train(load_recipe(tiny_recipe, asked), tmp_path / "run")
+    inputs = RunDir.read(tmp_path / "run").manifest.inputs
+    assert {*inputs} == {
+        *("chat template", "tokenizer"),
+        *("stage 0: problems.jsonl", "stage 0: reward.py", "stage 0: beside.py"),
+    }
+    assert all(value.startswith("sha256 ") for value in inputs.values())
+    changes = {
+        "problems.jsonl": ("stage 0: problems.jsonl", lambda text: text[text.index("\n") + 1 :]),
+        "reward.py": ("stage 0: reward.py", lambda text: text.replace("5", "7")),
+        "beside.py": ("stage 0: beside.py", lambda text: "x = 1\n"),
+        "mine.jinja": ("chat template", lambda text: text + " "),
+    }
+    for file, (name, change) in changes.items():
+        before = (tmp_path / file).read_text()
+        (tmp_path / file).write_text(change(before))
+        with pytest.raises(RunError, match=f"began with another {name} "):
+            train(load_recipe(tiny_recipe, asked), tmp_path / "run", resume=True)
+        (tmp_path / file).write_text(before)
+    train(load_recipe(tiny_recipe, asked), tmp_path / "run", resume=True)
+
+
+def test_files_of_one_name_and_of_the_hub(smollm2: Path, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.load(smollm2)
+    revision = "0123456789" * 4
+    snapshot = tmp_path / "datasets--org--some-data" / "snapshots" / revision
+    paths = []
+    for number, directory in enumerate([tmp_path / "a", tmp_path / "b", snapshot]):
+        directory.mkdir(parents=True)
+        paths.append(directory / "train.jsonl")
+        paths[-1].write_text(json.dumps(number))
+    found = identify(smollm2, tokenizer, [paths[:2], paths[2:]])
+    assert found["org/some-data"] == f"revision {revision}"
+    digests = [found[f"stage {name}"] for name in ("0: train.jsonl", "1: train.jsonl")]
+    assert len({*digests, found["stage 0: train.jsonl (another)"]}) == 3
