@@ -258,3 +258,23 @@ def test_manifests_are_plain_json_that_names_no_file(store: Store, tmp_path: Pat
         *("format", "number", "digest", "kind", "base", "anchor", "size", "sha256", "tensors")
     }
     assert torch.equal(history.tensors[0]["norm"], torch.ones(48))
+
+
+def test_what_changed_nearly_everywhere_is_an_anchor(tmp_path: Path, same: Same) -> None:
+    """float32 weights change in every element; a delta of these would have to be larger."""
+    torch.manual_seed(0)
+    weights = {"w": torch.randn(64, 64), "norm": torch.ones(64), "none": torch.empty(0)}
+    publisher = Publisher(str(tmp_path), anchor_every=20)
+    assert not publisher.publish(0, weights).dense
+    for number in (1, 2):
+        weights = weights | {"w": weights["w"] + 1e-3 * torch.randn(64, 64)}
+        published = publisher.publish(number, weights)
+        assert (published.kind, published.dense) == ("anchor", True)
+        assert published.written_bytes <= published.full_bytes + 1024
+        assert same(Replica(str(tmp_path)).fetch(published.version), weights)
+    weights = weights | {"norm": torch.zeros(64)}
+    published = publisher.publish(3, weights)
+    assert (published.kind, published.dense) == ("delta", False)
+    replica = Replica(str(tmp_path))
+    assert same(replica.fetch(published.version), weights)
+    assert len(list(tmp_path.glob("*.anchor"))) == 2  # older ones went

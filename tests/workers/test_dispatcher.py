@@ -241,13 +241,14 @@ def test_a_store_that_was_damaged_is_mended(fleet: Callable[..., Fleet], tmp_pat
     run.ready()
 
     def cut_short() -> None:
-        (payload,) = (tmp_path / "sync").glob("v00000001-*.delta")
+        (payload,) = (tmp_path / "sync").glob("v00000001-*.anchor")  # all of it changed
         payload.write_bytes(payload.read_bytes()[:-1])
 
     run.publish(1, before_telling=cut_short)
     run.order(0, 2)
     run.check(run.collect(2), 0, 2, version=1)
     run.wait_for(lambda _: run.kinds()["store_mended"] == 1)
+    assert run.kinds()["weights_whole"] == 1
     fetched = Replica(str(tmp_path / "sync")).fetch(run.dispatcher.weights)
     assert torch.equal(fetched["w"], torch.full((8,), 1.0))
 

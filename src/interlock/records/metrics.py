@@ -174,6 +174,7 @@ EventKind = Literal[
     "worker_qualifying",
     "worker_readmitted",
     "worker_retired",
+    "weights_whole",  # a delta would have saved next to nothing
     "store_mended",
     "store_damaged",
     "sink_failed",

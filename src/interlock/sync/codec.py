@@ -53,6 +53,7 @@ _ZSTD = zstandard.ZstdCompressionParameters(
     target_length=0,
     write_content_size=True,
 )
+_NEARLY = 0.9  # of the bytes of all tensors
 _MAX_GAP_BYTES = 5  # gaps below 2^40
 
 Bytes = NDArray[np.uint8]
@@ -73,6 +74,7 @@ class Encoded(NamedTuple):
 
     payload: bytes
     specs: dict[str, TensorSpec]  # of every tensor, changed or not
+    whole: bool  # the payload holds every tensor in full
 
 
 class _Entry(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -152,7 +154,7 @@ def encode_anchor(tensors: Mapping[str, Tensor]) -> Encoded:
         entry, stored = _full(name, data, tensor.element_size(), compress)
         entries.append(entry)
         planes += stored
-    return Encoded(_join(entries, planes), expected)
+    return Encoded(_join(entries, planes), expected, whole=True)
 
 
 def encode_delta(
@@ -160,11 +162,12 @@ def encode_delta(
 ) -> Encoded:
     """What leads from `base`, whose specs are `base_specs`, to `tensors`, of the same layout.
 
-    A tensor is coded in full where that is smaller, and where more than half of it changed.
+    A tensor is coded in full where that is smaller, and where more than half of it changed. Where
+    nearly all would be, all are: what saves next to nothing shall not need a base.
     """
     assert same_layout(tensors, base_specs) and base.keys() == base_specs.keys()
     compress, expected = _compressor(), dict(base_specs)
-    entries, planes = [], []
+    coded: dict[str, tuple[_Entry, list[bytes]]] = {}
     for name, tensor in tensors.items():
         old, new, width = _bits(base[name]), _bits(tensor), tensor.element_size()
         places = _changed(old, new, width)
@@ -172,10 +175,14 @@ def encode_delta(
             continue
         spec = base_specs[name]
         expected[name] = TensorSpec(spec.dtype, spec.shape, _digest(spec.dtype, spec.shape, new))
-        entry, stored = _smaller(name, places, new, width, compress)
-        entries.append(entry)
-        planes += stored
-    return Encoded(_join(entries, planes), expected)
+        coded[name] = _smaller(name, places, new, width, compress)
+    full = {n for n, (entry, _) in coded.items() if entry.count == tensors[n].numel()}
+    whole = sum(tensors[n].nbytes for n in full) > _NEARLY * sum(t.nbytes for t in tensors.values())
+    for name, tensor in tensors.items() if whole else ():
+        if name not in full:
+            coded[name] = _full(name, _bits(tensor), tensor.element_size(), compress)
+    planes = [plane for _, stored in coded.values() for plane in stored]
+    return Encoded(_join([entry for entry, _ in coded.values()], planes), expected, whole)
 
 
 def decode_anchor(payload: bytes, expected: Mapping[str, TensorSpec]) -> dict[str, Tensor]:

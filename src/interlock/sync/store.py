@@ -52,6 +52,7 @@ class PublishedVersion(msgspec.Struct, frozen=True):
     full_bytes: int  # of all tensors
     seconds: float
     uncollected: int  # old files that could not be removed; tried again the next time
+    dense: bool = False  # an anchor where a delta was due, which would have saved next to nothing
 
 
 class _VersionManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -83,7 +84,8 @@ class _CompleteVersion(NamedTuple):
 
 
 class Publisher:
-    """Publishes versions of growing number; every `anchor_every`th is an anchor.
+    """Publishes versions of growing number; every `anchor_every`th is an anchor, and so is one in
+    which nearly everything changed.
 
     One at a time per URL. It keeps a copy of the last version's tensors, which the next delta is
     made against, so the first publication, also of a resumed run, is an anchor. Versions of higher
@@ -118,6 +120,9 @@ class Publisher:
             if base
             else codec.encode_anchor(tensors)
         )
+        dense = base is not None and encoded.whole
+        if dense:
+            base = None
         manifest = self._manifest(number, encoded, base)
         kind: Literal["anchor", "delta", "unchanged"] = manifest.kind
         written = uncollected = 0
@@ -136,6 +141,7 @@ class Publisher:
             full_bytes=codec.nbytes(manifest.tensors),
             seconds=time.perf_counter() - start,
             uncollected=uncollected,
+            dense=dense,
         )
 
     def repair(self) -> PublishedVersion | None:

@@ -40,6 +40,10 @@ _REPAIR_S = 5.0  # between two looks at a store that was damaged
 _LONGEST_PAUSE_S = 600.0  # and at one that is whole
 _OPENING_S = 120.0  # for the fleet itself, not its workers
 _CLOSING_S = 30.0
+_DENSE = (
+    "version {} changed nearly everywhere, so it is published whole ({:.3g} MB), as others like it "
+    'will be; learner.dtype = "bfloat16" makes versions half as large, and most of them deltas'
+)
 
 
 class Dispatcher:
@@ -71,6 +75,7 @@ class Dispatcher:
         assert canary is not None
         self._canary = canary
         self.weights: WeightVersion | None = None  # last published
+        self._said_dense = False
         self._error: BaseException | None = None
         self._closing = False
         self._changed = threading.Condition()
@@ -128,6 +133,9 @@ class Dispatcher:
         with self._publishing:
             written = self._publisher.publish(number, tensors)
         self.weights = written.version
+        if written.dense and not self._said_dense:
+            self._said_dense = True
+            self._note("weights_whole", _DENSE.format(number, written.written_bytes / 1e6), "")
         target = Target(written.version, score(self._canary.text))
         with self._changed:
             self._pool.serve(target)
