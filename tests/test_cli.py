@@ -33,24 +33,35 @@ def complaint(*arguments: object) -> str:
         (["dance"], "invalid choice: 'dance'"),
         (["train"], "RECIPE.toml"),
         (["train", "none.toml"], "no recipe at none.toml"),
-        (["train", "none.toml", "--resume", "--fast"], "unrecognized arguments: --fast"),
+        (["train", "none.toml", "--resume", "--fast"], "--fast is no option"),
+        (["train", "none.toml", "--steps=3"], "without dashes: stage.steps=3"),
+        (["train", "none.toml", "--lr", "1e-4"], "without dashes: stage.optimizer.lr=…"),
+        (["report", "x", "--fast"], "unrecognized arguments: --fast"),
+        (["train", "x" * 300], "too long"),
+        (["eval", "x" * 300, "--task", "arithmetic"], "too long"),
+        (["eval", "x" * 300], "too long"),
+        (["report", "x" * 300], "too long"),
+        (["eval", "/nonsense"], "there is no run at '/nonsense'"),
         (["eval", "no/such/model", "--task", "arithmetic"], "no/such/model"),
         (["eval", "smollm2-135m-instruct", "--task", "sums"], "'sums'"),
         (["eval", "smollm2-135m-instruct", "--task", "arithmetic", "digits=2"], "'digits'"),
-        (["eval", "x", "--task", "arithmetic", "--max-tokens", "0"], "max_tokens = 0"),
-        (["eval", "smollm2-135m-instruct"], "is no finished run"),
-        (["eval", "x", "--task", "arithmetic", "--problems", "many"], "invalid int value"),
+        (["eval", "x", "--task", "arithmetic", "--max-tokens", "0"], "'0' is no whole number"),
+        (["eval", "smollm2-135m-instruct"], "for a model say --task"),
+        (["eval", "x", "--task", "arithmetic", "--problems", "many"], "'many' is no whole number"),
+        (["eval", "x", "--task", "arithmetic", "--problems", "0"], "--problems: '0' is no"),
         (["chat", "no/such/model"], "no/such/model"),
         (["chat", "x", "--temperature", "-1"], "temperature = -1.0"),
         (["report", "no-such-run"], "no run in no-such-run"),
-        (["qualify", "--device", "warp"], "device 'warp' cannot be used"),
+        (["qualify", "--device", "warp"], "'warp' cannot be used here: torch knows no"),
         (["qualify", "--device", "sim:rust"], "defect 'rust' is not offered"),
         (["qualify", "--only", "fast"], "there is no check 'fast'"),
         (["qualify", "--soak", "0"], "--soak 0"),
-        (["qualify", "--seed", "-1"], "--seed -1"),
+        (["qualify", "--seed", "-1"], "--seed: '-1' is no whole number"),
+        (["qualify", "--device", "npu:0"], "it needs torch_npu, its vendor's plugin"),
         (["qualify", "--device", "cpu", "--out", "/dev/null/x"], "cannot make /dev/null/x"),
         (["parity", "x", "--b", "jax:cpu"], "jax"),
         (["parity", "x"], "--b"),
+        (["parity", "x", "--b", "vllm:cpu"], "--b-python"),
     ],
 )
 def test_a_mistake_is_one_line(arguments: list[str], expected: str) -> None:
@@ -93,7 +104,8 @@ def test_train_report_eval_chat_and_the_directory_rules(tiny_recipe: Path, tmp_p
     assert out.is_file()
 
     options = ("--task", "arithmetic", "--problems", 4, "--max-tokens", 5)
-    own = json.loads(interlock("eval", run, "--problems", 5, "--json").stdout)
+    own = json.loads(interlock("eval", run, "--json").stdout)
+    assert own["problems"] == view.config["stage"][0]["eval"]["problems"] < 8
     last = view.metrics()[-1]
     assert own["accuracy"] == pytest.approx(last.accuracy)
     assert own["reward"] == pytest.approx(last.held_out_reward)

@@ -114,6 +114,14 @@ def test_a_lone_stage_needs_no_index(tmp_path: Path) -> None:
         ("stage.steps=abc", "stage.0.steps = 'abc': expected int, got str"),
         ("stage.steps=0", "stage.0.steps = 0: expected int >= 1"),
         ("stage.steps=true", "stage.0.steps = True: expected int, got bool"),
+        ("stage.steps='3'", "stage.0.steps = '3': expected int, got str; write it without quotes"),
+        ("stage.steps=1e2", "stage.0.steps = 100.0: expected int, got float; write 100"),
+        ("generator.env.OMP_NUM_THREADS=2", """'generator.0.env.OMP_NUM_THREADS="2"'"""),
+        ("model.lora_r=16", "'model.lora_r'; [model] has path, chat_template"),
+        ("zzz=1", "unknown setting 'zzz'; there are model, stage, name"),
+        ("stage.task.held_out=10000000", "expected int <= 1000000"),
+        ("name=a/b", "is to be the name of a directory"),
+        (f"name={'x' * 300}", "at most 100 characters"),
         ("stage.optimizer.lr=nan", "stage.0.optimizer.lr = nan: expected float > 0.0"),
         ("stage.optimizer.lr=inf", "stage.0.optimizer.lr = inf: expected float <="),
         ("stage.optimizer.betas=[1.0,0.9]", "optimizer.betas.0 = 1.0: expected float < 1.0"),
@@ -172,7 +180,13 @@ def test_a_missing_setting_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "expected"),
-    [(b"[model", "not valid TOML"), (b"\xff\xfe", "cannot read"), (None, "no recipe at")],
+    [
+        (b"[model", "not valid TOML"),
+        (b"\xff\xfe", "save it as UTF-8"),
+        (None, "no recipe at"),
+        (BASE.replace("[[stage]]", "[stage]").encode(), r"in two brackets: \[\[stage\]\]"),
+        (BASE.replace("[model]", "[[model]]").encode(), r"in one bracket: \[model\]"),
+    ],
 )
 def test_an_unreadable_recipe_is_named(
     tmp_path: Path, content: bytes | None, expected: str
@@ -183,6 +197,12 @@ def test_an_unreadable_recipe_is_named(
     with pytest.raises(ConfigError, match=expected) as caught:
         load_recipe(path)
     assert "broken.toml" in str(caught.value)
+
+
+def test_the_mark_that_editors_put_at_the_start_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + BASE.encode())
+    assert load_recipe(path).stage[0].steps == 3
 
 
 def test_a_directory_is_no_recipe(tmp_path: Path) -> None:

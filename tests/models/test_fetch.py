@@ -330,7 +330,7 @@ def test_directories_and_wrong_names(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(ModelError, match="is a file"):
         find_model(str(tmp_path / "config.json"))
     for wrong in ("no-such-model", "/no/such/model", "../no/such", "a/b/c", "./x"):
-        with pytest.raises(ModelError, match="no model at"):
+        with pytest.raises(ModelError, match="no model and no run at"):
             find_model(wrong)
 
 

@@ -223,11 +223,13 @@ def test_what_a_side_may_be() -> None:
         "sim:mask-512,crash",
         "torch:sim:mask-512,crash",
     )
-    assert parse("b", "vllm:cuda").settings.engine == "vllm"
+    assert parse("b", "vllm:cuda", python="python3").settings.engine == "vllm"
 
 
 def test_mistakes_before_anything_runs(small: Path, tmp_path: Path) -> None:
-    vllm = Question(small, parse("a", "torch:cpu"), parse("b", "vllm:cpu"), bisect=True)
+    vllm = Question(
+        small, parse("a", "torch:cpu"), parse("b", "vllm:cpu", python="python3"), bisect=True
+    )
     with pytest.raises(ConfigError, match="side b is vllm:cpu"):
         compare(vllm, tmp_path, print)
     with pytest.raises(ConfigError, match="--max-tokens 96 leaves no room"):

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from interlock.config.reading import parse_recipe, to_tree
-from interlock.errors import RunError
+from interlock.errors import ConfigError, RunError
 from interlock.records.metrics import StepMetrics, UpdateMetrics
 from interlock.records.rl import ScoredGroup
 from interlock.rundir import RunDir
@@ -158,6 +158,17 @@ def test_how_a_run_ended(tmp_path: Path) -> None:
     views = {name: RunDir.read(tmp_path / name) for name in ("failed", "stopped", "killed")}
     assert views["failed"].manifest.reason == "bad value"
     assert [view.status for view in views.values()] == ["failed", "interrupted", "interrupted"]
+
+
+def test_a_mistake_that_shows_at_once_leaves_no_run_behind(tmp_path: Path) -> None:
+    for logged in (0, 1):
+        path = tmp_path / str(logged)
+        with pytest.raises(ConfigError), create(path) as run:
+            for number in range(logged):
+                run.log(step(0, number))
+            raise ConfigError("no Ray cluster there")
+        assert path.exists() == bool(logged)
+    assert RunDir.read(tmp_path / "1").status == "failed"
 
 
 def test_resume_repairs_and_says_so(tmp_path: Path) -> None:

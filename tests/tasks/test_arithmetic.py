@@ -76,7 +76,9 @@ def test_one_digit_starts_at_zero_and_has_55_families() -> None:
     source = _open(digits=1, held_out=5)
     problems = source.train(0, 50)
     assert min(p.meta["a"] for p in problems) == 0
-    with pytest.raises(TaskError, match="found 50 of 51"):
+    with pytest.raises(
+        TaskError, match="51 different problems and 5 held out are more than the 55"
+    ):
         source.train(0, 51)
 
 
@@ -89,13 +91,13 @@ def test_a_template_of_ones_own() -> None:
     ("options", "complaint"),
     [
         ({"digts": 2}, "'digts'; did you mean digits?"),
-        ({"digits": 7}, "int <= 6 at option digits"),
-        ({"digits": 0}, "int >= 1 at option digits"),
-        ({"digits": "2"}, "got str at option digits"),
+        ({"digits": 7}, "digits = 7: expected int <= 6"),
+        ({"digits": 0}, "digits = 0: expected int >= 1"),
+        ({"digits": "2"}, "digits = '2': expected int | array, got str"),
         ({"digits": [3, 1]}, "put the smaller first"),
-        ({"digits": [1, 2, 3]}, "length <= 2 at option digits"),
-        ({"operators": ["/"]}, "'/' at option operators[0]"),
-        ({"operators": []}, "length >= 1 at option operators"),
+        ({"digits": [1, 2, 3]}, "digits = [1, 2, 3]: expected array of length <= 2"),
+        ({"operators": ["/"]}, "operators.0 = '/': choose one of *, +, -"),
+        ({"operators": []}, "operators = []: expected array of length >= 1"),
         ({"template": "{a} and {c}"}, "use {a}, {b} and, if wanted, {op}"),
         ({"template": "{a.__class__} {b}"}, "use {a}, {b}"),
         ({"template": "{a} {b"}, "template = '{a} {b'"),
@@ -136,3 +138,18 @@ def test_a_sum_is_right_exactly_when_it_equals(a: int, b: int, claim: int) -> No
     assert verify(_problem(a + b), f"{a} + {b} = {a + b:,}.") == 1.0
     assert verify(_problem(a + b), f"It is {claim}") == float(claim == a + b)
     assert verify(_problem(a - b), f"{a} - {b} = {a - b}") == 1.0
+
+
+@pytest.mark.parametrize(
+    ("options", "families"),
+    [
+        ({"digits": 1}, 55),  # of 10 numbers: 10 with themselves, 45 with another
+        ({"digits": 2, "operators": ["+", "+"]}, 90 * 91 // 2),
+        ({"digits": [1, 2], "operators": ["+", "-"]}, 2 * 100 * 101 // 2),
+    ],
+)
+def test_it_knows_how_many_different_problems_there_are(
+    options: dict[str, Any], families: int
+) -> None:
+    with pytest.raises(TaskError, match=f"more than the {families} that"):
+        _open(held_out=families + 1, **options)

@@ -187,8 +187,8 @@ def test_bad_files_and_options_are_named(write_jsonl: WriteJsonl, tmp_path: Path
         ({"path": tmp_path}, "has no train.jsonl"),
         ({"path": empty}, "empty.jsonl: the file is empty"),
         ({"path": latin}, "latin.jsonl:1: byte 14 is not UTF-8"),
-        ({"path": good, "held_out": 3}, "too few problems to hold out 3; lower held_out"),
-        ({"path": good, "held_out": 4}, "too few problems to hold out 4; lower held_out"),
+        ({"path": good, "held_out": 3}, "has 3 different problems, too few to hold out 3"),
+        ({"path": good, "held_out": 4}, "lower stage.task.held_out and stage.eval.problems"),
         ({"path": good, **unmarked}, "good.jsonl:1: the answer has no '####'"),
         ({"path": good, "question": "q"}, "did you mean question_field?"),
         ({"path": good, "verifier": "x"}, "write path/to/file.py:function"),
@@ -198,7 +198,7 @@ def test_bad_files_and_options_are_named(write_jsonl: WriteJsonl, tmp_path: Path
         with pytest.raises(TaskError) as caught:
             _open(**options)
         assert complaint in str(caught.value)
-    with pytest.raises(TaskError, match="required field path"):
+    with pytest.raises(TaskError, match=r"setting .path. is missing"):
         open_task(TaskSettings("gsm8k"))
 
 

@@ -55,7 +55,9 @@ def test_a_procedure_checks_what_it_will_draw() -> None:
         return "it is seven; take another" if problem.id == "p7" else None
 
     def opened(overlong: str) -> ProceduralSource:
-        return ProceduralSource(_draw, seed=0, held_out=1, unfit=unfit, overlong=overlong)
+        return ProceduralSource(
+            _draw, seed=0, held_out=1, families=12, unfit=unfit, overlong=overlong
+        )
 
     with pytest.raises(TaskError, match=r"problem p7: it is seven; take another, or have others"):
         opened("refuse").check(steps=20, count=4)
@@ -93,7 +95,7 @@ def _draw(rng: Random) -> Problem:
 
 
 def test_a_procedure_draws_everything_but_the_held_out() -> None:
-    source = ProceduralSource(_draw, seed=7, held_out=4)
+    source = ProceduralSource(_draw, seed=7, held_out=4, families=12)
     held_out = set(_ids(source.held_out(4)))
     assert len(held_out) == 4
     everything = {f"p{i}" for i in range(12)}
@@ -102,11 +104,22 @@ def test_a_procedure_draws_everything_but_the_held_out() -> None:
 
 
 def test_a_procedure_with_too_few_problems_says_so() -> None:
-    source = ProceduralSource(_draw, seed=7, held_out=4)
+    source = ProceduralSource(_draw, seed=7, held_out=4, families=20)  # no more than an upper bound
     with pytest.raises(TaskError, match="found 8 of 9"):
         source.train(0, 9)
     with pytest.raises(TaskError, match="found 12 of 13"):
-        ProceduralSource(_draw, seed=7, held_out=13)
+        ProceduralSource(_draw, seed=7, held_out=13, families=20)
+
+
+def test_more_problems_than_there_are_cost_no_drawing() -> None:
+    def never(rng: Random) -> Problem:
+        raise AssertionError("drawn")
+
+    with pytest.raises(TaskError, match="13 different problems are more than the 12"):
+        ProceduralSource(never, seed=7, held_out=13, families=12)
+    source = ProceduralSource(_draw, seed=7, held_out=4, families=12)
+    with pytest.raises(TaskError, match="9 different problems and 4 held out are more than the 12"):
+        source.train(0, 9)
 
 
 def test_the_prompt_puts_the_system_turn_first() -> None:

@@ -24,7 +24,7 @@ from interlock.chips.sim import accelerator, defects
 from interlock.chips.sim import backend as simulated
 from interlock.errors import ConfigError
 from interlock.records.trust import Stack
-from interlock.text import error_headline
+from interlock.text import error_headline, one_line
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _LIKELY_FREE = 4 << 30  # bytes, of a device that does not tell
@@ -70,10 +70,24 @@ def claim(name: str) -> torch.device:
     except ConfigError:
         raise
     except Exception as error:
-        reason = error_headline(error)
+        reason = _why_not(name, error)
     else:
         reason = "it computes nothing"
-    raise ConfigError(f"device {name!r} cannot be used here: {reason}; 'cpu' always works")
+    raise ConfigError(
+        f"device {one_line(repr(name), 60)} cannot be used here: {reason}; "
+        f"this machine has {', '.join(available())}"
+    )
+
+
+def _why_not(name: str, error: Exception) -> str:
+    """What torch means by `error`: it answers a name that it does not know by a long list."""
+    kind = vendors.kind_of(name)
+    if (plugin := vendors.of(kind).plugin) and not hasattr(torch, kind):
+        return (
+            f"it needs {plugin}, its vendor's plugin for torch {versions.minor(torch.__version__)}"
+        )
+    reason = error_headline(error)
+    return "torch knows no such device" if reason.startswith("Expected one of") else reason
 
 
 def name(device: torch.device) -> str:

@@ -3,12 +3,17 @@
 arguments.py ──> verbs.py ──> one line for every mistake, and the exit code
 """
 
+import errno
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 from interlock.cli.arguments import parse
 from interlock.errors import InterlockError, UserError, VoidResult
+from interlock.text import one_line
+
+# What is wrong with a name that was given, wherever it is first looked at.
+_OF_A_NAME = (errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EPERM)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -35,6 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except BrokenPipeError:
         sys.stderr.close()  # the reader went away, as `| head` does
         sys.exit(0)
+    except OSError as error:
+        if error.filename is None or error.errno not in _OF_A_NAME:
+            raise
+        _fail(f"{one_line(repr(error.filename), 80)}: {error.strerror}; give another path", 2)
     sys.exit(0)
 
 

@@ -1,12 +1,14 @@
 """What may be written behind `interlock`: the verbs and their options. Nothing is imported here."""
 
 import argparse
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from interlock import __version__
 from interlock.cli import verbs
+from interlock.config.reading import nearest
 from interlock.errors import ConfigError
 
 
@@ -15,10 +17,30 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = _parser()
     given, rest = parser.parse_known_args(arguments)
     if rest and not (hasattr(given, "settings") and all("=" in x and x[0] != "-" for x in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        parser.error(_unrecognized(rest, hasattr(given, "settings")))
     if rest:
         given.settings += rest
     return given
+
+
+def _unrecognized(rest: Sequence[str], settings: bool) -> str:
+    dashed = next((each for each in rest if each.startswith("--")), None)
+    if dashed is None or not settings:
+        return f"unrecognized arguments: {' '.join(rest)}"
+    name, _, value = dashed.lstrip("-").replace("-", "_").partition("=")
+    meant = nearest(name) or name
+    return f"{dashed} is no option; a setting is written without dashes: {meant}={value or '…'}"
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    """A whole number that is not too small."""
+
+    def number(text: str) -> int:
+        if not re.fullmatch(r"-?\d{1,18}", text) or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} on")
+        return int(text)
+
+    return number
 
 
 class _Parser(argparse.ArgumentParser):
@@ -66,8 +88,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     verb.add_argument("--system", help="a system turn")
     verb.add_argument("--temperature", type=float, default=0.7, help="0 is greedy (default: 0.7)")
-    verb.add_argument("--max-tokens", type=int, default=512, metavar="N", help="default: 512")
-    verb.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise (default: 0)")
+    verb.add_argument(
+        "--max-tokens", type=_at_least(1), default=512, metavar="N", help="default: 512"
+    )
+    verb.add_argument(
+        "--seed", type=_at_least(0), default=0, metavar="N", help="of the noise (default: 0)"
+    )
     verb.add_argument("--device", default="cpu", help="default: cpu")
     verb.set_defaults(verb=verbs.chat)
 
@@ -103,11 +129,13 @@ def _add_eval(choices: Any) -> None:
         "settings", nargs="*", metavar="key=value", help="of the task: options.digits=3, seed=1, …"
     )
     verb.add_argument("--task", help="arithmetic, gsm8k, jsonl, reasoning-gym/NAME")
-    verb.add_argument("--problems", type=int, metavar="N", help="default: 128")
-    verb.add_argument("--max-tokens", type=int, metavar="N", help="default: 256, or the run's own")
+    verb.add_argument("--problems", type=_at_least(1), metavar="N", help="default: 128")
+    verb.add_argument(
+        "--max-tokens", type=_at_least(1), metavar="N", help="default: 256, or the run's own"
+    )
     verb.add_argument("--stop", action="append", metavar="TEXT", help="ends an answer; repeatable")
     verb.add_argument(
-        "--show", type=int, default=3, metavar="N", help="answers to show (default: 3)"
+        "--show", type=_at_least(0), default=3, metavar="N", help="answers to show (default: 3)"
     )
     verb.add_argument("--device", default="cpu", help="default: cpu")
     verb.add_argument("--json", action="store_true", help="print one JSON object")
@@ -131,7 +159,9 @@ def _add_qualify(choices: Any) -> None:
     )
     verb.add_argument("--fail-fast", action="store_true", help="stop once it is rejected")
     verb.add_argument("--list", action="store_true", help="say what the checks are, and run none")
-    verb.add_argument("--seed", type=int, default=0, metavar="N", help="of the data (default: 0)")
+    verb.add_argument(
+        "--seed", type=_at_least(0), default=0, metavar="N", help="of the data (default: 0)"
+    )
     verb.add_argument("--json", action="store_true", help="print the certificate as JSON")
     verb.add_argument(
         "--out",
@@ -160,11 +190,17 @@ def _add_parity(choices: Any) -> None:
         "--b-model", metavar="MODEL", help="other files of the same model, for side b"
     )
     verb.add_argument("--task", help="ask its held-out problems too, and compare the accuracy")
-    verb.add_argument("--problems", type=int, default=64, metavar="N", help="default: 64")
+    verb.add_argument("--problems", type=_at_least(1), default=64, metavar="N", help="default: 64")
     verb.add_argument(
-        "--samples", type=int, default=2, metavar="N", help="drawn per prompt and side (default: 2)"
+        "--samples",
+        type=_at_least(1),
+        default=2,
+        metavar="N",
+        help="drawn per prompt and side (default: 2)",
     )
-    verb.add_argument("--max-tokens", type=int, default=64, metavar="N", help="default: 64")
+    verb.add_argument(
+        "--max-tokens", type=_at_least(1), default=64, metavar="N", help="default: 64"
+    )
     verb.add_argument("--stop", action="append", metavar="TEXT", help="ends an answer; repeatable")
     verb.add_argument(
         "--band",

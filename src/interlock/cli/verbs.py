@@ -17,6 +17,7 @@ from interlock.errors import ConfigError, RunError, VoidResult
 from interlock.records.rl import Sampling, Score
 from interlock.records.trust import Trust
 from interlock.rundir import RunDir
+from interlock.text import one_line
 
 
 def demo(given: argparse.Namespace) -> None:
@@ -71,12 +72,11 @@ def evaluate(given: argparse.Namespace) -> None:
     from interlock.recipes.evaluate import measure
     from interlock.report.summary import not_judged, wilson
 
-    count = 128 if given.problems is None else given.problems
-    task, sampling = _what_to_measure(given, count)
+    task, sampling, count = _what_to_measure(given)
     generator = GeneratorSettings(device=given.device)
     console = Console(highlight=False, markup=False, stderr=given.json)
     with terminal.watching(console) as screen:
-        scored = measure(_model(given.model), task, count, generator, sampling, screen)
+        scored = measure(given.model, task, count, generator, sampling, screen)
     if given.json:
         worth = Score.of(scored)
         low, high = wilson(worth.accuracy, worth.completions)
@@ -89,25 +89,33 @@ def evaluate(given: argparse.Namespace) -> None:
         raise VoidResult(f"the verifier failed on every answer: {cause}")
 
 
-def _what_to_measure(given: argparse.Namespace, count: int) -> tuple[TaskSettings, Sampling]:
-    """The task, and the limits of an answer: those of the command line, or the run's own."""
+def _what_to_measure(given: argparse.Namespace) -> tuple[TaskSettings, Sampling, int]:
+    """The task, the limits of an answer, and how many problems: those of the command line, or the
+    run's own.
+    """
     if given.task:
-        limit = 256 if given.max_tokens is None else given.max_tokens
+        limit, count = given.max_tokens or 256, given.problems or 128
         task = parse_task(given.task, count, given.settings)
-        return task, parse_sampling(0.0, limit, given.stop or [])
-    if not (Path(given.model) / "weights").is_dir():
-        raise ConfigError(f"{given.model} is no finished run; say what to measure with --task")
+        return task, parse_sampling(0.0, limit, given.stop or []), count
+    if not (Path(given.model) / "manifest.json").is_file():
+        name = one_line(repr(given.model), 80)
+        known = f"{name} is no run" if Path(given.model).is_dir() else f"there is no run at {name}"
+        raise ConfigError(
+            f"{known}, which would know its task; give a run's directory, or for a model say "
+            "--task arithmetic, gsm8k, jsonl or reasoning-gym/NAME"
+        )
     if given.settings:
         raise ConfigError(f"{given.settings[0]} would change the run's own task; give --task too")
     from interlock.recipes.evaluate import practised
 
-    task, drawn = practised(Path(given.model))
-    if not 0 < count <= task.held_out:
+    task, drawn, count = practised(Path(given.model))
+    count = given.problems or count
+    if count > task.held_out:
         raise ConfigError(
             f"--problems {count}: the run held out {task.held_out}; choose from those"
         )
-    limit = drawn.max_tokens if given.max_tokens is None else given.max_tokens
-    return task, parse_sampling(0.0, limit, given.stop or drawn.stop)
+    limit = given.max_tokens or drawn.max_tokens
+    return task, parse_sampling(0.0, limit, given.stop or drawn.stop), count
 
 
 def chat(given: argparse.Namespace) -> None:
@@ -117,7 +125,7 @@ def chat(given: argparse.Namespace) -> None:
     from interlock.workers.generator import open_generator
 
     sampling = parse_sampling(given.temperature, given.max_tokens, [])
-    model = find_model(_model(given.model), lambda note: print(note, file=sys.stderr))
+    model = find_model(given.model, lambda note: print(note, file=sys.stderr))
     settings = GeneratorSettings(device=given.device, slots=1)
     generator = open_generator(settings, model, chat_template=None, name="chat")
     messages = [{"role": "system", "content": given.system}] if given.system else []
@@ -204,10 +212,10 @@ def parity(given: argparse.Namespace) -> None:
     a = parse("a", given.a, given.a_dtype, given.a_python)
     b = parse("b", given.b, given.b_dtype, given.b_python)
     question = Question(
-        model=find_model(_model(given.model), note),
+        model=find_model(given.model, note),
         a=a,
         b=b,
-        b_model=find_model(_model(given.b_model), note) if given.b_model else None,
+        b_model=find_model(given.b_model, note) if given.b_model else None,
         task=parse_task(given.task, given.problems, given.settings) if given.task else None,
         problems=given.problems,
         samples=given.samples,
@@ -233,12 +241,6 @@ def report(given: argparse.Namespace) -> None:
     from interlock.report import write_report
 
     print(write_report(given.run, given.out))
-
-
-def _model(name: str) -> str:
-    """A run directory stands for its final weights."""
-    weights = Path(name) / "weights"
-    return str(weights) if weights.is_dir() else name
 
 
 def _folder(path: Path) -> Path:

@@ -14,6 +14,7 @@ from typing import Any
 
 from interlock.config.schema import Recipe, worker_settings
 from interlock.errors import ConfigError
+from interlock.text import one_line
 
 
 def check_combinations(recipe: Recipe, source: str) -> None:
@@ -24,13 +25,19 @@ def check_combinations(recipe: Recipe, source: str) -> None:
 
 
 def _names(recipe: Recipe) -> Iterator[str]:
-    """Workers are told apart by name, and have log files of that name."""
+    """The run's is a directory's; workers are told apart by name, and have log files of it."""
+    if not re.fullmatch(r"(?!\.)[^/\0]{1,100}", recipe.name):
+        yield (
+            f"name = {one_line(repr(recipe.name), 40)} is to be the name of a directory; use at "
+            "most 100 characters, no / and no . at the start"
+        )
     names = worker_settings(recipe)
     if len(names) < sum(settings.count for settings in recipe.generator):
         yield "two [[generator]] tables have one name; give each its own"
     for name in names:
         if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", name):
-            yield f"generator.name = {name!r} is to be a file name; use letters, digits, . _ -"
+            shown = one_line(repr(name), 40)
+            yield f"generator.name = {shown} is to be a file name; use letters, digits, . _ -"
 
 
 def _engines(recipe: Recipe) -> Iterator[str]:

@@ -19,6 +19,10 @@ from interlock.config.checks import check_combinations
 from interlock.config.schema import STAGES, Recipe, TaskSettings
 from interlock.errors import ConfigError
 from interlock.records.rl import Sampling
+from interlock.text import one_line
+
+_SHOWN = 80  # characters of a wrong value
+_KINDS = {bool: "bool", int: "int", float: "float", str: "str", list: "array", dict: "object"}
 
 Table = TypeVar("Table", bound=msgspec.Struct)
 
@@ -29,13 +33,15 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises ConfigError, which names the file, the setting and what is expected.
     """
     try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+        tree = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors add the mark
     except FileNotFoundError:
         raise ConfigError(f"no recipe at {path}; give the path of a .toml file") from None
     except IsADirectoryError:
         raise ConfigError(f"{path} is a directory; give the path of a .toml file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {path}: {error}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is no UTF-8 text ({error.reason}); save it as UTF-8") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read {one_line(str(path), 80)}: {error.strerror}") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
     if overrides:
@@ -75,7 +81,7 @@ def _convert(tree: dict[str, Any], kind: type[Table], source: str) -> Table:
     try:
         return msgspec.convert(tree, kind, strict=True)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{source}: {_explain(str(error), tree, kind)}") from None
+        raise ConfigError(f"{source}: {explain(str(error), tree, kind)}") from None
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
@@ -118,27 +124,68 @@ def _value(text: str) -> Any:
         return text
 
 
-def _explain(message: str, tree: dict[str, Any], kind: type[msgspec.Struct]) -> str:
+def explain(message: str, tree: Any, kind: type[msgspec.Struct]) -> str:
     """Turn msgspec's "Expected `int`, got `str` - at `$.stage[0].steps`" into our words."""
     complaint, _, path = message.partition(" - at `")
     keys = re.findall(r"\.([A-Za-z0-9_]+)|\[(\d+|\.\.\.)\]", path)
-    where = ".".join(name or index for name, index in keys)
+    where = _where(tree, [name or index for name, index in keys], complaint)
     if unknown := re.fullmatch(r"Object contains unknown field `(.+)`", complaint):
-        name = unknown[1]
-        setting = f"{where}.{name}" if where else name
-        near = _nearest(setting, kind)
-        return f"unknown setting {setting!r}" + (f"; did you mean {near!r}?" if near else "")
+        return _unknown(f"{where}.{unknown[1]}" if where else unknown[1], kind)
     if missing := re.fullmatch(r"Object missing required field `(.+)`", complaint):
         setting = f"{where}.{missing[1]}" if where else missing[1]
         return f"the setting {setting!r} is missing"
     value = _lookup(tree, where)
+    if complaint == "Expected `array`, got `object`":
+        return f"there may be several of [{where}]; write its heading in two brackets: [[{where}]]"
+    if complaint == "Expected `object`, got `array`":
+        return f"there is one {where or 'table'}; write its heading in one bracket: [{where}]"
     complaint = complaint[0].lower() + complaint[1:].replace("`", "").replace("object", "a table")
     if where.startswith("stage") and where.endswith(".kind"):
         kinds = [str(stage.__struct_config__.tag) for stage in STAGES]
         complaint = f"the kinds of stage are {', '.join(kinds)}"
-    if choices := _choices(where, kind):
+    if not complaint.startswith("expected array") and (choices := _choices(where, kind)):
         complaint = f"choose one of {choices}"
-    return f"{where or 'the recipe'} = {value!r}: {complaint}"
+    shown = one_line(repr(value), _SHOWN)
+    return f"{where or 'the recipe'} = {shown}: {complaint}{_remedy(complaint, where, value)}"
+
+
+def _where(tree: Any, keys: Sequence[str], complaint: str) -> str:
+    """The dotted path of what was wrong. msgspec says "..." for a key of a table of any keys."""
+    got = re.search("got `(.+)`", complaint)
+    path: list[str] = []
+    for key in keys:
+        inside = _lookup(tree, ".".join(path))
+        if key == "..." and got and isinstance(inside, dict):
+            wrong = [name for name, value in inside.items() if _KINDS.get(type(value)) == got[1]]
+            key = wrong[0] if wrong else key
+        path.append(key)
+    return ".".join(path)
+
+
+def _unknown(setting: str, kind: type[msgspec.Struct]) -> str:
+    """What is said of a setting that there is not: the one meant, or else its neighbours."""
+    if near := nearest(setting, kind):
+        return f"unknown setting {setting!r}; did you mean {near!r}?"
+    table = _plain(setting).rpartition(".")[0]
+    known = [path for path, _ in _settings(msgspec.inspect.type_info(kind), "")]
+    beside = [path.rpartition(".") for path in known]
+    names = dict.fromkeys(name for of, _, name in beside if of == table)
+    told = f"[{table}] has" if table else "there are"
+    return f"unknown setting {setting!r}; {told} {', '.join(names)}"
+
+
+def _remedy(complaint: str, where: str, value: Any) -> str:
+    """How a value of the wrong type is to be written."""
+    leaf = where.rpartition(".")[2]
+    match complaint, value:
+        case "expected str, got bool" | "expected str, got int" | "expected str, got float", _:
+            text = str(value).lower() if isinstance(value, bool) else str(value)
+            return f"""; write {leaf} = "{text}", and on the command line '{where}="{text}"'"""
+        case (("expected int, got str" | "expected float, got str" | "expected bool, got str"), _):
+            return "; write it without quotes" if re.fullmatch(r"[\d.]+|true|false", value) else ""
+        case "expected int, got float", float() if value.is_integer():
+            return f"; write {int(value)}"
+    return ""
 
 
 def _lookup(tree: Any, where: str) -> Any:
@@ -150,23 +197,34 @@ def _lookup(tree: Any, where: str) -> Any:
     return tree
 
 
-def _nearest(setting: str, kind: type[msgspec.Struct]) -> str | None:
+def nearest(setting: str, kind: type[msgspec.Struct] = Recipe) -> str | None:
     """The known setting that an unknown one was most likely meant to be."""
     known = sorted({path for path, _ in _settings(msgspec.inspect.type_info(kind), "")})
-    plain = ".".join(part for part in setting.split(".") if not part.isdigit())
+    plain = _plain(setting)
     leaf = plain.rsplit(".", 1)[-1]
     same_leaf = [path for path in known if path.rsplit(".", 1)[-1] == leaf]
+    like = [path for path in known if _alike(leaf, path.rsplit(".", 1)[-1])]
     near = difflib.get_close_matches(
-        plain, same_leaf or known, n=1, cutoff=0.0 if same_leaf else 0.6
+        plain, same_leaf or like, n=1, cutoff=0.0 if same_leaf else 0.6
     )
     return near[0] if near else None
 
 
+def _alike(name: str, other: str) -> bool:
+    return difflib.SequenceMatcher(None, name, other).ratio() > 0.5
+
+
+def _plain(setting: str) -> str:
+    """A dotted path without indices of lists."""
+    return ".".join(part for part in setting.split(".") if not part.isdigit())
+
+
 def _choices(setting: str, kind: type[msgspec.Struct]) -> str:
     """The values that an enumerated setting may have, as text; "" for any other setting."""
-    plain = ".".join(part for part in setting.split(".") if not part.isdigit())
     for path, found in _settings(msgspec.inspect.type_info(kind), ""):
-        if path == plain and isinstance(found, msgspec.inspect.LiteralType):
+        if isinstance(found, msgspec.inspect.VarTupleType | msgspec.inspect.ListType):
+            found = found.item_type
+        if path == _plain(setting) and isinstance(found, msgspec.inspect.LiteralType):
             return ", ".join(map(str, found.values))
     return ""
 

@@ -133,7 +133,8 @@ class TaskSettings(_Section, frozen=True):
     name: str  # "arithmetic", "gsm8k", "jsonl", or "reasoning-gym/<generator>"
     options: dict[str, Any] = {}  # the task's own, which it checks (docs/recipes.md)
     seed: Seed = 0  # of the problems and their order
-    held_out: Positive = 128  # problems kept away from training
+    # Problems kept away from training.
+    held_out: Annotated[int, Meta(gt=0, le=1_000_000)] = 128
     overlong: Overlong = "refuse"  # a prompt that leaves no room for sampling.max_tokens
     system: str | None = None  # a system turn put before every problem
     workers: Positive = 1  # verifier processes

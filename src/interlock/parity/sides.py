@@ -24,6 +24,7 @@ from interlock.processes.deadline import Deadline
 from interlock.records.rl import Group
 from interlock.text import error_line, one_line
 from interlock.workers import protocol
+from interlock.workers.generator import missing_package
 from interlock.workers.protocol import (
     Alive,
     Answered,
@@ -88,6 +89,11 @@ def parse(name: str, text: str, dtype: str | None = None, python: str | None = N
     if dtype is not None and dtype not in offered:
         raise ConfigError(
             f"--{name}-dtype {dtype!r} is not offered; choose one of {', '.join(offered)}"
+        )
+    if python is None and (lacking := missing_package(engine)):
+        raise ConfigError(
+            f"--{name} {text} needs the package {lacking!r}, which is not in this environment; "
+            f"give the interpreter of one that has it with --{name}-python"
         )
     return SideSpec(name, engine, device, dtype or "auto", python)
 

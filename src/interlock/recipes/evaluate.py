@@ -67,8 +67,9 @@ def answer_greedily(
     return score(groups, verifier)
 
 
-def practised(directory: Path) -> tuple[TaskSettings, Sampling]:
-    """The task a run last trained or was measured on, and how its answers were drawn.
+def practised(directory: Path) -> tuple[TaskSettings, Sampling, int]:
+    """The task a run last trained or was measured on, how its answers were drawn, and how many
+    problems it was measured on.
 
     Raises RunError when there is no run, ConfigError when it had no task.
     """
@@ -76,7 +77,7 @@ def practised(directory: Path) -> tuple[TaskSettings, Sampling]:
         recipe = parse_recipe(run.config, source=f"{directory}/config.json")
     for stage in reversed(recipe.stage):
         if stage.task is not None:
-            return stage.task, stage.sampling
+            return stage.task, stage.sampling, stage.eval.problems
     raise ConfigError(f"{directory} is a run without a task; say which with --task")
 
 

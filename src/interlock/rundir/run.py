@@ -32,7 +32,7 @@ from typing import Any, NamedTuple, Self, TextIO
 
 import msgspec
 
-from interlock.errors import RunError
+from interlock.errors import RunError, UserError
 from interlock.processes.deadline import Deadline
 from interlock.records.metrics import Event, EventKind, StepMetrics
 from interlock.rundir.files import (
@@ -339,6 +339,10 @@ class RunDir(RunView):
         super().close()
         self._lock.close()
 
+    def _is_untouched(self) -> bool:
+        """Whether it has only just been created: a mistake that shows then leaves no run behind."""
+        return len(self.manifest.sessions) == 1 and not self.metrics() and not self.checkpoints()
+
     def _set_status(self, status: str, reason: str | None = None) -> None:
         self.manifest.status, self.manifest.reason = status, reason
         _write_json(self.path / "manifest.json", self.manifest)
@@ -356,7 +360,10 @@ class RunDir(RunView):
             self.finish()
             return
         with suppress(RunError):  # a full disk must not hide the error that is on its way up
-            if isinstance(error, Exception):
+            if isinstance(error, UserError) and self._is_untouched():
+                self.close()
+                remove_directory(self.path)
+            elif isinstance(error, Exception):
                 self.finish("failed", error_line(error))
             else:
                 self.finish("interrupted")

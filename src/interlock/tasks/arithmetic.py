@@ -60,7 +60,9 @@ def open_source(task: TaskSettings, unfit: Unfit = fits) -> ProceduralSource:
             meta={"a": a, "op": op, "b": b},
         )
 
-    return ProceduralSource(draw, task.seed, task.held_out, _family, unfit, task.overlong)
+    operands = 10**most - (10 ** (fewest - 1) if fewest > 1 else 0)
+    families = operands * (operands + 1) // 2 * len(set(options.operators))
+    return ProceduralSource(draw, task.seed, task.held_out, families, _family, unfit, task.overlong)
 
 
 def open_verifier(task: TaskSettings) -> Callable[[Problem, str], bool]:

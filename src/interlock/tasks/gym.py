@@ -55,7 +55,10 @@ def open_source(task: TaskSettings, unfit: Unfit = fits) -> ProceduralSource:
             meta={"entry": pack(entry)},
         )
 
-    return ProceduralSource(draw, task.seed, task.held_out, unfit=unfit, overlong=task.overlong)
+    families = len(dataset)
+    return ProceduralSource(
+        draw, task.seed, task.held_out, families, unfit=unfit, overlong=task.overlong
+    )
 
 
 def open_verifier(task: TaskSettings) -> Callable[[Problem, str], float]:

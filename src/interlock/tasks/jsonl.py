@@ -63,9 +63,11 @@ def open_source(task: TaskSettings, unfit: Unfit = fits) -> ListSource:
         left_out += test_rows.left_out
         training = {id: problem for id, problem in training.items() if id not in shared}
     if len(held_out) < task.held_out or not training:
+        there = len(held_out) + (len(training) if test_file is None else 0)
         raise TaskError(
-            f"{test_file or train_file} has too few problems to hold out {task.held_out}; "
-            "lower held_out"
+            f"{test_file or train_file} has {there} different problems, too few to hold out "
+            f"{task.held_out}{' and train on others' * (test_file is None)}; lower "
+            "stage.task.held_out and stage.eval.problems"
         )
     files = [train_file, *filter(None, [test_file]), *verifier]
     return ListSource(list(training.values()), held_out, task.seed, dropped, left_out, files)

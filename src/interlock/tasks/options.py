@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import msgspec
 
+from interlock.config.reading import explain
 from interlock.config.schema import TaskSettings
 from interlock.errors import TaskError
 
@@ -21,8 +22,8 @@ def read_options(task: TaskSettings, kind: type[Options]) -> Options:
     try:
         return msgspec.convert(task.options, kind, strict=True)
     except msgspec.ValidationError as error:
-        complaint = str(error).replace("`", "").replace(" - at $.", " at option ")
-        raise TaskError(f"task {task.name!r}: {complaint[0].lower()}{complaint[1:]}") from None
+        why = explain(str(error), task.options, kind)
+        raise TaskError(f"task {task.name!r}: {why}") from None
 
 
 def unknown(what: str, name: str, known: Collection[str]) -> TaskError:

@@ -8,7 +8,7 @@ drawing another problem instead loses nothing. `files` are all that problems and
 """
 
 import functools
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from random import Random
 from typing import Protocol
@@ -91,8 +91,8 @@ class ListSource:
 class ProceduralSource:
     """Problems drawn at random by `draw`, without an end.
 
-    `family` maps a problem to the key under which two problems count as the same. One that is
-    `unfit` is drawn again, or refused when `overlong` is "refuse".
+    `family` maps a problem to the key under which two problems count as the same; there are at most
+    `families`. One that is `unfit` is drawn again, or refused when `overlong` is "refuse".
     """
 
     dropped = left_out = 0
@@ -103,6 +103,7 @@ class ProceduralSource:
         draw: Callable[[Random], Problem],
         seed: int,
         held_out: int,
+        families: int,
         family: Callable[[Problem], str] = lambda problem: problem.id,
         unfit: Unfit = fits,
         overlong: str = "refuse",
@@ -110,6 +111,7 @@ class ProceduralSource:
         self._unfit, self._overlong = unfit, overlong
         self._draw = draw
         self._seed = seed
+        self._families = families
         self._family = family
         self._held_out = self._distinct(Random(f"{seed}/held-out"), held_out, taken=())
 
@@ -124,8 +126,14 @@ class ProceduralSource:
     def held_out(self, count: int) -> list[Problem]:
         return _first(list(self._held_out.values()), count)
 
-    def _distinct(self, rng: Random, count: int, taken: Container[str]) -> dict[str, Problem]:
+    def _distinct(self, rng: Random, count: int, taken: Collection[str]) -> dict[str, Problem]:
         """`count` problems by family, none of a family in `taken`."""
+        if count + len(taken) > self._families:
+            held = f"and {len(taken)} held out " if taken else ""
+            raise TaskError(
+                f"{count} different problems {held}are more than the {self._families} that the "
+                "task has; lower held_out or problems_per_step, or widen the task's options"
+            )
         found: dict[str, Problem] = {}
         draws_left = 1000 + 100 * count
         while len(found) < count:
