@@ -239,6 +239,18 @@ def test_a_stop_string_may_span_tokens(tiny: Tiny, prompt: Prompt, letters: Any)
     assert stopped.text == free.text[:cut]
 
 
+def test_a_stop_token_ends_its_own_request_alone(tiny: Tiny, prompt: Prompt, letters: Any) -> None:
+    decoder = tiny()
+    (request,) = _requests(prompt, [12], 1, Sampling(max_tokens=30))
+    ((free,),) = PortableEngine(decoder, letters(), 1).generate([request])
+    stop = free.tokens[9]
+    asked = dataclasses.replace(request, stop_ids=frozenset({stop}))
+    engine = PortableEngine(decoder, letters(), 1)
+    (stopped,), (other,) = engine.generate([asked, request])
+    assert stopped.tokens == free.tokens[: free.tokens.index(stop) + 1]
+    assert stopped.finish is FinishReason.STOP and other.tokens == free.tokens
+
+
 def test_of_two_stop_strings_the_text_ends_before_the_earlier(
     tiny: Tiny, prompt: Prompt, letters: Any
 ) -> None:

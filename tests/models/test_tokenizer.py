@@ -415,6 +415,56 @@ def test_eos_is_the_union_of_three_files(tmp_path: Path) -> None:
     assert tokenizer.eos_ids == {5, 7, 9, 261} and tokenizer.eos_id == 261
 
 
+CHATML = "{% for m in messages %}<|im_start|>{{ m.content }}END\n{% endfor %}"
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_what_closes_a_turn_in_training_stops_generation(tmp_path: Path, special: bool) -> None:
+    """A base model: its own end is another token than the one its chat template closes with."""
+    added = {"268": {"content": "<close>", "special": special, "normalized": False}}
+    template = CHATML.replace("END", "<close>")
+    write_model(tmp_path, template, eos="<|im_end|>", added_tokens_decoder=added)
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer.eos_ids == {261, 268} and tokenizer.eos_id == 261
+    assert tokenizer.unclosed is None
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    ids, mask = tokenizer.assistant_mask(chat)
+    learned = [token for token, flag in zip(ids, mask, strict=True) if flag]
+    assert learned[-1] == 268, "the newline behind it is not learned"
+    assert tokenizer.decode(learned) == "b"
+    (tmp_path / "saved").mkdir()
+    tokenizer.save(tmp_path / "saved")
+    saved = json.loads((tmp_path / "saved" / "generation_config.json").read_text())
+    assert saved["eos_token_id"] == [261, 268]
+    assert Tokenizer.load(tmp_path / "saved").eos_ids == {261, 268}
+
+
+def test_turns_that_close_with_no_token_are_told_of(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.load(write_model(tmp_path, CHATML.replace("END", "<over>")))
+    assert tokenizer.unclosed == "<over>" and tokenizer.eos_ids == {261}
+    plain = Tokenizer.load(write_model(tmp_path, CHATML.replace("END", "")))
+    assert plain.unclosed is None  # the next turn begins with a token
+
+
+def test_special_tokens_match_in_stop(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.load(write_model(tmp_path, None))
+    stops = ["<|im_start|>", "<|im_end|>\n", "<think>", "text", ""]
+    assert tokenizer.special_ids(stops) == {260, 261}  # <think> is text, and found there
+
+
+def test_a_text_that_begins_or_ends_as_texts_are_framed_is_not_framed_twice(
+    tmp_path: Path,
+) -> None:
+    tokenizer = Tokenizer.load(write_model(tmp_path, None))
+    tokenizer._backend.post_processor = processors.TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", 260)]
+    )
+    framed = tokenizer.document("ab")
+    assert framed[0] == 260 and framed[-1] == 261 and framed.count(260) == 1
+    for text in ("<|im_start|>ab", "ab<|im_end|>", "<|im_start|>ab<|im_end|>"):
+        assert tokenizer.document(text) == framed
+
+
 def test_older_files_name_the_special_tokens_apart(tmp_path: Path) -> None:
     write_model(tmp_path, "{{ pad_token }}")
     (tmp_path / "special_tokens_map.json").write_text('{"pad_token": {"content": "<|im_start|>"}}')

@@ -52,13 +52,17 @@ class Vocabulary(Protocol):
 
 @dataclass(frozen=True)
 class Request:
-    """`completions` answers to one prompt. Their noise depends on seed and problem_id alone."""
+    """`completions` answers to one prompt. Their noise depends on seed and problem_id alone.
+
+    `stop_ids` end an answer as the model's own end tokens do: what of `sampling.stop` is no text.
+    """
 
     problem_id: str
     prompt_tokens: list[int]
     completions: int
     sampling: Sampling
     seed: int
+    stop_ids: frozenset[int] = frozenset()
 
 
 class Progress(NamedTuple):

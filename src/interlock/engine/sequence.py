@@ -40,7 +40,8 @@ class LiveSequence:
             self._drawn.append(_Drawn(version))
         self._drawn[-1].tokens.append(token)
         self._drawn[-1].logprobs.append(logprob)
-        if token in self._vocabulary.eos_ids or self._completes_stop(token):
+        ends = token in self._vocabulary.eos_ids or token in self.request.stop_ids
+        if ends or self._completes_stop(token):
             self.finish = FinishReason.STOP
         elif len(self.tokens) == self.request.sampling.max_tokens:
             self.finish = FinishReason.LENGTH

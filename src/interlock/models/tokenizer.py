@@ -10,6 +10,7 @@ tiktoken) are refused. Ids agree with transformers' `apply_chat_template` on the
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,9 @@ class Tokenizer:
         ids = tokenizer.chat([{"role": "user", "content": "What is 17 + 25?"}])
         text = tokenizer.decode(answer_ids)
 
-    eos_ids: every token that ends a turn or a text, by any of the model's files.
+    eos_ids: every token that ends a turn or a text, by any of the model's files, and the one with
+        which the chat template closes an assistant's turn: what is learned as the end must stop.
+    unclosed: what the template closes such a turn with when that is no token, which nothing stops.
     eos_id: the tokenizer's own end token, to close a plain text with; None when it has none.
     vocab_size: one more than the largest token id.
     """
@@ -53,7 +56,13 @@ class Tokenizer:
         self._template = template
         self._directory = directory
         self.eos_id = eos_id
-        self.eos_ids = eos_ids
+        closing = "" if template is None else _closing(template)
+        added = backend.get_added_tokens_decoder()
+        first = backend.encode(closing, add_special_tokens=False).ids[:1] if closing else []
+        closes = frozenset(first) & added.keys()
+        backend.add_special_tokens([added[token].content for token in closes])
+        self.eos_ids = eos_ids | closes
+        self.unclosed = closing if closing and not closes else None
         self.vocab_size = 1 + max(backend.get_vocab(with_added_tokens=True).values())
 
     @classmethod
@@ -97,9 +106,12 @@ class Tokenizer:
 
     def document(self, text: str) -> list[int]:
         """Token ids of a plain text to train on: framed as the tokenizer frames texts (a BOS, if it
-        puts one), and closed with `eos_id`.
+        puts one), and closed with `eos_id`. Neither is doubled where the text has it already.
         """
         ids = self._encoding(text, framed=True).ids
+        first = self._encoding("", framed=True).ids[:1]
+        if first and ids[:2] == 2 * first:
+            ids = ids[1:]
         if self.eos_id is not None and ids[-1:] != [self.eos_id]:
             ids.append(self.eos_id)
         return ids
@@ -112,6 +124,12 @@ class Tokenizer:
     def template(self) -> str | None:
         """The chat template's text."""
         return None if self._template is None else self._template.text
+
+    def special_ids(self, stops: Sequence[str]) -> frozenset[int]:
+        """Those of some stop strings that are special tokens, which no decoded text shows."""
+        added = self._backend.get_added_tokens_decoder()
+        special = {token.content: index for index, token in added.items() if token.special}
+        return frozenset(special[s] for stop in stops if (s := stop.strip()) in special)
 
     def stream(self) -> "Detokenizer":
         """A decoder for tokens that arrive one by one."""
@@ -153,6 +171,10 @@ class Tokenizer:
             if (self._directory / name).is_file():
                 shutil.copyfile(self._directory / name, directory / name)
         if self._template is not None:
+            generation = _read_json(directory / "generation_config.json")
+            if not self.eos_ids <= _ids(generation, directory):  # for engines that read no template
+                generation["eos_token_id"] = sorted(self.eos_ids)
+                (directory / "generation_config.json").write_text(json.dumps(generation))
             path = directory / "chat_template.jinja"
             path.write_text(self._template.text, encoding="utf-8", newline="")
 
@@ -213,6 +235,17 @@ class Detokenizer:
     def push(self, token: int) -> str:
         """The text that `token` completes; empty while a character is still incomplete."""
         return self._stream.step(self._backend, token) or ""
+
+
+def _closing(template: ChatTemplate) -> str:
+    """What the template puts behind an assistant's words, white space apart; "" when it fails."""
+    words = "what the assistant said"
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": words}]
+    try:
+        _, said, after = template.render(turns, add_generation_prompt=False).rpartition(words)
+    except ModelError:
+        return ""
+    return after.strip() if said else ""
 
 
 def _within(span: Span, start: int, end: int) -> bool:

@@ -33,6 +33,7 @@ class Data(NamedTuple):
     rows: list[Row]
     left_out: int  # rows longer than max_tokens
     task: TaskSource | None
+    unclosed: str | None  # what ends an assistant's turn and is no token
     files: Sequence[Path]  # all that the rows, and the task, hang on
 
 
@@ -42,17 +43,23 @@ def prepare(settings: Sft, tokenizer: Tokenizer, context: int) -> Data:
     path = Path(settings.data)
     rows, left_out = read(path, tokenizer, limit, settings.overlong)
     if settings.task is None:
-        return Data(rows, left_out, None, [path])
+        return Data(rows, left_out, None, tokenizer.unclosed, [path])
     task = open_task(settings.task, room(settings.sampling, tokenizer, context))
     task.held_out(settings.eval.problems)
     with VerifierPool(settings.task):
-        return Data(rows, left_out, task, [path, *task.files])
+        return Data(rows, left_out, task, tokenizer.unclosed, [path, *task.files])
 
 
 def run(stage: Stage[Sft], data: Data) -> None:
     """Run the stage from where it stands to its last step."""
     if stage.done == 0:
         stage.note_left_out(data.left_out)
+        if data.unclosed is not None:
+            stage.event(
+                "turns_unclosed",
+                f"the chat template closes turns with {data.unclosed[:40]!r}, which is no token of "
+                "the model: nothing stops there but sampling.stop",
+            )
         if data.task is not None:
             stage.note_rows(data.task)
     with ExitStack() as stack:

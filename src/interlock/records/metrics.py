@@ -157,6 +157,7 @@ EventKind = Literal[
     "settings_changed",
     "problems_dropped",  # repeated or held out
     "rows_left_out",
+    "turns_unclosed",  # the template ends them with no token that generation could stop at
     "verifier_error",
     "bad_step",  # not finite: skipped
     "groups_stale",

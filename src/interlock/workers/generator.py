@@ -99,7 +99,9 @@ class Generator:
     ) -> PendingGroup:
         """A problem, to be given to the engine. Raises ModelError when the template refuses it."""
         prompt = self.tokenizer.chat(problem.messages)
-        return PendingGroup(problem, Request(problem.id, prompt, completions, sampling, seed))
+        stop_ids = self.tokenizer.special_ids(sampling.stop)
+        request = Request(problem.id, prompt, completions, sampling, seed, stop_ids)
+        return PendingGroup(problem, request)
 
     def reply(
         self,
@@ -110,7 +112,8 @@ class Generator:
     ) -> str:
         """One answer to a conversation; on_text with every piece of it as it is written."""
         stream = self.tokenizer.stream()
-        self.engine.add("chat", Request("chat", self.tokenizer.chat(messages), 1, sampling, seed))
+        asked = self.pending(Problem("chat", messages, ""), 1, sampling, seed)
+        self.engine.add("chat", asked.request)
         try:
             while True:
                 for progress in self.engine.step():

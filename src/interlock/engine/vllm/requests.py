@@ -33,7 +33,7 @@ def drawing(sequence: LiveSequence, eos_ids: Iterable[int]) -> Any:
         top_p=sampling.top_p,
         max_tokens=sampling.max_tokens - drawn,
         seed=noise_seed(request.seed, request.problem_id, sequence.number, drawn),
-        stop_token_ids=sorted(eos_ids),
+        stop_token_ids=sorted({*eos_ids, *request.stop_ids}),
         ignore_eos=True,  # but for those
         logprobs=0,  # of the drawn token alone
         detokenize=False,
