@@ -1,5 +1,6 @@
 """Recipes: what they mean, and what is said of a wrong one."""
 
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,12 @@ def test_overrides_reach_tables_lists_and_free_options(tmp_path: Path) -> None:
     assert (recipe.seed, grpo.optimizer.lr, sft.data) == (7, 3e-5, "other.jsonl")
     assert grpo.task.options == {"digits": 2, "operators": ["+", "-"]}
     assert recipe.model.path == "a b"
+
+
+def test_a_clock_is_a_time_and_survives_the_record(tmp_path: Path) -> None:
+    recipe = load(tmp_path, BASE, "model.clock=2026-11-28T12:00:00")
+    assert recipe.model.clock == datetime(2026, 11, 28, 12)
+    assert parse_recipe(to_tree(recipe)) == recipe
 
 
 def test_the_default_generator_can_be_changed(tmp_path: Path) -> None:
@@ -143,6 +150,7 @@ def test_a_lone_stage_needs_no_index(tmp_path: Path) -> None:
         ("stage.sampling.stop=['']", "stage.0.sampling.stop.0 = '': expected str of length >= 1"),
         ("generator.resources={GPU=inf}", "expected float <="),
         ("learner.dtype=float16", 'learner.dtype = "float16" rounds the gradients'),
+        ("model.clock=noon", "model.clock = 'noon'"),
         ("stage.kind=ppo", "stage.0.kind = 'ppo': the kinds of stage are grpo, sft"),
         ("stage.sampling.temperature=0", "GRPO needs a temperature above 0"),
         ("stage.completions=1", "stage.0.completions = 1: expected int >= 2"),

@@ -3,6 +3,7 @@
 # ruff: noqa: RUF001  DeepSeek spells its special tokens with a fullwidth bar
 
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -463,6 +464,12 @@ def test_a_text_that_begins_or_ends_as_texts_are_framed_is_not_framed_twice(
     assert framed[0] == 260 and framed[-1] == 261 and framed.count(260) == 1
     for text in ("<|im_start|>ab", "ab<|im_end|>", "<|im_start|>ab<|im_end|>"):
         assert tokenizer.document(text) == framed
+
+
+def test_a_template_is_told_the_time_that_is_given(tmp_path: Path) -> None:
+    write_model(tmp_path, "{{ strftime_now('%d %b %Y %H:%M:%S') }}")
+    tokenizer = Tokenizer.load(tmp_path, clock=datetime(2024, 2, 29, 23, 59, 58))
+    assert tokenizer.render([{"role": "user", "content": ""}]) == "29 Feb 2024 23:59:58"
 
 
 def test_older_files_name_the_special_tokens_apart(tmp_path: Path) -> None:

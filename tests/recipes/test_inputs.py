@@ -1,6 +1,7 @@
 """What a run hangs on: what changes it, and what does not."""
 
 import json
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,30 @@ def test_a_changed_input_is_refused_on_resume_and_named(tiny_recipe: Path, tmp_p
             train(load_recipe(tiny_recipe, asked), tmp_path / "run", resume=True)
         (tmp_path / file).write_text(before)
     train(load_recipe(tiny_recipe, asked), tmp_path / "run", resume=True)
+
+
+def test_the_time_that_a_template_is_told_is_that_of_the_run(
+    tiny_recipe: Path, tmp_path: Path
+) -> None:
+    template = tmp_path / "timed.jinja"
+    template.write_text("{{ strftime_now('%H:%M:%S') }} {{ messages[-1].content }}")
+    asked = ["stage.steps=2", "stage.eval.every=0", f"model.chat_template={template}"]
+    recipe = load_recipe(tiny_recipe, asked)
+    train(recipe, tmp_path / "run")
+    train(recipe, tmp_path / "run", resume=True)
+    first = RunDir.read(tmp_path / "run")
+    clock = datetime.fromisoformat(first.config["model"]["clock"])
+    assert abs((datetime.now() - clock).total_seconds()) < 3600
+    tokenizer = Tokenizer.load(tmp_path / "run" / "weights")
+    told = f"{clock:%H:%M:%S} "
+    for scored in [*first.ledger.read(0, 1), *first.ledger.read(0, 2)]:
+        assert tokenizer.decode(scored.group.prompt_tokens).startswith(told)
+    again = load_recipe(tiny_recipe, [*asked, f"model.clock={clock.isoformat()}"])
+    train(again, tmp_path / "again")
+    other = RunDir.read(tmp_path / "again")
+    assert [each.rewards for each in other.ledger.read(0, 2)] == [
+        each.rewards for each in first.ledger.read(0, 2)
+    ]
 
 
 def test_files_of_one_name_and_of_the_hub(smollm2: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ what settings may not stand together in checks.py, but for those of one stage: `
 """
 
 from collections.abc import Iterator
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 import msgspec
@@ -37,6 +38,8 @@ class ModelSettings(_Section, frozen=True):
 
     path: str  # a Hugging Face directory, a hub id ("org/name"), or "smollm2-135m-instruct"
     chat_template: str | None = None  # a Jinja file that replaces the model's own
+    # The time that a chat template is told; None: when the run begins, which the run records.
+    clock: datetime | None = None
 
 
 class GeneratorSettings(_Section, frozen=True):

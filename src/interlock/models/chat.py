@@ -30,15 +30,19 @@ Span = tuple[int, int]  # characters [start, end)
 
 class ChatTemplate:
     """One compiled template. `source` names it in errors, `tokens` are its bos_token, eos_token, …
+    `clock` is the time that it is told, however often it asks; None: that of the asking.
 
     Raises ModelError when the template does not parse.
     """
 
-    def __init__(self, text: str, tokens: dict[str, str], source: str) -> None:
+    def __init__(
+        self, text: str, tokens: dict[str, str], source: str, clock: datetime | None = None
+    ) -> None:
         self.text = text
         self._tokens = tokens
         self._source = source
         environment = _environment()
+        environment.globals["strftime_now"] = lambda form: (clock or datetime.now()).strftime(form)
         generation = environment.extensions[_Generation.identifier]
         assert isinstance(generation, _Generation)
         self._generation = generation
@@ -133,7 +137,6 @@ def _environment() -> ImmutableSandboxedEnvironment:
     environment.filters["tojson"] = _to_json
     environment.globals |= {
         "raise_exception": _raise_exception,
-        "strftime_now": _strftime_now,
         "dict": _new_dict,
         "namespace": _Namespace,
     }
@@ -159,10 +162,6 @@ def _to_json(
 
 def _raise_exception(message: str) -> None:
     raise TemplateError(message)
-
-
-def _strftime_now(format: str) -> str:
-    return datetime.now().strftime(format)
 
 
 def _new_dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:

@@ -11,6 +11,7 @@ tiktoken) are refused. Ids agree with transformers' `apply_chat_template` on the
 import json
 import shutil
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,12 @@ class Tokenizer:
         self.vocab_size = 1 + max(backend.get_vocab(with_added_tokens=True).values())
 
     @classmethod
-    def load(cls, directory: Path, chat_template: str | None = None) -> "Tokenizer":
+    def load(
+        cls, directory: Path, chat_template: str | None = None, clock: datetime | None = None
+    ) -> "Tokenizer":
         """Read the tokenizer in `directory`; `chat_template` is a Jinja file that replaces its own.
+
+        A template that asks for the time is told `clock`, or what it is where that is None.
 
         Raises ModelError when a file is missing or damaged, or a token has no row in the model.
         """
@@ -76,7 +81,7 @@ class Tokenizer:
         backend = _backend(directory, config, roles)
         text = _template_text(directory, config, chat_template)
         source = chat_template or str(directory)
-        template = None if text is None else ChatTemplate(text, roles, source)
+        template = None if text is None else ChatTemplate(text, roles, source, clock)
         eos_id, eos_ids = None, set()
         if eos := roles.get("eos_token"):
             eos_id = backend.token_to_id(eos)

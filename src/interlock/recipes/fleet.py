@@ -77,10 +77,10 @@ def open_inline(recipe: Recipe, model: Path, trust: str, masters: Decoder | None
     publishes what it has learned before anything is generated.
     """
     ((name, settings),) = worker_settings(recipe).items()
-    template = recipe.model.chat_template
+    template, clock = recipe.model.chat_template, recipe.model.clock
     if masters is not None and _would_copy(settings, recipe.learner, masters):
-        return Inline(sharing_generator(settings, masters, model, template, name), trust)
-    return Inline(open_generator(settings, model, template, name), trust)
+        return Inline(sharing_generator(settings, masters, model, template, name, clock), trust)
+    return Inline(open_generator(settings, model, template, name, clock), trust)
 
 
 def _would_copy(settings: GeneratorSettings, learner: LearnerSettings, masters: Decoder) -> bool:
@@ -136,6 +136,7 @@ def _workers(
                 name=name,
                 model=str(model.resolve()),
                 chat_template=template and str(Path(template).resolve()),
+                clock=recipe.model.clock,
                 settings=settings,
                 store=_seen_from(settings, url),
                 canary=canary,

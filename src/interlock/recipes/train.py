@@ -10,6 +10,7 @@ import importlib
 import platform
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
+from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -99,7 +100,7 @@ def _run_rank0(
     recipe = _settled(recipe, directory if resume else None)
     sinks.phase("opening the model")
     model = find_model(recipe.model.path, sinks.note)
-    tokenizer = Tokenizer.load(model, recipe.model.chat_template)
+    tokenizer = Tokenizer.load(model, recipe.model.chat_template, recipe.model.clock)
     prepared = _prepare(recipe, tokenizer, read_architecture(model).context)
     fleet.check(recipe)
     decoder = load_decoder(model, torch.float32, ranks.load_device)
@@ -171,14 +172,20 @@ def _saving(stage: Stage[Any]) -> Iterator[None]:
 
 
 def _settled(recipe: Recipe, resumed: Path | None) -> Recipe:
-    """The recipe with every dtype "auto" decided: as in the resumed run, or for this machine."""
+    """The recipe with what it leaves open decided: as in the resumed run, or for here and now.
+
+    That is every dtype "auto", and the time that a chat template is told.
+    """
     known = recipe
+    clock: datetime | None = datetime.now().replace(microsecond=0)
     if resumed is not None:
         with closing(RunDir.read(resumed)) as run:
             run.ledger.check_current()  # before its settings are compared with those of today
             known = parse_recipe(run.config, source=f"{resumed}/config.json")
+            clock = known.model.clock
     return replace(
         recipe,
+        model=replace(recipe.model, clock=recipe.model.clock or clock),
         learner=_settled_dtype(recipe.learner, known.learner.dtype),
         generator=[_settled_dtype(recipe.generator[0], known.generator[0].dtype)]
         if recipe.fleet.kind == "inline"

@@ -9,6 +9,7 @@ itself, among those of others.
 
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 
 from torch import Tensor
@@ -125,27 +126,37 @@ class Generator:
 
 
 def sharing_generator(
-    settings: GeneratorSettings, decoder: Decoder, model: Path, chat_template: str | None, name: str
+    settings: GeneratorSettings,
+    decoder: Decoder,
+    model: Path,
+    chat_template: str | None,
+    name: str,
+    clock: datetime | None = None,
 ) -> Generator:
     """A generator of the torch engine that has no weights of its own but those of `decoder`: they
     may change only where the version that is loaded next does.
     """
     from interlock.engine.portable.engine import PortableEngine
 
-    tokenizer = Tokenizer.load(model, chat_template)
+    tokenizer = Tokenizer.load(model, chat_template, clock)
     tokenizer.check_fits(decoder.arch.vocab)
     return Generator(PortableEngine(decoder.shared(), tokenizer, settings.slots), tokenizer, name)
 
 
 def open_generator(
-    settings: GeneratorSettings, model: Path, chat_template: str | None, name: str
+    settings: GeneratorSettings,
+    model: Path,
+    chat_template: str | None,
+    name: str,
+    clock: datetime | None = None,
 ) -> Generator:
     """The generator that `settings` describes, with the weights in the directory `model` as
-    version 0. `chat_template`: a Jinja file that replaces the model's own, or None.
+    version 0. `chat_template`: a Jinja file that replaces the model's own, or None; `clock`: the
+    time that it is told, or None for the present.
 
     Raises ConfigError when the device is not there, ModelError when the model cannot be read.
     """
-    tokenizer = Tokenizer.load(model, chat_template)
+    tokenizer = Tokenizer.load(model, chat_template, clock)
     module = importlib.import_module(ENGINES[settings.engine])
     engine: Engine = module.open_engine(settings, model, tokenizer)
     tokenizer.check_fits(engine.limits.vocab)

@@ -16,6 +16,7 @@ once. The number of an ask, which its replies carry, is the caller's. Importing 
 import threading
 import time
 from collections.abc import Sequence
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
@@ -62,6 +63,7 @@ class Open(_Ask, frozen=True, tag="open"):
     chat_template: str | None = None
     store: str | None = None  # fsspec URL of the weight versions; None: Load will not be asked
     canary: Canary | None = None  # as `store`
+    clock: datetime | None = None  # that the template is told; None: it asks its own machine
 
 
 class Load(_Ask, frozen=True, tag="load"):

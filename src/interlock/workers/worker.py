@@ -133,7 +133,9 @@ class Worker:
             self._send(protocol.failed(error, [asked.id]))
 
     def _open(self, asked: Open) -> Opened:
-        opened = open_generator(asked.settings, Path(asked.model), asked.chat_template, asked.name)
+        opened = open_generator(
+            asked.settings, Path(asked.model), asked.chat_template, asked.name, asked.clock
+        )
         engine = opened.engine
         if asked.store is not None:
             assert asked.canary is not None
