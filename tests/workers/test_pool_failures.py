@@ -18,6 +18,7 @@ from interlock.errors import ConfigError, TrainingError
 from interlock.records.metrics import WorkerState
 from interlock.workers.protocol import (
     Answered,
+    Failed,
     Failure,
     Open,
 )
@@ -140,6 +141,16 @@ def test_a_wrong_answer_is_refused_and_asked_of_another(scene: Make, wrong: str)
     assert s.kinds()[-1] == "worker_garbage" and s.pool.facts()["a"].refused == 1
     assert words in s.events[-1][1]
     assert s.outcomes() == [] and s.kept == [] and s.unit("b") == (0, 1)
+    s.answer("b")
+    assert [o.key for o in s.outcomes()] == [0, 1]
+
+
+def test_a_failure_that_names_a_unit_twice_takes_it_back_once(scene: Make) -> None:
+    s = scene("a", "b").ready()
+    s.order(0, 1)
+    number = s.asked("a").id
+    s.hear("a", Failed("for now", Failure.FAULT, [number, number]))
+    assert s.kinds()[-1] == "worker_failed" and s.unit("b") == (0, 1)
     s.answer("b")
     assert [o.key for o in s.outcomes()] == [0, 1]
 

@@ -141,6 +141,21 @@ def test_what_was_proven_before_a_unit_was_given_is_too_old_for_it(scene: Make) 
     assert "weights of version 1 instead of 2;" in s.events[-1][1]
 
 
+def test_of_what_was_proven_is_kept_what_may_be_in_a_unit_that_is_held(scene: Make) -> None:
+    s = scene("a").ready(1)
+    (worker,) = s.pool._workers.values()
+    s.stream(7)
+    for number in (2, 3):
+        s.publish(number)
+        s.load("a")
+    assert [each.version.number for each in worker.proven] == [1, 2, 3]
+    s.answer_problem("a", 7, 1, 3)
+    assert [o.key for o in s.outcomes()] == [7]
+    s.publish(4)
+    s.load("a")
+    assert [each.version.number for each in worker.proven] == [4]
+
+
 def test_what_another_process_has_proven_says_nothing_of_this_one(scene: Make) -> None:
     s = scene("a").ready(1).ready(2)
     s.lose("a")

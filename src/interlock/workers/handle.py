@@ -67,7 +67,7 @@ class WorkerHandle:
     evaluated: list[Work] = field(default_factory=list)  # answered, and not collected
     stack: Stack | None = None
     serves: Target | None = None  # None: to be loaded and proven (again)
-    proven: list[Target] = field(default_factory=list)  # by this process, in order
+    proven: list[Target] = field(default_factory=list)  # by this process, in order; see `prove`
     warned: bool = False  # of its mismatch
     may_return: bool = False  # in quarantine, to be qualified
     accused: float = math.inf  # seconds since 1970 when the last qualification began
@@ -117,6 +117,13 @@ class WorkerHandle:
         """What may have sampled a unit that was given when version `served` was."""
         numbers = (target.version.number for target in self.proven)
         return [number for number in numbers if number >= served]
+
+    def prove(self, target: Target) -> None:
+        """It has shown that it serves this. Kept of older ones is what may be in what it holds."""
+        oldest = min((held.served for held in self.held.values()), default=target.version.number)
+        self.proven = [each for each in self.proven if each.version.number >= oldest]
+        self.proven.append(target)
+        self.loading, self.serves, self.cut_off = None, target, False
 
     def number(self) -> int:
         """Of the next ask."""

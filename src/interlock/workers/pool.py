@@ -263,8 +263,7 @@ class WorkerPool:
             why = f"{why}; {hint(worker.open.settings, _PROOF)}"
             self._restart(worker, "worker_unproven", why)
             return
-        worker.loading, worker.serves, worker.cut_off = None, target, False
-        worker.proven.append(target)
+        worker.prove(target)
         facts.weight_version = reply.number
         facts.canary_k3 = mismatch(target.text, reply.text).k3
         figures = f"k3 {facts.canary_k3:.2g} against the learner on the canary"
@@ -301,7 +300,7 @@ class WorkerPool:
             return
         mistake = reply.kind is Failure.MISTAKE
         loading = worker.loading if worker.loading and worker.loading.id in reply.ids else None
-        units = [number for number in reply.ids if number in worker.held]
+        units = [number for number in worker.held if number in reply.ids]
         if state is not WorkerState.STARTING and not (loading or units):
             self._garbage(worker, "a failure of nothing that it was asked")
             return
