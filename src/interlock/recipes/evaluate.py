@@ -6,7 +6,7 @@ from pathlib import Path
 
 from interlock.config.reading import parse_recipe
 from interlock.config.schema import GeneratorSettings, StageSettings, TaskSettings
-from interlock.errors import ConfigError
+from interlock.errors import ConfigError, TrainingError
 from interlock.models.fetch import find_model
 from interlock.models.huggingface import read_architecture
 from interlock.models.tokenizer import Tokenizer
@@ -64,6 +64,11 @@ def answer_greedily(
         for outcome in sorted(outcomes, key=lambda each: each.key)
         if outcome.group is not None
     ]
+    if not groups:
+        raise TrainingError(
+            f"all {len(problems)} held-out problems were set aside: workers fail on every one; "
+            "see the events"
+        )
     return score(groups, verifier)
 
 
