@@ -96,6 +96,24 @@ def test_nonsense_is_no_reply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             sides.ask({"a": Score([[1]])}, Scored)
 
 
+def test_a_side_that_says_nothing_but_that_it_lives_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often it says so: there is always another sign of life to be read."""
+    (tmp_path / "chatter.py").write_text(
+        "from interlock.workers.protocol import Alive, encode\n"
+        "def serve(channel):\n    while True:\n        channel.send(encode(Alive()))\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr("interlock.parity.sides._MODULE", "chatter")
+    with Sides(tmp_path, answer_s=0.5) as sides:
+        sides.start("a", "torch:cpu")
+        while sides._take("a", 100) is None:
+            time.sleep(0.01)
+        with pytest.raises(TrainingError, match=r"gave no answer within 0\.5 s"):
+            sides.ask({"a": Score([[1]])}, Scored)
+
+
 def test_what_a_side_says_does_not_act_on_a_terminal(tmp_path: Path) -> None:
     """Escape sequences, 8-bit ones, carriage returns and reordering marks; one line in all."""
     bad = "\x1b]0;x\x07 \x9b2J\r\nSAME: all is well\u202e"

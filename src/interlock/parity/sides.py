@@ -172,28 +172,21 @@ class Sides:
         while waiting := [
             name for name in sorted(asked) if not _all_there(asked[name], replies[name])
         ]:
-            heard = False
-            for name in waiting:
-                while (data := self._take(name, most[name])) is not None:
-                    heard = True
-                    reply = self._read(name, data)
-                    if not isinstance(reply, Alive | Room):
-                        replies[name].append(reply)
-            if not heard and deadline.over:
+            if deadline.over:
                 raise TrainingError(
                     f"{self._who(waiting[0])} gave no answer within {self._answer_s:g} s; "
                     "allow more with --timeout"
                 )
-            if not heard:
+            if not any([self._hear(name, most[name], replies[name]) for name in waiting]):
                 self._wait(waiting, deadline)
         return {
             name: [self._checked(name, reply, kind) for reply in each]
             for name, each in replies.items()
         }
 
-    def _hear(self, name: str, asked: Ask, replies: list[Reply]) -> bool:
+    def _hear(self, name: str, most: int, replies: list[Reply]) -> bool:
         """Take in one message, if there is one; signs of life are no reply."""
-        data = self._take(name, protocol.reply_bytes(asked, None))
+        data = self._take(name, most)
         if data is None:
             return False
         reply = self._read(name, data)
