@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from rounding import assert_close, in_float64
 
 from interlock.engine.base import Request
+from interlock.engine.portable import scheduler
 from interlock.engine.portable.engine import PortableEngine
 from interlock.errors import ConfigError, TrainingError
 from interlock.models.attention import causal
@@ -95,6 +96,33 @@ def test_what_runs_goes_on_under_new_weights_as_if_it_had_begun_with_them(
     assert_drawn(drawn)
 
 
+def test_what_runs_is_computed_anew_in_passes_of_bounded_length(
+    tiny: Tiny, prompt: Prompt, letters: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new, engine = tiny(), other_weights(tiny), PortableEngine(tiny(), letters(), 5)
+    (request,) = requests(prompt, [40], 5, 18)
+    run, passes, forward = Collector(engine), list[int](), engine.decoder.forward
+
+    def counted(tokens: torch.Tensor, *rest: Any) -> torch.Tensor:
+        passes.append(len(tokens))
+        return forward(tokens, *rest)
+
+    engine.add("p0", request)
+    run.step(12)  # of which eleven tokens are stored
+    monkeypatch.setattr(scheduler, "PREFILL_TOKENS", 30)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.decoder, "forward", counted)
+        engine.load(new.tensors(), 9)
+    assert passes == [40 + 22, 40 + 22, 40 + 11]
+    run.finish()
+    drawn = []
+    for number in range(5):
+        before, after = run.done["p0", number].segments
+        drawn.append(Drawn(old, request, number, before.tokens, before.logprobs))
+        drawn.append(Drawn(new, request, number, after.tokens, after.logprobs, before.tokens))
+    assert_drawn(drawn)
+
+
 def test_a_version_on_every_token_and_the_oldest_counts(
     tiny: Tiny, prompt: Prompt, letters: Any
 ) -> None:
@@ -143,7 +171,10 @@ def test_scores_name_the_most_likely_tokens_and_disturb_nothing(
     assert [[token for token, _ in top] for top in scores.top] == exact.topk(3).indices.tolist()
     best = torch.tensor([[value for _, value in top] for top in scores.top])
     assert_close(best, exact.topk(3).values, plain.topk(3).values)
-    assert PortableEngine(tiny(), letters(), 4).score(text).top == [[]] * 16
+    assert engine.score(text).top == [[]] * 16
+    for odd, says in (([], "text to score is empty"), ([5, 600], "vocabulary of 600")):
+        with pytest.raises(ConfigError, match=says):
+            engine.score(odd)
 
 
 @torch.no_grad()

@@ -11,8 +11,10 @@ import torch
 from draws import Drawn, assert_drawn
 
 from interlock.engine.base import Request
+from interlock.engine.portable import scheduler
 from interlock.engine.portable.engine import PortableEngine
-from interlock.engine.portable.scheduler import LONE_PROMPT
+from interlock.engine.portable.kv_cache import KVCache
+from interlock.engine.portable.scheduler import ADMIT_STEPS, LONE_PROMPT
 from interlock.errors import ConfigError, ModelError, TrainingError
 from interlock.models.decoder import Decoder
 from interlock.records.rl import Completion, FinishReason, Sampling
@@ -71,7 +73,7 @@ def test_requests_of_different_sizes_and_rules_share_a_batch(
     decoder = tiny()
     rules = [
         Sampling(max_tokens=1),
-        Sampling(temperature=0, max_tokens=40),  # past one block of the arena
+        Sampling(temperature=0, max_tokens=40),  # past one block of the cache
         Sampling(temperature=0.5, max_tokens=3),
         Sampling(top_k=5, max_tokens=9),
     ]
@@ -191,6 +193,46 @@ def test_prompts_wait_until_a_slot_is_free(
     assert passes == [42] * 30
 
 
+def test_one_that_finds_a_slot_waits_some_steps_for_others_and_then_starts_alone(
+    tiny: Tiny, prompt: Prompt, letters: Any
+) -> None:
+    engine, long = PortableEngine(tiny(), letters(), 32), Sampling(max_tokens=60)
+    for request in _requests(prompt, [5] * 10, 3, long):
+        engine.add(request.problem_id, request)
+    engine.step()
+    engine.add("late", _requests(prompt, [6], 1, long)[0])
+    waited = next(n for n in range(60) if any(each.name == "late" for each in engine.step()))
+    assert waited == ADMIT_STEPS
+    engine.add("more", _requests(prompt, [7], 1, long)[0])  # the last slot
+    waited = next(n for n in range(60) if any(each.name == "more" for each in engine.step()))
+    assert waited == ADMIT_STEPS
+    engine.add("next", _requests(prompt, [8], 1, long)[0])
+    assert all(each.name != "next" for _ in range(20) for each in engine.step())
+    assert engine.pending == 33
+
+
+def test_one_long_completion_does_not_make_the_steps_of_all_after_it_longer(
+    tiny: Tiny, prompt: Prompt, letters: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step attends over rows as long as the longest; that is none of the past."""
+    lengths: list[int] = []
+    decode = scheduler.Decode
+
+    def noted(own: KVCache, *rest: Any) -> Any:
+        lengths.append(own.length)
+        return decode(own, *rest)
+
+    monkeypatch.setattr(scheduler, "Decode", noted)
+    engine = PortableEngine(tiny(), letters(), 4)
+    engine.add("long", _requests(prompt, [1], 1, Sampling(max_tokens=200))[0])
+    for step in range(260):
+        name = f"s{step}"
+        if engine.pending < 4:
+            engine.add(name, _requests(prompt, [3], 1, Sampling(max_tokens=10))[0])
+        engine.step()
+    assert max(lengths) >= 200 and lengths[-1] == 16
+
+
 def test_groups_are_handed_over_as_soon_as_they_are_complete(
     tiny: Tiny, prompt: Prompt, letters: Any
 ) -> None:
@@ -272,7 +314,7 @@ def test_of_two_stop_strings_the_text_ends_before_the_earlier(
 @pytest.mark.parametrize(
     ("length", "changes", "message"),
     [
-        (0, {}, "'p0' has an empty prompt"),
+        (0, {}, "prompt of problem 'p0' is empty"),
         (61, {}, "'p0' has 61 prompt tokens, which with max_tokens = 4 .* context of 64"),
         (5, {"prompt_tokens": [1, 600]}, "'p0' has a token id outside .* vocabulary of 600"),
         (5, {"completions": 0}, "'p0' asks for 0 completions"),

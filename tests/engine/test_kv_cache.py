@@ -64,8 +64,8 @@ def test_one_decoding_step_is_plain_attention(
         own.append(row, *past)
     own.reserve(len(pasts), max(lengths) + 1)
     shared = []
-    for shelf in range(caches):
-        there = range(shelf, len(groups), caches)
+    for first in range(caches):
+        there = range(first, len(groups), caches)
         members = [[row for row, owner in enumerate(owners) if owner == group] for group in there]
         if any(members):
             cache = KVCache(*prompts[0])
@@ -126,7 +126,7 @@ def test_prefill_stores_the_common_beginning_with_every_prompt() -> None:
     assert stored_v[0, 1, 0, :, 0].tolist() == [10, 20, 40, 50, 60]
 
 
-def test_an_arena_keeps_its_rows_when_it_grows_and_moves_them_whole() -> None:
+def test_a_cache_keeps_its_rows_when_it_grows_and_moves_them_whole() -> None:
     k = torch.arange(1.0, 7.0).view(1, 3, 1, 2, 1)  # rows 1 2, 3 4 and 5 6
     cache = KVCache(k, -k)
     cache.append(0, k, -k)
@@ -138,3 +138,19 @@ def test_an_arena_keeps_its_rows_when_it_grows_and_moves_them_whole() -> None:
     cache.move([2], [0])
     assert cache.k[0, :3, 0, :2, 0].tolist() == [[5, 6], [3, 4], [5, 6]]
     assert cache.v[0, 0, 0, :2, 0].tolist() == [-5, -6]
+
+
+def test_rows_of_which_half_would_do_are_cut() -> None:
+    k = torch.arange(1.0, 7.0).view(1, 3, 1, 2, 1)
+    cache = KVCache(k, -k)
+    cache.append(0, k, -k)
+    cache.reserve(3, 33)  # 48
+    cache.trim(25)
+    assert cache.length == 48  # of 32, most is used
+    cache.trim(2)
+    assert cache.length == 16 and cache.k.shape[1] == 3
+    assert cache.k[0, :, 0, :2, 0].tolist() == [[1, 2], [3, 4], [5, 6]]
+    assert cache.v[0, 2, 0, :3, 0].tolist() == [-5, -6, 0]
+    before = cache.k
+    cache.trim(0)
+    assert cache.k is before  # a block stays as it is

@@ -318,8 +318,9 @@ def test_what_it_refuses_leaves_the_others_alone(opened: Opened, letters: Any) -
         engine.add("bad", asked("bad", 250, 1, 8))
     with pytest.raises(ConfigError, match=r"temperature = 0\.001"):
         engine.add("bad", dataclasses.replace(good, sampling=Sampling(temperature=0.001)))
-    with pytest.raises(ConfigError, match="at most 255"):
-        engine.score([1] * 256)
+    for text, says in (([1] * 256, "at most 255"), ([], "is empty"), ([VOCAB], "vocabulary of 64")):
+        with pytest.raises(ConfigError, match=says):
+            engine.score(text)
     run.finish()
     assert sorted(run.done) == [("good", 0), ("good", 1)]
     check(run, [good], vllm)

@@ -79,9 +79,7 @@ class Scores(NamedTuple):
     """Log-probabilities of given tokens at temperature 1, in nats."""
 
     logprobs: list[float]  # [n - 1]: of tokens[1:]
-    top: list[
-        list[tuple[int, float]]
-    ]  # [n - 1][top_k]: the most likely in their places, best first
+    top: list[list[tuple[int, float]]]  # [n - 1][top_k]: the most likely there, best first
 
 
 class Limits(NamedTuple):
@@ -122,6 +120,8 @@ class Engine(ABC):
     def step(self) -> list[Progress]:
         """Start what waits where slots are free, and draw the next token of what runs.
 
+        An engine may keep a slot free for some steps, to start several requests together.
+
         Returns what every sequence that was given tokens got, in no particular order; nothing when
         nothing is pending. A sequence that is finished has left the engine.
 
@@ -150,7 +150,7 @@ class Engine(ABC):
     def score(self, tokens: Sequence[int], top_k: int = 0) -> Scores:
         """Log-probabilities of given tokens [n] through the prefill of a prompt.
 
-        Does not touch what is pending.
+        Does not touch what is pending. Raises ConfigError on a text that the model cannot read.
         """
 
     @abstractmethod
@@ -194,13 +194,7 @@ def in_order(completions: Mapping[int, Completion]) -> list[Completion]:
 def check_request(request: Request, limits: Limits) -> None:
     """Raise ConfigError on a request that no engine with these limits can serve."""
     name, prompt, sampling = request.problem_id, request.prompt_tokens, request.sampling
-    if not prompt:
-        raise ConfigError(f"problem {name!r} has an empty prompt; give it at least one token")
-    if min(prompt) < 0 or max(prompt) >= limits.vocab:
-        raise ConfigError(
-            f"problem {name!r} has a token id outside the model's vocabulary of {limits.vocab}; "
-            "use the tokenizer that belongs to the model"
-        )
+    check_tokens(f"the prompt of problem {name!r}", prompt, limits)
     if len(prompt) + sampling.max_tokens > limits.context:
         raise ConfigError(
             f"problem {name!r} has {len(prompt)} prompt tokens, which with max_tokens = "
@@ -214,6 +208,17 @@ def check_request(request: Request, limits: Limits) -> None:
         )
     if "" in sampling.stop:
         raise ConfigError("sampling.stop holds an empty string, which ends nothing; remove it")
+
+
+def check_tokens(what: str, tokens: Sequence[int], limits: Limits) -> None:
+    """Raise ConfigError on tokens that the model cannot read; `what` names them."""
+    if not tokens:
+        raise ConfigError(f"{what} is empty; give it at least one token")
+    if min(tokens) < 0 or max(tokens) >= limits.vocab:
+        raise ConfigError(
+            f"{what} has a token id outside the model's vocabulary of {limits.vocab}; use the "
+            "tokenizer that belongs to the model"
+        )
 
 
 def check_weights(tensors: Mapping[str, Tensor], shapes: Shapes, version: int) -> None:

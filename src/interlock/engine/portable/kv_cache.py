@@ -22,6 +22,8 @@ from torch import Tensor
 
 from interlock.models.attention import Groups
 
+_BLOCK = 16  # tokens by which rows grow at the least
+
 
 class KVCache:
     """k [Y, R, K, S, D] and v [Y, R, K, S, E]. What was never written is zero, never garbage: a
@@ -50,12 +52,23 @@ class KVCache:
         if rows > have_rows:
             rows = max(rows, 2 * have_rows)
         if length > have:
-            block = max(16, have // 8)
+            block = max(_BLOCK, have // 8)
             length = -(-length // block) * block
         if rows > have_rows or length > have:
             rows, length = max(rows, have_rows), max(length, have)
             self.k = _grown(self.k.mT, (rows, self.k.shape[4], length)).mT
             self.v = _grown(self.v, (rows, length, self.v.shape[4]))
+
+    def trim(self, length: int) -> None:
+        """Cut rows of which the first half is enough; the longest has `length` tokens.
+
+        Attention reads whole rows: one long completion would slow down all that come after it.
+        """
+        enough = max(1, -(-length // _BLOCK)) * _BLOCK
+        if 2 * enough <= self.length:
+            k, v = self.k[:, :, :, :enough], self.v[:, :, :, :enough]
+            self.k, self.v = self.k[:, :0, :, :0], self.v[:, :0, :, :0]
+            self.append(0, k, v)
 
     def append(self, rows: int, k: Tensor, v: Tensor) -> None:
         """Store k [Y, n, K, P, D] and v [Y, n, K, P, E] behind the first `rows` rows."""

@@ -19,7 +19,7 @@ Legend: B sequences that sample, d hidden size, N tokens of the stream
 
 import itertools
 from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 import torch
@@ -34,14 +34,16 @@ from interlock.models.decoder import Decoder
 PREFILL_TOKENS = 2048  # of one forward pass, padding included; a longer prompt goes alone
 # Prompts are prefilled once this share of the slots lacks sequences, so that several go together:
 # larger matrix products, and what they begin with in common is computed once. A free slot costs no
-# work meanwhile.
+# work meanwhile, but whoever waits may be read by somebody: after so many steps they go alone.
 ADMIT_SHARE = 1 / 8
+ADMIT_STEPS = 8
 SHORTEST_CLASS = 32  # prompts up to this length share a cache
 # A prompt of one completion, if no longer than this, is kept in the sequence's own row: one
 # attention instead of two that are merged. All rows are as long as the longest, hence the bound.
 LONE_PROMPT = 128
 
 Item = TypeVar("Item", "Prompt", "Running")
+KV = tuple[torch.Tensor, torch.Tensor]  # k [Y, n, K, S, D] and v [Y, n, K, S, E]
 
 
 class Prompt:
@@ -54,7 +56,7 @@ class Prompt:
         self.lone = request.completions == 1 and self.length <= LONE_PROMPT  # in the row of its own
         self.unfinished = request.completions
         self.hidden = torch.empty(0)  # [d], of the last token, once it is prefilled
-        self.kv: tuple[torch.Tensor, torch.Tensor] | None = None  # of a lone one without a slot
+        self.kv: KV | None = None  # of a lone one without a slot
 
     @property
     def done(self) -> bool:
@@ -132,6 +134,7 @@ class Scheduler:
         self._running: list[Running] = []  # _running[i] is row i of _own
         self._own: KVCache | None = None
         self._caches: dict[int, PromptCache] = defaultdict(PromptCache)  # by longest prompt
+        self._kept_free = 0  # steps in a row that a slot was, though something waited
         self.pending = 0  # sequences that are not finished
 
     @property
@@ -172,19 +175,20 @@ class Scheduler:
         """Make the keys and values of all that runs anew: the decoder has other weights."""
         running, starting = self._running, self._starting
         self._own, self._caches = None, defaultdict(PromptCache)
-        own: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # k and v by row
+        own: dict[int, KV] = {}  # by row
         for prompt in {each.prompt.number: each.prompt for each in (*running, *starting)}.values():
             rows = [row for row, each in enumerate(running) if each.prompt is prompt]
-            own |= self._recompute(prompt, {row: running[row].tokens[:-1] for row in rows})
+            for part in _parts({row: running[row].tokens[:-1] for row in rows}):
+                found, shared = self._recompute(prompt, part)
+                own |= found
+            self._caches[_length_class(prompt.length)].add([prompt], *shared)
         for row in range(len(running)):
             assert self._own is not None
             self._own.append(row, *own[row])
 
-    def _recompute(
-        self, prompt: Prompt, drawn: dict[int, list[int]]
-    ) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+    def _recompute(self, prompt: Prompt, drawn: dict[int, list[int]]) -> tuple[dict[int, KV], KV]:
         """One forward pass over a prompt and what was `drawn` behind it, by row; keys and values
-        of the rows."""
+        of the rows, and of the prompt."""
         length, longer = prompt.length, {row: tokens for row, tokens in drawn.items() if tokens}
         texts = list(longer.values())
         if texts:
@@ -198,7 +202,6 @@ class Scheduler:
         prompt.hidden = hidden[length - 1]
         shared = k[:, :1, :, :length], v[:, :1, :, :length]
         prompt.kv = shared if prompt.lone and not drawn else None
-        self._caches[_length_class(length)].add([prompt], *shared)
         first = 0 if prompt.lone else length
         places = {row: place for place, row in enumerate(longer)}
         found = {}
@@ -206,17 +209,19 @@ class Scheduler:
             place = places.get(row, 0)  # one that has drawn nothing to store takes nothing
             part = slice(place, place + 1), slice(None), slice(first, length + len(tokens))
             found[row] = k[:, *part], v[:, *part]
-        return found
+        return found, shared
 
     def _admit(self) -> list[Running]:
         """Give the free slots to sequences, prefilling as many prompts as that takes."""
         free = self._slots - len(self._running)
         lacking = free - len(self._starting)
         fresh: list[Prompt] = []
-        if not self._running or lacking >= self._slots * ADMIT_SHARE:
+        several = lacking >= self._slots * ADMIT_SHARE
+        if several or not self._running or self._kept_free == ADMIT_STEPS:
             while self._waiting and lacking > 0:
                 fresh.append(self._waiting.popleft())
                 lacking -= fresh[-1].request.completions
+        self._kept_free = self._kept_free + 1 if self._waiting and lacking > 0 else 0
         self._prefill(fresh)
         for prompt in fresh:
             numbers = range(prompt.request.completions)
@@ -290,6 +295,8 @@ class Scheduler:
             cache.compact()
         if not self._prompts:
             self.clear()
+        elif self._own is not None:
+            self._own.trim(max((each.stored for each in self._running), default=0))
 
     def _decode(self) -> torch.Tensor:
         """Run the newest token of every running sequence through the decoder -> [B, d]."""
@@ -316,6 +323,14 @@ class Scheduler:
 def _length_class(length: int) -> int:
     """The longest prompt that is kept with one of `length` tokens: a power of two."""
     return max(SHORTEST_CLASS, 1 << (length - 1).bit_length())
+
+
+def _parts(drawn: dict[int, list[int]]) -> Iterator[dict[int, list[int]]]:
+    """What was drawn, by row, in parts for one forward pass each; a single empty one of nothing."""
+    together = max(1, PREFILL_TOKENS // max([1, *map(len, drawn.values())]))
+    rows = list(drawn)
+    for first in range(0, max(1, len(rows)), together):
+        yield {row: drawn[row] for row in rows[first : first + together]}
 
 
 def _common(prompts: Sequence[list[int]]) -> int:

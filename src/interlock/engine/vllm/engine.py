@@ -32,6 +32,7 @@ from interlock.engine.base import (
     Scores,
     Vocabulary,
     check_request,
+    check_tokens,
     check_weights,
 )
 from interlock.engine.sequence import LiveSequence
@@ -139,6 +140,7 @@ class VllmEngine(Engine):
         behind every prompt; and what `step` raises, with what was pending aborted.
         """
         self._check_whole()
+        check_tokens("the text to score", tokens, self.limits)
         if len(tokens) >= self.limits.context:
             raise ConfigError(
                 f"a text of {len(tokens)} tokens cannot be scored by vLLM in a context of "
