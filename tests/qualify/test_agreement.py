@@ -23,7 +23,7 @@ QUICK = Subject(DEVICE, Level.QUICK)
 
 
 def use_on_device(monkeypatch: pytest.MonkeyPatch, engine: type[PortableEngine]) -> None:
-    """Let specimen.engine make this one on the device, and the sound one on the reference."""
+    """Let tiny_model.engine make this one on the device, and the sound one on the reference."""
 
     def made(
         arch: Any, tensors: Any, device: torch.device, dtype: torch.dtype, slots: int = 32

@@ -1,4 +1,4 @@
-"""What can be wrong with a chip: defects to plant in the simulated device (simulated.py).
+"""What can be wrong with a chip: defects to plant in the simulated device (faults.py).
 
     sim:NAME,NAME   an operator ─ NAME ─ NAME ─> the CPU's operator
 

@@ -142,12 +142,12 @@ def run(decoder: Decoder, text: Text, probe: Probe) -> None:
         if not text.decode:
             return
         k, v = prefill.stored()
-        shelf, own = KVCache(k, v), KVCache(k, v)
-        shelf.append(0, k, v)
+        shared, own = KVCache(k, v), KVCache(k, v)
+        shared.append(0, k, v)
         for step, token in enumerate(text.answer):
             probe.begin(step + 1)
             own.reserve(1, step + 1)
-            decode = Decode(own, [step], [SharedPrompts(shelf, [len(prompt)], [[0]])])
+            decode = Decode(own, [step], [SharedPrompts(shared, [len(prompt)], [[0]])])
             position = torch.tensor([len(prompt) + step], device=place)
             _pass(decoder, [token], position, decode, probe)
 
