@@ -414,3 +414,4 @@ def test_a_failure_is_one_line_and_says_what_can_be_done_about_it() -> None:
     assert protocol.failed(UserError("a\n b"), [3]) == Failed("a b", Failure.MISTAKE, [3])
     assert protocol.failed(SyncError("a"), []) == Failed("a", Failure.LINK, [])
     assert protocol.failed(TrainingError("a"), [1]) == Failed("a", Failure.FAULT, [1])
+    assert len(protocol.failed(TrainingError("a" * 10**7), [1]).reason) == 2000

@@ -32,6 +32,7 @@ from interlock.records.trust import Certificate, Stack
 from interlock.text import error_line
 
 BEAT_S = 2.0
+_REASON_CHARACTERS = 2000
 
 
 class _Ask(msgspec.Struct, frozen=True, kw_only=True, tag_field="is", forbid_unknown_fields=True):
@@ -324,7 +325,7 @@ def failed(error: InterlockError, ids: Sequence[int]) -> Failed:
         kind = Failure.MISTAKE
     elif isinstance(error, SyncError):
         kind = Failure.LINK
-    return Failed(error_line(error), kind, list(ids))
+    return Failed(error_line(error, _REASON_CHARACTERS), kind, list(ids))
 
 
 def beat(channel: Channel) -> None:
