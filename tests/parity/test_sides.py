@@ -16,7 +16,7 @@ from interlock.parity.compare import Question, compare
 from interlock.parity.outcome import Agreement
 from interlock.parity.sides import SideFailed, Sides, parse
 from interlock.records.rl import Problem, Sampling
-from interlock.workers.protocol import Failed, Failure, Score, Scored
+from interlock.workers.protocol import Failed, Failure, Scored, ScoreTexts
 
 EPS = torch.finfo(torch.float32).eps
 
@@ -48,7 +48,7 @@ def test_a_killed_side_is_named(bare_model: Path, tmp_path: Path) -> None:
         pid = sides._children["b"].pid
         threading.Timer(0.5, os.kill, (pid, signal.SIGKILL)).start()
         with pytest.raises(TrainingError, match=r"side b \(torch:cpu, log: .*b\.log\) is gone: s"):
-            sides.ask({"b": Score([[1, 2]])}, Scored)
+            sides.ask({"b": ScoreTexts([[1, 2]])}, Scored)
 
 
 def test_a_silent_side_is_given_up(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_a_silent_side_is_given_up(tmp_path: Path) -> None:
         begun = time.monotonic()
         late = r"side a .* gave no answer within 0\.5 s; allow more with --timeout"
         with pytest.raises(TrainingError, match=late):
-            sides.ask({"a": Score([[1, 2]])}, Scored)
+            sides.ask({"a": ScoreTexts([[1, 2]])}, Scored)
         assert time.monotonic() - begun >= 0.5
         with pytest.raises(TrainingError, match=late):  # an engine's start is bounded likewise
             sides.open({"a": (tmp_path, parse("a", "torch:cpu").settings)})
@@ -83,7 +83,7 @@ def test_a_python_without_interlock_is_a_lost_side(
     with Sides(tmp_path, answer_s=60) as sides:
         sides.start("b", "torch:cpu", str(bare))
         with pytest.raises(TrainingError, match=r"side b .* is gone: exit code 1: .*interlock"):
-            sides.ask({"b": Score([[1, 2]])}, Scored)
+            sides.ask({"b": ScoreTexts([[1, 2]])}, Scored)
 
 
 def test_nonsense_is_no_reply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +93,7 @@ def test_nonsense_is_no_reply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with Sides(tmp_path, answer_s=60) as sides:
         sides.start("a", "torch:cpu")
         with pytest.raises(TrainingError, match="sent what is no reply"):
-            sides.ask({"a": Score([[1]])}, Scored)
+            sides.ask({"a": ScoreTexts([[1]])}, Scored)
 
 
 def test_a_side_that_says_nothing_but_that_it_lives_is_given_up(
@@ -111,7 +111,7 @@ def test_a_side_that_says_nothing_but_that_it_lives_is_given_up(
         while sides._take("a", 100) is None:
             time.sleep(0.01)
         with pytest.raises(TrainingError, match=r"gave no answer within 0\.5 s"):
-            sides.ask({"a": Score([[1]])}, Scored)
+            sides.ask({"a": ScoreTexts([[1]])}, Scored)
 
 
 def test_what_a_side_says_does_not_act_on_a_terminal(tmp_path: Path) -> None:

@@ -34,8 +34,8 @@ from interlock.workers.protocol import (
     Record,
     Recorded,
     Room,
-    Score,
     Scored,
+    ScoreTexts,
     Take,
     Taken,
     Text,
@@ -365,7 +365,7 @@ def test_it_shows_its_inside_between_two_steps(opened: RealWorker, chatty: Path)
     opened.turn(3)
     text = Text([1, 2, 3], [4, 5], decode=True)
     where = Where(1, "embed", "layers.0.attention_norm")
-    opened.ask(Weigh(id=3), Score([[1, 2, 3], [4, 5]], id=4), Trace(text, "", "", id=5))
+    opened.ask(Weigh(id=3), ScoreTexts([[1, 2, 3], [4, 5]], id=4), Trace(text, "", "", id=5))
     opened.ask(Record(text, "", "", where, id=6), Take(0, id=7))
     opened.turn()
     told: dict[int, Any] = {said.id: said for said in opened.said if hasattr(said, "id")}

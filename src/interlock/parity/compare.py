@@ -33,7 +33,7 @@ from interlock.parity.sides import ANSWER_S, SideFailed, Sides, SideSpec
 from interlock.records.rl import Completion, Group, Problem, Sampling
 from interlock.tasks import open_task
 from interlock.tasks.verifier_pool import VerifierPool
-from interlock.workers.protocol import Generate, Score, Scored, Text, Weigh, Weighed
+from interlock.workers.protocol import Generate, Scored, ScoreTexts, Text, Weigh, Weighed
 
 Note = Callable[[str], None]
 
@@ -163,7 +163,7 @@ class _Trials:
         ]
         self._note(f"{len(written)} texts scored by both")
         texts = [answer.prompt + answer.tokens for answer in written]
-        scored = self._sides.ask({"a": Score(texts), "b": Score(texts)}, Scored)
+        scored = self._sides.ask({"a": ScoreTexts(texts), "b": ScoreTexts(texts)}, Scored)
         self.answers = [
             answer.scored(a, b)
             for answer, a, b in zip(

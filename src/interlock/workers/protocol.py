@@ -4,7 +4,7 @@
                 ── Load ──────> fetched beside the work, then proven   ──> Loaded
                 ── Generate ──> joins what runs           each problem ──> Answered
                 ── Abort ─────> a Generate is forgotten
-                ── Weigh, Score, Trace, Record, Take, Apply ─────────────> one reply each
+                ── Weigh, ScoreTexts, Trace, Record, Take, Apply ────────> one reply each
                 ── Qualify ───> another program (qualify/worker.py)    ──> Qualified
                                                 instead of one of these ──> Failed
                                                             at any time ──> Room, Alive
@@ -97,7 +97,7 @@ class Weigh(_Ask, frozen=True, tag="weigh"):
     """Compare the weights that the engine uses with the files of the model."""
 
 
-class Score(_Ask, frozen=True, tag="score"):
+class ScoreTexts(_Ask, frozen=True, tag="score"):
     texts: list[list[int]]
 
 
@@ -262,7 +262,7 @@ class Alive(_Sign, frozen=True, tag="alive"):
     """A sign of life, whatever else the worker is doing."""
 
 
-Inspection = Weigh | Score | Trace | Record | Take | Apply
+Inspection = Weigh | ScoreTexts | Trace | Record | Take | Apply
 Inspected = Weighed | Scored | Traced | Recorded | Taken | Applied
 Ask = Open | Load | Generate | Abort | Inspection | Qualify
 Reply = Opened | Loaded | Answered | Inspected | Qualified | Failed | Room | Alive
@@ -295,7 +295,7 @@ def reply_bytes(asked: Ask, canary: Canary | None) -> int:
             longest = max(len(msgspec.msgpack.encode(each)) for each in asked.problems)
             prompt = 5 * (longest + _PROMPT_BYTES)
             return UNASKED_BYTES + prompt + asked.completions * completion
-        case Score():
+        case ScoreTexts():
             return UNASKED_BYTES + _NUMBER_BYTES * sum(map(len, asked.texts))
         case Weigh():
             return _SHAPES_BYTES

@@ -1,7 +1,7 @@
 """What a worker answers of its engine's inside, for a comparison of two (parity/).
 
     Weigh ──> the weights as the engine uses them, against the model's files
-    Score ──> log-probabilities of given tokens
+    ScoreTexts ──> log-probabilities of given tokens
     Trace, Record, Take, Apply ──> a forward pass from inside (trace.py, operators.py)
 
 Each is answered between two steps of the engine, and does not touch what is pending.
@@ -32,8 +32,8 @@ from interlock.workers.protocol import (
     Inspection,
     Record,
     Recorded,
-    Score,
     Scored,
+    ScoreTexts,
     Take,
     Taken,
     Trace,
@@ -59,7 +59,7 @@ class Inspector:
         match asked:
             case Weigh():
                 return self._weigh()
-            case Score():
+            case ScoreTexts():
                 return self._score(asked)
             case Trace():
                 points, sketches = trace.sketched(self._decoder(asked), asked.text)
@@ -80,7 +80,7 @@ class Inspector:
             files = _files(self.model, opened)
             return Weighed({name: _compared(name, x.cpu(), files.get(name)) for name, x in shown})
 
-    def _score(self, asked: Score) -> Scored:
+    def _score(self, asked: ScoreTexts) -> Scored:
         scored = [self._opened.score(text).logprobs for text in asked.texts]
         if not all(math.isfinite(value) for text in scored for value in text):
             raise TrainingError("its log-probabilities of given tokens are not finite")
