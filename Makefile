@@ -11,7 +11,7 @@ SOURCES := pyproject.toml constraints.txt
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-slow test-any-cpu test-any-cpu-quick chaos lint format bench vllm clean
+.PHONY: help demo test test-slow test-any-cpu test-any-cpu-quick chaos wheel lint format bench vllm clean
 
 help:  ## This list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 20
@@ -33,6 +33,13 @@ test-any-cpu-quick: $(VENV)/.test  ## A selection of these, in about a minute
 
 chaos: $(VENV)/.test  ## Long runs whose workers and learner are killed, stopped, slowed and corrupted
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m chaos
+
+wheel:  ## Build the wheel, install it in an environment of its own, and run two steps of the demo with it
+	rm -rf build
+	$(PYTHON) -m venv build/venv
+	build/venv/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build .
+	build/venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$$(ls $(CURDIR)/build/*.whl)[demo]"
+	cd build && venv/bin/interlock demo --run demo stage.steps=2 stage.eval.problems=16
 
 lint: $(VENV)/.lint  ## ruff, formatting and types
 	$(BIN)/ruff check .
@@ -72,7 +79,7 @@ $(BENCHMARKS:%=$(FIGURES)/%.json): $(FIGURES)/%.json: $(VENV)/.bench $(MEASURED)
 vllm: $(VLLM)/.installed  ## An environment of its own with vLLM's CPU build (3.5 GB), for generators
 
 clean:  ## Remove the virtual environments and caches; runs/ stays
-	rm -rf $(VENV) $(VLLM) .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) build .pytest_cache .ruff_cache .hypothesis
 
 # One stamp per extra: `make demo` installs no test tools.
 $(VENV)/.%: $(SOURCES) | $(BIN)/python
