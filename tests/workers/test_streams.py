@@ -166,7 +166,7 @@ def test_weights_come_in_the_middle_and_no_slot_waits(make: Callable[..., Run]) 
     assert any(len(each) > 1 for each in versions), versions
     assert {each for several in versions for each in several} >= {0, 1, 2}
     kinds = Counter(kind for kind, _, _ in run.notes)
-    assert kinds == {"worker_started": 2}, run.notes
+    assert kinds == {"worker_started": 2, "weights_whole": 1}, run.notes  # all of them change
     for group in list(found.values())[::8]:
         check_plain(run, group, 60)
     for name in "ab":
