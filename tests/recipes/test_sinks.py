@@ -126,5 +126,5 @@ def test_the_tracker_of_the_documentation(tiny_recipe: Path, tmp_path: Path) -> 
     sent = [json.loads(line) for line in (tmp_path / "sent.jsonl").read_text().splitlines()]
     metrics = RunDir.read(tmp_path / "run").metrics()
     assert [line["rollout/reward"] for line in sent[1:]] == [m.rollout.reward for m in metrics[1:]]
-    assert sent[0].keys() == {"step", "accuracy"}
+    assert sent[0].keys() == {"step", "accuracy", "held_out_reward"}
     assert sent[2]["seconds/update"] > 0 and sent[2]["workers/generator-0/tokens"] > 0
