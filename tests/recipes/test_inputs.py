@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from interlock.config.reading import load_recipe
-from interlock.errors import RunError
+from interlock.errors import RunError, TaskError
 from interlock.models.tokenizer import Tokenizer
 from interlock.recipes.inputs import identify
 from interlock.recipes.train import train
@@ -81,3 +81,19 @@ def test_files_of_one_name_and_of_the_hub(smollm2: Path, tmp_path: Path) -> None
     assert found["org/some-data"] == f"revision {revision}"
     digests = [found[f"stage {name}"] for name in ("0: train.jsonl", "1: train.jsonl")]
     assert len({*digests, found["stage 0: train.jsonl (another)"]}) == 3
+
+
+def test_a_row_without_room_is_refused_before_anything_is_written_or_left_out_and_told(
+    tiny_recipe: Path, tmp_path: Path
+) -> None:
+    rows = [json.loads(line) for line in (tmp_path / "problems.jsonl").read_text().splitlines()]
+    rows[30]["question"] = "word " * 2100
+    (tmp_path / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = ["stage.steps=2", "stage.eval.every=0"]
+    with pytest.raises(TaskError, match=r"problems\.jsonl:31: a prompt of 21\d\d tokens and"):
+        train(load_recipe(tiny_recipe, asked), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    asked.append("stage.task.overlong=leave_out")
+    train(load_recipe(tiny_recipe, asked), tmp_path / "run")
+    events = [(event.kind, event.message) for event in RunDir.read(tmp_path / "run").events()]
+    assert events == [("rows_left_out", "1 rows are too long: left out")]
