@@ -172,9 +172,15 @@ def test_scores_name_the_most_likely_tokens_and_disturb_nothing(
     best = torch.tensor([[value for _, value in top] for top in scores.top])
     assert_close(best, exact.topk(3).values, plain.topk(3).values)
     assert engine.score(text).top == [[]] * 16
-    for odd, says in (([], "text to score is empty"), ([5, 600], "vocabulary of 600")):
+    long = [5] * (engine.limits.context + 1)
+    for odd, top_k, says in (
+        ([], 0, "text to score is empty"),
+        ([5, 600], 0, "vocabulary of 600"),
+        (long, 0, f"give it at most {engine.limits.context}"),
+        (text, 601, "top_k = 601"),
+    ):
         with pytest.raises(ConfigError, match=says):
-            engine.score(odd)
+            engine.score(odd, top_k)
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """How a worker in quarantine is qualified anew, and comes back or does not."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -101,6 +102,7 @@ DISTRUSTED = {
         make_certificate(replace(CPU, torch="2.14.0")),
         "another stack: torch '2.14.0', and here it is '2.13.0'",
     ),
+    "of no time": (make_certificate(CPU, issued=math.nan), "older than the quarantine"),
     "replayed": (make_certificate(CPU, issued=WALL - 3601), "older than the quarantine"),
 }
 

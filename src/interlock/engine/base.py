@@ -221,6 +221,18 @@ def check_tokens(what: str, tokens: Sequence[int], limits: Limits) -> None:
         )
 
 
+def check_scored(tokens: Sequence[int], top_k: int, limits: Limits, room: int = 0) -> None:
+    """Raise ConfigError on a text that cannot be scored, with `room` tokens behind it in the
+    context, or on more alternatives than there are tokens.
+    """
+    check_tokens("the text to score", tokens, limits)
+    most = limits.context - room
+    if len(tokens) > most:
+        raise ConfigError(f"the text to score has {len(tokens)} tokens; give it at most {most}")
+    if not 0 <= top_k <= limits.vocab:
+        raise ConfigError(f"top_k = {top_k}: the model has {limits.vocab} tokens; ask for fewer")
+
+
 def check_weights(tensors: Mapping[str, Tensor], shapes: Shapes, version: int) -> None:
     """Raise ModelError unless `tensors` have these names and shapes."""
     if odd := sorted(shapes.keys() ^ tensors.keys()):

@@ -56,7 +56,7 @@ def verdict(
             f"the certificate is of {found.device!r}, a device of kind {found.stack.kind!r}, "
             f"instead of {settings.device!r}"
         )
-    if found.issued < since - _CLOCKS_S:
+    if not found.issued >= since - _CLOCKS_S:  # nor is it when that is no number
         return "the certificate is older than the quarantine"
     # Collectives are not tried here: of those, the certificate that it shows when it is back tells.
     why = distrust(found, stack or found.stack, Role.GENERATE)

@@ -23,7 +23,7 @@ from interlock.engine.base import (
     Scores,
     Vocabulary,
     check_request,
-    check_tokens,
+    check_scored,
     check_weights,
 )
 from interlock.engine.portable.kv_cache import Prefill
@@ -91,7 +91,7 @@ class PortableEngine(Engine):
 
     @torch.inference_mode()
     def score(self, tokens: Sequence[int], top_k: int = 0) -> Scores:
-        check_tokens("the text to score", tokens, self.limits)
+        check_scored(tokens, top_k, self.limits)
         place = self.decoder.embed.device
         stream = torch.tensor(tokens, device=place)
         attend = Prefill(0, [len(stream)], place)

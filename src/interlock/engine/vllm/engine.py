@@ -32,7 +32,7 @@ from interlock.engine.base import (
     Scores,
     Vocabulary,
     check_request,
-    check_tokens,
+    check_scored,
     check_weights,
 )
 from interlock.engine.sequence import LiveSequence
@@ -140,12 +140,7 @@ class VllmEngine(Engine):
         behind every prompt; and what `step` raises, with what was pending aborted.
         """
         self._check_whole()
-        check_tokens("the text to score", tokens, self.limits)
-        if len(tokens) >= self.limits.context:
-            raise ConfigError(
-                f"a text of {len(tokens)} tokens cannot be scored by vLLM in a context of "
-                f"{self.limits.context}; give it one of at most {self.limits.context - 1}"
-            )
+        check_scored(tokens, top_k, self.limits, room=1)
         self._cleanse()
         key = self._next_name()
         try:
