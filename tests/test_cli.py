@@ -95,9 +95,14 @@ def test_train_report_eval_chat_and_the_directory_rules(tiny_recipe: Path, tmp_p
 
     again = ("train", tiny_recipe, "--run", run, "stage.steps=2", "checkpoint_every=1")
     assert "holds a run already" in complaint(*again)
-    assert "stage[0].steps = 2, not 8" in complaint("train", tiny_recipe, "--run", run, "--resume")
+    assert "stage[0].steps = 2, not 1" in complaint(*again[:-2], "stage.steps=1", "--resume")
     assert "--resume needs --run" in complaint("train", tiny_recipe, "--resume")
     assert "no run in" in complaint("train", tiny_recipe, "--run", tmp_path / "none", "--resume")
+
+    longer = interlock(*again[:-2], "stage.steps=3", again[-1], "--resume")
+    assert longer.returncode == 0 and "step 3/3" in longer.stdout, longer.stderr
+    view = RunDir.read(run)
+    assert [line.step for line in view.metrics()] == [0, 1, 2, 3]
 
     out = tmp_path / "copy.html"
     assert interlock("report", run, "--out", out).stdout.strip() == str(out)

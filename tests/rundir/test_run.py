@@ -116,18 +116,35 @@ def test_a_damaged_manifest_is_named(tmp_path: Path) -> None:
     [
         ({"seed": 1}, "seed = null, not 1"),
         ({"model": {"path": "n"}}, 'model.path = "m", not "n"'),
-        ({"stage": [TREE["stage"][0] | {"steps": 3}]}, r"stage\[0\]\.steps = 2, not 3"),
+        ({"stage": [TREE["stage"][0] | {"steps": 1}]}, r"stage\[0\]\.steps = 2, not 1"),
         ({"stage": [*TREE["stage"], *TREE["stage"]]}, r"stage = \[\{.*…, not \[\{.*…"),
     ],
 )
 def test_resuming_with_another_config_is_refused_and_changes_nothing(
     tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
-    create(tmp_path).finish()
+    with create(tmp_path) as run:
+        run.log(step(0, 2))
     before = contents(tmp_path)
     with pytest.raises(RunError, match=message):
         RunDir.open(tmp_path, TREE | change)
     assert contents(tmp_path) == before
+
+
+def test_a_finished_run_can_be_made_longer(tmp_path: Path) -> None:
+    def of(*steps: int) -> dict[str, Any]:
+        return TREE | {"stage": [TREE["stage"][0] | {"steps": each} for each in steps]}
+
+    with RunDir.create(tmp_path, of(2, 2), VERSIONS) as run:
+        run.log(step(0, 2))
+        run.log(step(1, 2))
+    for wrong in (of(3, 2), of(2, 1)):  # stage 1 has learned from stage 0; and what is done is done
+        with pytest.raises(RunError, match="was run with stage"):
+            RunDir.open(tmp_path, wrong)
+    RunDir.open(tmp_path, of(2, 5)).finish()
+    view = RunDir.read(tmp_path)
+    assert [stage["steps"] for stage in view.config["stage"]] == [2, 5]
+    assert "stage[1].steps = 2, not 5" in view.events()[-1].message
 
 
 def test_a_run_of_an_older_format_is_read_but_not_gone_on_with(tmp_path: Path) -> None:

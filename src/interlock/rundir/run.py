@@ -35,6 +35,7 @@ import msgspec
 from interlock.errors import RunError, UserError
 from interlock.processes.deadline import Deadline
 from interlock.records.metrics import Event, EventKind, StepMetrics
+from interlock.rundir.changes import FREE_TO_CHANGE, first_difference, steps_ahead
 from interlock.rundir.files import (
     JsonLines,
     atomic_directory,
@@ -47,21 +48,6 @@ from interlock.rundir.ledger import Ledger
 from interlock.rundir.lines import read_events, read_metrics
 from interlock.text import error_line, one_line
 
-# Settings that a resumed run may change: when things are written, and who generates. (Another
-# generator may round differently: the run goes on, but not bit for bit as it would have.)
-_FREE_TO_CHANGE = frozenset(
-    {
-        "name",
-        "checkpoint_every",
-        "keep_checkpoints",
-        "generator",
-        "fleet",
-        "sync",
-        "guard",
-        "learner.collective_s",
-        "unqualified",
-    }
-)
 _LOCK_PATIENCE_S = 1.0  # a reader holds the lock for an instant to learn the status
 
 
@@ -158,7 +144,8 @@ class RunView:
 
     def check_same_config(self, tree: dict[str, Any]) -> None:
         """Raise RunError naming the first setting in which `tree` differs from the run's config."""
-        difference = self._change(tree, _FREE_TO_CHANGE)
+        reached = max(((line.stage, line.step) for line in self.metrics()), default=(0, 0))
+        difference = self._change(tree, FREE_TO_CHANGE | steps_ahead(tree, reached))
         if difference is not None:
             raise RunError(
                 f"{self.path} was run with {difference}; resume it with its own settings, or give "
@@ -179,7 +166,7 @@ class RunView:
     def _change(self, tree: dict[str, Any], free: Set[str] = frozenset()) -> str | None:
         """ "key = old, not new" for the first setting that differs, those in `free` apart."""
         given = msgspec.json.decode(msgspec.json.encode(tree))  # tuples become lists, as on disk
-        return _first_difference(self.config, given, "", free)
+        return first_difference(self.config, given, "", free)
 
     def close(self) -> None:
         self.ledger.close()
@@ -259,6 +246,7 @@ class RunDir(RunView):
             run._resume()
             if config is not None and (change := run._change(config)):
                 run.event("settings_changed", f"resumed with another setting: {change}")
+                run._take_steps(config)
             return run
         except BaseException:
             lock.close()
@@ -282,6 +270,13 @@ class RunDir(RunView):
         if leftovers or torn:
             removed = ", ".join(leftovers) or "nothing"
             self.event("recovered", f"unfinished: {removed}; {torn} bytes of torn lines cut off")
+
+    def _take_steps(self, config: dict[str, Any]) -> None:
+        """Remember how long the run is to be: the next to resume it must ask for no less."""
+        steps = [stage["steps"] for stage in config.get("stage", [])]
+        for stage, number in zip(self.config.get("stage", []), steps, strict=True):
+            stage["steps"] = number
+        _write_json(self.path / "config.json", self.config)
 
     def log(self, metrics: StepMetrics) -> StepMetrics:
         """Append the metrics of one step; durable. -> with the time in them"""
@@ -397,27 +392,3 @@ def _acquire(directory: Path) -> TextIO:
         file.write(f"{os.getpid()}\n")
         file.flush()
     return file
-
-
-def _first_difference(recorded: Any, given: Any, key: str, free: Set[str]) -> str | None:
-    """ "key = old, not new" for the first leaf that differs, walking in the recorded order."""
-    if isinstance(recorded, dict) and isinstance(given, dict):
-        names = [*recorded, *(name for name in given if name not in recorded)]
-        pairs = [(f"{key}.{name}" if key else name, name) for name in names]
-        for path, name in pairs:
-            if path in free:
-                continue
-            found = _first_difference(recorded.get(name), given.get(name), path, free)
-            if found is not None:
-                return found
-        return None
-    if isinstance(recorded, list) and isinstance(given, list) and len(recorded) == len(given):
-        for index, (old, new) in enumerate(zip(recorded, given, strict=True)):
-            found = _first_difference(old, new, f"{key}[{index}]", free)
-            if found is not None:
-                return found
-        return None
-    if recorded == given:
-        return None
-    old, new = (one_line(msgspec.json.encode(value).decode(), 60) for value in (recorded, given))
-    return f"{key} = {old}, not {new}"

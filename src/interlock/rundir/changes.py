@@ -1,0 +1,65 @@
+"""What a resumed run may do otherwise than it was begun.
+
+Settings of when things are written, of who generates, and the steps that are still ahead: a run
+that is finished can be made longer.
+"""
+
+from collections.abc import Mapping, Set
+from typing import Any
+
+import msgspec
+
+from interlock.text import one_line
+
+# Settings that a resumed run may change: when things are written, and who generates. (Another
+# generator may round differently: the run goes on, but not bit for bit as it would have.)
+FREE_TO_CHANGE = frozenset(
+    {
+        "name",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "generator",
+        "fleet",
+        "sync",
+        "guard",
+        "learner.collective_s",
+        "unqualified",
+    }
+)
+
+
+def steps_ahead(config: Mapping[str, Any], reached: tuple[int, int]) -> frozenset[str]:
+    """The numbers of steps in `config` that a run may still be given, by their keys.
+
+    `reached`: the last stage that has begun, and the steps of it that are done. What is behind is
+    as it is: the stages after it have learned from it.
+    """
+    return frozenset(
+        f"stage[{index}].steps"
+        for index, stage in enumerate(config.get("stage", []))
+        if index > reached[0] or (index == reached[0] and stage["steps"] >= reached[1])
+    )
+
+
+def first_difference(recorded: Any, given: Any, key: str, free: Set[str]) -> str | None:
+    """ "key = old, not new" for the first leaf that differs, walking in the recorded order."""
+    if isinstance(recorded, dict) and isinstance(given, dict):
+        names = [*recorded, *(name for name in given if name not in recorded)]
+        pairs = [(f"{key}.{name}" if key else name, name) for name in names]
+        for path, name in pairs:
+            if path in free:
+                continue
+            found = first_difference(recorded.get(name), given.get(name), path, free)
+            if found is not None:
+                return found
+        return None
+    if isinstance(recorded, list) and isinstance(given, list) and len(recorded) == len(given):
+        for index, (old, new) in enumerate(zip(recorded, given, strict=True)):
+            found = first_difference(old, new, f"{key}[{index}]", free)
+            if found is not None:
+                return found
+        return None
+    if recorded == given:
+        return None
+    old, new = (one_line(msgspec.json.encode(value).decode(), 60) for value in (recorded, given))
+    return f"{key} = {old}, not {new}"
