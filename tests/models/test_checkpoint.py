@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from interlock.errors import ModelError
 from interlock.models import checkpoint
-from interlock.models.checkpoint import load_decoder, save_model
+from interlock.models.checkpoint import load_decoder, save_model, stored_dtype
 from interlock.sync import digest, tensor_digest
 
 CPU = torch.device("cpu")
@@ -145,6 +145,17 @@ def test_saving_rounds_to_the_published_dtype(llama: Path, tmp_path: Path) -> No
         assert torch.equal(stored[name], tensor.bfloat16()), name
     assert json.loads((tmp_path / "saved" / "config.json").read_text())["dtype"] == "bfloat16"
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "saved").dtype == torch.bfloat16
+
+
+def test_the_dtype_of_a_model_is_what_its_config_says(tmp_path: Path) -> None:
+    for config, dtype in (
+        ({"dtype": "bfloat16"}, torch.bfloat16),
+        ({"torch_dtype": "float16"}, torch.float16),
+        ({"dtype": "auto"}, None),
+        ({}, None),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        assert stored_dtype(tmp_path) is dtype
 
 
 def test_saving_does_not_name_code_that_is_not_there(llama: Path, tmp_path: Path) -> None:

@@ -150,3 +150,12 @@ def test_what_is_not_the_disks_doing_passes_unchanged(error: Exception) -> None:
     with pytest.raises(type(error)) as caught, storage_errors(Path("runs/x")):
         raise error
     assert caught.value is error
+
+
+def test_all_files_of_a_directory_have_one_mode(tmp_path: Path) -> None:
+    """safetensors makes its own files 0600, beside others that anyone may read."""
+    with atomic_directory(tmp_path / "weights") as directory:
+        for name, mode in (("model.safetensors", 0o600), ("config.json", 0o644)):
+            (directory / name).touch(mode)
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "weights").iterdir()}
+    assert modes == {(tmp_path / "weights").stat().st_mode & 0o666}

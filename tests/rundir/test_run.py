@@ -131,6 +131,18 @@ def test_resuming_with_another_config_is_refused_and_changes_nothing(
     assert contents(tmp_path) == before
 
 
+def test_the_last_checkpoint_goes_only_with_the_run(tmp_path: Path) -> None:
+    with create(tmp_path) as run:
+        for number in (1, 2):
+            with run.checkpoint(0, number, keep=0):
+                pass
+            assert [each.step for each in run.checkpoints()] == [number]
+        run.prune_checkpoints(keep=3)
+        assert len(run.checkpoints()) == 1
+        run.prune_checkpoints(keep=0)
+    assert run.checkpoints() == []
+
+
 def test_a_finished_run_can_be_made_longer(tmp_path: Path) -> None:
     def of(*steps: int) -> dict[str, Any]:
         return TREE | {"stage": [TREE["stage"][0] | {"steps": each} for each in steps]}

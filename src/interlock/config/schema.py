@@ -321,7 +321,8 @@ class Recipe(_Section, frozen=True):
     guard: GuardSettings = GuardSettings()
     unqualified: bool = False  # use devices that no certificate admits; kept in the run's record
     checkpoint_every: NonNegative = 20  # steps; 0: only at the end of a stage
-    keep_checkpoints: Positive = 1
+    # The newest, for --resume: 12 bytes a weight each. 0: one, until the run is finished.
+    keep_checkpoints: NonNegative = 1
 
     def staleness(self, stage: StageSettings) -> int:
         """Weight versions that a group of this stage may be behind when it is used.

@@ -210,18 +210,19 @@ class Learner:
             return found.tolist()
 
     @torch.no_grad()
-    def publish(self) -> tuple[int, dict[str, Tensor]]:
-        """The weights for generators.
+    def publish(self, dtype: torch.dtype | None = None) -> tuple[int, dict[str, Tensor]]:
+        """The weights for generators, or in another `dtype` than theirs for others.
 
         Returns:
-            The version's number, and the masters in the compute dtype under Hugging Face names:
+            The version's number, and the masters in the compute dtype, or `dtype`, by HF names:
             copies, on the masters' device; of several processes, on the CPU of rank 0 alone.
             Weights that have not moved since the last call keep their number.
         """
         self.version += self.unpublished
         self.unpublished = False
-        with self.ranks.broadcast(PublishWeights()):
-            return self.version, dict(sharding.published(self.decoder, self.ranks))
+        name = None if dtype is None else str(dtype).removeprefix("torch.")
+        with self.ranks.broadcast(PublishWeights(name)):
+            return self.version, dict(sharding.published(self.decoder, self.ranks, dtype))
 
     def _step(
         self,

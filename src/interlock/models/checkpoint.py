@@ -34,6 +34,7 @@ _WHOLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _PICKLED = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 _DTYPES = {"F32", "F16", "BF16"}
+_NAMED = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _ROTARY_TABLE = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 _COMPANIONS = (
     "added_tokens.json",
@@ -79,6 +80,12 @@ def load_decoder(
     _fill(decoder, used)
     _check_spare(decoder, spare)
     return decoder
+
+
+def stored_dtype(directory: Path) -> torch.dtype | None:
+    """In which the weights of a model are, as its config.json says; None where it does not."""
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    return _NAMED.get(str(config.get("dtype") or config.get("torch_dtype")))
 
 
 def save_model(

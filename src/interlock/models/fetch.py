@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from interlock.errors import ModelError, RunError
-from interlock.rundir.files import sync
+from interlock.rundir.files import settle, sync
 from interlock.text import error_headline, last_line, one_line
 
 Tell = Callable[[str], None]
@@ -136,8 +136,7 @@ def _make_smollm2(directory: Path, tell: Tell) -> None:
             "model": "https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct",
         }
         (partial / "SOURCE.json").write_text(json.dumps(source, indent=2) + "\n", encoding="utf-8")
-        for path in (*partial.iterdir(), partial):
-            sync(path)
+        settle(partial)
         partial.rename(directory)
         sync(directory.parent)
     finally:

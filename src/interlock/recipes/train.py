@@ -34,7 +34,7 @@ from interlock.learner.distributed import sharding
 from interlock.learner.distributed.rank_loop import run_rank
 from interlock.learner.distributed.ranks import Ranks, join
 from interlock.learner.learner import Learner
-from interlock.models.checkpoint import load_decoder, save_model
+from interlock.models.checkpoint import load_decoder, save_model, stored_dtype
 from interlock.models.decoder import Decoder
 from interlock.models.fetch import find_model
 from interlock.models.huggingface import read_architecture
@@ -122,9 +122,12 @@ def _run_rank0(
         learner = _run_stages(recipe, prepared, run, decoder, ranks, generators, sinks)
         sinks.phase("saving the weights")
         with run.weights() as path:
-            _, tensors = learner.publish()
-            save_model(tensors.items(), path, source=model, dtype=decoder.dtype)
+            dtype = stored_dtype(model) or decoder.dtype
+            _, tensors = learner.publish(dtype)
+            save_model(tensors.items(), path, source=model, dtype=dtype)
             tokenizer.save(path)
+        if recipe.keep_checkpoints == 0:
+            run.prune_checkpoints(keep=0)
 
 
 def _prepare(recipe: Recipe, tokenizer: Tokenizer, context: int) -> list[Prepared]:

@@ -113,14 +113,24 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         temporary.mkdir()
         try:
             yield temporary
-            for directory, _, files in os.walk(temporary):
-                for name in files:
-                    sync(Path(directory, name))
-                sync(Path(directory))
+            settle(temporary)
             _take_name(temporary, path)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+
+
+def settle(directory: Path) -> None:
+    """Have all below a directory on the disk, and its files readable by whom it is.
+
+    (safetensors makes its files the owner's alone, whatever the umask.)
+    """
+    mode = directory.stat().st_mode & 0o666
+    for folder, _, files in os.walk(directory):
+        for name in files:
+            Path(folder, name).chmod(mode)
+            sync(Path(folder, name))
+        sync(Path(folder))
 
 
 def remove_directory(path: Path) -> None:

@@ -294,11 +294,16 @@ class RunDir(RunView):
 
     @contextmanager
     def checkpoint(self, stage: int, step: int, keep: int) -> Iterator[Path]:
-        """Yield a directory to fill; it appears whole, then all but the newest `keep` go."""
+        """Yield a directory to fill; it appears whole, then all but it and the newest `keep` go."""
         name = f"stage{stage:02d}-step{step:06d}"
         with atomic_directory(self.path / "checkpoints" / name) as directory:
             yield directory
-        for old in self.checkpoints()[:-keep]:
+        self.prune_checkpoints(max(1, keep))
+
+    def prune_checkpoints(self, keep: int) -> None:
+        """Remove all but the newest `keep`."""
+        found = self.checkpoints()
+        for old in found[: max(0, len(found) - keep)]:
             remove_directory(old.path)
 
     @contextmanager

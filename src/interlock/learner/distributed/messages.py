@@ -55,7 +55,9 @@ class ScoreText(_CommandBase, frozen=True):
 
 
 class PublishWeights(_CommandBase, frozen=True):
-    """Give rank 0 this rank's part of the weights in the compute dtype."""
+    """Give rank 0 this rank's part of the weights in a dtype; None: the compute dtype."""
+
+    dtype: str | None = None
 
 
 class GatherState(_CommandBase, frozen=True):

@@ -3,6 +3,7 @@
 import msgspec
 import torch
 
+from interlock.chips import device
 from interlock.learner import checkpoint
 from interlock.learner.distributed import sharding
 from interlock.learner.distributed.messages import (
@@ -59,8 +60,8 @@ def _execute(learner: Learner, command: RankCommand) -> None:
             learner.logprobs(groups, temperature)
         case ScoreText(tokens):
             learner.score(tokens)
-        case PublishWeights():
-            learner.publish()
+        case PublishWeights(name):
+            learner.publish(None if name is None else device.dtype(name))
         case GatherState(kind):
             checkpoint.gather_state(learner, kind)
         case RestoreState():

@@ -77,20 +77,24 @@ def scatter(parameter: Tensor, whole: Tensor | None, ranks: Ranks) -> None:
         parameter.copy_(memory)
 
 
-def published(decoder: Decoder, ranks: Ranks) -> Iterator[tuple[str, Tensor]]:
-    """As `decoder.published(decoder.dtype)`; of several ranks, on the CPU of rank 0 alone.
+def published(
+    decoder: Decoder, ranks: Ranks, dtype: torch.dtype | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """As `decoder.published(dtype)`, None: `decoder.dtype`; of several ranks, on the CPU of rank 0
+    alone.
 
     A collective: every rank must run it to its end.
     """
+    dtype = dtype or decoder.dtype
     if ranks.size == 1:
-        yield from decoder.published(decoder.dtype)
+        yield from decoder.published(dtype)
         return
     parts: dict[str, list[str]] = {}
     layout = decoder.layout()
     for name, (owner, _) in layout.items():
         parts.setdefault(owner, []).append(name)
     for owner, parameter in decoder.named_parameters():
-        kept = decoder.dtype if parameter.requires_grad else parameter.dtype
+        kept = dtype if parameter.requires_grad else parameter.dtype
         found = gather(parameter.detach().to(kept), ranks)
         for name in parts[owner] if found is not None else ():
             assert found is not None
