@@ -106,7 +106,12 @@ def test_the_page_shows_the_run(
     assert (accuracy["x"], accuracy["y"]) == ([0, 3], [0.0, 0.5])
     counts = " ".join(page.text.split())
     assert "steps 3 " in counts  # step 0 is the evaluation before the first
-    for words in ("tokens generated 6,000", "groups 24", "all rewards equal 6", "reward 0 3"):
+    for words in (
+        "tokens generated 6,000",
+        "groups learned from, or skipped 24",
+        "all rewards equal 6",
+        "reward 0 3",
+    ):
         assert words in counts
     shown = {f"plot-{name}" for name in page.figures}
     assert shown == {name for name in page.attribute("id") if name and name.startswith("plot-")}
@@ -157,14 +162,27 @@ def test_the_page_shows_the_fleet(make_run: MakeRun, fleet_run: Any) -> None:
         "vllm-0 vllm 0.32.0 · bfloat16 · cpu (AVX-512) quarantined 26",
         "problems set aside 1",
         "events: worker quarantined 1",
+        "Groups made",
     ):
         assert words in text, words
+    assert text.index("k3 1.2e-2 is above 0.01") < text.index(
+        "Fleet"
+    )  # what one wants to know first
     assert "k3 warn" in page.attribute("class")  # vllm-0, above the one and not the other
     assert "k3 bad" not in page.attribute("class")
     assert "waiting for groups" in [trace["name"] for trace in page.figures["time"]["data"]]
     shown = {f"plot-{name}" for name in page.figures}
     assert {"plot-states", "plot-weights"} < shown
     assert shown == {name for name in page.attribute("id") if name and name.startswith("plot-")}
+
+
+def test_a_generator_in_the_learners_process_is_no_fleet(make_run: MakeRun) -> None:
+    recipe = {"name": "x", "stage": [{"kind": "grpo"}], "fleet": {"kind": "inline"}}
+    with make_run(recipe) as run:
+        facts = {"generator-0": WorkerMetrics(WorkerState.READY, tokens=9, seconds_generating=1.0)}
+        run.log(StepMetrics(stage=0, step=1, workers=facts))
+    page = Page(write_report(run.path))
+    assert "Fleet" not in page.text and "worker-speed" not in page.figures
 
 
 @pytest.mark.parametrize("attack", ATTACKS)

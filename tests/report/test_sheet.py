@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from markupsafe import Markup
 
 from interlock.errors import RunError
 from interlock.report import sheet
@@ -102,6 +103,12 @@ def test_style_comes_after_the_sheets_own() -> None:
     text = sheet.sheet("t", "", ".mine { color: red; }")
     style = text.split("<style>")[1].split("</style>")[0]
     assert style.endswith(".mine { color: red; }") and style.startswith(":root")
+
+
+@pytest.mark.parametrize("style", ["p { margin: 0 }", Markup("p { margin: 0 }")])
+def test_styles_are_not_escaped(style: str) -> None:
+    document = sheet.sheet("t", "<p>x</p>", style)
+    assert '"Segoe UI"' in document and "&#34;" not in document
 
 
 def test_writing(tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ from interlock.rundir import RunDir, RunView
 
 _HERE = Path(__file__).parent
 _COMPARISONS, _GROUPS, _COMPLETIONS = 3, 2, 4
+_ALERTS = frozenset({"unqualified", "worker_quarantined", "worker_retired", "store_damaged"})
+_FIRST = 3  # of them
 _EVENTS = 100  # shown; the rest is counted
 _TEXT = 4000  # characters of one answer shown; the rest is counted
 
@@ -39,7 +41,9 @@ def _render(run: RunView) -> str:
     timeline = plots.Timeline(metrics, found)
     guard = _guard(run)
     shown = plots.plots(metrics, found, timeline)
-    of_fleet = fleet_plots(metrics, events, guard, timeline)
+    # An inline generator is part of the learner's process: there is no fleet to tell of.
+    inline = (run.config.get("fleet") or {}).get("kind") == "inline"
+    of_fleet = [] if inline else fleet_plots(metrics, events, guard, timeline)
     name = run.config.get("name", run.path.name)
     body = (
         _environment()
@@ -48,6 +52,7 @@ def _render(run: RunView) -> str:
             name=name,
             model=(run.config.get("model") or {}).get("path", ""),
             status=run.status,
+            alerts=_alerts(events),
             reasons=[*filter(None, [run.manifest.reason]), *_void(run)],
             stages=len(run.config.get("stage", [])),
             facts=_facts(run, metrics, events),
@@ -58,7 +63,7 @@ def _render(run: RunView) -> str:
             events=[(_duration(e.time - run.manifest.created), e) for e in events[-_EVENTS:]],
             events_left_out=max(0, len(events) - _EVENTS),
             plots=shown,
-            workers=fleet.workers(metrics),
+            workers=[] if inline else fleet.workers(metrics),
             fleet=fleet.summary(metrics),
             fleet_plots=of_fleet,
             guard=guard,
@@ -71,6 +76,13 @@ def _render(run: RunView) -> str:
         )
     )
     return sheet.sheet(f"{name} · Interlock", body)
+
+
+def _alerts(events: list[Event]) -> list[str]:
+    """What a reader wants to know of first; the rest of the events stand at the end."""
+    found = [event.message for event in events if event.kind in _ALERTS]
+    more = len(found) - _FIRST
+    return found[:_FIRST] + ([f"and {more} more of the like: see Events"] if more > 0 else [])
 
 
 def _void(run: RunView) -> list[str]:
@@ -124,7 +136,7 @@ def _counts(metrics: list[StepMetrics], events: list[Event]) -> dict[str, str]:
     sums = {
         "tokens generated": summary.total(metrics, lambda m: m.rollout.tokens),
         "tokens trained on": summary.total(metrics, lambda m: m.update.tokens),
-        "groups": summary.total(metrics, lambda m: m.rollout.groups),
+        "groups learned from, or skipped": summary.total(metrics, lambda m: m.rollout.groups),
         "groups skipped: all rewards equal": summary.total(
             metrics, lambda m: m.rollout.groups_skipped
         ),

@@ -34,7 +34,8 @@ def sheet(title: str, body: str, style: str = "") -> str:
     scripts = []
     if _FIGURE in body:
         scripts = [get_plotlyjs(), (_HERE / "sheet.js").read_text(encoding="utf-8")]
-    css = (_HERE / "page.css").read_text(encoding="utf-8") + style
+    # One that is marked as safe would escape the other when they are put together.
+    css = (_HERE / "page.css").read_text(encoding="utf-8") + str(style)
     return (
         environment(_HERE)
         .get_template("sheet.html")
