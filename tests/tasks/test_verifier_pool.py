@@ -354,3 +354,15 @@ def test_math_that_never_ends_is_cut_short() -> None:
     with VerifierPool(TaskSettings("gsm8k", {"path": "unused"}, timeout_s=TIMEOUT_S)) as pool:
         endless, right = pool.verify([(problem, r"\boxed{9^{9^{9^{9}}}!}"), (problem, "18")])
         assert endless.reward == 0.0 and right.reward == 1.0
+
+
+def test_a_missing_verifier_package_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = "raise ModuleNotFoundError(\"No module named 'math_verify'\")\n"
+    (tmp_path / "math_verify.py").write_text(missing)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    task = TaskSettings("jsonl", options={"path": str(tmp_path / "rows.jsonl")})
+    says = r"does not load: .*; pip install 'interlock\[tasks\]'"
+    with pytest.raises(TaskError, match=says), VerifierPool(task):
+        pass

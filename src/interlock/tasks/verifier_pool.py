@@ -118,7 +118,11 @@ class VerifierProcess:
             failure = str(error)
         if failure is not None:
             self.stop()
-            raise TaskError(f"the verifier of task {self._task.name!r} does not load: {failure}")
+            ours = "No module named 'math_verify" in failure or "named 'reasoning_gym" in failure
+            remedy = "; pip install 'interlock[tasks]'" if ours else ""
+            raise TaskError(
+                f"the verifier of task {self._task.name!r} does not load: {failure}{remedy}"
+            )
 
     def verify(self, problem: Problem, answer: str) -> Verdict:
         if self._child is None:
