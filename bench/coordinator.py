@@ -17,6 +17,7 @@ A worker is not counted before it has loaded and proven its weights; starting is
 """
 
 import argparse
+import importlib
 import json
 import os
 import selectors
@@ -46,6 +47,8 @@ from interlock.workers.generators import Purpose, Work, no_keep
 from interlock.workers.protocol import Open
 
 HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE.parent / "tests" / "support"))
+readers: Any = importlib.import_module("readers")
 START_S = 180.0  # for all workers of one fleet
 ROUND_S = 120.0  # for one round of one fleet
 FIGURES = {  # as reported by a coordinator: how the table calls it
@@ -161,8 +164,7 @@ def opened(
         settings,
         GuardSettings(),
         Publisher(str(directory / "sync"), 5),
-        lambda problem: quick_worker.PROMPT,
-        quick_worker.VOCAB,
+        readers.Believer(lambda problem: quick_worker.PROMPT, quick_worker.VOCAB),
         lambda kind, message, worker: notes.append(f"{kind}: {message}"),
     )
     with closing(dispatcher):

@@ -58,6 +58,7 @@ HERE = Path(__file__).resolve().parent
 SUPPORT = HERE.parent / "tests" / "support"
 sys.path.append(str(SUPPORT))
 stub: Any = importlib.import_module("stub_worker")
+readers: Any = importlib.import_module("readers")
 
 LIMIT_S = 60.0  # for one case
 UNITS, PROBLEMS, COMPLETIONS, SEED = 4, 2, 3, 11
@@ -136,8 +137,7 @@ class Scene:
             replace(settings, **case.settings),
             GuardSettings(),
             Publisher(str(directory / "sync"), 5),
-            stub.prompt,
-            stub.VOCAB,
+            readers.Believer(stub.prompt, stub.VOCAB),
             self._note,
         )
         self.dispatcher.keep = self._keep

@@ -42,6 +42,7 @@ from interlock.sync.store import Publisher
 from interlock.workers.dispatcher import Dispatcher
 from interlock.workers.generators import Purpose, Work
 from interlock.workers.protocol import Canary, Open
+from interlock.workers.reading import Reader
 
 HERE = Path(__file__).resolve().parent
 SUPPORT = HERE.parent / "tests" / "support"
@@ -97,8 +98,7 @@ class Run:
             FleetSettings(kind="local"),
             GuardSettings(),
             Publisher(store, 5),
-            lambda problem: self._tokenizer.chat(problem.messages),
-            VOCAB,
+            Reader(self._tokenizer, VOCAB),
             lambda kind, message, worker: self._notes.append(f"{kind}: {message}"),
         )
         self.dispatcher.keep = self._keep

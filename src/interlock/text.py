@@ -10,13 +10,17 @@ stands beside them, and more lines than a message has room for.
     error_headline     its first line: what libraries raise goes on with a trace
     described          its kind, and that first line
     label              one line for a figure: plotly reads tags in names and labels
+    hide_credentials   without the user names, passwords and queries of the URLs in it
 
 The pages' templates escape HTML themselves.
 """
 
 import html
+import re
 import unicodedata
 
+_USERINFO = re.compile(r"(?<=://)[^/\s'\"@]*@")
+_QUERY = re.compile(r"(://[^\s'\"?]+)\?[^\s'\"]*[^\s'\".,:;)]")
 _UNPRINTED = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 _LOOKED_AT = 16  # characters per character shown: foreign text may be of any length
 
@@ -70,6 +74,11 @@ def described(error: BaseException, limit: int | None = None) -> str:
 def label(text: str, limit: int = 200) -> str:
     """One line of at most `limit` characters that plotly shows as it is written."""
     return html.escape(one_line(text, limit))
+
+
+def hide_credentials(text: str) -> str:
+    """What may be told of a text with URLs: "http://…@host/weights", without what is secret."""
+    return _QUERY.sub(r"\1?…", _USERINFO.sub("…@", text))
 
 
 def _said(error: BaseException) -> str:

@@ -19,12 +19,13 @@ from interlock.fleet.base import Event, Lost, Spec
 from interlock.models.checkpoint import load_decoder
 from interlock.models.decoder import Decoder
 from interlock.models.tokenizer import Tokenizer
-from interlock.records.rl import Problem, WeightVersion
+from interlock.records.rl import WeightVersion
 from interlock.sync.store import Publisher
 from interlock.workers import protocol
 from interlock.workers.loading import Fetched
 from interlock.workers.pool import WorkerPool
 from interlock.workers.protocol import Ask, Canary, Load, Open, Reply
+from interlock.workers.reading import Reader
 from interlock.workers.replies import Target
 from interlock.workers.worker import Worker
 
@@ -201,18 +202,13 @@ class House:
         workers = {
             name: (Spec(name, "none", Path("none")), weights.open(name, slots)) for name in names
         }
-        vocab = weights.decoder(0).arch.vocab
-
-        def prompt(problem: Problem) -> list[int]:
-            return tokenizer.chat(problem.messages)
-
+        reader = Reader(tokenizer, weights.decoder(0).arch.vocab)
         self.pool = WorkerPool(
             self.fleet,
             workers,
             FleetSettings(kind="local"),
             GuardSettings(),
-            prompt,
-            vocab,
+            reader,
             lambda *note: self.notes.append(note),
         )
 

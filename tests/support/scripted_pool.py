@@ -18,6 +18,7 @@ from unittest import mock
 
 from evidence import findings_for
 from msgspec.structs import replace
+from readers import Believer
 
 from interlock.chips import certificates
 from interlock.chips.verdict import judge
@@ -290,7 +291,7 @@ class Scene:
             for name in names
         }
         self.pool = WorkerPool(
-            self.fleet, workers, fleet, guard, prompt, VOCAB, self._note, unqualified
+            self.fleet, workers, fleet, guard, Believer(prompt, VOCAB), self._note, unqualified
         )
         self.pool.outcomes.keep, self.pool.outcomes.forget = self._keep, self._forget
 

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import fsspec
 import hypothesis.strategies as st
@@ -182,6 +183,50 @@ def test_a_manifest_that_contradicts_itself_is_refused(
     forge(chain, 2, **changes)
     with pytest.raises(SyncError, match=complaint):
         Replica(chain.url).fetch(chain.versions[2])
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        '"base":' + '{"a":' * 100_000 + "1" + "}" * 100_000,
+        '"base":' + "[" * 100_000,
+        '"more":' + '{"a":[' * 20_000 + "]}" * 20_000,
+    ],
+)
+def test_a_manifest_nested_without_end_is_damaged(chain: Chain, bomb: str) -> None:
+    path = chain.directory / "v00000002.json"
+    path.write_bytes(b"{" + bomb.encode() + b"," + path.read_bytes()[1:])
+    with pytest.raises(SyncError, match="is damaged"):
+        Replica(chain.url).fetch(chain.versions[2])
+
+
+def test_a_header_nested_without_end_is_damaged(model: dict[str, Tensor]) -> None:
+    header = b"\x91" * 100_000
+    payload = codec.MAGIC + len(header).to_bytes(4, "little") + header
+    with pytest.raises(SyncError, match="header is damaged"):
+        codec.decode_anchor(payload, codec.specs(model))
+
+
+@pytest.mark.parametrize("shape", [[1] * 30_000, [2**48] * 16, [2**40], [6, 8, 1], []])
+def test_no_memory_is_taken_for_shapes_of_another_model(
+    chain: Chain, model: dict[str, Tensor], shape: list[int]
+) -> None:
+    """The digests are as they were asked for: only the shapes are wrong."""
+    tensors = specs(chain, 0)
+    tensors["norm"]["shape"] = shape
+    asked = forge(chain, 0, tensors=tensors)
+    assert asked == chain.versions[0]
+    replica = Replica(chain.url, {name: list(tensor.shape) for name, tensor in model.items()})
+    with (
+        mock.patch.object(torch, "empty", side_effect=AssertionError("memory is taken")),
+        pytest.raises(SyncError, match=r"shape of another model|is damaged"),
+    ):
+        replica.fetch(asked)
+
+
+def test_no_memory_is_taken_for_names_of_another_model(chain: Chain) -> None:
+    with pytest.raises(SyncError, match="lacks or adds the tensor"):
+        Replica(chain.url, {"norm": [1]}).fetch(chain.versions[0])
 
 
 @pytest.mark.parametrize("start", [None, 1])

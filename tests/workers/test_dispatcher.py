@@ -12,6 +12,7 @@ import pytest
 import stub_worker
 import torch
 from msgspec.structs import replace
+from readers import Believer
 
 from interlock.config.schema import FleetSettings, GeneratorSettings, GuardSettings
 from interlock.errors import ConfigError, TrainingError
@@ -70,8 +71,7 @@ class Fleet:
             settings,
             GuardSettings(),
             Publisher(str(directory / "sync"), 5),
-            stub_worker.prompt,
-            stub_worker.VOCAB,
+            Believer(stub_worker.prompt, stub_worker.VOCAB),
             lambda *note: self.notes.append(note),
         )
         self.dispatcher.keep = self.kept.extend

@@ -5,7 +5,7 @@ import pytest
 
 from interlock.config.schema import GeneratorSettings
 from interlock.processes.child import UNASKED_BYTES
-from interlock.records.rl import Completion, FinishReason, Problem, Sampling
+from interlock.records.rl import Completion, FinishReason, Problem, Sampling, Segment
 from interlock.workers import protocol
 from interlock.workers.protocol import (
     Abort,
@@ -35,10 +35,10 @@ def test_the_longest_honest_answer_passes(
     problems: int, completions: int, tokens: int, words: int
 ) -> None:
     request = asked(problems, completions, tokens, words)
-    # Ids of four bytes, every token a run of 128 blanks, a prompt of a token per letter.
-    answer = Completion.sampled(
-        [200_000] * tokens, [-1.25] * tokens, FinishReason.LENGTH, " " * 128 * tokens, 10**9
-    )
+    # Ids of four bytes, a prompt of a token per letter, and new weights under it 64 times.
+    parts = min(64, tokens)
+    drawn = [Segment([200_000] * (tokens // parts), [-1.25] * (tokens // parts), 10**9)] * parts
+    answer = Completion(drawn, FinishReason.LENGTH, "")
     prompt = [200_000] * (5 * words + 2000)
     most = protocol.reply_bytes(request, CANARY)
     assert len(protocol.encode(Answered(0, prompt, [answer] * completions, id=3))) < most
@@ -46,9 +46,9 @@ def test_the_longest_honest_answer_passes(
 
 def test_an_answer_is_bounded_by_what_was_asked() -> None:
     most = protocol.reply_bytes(asked(8, 8, 64), CANARY)
-    assert most < 8 << 20  # and not 38 MB of nothing
+    assert most < 3 << 20  # decoded, a message takes up to forty times its bytes
     few, many = (protocol.reply_bytes(asked(1, n, 1000), CANARY) for n in (1, 11))
-    assert many - few == 10 * (1000 * (5 + 9 + 256) + 4096)
+    assert many - few == 10 * (1000 * (5 + 9) + 16384)
 
 
 def test_a_proof_is_as_long_as_its_canary() -> None:

@@ -24,6 +24,7 @@ from interlock.workers.dispatcher import Dispatcher
 from interlock.workers.generator import open_generator
 from interlock.workers.generators import Purpose, Work
 from interlock.workers.protocol import Open
+from interlock.workers.reading import Reader
 
 DEADLINE_S = 60
 SEED = 5
@@ -61,8 +62,7 @@ class Run:
             SETTLED,
             GuardSettings(),
             Publisher(store, 5),
-            lambda problem: self._tokenizer.chat(problem.messages),
-            weights.decoder(0).arch.vocab,
+            Reader(self._tokenizer, weights.decoder(0).arch.vocab),
             lambda *note: self.notes.append(note),
         )
         self.dispatcher.keep = self._keep

@@ -93,7 +93,9 @@ def test_it_opens_tells_its_room_and_answers_each_problem_as_it_is_finished(
     expected = open_generator(SETTINGS, chatty, None, "w").generate(
         [problem(name) for name in names], 1, Sampling(max_tokens=60), SEED
     )
-    assert completions(opened, 7) == [group.completions[0] for group in expected]
+    drawn = completions(opened, 7)
+    assert [each.segments for each in drawn] == [g.completions[0].segments for g in expected]
+    assert {each.text for each in drawn} == {""}, "the learner reads the tokens itself"
     for said in answered(opened):
         assert said.prompt_tokens == expected[said.index].prompt_tokens and said.id == 7
     assert opened.said[-1] == Room(SLOTS + SLOTS // 4, after=7)
@@ -143,7 +145,8 @@ def test_an_exact_unit_has_the_bits_of_a_generator_called_directly(
         [problem(name) for name in names], 4, Sampling(max_tokens=60), SEED
     )
     found = {said.index: said.completions for said in answered(opened) if said.id == 3}
-    assert [found[index] for index in range(9)] == [group.completions for group in whole]
+    drawn = [[each.segments for each in found[index]] for index in range(9)]
+    assert drawn == [[each.segments for each in group.completions] for group in whole]
 
 
 def test_it_says_when_it_could_take_more(opened: RealWorker) -> None:
@@ -383,7 +386,8 @@ def test_it_shows_its_inside_between_two_steps(opened: RealWorker, chatty: Path)
     whole = open_generator(SETTINGS, chatty, None, "w").generate(
         [problem(name) for name in names], 1, Sampling(max_tokens=60), SEED
     )
-    assert completions(opened, 2) == [group.completions[0] for group in whole]
+    found = [each.segments for each in completions(opened, 2)]
+    assert found == [group.completions[0].segments for group in whole]
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ import msgspec
 from msgspec.structs import replace
 
 from interlock.errors import RunError
+from interlock.records.coding import from_json
 from interlock.records.trust import Certificate, Result, Stack, Trust
 from interlock.rundir.files import storage_errors, write_atomically
 
@@ -53,7 +54,7 @@ def load(path: Path) -> Certificate:
     Raises RunError when there is no such file, or it is no certificate, or one of an older format.
     """
     try:
-        tree = _with_specials(msgspec.json.decode(path.read_bytes()))
+        tree = _with_specials(from_json(path.read_bytes()))
         if isinstance(tree, dict) and "digest" in tree:  # before it was called checksum
             raise RunError(
                 f"{path} is a certificate of an older format; {remedy(str(tree.get('device')))}"

@@ -4,13 +4,15 @@ arguments.py ──> verbs.py ──> one line for every mistake, and the exit c
 """
 
 import errno
+import signal
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 from typing import NoReturn
 
 from interlock.cli.arguments import parse
 from interlock.errors import InterlockError, UserError, VoidResult
-from interlock.text import one_line
+from interlock.text import hide_credentials, one_line
 
 # What is wrong with a name that was given, wherever it is first looked at.
 _OF_A_NAME = (errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EPERM)
@@ -22,6 +24,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     0: done. 1: it failed. 2: the user's mistake. 3: done, and nothing was learned or judged by it.
     130: interrupted.
     """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # and not nohup's
+            signal.signal(number, signal.default_int_handler)
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a terminal that cannot show a character shows a "?"
+            stream.reconfigure(errors="replace")
     try:
         given = parse(arguments)
         given.verb(given)
@@ -48,5 +56,5 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _fail(error: object, code: int) -> NoReturn:
-    print(f"interlock: {error}", file=sys.stderr)
+    print(hide_credentials(f"interlock: {error}"), file=sys.stderr)
     sys.exit(code)

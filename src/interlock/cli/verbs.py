@@ -13,6 +13,7 @@ from pathlib import Path
 
 from interlock.config.reading import load_recipe, parse_sampling, parse_task, to_tree
 from interlock.config.schema import GeneratorSettings, TaskSettings
+from interlock.config.secrets import shown_override
 from interlock.errors import ConfigError, RunError, VoidResult
 from interlock.records.rl import Sampling, Score
 from interlock.records.trust import Trust
@@ -54,7 +55,9 @@ def train(given: argparse.Namespace) -> None:
     except KeyboardInterrupt:
         if not (directory / "manifest.json").exists():
             raise
-        command = shlex.join(["interlock", "train", given.recipe, *given.settings])
+        command = shlex.join(
+            ["interlock", "train", given.recipe, *map(shown_override, given.settings)]
+        )
         console.print(f"to go on: {command} --run {directory} --resume", soft_wrap=True)
         raise
     run = RunDir.read(directory)
@@ -120,6 +123,8 @@ def _what_to_measure(given: argparse.Namespace) -> tuple[TaskSettings, Sampling,
 
 def chat(given: argparse.Namespace) -> None:
     """Answer each line of the terminal or of standard input, remembering the conversation."""
+    from msgspec.structs import replace
+
     from interlock.models.fetch import find_model
     from interlock.text import visible
     from interlock.workers.generator import open_generator
@@ -129,7 +134,9 @@ def chat(given: argparse.Namespace) -> None:
     settings = GeneratorSettings(device=given.device, slots=1)
     generator = open_generator(settings, model, chat_template=None, name="chat")
     messages = [{"role": "system", "content": given.system}] if given.system else []
-    prompt = "> " if sys.stdin.isatty() else ""
+    prompt, turn = "> " if sys.stdin.isatty() else "", 0
+    if prompt:
+        print("Ctrl-D ends the conversation.", file=sys.stderr)
     while True:
         try:
             question = input(prompt)
@@ -137,10 +144,23 @@ def chat(given: argparse.Namespace) -> None:
             break
         if not question.strip():
             continue
+        turn += 1
         messages.append({"role": "user", "content": question})
-        seed = given.seed + len(messages)  # another noise for every turn
+        try:
+            recent, most = generator.recent(messages, sampling.max_tokens)
+        except ConfigError as error:
+            print(f"interlock: {error}", file=sys.stderr)
+            messages.pop()
+            continue
+        if dropped := len(messages) - len(recent):
+            note = f"({dropped} old turns left out: the model's context is full)"
+            print(note, file=sys.stderr)
+        messages = recent
         answer = generator.reply(
-            messages, sampling, seed, lambda text: print(visible(text), end="", flush=True)
+            messages,
+            replace(sampling, max_tokens=most),
+            given.seed + turn,  # another noise for every turn
+            lambda text: print(visible(text), end="", flush=True),
         )
         print()
         messages.append({"role": "assistant", "content": answer})

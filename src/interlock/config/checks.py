@@ -14,14 +14,14 @@ from typing import Any
 
 from interlock.config.schema import Recipe, worker_settings
 from interlock.errors import ConfigError
-from interlock.text import one_line
+from interlock.text import hide_credentials, one_line
 
 
 def check_combinations(recipe: Recipe, source: str) -> None:
     """Raise ConfigError on the first conflict; `source` says where the recipe is from."""
     for check in _CHECKS:
         for conflict in check(recipe):
-            raise ConfigError(f"{source}: {conflict}")
+            raise ConfigError(f"{source}: {hide_credentials(conflict)}")
 
 
 def _names(recipe: Recipe) -> Iterator[str]:

@@ -19,7 +19,7 @@ from interlock.config.checks import check_combinations
 from interlock.config.schema import STAGES, Recipe, TaskSettings
 from interlock.errors import ConfigError
 from interlock.records.rl import Sampling
-from interlock.text import one_line
+from interlock.text import hide_credentials, one_line
 
 _SHOWN = 80  # characters of a wrong value
 _KINDS = {bool: "bool", int: "int", float: "float", str: "str", list: "array", dict: "object"}
@@ -145,7 +145,7 @@ def explain(message: str, tree: Any, kind: type[msgspec.Struct]) -> str:
         complaint = f"the kinds of stage are {', '.join(kinds)}"
     if not complaint.startswith("expected array") and (choices := _choices(where, kind)):
         complaint = f"choose one of {choices}"
-    shown = one_line(repr(value), _SHOWN)
+    shown = one_line(hide_credentials(repr(value)), _SHOWN)
     return f"{where or 'the recipe'} = {shown}: {complaint}{_remedy(complaint, where, value)}"
 
 

@@ -103,6 +103,11 @@ class Engine(ABC):
 
     @property
     @abstractmethod
+    def shapes(self) -> Shapes:
+        """Of the weights that `load` takes."""
+
+    @property
+    @abstractmethod
     def pending(self) -> int:
         """Sequences that were added and are not finished."""
 

@@ -1,10 +1,56 @@
-"""One sequence on its way: what was drawn so far, and whether that ends it. Computes no tensors."""
+"""One sequence on its way: what was drawn so far, and whether that ends it. Computes no tensors.
+
+    token ──Ending──> why the answer ends with it, if it does, and its text
+
+Engines find the end of what they draw with it, and whoever is given tokens by a worker reads them
+with it once more.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from interlock.engine.base import Progress, Request, Vocabulary
-from interlock.records.rl import Completion, FinishReason, Segment
+from interlock.records.rl import Completion, FinishReason, Sampling, Segment
+
+
+class Ending:
+    """Finds where an answer ends, token by token."""
+
+    def __init__(
+        self, sampling: Sampling, vocabulary: Vocabulary, stop_ids: frozenset[int] = frozenset()
+    ) -> None:
+        """`stop_ids`: as those of a Request."""
+        self._sampling, self._vocabulary = sampling, vocabulary
+        self._end_ids = vocabulary.eos_ids | stop_ids
+        self._tokens: list[int] = []
+        self._stream = vocabulary.stream() if sampling.stop else None
+        self._streamed = ""
+        self._text: str | None = None  # before the stop string, once one was found
+
+    @property
+    def text(self) -> str:
+        """Of the tokens so far, without special tokens and stop strings."""
+        return self._vocabulary.decode(self._tokens) if self._text is None else self._text
+
+    def push(self, token: int) -> FinishReason | None:
+        """Take the next token. Why the answer ends with it, if it does."""
+        self._tokens.append(token)
+        if token in self._end_ids or self._completes_stop(token):
+            return FinishReason.STOP
+        return FinishReason.LENGTH if len(self._tokens) == self._sampling.max_tokens else None
+
+    def _completes_stop(self, token: int) -> bool:
+        if self._stream is None:
+            return False
+        known = len(self._streamed)
+        self._streamed += self._stream.push(token)
+        # A stop string that begins before `known - len(stop) + 1` would have been found already.
+        stops: Sequence[str] = self._sampling.stop
+        found = [self._streamed.find(stop, max(0, known - len(stop) + 1)) for stop in stops]
+        if max(found) < 0:
+            return False
+        self._text = self._streamed[: min(place for place in found if place >= 0)]
+        return True
 
 
 @dataclass
@@ -27,10 +73,7 @@ class LiveSequence:
         self.tokens: list[int] = []
         self.finish: FinishReason | None = None
         self._drawn: list[_Drawn] = []
-        self._vocabulary = vocabulary
-        self._stream = vocabulary.stream() if request.sampling.stop else None
-        self._streamed = ""
-        self._text: str | None = None  # before the stop string, once one was found
+        self._ending = Ending(request.sampling, vocabulary, request.stop_ids)
 
     def push(self, token: int, logprob: float, version: int) -> Progress:
         """Take the next token, drawn from the weights of `version`; the last one sets `finish`."""
@@ -40,29 +83,11 @@ class LiveSequence:
             self._drawn.append(_Drawn(version))
         self._drawn[-1].tokens.append(token)
         self._drawn[-1].logprobs.append(logprob)
-        ends = token in self._vocabulary.eos_ids or token in self.request.stop_ids
-        if ends or self._completes_stop(token):
-            self.finish = FinishReason.STOP
-        elif len(self.tokens) == self.request.sampling.max_tokens:
-            self.finish = FinishReason.LENGTH
+        self.finish = self._ending.push(token)
         completion = None if self.finish is None else self._completion(self.finish)
         return Progress(self.name, self.number, [token], [logprob], completion)
 
     def _completion(self, finish: FinishReason) -> Completion:
         """The record. Its tokens include the one that ended it, its text no stop string."""
-        text = self._vocabulary.decode(self.tokens) if self._text is None else self._text
         segments = [Segment(own.tokens, own.logprobs, own.version) for own in self._drawn]
-        return Completion(segments, finish, text)
-
-    def _completes_stop(self, token: int) -> bool:
-        if self._stream is None:
-            return False
-        known = len(self._streamed)
-        self._streamed += self._stream.push(token)
-        # A stop string that begins before `known - len(stop) + 1` would have been found already.
-        stops: Sequence[str] = self.request.sampling.stop
-        found = [self._streamed.find(stop, max(0, known - len(stop) + 1)) for stop in stops]
-        if max(found) < 0:
-            return False
-        self._text = self._streamed[: min(place for place in found if place >= 0)]
-        return True
+        return Completion(segments, finish, self._ending.text)

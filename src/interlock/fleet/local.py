@@ -60,6 +60,8 @@ class LocalFleet:
         deadline = Deadline(timeout_s)
         woken = False
         while True:
+            for child in self._children.values():
+                child.bound_log()
             wait_s = 0.0 if self._events else min(deadline.left, _LONGEST_WAIT_S)
             for key, mask in self._selector.select(wait_s):
                 if key.fileobj is self._alarm:

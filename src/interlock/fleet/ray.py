@@ -34,9 +34,10 @@ from typing import Any
 from interlock.errors import ConfigError
 from interlock.fleet.base import Event, Lost, Spec
 from interlock.fleet.local import interpreter
-from interlock.processes.child import UNASKED_BYTES, tail
+from interlock.processes.child import UNASKED_BYTES
 from interlock.processes.deadline import Deadline
 from interlock.processes.frames import too_long
+from interlock.processes.logs import appended, tail
 from interlock.text import described, error_line, last_line
 
 _TAKE_S = 5.0  # one call of `take` at most
@@ -155,7 +156,8 @@ class RayFleet:
             options |= {
                 "address": "local",  # never a cluster that happens to run here
                 "include_dashboard": False,
-                "_temp_dir": self._directory.name,
+                # Ray opens its directory to everybody: this one lies in ours.
+                "_temp_dir": f"{self._directory.name}/ray",
                 # What a worker started goes with it; no worker is slowed down.
                 "_system_config": {"process_group_cleanup_enabled": True, "worker_niceness": 0},
             }
@@ -301,11 +303,9 @@ def _import_ray(starts_cluster: bool) -> Any:
 
 
 def _print_to(log: Path) -> None:
-    log.parent.mkdir(parents=True, exist_ok=True)
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    for number in (1, 2):
-        os.dup2(file, number)
-    os.close(file)
+    with appended(log) as file:
+        for number in (1, 2):
+            os.dup2(file.fileno(), number)
 
 
 def _amounts(resources: dict[str, float]) -> str:

@@ -26,6 +26,7 @@ from interlock.errors import RunError
 from interlock.learner.distributed import sharding
 from interlock.learner.distributed.messages import GatherState, RestoreState, StateKind
 from interlock.learner.learner import Learner
+from interlock.records.coding import from_json
 
 _FORMAT = 1
 _MOMENTS: tuple[StateKind, ...] = ("exp_avg", "exp_avg_sq")
@@ -74,7 +75,7 @@ def load(learner: Learner, directory: Path) -> dict[str, Any]:
     RunError when anything is missing, truncated, altered or does not fit; nothing is loaded then.
     """
     try:
-        state = msgspec.json.decode((directory / "state.json").read_bytes(), type=_SavedState)
+        state = from_json((directory / "state.json").read_bytes(), _SavedState)
     except (OSError, ValueError) as error:
         raise RunError(
             f"{directory}/state.json is unreadable ({error}); resume from an older one"

@@ -78,6 +78,11 @@ class Routing(msgspec.Struct, frozen=True):
     normalize: bool  # the chosen weights are made to sum to one
     scale: float  # and then multiplied by this
 
+    @property
+    def routed(self) -> int:
+        """Experts of all layers, shared ones apart."""
+        return len(self.layers) * self.experts
+
 
 class Architecture(msgspec.Struct, frozen=True):
     """The shape of one decoder."""

@@ -11,7 +11,6 @@ unpickled and no code of the model is run. The `safetensors` library checks leng
 import json
 import logging
 import re
-import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from interlock.errors import ModelError
 from interlock.models.architecture import Architecture
 from interlock.models.decoder import Decoder
+from interlock.models.files import copy, inside, read_object
 from interlock.models.huggingface import read_architecture
 from interlock.text import error_line
 
@@ -66,10 +66,12 @@ def load_decoder(
     Raises:
         ModelError: the model is unsupported, unsafe, damaged or incomplete.
     """
+    arch, files = read_architecture(directory), _weight_files(directory)
+    _check_experts(arch, sum(map(len, files.values())), directory)
     with torch.device("meta"):
-        decoder = Decoder(read_architecture(directory))
+        decoder = Decoder(arch)
     shapes = {name: list(view.shape) for name, view in decoder.tensors().items()}
-    used, spare = _sort_tensors(_weight_files(directory), shapes, decoder.arch)
+    used, spare = _sort_tensors(files, shapes, arch)
     if missing := sorted(shapes.keys() - {name for names in used.values() for name in names}):
         raise ModelError(
             f"{directory} lacks {len(missing)} of {len(shapes)} tensors, {missing[0]} first; "
@@ -98,23 +100,21 @@ def save_model(
     (rundir.atomic_directory). Raises OSError, or SafetensorError, when the disk refuses.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    config = read_object(source, "config.json") or {}
     config.pop("auto_map", None)  # names code, which is not copied
     config.pop("torch_dtype", None)
     _write_json(directory / "config.json", config | {"dtype": str(dtype).removeprefix("torch.")})
-    for name in _COMPANIONS:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, directory / name)
+    copy(source, _COMPANIONS, directory)
     _write_tensors(tensors, directory)
 
 
 def _weight_files(directory: Path) -> Files:
     """The files that hold the weights, and what they hold; every file is inside the model."""
-    if (directory / _WHOLE).is_file():
-        path = _inside(directory, _WHOLE)
+    if path := inside(directory, _WHOLE):
         with _opened(path) as file:
             return {path: list(file.keys())}
-    if not (directory / _INDEX).is_file():
+    index = _read_index(directory)
+    if index is None:
         pickled = sorted(p.name for p in directory.iterdir() if p.suffix in _PICKLED)
         if pickled:
             raise ModelError(
@@ -122,10 +122,13 @@ def _weight_files(directory: Path) -> Files:
                 "opened; convert them to safetensors"
             )
         raise ModelError(f"{directory} has no {_WHOLE} and no {_INDEX}; fetch the model again")
-    index = _read_index(directory / _INDEX)
     files: Files = {}
     for shard in sorted(set(index.values())):
-        path = _inside(directory, shard)
+        if Path(shard).name != shard or not shard.endswith(".safetensors"):
+            raise ModelError(
+                f"{directory}: {shard!r} is not the name of a safetensors file beside it"
+            )
+        path = inside(directory, shard) or directory / shard
         with _opened(path) as file:
             files[path] = list(file.keys())
         for name in files[path]:
@@ -139,33 +142,24 @@ def _weight_files(directory: Path) -> Files:
     return files
 
 
-def _read_index(path: Path) -> dict[str, str]:
-    """Tensor name -> file name."""
-    try:
-        tree: Any = json.loads(path.read_text(encoding="utf-8"))
-        index = tree["weight_map"]
-    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
-        raise ModelError(f"cannot read the weight_map of {path}: {error!r}") from None
+def _check_experts(arch: Architecture, stored: int, directory: Path) -> None:
+    """Raise ModelError before a model is laid out of which the files hold but a small part."""
+    if arch.routing is not None and (asked := 3 * arch.routing.routed) > stored:
+        raise ModelError(
+            f"{directory}/config.json asks for {asked} tensors of experts, and the files hold "
+            f"{stored} in all; use the config.json that came with the weights"
+        )
+
+
+def _read_index(directory: Path) -> dict[str, str] | None:
+    """Tensor name -> file name; None: there is no index."""
+    tree = read_object(directory, _INDEX)
+    if tree is None:
+        return None
+    index = tree.get("weight_map")
     if not isinstance(index, dict) or not all(isinstance(file, str) for file in index.values()):
-        raise ModelError(f"the weight_map of {path} is not a table of file names")
+        raise ModelError(f"the weight_map of {directory / _INDEX} is no table of file names")
     return index
-
-
-def _inside(directory: Path, name: str) -> Path:
-    """`directory`/`name`, which must be a file of the directory, or of its Hugging Face hub cache.
-
-    The hub's cache keeps models--org--name/snapshots/<revision>/<file> as links into
-    models--org--name/blobs.
-    """
-    path, root = directory / name, directory.resolve()
-    if Path(name).name != name or not name.endswith(".safetensors"):
-        raise ModelError(f"{directory}: {name!r} is not the name of a safetensors file beside it")
-    homes = [root]
-    if root.parent.name == "snapshots" and root.parents[1].name.startswith("models--"):
-        homes.append(root.parents[1] / "blobs")
-    if not any(path.resolve().is_relative_to(home) for home in homes):
-        raise ModelError(f"{path} leads out of the model directory; put the file itself there")
-    return path
 
 
 @contextmanager

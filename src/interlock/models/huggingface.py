@@ -18,12 +18,15 @@ from msgspec import Meta
 
 from interlock.errors import ModelError
 from interlock.models.architecture import Architecture, Latent, Llama3Rope, Rope, Routing
+from interlock.models.files import read_object
 from interlock.text import one_line
 
 # The upper bounds are far above any published model: a lying config must not keep us building.
 Size = Annotated[int, Meta(gt=0, le=2**24)]
 Count = Annotated[int, Meta(gt=0, le=2**12)]
+LayerCount = Annotated[int, Meta(gt=0, le=2**10)]
 CountOrZero = Annotated[int, Meta(ge=0, le=2**12)]
+_MOST_EXPERTS = 2**15  # of all layers
 
 # key -> the only values under which a model computes what ours does
 _SUPPORTED: dict[str, tuple[Any, ...]] = {
@@ -59,7 +62,7 @@ class _Config(msgspec.Struct, kw_only=True):
     vocab_size: Size
     hidden_size: Size
     intermediate_size: Size
-    num_hidden_layers: Count
+    num_hidden_layers: LayerCount
     num_attention_heads: Count
     rms_norm_eps: Annotated[float, Meta(ge=0)]
     max_position_embeddings: Annotated[int, Meta(gt=0)]
@@ -117,7 +120,7 @@ def read_architecture(directory: Path) -> Architecture:
     that the decoder does not.
     """
     path = directory / "config.json"
-    config = _read_json(path)
+    config = _read_config(directory)
     family = config.get("model_type")
     if not isinstance(family, str) or family not in _FAMILIES:
         known = ", ".join(_FAMILIES)
@@ -138,15 +141,10 @@ def read_architecture(directory: Path) -> Architecture:
     return arch
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"no {path}; give a Hugging Face model directory") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"cannot read {path}: {error}; fetch the model again") from None
-    if not isinstance(config, dict):
-        raise ModelError(f"{path} holds no JSON object; fetch the model again")
+def _read_config(directory: Path) -> dict[str, Any]:
+    config = read_object(directory, "config.json")
+    if config is None:
+        raise ModelError(f"no {directory}/config.json; give a Hugging Face model directory")
     # transformers 5 writes this one key of Qwen3-MoE under another name.
     if "num_local_experts" in config:
         config.setdefault("num_experts", config["num_local_experts"])
@@ -321,6 +319,8 @@ def _check_attention(config: _Config) -> None:
 
 def _check_routing(routing: Routing) -> None:
     """Raise msgspec.ValidationError if the numbers do not fit together."""
+    if routing.routed > _MOST_EXPERTS:
+        raise msgspec.ValidationError(f"{routing.routed} experts are more than {_MOST_EXPERTS}")
     size, remainder = divmod(routing.experts, routing.groups)
     kept, chosen = routing.kept_groups, routing.per_token
     if remainder or size < routing.group_top:

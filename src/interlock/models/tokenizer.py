@@ -9,8 +9,8 @@ tiktoken) are refused. Ids agree with transformers' `apply_chat_template` on the
 """
 
 import json
-import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from tokenizers.decoders import DecodeStream
 
 from interlock.errors import ModelError, TaskError
 from interlock.models.chat import ChatTemplate, Messages, Span
+from interlock.models.files import copy, inside, read_object, read_text
+from interlock.text import error_line
 
 _FILES = (
     "tokenizer.json",
@@ -29,6 +31,9 @@ _FILES = (
     "added_tokens.json",
     "generation_config.json",
 )
+
+_BROKEN = "\ufffd"
+_LONGEST_WAIT = 64  # tokens; a character is four bytes at the most
 
 
 class Tokenizer:
@@ -64,7 +69,7 @@ class Tokenizer:
         backend.add_special_tokens([added[token].content for token in closes])
         self.eos_ids = eos_ids | closes
         self.unclosed = closing if closing and not closes else None
-        self.vocab_size = 1 + max(backend.get_vocab(with_added_tokens=True).values())
+        self.vocab_size = 1 + max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
 
     @classmethod
     def load(
@@ -88,8 +93,8 @@ class Tokenizer:
             if eos_id is None:
                 raise ModelError(f"eos_token {eos!r} is not in the vocabulary of {directory}")
             eos_ids = {eos_id}
-        model = _read_json(directory / "config.json")
-        generation = _read_json(directory / "generation_config.json")
+        model = read_object(directory, "config.json") or {}
+        generation = read_object(directory, "generation_config.json") or {}
         eos_ids |= _ids(model, directory) | _ids(generation, directory)
         tokenizer = cls(backend, template, eos_id, frozenset(eos_ids), directory)
         if isinstance(rows := model.get("vocab_size"), int):
@@ -123,7 +128,12 @@ class Tokenizer:
 
     def decode(self, ids: list[int], skip_special: bool = True) -> str:
         """The text of `ids`; bytes that are no UTF-8 become U+FFFD."""
-        return self._backend.decode(ids, skip_special_tokens=skip_special)
+        try:
+            with _no_panic():
+                return self._backend.decode(ids, skip_special_tokens=skip_special)
+        except Exception:  # the library raises nothing narrower
+            stream = self.stream()
+            return "".join(map(stream.push, ids))
 
     @property
     def template(self) -> str | None:
@@ -172,11 +182,9 @@ class Tokenizer:
 
     def save(self, directory: Path) -> None:
         """Copy the tokenizer's files to `directory`, a replaced chat template included."""
-        for name in _FILES:
-            if (self._directory / name).is_file():
-                shutil.copyfile(self._directory / name, directory / name)
+        copy(self._directory, _FILES, directory)
         if self._template is not None:
-            generation = _read_json(directory / "generation_config.json")
+            generation = read_object(directory, "generation_config.json") or {}
             if not self.eos_ids <= _ids(generation, directory):  # for engines that read no template
                 generation["eos_token_id"] = sorted(self.eos_ids)
                 (directory / "generation_config.json").write_text(json.dumps(generation))
@@ -225,21 +233,79 @@ class Tokenizer:
 
     def _encoding(self, text: str, framed: bool = False) -> tokenizers.Encoding:
         try:
-            return self._backend.encode(text, add_special_tokens=framed)
+            with _no_panic():
+                return self._backend.encode(text, add_special_tokens=framed)
         except TypeError:  # what `tokenizers` says of half a surrogate pair
             raise TaskError(f"text is not valid Unicode: {text[:80]!a}") from None
+        except Exception as error:  # the library raises nothing narrower
+            raise ModelError(
+                f"the tokenizer of {self._directory} fails on {text[:80]!a}: {error_line(error)}"
+            ) from None
 
 
 class Detokenizer:
-    """Text of tokens that arrive one by one, without special tokens and never half a character."""
+    """Text of tokens that arrive one by one, without special tokens and never half a character.
+
+    Bytes that are no UTF-8 become U+FFFD. With some tokenizers a bad byte changes what bytes before
+    it say, and the library gives up: what was given then stands, and it begins anew with the rest.
+    """
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         self._backend = backend
-        self._stream = DecodeStream(skip_special_tokens=True)
+        self._begin()
 
     def push(self, token: int) -> str:
         """The text that `token` completes; empty while a character is still incomplete."""
-        return self._stream.step(self._backend, token) or ""
+        text = self._step(token)
+        if text is None:
+            waiting = self._waiting
+            self._begin()
+            text = "".join(map(self._surely, waiting))
+        if len(self._waiting) > _LONGEST_WAIT:
+            text += "".join(map(self._alone, self._waiting))
+            self._begin()
+        return text
+
+    def _begin(self) -> None:
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._waiting: list[int] = []  # tokens whose text was not given
+
+    def _step(self, token: int) -> str | None:
+        """None: the library gives up."""
+        self._waiting.append(token)
+        try:
+            with _no_panic():
+                text = self._stream.step(self._backend, token) or ""
+        except Exception:  # it raises nothing narrower
+            return None
+        if text:
+            self._waiting = []
+        return text
+
+    def _surely(self, token: int) -> str:
+        text = self._step(token)
+        if text is None:
+            self._begin()
+            return _BROKEN
+        return text
+
+    def _alone(self, token: int) -> str:
+        try:
+            with _no_panic():
+                return self._backend.decode([token])
+        except Exception:  # it raises nothing narrower
+            return _BROKEN
+
+
+@contextmanager
+def _no_panic() -> Iterator[None]:
+    """A panic of `tokenizers` is no Exception to Python; make it one."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"the tokenizers library panics: {error_line(error)}") from None
 
 
 def _closing(template: ChatTemplate) -> str:
@@ -262,25 +328,12 @@ def _within(span: Span, start: int, end: int) -> bool:
     return start <= first and last <= end and not first == last == start
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, {} when there is no such file."""
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise ModelError(f"cannot read {path}: {error}") from None
-    if not isinstance(tree, dict):
-        raise ModelError(f"{path} holds no JSON object; the model directory is damaged")
-    return tree
-
-
 def _settings(directory: Path) -> dict[str, Any]:
     """tokenizer_config.json; special_tokens_map.json counts only beside the older form of it."""
-    config = _read_json(directory / "tokenizer_config.json")
+    config = read_object(directory, "tokenizer_config.json") or {}
     if "added_tokens_decoder" in config:
         return config
-    return config | _read_json(directory / "special_tokens_map.json")
+    return config | (read_object(directory, "special_tokens_map.json") or {})
 
 
 def _roles(config: dict[str, Any]) -> dict[str, str]:
@@ -294,13 +347,14 @@ def _backend(
     directory: Path, config: dict[str, Any], roles: dict[str, str]
 ) -> tokenizers.Tokenizer:
     """tokenizer.json with the added and the special tokens of tokenizer_config.json."""
-    path = directory / "tokenizer.json"
-    if not path.is_file():
+    path = inside(directory, "tokenizer.json")
+    if path is None:
         raise ModelError(
             f"{directory} has no tokenizer.json; save its tokenizer again with transformers"
         )
     try:
-        backend = tokenizers.Tokenizer.from_file(str(path))
+        with _no_panic():
+            backend = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing narrower
         raise ModelError(f"cannot read {path}: {error}") from None
     backend.no_truncation()
@@ -324,12 +378,10 @@ def _backend(
 
 def _template_text(directory: Path, config: dict[str, Any], replacement: str | None) -> str | None:
     """The Jinja text: the user's file, else chat_template.jinja, else tokenizer_config.json's."""
-    path = Path(replacement).expanduser() if replacement else directory / "chat_template.jinja"
-    if replacement or path.is_file():
-        try:
-            return path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ModelError(f"cannot read the chat template {path}: {error}") from None
+    if replacement:
+        return read_text(Path(replacement).expanduser())
+    if path := inside(directory, "chat_template.jinja"):
+        return read_text(path)
     text = config.get("chat_template")
     if isinstance(text, list):
         named = {str(e.get("name")): e.get("template") for e in text if isinstance(e, dict)}

@@ -34,6 +34,7 @@ from interlock.records.rl import Completion, Group, Problem, Sampling
 from interlock.tasks import open_task
 from interlock.tasks.verifier_pool import VerifierPool
 from interlock.workers.protocol import Generate, Scored, ScoreTexts, Text, Weigh, Weighed
+from interlock.workers.reading import Reader
 
 Note = Callable[[str], None]
 
@@ -142,6 +143,8 @@ class _Trials:
 
     def __init__(self, sides: Sides, question: Question, note: Note) -> None:
         self._sides, self._question, self._note = sides, question, note
+        model = question.model
+        self._reader = Reader(Tokenizer.load(model), read_architecture(model).vocab)
         self.greedy: dict[str, list[Group]] = {}
         self.answers: list[Answer] = []
         self.failures: list[str] = []
@@ -179,7 +182,8 @@ class _Trials:
             {
                 side: Generate(0, problems, completions, sampling, seed, exact=True)
                 for side, seed in _SEEDS.items()
-            }
+            },
+            self._reader,
         )
         for a, b in zip(groups["a"], groups["b"], strict=True):
             if a.prompt_tokens != b.prompt_tokens:

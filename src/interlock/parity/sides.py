@@ -37,6 +37,7 @@ from interlock.workers.protocol import (
     Reply,
     Room,
 )
+from interlock.workers.reading import Reader
 
 ANSWER_S = 1800.0  # vLLM takes minutes to start
 _MODULE = "interlock.workers.worker"
@@ -145,18 +146,21 @@ class Sides:
         """
         return {name: only for name, (only,) in self._ask(asked, kind).items()}
 
-    def generate(self, asked: Mapping[str, Generate]) -> dict[str, list[Group]]:
-        """As `ask`; the groups in the order of the problems."""
-        found = {}
+    def generate(self, asked: Mapping[str, Generate], reader: Reader) -> dict[str, list[Group]]:
+        """As `ask`; the groups in the order of the problems, their tokens read by `reader`."""
+        found: dict[str, list[Group]] = {}
         for name, answers in self._ask(asked, Answered).items():
             problems = asked[name].problems
             by_place = {answer.index: answer for answer in answers}
             if by_place.keys() != set(range(len(problems))):
                 raise self._nonsense(name)
-            found[name] = [
-                Group(problem, by_place[place].prompt_tokens, by_place[place].completions, name)
-                for place, problem in enumerate(problems)
-            ]
+            found[name] = []
+            for place, problem in enumerate(problems):
+                answer = by_place[place]
+                read = reader.read(answer.completions, asked[name].sampling)
+                if read is None or len(read) != asked[name].completions:
+                    raise self._nonsense(name)
+                found[name].append(Group(problem, answer.prompt_tokens, read, name))
         return found
 
     def _ask(self, asked: Mapping[str, Ask], kind: type[Kind]) -> dict[str, list[Kind]]:
@@ -210,7 +214,7 @@ class Sides:
     def _read(self, name: str, data: bytes) -> Reply:
         try:
             return protocol.reply(data)
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise TrainingError(
                 f"{self._who(name)} sent what is no reply ({error_line(error)})"
             ) from None

@@ -33,6 +33,9 @@ class SocketChannel:
         self._link = link
         self._sending = threading.Lock()
 
+    def fileno(self) -> int:
+        return self._link.fileno()
+
     def receive(self) -> bytes | None:
         length = self._exactly(HEADER.size)
         return None if length is None else self._exactly(HEADER.unpack(length)[0])

@@ -28,6 +28,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from interlock.processes import logs
 from interlock.processes.deadline import Deadline
 from interlock.processes.frames import FrameReader, header
 from interlock.processes.reaper import Reaper
@@ -38,9 +39,8 @@ UNASKED_BYTES = 1 << 20  # of a message that was not asked for: a sign of life, 
 _REAP_S = 2.0  # from SIGKILL to the end of a process that is not stuck in a driver
 _DRAIN_S = 1.0
 _PIECE_BYTES = 1 << 18
-_TAIL_BYTES = 1 << 14
 _LINE_CHARACTERS = 300
-_LONGEST_WAIT_S = 3600.0  # at a time: poll takes no more than some weeks
+_LOOK_S = 1.0  # between two looks at what the children print
 # What makes this process one of several; an engine would take itself for another of them.
 _TORCHRUN = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 
@@ -90,8 +90,7 @@ class Child:
         if log is None:
             self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed with the child
         else:
-            log.parent.mkdir(parents=True, exist_ok=True)
-            self._log = open(log, "a+b")  # noqa: SIM115
+            self._log = logs.appended(log)
         self._log_start = os.fstat(self._log.fileno()).st_size
         try:
             self._start([python, "-P", "-m", "interlock.processes.entry", module], env)
@@ -263,7 +262,12 @@ class Child:
         """The end of what it printed since it was started, some pages at most."""
         if self._log.closed:
             return self._last_words
-        return tail(self._log, self._log_start)
+        return logs.tail(self._log, self._log_start)
+
+    def bound_log(self) -> None:
+        """Cut off all but the end of what it printed, once that is long. To be called often."""
+        if not self._log.closed and logs.cut(self._log):
+            self._log_start = 0
 
     def _ending(self) -> str:
         code = self._process.returncode
@@ -288,14 +292,15 @@ class Child:
 
 
 def wait(children: Iterable[Child], deadline: Deadline) -> None:
-    """Until one has sent something, takes more of what it is sent or has ended; no longer."""
+    """Until one has sent something, takes more of what it is sent or has ended; briefly at most."""
     poll = select.poll()
     for child in children:
+        child.bound_log()
         for watched in child.watched():
             poll.register(watched, select.POLLIN)
         if child.pending:
             poll.register(child.watched()[0], select.POLLIN | select.POLLOUT)
-    poll.poll(math.ceil(min(deadline.left, _LONGEST_WAIT_S) * 1000))
+    poll.poll(math.ceil(min(deadline.left, _LOOK_S) * 1000))
 
 
 def inherited(more: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -305,12 +310,3 @@ def inherited(more: Mapping[str, str] | None = None) -> dict[str, str]:
     """
     ours = {name: value for name, value in os.environ.items() if name not in _TORCHRUN}
     return {"PYTHONFAULTHANDLER": "1", **ours, "PYTHONUNBUFFERED": "1", **(more or {})}
-
-
-def tail(log: BinaryIO, start: int) -> str:
-    """The end of what was written to a log from byte `start` on."""
-    file = log.fileno()
-    with suppress(OSError):  # pread: a child shares the file's offset
-        at = max(start, os.fstat(file).st_size - _TAIL_BYTES)
-        return os.pread(file, _TAIL_BYTES, at).decode(errors="replace")
-    return ""

@@ -10,16 +10,23 @@ interpreter is that of the child's own environment.
 
 import importlib
 import os
+import select
 import socket
 import sys
+import threading
+import time
 import traceback
 
 from interlock.processes.channel import SocketChannel
+
+_GRACE_S = 2.0  # for `serve` to end by itself
+_LOOK_MS = 500
 
 
 def main() -> None:
     (module,) = sys.argv[1:]
     channel = connect()
+    threading.Thread(target=_end_with, args=[os.dup(channel.fileno())], daemon=True).start()
     code = 0
     try:
         importlib.import_module(module).serve(channel)
@@ -29,6 +36,21 @@ def main() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # waits neither for threads nor for exit handlers: both have been seen to hang
+
+
+def _end_with(link: int) -> None:
+    """End, whatever is being imported or computed, soon after the other side is gone.
+
+    The reaper does the same from outside; but it may not have heard of a child that is this young.
+    """
+    poll = select.poll()
+    poll.register(link, 0)  # a hang-up is told unasked
+    # For a moment at a time: a poll that waits keeps open what is closed meanwhile.
+    while not (told := poll.poll(_LOOK_MS)):
+        pass
+    if told[0][1] & select.POLLHUP:
+        time.sleep(_GRACE_S)
+        os._exit(1)
 
 
 def connect() -> SocketChannel:

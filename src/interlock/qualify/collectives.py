@@ -37,6 +37,7 @@ from interlock.qualify.ranks import (
     RankMessage,
     RankPlan,
 )
+from interlock.records.coding import from_bytes
 from interlock.records.trust import Measure
 from interlock.text import first_line
 
@@ -201,7 +202,7 @@ class _RankWatch:
             if rank not in self._failed and rank not in self._done:
                 self._failed[rank] = event
             return
-        match msgspec.msgpack.decode(event, type=RankMessage):
+        match from_bytes(event, RankMessage):
             case CaseBegun(case):
                 if not case:
                     self._done.add(rank)

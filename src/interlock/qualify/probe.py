@@ -16,6 +16,7 @@ from interlock.chips import device
 from interlock.errors import UserError
 from interlock.processes.channel import Channel
 from interlock.qualify.check import Evidence, Level, Subject
+from interlock.records.coding import from_bytes
 from interlock.records.trust import Stack
 from interlock.text import described, error_line
 
@@ -60,7 +61,8 @@ ProbeReply = Known | Shown | NotRun | Raised
 
 def decode_reply(data: bytes) -> ProbeReply:
     """Raises msgspec.MsgspecError."""
-    return msgspec.msgpack.decode(data, type=ProbeReply)
+    found: ProbeReply = from_bytes(data, ProbeReply)
+    return found
 
 
 def serve(channel: Channel) -> None:

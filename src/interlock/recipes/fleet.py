@@ -6,6 +6,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from interlock.chips import device
 from interlock.config.schema import (
     FleetSettings,
@@ -29,6 +31,7 @@ from interlock.workers.generator import missing_package, open_generator, sharing
 from interlock.workers.generators import Generators
 from interlock.workers.inline import Inline
 from interlock.workers.protocol import Canary, Open
+from interlock.workers.reading import Reader
 
 _WORKER = "interlock.workers.worker"
 # Any text of ordinary words does: the learner and every generator score it with every version.
@@ -110,8 +113,7 @@ def open_fleet(
         recipe.fleet,
         recipe.guard,
         publisher,
-        lambda problem: tokenizer.chat(problem.messages),
-        read_architecture(model).vocab,
+        Reader(tokenizer, read_architecture(model).vocab),
         note,
         recipe.unqualified,
     )
@@ -137,7 +139,7 @@ def _workers(
                 model=str(model.resolve()),
                 chat_template=template and str(Path(template).resolve()),
                 clock=recipe.model.clock,
-                settings=settings,
+                settings=replace(settings, env={}),  # its process has them
                 store=_seen_from(settings, url),
                 canary=canary,
             ),

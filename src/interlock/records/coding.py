@@ -1,6 +1,10 @@
-"""Records as bytes: msgpack, never pickle."""
+"""Records as bytes: msgpack, never pickle; and JSON where people read it too.
 
-from typing import TypeVar
+Bytes may come from anywhere: whatever is wrong with them, nesting without end included, is a
+ValueError.
+"""
+
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -11,6 +15,17 @@ def to_bytes(record: msgspec.Struct) -> bytes:
     return msgspec.msgpack.encode(record)
 
 
-def from_bytes(data: bytes, kind: type[Record]) -> Record:
-    """Decode one record. Raises msgspec.ValidationError when the bytes are not a `kind`."""
-    return msgspec.msgpack.decode(data, type=kind)
+def from_bytes(data: bytes | memoryview, kind: Any) -> Any:
+    """Decode msgpack. Raises ValueError when the bytes are not a `kind`."""
+    try:
+        return msgspec.msgpack.decode(data, type=kind)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
+def from_json(data: bytes, kind: Any = Any) -> Any:
+    """Decode JSON. Raises ValueError when the bytes are not a `kind`."""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except RecursionError:
+        raise ValueError("nested too deep") from None

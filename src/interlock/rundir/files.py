@@ -22,6 +22,7 @@ from typing import Any
 import msgspec
 
 from interlock.errors import RunError
+from interlock.records.coding import from_json
 
 _TEMPORARY = ".tmp-"  # not finished: of no use once its writer is gone
 _ASIDE = ".old-"  # finished, moved aside for the moment in which its successor takes the name
@@ -39,6 +40,7 @@ _ERRNO_REMEDIES = {
     errno.EPERM: _NO_PERMISSION,
     errno.EIO: _DISK_ERROR,
     errno.EFBIG: _DISK_ERROR,
+    errno.ELOOP: "a file of it is a symbolic link, which is not followed; remove the link",
     errno.ENOTDIR: "a part of this path is a file; choose another directory",
     errno.EEXIST: "a file of this name is in the way; choose another directory",
     errno.ENAMETOOLONG: "the name is too long; choose another directory",
@@ -80,6 +82,11 @@ def _remedy(error: Exception) -> str | None:
     return _ERRNO_REMEDIES.get(int(told[1])) if told else None
 
 
+def unlinked(path: str, flags: int) -> int:
+    """An opener that follows no symbolic link: what is written is the file of this name itself."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace `path` by `data`; a reader or a kill sees the old content or the new, never a part.
 
@@ -88,7 +95,8 @@ def write_atomically(path: Path, data: bytes) -> None:
     temporary = _temporary(path)
     with storage_errors(path.parent):
         try:
-            with open(temporary, "wb") as file:
+            temporary.unlink(missing_ok=True)
+            with open(temporary, "xb", opener=unlinked) as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -201,7 +209,7 @@ class JsonLines:
         with (
             self._lock,
             storage_errors(self.path.parent),
-            open(self.path, "ab", buffering=0) as file,
+            open(self.path, "ab", buffering=0, opener=unlinked) as file,
         ):
             start = file.tell()
             try:
@@ -221,7 +229,10 @@ class JsonLines:
         data = self.path.read_bytes()
         whole = data.rfind(b"\n") + 1
         if whole < len(data):
-            with storage_errors(self.path.parent), open(self.path, "r+b") as file:
+            with (
+                storage_errors(self.path.parent),
+                open(self.path, "r+b", opener=unlinked) as file,
+            ):
                 file.truncate(whole)
                 os.fsync(file.fileno())
         return len(data) - whole
@@ -238,7 +249,8 @@ class JsonLines:
 
     def _parse(self, line: bytes, number: int) -> dict[str, Any]:
         try:
-            return msgspec.json.decode(line, type=dict[str, Any])
+            found: dict[str, Any] = from_json(line, dict[str, Any])
+            return found
         except ValueError as error:
             raise RunError(
                 f"{self.path} line {number} is damaged ({error}); delete that line and try again"

@@ -10,6 +10,8 @@ holds never changes. A group's `sequence` is its problem's place in the stage's 
 problems, from 0; the database itself refuses to use one twice. Any thread may call anything here.
 """
 
+import errno
+import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -28,9 +30,10 @@ from interlock.rundir.files import storage_errors
 
 # Of the tables below and the records in them; kept in the file as PRAGMA user_version. Of the
 # formats before it, those with a converter can still be read.
-_FORMAT = 3
+_FORMAT = 4
 _OLDER: dict[int, dict[type[msgspec.Struct], Callable[[dict[str, Any]], dict[str, Any]]]] = {
-    2: {Group: older.group, ScoredGroup: older.scored_group}
+    2: {Group: older.group, ScoredGroup: older.scored_group},
+    3: {},  # whose digests are of the payload alone
 }
 _BUSY_TIMEOUT = 30.0  # seconds to wait for a reader that holds the file
 
@@ -55,6 +58,8 @@ class _By(msgspec.Struct):
 class Ledger:
     """Groups that wait to be used by (stage, sequence), used and scored ones by (stage, step)."""
 
+    missing = False  # there is no file, or nothing in it
+
     def __init__(self, path: Path) -> None:
         """Open for writing, creating the file when there is none.
 
@@ -64,6 +69,8 @@ class Ledger:
         self.path = path
         self._lock = threading.RLock()
         with storage_errors(path.parent):
+            if path.is_symlink():  # which SQLite would follow
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
             self._database = _connect(str(path))
             self.format = _format_of(self._database, path)
             self.check_current()
@@ -84,7 +91,8 @@ class Ledger:
         with storage_errors(path.parent):
             ledger._database = _open_existing(path) if path.exists() else _connect(":memory:")
             ledger.format = _format_of(ledger._database, path)
-            if not ledger.format:  # a kill came before the first table
+            ledger.missing = not ledger.format
+            if ledger.missing:  # or a kill came before the first table
                 ledger._database.close()
                 ledger._database = _connect(":memory:")
                 ledger.format = _create_tables(ledger._database)
@@ -105,7 +113,10 @@ class Ledger:
         One that arrives again replaces the earlier. Returns the sequences that were accepted: one
         that a step has used already is not. Raises RunError when the disk does not take them.
         """
-        rows = [(stage, sequence, *_sealed(group, group.problem.id)) for sequence, group in groups]
+        rows = [
+            (stage, sequence, *_sealed(group, "arrivals", stage, sequence, group.problem.id))
+            for sequence, group in groups
+        ]
         accepted: dict[int, None] = {}
         with self._transaction() as database:
             for row in rows:
@@ -122,11 +133,16 @@ class Ledger:
         """The groups that arrived and were not used, by sequence. RunError when one is damaged."""
         with self._access() as database:
             rows = database.execute(
-                "SELECT sequence, payload, sha256 FROM arrivals WHERE stage = ? ORDER BY sequence",
+                "SELECT sequence, problem_id, payload, sha256 FROM arrivals "
+                "WHERE stage = ? ORDER BY sequence",
                 (stage,),
             ).fetchall()
-        where = f"{self.path}: arrivals, stage {stage} sequence"
-        return [(row[0], self._unsealed(f"{where} {row[0]}", Group, *row[1:])) for row in rows]
+        found = []
+        for sequence, problem, payload, digest in rows:
+            key = "arrivals", stage, sequence, problem
+            where = f"{self.path}: arrivals, stage {stage} sequence {sequence}"
+            found.append((sequence, self._unsealed(where, Group, key, payload, digest)))
+        return found
 
     def discard(self, stage: int, sequences: Sequence[int]) -> None:
         """Forget arrivals; those that are not there are gone already."""
@@ -153,7 +169,12 @@ class Ledger:
         when the disk is full or read-only; the ledger is then as before.
         """
         rows = [
-            (stage, step, position, sequence, *_sealed(scored, scored.group.problem.id))
+            (
+                *(stage, step, position, sequence),
+                *_sealed(
+                    scored, "groups", stage, step, position, sequence, scored.group.problem.id
+                ),
+            )
             for position, (scored, sequence) in enumerate(zip(groups, sequences, strict=True))
         ]
         with self._transaction() as database:
@@ -206,7 +227,10 @@ class Ledger:
     def record_evaluation(self, stage: int, step: int, scored: Sequence[ScoredGroup]) -> None:
         """Keep the greedy held-out answers after `step` updates of a stage; rules as `record`."""
         rows = [
-            (stage, step, position, *_sealed(group, group.group.problem.id))
+            (
+                *(stage, step, position),
+                *_sealed(group, "evaluations", stage, step, position, group.group.problem.id),
+            )
             for position, group in enumerate(scored)
         ]
         with self._transaction():
@@ -256,18 +280,23 @@ class Ledger:
         )
 
     def _read(self, table: str, stage: int, step: int) -> list[ScoredGroup]:
-        rows = self._rows(table, "position, payload, sha256", stage, step)
-        where = f"{self.path}: {table}, stage {stage} step {step} position"
-        return [self._unsealed(f"{where} {row[0]}", ScoredGroup, *row[1:]) for row in rows]
+        found = []
+        for *key, payload, digest in self._rows(table, "*", stage, step):
+            where = f"{self.path}: {table}, stage {stage} step {step} position {key[2]}"
+            found.append(self._unsealed(where, ScoredGroup, (table, *key), payload, digest))
+        return found
 
-    def _unsealed(self, where: str, kind: type[Record], payload: bytes, digest: str) -> Record:
-        if sha256(payload).hexdigest() != digest:
+    def _unsealed(
+        self, where: str, kind: type[Record], key: tuple[Any, ...], payload: bytes, digest: str
+    ) -> Record:
+        if _digest(payload, () if self.format in _OLDER else key) != digest:
             raise RunError(f"{where} is damaged; restore the ledger or start a new run")
         try:
             if self.format not in _OLDER:
-                return from_bytes(payload, kind)
-            converted = _OLDER[self.format][kind](msgspec.msgpack.decode(payload))
-            return msgspec.convert(converted, kind)
+                found: Record = from_bytes(payload, kind)
+                return found
+            convert = _OLDER[self.format].get(kind, lambda tree: tree)
+            return msgspec.convert(convert(from_bytes(payload, Any)), kind)
         except (ValueError, KeyError, TypeError) as error:
             raise RunError(f"{where} was written by another version ({error})") from None
 
@@ -285,9 +314,15 @@ class Ledger:
             ).fetchall()
 
 
-def _sealed(record: msgspec.Struct, problem_id: str) -> tuple[str, bytes, str]:
+def _sealed(record: msgspec.Struct, *key: Any) -> tuple[str, bytes, str]:
+    """The last columns of a row, whose table and columns before them are `key`."""
     payload = to_bytes(record)
-    return problem_id, payload, sha256(payload).hexdigest()
+    return key[-1], payload, _digest(payload, key)
+
+
+def _digest(payload: bytes, key: Sequence[Any]) -> str:
+    """Of what a row holds and of where it stands: one that is moved, or another's, is damaged."""
+    return sha256((msgspec.json.encode(key) if key else b"") + payload).hexdigest()
 
 
 def _delete_arrivals(database: sqlite3.Connection, stage: int, sequences: Sequence[int]) -> None:

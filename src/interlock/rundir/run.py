@@ -25,15 +25,17 @@ import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Set
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TextIO
 
 import msgspec
 
+from interlock.config.secrets import redacted
 from interlock.errors import RunError, UserError
 from interlock.processes.deadline import Deadline
+from interlock.records.coding import from_json
 from interlock.records.metrics import Event, EventKind, StepMetrics
 from interlock.rundir.changes import FREE_TO_CHANGE, first_difference, steps_ahead
 from interlock.rundir.files import (
@@ -42,11 +44,12 @@ from interlock.rundir.files import (
     recover,
     remove_directory,
     storage_errors,
+    unlinked,
     write_atomically,
 )
 from interlock.rundir.ledger import Ledger
 from interlock.rundir.lines import read_events, read_metrics
-from interlock.text import error_line, one_line
+from interlock.text import error_line, hide_credentials, one_line
 
 _LOCK_PATIENCE_S = 1.0  # a reader holds the lock for an instant to learn the status
 
@@ -86,14 +89,14 @@ class RunView:
         """Raises RunError when `path` holds no run, or one that cannot be read."""
         self.path = path
         self.manifest = self._read_json("manifest.json", Manifest)
-        self.config = self._read_json("config.json", dict[str, Any])
+        self.config = redacted(self._read_json("config.json", dict[str, Any]))
         self.ledger = self._open_ledger()
         self._metrics = JsonLines(path / "metrics.jsonl")
         self._events = JsonLines(path / "events.jsonl")
 
     def _read_json(self, name: str, kind: Any) -> Any:
         try:
-            return msgspec.json.decode((self.path / name).read_bytes(), type=kind)
+            return from_json((self.path / name).read_bytes(), kind)
         except (FileNotFoundError, NotADirectoryError):
             raise RunError(
                 f"no run in {self.path} ({name} is missing); give the directory a run was "
@@ -163,9 +166,20 @@ class RunView:
                     f"{one_line(now, 20)}); put that back to resume, or give another directory"
                 )
 
+    def check_ledger(self) -> None:
+        """Raise RunError when groups that steps have learned from are not in the ledger."""
+        used = {(line.stage, line.step) for line in self.metrics() if line.rollout.groups}
+        lost = sorted(used - set(self.ledger.steps()))
+        if lost or self.ledger.missing:
+            first = "lacks the groups of stage {} step {}".format(*lost[0]) if lost else ""
+            what = "is gone" if self.ledger.missing else first
+            raise RunError(
+                f"{self.path}/ledger.sqlite {what}; restore it from a copy, or start a new run"
+            )
+
     def _change(self, tree: dict[str, Any], free: Set[str] = frozenset()) -> str | None:
         """ "key = old, not new" for the first setting that differs, those in `free` apart."""
-        given = msgspec.json.decode(msgspec.json.encode(tree))  # tuples become lists, as on disk
+        given = msgspec.json.decode(msgspec.json.encode(redacted(tree)))  # as on disk
         return first_difference(self.config, given, "", free)
 
     def close(self) -> None:
@@ -196,12 +210,12 @@ class RunDir(RunView):
         Raises RunError when it holds a run or anything else, is in use, or cannot be written to.
         """
         with storage_errors(path):
-            path.mkdir(parents=True, exist_ok=True)
-            ours = {"lock", "config.json", "manifest.json"}
-            strangers = sorted(set(os.listdir(path)) - ours)
+            path.mkdir(0o700, parents=True, exist_ok=True)
+            ours = re.compile(r"lock|config\.json|manifest\.json|ledger\.sqlite.*|\.tmp-.*")
+            strangers = [name for name in os.listdir(path) if not ours.fullmatch(name)]
         if (path / "manifest.json").exists():
             raise RunError(f"{path} holds a run already; add --resume, or give another directory")
-        if any(not name.startswith(".tmp-") for name in strangers):
+        if strangers:
             raise RunError(f"{path} is not empty and holds no run; give another directory")
         now = time.time()
         manifest = Manifest(
@@ -214,7 +228,8 @@ class RunDir(RunView):
         lock = _acquire(path)
         try:
             recover(path)
-            _write_json(path / "config.json", config)
+            _write_json(path / "config.json", redacted(config))
+            Ledger(path / "ledger.sqlite").close()  # a run without one has lost it
             _write_json(path / "manifest.json", manifest)
             return cls(path, lock)
         except BaseException:
@@ -233,13 +248,13 @@ class RunDir(RunView):
         Raises RunError when there is no run, when it is in use or of an older format, or when
         `config` or `inputs` are given and differ from what is recorded; then nothing was changed.
         """
-        view = RunView(path)
-        view.close()
-        view.ledger.check_current()
-        if config is not None:
-            view.check_same_config(config)
-        if inputs is not None:
-            view.check_same_inputs(inputs)
+        with closing(RunView(path)) as view:
+            view.ledger.check_current()
+            if config is not None:
+                view.check_same_config(config)
+            if inputs is not None:
+                view.check_same_inputs(inputs)
+            view.check_ledger()
         lock = _acquire(path)
         try:
             run = cls(path, lock)
@@ -288,7 +303,8 @@ class RunDir(RunView):
         self, kind: EventKind, message: str, worker: str | None = None, **facts: str
     ) -> Event:
         """Append one event; durable. -> as it was written"""
-        event = Event(time.time(), kind, message, worker, facts)
+        facts = {name: hide_credentials(value) for name, value in facts.items()}
+        event = Event(time.time(), kind, hide_credentials(message), worker, facts)
         self._events.append(event)
         return event
 
@@ -316,7 +332,7 @@ class RunDir(RunView):
         """The file for the output of one generator process."""
         directory = self.path / "workers"
         with storage_errors(self.path):
-            directory.mkdir(exist_ok=True)
+            directory.mkdir(0o700, exist_ok=True)
         return directory / f"{name}.log"
 
     def fresh_sync(self, session: str) -> Path:
@@ -364,7 +380,7 @@ class RunDir(RunView):
                 self.close()
                 remove_directory(self.path)
             elif isinstance(error, Exception):
-                self.finish("failed", error_line(error))
+                self.finish("failed", hide_credentials(error_line(error)))
             else:
                 self.finish("interrupted")
 
@@ -376,7 +392,8 @@ def _write_json(path: Path, content: Any) -> None:
 def _acquire(directory: Path) -> TextIO:
     """Lock `directory` until the file is closed or the process ends, however it ends."""
     with storage_errors(directory):
-        file = open(directory / "lock", "a+")  # noqa: SIM115  the open file is the lock
+        # The open file is the lock.
+        file = open(directory / "lock", "a+", opener=unlinked)  # noqa: SIM115
     deadline = Deadline(_LOCK_PATIENCE_S)
     while True:
         try:

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from interlock.errors import SyncError
+from interlock.records.coding import from_bytes
 
 MAGIC = b"ilw1"
 DTYPES = {
@@ -55,6 +56,7 @@ _ZSTD = zstandard.ZstdCompressionParameters(
 )
 _NEARLY = 0.9  # of the bytes of all tensors
 _MAX_GAP_BYTES = 5  # gaps below 2^40
+_MOST_SIZES = 16  # dimensions of a tensor; models have four at the most
 
 Bytes = NDArray[np.uint8]
 Places = NDArray[np.int64]
@@ -65,7 +67,7 @@ class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a tensor must be."""
 
     dtype: str
-    shape: list[Annotated[int, Meta(ge=0, le=1 << 48)]]
+    shape: Annotated[list[Annotated[int, Meta(ge=0, le=1 << 48)]], Meta(max_length=_MOST_SIZES)]
     digest: str  # of `tensor_digest`
 
 
@@ -344,8 +346,8 @@ def _entries(
         raise SyncError("the payload is not one of this format")
     end = begin + int.from_bytes(payload[len(MAGIC) : begin], "little")
     try:
-        entries = msgspec.msgpack.decode(memoryview(payload)[begin:end], type=list[_Entry])
-    except ValueError as error:  # UTF-8 that is none is not of msgspec.MsgspecError
+        entries = from_bytes(memoryview(payload)[begin:end], list[_Entry])
+    except ValueError as error:
         raise SyncError(f"the payload's header is damaged ({error})") from None
     seen = set()
     for entry in entries:

@@ -21,7 +21,7 @@ from fsspec.implementations.local import LocalFileSystem
 from interlock.errors import ConfigError, RunError, SyncError
 from interlock.rundir import storage_errors, write_atomically
 from interlock.rundir.files import recover
-from interlock.text import described
+from interlock.text import described, hide_credentials
 
 _CONNECT_S = 20.0
 _SILENCE_S = 60.0  # within a transfer
@@ -44,18 +44,19 @@ class Storage:
     """
 
     def __init__(self, url: str) -> None:
-        self.url = url
+        self.url = hide_credentials(url)  # as it may be told
         if "::" in url:
             raise ConfigError(
-                f"sync url {url!r} is a chain; give one without '::', which may cache"
+                f"sync url {self.url!r} is a chain; give one without '::', which may cache"
             )
         protocol = url.partition("://")[0] if "://" in url else "file"
         try:
             self._fs, self._root = fsspec.core.url_to_fs(url, **_settings(protocol))
         except ImportError as error:
-            raise ConfigError(f"sync url {url!r} needs a package more: {error}") from None
+            raise ConfigError(f"sync url {self.url!r} needs a package more: {error}") from None
         except Exception as error:  # every protocol has its own
-            raise ConfigError(f"sync url {url!r} cannot be used: {described(error)}") from None
+            why = hide_credentials(described(error))
+            raise ConfigError(f"sync url {self.url!r} cannot be used: {why}") from None
         self.writable = protocol not in _READ_ONLY
         self._flat = protocol in _BUCKETS
         self._local = Path(self._root) if isinstance(self._fs, LocalFileSystem) else None
@@ -139,7 +140,8 @@ class Storage:
         except TimeoutError:
             raise SyncError(f"{self.url}: {name}: no answer in time") from None
         except Exception as error:  # every protocol has its own
-            raise SyncError(f"{self.url}: {name}: {described(error)}") from error
+            why = hide_credentials(described(error))
+            raise SyncError(f"{self.url}: {name}: {why}") from None
 
 
 @contextmanager

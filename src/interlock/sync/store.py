@@ -12,8 +12,8 @@ from numbers and digests, so a reader lists nothing and takes no path from a man
 tells its base, by number and digest, and the anchor that its chain begins with.
 
 Nothing that is read is believed: whatever the store holds, a replica ends up with tensors that have
-the digest it was asked for, or with SyncError. Who can write to the store can still make readers
-allocate the memory that a manifest asks for.
+the digest it was asked for, or with SyncError. A replica that is told the shapes of its model takes
+memory for nothing else.
 
     published = Publisher(url, anchor_every=20).publish(7, tensors)  # on the learner's machine
     tensors = Replica(url).fetch(published.version)                  # on a worker's
@@ -31,12 +31,14 @@ from msgspec import Meta
 from torch import Tensor
 
 from interlock.errors import InterlockError, SyncError
+from interlock.records.coding import from_json
 from interlock.records.rl import WeightVersion
 from interlock.sync import codec
 from interlock.sync.codec import Natural, TensorSpec
 from interlock.sync.storage import Storage
 
 _FORMAT = 1
+_LONGEST_CHAIN = 4096  # versions from an anchor to the one asked for
 _MANIFEST_LIMIT = 32 << 20  # bytes; DeepSeek-V3's 46,000 tensors take 8 MB
 _FILE = re.compile(r"v(\d{8,12})(?:\.json|-[0-9a-f]{16}\.(?P<kind>anchor|delta))")
 _Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
@@ -94,9 +96,9 @@ class Publisher:
 
     def __init__(self, url: str, anchor_every: int) -> None:
         assert anchor_every >= 1
-        self.url = url
         self._anchor_every = anchor_every
         self._storage = Storage(url)
+        self.url = self._storage.url  # as it may be told
         self._storage.prepare()
         self._current: _CompleteVersion | None = None
         self._last: WeightVersion | None = None
@@ -267,10 +269,12 @@ class Publisher:
 class Replica:
     """A receiver's verified copy of one version at a time. For one thread at a time."""
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(self, url: str, shapes: Mapping[str, list[int]] | None = None) -> None:
+        """`shapes`: by name, of the tensors that every version must have. None: whatever comes."""
         self.fetched_bytes = 0  # since the beginning
+        self._shapes = shapes
         self._storage = Storage(url)
+        self.url = self._storage.url  # as it may be told
         self._current: _CompleteVersion | None = None
 
     @property
@@ -322,7 +326,7 @@ class Replica:
         chain = [self._manifest(version)]
         while (base := chain[-1].base) and base != held:
             link = self._manifest(base)
-            if link.anchor != chain[-1].anchor:
+            if link.anchor != chain[-1].anchor or len(chain) == _LONGEST_CHAIN:
                 raise SyncError(f"{self.url}: versions up to {version.number} are no chain")
             chain.append(link)
         return chain[::-1]
@@ -332,12 +336,21 @@ class Replica:
         name = _manifest_name(version.number)
         data = self._read(name, _MANIFEST_LIMIT)
         try:
-            manifest = msgspec.json.decode(data, type=_VersionManifest)
+            manifest: _VersionManifest = from_json(data, _VersionManifest)
         except ValueError as error:
             raise SyncError(f"{self.url}: {name} is damaged ({error})") from None
-        if problem := _problem(manifest, version):
+        if problem := _problem(manifest, version) or self._misfit(manifest.tensors):
             raise SyncError(f"{self.url}: {name} {problem}")
         return manifest
+
+    def _misfit(self, tensors: Mapping[str, TensorSpec]) -> str | None:
+        """What of a version cannot be of the reader's model, before any memory is taken for it."""
+        if self._shapes is None:
+            return None
+        if odd := sorted(self._shapes.keys() ^ tensors.keys()):
+            return f"lacks or adds the tensor {odd[0]!r:.200} ({len(odd)} such names)"
+        wrong = [name for name, spec in tensors.items() if spec.shape != self._shapes[name]]
+        return f"gives {wrong[0]!r} a shape of another model" if wrong else None
 
     def _payload(self, link: _VersionManifest) -> bytes:
         """The payload; its sha256 is right."""

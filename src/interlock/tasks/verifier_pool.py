@@ -23,6 +23,7 @@ import msgspec
 from interlock.config.schema import TaskSettings
 from interlock.errors import TaskError
 from interlock.processes.child import Child, ChildEnded, ChildGarbage, ChildLate
+from interlock.records.coding import from_bytes
 from interlock.records.rl import Problem, Verdict, VerdictStatus
 from interlock.tasks.verifier_worker import VerifierReply, VerifierRequest, VerifierSetup
 
@@ -152,7 +153,7 @@ class VerifierProcess:
         assert self._child is not None
         try:
             data = self._child.ask(msgspec.msgpack.encode(message), timeout_s, _MOST_REPLY_BYTES)
-            reply = msgspec.msgpack.decode(data, type=VerifierReply)
+            reply: VerifierReply = from_bytes(data, VerifierReply)
         except ChildLate:
             raise _NoVerdict(f"no verdict within {timeout_s:g} s", VerdictStatus.TIMEOUT) from None
         except ChildEnded as error:

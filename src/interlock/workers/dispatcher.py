@@ -18,7 +18,7 @@ from interlock.config.schema import FleetSettings, GuardSettings
 from interlock.errors import InterlockError, TrainingError
 from interlock.fleet.base import Fleet, Spec
 from interlock.records.metrics import OUT_OF_USE, WorkerMetrics
-from interlock.records.rl import Problem, WeightVersion
+from interlock.records.rl import WeightVersion
 from interlock.sync.store import Publisher
 from interlock.workers.generators import (
     Forget,
@@ -33,6 +33,7 @@ from interlock.workers.generators import (
 from interlock.workers.handle import Note
 from interlock.workers.pool import WorkerPool
 from interlock.workers.protocol import Open
+from interlock.workers.reading import Reader
 from interlock.workers.replies import Target
 
 _PATIENCE_S = 0.5  # between two looks at the deadlines
@@ -56,14 +57,13 @@ class Dispatcher:
         settings: FleetSettings,
         guard: GuardSettings,
         publisher: Publisher,
-        prompt: Callable[[Problem], list[int]],
-        vocab: int,
+        reader: Reader,
         note: Note,
         unqualified: bool = False,
     ) -> None:
-        """`open_fleet` is called on the dispatcher's own thread, `note` on any; `prompt` gives the
-        learner's own tokens of a problem, `vocab` their number; `unqualified`: workers without a
-        certificate are used. Raises UserError when the fleet cannot be had.
+        """`open_fleet` is called on the dispatcher's own thread, `note` on any; `reader` reads
+        tokens as the learner does; `unqualified`: workers without a certificate are used. Raises
+        UserError when the fleet cannot be had.
         """
         self.progress: Callable[[], None] = no_progress
         self._shown: Counter[Purpose] = Counter()  # of what was not collected
@@ -84,7 +84,7 @@ class Dispatcher:
         def work() -> None:
             try:
                 with closing(open_fleet()) as self._fleet:
-                    given = self._fleet, workers, settings, guard, prompt, vocab, note, unqualified
+                    given = self._fleet, workers, settings, guard, reader, note, unqualified
                     self._pool = WorkerPool(*given)
                     opened.set()
                     self._work()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from interlock.config.schema import EngineName, GeneratorSettings
 from interlock.engine.base import Engine, Progress, Request, in_order
+from interlock.errors import ConfigError
 from interlock.models.decoder import Decoder
 from interlock.models.tokenizer import Tokenizer
 from interlock.records.rl import Completion, Group, Problem, Sampling
@@ -103,6 +104,24 @@ class Generator:
         stop_ids = self.tokenizer.special_ids(sampling.stop)
         request = Request(problem.id, prompt, completions, sampling, seed, stop_ids)
         return PendingGroup(problem, request)
+
+    def recent(self, messages: list[dict[str, str]], most: int) -> tuple[list[dict[str, str]], int]:
+        """The newest turns of a conversation, and the system turn, that leave the context room for
+        an answer; and how many tokens that may have, `most` at the most.
+
+        Raises ConfigError when the last turn alone leaves none.
+        """
+        context = self.engine.limits.context
+        first, room = messages[0]["role"] == "system", min(most, max(1, context // 2))
+        kept = list(messages)
+        while (left := context - len(self.tokenizer.chat(kept))) < room and len(kept) > first + 2:
+            del kept[first : first + 2]  # a question and its answer
+        if left < 1:
+            raise ConfigError(
+                f"the question has {-left} tokens more than the model's context of {context} has "
+                "room for; ask a shorter one"
+            )
+        return kept, min(most, left)
 
     def reply(
         self,

@@ -39,7 +39,7 @@ class WeightLoader:
         """`post` is called from another thread, once for every `begin`."""
         self.unproven = False  # what the engine serves since the last `apply`
         self._engine, self._canary, self._post = engine, canary, post
-        self._replica = Replica(store)
+        self._replica = Replica(store, engine.shapes)
         self._asked: Load | None = None
         self._tensors: Mapping[str, Tensor] = {}
         self._fetched_bytes = 0

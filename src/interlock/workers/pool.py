@@ -16,7 +16,7 @@ a worker is asked has a deadline. No threads here: see dispatcher.py.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -26,7 +26,7 @@ from interlock.errors import ConfigError, TrainingError, UserError
 from interlock.fleet.base import Event, Fleet, Lost, Spec
 from interlock.mismatch import mismatch
 from interlock.records.metrics import OUT_OF_USE, EventKind, WorkerMetrics, WorkerState
-from interlock.records.rl import Group, Problem
+from interlock.records.rl import Completion, Group
 from interlock.text import error_line, one_line
 from interlock.workers import protocol
 from interlock.workers.admission import admission, hint
@@ -55,6 +55,7 @@ from interlock.workers.protocol import (
     Room,
 )
 from interlock.workers.queue import UnitQueue
+from interlock.workers.reading import Reader
 from interlock.workers.replies import Target, doubt, refusal
 from interlock.workers.requalification import Requalification
 
@@ -73,17 +74,16 @@ class WorkerPool:
         workers: Mapping[str, tuple[Spec, Open]],
         settings: FleetSettings,
         guard: GuardSettings,
-        prompt: Callable[[Problem], list[int]],
-        vocab: int,
+        reader: Reader,
         note: Note,
         unqualified: bool = False,
     ) -> None:
-        """Starts the workers. `prompt` gives the learner's tokens of a problem, `vocab` is how many
-        tokens it knows; `unqualified`: those without a certificate are used.
+        """Starts the workers. `reader` reads tokens as the learner does; `unqualified`: those
+        without a certificate are used.
         """
         self.doubts_store = False  # a worker could not fetch the weights
         self._fleet, self._settings, self._guard = fleet, settings, guard
-        self._prompt, self._vocab, self._note = prompt, vocab, note
+        self._reader, self._note = reader, note
         self._unqualified = unqualified
         self._workers = {name: WorkerHandle(spec, open) for name, (spec, open) in workers.items()}
         self._target: Target | None = None
@@ -195,7 +195,7 @@ class WorkerPool:
             return
         try:
             reply = protocol.reply(event)
-        except (ValueError, RecursionError) as error:  # MsgspecError, and what else bytes can do
+        except ValueError as error:
             self._garbage(worker, f"a message that is none ({error_line(error, REASON)})")
             return
         worker.settle()
@@ -276,16 +276,20 @@ class WorkerPool:
 
     def _answered(self, worker: WorkerHandle, held: HeldUnit, reply: Answered) -> None:
         work, place = held.unit.work, reply.index
+        read: list[Completion] | None = None
         why: str | None = f"an answer to problem {place} of those missing: {held.missing}"
         if place in held.missing:
             problem = work.problems[place]
             versions = worker.versions_since(held.served)
-            why = refusal(reply, work, self._prompt(problem), versions, self._vocab)
-        if why:
+            why = refusal(reply, work, self._reader.prompt(problem), versions, self._reader.vocab)
+            if why is None:
+                read = self._reader.read(reply.completions, work.sampling)
+                why = None if read else f"{problem.id!r:.80}: tokens behind its end, or no end"
+        if why or read is None:
             self._garbage(worker, f"{why}; {hint(worker.open.settings, _GARBAGE)}")
             return
-        # The verifier reads the problem: ours, not what the worker made of it.
-        group = Group(work.problems[place], reply.prompt_tokens, reply.completions, worker.name)
+        # The verifier reads problem and text: ours, not what the worker made of them.
+        group = Group(work.problems[place], reply.prompt_tokens, read, worker.name)
         self.outcomes.take(worker, held, place, group)
         if not held.missing:
             del worker.held[reply.id]

@@ -27,6 +27,7 @@ from interlock.errors import InterlockError, SyncError, UserError
 from interlock.processes.channel import Channel
 from interlock.processes.child import UNASKED_BYTES
 from interlock.processes.frames import MAX_MESSAGE_BYTES
+from interlock.records.coding import from_bytes
 from interlock.records.rl import Completion, Problem, Sampling
 from interlock.records.trust import Certificate, Stack
 from interlock.text import error_line
@@ -189,7 +190,10 @@ class Loaded(_Reply, frozen=True, tag="loaded"):
 
 
 class Answered(_Reply, frozen=True, tag="answered"):
-    """All completions of one problem, as soon as the last is there. Problems come in any order."""
+    """All completions of one problem, as soon as the last is there. Problems come in any order.
+
+    The tokens count: their text is left out, and read from them by whoever asked (reading.py).
+    """
 
     index: int  # of the problem in its Generate
     prompt_tokens: list[int]
@@ -269,10 +273,8 @@ Reply = Opened | Loaded | Answered | Inspected | Qualified | Failed | Room | Ali
 
 
 _NUMBER_BYTES = 9  # of a float64; of a token's id, 5
-# Of a sampled token: id, log-probability, text. The longest tokens of today's vocabularies are runs
-# of 128 blanks, and a byte that is no text becomes three.
-_TOKEN_BYTES = 5 + _NUMBER_BYTES + 256
-_COMPLETION_BYTES = 1 << 12  # of all else in a completion
+_TOKEN_BYTES = 5 + _NUMBER_BYTES  # of a sampled one: id and log-probability
+_COMPLETION_BYTES = 1 << 14  # of all else in a completion, some hundred segments included
 _PROMPT_BYTES = 1 << 16  # of what a chat template says beside a problem's messages
 _CERTIFICATE_BYTES = 8 << 20
 _SHAPES_BYTES = 64 << 20  # of what is said of every tensor of a model
@@ -310,13 +312,15 @@ def encode(message: Ask | Reply) -> bytes:
 
 
 def ask(data: bytes) -> Ask:
-    """Raises ValueError or RecursionError when the bytes are no ask."""
-    return msgspec.msgpack.decode(data, type=Ask)
+    """Raises ValueError when the bytes are no ask."""
+    found: Ask = from_bytes(data, Ask)
+    return found
 
 
 def reply(data: bytes) -> Reply:
-    """Raises ValueError or RecursionError when the bytes are no reply."""
-    return msgspec.msgpack.decode(data, type=Reply)
+    """Raises ValueError when the bytes are no reply."""
+    found: Reply = from_bytes(data, Reply)
+    return found
 
 
 def failed(error: InterlockError, ids: Sequence[int]) -> Failed:

@@ -214,7 +214,8 @@ class Worker:
         if (completions := group.take(progress)) is None:
             return
         del self._problems[progress.name]
-        answered = Answered(place, group.request.prompt_tokens, completions, id=ask)
+        untold = [msgspec.structs.replace(each, text="") for each in completions]
+        answered = Answered(place, group.request.prompt_tokens, untold, id=ask)
         if loader is not None and loader.unproven:
             self._held_back.append(answered)
         else:

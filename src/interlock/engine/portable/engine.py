@@ -21,6 +21,7 @@ from interlock.engine.base import (
     Progress,
     Request,
     Scores,
+    Shapes,
     Vocabulary,
     check_request,
     check_scored,
@@ -48,6 +49,10 @@ class PortableEngine(Engine):
         self._scheduler = Scheduler(decoder, vocabulary, slots)
         self._packed = PackedProducts(decoder)
         self._grown = False  # something was added since it was last seen whether packing pays
+
+    @property
+    def shapes(self) -> Shapes:
+        return {name: list(view.shape) for name, view in self.decoder.tensors().items()}
 
     @property
     def pending(self) -> int:
@@ -78,11 +83,10 @@ class PortableEngine(Engine):
             self._rest()
 
     def load(self, tensors: Mapping[str, Tensor], version: int) -> None:
-        views = self.decoder.tensors()
-        check_weights(tensors, {name: list(view.shape) for name, view in views.items()}, version)
+        check_weights(tensors, self.shapes, version)
         self._packed.end()
         with torch.no_grad():
-            for name, view in views.items():
+            for name, view in self.decoder.tensors().items():
                 view.copy_(tensors[name])
         self.version = version
         with torch.inference_mode():

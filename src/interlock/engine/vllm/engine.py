@@ -30,6 +30,7 @@ from interlock.engine.base import (
     Progress,
     Request,
     Scores,
+    Shapes,
     Vocabulary,
     check_request,
     check_scored,
@@ -80,6 +81,10 @@ class VllmEngine(Engine):
         self._tainted = False  # its keys and values may hold what is not finite
         self._refuse_packed()
         self.version = 0
+
+    @property
+    def shapes(self) -> Shapes:
+        return self._shapes
 
     @property
     def pending(self) -> int:

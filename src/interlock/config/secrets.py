@@ -1,0 +1,62 @@
+"""What of a recipe may be kept and shown: a worker's variables, passwords and keys may not.
+
+    config as a tree ──redacted──> the tree in config.json, on the page and in events
+
+A secret's place is taken by a short digest, so that a resumed run can tell that it has changed.
+The digest is slow, and so short that many guesses fit it.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable
+from typing import Any
+
+from interlock.text import hide_credentials
+
+_REDACTED = re.compile(r"digest:[0-9a-f]{6}")
+_SECRET = re.compile(r"token|secret|passw|credential|api_?key|private_?key", re.IGNORECASE)
+_ROUNDS = 20_000
+
+
+def redacted(tree: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's tree without its secrets. What is redacted already stays as it is."""
+    found = _texts(tree, hide_credentials)
+    found["generator"] = [_generator(each) for each in tree.get("generator") or []]
+    if not found["generator"]:
+        del found["generator"]
+    return found
+
+
+def shown_override(override: str) -> str:
+    """A `key=value` of the command line, to be printed: a variable's value is left out."""
+    key, equals, _ = override.partition("=")
+    secret = equals and (".env" in key or _SECRET.search(key))
+    return f"{key}=…" if secret else hide_credentials(override)
+
+
+def _generator(table: dict[str, Any]) -> dict[str, Any]:
+    hidden: dict[str, Any] = _texts(table, hide_credentials)
+    for name in ("env", "options"):
+        if table.get(name):
+            hidden[name] = {
+                key: _digest(value) if name == "env" or _SECRET.search(key) else hidden[name][key]
+                for key, value in table[name].items()
+            }
+    return hidden
+
+
+def _digest(value: Any) -> str:
+    text = str(value)
+    if _REDACTED.fullmatch(text):
+        return text
+    slow = hashlib.pbkdf2_hmac("sha256", text.encode("utf-8", "replace"), b"interlock", _ROUNDS)
+    return f"digest:{slow.hex()[:6]}"
+
+
+def _texts(tree: Any, change: Callable[[str], str]) -> Any:
+    """A copy in which every text that holds a URL is changed."""
+    if isinstance(tree, dict):
+        return {key: _texts(value, change) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_texts(value, change) for value in tree]
+    return change(tree) if isinstance(tree, str) and "://" in tree else tree

@@ -1,0 +1,72 @@
+"""The files of a model directory, which somebody else made: none leads out of it, none is endless.
+
+    inside       the path of a file that lies in the directory, or in its Hugging Face hub cache
+    read_text    a small one, whole
+    read_object  the JSON object in it
+    copy         the files of a model that go into another directory
+
+Weights are read by checkpoint.py, tokenizer.json by its library.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from interlock.errors import ModelError
+
+_MOST_BYTES = 64 << 20  # of JSON and templates; the largest known are some megabytes
+
+
+def inside(directory: Path, name: str) -> Path | None:
+    """`directory`/`name`; None when there is no such file.
+
+    The hub's cache keeps models--org--name/snapshots/<revision>/<file> as links into
+    models--org--name/blobs. Raises ModelError on a link to anywhere else.
+    """
+    path, root = directory / name, directory.resolve()
+    homes = [root]
+    if root.parent.name == "snapshots" and root.parents[1].name.startswith("models--"):
+        homes.append(root.parents[1] / "blobs")
+    try:
+        if not any(path.resolve().is_relative_to(home) for home in homes):
+            raise ModelError(f"{path} leads out of the model directory; put the file itself there")
+        return path if path.is_file() else None
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+        raise ModelError(f"cannot read {path}: {error}") from None
+
+
+def read_text(path: Path) -> str:
+    """Raises ModelError when the file cannot be read, is no UTF-8 or is far too long."""
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > _MOST_BYTES:
+                most = f"{_MOST_BYTES >> 20} MB"
+                raise ModelError(f"{path} is longer than {most}; fetch the model again")
+            return file.read(size).decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"cannot read {path}: {error}; fetch the model again") from None
+
+
+def read_object(directory: Path, name: str) -> dict[str, Any] | None:
+    """The JSON object in `directory`/`name`, None when there is no such file. Raises ModelError."""
+    path = inside(directory, name)
+    if path is None:
+        return None
+    try:
+        tree = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"cannot read {path}: {error}; fetch the model again") from None
+    if not isinstance(tree, dict):
+        raise ModelError(f"{path} holds no JSON object; fetch the model again")
+    return tree
+
+
+def copy(source: Path, names: Iterable[str], directory: Path) -> None:
+    """Copy those of the files that `source` has. Raises ModelError on one that leads out of it."""
+    for name in names:
+        if (path := inside(source, name)) is not None:
+            shutil.copyfile(path, directory / name)

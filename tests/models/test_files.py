@@ -1,0 +1,168 @@
+"""Model directories made by somebody who means harm: our errors, at once, little memory."""
+
+import json
+import os
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from byte_model import make_model, write_tokenizer
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from interlock.errors import ModelError
+from interlock.models import files
+from interlock.models.checkpoint import load_decoder, save_model
+from interlock.models.huggingface import read_architecture
+from interlock.models.tokenizer import Tokenizer
+
+CPU = torch.device("cpu")
+JSON_FILES = ("config.json", "tokenizer_config.json", "generation_config.json", "tokenizer.json")
+MOE = {
+    "model_type": "qwen3_moe",
+    "head_dim": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 8,
+    "norm_topk_prob": True,
+}
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    directory = tmp_path / "model"
+    directory.mkdir()
+    write_tokenizer(directory)
+    return make_model(directory)
+
+
+def opened(directory: Path) -> None:
+    Tokenizer.load(directory)
+    load_decoder(directory, torch.float32, CPU)
+
+
+def change(path: Path, **changes: object) -> None:
+    tree = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(tree | changes))
+
+
+@pytest.mark.parametrize("name", [*JSON_FILES, "chat_template.jinja", "model.safetensors"])
+@pytest.mark.parametrize("target", ["secret.json", "/dev/zero", "loop"])
+def test_a_link_out_of_the_model_is_refused(model: Path, name: str, target: str) -> None:
+    (model.parent / "secret.json").write_text('{"password": "hunter2"}')
+    (model / name).unlink(missing_ok=True)
+    place = model / name if target == "loop" else (model.parent / target).resolve()
+    (model / name).symlink_to(place)
+    with pytest.raises(ModelError, match=r"leads out of the model|cannot read|no tokenizer\.json"):
+        opened(model)
+
+
+@pytest.mark.parametrize("name", ["merges.txt", "vocab.json", "added_tokens.json"])
+def test_a_companion_that_leads_out_of_the_model_is_not_copied(model: Path, name: str) -> None:
+    (model.parent / "secret").write_text("hunter2")
+    (model / name).symlink_to(model.parent / "secret")
+    out = model.parent / "weights"
+    with pytest.raises(ModelError, match="leads out of the model directory"):
+        save_model([], out, source=model, dtype=torch.float32)
+    assert not (out / name).exists()
+
+
+def test_the_links_of_the_hubs_cache_lead_to_its_blobs(model: Path, tmp_path: Path) -> None:
+    home = tmp_path / "models--org--name"
+    (home / "blobs").mkdir(parents=True)
+    (home / "snapshots" / "1").mkdir(parents=True)
+    for path in model.iterdir():
+        path.rename(home / "blobs" / path.name)
+        (home / "snapshots" / "1" / path.name).symlink_to(f"../../blobs/{path.name}")
+    opened(home / "snapshots" / "1")
+
+
+@pytest.mark.parametrize("name", [*JSON_FILES, "model.safetensors.index.json"])
+def test_json_without_end_is_refused(model: Path, name: str) -> None:
+    if name.endswith("index.json"):
+        (model / "model.safetensors").unlink()
+    (model / name).write_text('{"a": ' + "[" * 10_000 + "]" * 10_000 + "}")
+    with pytest.raises(ModelError, match=f"cannot read .*{name}"):
+        opened(model)
+
+
+def test_a_file_far_too_long_is_not_read_whole(model: Path) -> None:
+    with open(model / "config.json", "r+b") as file:
+        file.truncate(1 << 40)  # of zeros, which take no room on the disk
+    with pytest.raises(ModelError, match="longer than 64 MB"):
+        read_architecture(model)
+
+
+def test_a_pipe_is_no_file(model: Path) -> None:
+    (model / "config.json").unlink()
+    os.mkfifo(model / "config.json")  # reading it would wait for ever
+    with pytest.raises(ModelError, match=r"no .*config\.json"):
+        read_architecture(model)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_hidden_layers": 512, "num_experts": 256}, "131072 experts are more than 32768"),
+        ({"num_hidden_layers": 128, "num_experts": 256}, "asks for 98304 tensors of experts"),
+        ({"num_hidden_layers": 4096, "num_experts": 2}, "num_hidden_layers"),
+        ({"num_hidden_layers": 10**30, "num_experts": 2}, "num_hidden_layers"),
+    ],
+)
+def test_absurd_sizes_are_refused_before_anything_is_built(
+    model: Path, changes: dict[str, object], words: str
+) -> None:
+    change(model / "config.json", **MOE, **changes)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ModelError, match=words):
+            load_decoder(model, torch.float32, CPU)
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
+
+
+ANY = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=6,
+)
+
+
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_any_json_is_a_model_or_a_model_error(model: Path, data: st.DataObject) -> None:
+    """One key of one file at random; what is refused is refused in one line."""
+    path = model / data.draw(st.sampled_from(JSON_FILES))
+    whole = path.read_bytes() if path.exists() else None
+    known = [*json.loads(whole or b"{}"), "eos_token_id", "rope_scaling", "added_tokens_decoder"]
+    key = data.draw(st.sampled_from(known))
+    change(path, **{key: data.draw(ANY)})
+    try:
+        opened(model)
+    except ModelError as error:
+        assert "\n" not in str(error)
+    finally:
+        if whole is None:
+            path.unlink()
+        else:
+            path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("spoil", [lambda b: b[:40], lambda b: b"\xff" * 64, lambda b: b""])
+def test_damaged_files_are_ours(model: Path, spoil: Callable[[bytes], bytes]) -> None:
+    for path in sorted(model.iterdir()):
+        whole = path.read_bytes()
+        path.write_bytes(spoil(whole))
+        with pytest.raises(ModelError, match=path.name):
+            opened(model)
+        path.write_bytes(whole)
+
+
+def test_only_files_are_found(tmp_path: Path) -> None:
+    (tmp_path / "directory").mkdir()
+    assert files.inside(tmp_path, "directory") is None
+    assert files.inside(tmp_path, "absent") is None
