@@ -39,7 +39,12 @@ cli.main()
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_puts_away_what_there_is(number: int) -> None:
     told = subprocess.Popen(
-        [sys.executable, "-c", WAITS], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", WAITS],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell gives what it starts in the background an ear deaf to some signals.
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
     )
     assert told.stdout is not None and told.stdout.readline() == "waits\n"
     told.send_signal(number)

@@ -416,14 +416,14 @@ def test_eos_is_the_union_of_three_files(tmp_path: Path) -> None:
     assert tokenizer.eos_ids == {5, 7, 9, 261} and tokenizer.eos_id == 261
 
 
-CHATML = "{% for m in messages %}<|im_start|>{{ m.content }}END\n{% endfor %}"
+CLOSED_BY = "{% for m in messages %}<|im_start|>{{ m.content }}END\n{% endfor %}"
 
 
 @pytest.mark.parametrize("special", [True, False])
 def test_what_closes_a_turn_in_training_stops_generation(tmp_path: Path, special: bool) -> None:
     """A base model: its own end is another token than the one its chat template closes with."""
     added = {"268": {"content": "<close>", "special": special, "normalized": False}}
-    template = CHATML.replace("END", "<close>")
+    template = CLOSED_BY.replace("END", "<close>")
     write_model(tmp_path, template, eos="<|im_end|>", added_tokens_decoder=added)
     tokenizer = Tokenizer.load(tmp_path)
     assert tokenizer.eos_ids == {261, 268} and tokenizer.eos_id == 261
@@ -441,9 +441,9 @@ def test_what_closes_a_turn_in_training_stops_generation(tmp_path: Path, special
 
 
 def test_turns_that_close_with_no_token_are_told_of(tmp_path: Path) -> None:
-    tokenizer = Tokenizer.load(write_model(tmp_path, CHATML.replace("END", "<over>")))
+    tokenizer = Tokenizer.load(write_model(tmp_path, CLOSED_BY.replace("END", "<over>")))
     assert tokenizer.unclosed == "<over>" and tokenizer.eos_ids == {261}
-    plain = Tokenizer.load(write_model(tmp_path, CHATML.replace("END", "")))
+    plain = Tokenizer.load(write_model(tmp_path, CLOSED_BY.replace("END", "")))
     assert plain.unclosed is None  # the next turn begins with a token
 
 

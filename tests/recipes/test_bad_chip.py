@@ -30,7 +30,8 @@ def run(tiny_model: Path, directory: Path, moment: str, *more: str) -> Any:
     settings += [f"generator.0.python={python}", "fleet.start_s=1200", *more]
     process = start(RECIPE, directory, *settings)
     _, errors = process.communicate(timeout=1000)  # the real checks take minutes on a busy machine
-    assert process.returncode == 0, errors.decode()
+    # So small a model may find no right answer in three steps: 3 says that it learned nothing.
+    assert process.returncode in (0, 3), errors.decode()
     return RunDir.read(directory)
 
 
