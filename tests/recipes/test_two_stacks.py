@@ -33,4 +33,4 @@ def test_two_stacks_train_one_model(smollm2: Path, tiny_recipe: Path, tmp_path: 
     assert fresh.tokens > 0 and fresh.k3 < 1e-6 and fresh.share_above_2 == 0
     assert sorted(view.ledger.used(0)) == list(range(4 * 3))
     kinds = [event.kind for event in view.events()]
-    assert kinds == ["worker_started"], view.events()
+    assert kinds == ["worker_started", "weights_whole"], view.events()
