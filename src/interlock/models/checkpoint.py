@@ -85,8 +85,11 @@ def load_decoder(
 
 
 def stored_dtype(directory: Path) -> torch.dtype | None:
-    """In which the weights of a model are, as its config.json says; None where it does not."""
-    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    """In which the weights of a model are, as its config.json says; None where it does not.
+
+    Raises ModelError.
+    """
+    config = read_object(directory, "config.json") or {}
     return _NAMED.get(str(config.get("dtype") or config.get("torch_dtype")))
 
 

@@ -4,17 +4,22 @@ Bytes may come from anywhere: whatever is wrong with them, nesting without end i
 ValueError.
 """
 
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import msgspec
 
 Record = TypeVar("Record", bound=msgspec.Struct)
+Kind = TypeVar("Kind")
 
 
 def to_bytes(record: msgspec.Struct) -> bytes:
     return msgspec.msgpack.encode(record)
 
 
+@overload
+def from_bytes(data: bytes | memoryview, kind: type[Kind]) -> Kind: ...
+@overload
+def from_bytes(data: bytes | memoryview, kind: Any) -> Any: ...  # a union of kinds
 def from_bytes(data: bytes | memoryview, kind: Any) -> Any:
     """Decode msgpack. Raises ValueError when the bytes are not a `kind`."""
     try:
@@ -23,6 +28,10 @@ def from_bytes(data: bytes | memoryview, kind: Any) -> Any:
         raise ValueError("nested too deep") from None
 
 
+@overload
+def from_json(data: bytes, kind: type[Kind]) -> Kind: ...
+@overload
+def from_json(data: bytes, kind: Any = Any) -> Any: ...
 def from_json(data: bytes, kind: Any = Any) -> Any:
     """Decode JSON. Raises ValueError when the bytes are not a `kind`."""
     try:

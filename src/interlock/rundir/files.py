@@ -249,8 +249,7 @@ class JsonLines:
 
     def _parse(self, line: bytes, number: int) -> dict[str, Any]:
         try:
-            found: dict[str, Any] = from_json(line, dict[str, Any])
-            return found
+            return from_json(line, dict[str, Any])
         except ValueError as error:
             raise RunError(
                 f"{self.path} line {number} is damaged ({error}); delete that line and try again"

@@ -293,8 +293,7 @@ class Ledger:
             raise RunError(f"{where} is damaged; restore the ledger or start a new run")
         try:
             if self.format not in _OLDER:
-                found: Record = from_bytes(payload, kind)
-                return found
+                return from_bytes(payload, kind)
             convert = _OLDER[self.format].get(kind, lambda tree: tree)
             return msgspec.convert(convert(from_bytes(payload, Any)), kind)
         except (ValueError, KeyError, TypeError) as error:

@@ -336,7 +336,7 @@ class Replica:
         name = _manifest_name(version.number)
         data = self._read(name, _MANIFEST_LIMIT)
         try:
-            manifest: _VersionManifest = from_json(data, _VersionManifest)
+            manifest = from_json(data, _VersionManifest)
         except ValueError as error:
             raise SyncError(f"{self.url}: {name} is damaged ({error})") from None
         if problem := _problem(manifest, version) or self._misfit(manifest.tensors):
