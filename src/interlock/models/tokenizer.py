@@ -9,19 +9,19 @@ tiktoken) are refused. Ids agree with transformers' `apply_chat_template` on the
 """
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 from tokenizers import AddedToken
-from tokenizers.decoders import DecodeStream
 
 from interlock.errors import ModelError, TaskError
-from interlock.models.chat import ChatTemplate, Messages, Span
+from interlock.models.chat import ChatTemplate, Messages
+from interlock.models.detokenizer import Detokenizer, no_panic
 from interlock.models.files import copy, inside, read_object, read_text
+from interlock.models.templates import Span
 from interlock.text import error_line
 
 _FILES = (
@@ -31,9 +31,6 @@ _FILES = (
     "added_tokens.json",
     "generation_config.json",
 )
-
-_BROKEN = "\ufffd"
-_LONGEST_WAIT = 64  # tokens; a character is four bytes at the most
 
 
 class Tokenizer:
@@ -129,7 +126,7 @@ class Tokenizer:
     def decode(self, ids: list[int], skip_special: bool = True) -> str:
         """The text of `ids`; bytes that are no UTF-8 become U+FFFD."""
         try:
-            with _no_panic():
+            with no_panic():
                 return self._backend.decode(ids, skip_special_tokens=skip_special)
         except Exception:  # the library raises nothing narrower
             stream = self.stream()
@@ -233,7 +230,7 @@ class Tokenizer:
 
     def _encoding(self, text: str, framed: bool = False) -> tokenizers.Encoding:
         try:
-            with _no_panic():
+            with no_panic():
                 return self._backend.encode(text, add_special_tokens=framed)
         except TypeError:  # what `tokenizers` says of half a surrogate pair
             raise TaskError(f"text is not valid Unicode: {text[:80]!a}") from None
@@ -241,71 +238,6 @@ class Tokenizer:
             raise ModelError(
                 f"the tokenizer of {self._directory} fails on {text[:80]!a}: {error_line(error)}"
             ) from None
-
-
-class Detokenizer:
-    """Text of tokens that arrive one by one, without special tokens and never half a character.
-
-    Bytes that are no UTF-8 become U+FFFD. With some tokenizers a bad byte changes what bytes before
-    it say, and the library gives up: what was given then stands, and it begins anew with the rest.
-    """
-
-    def __init__(self, backend: tokenizers.Tokenizer) -> None:
-        self._backend = backend
-        self._begin()
-
-    def push(self, token: int) -> str:
-        """The text that `token` completes; empty while a character is still incomplete."""
-        text = self._step(token)
-        if text is None:
-            waiting = self._waiting
-            self._begin()
-            text = "".join(map(self._surely, waiting))
-        if len(self._waiting) > _LONGEST_WAIT:
-            text += "".join(map(self._alone, self._waiting))
-            self._begin()
-        return text
-
-    def _begin(self) -> None:
-        self._stream = DecodeStream(skip_special_tokens=True)
-        self._waiting: list[int] = []  # tokens whose text was not given
-
-    def _step(self, token: int) -> str | None:
-        """None: the library gives up."""
-        self._waiting.append(token)
-        try:
-            with _no_panic():
-                text = self._stream.step(self._backend, token) or ""
-        except Exception:  # it raises nothing narrower
-            return None
-        if text:
-            self._waiting = []
-        return text
-
-    def _surely(self, token: int) -> str:
-        text = self._step(token)
-        if text is None:
-            self._begin()
-            return _BROKEN
-        return text
-
-    def _alone(self, token: int) -> str:
-        try:
-            with _no_panic():
-                return self._backend.decode([token])
-        except Exception:  # it raises nothing narrower
-            return _BROKEN
-
-
-@contextmanager
-def _no_panic() -> Iterator[None]:
-    """A panic of `tokenizers` is no Exception to Python; make it one."""
-    try:
-        yield
-    except BaseException as error:
-        if type(error).__name__ != "PanicException":
-            raise
-        raise ValueError(f"the tokenizers library panics: {error_line(error)}") from None
 
 
 def _closing(template: ChatTemplate) -> str:
@@ -353,7 +285,7 @@ def _backend(
             f"{directory} has no tokenizer.json; save its tokenizer again with transformers"
         )
     try:
-        with _no_panic():
+        with no_panic():
             backend = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing narrower
         raise ModelError(f"cannot read {path}: {error}") from None

@@ -44,6 +44,9 @@ _LOOK_S = 1.0  # between two looks at what the children print
 # What makes this process one of several; an engine would take itself for another of them.
 _TORCHRUN = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 
+# What a process needs to start, and to read text and the clock as we do.
+_BARE = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "TZ")
+
 _reaper = Reaper()
 
 
@@ -310,3 +313,10 @@ def inherited(more: Mapping[str, str] | None = None) -> dict[str, str]:
     """
     ours = {name: value for name, value in os.environ.items() if name not in _TORCHRUN}
     return {"PYTHONFAULTHANDLER": "1", **ours, "PYTHONUNBUFFERED": "1", **(more or {})}
+
+
+def bare() -> dict[str, str]:
+    """Environment variables for a child that is to know none of our secrets, and to find us."""
+    kept = {name: os.environ[name] for name in _BARE if name in os.environ}
+    package = str(Path(__file__).parents[2])
+    return {**kept, "PYTHONPATH": os.pathsep.join(filter(None, [package, kept.get("PYTHONPATH")]))}
