@@ -1,12 +1,14 @@
 """The command line as a user meets it: what works, and what is said of every mistake."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from interlock.cli import main
 from interlock.rundir import RunDir
 
 DEADLINE = 240  # seconds
@@ -24,6 +26,23 @@ def complaint(*arguments: object) -> str:
     lines = done.stderr.splitlines()
     assert len(lines) == 1 and lines[0].startswith("interlock: "), done.stderr
     return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "taken"),
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+)
+def test_waiting_threads_leave_the_cores_to_others(
+    given: dict[str, str], taken: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")  # so that what is set meanwhile is taken back
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert os.environ.get("GOMP_SPINCOUNT") == taken
 
 
 @pytest.mark.parametrize(
