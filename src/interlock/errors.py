@@ -5,6 +5,7 @@
     │   ├── ConfigError     a recipe, a setting or a command-line value
     │   ├── ModelError      a model that is missing, unsafe, damaged or of an unknown family
     │   ├── TaskError       a task, its data or its verifier cannot be set up
+    │   ├── SandboxError    nothing here isolates what a model wrote
     │   └── RunError        a run directory: locked, not empty, unreadable, read-only, disk full
     ├── VoidResult          it ran to its end, and nothing was learned or judged; exit code 3
     ├── SyncError           a weight version is missing, torn or not what it says; exit code 1
@@ -40,6 +41,10 @@ class RunError(UserError):
 
 class VoidResult(InterlockError):
     """What was asked for ran to its end, but nothing was learned, or no answer could be judged."""
+
+
+class SandboxError(UserError):
+    """Nothing on this machine isolates what a model wrote, or a sandbox does not start."""
 
 
 class SyncError(InterlockError):

@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -76,9 +76,12 @@ class Child:
         *,
         python: str = sys.executable,
         log: Path | None = None,
+        before: Sequence[str] = (),
+        inherited: Sequence[int] = (),
     ) -> None:
         """Start `module`, whose `serve(channel)` does the work; do not wait for it.
 
+        `before` is a command that runs the command which follows it, with the files `inherited`.
         `env` is its whole environment (see `inherited`); `log` is appended what it prints, None:
         that is kept in a nameless file, for its last words. Raises OSError.
         """
@@ -96,12 +99,13 @@ class Child:
             self._log = logs.appended(log)
         self._log_start = os.fstat(self._log.fileno()).st_size
         try:
-            self._start([python, "-P", "-m", "interlock.processes.entry", module], env)
+            command = [*before, python, "-P", "-m", "interlock.processes.entry", module]
+            self._start(command, env, inherited)
         except BaseException:
             self._log.close()
             raise
 
-    def _start(self, command: list[str], env: Mapping[str, str]) -> None:
+    def _start(self, command: list[str], env: Mapping[str, str], inherited: Sequence[int]) -> None:
         self._link, theirs = socket.socketpair()
         try:
             with theirs:
@@ -113,6 +117,7 @@ class Child:
                     stdout=self._log,
                     stderr=self._log,
                     env=dict(env),
+                    pass_fds=inherited,
                     start_new_session=True,
                 )
             self._pidfd: int | None = None
