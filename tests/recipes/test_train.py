@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 from interlock.cli import main
 from interlock.config.reading import load_recipe
 from interlock.engine.portable.engine import PortableEngine
-from interlock.errors import TrainingError
+from interlock.errors import SandboxError, TrainingError, VoidResult
 from interlock.models.decoder import Decoder
 from interlock.models.tokenizer import Tokenizer
 from interlock.recipes import fleet
@@ -24,6 +25,7 @@ from interlock.records.metrics import Event
 from interlock.records.rl import VerdictStatus
 from interlock.report import summary, write_report
 from interlock.rundir import RunDir
+from interlock.sandbox.canary import open_sandbox
 from interlock.workers import generator as generators
 
 
@@ -285,3 +287,27 @@ def test_a_run_that_learns_exits_with_zero(
     short = ("stage.steps=2", "stage.eval.every=0")
     assert told(capsys, "train", tiny_recipe, "--run", tmp_path / "run", *short)[0] == 0
     assert summary.void(RunDir.read(tmp_path / "run")) == []
+
+
+def test_a_run_keeps_how_its_answers_were_isolated(tiny_recipe: Path, tmp_path: Path) -> None:
+    try:
+        way = open_sandbox().name
+    except SandboxError as error:
+        pytest.skip(str(error))
+    few = ["stage.steps=2", "stage.problems_per_step=1", "stage.eval.problems=1"]
+    train(load_recipe(tiny_recipe, [*few, "stage.task.sandbox=always"]), tmp_path / "kept")
+    executing = [
+        *few,
+        "stage.task.name=reasoning-gym/spiral_matrix",
+        "stage.task.options={max_n = 3}",
+        "stage.task.sandbox=none",
+    ]
+    with suppress(VoidResult):  # every answer of these weights is wrong
+        train(load_recipe(tiny_recipe, executing), tmp_path / "bare")
+    found = {}
+    for name in ("kept", "bare"):
+        events = RunDir.read(tmp_path / name).events()
+        found[name] = [
+            (each.kind, each.facts.get("way")) for each in events if "sandbox" in each.kind
+        ]
+    assert found == {"kept": [("sandboxed", way)], "bare": [("unsandboxed", None)]}

@@ -49,7 +49,7 @@ def test_problems_are_reproducible_distinct_and_split() -> None:
 
 
 def test_a_generator_with_few_questions_draws_until_they_differ() -> None:
-    task = _task("coin_flip", held_out=3, size=8, min_trials=1, max_trials=2)
+    task = _task("chain_sum", held_out=3, size=8, max_terms=2, max_digits=1)
     source = open_task(task)
     steps = [[p.id for p in source.train(step, 2)] for step in range(10)]
     assert all(len(set(ids)) == 2 for ids in steps)

@@ -143,6 +143,9 @@ class TaskSettings(_Section, frozen=True):
     workers: Positive = 1  # verifier processes
     timeout_s: Rate = 5.0  # to judge one answer
     memory_mb: Positive = 1024  # address space that judging may add to the process's own
+    # What judges runs isolated: "auto", when it executes what the model wrote; "always"; or "none",
+    # which is kept in the run's record.
+    sandbox: Literal["auto", "always", "none"] = "auto"
 
 
 class EvaluationSettings(_Section, frozen=True):

@@ -45,6 +45,8 @@ from interlock.recipes.sinks import Sink, Sinks
 from interlock.recipes.stage import Stage
 from interlock.records.trust import Role
 from interlock.rundir import Checkpoint, RunDir
+from interlock.tasks.executing import executes
+from interlock.tasks.verifier_pool import sandbox_of
 from interlock.workers.generators import Generators
 from interlock.workers.inline import Inline
 
@@ -113,6 +115,7 @@ def _run_rank0(
         run = RunDir.create(directory, to_tree(recipe), versions(), hangs_on)
     with run, sinks.of(run), ExitStack() as stack:
         _note_unqualified(uses, run, sinks)
+        _note_isolation(recipe, run, sinks)
         generators: Generators | None = inline
         if inline is None and _generates(recipe):
             generators = fleet.open_fleet(recipe, model, tokenizer, run, sinks)
@@ -249,6 +252,16 @@ def _note_unqualified(uses: Sequence[Use], run: RunDir, sinks: Sink) -> None:
         if use.why:
             message = f"{use.device} is used unqualified to {use.role}: {use.why}"
             sinks.event(run.event("unqualified", message, device=use.device, reason=use.why))
+
+
+def _note_isolation(recipe: Recipe, run: RunDir, sinks: Sink) -> None:
+    for task in (stage.task for stage in recipe.stage if stage.task is not None):
+        if (way := sandbox_of(task)) is not None:
+            message = f"answers to {task.name} are judged in a sandbox of {way.name}"
+            sinks.event(run.event("sandboxed", message, way=way.name))
+        elif executes(task):
+            message = f"{task.name} executes answers, and without a sandbox, as was asked for"
+            sinks.event(run.event("unsandboxed", message))
 
 
 def _restore(stage: Stage[Any], newest: Checkpoint) -> None:

@@ -163,6 +163,8 @@ EventKind = Literal[
     "groups_stale",
     "problem_set_aside",
     "unqualified",  # a device is used without a certificate
+    "sandboxed",  # by which way answers are judged in isolation
+    "unsandboxed",  # what the model wrote is executed without isolation
     "worker_started",
     "worker_failed",
     "worker_lost",

@@ -22,7 +22,9 @@ from interlock.rundir import RunDir, RunView
 
 _HERE = Path(__file__).parent
 _COMPARISONS, _GROUPS, _COMPLETIONS = 3, 2, 4
-_ALERTS = frozenset({"unqualified", "worker_quarantined", "worker_retired", "store_damaged"})
+_ALERTS = frozenset(
+    {"unqualified", "unsandboxed", "worker_quarantined", "worker_retired", "store_damaged"}
+)
 _FIRST = 3  # of them
 _EVENTS = 100  # shown; the rest is counted
 _TEXT = 4000  # characters of one answer shown; the rest is counted

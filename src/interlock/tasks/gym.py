@@ -19,7 +19,8 @@ from reasoning_gym.utils import extract_answer
 from interlock.config.schema import TaskSettings
 from interlock.errors import TaskError
 from interlock.records.rl import Problem
-from interlock.tasks import answers
+from interlock.tasks import answers, degenerate
+from interlock.tasks.executing import executes, harmless
 from interlock.tasks.options import unknown
 from interlock.tasks.sources import ProceduralSource, Unfit, fits, prompt
 
@@ -56,9 +57,13 @@ def open_source(task: TaskSettings, unfit: Unfit = fits) -> ProceduralSource:
         )
 
     families = len(dataset)
-    return ProceduralSource(
+    source = ProceduralSource(
         draw, task.seed, task.held_out, families, unfit=unfit, overlong=task.overlong
     )
+    problems = source.held_out(min(degenerate.PROBLEMS, task.held_out))
+    if evidence := degenerate.paid(problems, open_verifier(task)):
+        raise TaskError(f"{task.name} teaches nothing: {evidence}; choose another generator")
+    return source
 
 
 def open_verifier(task: TaskSettings) -> Callable[[Problem, str], float]:
@@ -67,9 +72,11 @@ def open_verifier(task: TaskSettings) -> Callable[[Problem, str], float]:
 
     def verify(problem: Problem, answer: str) -> float:
         text = answers.after_thinking(answer)
-        found = extract_answer(text)
-        entry = unpack(problem.meta["entry"])
-        score: float = dataset.score_answer(text.strip() if found is None else found, entry)
+        tagged = extract_answer(text)
+        found = text.strip() if tagged is None else tagged
+        if executes(task) and not harmless(found):
+            return 0.0
+        score: float = dataset.score_answer(found, unpack(problem.meta["entry"]))
         return score
 
     return verify

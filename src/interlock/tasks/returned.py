@@ -44,6 +44,17 @@ def verdict_of(value: Any) -> Verdict:
     return _verdict(fields)
 
 
+def is_sound(verdict: Verdict) -> bool:
+    """Whether it is one that `verdict_of` gives, or a failure; it may come from who forged it."""
+    names, numbers_of_it = verdict.parts, [verdict.reward, *verdict.parts.values()]
+    return (
+        all(map(math.isfinite, numbers_of_it))
+        and len(names) <= _MOST_PARTS
+        and all(0 < len(name) <= _LONGEST_NAME for name in names)
+        and (verdict.cause is None if verdict.status.judged else verdict.reward == 0)
+    )
+
+
 def _verdict(fields: dict[Any, Any]) -> Verdict:
     if strange := [name for name in fields if name not in _FIELDS]:
         raise ValueError(

@@ -5,8 +5,9 @@
                                 └──> kill the process group, a failed Verdict, start a new one
 
 Each worker is a fresh interpreter in a session of its own, with a bare environment, and works in an
-empty directory or in that of the user's verifier. This contains faults; it is no sandbox against
-hostile code: a child process that opens a session of its own outlives the worker.
+empty directory or in that of the user's verifier. This contains faults, not hostile code: a child
+process that opens a session of its own outlives the worker. So a verifier that executes what the
+model wrote, or any whose task asks for it, runs in a sandbox (docs/security.md).
 """
 
 import logging
@@ -25,11 +26,27 @@ from interlock.errors import TaskError
 from interlock.processes.child import Child, ChildEnded, ChildGarbage, ChildLate
 from interlock.records.coding import from_bytes
 from interlock.records.rl import Problem, Verdict, VerdictStatus
-from interlock.tasks.verifier_worker import VerifierReply, VerifierRequest, VerifierSetup
+from interlock.sandbox.canary import open_sandbox
+from interlock.sandbox.limits import ResourceLimits
+from interlock.sandbox.slots import Slot
+from interlock.sandbox.ways import Way
+from interlock.tasks.executing import executes
+from interlock.tasks.user_verifier import split_verifier
+from interlock.tasks.verifier_worker import (
+    MAX_REPLY_BYTES,
+    VerifierReply,
+    VerifierRequest,
+    VerifierSetup,
+)
 
 START_TIMEOUT_S = 60.0  # importing a verifier's libraries on a busy machine
-_MOST_REPLY_BYTES = 1 << 16
+_GRACE_S = 5.0  # for a sandboxed verifier to tell of an answer that took its whole time
+_ATTEMPTS = 3  # to start a process
 _MODULE = "interlock.tasks.verifier_worker"
+# Of the process that loads, which limits its memory itself once it has (verifier_worker.py). What
+# is judged is judged in forks, each with a limit of time.
+_LIMITS = ResourceLimits(memory_mb=0, cpu_s=0, scratch_mb=16, processes=0, open_files=256)
+_PUBLIC = {Path(place) for place in ("/tmp", "/var/tmp", "/dev/shm", tempfile.gettempdir())}
 _ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH")
 
 logger = logging.getLogger(__name__)
@@ -38,20 +55,23 @@ logger = logging.getLogger(__name__)
 class VerifierPool:
     """`task.workers` verifier processes, alive inside the `with` block.
 
-    Entering raises TaskError when the verifier cannot be loaded. `errors` counts the answers that
+    Entering raises TaskError when the verifier cannot be loaded, opening SandboxError when it would
+    execute what the model wrote and nothing here isolates. `errors` counts the answers that
     could not be judged.
     """
 
     def __init__(self, task: TaskSettings) -> None:
         self.errors = 0
         self._task = task
+        self._sandbox = sandbox_of(task)
 
     def __enter__(self) -> "VerifierPool":
         self._directory = tempfile.TemporaryDirectory(
             prefix="interlock-verifier-", ignore_cleanup_errors=True
         )
         self._workers = [
-            VerifierProcess(self._task, self._directory.name) for _ in range(self._task.workers)
+            VerifierProcess(self._task, self._directory.name, self._sandbox)
+            for _ in range(self._task.workers)
         ]
         self._threads = ThreadPoolExecutor(self._task.workers, thread_name_prefix="verifier")
         try:
@@ -101,22 +121,31 @@ class VerifierPool:
 class VerifierProcess:
     """One verifier, started when needed."""
 
-    def __init__(self, task: TaskSettings, directory: str) -> None:
+    def __init__(self, task: TaskSettings, directory: str, sandbox: Way | None) -> None:
         self._task = task
         self._directory = directory
+        self._sandbox = sandbox
+        self._slot: Slot | None = None
         self._child: Child | None = None
         self._number = 0
 
     def start(self) -> None:
-        """Start the process and wait until its verifier is loaded. Raises TaskError."""
-        failure: str | None
-        try:
-            self._child = Child(_MODULE, _environment(self._directory))
-            self._number = 0
-            setup = VerifierSetup(self._task, self._directory)
-            failure = self._ask(setup, START_TIMEOUT_S).verdict.cause
-        except (OSError, _NoVerdict) as error:
-            failure = str(error)
+        """Start the process and wait until its verifier is loaded. Raises TaskError.
+
+        What does not come up is tried again: a busy machine is no fault of the verifier's.
+        """
+        failure: str | None = None
+        for _ in range(_ATTEMPTS):
+            try:
+                failure = self._load()
+                break
+            except _NoVerdict as error:
+                failure = str(error)
+                if error.status is VerdictStatus.TIMEOUT:
+                    break
+            except OSError as error:
+                failure = str(error)
+            self.stop()
         if failure is not None:
             self.stop()
             ours = "No module named 'math_verify" in failure or "named 'reasoning_gym" in failure
@@ -124,6 +153,30 @@ class VerifierProcess:
             raise TaskError(
                 f"the verifier of task {self._task.name!r} does not load: {failure}{remedy}"
             )
+
+    def _load(self) -> str | None:
+        """Why the verifier does not load; None: it does. Raises OSError and _NoVerdict."""
+        self._number = 0
+        if self._sandbox is not None:
+            return self._load_in(self._sandbox)
+        self._child = Child(_MODULE, _environment(self._directory))
+        setup = VerifierSetup(self._task, self._directory)
+        return self._ask(setup, START_TIMEOUT_S).verdict.cause
+
+    def _load_in(self, sandbox: Way) -> str | None:
+        task, visible = _movable(self._task)
+        self._slot = Slot(reads=visible)
+        with sandbox.around(self._slot, _LIMITS, visible, self._directory) as around:
+            assert around.scratch is not None
+            self._child = Child(
+                _MODULE,
+                _environment(around.scratch),
+                before=around.command,
+                inherited=around.inherited,
+            )
+            around.started()
+            setup = VerifierSetup(task, around.scratch, sandboxed=True)
+            return self._ask(setup, START_TIMEOUT_S).verdict.cause
 
     def verify(self, problem: Problem, answer: str) -> Verdict:
         if self._child is None:
@@ -133,8 +186,9 @@ class VerifierProcess:
                 return Verdict.failed(VerdictStatus.UNAVAILABLE, str(error))
         self._number += 1
         request = VerifierRequest(self._number, problem, answer.encode("utf-8", "surrogatepass"))
+        grace_s = 0.0 if self._sandbox is None else _GRACE_S
         try:
-            reply = self._ask(request, self._task.timeout_s)
+            reply = self._ask(request, self._task.timeout_s + grace_s)
         except _NoVerdict as error:
             self.stop()
             return Verdict.failed(error.status, str(error))
@@ -147,12 +201,15 @@ class VerifierProcess:
         child, self._child = self._child, None
         if child is not None:
             child.close()
+        if self._slot is not None:
+            self._slot.close()
+            self._slot = None
 
     def _ask(self, message: VerifierSetup | VerifierRequest, timeout_s: float) -> VerifierReply:
         """Send one message and wait for its reply. Raises _NoVerdict."""
         assert self._child is not None
         try:
-            data = self._child.ask(msgspec.msgpack.encode(message), timeout_s, _MOST_REPLY_BYTES)
+            data = self._child.ask(msgspec.msgpack.encode(message), timeout_s, MAX_REPLY_BYTES)
             reply: VerifierReply = from_bytes(data, VerifierReply)
         except ChildLate:
             raise _NoVerdict(f"no verdict within {timeout_s:g} s", VerdictStatus.TIMEOUT) from None
@@ -172,6 +229,27 @@ class _NoVerdict(Exception):
     def __init__(self, why: str, status: VerdictStatus = VerdictStatus.ERROR) -> None:
         super().__init__(why)
         self.status = status
+
+
+def sandbox_of(task: TaskSettings) -> Way | None:
+    """What the task's verifiers run in; None: nothing. Raises SandboxError."""
+    wanted = task.sandbox == "always" or (task.sandbox == "auto" and executes(task))
+    return open_sandbox() if wanted else None
+
+
+def _movable(task: TaskSettings) -> tuple[TaskSettings, list[Path]]:
+    """The task as it can be opened in a sandbox, and what has to be seen there."""
+    if "verifier" not in task.options:
+        return task, []
+    path, function = split_verifier(task.options["verifier"])
+    path = path.resolve()
+    if any(place.is_relative_to(path.parent) for place in (Path.home(), *_PUBLIC)):
+        raise TaskError(
+            f"verifier file {path}: a sandbox shows it what lies beside it, and that is all of "
+            f"{path.parent}; move it into a directory of its own"
+        )
+    options = {**task.options, "verifier": f"{path}:{function}"}
+    return msgspec.structs.replace(task, options=options), [path.parent]
 
 
 def _pop(waiting: deque[int]) -> int | None:

@@ -4,9 +4,11 @@
                                                           one VerifierReply per request
 
 It limits its own memory, files and core dumps, and turns whatever a verifier returns or raises into
-a reply. The deadline is the pool's: only a kill from outside stops every verifier.
+a reply. The deadline is the pool's: only a kill from outside stops every verifier. In a sandbox it
+only loads the verifier; every answer is judged in a fork.
 """
 
+import functools
 import importlib
 import os
 import resource
@@ -18,12 +20,16 @@ import msgspec
 
 from interlock.config.schema import TaskSettings
 from interlock.processes.channel import Channel
+from interlock.records.coding import from_bytes, to_bytes
 from interlock.records.rl import Problem, Verdict, VerdictStatus
-from interlock.tasks.returned import verdict_of
-from interlock.text import described
+from interlock.sandbox.forks import AnswerLate, NoAnswer, apart
+from interlock.tasks.returned import is_sound, verdict_of
+from interlock.text import described, one_line
 
 MAX_FILE_BYTES = 1 << 20
+MAX_REPLY_BYTES = 1 << 16
 _ERROR_CHARACTERS = 500
+_FORGED = "what judged the answer wrote into its own pipe"
 
 _VERIFIERS = {
     "arithmetic": "interlock.tasks.arithmetic",
@@ -38,6 +44,7 @@ Verifier = Callable[[Problem, str], Any]
 class VerifierSetup(msgspec.Struct, frozen=True):
     task: TaskSettings
     directory: str  # an empty one, where verifiers work that are not the user's own
+    sandboxed: bool = False  # every answer is judged in a process of its own
 
 
 class VerifierRequest(msgspec.Struct, frozen=True):
@@ -66,8 +73,9 @@ def serve(channel: Channel) -> None:
         return
     channel.send(msgspec.msgpack.encode(VerifierReply(0, Verdict(0.0))))
     owner = os.getpid()
+    judge = functools.partial(verified_apart, setup.task.timeout_s) if setup.sandboxed else verified
     while (data := channel.receive()) is not None:
-        reply = verified(verify, msgspec.msgpack.decode(data, type=VerifierRequest))
+        reply = judge(verify, msgspec.msgpack.decode(data, type=VerifierRequest))
         if os.getpid() != owner:  # the verifier forked and let its child return
             os._exit(0)
         channel.send(msgspec.msgpack.encode(reply))
@@ -83,6 +91,33 @@ def verified(verify: Verifier, request: VerifierRequest) -> VerifierReply:
     except BaseException as error:
         last = isinstance(error, MemoryError) or not isinstance(error, Exception)
         return VerifierReply(request.number, _failure(error), last=last)
+
+
+def verified_apart(timeout_s: float, verify: Verifier, request: VerifierRequest) -> VerifierReply:
+    """The same from a fork, which the answer may have taken over: it meets no other answer."""
+
+    def fail(status: VerdictStatus, cause: str) -> VerifierReply:
+        return VerifierReply(request.number, Verdict.failed(status, cause))
+
+    def work() -> bytes:
+        return to_bytes(verified(verify, request).verdict)
+
+    try:
+        verdict: Verdict = from_bytes(apart(work, timeout_s, MAX_REPLY_BYTES), Verdict)
+    except AnswerLate:
+        return fail(VerdictStatus.TIMEOUT, f"no verdict within {timeout_s:g} s")
+    except NoAnswer as error:
+        return fail(VerdictStatus.CRASHED, f"the verifier's process ended ({error})")
+    except ValueError:
+        return fail(VerdictStatus.ERROR, _FORGED)
+    except OSError as error:
+        return fail(VerdictStatus.UNAVAILABLE, f"no process for the verifier: {error}")
+    if verdict.status is VerdictStatus.ERROR:
+        return fail(VerdictStatus.ERROR, one_line(verdict.cause or "", _ERROR_CHARACTERS))
+    # Only who judges outside of it can say how else a process ended.
+    if not (verdict.status.judged and is_sound(verdict)):
+        return fail(VerdictStatus.ERROR, _FORGED)
+    return VerifierReply(request.number, verdict)
 
 
 def _failure(error: BaseException) -> Verdict:

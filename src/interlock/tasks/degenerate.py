@@ -1,0 +1,47 @@
+"""Answers that are right by no accident: a scorer that pays for one of them can be had for nothing.
+
+The policy finds such an answer within a few steps and writes nothing else. So a task whose scorer
+is not ours is tried with them when it is opened.
+"""
+
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+
+from interlock.records.rl import Problem
+
+PROBLEMS = 8  # that are tried
+_FIXED = ("", "nan", "inf", "0", "None", "[]", "I do not know.")
+_FULL = 1 - 1e-9
+
+
+def paid(problems: Sequence[Problem], verify: Callable[[Problem, str], float]) -> str | None:
+    """Which wrong or empty answer is paid in full for most of the problems, in one line.
+
+    One that happens to be the reference answer, or the same number, is not wrong.
+    """
+    tried = {repr(text): [text] * len(problems) for text in _FIXED}
+    tried["the prompt itself"] = [problem.messages[-1]["content"] for problem in problems]
+    solutions = [problem.answer for problem in problems]
+    tried["the answer to another problem"] = [*solutions[1:], *solutions[:1]]
+    for name, answers in tried.items():
+        count = sum(
+            not _equal(answer, problem.answer) and _score(verify, problem, answer) >= _FULL
+            for problem, answer in zip(problems, answers, strict=True)
+        )
+        if count > len(problems) / 2:
+            return f"its scorer pays in full for {name} in {count} of {len(problems)} problems"
+    return None
+
+
+def _score(verify: Callable[[Problem, str], float], problem: Problem, answer: str) -> float:
+    try:
+        return verify(problem, answer)
+    except Exception:  # scorers are not ours, and raise what they like
+        return 0.0
+
+
+def _equal(answer: str, reference: str) -> bool:
+    try:
+        return Fraction(answer) == Fraction(reference)
+    except (ValueError, ZeroDivisionError):
+        return answer.strip() == reference.strip()
