@@ -11,7 +11,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "interlock"
 
 # docs/structure.md draws the same picture.
 FLOORS = [
-    {"errors", "text", "mismatch", "records", "config", "processes", "rundir", "sandbox"},
+    {"errors", "text", "mismatch", "hub", "records", "config", "processes", "rundir", "sandbox"},
     {"chips", "tasks", "report", "fleet", "sync"},
     {"models"},
     {"engine", "learner"},
@@ -21,7 +21,17 @@ FLOORS = [
     {"cli"},
 ]
 # Floor 0 is one storey with an order of its own.
-GROUND = ["errors", "text", "mismatch", "records", "config", "processes", "rundir", "sandbox"]
+GROUND = [
+    "errors",
+    "text",
+    "mismatch",
+    "hub",
+    "records",
+    "config",
+    "processes",
+    "rundir",
+    "sandbox",
+]
 ONLY = {"fastapi": "serve", "ray": "fleet", "vllm": "engine"}
 
 

@@ -334,34 +334,28 @@ def test_directories_and_wrong_names(tmp_path: Path, monkeypatch: pytest.MonkeyP
             find_model(wrong)
 
 
-def test_hub_gets_safe_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_what_is_named_so_is_asked_of_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "config.json").write_text("{}")
-    asked: dict[str, Any] = {}
+    asked: list[dict[str, Any]] = []
 
     def snapshot(name: str, **options: Any) -> str:
-        asked.update(options, name=name)
+        asked.append(options | {"name": name})
         return str(tmp_path)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
-    assert find_model("Qwen/Qwen2.5-0.5B-Instruct") == tmp_path
-    assert asked == {
-        "name": "Qwen/Qwen2.5-0.5B-Instruct",
+    with pytest.raises(ModelError, match=r"write hf:Qwen/Qwen3-0\.6B$"):
+        find_model("Qwen/Qwen3-0.6B")
+    assert not asked
+    assert find_model("hf:Qwen/Qwen3-0.6B") == find_model("hf:Qwen/Qwen3-0.6B@v1") == tmp_path
+    safe = {
+        "name": "Qwen/Qwen3-0.6B",
+        "repo_type": "model",
         "allow_patterns": ["*.safetensors", "*.json", "*.jinja"],
         "ignore_patterns": ["*/*"],
     }
-
-
-def test_hub_out_of_reach_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ModelError, match="hub did not give it") as caught:
-        find_model("org/name")
-    assert "\n" not in str(caught.value)
-    with pytest.raises(ModelError, match="hub did not give it"):
-        find_model("org/na--me")  # the hub itself refuses such a name
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(ModelError, match="pip install huggingface_hub"):
-        find_model("org/name")
+    assert asked == [safe | {"revision": None}, safe | {"revision": "v1"}]
 
 
 def test_real_model_answers(smollm2: Path) -> None:

@@ -1,6 +1,4 @@
 import os
-import sys
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -202,35 +200,22 @@ def test_bad_files_and_options_are_named(write_jsonl: WriteJsonl, tmp_path: Path
         open_task(TaskSettings("gsm8k"))
 
 
-def _fake_hub(monkeypatch: pytest.MonkeyPatch, download: Callable[..., str]) -> None:
-    hub = types.ModuleType("huggingface_hub")
-    hub.snapshot_download = download  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
-
-
-def test_a_hub_id_is_downloaded(write_jsonl: WriteJsonl, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dataset_of_the_hub_is_named_so_or_not_looked_for(
+    write_jsonl: WriteJsonl, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write_jsonl("hub/train.jsonl", *map(_row, range(3))).parent
     asked = []
 
-    def download(dataset: str, repo_type: str, allow_patterns: str) -> str:
-        asked.append((dataset, repo_type, allow_patterns))
+    def snapshot(dataset: str, **options: Any) -> str:
+        asked.append((dataset, options["repo_type"], options["revision"]))
         return str(path)
 
-    _fake_hub(monkeypatch, download)
-    assert len(_open("some-org/some-data", held_out=1).train(0, 2)) == 2
-    assert asked == [("some-org/some-data", "dataset", "*.jsonl")]
-
-
-def test_a_hub_that_fails_or_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any, **__: Any) -> str:
-        raise RuntimeError("no route\nand a long story")
-
-    _fake_hub(monkeypatch, fail)
-    with pytest.raises(TaskError, match=r"the hub did not give it: no route$"):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    with pytest.raises(TaskError, match=r"write hf:some-org/some-data$"):
         _open("some-org/some-data")
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(TaskError, match=r"pip install 'interlock\[hub\]'"):
-        _open("some-org/some-data")
+    assert not asked
+    assert len(_open("hf:some-org/some-data@v2", held_out=1).train(0, 2)) == 2
+    assert asked == [("some-org/some-data", "dataset", "v2")]
 
 
 @pytest.mark.skipif(not GSM8K.is_dir(), reason="no GSM8K data; set INTERLOCK_GSM8K")

@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
 
     verb = choices.add_parser("chat", help="talk to a model")
     verb.add_argument(
-        "model", metavar="MODEL", help="a model directory, a hub id or a run directory"
+        "model", metavar="MODEL", help="a model directory, a run directory or hf:org/name"
     )
     verb.add_argument("--system", help="a system turn")
     verb.add_argument("--temperature", type=float, default=0.7, help="0 is greedy (default: 0.7)")
@@ -123,7 +123,7 @@ def _add_eval(choices: Any) -> None:
         "Held out are the problems that a run with the same task settings never trained on.",
     )
     verb.add_argument(
-        "model", metavar="MODEL", help="a model directory, a hub id or a run directory"
+        "model", metavar="MODEL", help="a model directory, a run directory or hf:org/name"
     )
     verb.add_argument(
         "settings", nargs="*", metavar="key=value", help="of the task: options.digits=3, seed=1, …"
@@ -179,7 +179,7 @@ def _add_parity(choices: Any) -> None:
         description="Exit code 0: the same or close; 1: different.",
     )
     verb.add_argument(
-        "model", metavar="MODEL", help="a model directory, a hub id or a run directory"
+        "model", metavar="MODEL", help="a model directory, a run directory or hf:org/name"
     )
     verb.add_argument(
         "settings", nargs="*", metavar="key=value", help="of the task: options.digits=3, seed=1, …"

@@ -36,7 +36,7 @@ class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ModelSettings(_Section, frozen=True):
     """`[model]`: what the first stage begins with."""
 
-    path: str  # a Hugging Face directory, a hub id ("org/name"), or "smollm2-135m-instruct"
+    path: str  # a Hugging Face directory, "hf:org/name[@revision]", or "smollm2-135m-instruct"
     chat_template: str | None = None  # a Jinja file that replaces the model's own
     # The time that a chat template is told; None: when the run begins, which the run records.
     clock: datetime | None = None

