@@ -14,9 +14,18 @@ from interlock.rundir import RunDir
 DEADLINE = 240  # seconds
 
 
-def interlock(*arguments: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
+def interlock(
+    *arguments: object, stdin: str = "", **environment: str
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "interlock.cli", *map(str, arguments)]
-    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=DEADLINE)
+    return subprocess.run(
+        command,
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        env=os.environ | environment,
+    )
 
 
 def complaint(*arguments: object) -> str:
@@ -103,6 +112,29 @@ def test_mistakes_in_a_recipe_leave_no_run_behind(tiny_recipe: Path, tmp_path: P
         assert not run.exists(), override
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "ascii:strict"])
+def test_a_terminal_that_cannot_show_everything(encoding: str, tmp_path: Path) -> None:
+    qualify = ("qualify", "--device", "cpu", "--quick", "--only", "versions", "--out", tmp_path)
+    poor = {"PYTHONIOENCODING": encoding, "XDG_CACHE_HOME": str(tmp_path)}
+    qualified = interlock(*qualify, **poor)
+    assert (qualified.returncode, qualified.stderr) == (1, "")  # one check decides nothing
+    assert "not decided" in qualified.stdout and (tmp_path / "report.html").is_file()
+    for told in (("--help",), ("qualify", "--list")):
+        assert interlock(*told, **poor).returncode == 0
+
+
+def test_a_run_is_reported_though_nobody_reads_its_output(
+    tiny_recipe: Path, tmp_path: Path
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "interlock.cli", "train", tiny_recipe, "--run", run]
+    done = subprocess.run([*command, "stage.steps=1"], stdout=writer, stderr=subprocess.PIPE)
+    assert (done.stderr, RunDir.read(run).status) == (b"", "finished")
+    assert (run / "report.html").is_file()
+
+
 def test_train_report_eval_chat_and_the_directory_rules(tiny_recipe: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     trained = interlock("train", tiny_recipe, "--run", run, "stage.steps=2", "checkpoint_every=1")
@@ -118,7 +150,9 @@ def test_train_report_eval_chat_and_the_directory_rules(tiny_recipe: Path, tmp_p
     assert "--resume needs --run" in complaint("train", tiny_recipe, "--resume")
     assert "no run in" in complaint("train", tiny_recipe, "--run", tmp_path / "none", "--resume")
 
-    longer = interlock(*again[:-2], "stage.steps=3", again[-1], "--resume")
+    longer = interlock(
+        *again[:-2], "stage.steps=3", again[-1], "--resume", PYTHONIOENCODING="ascii"
+    )
     assert longer.returncode == 0 and "step 3/3" in longer.stdout, longer.stderr
     view = RunDir.read(run)
     assert [line.step for line in view.metrics()] == [0, 1, 2, 3]

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -35,6 +36,29 @@ cli.parse = lambda arguments: Namespace(verb=tell)
 cli.main()
 """
 
+GOES_ON = """
+import os
+from argparse import Namespace
+from pathlib import Path
+from interlock import cli
+from interlock.terminal import Screen
+
+def work(given):
+    screen = Screen()
+    for number in range(3):
+        screen.print(f"step {number}")
+    Path("done").write_text(str(os.open("done.lock", os.O_CREAT)))
+
+cli.parse = lambda arguments: Namespace(verb=work)
+cli.main()
+"""
+PRINTS = """
+from argparse import Namespace
+from interlock import cli
+cli.parse = lambda arguments: Namespace(verb=lambda given: print("x" * 100_000))
+cli.main()
+"""
+
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_puts_away_what_there_is(number: int) -> None:
@@ -61,3 +85,37 @@ def test_a_terminal_of_ascii_and_bytes_that_are_no_text_end_nothing() -> None:
     )
     assert (told.returncode, told.stdout) == (2, b"2 ? 2 ? ??\n")
     assert told.stderr == b"interlock: no answer of https://?@host/a??: ?nothing?\n"
+
+
+def unheard() -> int:
+    """The writing end of a pipe that nobody reads."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    return writer
+
+
+def test_what_runs_goes_on_when_its_reader_has_left(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", GOES_ON]
+    told = subprocess.run(command, stdout=unheard(), stderr=subprocess.PIPE, cwd=tmp_path)
+    assert (told.returncode in (0, 141), told.stderr) == (True, b"")
+    assert (tmp_path / "done").exists()
+
+
+def test_a_closed_stream_leaves_its_number_to_no_file(tmp_path: Path) -> None:
+    command = f"exec {sys.executable} -c '{GOES_ON}' <&- >&- 2>&-"
+    told = subprocess.run(["/bin/sh", "-c", command], cwd=tmp_path)
+    assert told.returncode == 0
+    assert int((tmp_path / "done").read_text()) > 2
+
+
+def test_output_that_nobody_takes_is_no_traceback() -> None:
+    command = [sys.executable, "-c", PRINTS]
+    told = subprocess.run(command, stdout=unheard(), stderr=subprocess.PIPE)
+    assert (told.returncode, told.stderr) == (141, b"")
+    both = unheard()
+    assert subprocess.run(command, stdout=both, stderr=both).returncode == 141
+    with open("/dev/full", "wb") as full:
+        told = subprocess.run(command, stdout=full, stderr=subprocess.PIPE)
+    assert told.returncode == 2
+    assert told.stderr.startswith(b"interlock: cannot write the output: No space left on device")
+    assert told.stderr.count(b"\n") == 1

@@ -63,6 +63,17 @@ _FIGURES: tuple[tuple[str, str, Callable[[StepMetrics], float | None]], ...] = (
 )
 
 
+class Screen(Console):
+    """Prints text as it is. Where its reader has gone away it falls silent, and what runs goes on."""
+
+    def __init__(self, stderr: bool = False) -> None:
+        super().__init__(highlight=False, markup=False, stderr=stderr)
+
+    def on_broken_pipe(self) -> None:
+        """Called by rich, which would end the process."""
+        self.quiet = True
+
+
 @contextmanager
 def watching(console: Console) -> Iterator[Sink]:
     """The sink that fits `console`; a live display is taken down when the block ends."""

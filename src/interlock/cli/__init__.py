@@ -8,8 +8,9 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from io import TextIOWrapper
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from interlock.cli.arguments import parse
 from interlock.errors import InterlockError, UserError, VoidResult
@@ -21,47 +22,88 @@ _OF_A_NAME = (errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errn
 # It looks 300,000 times by itself: beside as many busy processes as there are cores it
 # holds a core while the thread it waits for has none, up to 5 times its fair share of the time.
 _SPINS = "10000"
+_UNHEARD = 128 + signal.SIGPIPE
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one verb and exit.
 
     0: done. 1: it failed. 2: the user's mistake. 3: done, and nothing was learned or judged by it.
-    130: interrupted.
+    130: interrupted. 141: whoever read the output left before its end.
     """
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:  # and not nohup's
             signal.signal(number, signal.default_int_handler)
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # a terminal that cannot show a character shows a "?"
-            stream.reconfigure(errors="replace")
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)  # before torch is there, and for workers
+    _open_streams()
+    code = _run(arguments)
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        code = code or _of_output(error)
+    for stream in (sys.stdout, sys.stderr):
+        _let_go(stream)
+    sys.exit(code)
+
+
+def _open_streams() -> None:
+    """A closed stream reads and writes nothing: its number must not go to the next file opened.
+
+    A terminal that cannot show a character shows a "?".
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+        if isinstance(stream := getattr(sys, name), TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _let_go(stream: TextIO) -> None:
+    """What cannot be written is dropped here: at its exit Python would complain of it."""
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    """-> the exit code"""
     try:
         given = parse(arguments)
         given.verb(given)
+    except SystemExit as end:
+        return int(end.code or 0)
     except UserError as error:
-        _fail(error, 2)
+        return _fail(error, 2)
     except VoidResult as error:
-        _fail(error, 3)
+        return _fail(error, 3)
     except InterlockError as error:
-        _fail(error, 1)
+        return _fail(error, 1)
     except ModuleNotFoundError as error:
         if (error.name or "interlock").partition(".")[0] == "interlock":
             raise
-        _fail(f"this needs the package {error.name!r}; pip install 'interlock[demo]'", 2)
+        return _fail(f"this needs the package {error.name!r}; pip install 'interlock[demo]'", 2)
     except KeyboardInterrupt:
-        _fail("stopped", 130)
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader went away, as `| head` does
-        sys.exit(0)
+        return _fail("stopped", 130)
     except OSError as error:
-        if error.filename is None or error.errno not in _OF_A_NAME:
+        if error.filename is not None and error.errno in _OF_A_NAME:
+            name = one_line(repr(error.filename), 80)
+            return _fail(f"{name}: {error.strerror}; give another path", 2)
+        if error.errno not in (errno.ENOSPC, errno.EPIPE):
             raise
-        _fail(f"{one_line(repr(error.filename), 80)}: {error.strerror}; give another path", 2)
-    sys.exit(0)
+        return _of_output(error)
+    return 0
 
 
-def _fail(error: object, code: int) -> NoReturn:
-    print(hide_credentials(f"interlock: {error}"), file=sys.stderr)
-    sys.exit(code)
+def _of_output(error: OSError) -> int:
+    """The exit code when standard output takes no more."""
+    if error.errno == errno.EPIPE:
+        return _UNHEARD
+    return _fail(f"cannot write the output: {error.strerror}; make room, or send it elsewhere", 2)
+
+
+def _fail(error: object, code: int) -> int:
+    with suppress(OSError):
+        print(hide_credentials(f"interlock: {error}"), file=sys.stderr)
+    return code

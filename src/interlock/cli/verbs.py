@@ -31,8 +31,6 @@ def demo(given: argparse.Namespace) -> None:
 
 def train(given: argparse.Namespace) -> None:
     """Run a recipe with a live display; then the figures and the report."""
-    from rich.console import Console
-
     from interlock import terminal
     from interlock.recipes.train import train as run_recipe
     from interlock.report import summary
@@ -47,7 +45,7 @@ def train(given: argparse.Namespace) -> None:
     if int(os.environ.get("RANK", "0")) > 0:  # torchrun's: it only helps the learner of rank 0
         run_recipe(recipe, directory, resume=given.resume)
         return
-    console = Console(highlight=False, markup=False)
+    console = terminal.Screen()
     console.print(f"run directory: {directory}", soft_wrap=True)
     try:
         with terminal.watching(console) as screen:
@@ -60,24 +58,23 @@ def train(given: argparse.Namespace) -> None:
         )
         console.print(f"to go on: {command} --run {directory} --resume", soft_wrap=True)
         raise
+    written = write_report(directory)
     run = RunDir.read(directory)
     terminal.print_outcome(console, run)
-    console.print(f"report: {write_report(directory).resolve()}", soft_wrap=True)
+    console.print(f"report: {written.resolve()}", soft_wrap=True)
     if void := summary.void(run):
         raise VoidResult("; ".join(void))
 
 
 def evaluate(given: argparse.Namespace) -> None:
     """Greedy accuracy on held-out problems, with its 95 % interval."""
-    from rich.console import Console
-
     from interlock import terminal
     from interlock.recipes.evaluate import measure
     from interlock.report.summary import not_judged, wilson
 
     task, sampling, count = _what_to_measure(given)
     generator = GeneratorSettings(device=given.device)
-    console = Console(highlight=False, markup=False, stderr=given.json)
+    console = terminal.Screen(stderr=given.json)
     with terminal.watching(console) as screen:
         scored = measure(given.model, task, count, generator, sampling, screen)
     if given.json:
@@ -168,14 +165,12 @@ def chat(given: argparse.Namespace) -> None:
 
 def qualify(given: argparse.Namespace) -> None:
     """Run the checks, file the certificate where `train` looks for it, and write the report."""
-    from rich.console import Console
-
     from interlock import terminal
     from interlock.chips import certificates, device
     from interlock.qualify import runner
     from interlock.qualify.check import Level
 
-    console = Console(highlight=False, markup=False, stderr=given.json)
+    console = terminal.Screen(stderr=given.json)
     checks = runner.chosen([name for name in (given.only or "").split(",") if name])
     if given.list:
         terminal.print_checks(console, checks)
@@ -198,25 +193,24 @@ def qualify(given: argparse.Namespace) -> None:
             watch=watch,
         )
     certificates.save(found, out / "certificate.json")
-    if given.json:
-        print((out / "certificate.json").read_text())
-    terminal.print_certificate(console, found)
+    filed = certificates.keep(found)
     try:
         from interlock.qualify.page import write_page
 
-        console.print(f"report: {write_page(found, out / 'report.html').resolve()}", soft_wrap=True)
+        report = f"report: {write_page(found, out / 'report.html').resolve()}"
     except ModuleNotFoundError as error:  # in the environment of a generator; the verdict stands
-        console.print(f"no report: it needs {error.name!r}; pip install 'interlock[report]'")
-    filed = certificates.keep(found)
+        report = f"no report: it needs {error.name!r}; pip install 'interlock[report]'"
+    terminal.print_certificate(console, found)
+    console.print(report, soft_wrap=True)
     console.print(f"filed: {filed}" if filed else "not filed: the one that is proves more")
+    if given.json:
+        print((out / "certificate.json").read_text(encoding="utf-8"))
     sys.exit(0 if found.trust in (Trust.TRAIN, Trust.GENERATE) else 1)
 
 
 def parity(given: argparse.Namespace) -> None:
     """Compare two sides; write the figures and the page."""
-    from rich.console import Console
-
-    from interlock.config.reading import parse_sampling, parse_task
+    from interlock import terminal
     from interlock.models.fetch import find_model
     from interlock.parity import outcome, page
     from interlock.parity.compare import Question, compare
@@ -224,7 +218,7 @@ def parity(given: argparse.Namespace) -> None:
 
     if given.settings and not given.task:
         raise ConfigError(f"{given.settings[0]} is a setting of a task; name it with --task")
-    console = Console(highlight=False, markup=False, stderr=True)
+    console = terminal.Screen(stderr=True)
 
     def note(line: str) -> None:
         console.print(line, soft_wrap=True)
@@ -249,7 +243,7 @@ def parity(given: argparse.Namespace) -> None:
     found = compare(question, out, note)
     written = page.write(found, out)
     if given.json:
-        print((out / "parity.json").read_text())
+        print((out / "parity.json").read_text(encoding="utf-8"))
     else:
         print(f"{found.verdict.upper()}: {found.headline}", *found.reasons, sep="\n")
     note(f"report: {written.resolve()}")
