@@ -112,7 +112,7 @@ def test_mistakes_in_a_recipe_leave_no_run_behind(tiny_recipe: Path, tmp_path: P
         assert not run.exists(), override
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "ascii:strict"])
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_a_terminal_that_cannot_show_everything(encoding: str, tmp_path: Path) -> None:
     qualify = ("qualify", "--device", "cpu", "--quick", "--only", "versions", "--out", tmp_path)
     poor = {"PYTHONIOENCODING": encoding, "XDG_CACHE_HOME": str(tmp_path)}
@@ -130,7 +130,7 @@ def test_a_run_is_reported_though_nobody_reads_its_output(
     os.close(reader)
     run = tmp_path / "run"
     command = [sys.executable, "-m", "interlock.cli", "train", tiny_recipe, "--run", run]
-    done = subprocess.run([*command, "stage.steps=1"], stdout=writer, stderr=subprocess.PIPE)
+    done = subprocess.run([*command, "stage.steps=2"], stdout=writer, stderr=subprocess.PIPE)
     assert (done.stderr, RunDir.read(run).status) == (b"", "finished")
     assert (run / "report.html").is_file()
 

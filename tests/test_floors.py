@@ -11,7 +11,18 @@ SOURCE = Path(__file__).parents[1] / "src" / "interlock"
 
 # docs/structure.md draws the same picture.
 FLOORS = [
-    {"errors", "text", "mismatch", "hub", "records", "config", "processes", "rundir", "sandbox"},
+    {
+        "errors",
+        "text",
+        "thinking",
+        "mismatch",
+        "hub",
+        "records",
+        "config",
+        "processes",
+        "rundir",
+        "sandbox",
+    },
     {"chips", "tasks", "report", "fleet", "sync"},
     {"models"},
     {"engine", "learner"},

@@ -64,7 +64,7 @@ _FIGURES: tuple[tuple[str, str, Callable[[StepMetrics], float | None]], ...] = (
 
 
 class Screen(Console):
-    """Prints text as it is. Where its reader has gone away it falls silent, and what runs goes on."""
+    """Prints text as it is. Once its reader has gone it falls silent, and what runs goes on."""
 
     def __init__(self, stderr: bool = False) -> None:
         super().__init__(highlight=False, markup=False, stderr=stderr)

@@ -54,6 +54,7 @@ QWEN3 = """\
     {%- endif %}
 {%- endif %}
 """
+THOUGHT_NOTHING = "<think>\n\n</think>\n\n"
 # DeepSeek-R1's: no line ends, every past thought cut off, and generation begins inside <think>.
 DEEPSEEK_R1 = (
     "{{ bos_token }}{% for message in messages %}"
@@ -228,6 +229,24 @@ def test_thinking_templates_by_hand(tmp_path: Path) -> None:
         "<｜begin▁of▁sentence｜><｜User｜>12 + 30?<｜Assistant｜>\n\n42<｜end▁of▁sentence｜>"
         "<｜User｜>Sure?  😀<｜Assistant｜><think>\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("template", "opening"),
+    [
+        (DEEPSEEK_R1, "<think>\n"),
+        (QWEN3, ""),
+        (CHATML, ""),
+        (CHATML.replace("assistant\n", "assistant\n<thinking>\n"), "<thinking>\n"),
+        (QWEN3.replace("enable_thinking is false", "false"), ""),
+        (QWEN3.replace("defined and enable_thinking is false", "undefined"), THOUGHT_NOTHING),
+    ],
+)
+def test_the_thinking_that_a_template_begins(tmp_path: Path, template: str, opening: str) -> None:
+    tokenizer = Tokenizer.load(write_model(tmp_path, template))
+    asks = [{"role": "user", "content": "What does <think> do? <think>"}]  # that is no template
+    assert tokenizer.opening(asks) == opening
+    assert tokenizer.opening([*TALK, REPLY, *asks]) == opening
 
 
 def test_absent_and_empty_keys_are_the_same(tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ from rounding import allowed, assert_close, in_both, in_float64
 from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from interlock.cli import arguments, verbs
 from interlock.config.schema import GuardSettings, TaskSettings
-from interlock.errors import ConfigError
+from interlock.errors import ConfigError, VoidResult
 from interlock.models.attention import causal
 from interlock.models.checkpoint import load_decoder
 from interlock.models.decoder import Decoder
@@ -174,10 +175,27 @@ def test_logits_that_are_not_finite_are_a_result(inline: Any, small: Path, tmp_p
     assert json.loads((tmp_path / "parity.json").read_text())["verdict"] == "different"
 
 
+def test_a_verifier_that_always_fails_says_nothing_of_either_side(
+    inline: Any, small: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "broken.py").write_text("def judge(problem, answer):\n    raise OSError('no disk')")
+    rows = ({"question": f"{n}?", "answer": f"{n}"} for n in range(9))
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    given = ["parity", str(small), "--b", "torch:cpu", "--out", str(tmp_path / "out")]
+    given += ["--max-tokens", "8", "--task", "jsonl", "--problems", "3"]
+    given += [f"options.path={tmp_path}/rows.jsonl"]
+    given += [f"options.verifier={tmp_path}/broken.py:judge"]
+    with pytest.raises(VoidResult, match="failed on every answer: OSError: no disk"):
+        verbs.parity(arguments.parse(given))
+    page = (tmp_path / "out" / "parity.html").read_text()
+    assert "jsonl tells nothing, its verifier failed on every answer" in page
+    assert "McNemar" not in page and "Accuracy on" not in page
+
+
 def test_a_task_gives_both_accuracies(inline: Any, small: Path, tmp_path: Path) -> None:
     """Rewards are made up from the question, so that both sides earn a known share."""
     verifier, problems = tmp_path / "reward.py", tmp_path / "problems.jsonl"
-    verifier.write_text("def reward(problem, answer):\n    return float(problem.answer)\n")
+    verifier.write_text("def reward(problem, answer):\n    return float(problem['answer'])\n")
     rows = ({"question": f"Say {n}.", "answer": str(n % 2)} for n in range(12))
     problems.write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = {"path": str(problems), "verifier": f"{verifier}:reward"}
@@ -185,6 +203,7 @@ def test_a_task_gives_both_accuracies(inline: Any, small: Path, tmp_path: Path) 
     found = ask(small, tmp_path, task=task, problems=8)
     assert found.task is not None and found.task.problems == 8
     assert found.task.a == found.task.b and found.task.p == 1.0
+    assert 0 < found.task.a.share < 1
     assert found.greedy is not None and found.greedy.answers == 10
     assert "no difference that 8 problems can show" in " ".join(found.reasons)
     page.write(found, tmp_path)

@@ -1,13 +1,19 @@
-"""Evaluations by workers that fail: what is left out, and when there is nothing left."""
+"""Evaluations: of a run as it measured itself, and by workers that fail."""
 
+import json
 from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from byte_model import make_model, write_tokenizer
 
+from interlock.config.schema import GeneratorSettings, TaskSettings
 from interlock.errors import TrainingError
-from interlock.recipes.evaluate import answer_greedily
+from interlock.models.tokenizer import Tokenizer
+from interlock.recipes.evaluate import Exam, answer_greedily, measure
 from interlock.recipes.sinks import Sink
 from interlock.records.rl import Completion, FinishReason, Group, Problem, Sampling, Verdict
 from interlock.workers.generators import Outcome, Work
@@ -33,6 +39,33 @@ def answered(problems: int, aside: set[int]) -> list[Any]:
     verifier: Any = SimpleNamespace(verify=verify)
     asked = [Problem(f"p{number}", [], "") for number in range(problems)]
     return answer_greedily(asked, generators, verifier, Sampling(), Sink())
+
+
+def test_a_run_is_measured_on_what_it_held_out_at_the_time_it_was_told(tmp_path: Path) -> None:
+    make_model(tmp_path)
+    write_tokenizer(tmp_path)
+    template = "{{ strftime_now('%Y') }}: {{ messages[-1].content }}"
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    settings["chat_template"] = template
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "judge.py").write_text("def judge(problem, answer):\n    return 1.0")
+    rows = ({"question": f"{n} {'.' * 12 * n}", "answer": f"{n}"} for n in range(24))
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    options = {"path": f"{tmp_path}/rows.jsonl", "verifier": f"{tmp_path}/judge.py:judge"}
+    task = TaskSettings("jsonl", options=options, held_out=6, overlong="leave_out", workers=1)
+    own = Exam(task, 6, Sampling(max_tokens=100), 100, datetime(1999, 12, 31))
+
+    def measured(exam: Exam) -> list[Group]:
+        scored = measure(str(tmp_path), exam, GeneratorSettings(dtype="float32"), Sink())
+        return [each.group for each in scored]
+
+    asked = measured(own)
+    shorter = measured(own._replace(sampling=Sampling(max_tokens=4)))
+    assert [group.problem for group in shorter] == [group.problem for group in asked]
+    other = measured(own._replace(sampling=Sampling(max_tokens=4), room=4))
+    assert [group.problem for group in other] != [group.problem for group in asked]
+    tokenizer = Tokenizer.load(tmp_path)
+    assert {tokenizer.decode(group.prompt_tokens)[:5] for group in asked} == {"1999:"}
 
 
 def test_a_problem_that_is_set_aside_is_left_out() -> None:

@@ -9,6 +9,7 @@ import pytest
 from interlock.config.reading import load_recipe
 from interlock.errors import RunError, TaskError
 from interlock.models.tokenizer import Tokenizer
+from interlock.recipes.evaluate import practised
 from interlock.recipes.inputs import identify
 from interlock.recipes.train import train
 from interlock.rundir import RunDir
@@ -57,6 +58,7 @@ def test_the_time_that_a_template_is_told_is_that_of_the_run(
     clock = datetime.fromisoformat(first.config["model"]["clock"])
     assert abs((datetime.now() - clock).total_seconds()) < 3600
     tokenizer = Tokenizer.load(tmp_path / "run" / "weights")
+    assert practised(first.path).clock == clock
     told = f"{clock:%H:%M:%S} "
     for scored in [*first.ledger.read(0, 1), *first.ledger.read(0, 2)]:
         assert tokenizer.decode(scored.group.prompt_tokens).startswith(told)

@@ -15,5 +15,8 @@ class Believer(Reader):
     def prompt(self, problem: Problem) -> list[int]:
         return self._prompt(problem)
 
+    def opening(self, problem: Problem) -> str:
+        return ""
+
     def read(self, drawn: Sequence[Completion], sampling: Sampling) -> list[Completion] | None:
         return list(drawn)

@@ -53,7 +53,6 @@ def test_extraction_never_raises(text: str) -> None:
     answers.last_number(text)
     answers.boxed(text)
     answers.marked(text, "####")
-    assert answers.after_thinking(text) in text
 
 
 @pytest.mark.parametrize(
@@ -74,12 +73,3 @@ def test_boxed(text: str, contents: list[str]) -> None:
 def test_marked_reads_to_the_end_of_the_line() -> None:
     assert answers.marked("a\n#### 18 \nmore\n####19", "####") == ["18", "19"]
     assert answers.marked("18", "####") == []
-
-
-def test_after_thinking() -> None:
-    assert answers.after_thinking("<think>5</think>6</think>7") == "7"
-    assert answers.after_thinking("5</think>6") == "6"  # the prompt began it
-    assert answers.after_thinking("<think>5") == ""
-    assert answers.after_thinking("<think>5</think>6<think>7") == "6"
-    assert answers.after_thinking("6<Thinking>7") == "6"
-    assert answers.after_thinking("5") == "5"

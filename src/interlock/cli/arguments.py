@@ -176,7 +176,7 @@ def _add_parity(choices: Any) -> None:
     verb = choices.add_parser(
         "parity",
         help="compare two engines or devices on the same model, prompts and tokens",
-        description="Exit code 0: the same or close; 1: different.",
+        description="Exit code 0: same or close; 1: different; 3: no answer to --task was judged.",
     )
     verb.add_argument(
         "model", metavar="MODEL", help="a model directory, a run directory or hf:org/name"

@@ -10,15 +10,19 @@ import re
 import shlex
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from interlock.config.reading import load_recipe, parse_sampling, parse_task, to_tree
-from interlock.config.schema import GeneratorSettings, TaskSettings
+from interlock.config.schema import GeneratorSettings
 from interlock.config.secrets import shown_override
 from interlock.errors import ConfigError, RunError, VoidResult
-from interlock.records.rl import Sampling, Score
+from interlock.records.rl import Score
 from interlock.records.trust import Trust
 from interlock.rundir import RunDir
 from interlock.text import one_line
+
+if TYPE_CHECKING:
+    from interlock.recipes.evaluate import Exam
 
 
 def demo(given: argparse.Namespace) -> None:
@@ -72,16 +76,16 @@ def evaluate(given: argparse.Namespace) -> None:
     from interlock.recipes.evaluate import measure
     from interlock.report.summary import not_judged, wilson
 
-    task, sampling, count = _what_to_measure(given)
+    exam = _what_to_measure(given)
     generator = GeneratorSettings(device=given.device)
     console = terminal.Screen(stderr=given.json)
     with terminal.watching(console) as screen:
-        scored = measure(given.model, task, count, generator, sampling, screen)
+        scored = measure(given.model, exam, generator, screen)
     if given.json:
         worth = Score.of(scored)
         low, high = wilson(worth.accuracy, worth.completions)
         figures = {"accuracy": worth.accuracy, "low": low, "high": high, "reward": worth.reward}
-        of = {"problems": worth.completions, "model": given.model, "task": to_tree(task)}
+        of = {"problems": worth.completions, "model": given.model, "task": to_tree(exam.task)}
         print(json.dumps(figures | of))
     else:
         terminal.print_accuracy(console, scored, given.show)
@@ -89,14 +93,14 @@ def evaluate(given: argparse.Namespace) -> None:
         raise VoidResult(f"the verifier failed on every answer: {cause}")
 
 
-def _what_to_measure(given: argparse.Namespace) -> tuple[TaskSettings, Sampling, int]:
-    """The task, the limits of an answer, and how many problems: those of the command line, or the
-    run's own.
-    """
+def _what_to_measure(given: argparse.Namespace) -> "Exam":
+    """What the command line says, or the run's own."""
+    from interlock.recipes.evaluate import Exam, practised
+
     if given.task:
         limit, count = given.max_tokens or 256, given.problems or 128
         task = parse_task(given.task, count, given.settings)
-        return task, parse_sampling(0.0, limit, given.stop or []), count
+        return Exam(task, count, parse_sampling(0.0, limit, given.stop or []), limit)
     if not (Path(given.model) / "manifest.json").is_file():
         name = one_line(repr(given.model), 80)
         known = f"{name} is no run" if Path(given.model).is_dir() else f"there is no run at {name}"
@@ -106,16 +110,15 @@ def _what_to_measure(given: argparse.Namespace) -> tuple[TaskSettings, Sampling,
         )
     if given.settings:
         raise ConfigError(f"{given.settings[0]} would change the run's own task; give --task too")
-    from interlock.recipes.evaluate import practised
-
-    task, drawn, count = practised(Path(given.model))
-    count = given.problems or count
-    if count > task.held_out:
+    own = practised(Path(given.model))
+    count = given.problems or own.problems
+    if count > own.task.held_out:
         raise ConfigError(
-            f"--problems {count}: the run held out {task.held_out}; choose from those"
+            f"--problems {count}: the run held out {own.task.held_out}; choose from those"
         )
-    limit = given.max_tokens or drawn.max_tokens
-    return task, parse_sampling(0.0, limit, given.stop or drawn.stop), count
+    limit = given.max_tokens or own.sampling.max_tokens
+    sampling = parse_sampling(0.0, limit, given.stop or own.sampling.stop)
+    return own._replace(problems=count, sampling=sampling)
 
 
 def chat(given: argparse.Namespace) -> None:
@@ -247,7 +250,10 @@ def parity(given: argparse.Namespace) -> None:
     else:
         print(f"{found.verdict.upper()}: {found.headline}", *found.reasons, sep="\n")
     note(f"report: {written.resolve()}")
-    sys.exit(1 if found.verdict is outcome.Agreement.DIFFERENT else 0)
+    if found.verdict is outcome.Agreement.DIFFERENT:
+        sys.exit(1)
+    if found.task is not None and found.task.not_judged is not None:
+        raise VoidResult(f"the verifier failed on every answer: {found.task.not_judged}")
 
 
 def report(given: argparse.Namespace) -> None:

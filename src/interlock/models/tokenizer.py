@@ -17,6 +17,7 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken
 
+from interlock import thinking
 from interlock.errors import ModelError, TaskError
 from interlock.models.chat import ChatTemplate, Messages
 from interlock.models.detokenizer import Detokenizer, no_panic
@@ -156,6 +157,18 @@ class Tokenizer:
     ) -> list[int]:
         """The token ids of `render`. Raises ModelError."""
         return self.encode(self.render(messages, add_generation_prompt, **more))
+
+    def opening(self, messages: Messages) -> str:
+        """The thinking that the template itself begins the answer with: "<think>\\n"; as a rule "".
+
+        It is written as answers are decoded. Raises ModelError.
+        """
+        if not thinking.since(self.template or ""):
+            return ""
+        asked, told = self.render(messages), self.render(messages, add_generation_prompt=False)
+        apart = next((n for n, (a, b) in enumerate(zip(asked, told, strict=False)) if a != b), None)
+        begun = thinking.since(asked[len(told) if apart is None else apart :])
+        return self.decode(self.encode(begun))
 
     def assistant_mask(self, messages: Messages, **more: Any) -> tuple[list[int], list[bool]]:
         """The ids of a whole conversation, and for each whether the assistant wrote it.

@@ -300,6 +300,6 @@ def _task(question: Question, trials: _Trials, asked: int) -> TaskResult | None:
     verdicts = {}
     with VerifierPool(question.task) as verifier:
         for side, groups in trials.greedy.items():
-            pairs = [(group.problem, group.completions[0].text) for group in groups[-asked:]]
+            pairs = [(group.problem, group.turns[0]) for group in groups[-asked:]]
             verdicts[side] = verifier.verify(pairs)
     return task_result(question.task.name, verdicts["a"], verdicts["b"])

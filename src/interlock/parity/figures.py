@@ -12,7 +12,7 @@ import msgspec
 
 from interlock.mismatch import Mismatch, mismatch
 from interlock.records.rl import Verdict
-from interlock.report.summary import wilson
+from interlock.report.summary import why_failed, wilson
 
 _SAME_WITHIN = math.log(2)
 
@@ -65,6 +65,7 @@ class TaskResult(msgspec.Struct, frozen=True):
     only_a: int  # problems that only A answered right
     only_b: int
     p: float  # of McNemar's exact test: that these two counts came about by chance
+    not_judged: str | None = None  # why, when the verifier failed on every answer of both
 
 
 def difference(name: str, sides: str, theirs: Sequence[float], ours: Sequence[float]) -> Difference:
@@ -97,9 +98,8 @@ def task_result(task: str, a: Sequence[Verdict], b: Sequence[Verdict]) -> TaskRe
     """Of what the answers of each side were found to be, problem by problem."""
     only_a = sum(x.right > y.right for x, y in zip(a, b, strict=True))
     only_b = sum(x.right < y.right for x, y in zip(a, b, strict=True))
-    return TaskResult(
-        task, len(a), _accuracy(a), _accuracy(b), only_a, only_b, mcnemar(only_a, only_b)
-    )
+    p, failed = mcnemar(only_a, only_b), why_failed([*a, *b])
+    return TaskResult(task, len(a), _accuracy(a), _accuracy(b), only_a, only_b, p, failed)
 
 
 def _accuracy(verdicts: Sequence[Verdict]) -> Accuracy:

@@ -273,6 +273,10 @@ def _of_task(report: Report) -> list[str]:
     task = report.task
     if task is None:
         return []
+    if task.not_judged is not None:
+        return [
+            f"{task.task} tells nothing, its verifier failed on every answer: {task.not_judged}"
+        ]
     figures = f"{task.a.share:.1%} and {task.b.share:.1%} right on {task.task}"
     figures += f" (mean reward {task.a.reward:.4g} and {task.b.reward:.4g})"
     if task.p >= _SURE:

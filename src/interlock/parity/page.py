@@ -75,7 +75,7 @@ def _plots(report: Report) -> Iterator[tuple[str, str, str]]:
             "on the edge is enough.",
             sheet.figure(_survival(report), name="survival"),
         )
-    if report.task is not None:
+    if report.task is not None and report.task.not_judged is None:
         yield (
             f"Accuracy on {report.task.task}",
             "Greedy answers to the same held-out problems; bars are 95 % Wilson intervals.",

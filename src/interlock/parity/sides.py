@@ -160,7 +160,8 @@ class Sides:
                 read = reader.read(answer.completions, asked[name].sampling)
                 if read is None or len(read) != asked[name].completions:
                     raise self._nonsense(name)
-                found[name].append(Group(problem, answer.prompt_tokens, read, name))
+                opening = reader.opening(problem)
+                found[name].append(Group(problem, answer.prompt_tokens, read, name, opening))
         return found
 
     def _ask(self, asked: Mapping[str, Ask], kind: type[Kind]) -> dict[str, list[Kind]]:

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from contextlib import closing
+from datetime import datetime
 from pathlib import Path
+from typing import NamedTuple
 
 from interlock.config.reading import parse_recipe
 from interlock.config.schema import GeneratorSettings, StageSettings, TaskSettings
@@ -27,7 +29,7 @@ _UNIT = 256  # no setting: a larger part changes no answer, and is lost with a w
 
 def score(groups: Sequence[Group], verifier: VerifierPool) -> list[ScoredGroup]:
     """Judge every completion of every group, in order."""
-    answers = [(group.problem, answer.text) for group in groups for answer in group.completions]
+    answers = [(group.problem, turn) for group in groups for turn in group.turns]
     verdicts = iter(verifier.verify(answers))
     return [ScoredGroup(group, [next(verdicts) for _ in group.completions]) for group in groups]
 
@@ -72,9 +74,20 @@ def answer_greedily(
     return score(groups, verifier)
 
 
-def practised(directory: Path) -> tuple[TaskSettings, Sampling, int]:
-    """The task a run last trained or was measured on, how its answers were drawn, and how many
-    problems it was measured on.
+class Exam(NamedTuple):
+    """What a model is measured on. Which problems are held out hangs on `room` alone of the
+    limits, so that a run's own stay what they are when answers are given others.
+    """
+
+    task: TaskSettings
+    problems: int
+    sampling: Sampling  # its limits are those of an answer
+    room: int  # tokens of an answer, for which a problem that is held out must leave room
+    clock: datetime | None = None  # what a chat template is told; None: the present
+
+
+def practised(directory: Path) -> Exam:
+    """What a run was last measured on, as it was.
 
     Raises RunError when there is no run, ConfigError when it had no task.
     """
@@ -82,41 +95,37 @@ def practised(directory: Path) -> tuple[TaskSettings, Sampling, int]:
         recipe = parse_recipe(run.config, source=f"{directory}/config.json")
     for stage in reversed(recipe.stage):
         if stage.task is not None:
-            return stage.task, stage.sampling, stage.eval.problems
+            limit = stage.sampling.max_tokens
+            return Exam(stage.task, stage.eval.problems, stage.sampling, limit, recipe.model.clock)
     raise ConfigError(f"{directory} is a run without a task; say which with --task")
 
 
-def measure(
-    model: str,
-    task: TaskSettings,
-    problems: int,
-    settings: GeneratorSettings,
-    sampling: Sampling,
-    sink: Sink,
-) -> list[ScoredGroup]:
-    """Greedy answers of a model to the first `problems` held-out ones of a task.
+def measure(model: str, exam: Exam, settings: GeneratorSettings, sink: Sink) -> list[ScoredGroup]:
+    """Greedy answers of a model to the first held-out problems of a task.
 
     Raises UserError when the model, the task or the device is not fit.
     """
     directory = find_model(model, sink.note)
     context = read_architecture(directory).context
-    source = open_task(task, room(sampling, Tokenizer.load(directory), context))
-    generator = open_generator(settings, directory, chat_template=None, name="eval")
+    tokenizer = Tokenizer.load(directory, clock=exam.clock)
+    source = open_task(exam.task, room(exam.room, tokenizer, context))
+    generator = open_generator(settings, directory, None, "eval", exam.clock)
     generators = Inline(generator)
     generators.progress = sink.advance
-    with VerifierPool(task) as verifier:
-        return answer_greedily(source.held_out(problems), generators, verifier, sampling, sink)
+    problems = source.held_out(exam.problems)
+    with VerifierPool(exam.task) as verifier:
+        return answer_greedily(problems, generators, verifier, exam.sampling, sink)
 
 
-def room(sampling: Sampling, tokenizer: Tokenizer, context: int) -> Unfit:
+def room(max_tokens: int, tokenizer: Tokenizer, context: int) -> Unfit:
     """What tells why a prompt and its answer would not fit into the model's context, if so."""
 
     def unfit(problem: Problem) -> str | None:
         length = len(tokenizer.chat(problem.messages))
-        if length + sampling.max_tokens <= context:
+        if length + max_tokens <= context:
             return None
         return (
-            f"a prompt of {length} tokens and sampling.max_tokens = {sampling.max_tokens} are more "
+            f"a prompt of {length} tokens and sampling.max_tokens = {max_tokens} are more "
             f"than the model's context of {context}; lower max_tokens"
         )
 

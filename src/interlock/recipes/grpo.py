@@ -34,7 +34,7 @@ def prepare(settings: Grpo, tokenizer: Tokenizer, context: int) -> TaskSource:
 
     Raises UserError when the stage could not even take its first step.
     """
-    task = open_task(settings.task, room(settings.sampling, tokenizer, context))
+    task = open_task(settings.task, room(settings.sampling.max_tokens, tokenizer, context))
     task.held_out(settings.eval.problems)
     task.check(settings.steps, settings.problems_per_step)
     with VerifierPool(settings.task):

@@ -44,7 +44,7 @@ def prepare(settings: Sft, tokenizer: Tokenizer, context: int) -> Data:
     rows, left_out = read(path, tokenizer, limit, settings.overlong)
     if settings.task is None:
         return Data(rows, left_out, None, tokenizer.unclosed, [path])
-    task = open_task(settings.task, room(settings.sampling, tokenizer, context))
+    task = open_task(settings.task, room(settings.sampling.max_tokens, tokenizer, context))
     task.held_out(settings.eval.problems)
     with VerifierPool(settings.task):
         return Data(rows, left_out, task, tokenizer.unclosed, [path, *task.files])

@@ -120,11 +120,17 @@ class Group(msgspec.Struct, frozen=True):
     prompt_tokens: list[int]
     completions: list[Completion]
     worker: str
+    opening: str = ""  # what the prompt's end says for the assistant already: "<think>\n"
 
     @property
     def weight_version(self) -> int:
         """The oldest that sampled any of it."""
         return min(completion.weight_version for completion in self.completions)
+
+    @property
+    def turns(self) -> list[str]:
+        """What the assistant says in each completion, as verifiers read it."""
+        return [self.opening + completion.text for completion in self.completions]
 
 
 class VerdictStatus(StrEnum):

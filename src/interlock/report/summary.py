@@ -154,7 +154,11 @@ def void(run: RunView) -> list[str]:
 
 def not_judged(scored: Sequence[ScoredGroup]) -> str | None:
     """Why none of these answers was judged; None when one was, or there are none."""
-    verdicts = [verdict for group in scored for verdict in group.verdicts]
+    return why_failed([verdict for group in scored for verdict in group.verdicts])
+
+
+def why_failed(verdicts: Sequence[Verdict]) -> str | None:
+    """The first cause, when the verifier failed on all of these answers, and there are some."""
     if not verdicts or any(verdict.status.judged for verdict in verdicts):
         return None
     return verdicts[0].cause or "it gave no reason"

@@ -25,18 +25,6 @@ _VALUE = re.compile(
 _FORMULA = re.compile(r"\$\$(.+?)\$\$|\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 _WORD = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{3}")
 _BOX = re.compile(r"\\boxed\s*\{")
-_THINKING = re.compile(r"<(/?)think(?:ing)?>", re.IGNORECASE)
-
-
-def after_thinking(text: str) -> str:
-    """What stands behind the last thinking that was ended, up to the next that begins.
-
-    All of it when nothing was thought, and nothing when it was never ended.
-    """
-    ends = [tag.end() for tag in _THINKING.finditer(text) if tag[1]]
-    answer = text[ends[-1] :] if ends else text
-    begun = _THINKING.search(answer)
-    return answer[: begun.start()] if begun else answer
 
 
 def last_number(text: str) -> str | None:

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from interlock import thinking
 from interlock.config.schema import TaskSettings
 from interlock.errors import TaskError
 from interlock.records.rl import Problem
@@ -71,7 +72,7 @@ def open_verifier(task: TaskSettings) -> Callable[[Problem, str], bool]:
 
 def verify(problem: Problem, answer: str) -> bool:
     """Whether the last number in the answer is the right one."""
-    number = answers.last_number(answers.after_thinking(answer))
+    number = answers.last_number(thinking.after(answer))
     return number is not None and Decimal(number) == Decimal(problem.answer)
 
 

@@ -16,10 +16,11 @@ import reasoning_gym
 from reasoning_gym.factory import DATASETS
 from reasoning_gym.utils import extract_answer
 
+from interlock import thinking
 from interlock.config.schema import TaskSettings
 from interlock.errors import TaskError
 from interlock.records.rl import Problem
-from interlock.tasks import answers, degenerate
+from interlock.tasks import degenerate
 from interlock.tasks.executing import executes, harmless
 from interlock.tasks.options import unknown
 from interlock.tasks.sources import ProceduralSource, Unfit, fits, prompt
@@ -71,7 +72,7 @@ def open_verifier(task: TaskSettings) -> Callable[[Problem, str], float]:
     dataset = _dataset(task, size=10)
 
     def verify(problem: Problem, answer: str) -> float:
-        text = answers.after_thinking(answer)
+        text = thinking.after(answer)
         tagged = extract_answer(text)
         found = text.strip() if tagged is None else tagged
         if executes(task) and not harmless(found):

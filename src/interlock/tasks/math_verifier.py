@@ -15,6 +15,7 @@ from typing import Any
 import math_verify
 from latex2sympy2_extended import NormalizationConfig
 
+from interlock import thinking
 from interlock.config.schema import TaskSettings
 from interlock.records.rl import Problem
 from interlock.tasks import answers, numeric
@@ -70,7 +71,7 @@ def open_verifier(task: TaskSettings) -> Callable[[Problem, str], bool]:
     numeric.compare_relatively()
 
     def verify(problem: Problem, answer: str) -> bool:
-        found = final_answers(answers.after_thinking(answer), marker)
+        found = final_answers(thinking.after(answer), marker)
         return bool(found) and all(same(problem.answer, each) for each in set(found))
 
     return verify

@@ -87,7 +87,9 @@ class Generator:
 
         def group(index: int, answers: list[Completion]) -> Group:
             asked = pending[index]
-            return Group(asked.problem, asked.request.prompt_tokens, answers, self.name)
+            opening = self.tokenizer.opening(asked.problem.messages)
+            prompt = asked.request.prompt_tokens
+            return Group(asked.problem, prompt, answers, self.name, opening)
 
         def finished(index: int, answers: list[Completion]) -> None:
             if on_group is not None:

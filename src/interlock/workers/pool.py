@@ -289,7 +289,8 @@ class WorkerPool:
             self._garbage(worker, f"{why}; {hint(worker.open.settings, _GARBAGE)}")
             return
         # The verifier reads problem and text: ours, not what the worker made of them.
-        group = Group(work.problems[place], reply.prompt_tokens, read, worker.name)
+        opening = self._reader.opening(work.problems[place])
+        group = Group(work.problems[place], reply.prompt_tokens, read, worker.name, opening)
         self.outcomes.take(worker, held, place, group)
         if not held.missing:
             del worker.held[reply.id]

@@ -24,6 +24,10 @@ class Reader:
         """Raises ModelError when the chat template refuses it."""
         return self._tokenizer.chat(problem.messages)
 
+    def opening(self, problem: Problem) -> str:
+        """What that prompt says for the assistant already: see Group."""
+        return self._tokenizer.opening(problem.messages)
+
     def read(self, drawn: Sequence[Completion], sampling: Sampling) -> list[Completion] | None:
         """The completions with the text and the end that their tokens have; None when the tokens
         of one go on behind their end, or have none.

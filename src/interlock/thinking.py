@@ -1,0 +1,25 @@
+"""Thinking that is marked as such, by a model or by its chat template: <think> … </think>.
+
+It belongs to a turn of the assistant, and not to the answer that the turn gives.
+"""
+
+import re
+
+_TAG = re.compile(r"<(/?)think(?:ing)?>", re.IGNORECASE)
+
+
+def after(turn: str) -> str:
+    """What stands behind the last thinking that was ended, up to the next that begins.
+
+    All of it when nothing was thought, and nothing when it was never ended.
+    """
+    ends = [tag.end() for tag in _TAG.finditer(turn) if tag[1]]
+    answer = turn[ends[-1] :] if ends else turn
+    begun = _TAG.search(answer)
+    return answer[: begun.start()] if begun else answer
+
+
+def since(text: str) -> str:
+    """From the first mark of thinking on; "" without any."""
+    begun = _TAG.search(text)
+    return text[begun.start() :] if begun else ""

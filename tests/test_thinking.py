@@ -1,0 +1,34 @@
+"""What counts as an answer beside marked thinking; begun and ended in any order."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from interlock import thinking
+
+
+@pytest.mark.parametrize(
+    ("turn", "answer"),
+    [
+        ("<think>5</think>6</think>7", "7"),
+        ("5</think>6", "6"),
+        ("<think>5", ""),
+        ("<think>5</think>6<think>7", "6"),
+        ("6<Thinking>7", "6"),
+        ("<think>5</think><think>6", ""),
+        ("5", "5"),
+    ],
+)
+def test_after(turn: str, answer: str) -> None:
+    assert thinking.after(turn) == answer
+
+
+def test_since() -> None:
+    assert thinking.since("<|assistant|>\n<think>\nSo") == "<think>\nSo"
+    assert thinking.since("<think>\n\n</think>\n\n") == "<think>\n\n</think>\n\n"
+    assert thinking.since("<|assistant|>\n") == ""
+
+
+@given(st.text(st.sampled_from("<>/think 5")))
+def test_parts_of_any_text_are_in_it(text: str) -> None:
+    assert thinking.after(text) in text and text.endswith(thinking.since(text))
