@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +17,7 @@ from remains import gone
 from interlock.errors import ConfigError
 from interlock.fleet.base import Lost
 from interlock.fleet.ray import RayFleet
+from interlock.processes.deadline import Deadline
 
 # Not imported here: the fleet sets what Ray reads at its import.
 pytestmark = [
@@ -158,6 +160,26 @@ def test_another_interpreter_and_environment(hands: Any, tmp_path: Path) -> None
         hands.start("v", "echo", python="/no/such/python")
 
 
+def test_what_a_worker_prints_is_bounded_and_its_owner_s_alone(hands: Any) -> None:
+    hands.start("w", "obeys")
+    hands.ask("w", "setattr(__import__('interlock').processes.logs, '_MOST_BYTES', 0)")
+    hands.ask("w", "print('x' * 1_000_000, 'the end', flush=True)")
+    deadline = Deadline(60)
+    while len(log := hands.log("w")) > 20_000:
+        assert not deadline.over
+        hands.ask("w", "1")  # and asks on
+    assert log.startswith("[what was printed before is cut off]\n") and "x the end" in log
+    assert (hands.directory / "w.log").stat().st_mode & 0o777 == 0o600
+
+
+def test_what_ray_writes_lies_in_a_private_directory(cluster: RayFleet) -> None:
+    assert cluster._directory is not None
+    private = Path(cluster._directory.name)
+    assert private.stat().st_mode & 0o777 == 0o700
+    session = Path(cluster._ray._private.worker.global_worker.node.get_session_dir_path())
+    assert session.resolve().is_relative_to(private)
+
+
 def test_wake_ends_a_poll(hands: Any) -> None:
     hands.fleet.wake()
     hands.fleet.wake()
@@ -253,8 +275,13 @@ def test_a_cluster_of_its_own_dies_with_a_killed_coordinator(
         worker, child = map(int, coordinator.stdout.readline().strip("()\n").split(", "))
         if stopped:
             os.killpg(worker, signal.SIGSTOP)
+        (directory,) = Path("/tmp").glob(f"interlock-ray-*/ray/session_*_{coordinator.pid}")
         coordinator.kill()
     assert gone(worker, child)
+    deadline = Deadline(20)
+    while directory.exists():
+        assert not deadline.over
+        time.sleep(0.1)
 
 
 def test_close_ends_the_cluster(hands: Any) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from remains import gone, runs
 
-from interlock.processes import child as module
+from interlock.processes import reaper as module
 from interlock.processes.child import Child, inherited
 from interlock.processes.deadline import Deadline
 from interlock.processes.reaper import Reaper
@@ -103,6 +103,90 @@ def test_one_whose_parent_is_killed_at_once_dies_too(tmp_path: Path) -> None:
     assert gone(pid, seconds=SOON_S)
 
 
+def test_one_whose_parent_is_killed_before_it_could_name_it_dies_too(tmp_path: Path) -> None:
+    """Stopped at once, in the moment between its start and its registration."""
+    script = tmp_path / "python"
+    script.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/own\nkill -STOP $$\n")
+    script.chmod(0o755)
+    (tmp_path / "taught.py").write_text(SERVE.format("pass"))
+    silent = "import interlock.processes.reaper as r; r.Reaper.add = lambda *_: time.sleep(99)"
+    command = [sys.executable, "-c", PARENT.replace("\n\n", f"\n{silent}\n"), tmp_path, script]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
+    with subprocess.Popen(command, env=environment) as process:
+        pid = int(wait_for(tmp_path / "own"))
+        process.kill()
+    assert gone(pid, seconds=SOON_S)
+
+
+MADE = """
+import sys, time
+from pathlib import Path
+from interlock.processes.scratch import Scratch
+
+where, elsewhere = sys.argv[1:]
+kept, dropped = Scratch("kept-", where), Scratch("dropped-", where)
+Path(kept.name, "link").symlink_to(elsewhere)
+Path(kept.name, "below").mkdir()
+Path(kept.name, "below", "file").touch()
+dropped.cleanup()
+print("made", flush=True)
+time.sleep(1000)
+"""
+
+
+def test_scratch_goes_with_a_killed_process_and_links_out_of_it_are_not_followed(
+    tmp_path: Path,
+) -> None:
+    where, elsewhere = tmp_path / "a b\n+c", tmp_path / "elsewhere"
+    where.mkdir()
+    elsewhere.mkdir()
+    (elsewhere / "file").touch()
+    command = [sys.executable, "-c", MADE, str(where), str(elsewhere)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        (found,) = where.iterdir()
+        assert found.name.startswith("kept-") and found.stat().st_mode & 0o777 == 0o700
+        process.kill()
+    deadline = Deadline(SOON_S)
+    while os.path.lexists(found):
+        assert not deadline.over
+        time.sleep(0.01)
+    assert list(elsewhere.iterdir()) == [elsewhere / "file"] and not list(where.iterdir())
+
+
+RANK = """
+import os, sys, time
+from interlock import cli
+
+def hang(arguments):
+    open(sys.argv[1], "w").write(str(os.getpid()))
+    time.sleep(1000)
+
+cli.parse = hang
+cli.main()
+"""
+AGENT = "import subprocess, sys; subprocess.run([sys.executable, *sys.argv[1:]])"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel for a notice")
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_rank_dies_with_a_killed_torchrun(tmp_path: Path, stopped: bool) -> None:
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(__file__).parents[2] / "src"),
+        "TORCHELASTIC_RUN_ID": "none",  # as torchrun sets it for its ranks
+    }
+    command = [sys.executable, "-c", AGENT, "-c", RANK, str(tmp_path / "rank")]
+    with subprocess.Popen(command, env=environment) as process:
+        pid = int(wait_for(tmp_path / "rank"))
+        if stopped:
+            os.kill(pid, signal.SIGSTOP)
+        process.kill()
+    assert gone(pid, seconds=SOON_S)
+
+
 def test_a_script_that_waits_for_python_dies_with_it(tmp_path: Path) -> None:
     script = tmp_path / "python"
     script.write_text(f'#!/bin/sh\n{sys.executable} "$@"\n[ $? = 0 ] || exit 1\n')
@@ -142,7 +226,7 @@ def test_a_reaper_that_was_killed_is_replaced_with_all_it_knew() -> None:
         os.kill(before, signal.SIGKILL)
         assert gone(before)
         reaper.add(second)
-        assert reaper_of(reaper) != before and reaper._groups == {first, second}
+        assert reaper_of(reaper) != before and reaper._known == {first, second}
         reaper.remove(first)
         reaper.remove(second)
         assert runs(reaper_of(reaper))
@@ -191,7 +275,7 @@ def test_it_kills_what_was_added_and_not_removed_and_a_fork_has_its_own() -> Non
 
 def test_the_signals_that_end_a_service_do_not_end_it(start: Start) -> None:
     start("time.sleep(1000)")
-    pid = reaper_of(module._reaper)
+    pid = reaper_of(module.reaper)
     time.sleep(0.3)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         os.kill(pid, number)
@@ -200,8 +284,8 @@ def test_the_signals_that_end_a_service_do_not_end_it(start: Start) -> None:
 
 
 def test_it_is_gone_when_its_parent_is(tmp_path: Path) -> None:
-    code = PARENT.replace("print(child.pid", "from interlock.processes import child as m\n"
-                          "print(m._reaper._process.pid")  # fmt: skip
+    code = PARENT.replace("print(child.pid", "from interlock.processes import reaper as m\n"
+                          "print(m.reaper._process.pid")  # fmt: skip
     (tmp_path / "taught.py").write_text(SERVE.format("channel.receive()"))
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
     command = [sys.executable, "-c", code, str(tmp_path), sys.executable]

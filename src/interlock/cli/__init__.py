@@ -14,6 +14,7 @@ from typing import NoReturn, TextIO
 
 from interlock.cli.arguments import parse
 from interlock.errors import InterlockError, UserError, VoidResult
+from interlock.processes.torchrun import end_with_torchrun
 from interlock.text import hide_credentials, one_line
 
 # What is wrong with a name that was given, wherever it is first looked at.
@@ -31,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     0: done. 1: it failed. 2: the user's mistake. 3: done, and nothing was learned or judged by it.
     130: interrupted. 141: whoever read the output left before its end.
     """
+    end_with_torchrun()
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:  # and not nohup's
             signal.signal(number, signal.default_int_handler)

@@ -23,13 +23,12 @@ import secrets
 import shlex
 import socket
 import sys
-import tempfile
 import threading
 import traceback
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from interlock.errors import ConfigError
 from interlock.fleet.base import Event, Lost, Spec
@@ -37,7 +36,8 @@ from interlock.fleet.local import interpreter
 from interlock.processes.child import UNASKED_BYTES
 from interlock.processes.deadline import Deadline
 from interlock.processes.frames import too_long
-from interlock.processes.logs import appended, tail
+from interlock.processes.logs import appended, cut, tail
+from interlock.processes.scratch import Scratch
 from interlock.text import described, error_line, last_line
 
 _TAKE_S = 5.0  # one call of `take` at most
@@ -61,7 +61,7 @@ class RayFleet:
         address = address or os.environ.get("RAY_ADDRESS")
         self._starts_cluster = address is None
         self._start_s = start_s
-        self._directory: tempfile.TemporaryDirectory[str] | None = None
+        self._directory: Scratch | None = None
         self._ray = _import_ray(self._starts_cluster)
         self._connect(address)
         self._node = self._ray.get_runtime_context().get_node_id()
@@ -148,11 +148,8 @@ class RayFleet:
     def _connect(self, address: str | None) -> None:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if address is None:
-            self._directory = tempfile.TemporaryDirectory(
-                prefix="interlock-ray-",
-                dir="/tmp",  # Ray's socket names hardly fit the system's limit
-                ignore_cleanup_errors=True,
-            )
+            # Where Ray's socket names, which have a limit, fit.
+            self._directory = Scratch("interlock-ray-", "/tmp")
             options |= {
                 "address": "local",  # never a cluster that happens to run here
                 "include_dashboard": False,
@@ -242,8 +239,8 @@ class RayWorker:
         self._inbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._outbox: queue.SimpleQueue[bytes | str] = queue.SimpleQueue()
         ray = importlib.import_module("ray")
-        if ray.get_runtime_context().get_node_id() == coordinator_node:
-            _print_to(Path(log))
+        here = ray.get_runtime_context().get_node_id() == coordinator_node
+        self._log = _print_to(Path(log)) if here else None
         threading.Thread(target=self._serve, args=[module], name="worker", daemon=True).start()
 
     def receive(self) -> bytes | None:
@@ -257,6 +254,8 @@ class RayWorker:
 
     def take(self, timeout_s: float) -> _Reply:
         """Wait for messages, and give all there are."""
+        if self._log is not None:  # here, as this is called all the time
+            cut(self._log)
         messages: list[bytes] = []
         while True:
             try:
@@ -302,10 +301,11 @@ def _import_ray(starts_cluster: bool) -> Any:
         ) from None
 
 
-def _print_to(log: Path) -> None:
-    with appended(log) as file:
-        for number in (1, 2):
-            os.dup2(file.fileno(), number)
+def _print_to(log: Path) -> BinaryIO:
+    file = appended(log)
+    for number in (1, 2):
+        os.dup2(file.fileno(), number)
+    return file
 
 
 def _amounts(resources: dict[str, float]) -> str:

@@ -8,7 +8,7 @@
 Nothing listens: a pair of connected sockets is made before the process is, and only that process
 inherits the other end. So no stranger can connect, and no secret has to be handed over. A child is
 a session of its own and is killed as a group, by the reaper too when this process is gone. A
-process that opens a session of its own escapes.
+process that opens a session of its own escapes, until then.
 
 Every wait has a deadline, and every message a limit: what a child may send is bounded by what it
 was asked for.
@@ -31,7 +31,7 @@ from typing import BinaryIO
 from interlock.processes import logs
 from interlock.processes.deadline import Deadline
 from interlock.processes.frames import FrameReader, header
-from interlock.processes.reaper import Reaper
+from interlock.processes.reaper import reaper
 from interlock.text import last_line
 
 UNASKED_BYTES = 1 << 20  # of a message that was not asked for: a sign of life, a failure
@@ -46,8 +46,6 @@ _TORCHRUN = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADD
 
 # What a process needs to start, and to read text and the clock as we do.
 _BARE = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "TZ")
-
-_reaper = Reaper()
 
 
 class ChildError(Exception):
@@ -116,13 +114,13 @@ class Child:
                     stdin=theirs.fileno(),
                     stdout=self._log,
                     stderr=self._log,
-                    env=dict(env),
+                    env={**env, **reaper.expect()},
                     pass_fds=inherited,
                     start_new_session=True,
                 )
             self._pidfd: int | None = None
             try:
-                _reaper.add(self.pid)
+                reaper.add(self.pid)
             except BaseException:
                 self.kill()
                 self._process.wait(_REAP_S)
@@ -257,7 +255,7 @@ class Child:
             self._link.close()
             if self._pidfd is not None:
                 os.close(self._pidfd)
-            _reaper.remove(self.pid)
+            reaper.remove(self.pid)
             # One that is stuck in a driver is reaped by a later Popen.
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(_REAP_S)

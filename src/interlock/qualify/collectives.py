@@ -11,12 +11,10 @@ Public failures: vllm-ascend#3413, #486, #382; Ascend/pytorch#48; trl#6786.
 """
 
 import sys
-import tempfile
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 
 import msgspec
 import torch
@@ -27,6 +25,7 @@ from interlock.chips.admission import MOST_RANKS
 from interlock.errors import UserError
 from interlock.fleet.base import Lost, Spec
 from interlock.fleet.local import LocalFleet
+from interlock.processes.scratch import Scratch
 from interlock.qualify import faults, ranks
 from interlock.qualify.check import Evidence, Level, Subject, beyond, judged
 from interlock.qualify.ranks import (
@@ -78,9 +77,9 @@ def exact(subject: Subject) -> Evidence:
         )
         for rank in range(world_size)
     ]
-    with tempfile.TemporaryDirectory(prefix="interlock-") as logs, closing(LocalFleet()) as fleet:
+    with Scratch("interlock-ranks-") as logs, closing(LocalFleet()) as fleet:
         for plan in plans:
-            log = Path(logs) / f"rank-{plan.rank}"
+            log = logs / f"rank-{plan.rank}"
             environment = {"OMP_NUM_THREADS": "1"} | _loopback()
             fleet.start(Spec(str(plan.rank), ranks.__name__, log, env=environment))
             fleet.send(str(plan.rank), msgspec.msgpack.encode(plan))

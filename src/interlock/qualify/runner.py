@@ -8,8 +8,6 @@ may cost its whole deadline: the rest stays UNKNOWN. With `fail_fast` so it does
 in such a check.
 """
 
-import shutil
-import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -28,6 +26,7 @@ from interlock.processes.child import (
     ChildLate,
     inherited,
 )
+from interlock.processes.scratch import Scratch
 from interlock.qualify import faults
 from interlock.qualify.check import Check, Evidence, Level
 from interlock.qualify.checks import CHECKS
@@ -87,15 +86,14 @@ def qualify(
     Raises:
         ConfigError: there is no such device.
     """
-    logs = Path(tempfile.mkdtemp(prefix="interlock-qualify-"))
     ask = ProbeRequest(name, level, minutes, seed)
-    try:
-        with closing(_Probes(logs, ask, fail_fast)) as probes:
-            stack, silent = probes.identify()
-            chosen = list(CHECKS.values()) if checks is None else checks
-            findings, world_size = probes.run(chosen, watch or Watch(), given_up=silent)
-    finally:
-        shutil.rmtree(logs, ignore_errors=True)
+    with (
+        Scratch("interlock-qualify-") as logs,
+        closing(_Probes(logs, ask, fail_fast)) as probes,
+    ):
+        stack, silent = probes.identify()
+        chosen = list(CHECKS.values()) if checks is None else checks
+        findings, world_size = probes.run(chosen, watch or Watch(), given_up=silent)
     if silent:
         others = [finding for finding in findings if finding.check != "versions"]
         findings = [Finding("versions", Result.FAIL, silent), *others]

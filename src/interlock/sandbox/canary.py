@@ -9,14 +9,13 @@ import contextlib
 import functools
 import os
 import socket
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import msgspec
 
 from interlock.errors import SandboxError
+from interlock.processes.scratch import Scratch
 from interlock.sandbox.limits import ResourceLimits
 from interlock.sandbox.running import NotStarted, Ran, run
 from interlock.sandbox.slots import Slot
@@ -69,9 +68,9 @@ def open_sandbox() -> Way:
 
 def fault(way: Way) -> str | None:
     """What is wrong with it; None: it isolates."""
-    with tempfile.TemporaryDirectory(prefix="interlock-canary-") as directory, Slot() as slot:
-        os.chmod(directory, 0o777)
-        secret = Path(directory) / "secret"
+    with Scratch("interlock-canary-") as directory, Slot() as slot:
+        directory.chmod(0o777)
+        secret = directory / "secret"
         secret.write_text("secret")
         with socket.create_server(("127.0.0.1", 0)) as server:
             program = _ATTACK.format(

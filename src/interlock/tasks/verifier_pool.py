@@ -11,7 +11,6 @@ model wrote, or any whose task asks for it, runs in a sandbox (docs/security.md)
 """
 
 import logging
-import os
 import tempfile
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +22,8 @@ import msgspec
 
 from interlock.config.schema import TaskSettings
 from interlock.errors import TaskError
-from interlock.processes.child import Child, ChildEnded, ChildGarbage, ChildLate
+from interlock.processes.child import Child, ChildEnded, ChildGarbage, ChildLate, bare
+from interlock.processes.scratch import Scratch
 from interlock.records.coding import from_bytes
 from interlock.records.rl import Problem, Verdict, VerdictStatus
 from interlock.sandbox.canary import open_sandbox
@@ -47,7 +47,6 @@ _MODULE = "interlock.tasks.verifier_worker"
 # is judged is judged in forks, each with a limit of time.
 _LIMITS = ResourceLimits(memory_mb=0, cpu_s=0, scratch_mb=16, processes=0, open_files=256)
 _PUBLIC = {Path(place) for place in ("/tmp", "/var/tmp", "/dev/shm", tempfile.gettempdir())}
-_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH")
 
 logger = logging.getLogger(__name__)
 
@@ -66,9 +65,7 @@ class VerifierPool:
         self._sandbox = sandbox_of(task)
 
     def __enter__(self) -> "VerifierPool":
-        self._directory = tempfile.TemporaryDirectory(
-            prefix="interlock-verifier-", ignore_cleanup_errors=True
-        )
+        self._directory = Scratch("interlock-verifier-")
         self._workers = [
             VerifierProcess(self._task, self._directory.name, self._sandbox)
             for _ in range(self._task.workers)
@@ -260,11 +257,8 @@ def _pop(waiting: deque[int]) -> int | None:
 
 def _environment(directory: str) -> dict[str, str]:
     """No secrets, one thread per numerical library, and a fixed order of sets."""
-    kept = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-    package_root = str(Path(__file__).parents[2])
     return {
-        **kept,
-        "PYTHONPATH": os.pathsep.join(filter(None, [package_root, kept.get("PYTHONPATH")])),
+        **bare(),
         "PYTHONHASHSEED": "0",
         "PYTHONDONTWRITEBYTECODE": "1",
         "OMP_NUM_THREADS": "1",

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from interlock.engine.base import Shapes
 from interlock.errors import SyncError
+from interlock.processes.scratch import Scratch
 from interlock.text import error_line
 
 Place = tuple[str, int, int]  # a vLLM parameter, and from which of its rows to which
@@ -51,11 +51,11 @@ def room() -> Iterator[Path]:
     Raises SyncError when there is no place for one.
     """
     try:
-        folder = TemporaryDirectory(prefix="interlock-")
+        folder = Scratch("interlock-weights-")
     except OSError as error:
         raise _refused(f"a temporary file ({error_line(error)})") from None
-    with folder as name:
-        yield Path(name) / "weights.safetensors"
+    with folder as directory:
+        yield directory / "weights.safetensors"
 
 
 def write(tensors: Mapping[str, Tensor], path: Path) -> None:
