@@ -123,7 +123,7 @@ def test_a_lone_stage_needs_no_index(tmp_path: Path) -> None:
         ("stage.steps=true", "stage.0.steps = True: expected int, got bool"),
         ("stage.steps='3'", "stage.0.steps = '3': expected int, got str; write it without quotes"),
         ("stage.steps=1e2", "stage.0.steps = 100.0: expected int, got float; write 100"),
-        ("generator.env.OMP_NUM_THREADS=2", """'generator.0.env.OMP_NUM_THREADS="2"'"""),
+        ("generator.env.OMP_NUM_THREADS=2", """'generator.0.env.OMP_NUM_THREADS="…"'"""),
         ("model.lora_r=16", "'model.lora_r'; [model] has path, chat_template"),
         ("zzz=1", "unknown setting 'zzz'; there are model, stage, name"),
         ("stage.task.held_out=10000000", "expected int <= 1000000"),
@@ -223,3 +223,23 @@ def test_a_lone_task_takes_the_same_overrides() -> None:
     assert (task.held_out, task.options, task.system) == (64, {"digits": 3}, "Be brief.")
     with pytest.raises(ConfigError, match="unknown setting 'digits'"):
         parse_task("arithmetic", 64, ["digits=3"])
+
+
+@pytest.mark.parametrize(
+    ("section", "override", "where"),
+    [
+        ("[[generator]]\nenv = { KEY = 31415926 }", None, "generator.0.env.KEY = …: expected str"),
+        ('[[generator]]\nenv = { KEY = ["31415926"] }', None, "generator.0.env.KEY = …"),
+        ('[[generator]]\nenv = "31415926"', None, "generator.0.env = …"),
+        ("", "generator.env.KEY=31415926", """'generator.0.env.KEY="…"'"""),
+        ("", "generator.env=31415926", "generator.0.env = …"),
+        ("", "generator.env.A-B=31415926", "'generator.env.A-B=…'"),
+        ("", "hf-token=31415926", "'hf-token=…'"),
+    ],
+)
+def test_a_wrong_value_that_may_be_a_secret_is_not_shown(
+    tmp_path: Path, section: str, override: str | None, where: str
+) -> None:
+    with pytest.raises(ConfigError) as wrong:
+        load(tmp_path, BASE + section, *([override] if override else []))
+    assert where in str(wrong.value) and "31415926" not in str(wrong.value)

@@ -152,6 +152,47 @@ def test_any_json_is_a_model_or_a_model_error(model: Path, data: st.DataObject) 
             path.write_bytes(whole)
 
 
+SIZES = st.integers(0, 64) | st.integers(-2, 2**64)
+ENTRIES = st.fixed_dictionaries(
+    {},
+    optional={
+        "dtype": st.sampled_from(["F32", "F16", "BF16", "F64", "I8", "BOOL", "F8_E4M3", "X", ""]),
+        "shape": st.lists(SIZES, max_size=4),
+        "data_offsets": st.lists(SIZES, max_size=3),
+    },
+)
+BYTES = st.lists(st.tuples(st.integers(0), st.integers(0, 255)), min_size=1, max_size=4)
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_header_of_weights_is_right_or_a_model_error(model: Path, data: st.DataObject) -> None:
+    """Its length, an entry (overlaps and other dtypes among them), or some of its bytes."""
+    path = model / "model.safetensors"
+    whole = path.read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    head, rest = json.loads(whole[8 : 8 + length]), whole[8 + length :]
+    spoiled = bytearray(whole)
+    match data.draw(st.sampled_from(["length", "entry", "another's place", "bytes"])):
+        case "length":
+            spoiled[:8] = data.draw(st.integers(0, 2**64 - 1)).to_bytes(8, "little")
+        case "bytes":
+            for at, byte in data.draw(BYTES):
+                spoiled[at % (8 + length)] = byte
+        case kind:
+            name, other = data.draw(st.lists(st.sampled_from(sorted(head)), min_size=2, max_size=2))
+            head[name] |= data.draw(ENTRIES) if kind == "entry" else head[other]
+            written = json.dumps(head).encode()
+            spoiled[:] = len(written).to_bytes(8, "little") + written + rest
+    path.write_bytes(spoiled)
+    try:
+        load_decoder(model, torch.float32, CPU)
+    except ModelError as error:
+        assert "\n" not in str(error)
+    finally:
+        path.write_bytes(whole)
+
+
 @pytest.mark.parametrize("spoil", [lambda b: b[:40], lambda b: b"\xff" * 64, lambda b: b""])
 def test_damaged_files_are_ours(model: Path, spoil: Callable[[bytes], bytes]) -> None:
     for path in sorted(model.iterdir()):

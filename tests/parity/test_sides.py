@@ -16,7 +16,7 @@ from interlock.parity.compare import Question, compare
 from interlock.parity.outcome import Agreement
 from interlock.parity.sides import SideFailed, Sides, parse
 from interlock.records.rl import Problem, Sampling
-from interlock.workers.protocol import Failed, Failure, Scored, ScoreTexts
+from interlock.workers.protocol import Failed, Failure, Scored, ScoreTexts, Text, Trace, Traced
 
 EPS = torch.finfo(torch.float32).eps
 
@@ -94,6 +94,30 @@ def test_nonsense_is_no_reply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         sides.start("a", "torch:cpu")
         with pytest.raises(TrainingError, match="sent what is no reply"):
             sides.ask({"a": ScoreTexts([[1]])}, Scored)
+
+
+def test_a_side_sends_no_more_than_the_reference_did(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what nobody can say beforehand how long it is: sketches, and operators' outputs."""
+    (tmp_path / "large.py").write_text(
+        "from interlock.workers import protocol\n"
+        "def serve(channel):\n"
+        "    asked = protocol.ask(channel.receive())\n"
+        "    reply = protocol.Traced(['x'], bytes(3 << 20), id=asked.id)\n"
+        "    channel.send(protocol.encode(reply))\n    channel.receive()\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr("interlock.parity.sides._MODULE", "large")
+    asked = Trace(Text([1], [], False), "", "")
+    with Sides(tmp_path, answer_s=60) as sides:
+        for name in ("a", "b"):
+            sides.start(name, "torch:cpu")
+        whole = sides.ask({"a": asked}, Traced)["a"]
+        assert len(whole.sketches) == 3 << 20
+        small = Traced(["x"], bytes(1 << 20))
+        with pytest.raises(TrainingError, match=r"side b .* is gone: sent a message of 3,1"):
+            sides.ask({"b": asked}, Traced, like=small)
 
 
 def test_a_side_that_says_nothing_but_that_it_lives_is_given_up(

@@ -84,6 +84,14 @@ def test_a_directory_in_use_or_with_strangers_is_refused(tmp_path: Path) -> None
     assert os.listdir(tmp_path / "home") == ["thesis.tex"]
 
 
+@pytest.mark.parametrize("mode", [0o755, 0o777, 0o2775])
+def test_a_directory_that_was_there_becomes_its_owners_alone(tmp_path: Path, mode: int) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run").chmod(mode)
+    create(tmp_path / "run").finish()
+    assert (tmp_path / "run").stat().st_mode & 0o077 == 0
+
+
 def test_what_a_kill_during_creation_left_is_no_obstacle(tmp_path: Path) -> None:
     (tmp_path / "lock").write_text("1\n")
     (tmp_path / "config.json").write_text("{}")

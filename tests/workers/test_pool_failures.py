@@ -15,6 +15,7 @@ from scripted_pool import (
 
 from interlock.config.schema import FleetSettings
 from interlock.errors import ConfigError, TrainingError
+from interlock.fleet.base import Lost
 from interlock.records.metrics import WorkerState
 from interlock.workers.protocol import (
     Answered,
@@ -260,3 +261,16 @@ def test_a_retired_worker_can_still_be_put_in_quarantine(scene: Make) -> None:
     assert s.state("a") is WorkerState.RETIRED
     s.pool.quarantine("a", "k3 0.5")
     assert s.state("a") is WorkerState.QUARANTINED
+
+
+@pytest.mark.parametrize("way", ["lost", "failed"])
+def test_a_worker_that_says_its_own_secrets_is_quoted_without_them(scene: Make, way: str) -> None:
+    """A traceback's last line, say; words of a variable too, but nothing as short as "npu:3"."""
+    s = scene("a").put("a", WorkerState.GENERATING)
+    worker = s.pool._workers["a"]
+    worker.spec = replace(worker.spec, env={"KEY": "swordfish-31 two-lines-of", "CHIP": "npu:3"})
+    s.events.clear()
+    said = "exit code 1: no access to npu:3 with swordfish-31, two-lines-of"
+    s.hear("a", Lost(said) if way == "lost" else Failed(said, Failure.FAULT, list(worker.held)))
+    assert "no access to npu:3 with …, …" in s.events[0][1]
+    assert "swordfish" not in f"{s.events}{worker.reason}"

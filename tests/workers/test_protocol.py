@@ -2,6 +2,8 @@
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from interlock.config.schema import GeneratorSettings
 from interlock.processes.child import UNASKED_BYTES
@@ -63,3 +65,46 @@ def test_what_has_no_reply_allows_no_more_than_signs_of_life() -> None:
     assert protocol.reply_bytes(Abort(id=7), CANARY) == UNASKED_BYTES
     for request in (Open("w", "", GeneratorSettings()), Qualify("cpu", "quick")):
         assert protocol.reply_bytes(request, CANARY) == 8 << 20
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+WHOLE = [
+    msgspec.to_builtins(message)
+    for message in (
+        asked(1, 2, 3),
+        Load(1, "digest", id=2),
+        Answered(0, [1], [Completion.sampled([2], [-0.5], FinishReason.STOP, "", 3)], id=2),
+        Loaded(1, None, [-0.5], [-0.5], [-0.5], 9, id=2),
+        protocol.Failed("no", protocol.Failure.FAULT, [2]),
+    )
+]
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_any_message_is_one_or_a_value_error(data: st.DataObject) -> None:
+    """Any bytes, a real message with one value exchanged, and one with a byte that is another."""
+    tree = dict(data.draw(st.sampled_from(WHOLE)))
+    tree[data.draw(st.sampled_from(sorted(tree)))] = data.draw(VALUES)
+    message = bytearray(msgspec.msgpack.encode(tree))
+    if data.draw(st.booleans()):
+        message[data.draw(st.integers(0, len(message) - 1))] = data.draw(st.integers(0, 255))
+    for sent in (bytes(message), data.draw(st.binary(max_size=40))):
+        for read in (protocol.ask, protocol.reply):
+            try:
+                found = read(sent)
+            except ValueError as error:
+                assert "Traceback" not in str(error)
+            else:
+                assert read(protocol.encode(found)) == found or "nan" in repr(found)
+
+
+def test_a_message_nested_without_end_is_a_value_error() -> None:
+    for deep in (b"\x91" * 100_000, b"\x81\xa1a" * 100_000):
+        for read in (protocol.ask, protocol.reply):
+            with pytest.raises(ValueError, match=r"deep|truncated|Expected"):
+                read(deep)

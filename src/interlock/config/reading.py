@@ -17,6 +17,7 @@ import msgspec.inspect
 
 from interlock.config.checks import check_combinations
 from interlock.config.schema import STAGES, Recipe, TaskSettings
+from interlock.config.secrets import is_secret, shown_override
 from interlock.errors import ConfigError
 from interlock.records.rl import Sampling
 from interlock.text import hide_credentials, one_line
@@ -88,7 +89,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     """Set one dotted `key=value`. A list of one table, such as a lone [[stage]], needs no index."""
     key, equals, text = override.partition("=")
     if not equals or not re.fullmatch(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*", key):
-        raise ConfigError(f"cannot read the override {override!r}; write section.key=value")
+        shown = shown_override(override)
+        raise ConfigError(f"cannot read the override {shown!r}; write section.key=value")
     parts: list[str] = key.split(".")
     node: Any = tree
     for depth, part in enumerate(parts):
@@ -146,7 +148,10 @@ def explain(message: str, tree: Any, kind: type[msgspec.Struct]) -> str:
     if not complaint.startswith("expected array") and (choices := _choices(where, kind)):
         complaint = f"choose one of {choices}"
     shown = one_line(hide_credentials(repr(value)), _SHOWN)
-    return f"{where or 'the recipe'} = {shown}: {complaint}{_remedy(complaint, where, value)}"
+    remedy = _remedy(complaint, where, value)
+    if is_secret(where):
+        shown, remedy = "…", _remedy(complaint, where, "…")
+    return f"{where or 'the recipe'} = {shown}: {complaint}{remedy}"
 
 
 def _where(tree: Any, keys: Sequence[str], complaint: str) -> str:

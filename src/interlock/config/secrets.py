@@ -8,7 +8,7 @@ The digest is slow, and so short that many guesses fit it.
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from interlock.text import hide_credentials
@@ -16,6 +16,7 @@ from interlock.text import hide_credentials
 _REDACTED = re.compile(r"digest:[0-9a-f]{6}")
 _SECRET = re.compile(r"token|secret|passw|credential|api_?key|private_?key", re.IGNORECASE)
 _ROUNDS = 20_000
+_SHORTEST = 8  # characters; "npu:3" is no secret
 
 
 def redacted(tree: dict[str, Any]) -> dict[str, Any]:
@@ -30,8 +31,20 @@ def redacted(tree: dict[str, Any]) -> dict[str, Any]:
 def shown_override(override: str) -> str:
     """A `key=value` of the command line, to be printed: a variable's value is left out."""
     key, equals, _ = override.partition("=")
-    secret = equals and (".env" in key or _SECRET.search(key))
-    return f"{key}=…" if secret else hide_credentials(override)
+    return f"{key}=…" if equals and is_secret(key) else hide_credentials(override)
+
+
+def is_secret(setting: str) -> bool:
+    """Whether the value of a setting, named by its dotted path, may not be shown."""
+    return ".env" in setting or _SECRET.search(setting) is not None
+
+
+def without_secrets(text: str, env: Mapping[str, str]) -> str:
+    """What a process says, without the values of variables that it was given, short ones apart."""
+    words = {word for value in env.values() for word in value.split() if len(word) >= _SHORTEST}
+    for word in sorted(words, key=len, reverse=True):
+        text = text.replace(word, "…")
+    return text
 
 
 def _generator(table: dict[str, Any]) -> dict[str, Any]:

@@ -137,8 +137,9 @@ def _traces(
     for dtype in ("float64", *sorted(set(dtypes.values()))):
         request = {REFERENCE: Trace(text, model, dtype)}
         replies[dtype] = sides.ask(request, Traced)[REFERENCE]
-    replies |= sides.ask({side: Trace(text, model, "") for side in dtypes}, Traced)
-    points = replies["float64"].points
+    exact = replies["float64"]
+    replies |= sides.ask({side: Trace(text, model, "") for side in dtypes}, Traced, like=exact)
+    points = exact.points
     if odd := next((name for name, reply in replies.items() if reply.points != points), None):
         raise TrainingError(f"side {odd} runs another version of Interlock; install the same one")
     return points, {name: unpacked(each.sketches)["sketches"] for name, each in replies.items()}
@@ -185,9 +186,11 @@ def _operators(sides: Sides, record: Record, side: str) -> list[Tried]:
         operator = sides.ask({REFERENCE: Take(index)}, Taken)[REFERENCE].operator
         plain = Apply(operator, exact=False)
         exact = sides.ask({REFERENCE: Apply(operator, exact=True)}, Applied)[REFERENCE]
-        found = sides.ask({REFERENCE: plain, side: plain}, Applied)
-        if exact.error or found[REFERENCE].error:
+        if exact.error:
             continue  # an operator that the CPU lacks proves nothing
+        found = sides.ask({REFERENCE: plain, side: plain}, Applied, like=exact)
+        if found[REFERENCE].error:
+            continue
         wanted = unpacked(exact.outputs)
         own = output_error(unpacked(found[REFERENCE].outputs), wanted)
         said = found[side].error

@@ -19,7 +19,7 @@ import msgspec
 
 from interlock.config.schema import Dtype, EngineName, GeneratorSettings
 from interlock.errors import ConfigError, TrainingError
-from interlock.processes.child import Child, ChildError, inherited, wait
+from interlock.processes.child import UNASKED_BYTES, Child, ChildError, inherited, wait
 from interlock.processes.deadline import Deadline
 from interlock.records.rl import Group
 from interlock.text import error_line, one_line
@@ -138,13 +138,18 @@ class Sides:
         asked = {name: Open(name, str(model), kept) for name, (model, kept) in sides.items()}
         return self.ask(asked, Opened)
 
-    def ask(self, asked: Mapping[str, Ask], kind: type[Kind]) -> dict[str, Kind]:
+    def ask(
+        self, asked: Mapping[str, Ask], kind: type[Kind], like: msgspec.Struct | None = None
+    ) -> dict[str, Kind]:
         """Ask several sides at once and wait for all of their answers, which must be of `kind`.
+
+        `like`: an answer of the reference's that none may be much larger than.
 
         Raises SideFailed when a side says that it failed, ConfigError when it says that the user
         can mend it, and TrainingError when it is lost, late or makes no sense.
         """
-        return {name: only for name, (only,) in self._ask(asked, kind).items()}
+        room = None if like is None else len(msgspec.msgpack.encode(like)) + UNASKED_BYTES
+        return {name: only for name, (only,) in self._ask(asked, kind, room).items()}
 
     def generate(self, asked: Mapping[str, Generate], reader: Reader) -> dict[str, list[Group]]:
         """As `ask`; the groups in the order of the problems, their tokens read by `reader`."""
@@ -164,13 +169,15 @@ class Sides:
                 found[name].append(Group(problem, answer.prompt_tokens, read, name, opening))
         return found
 
-    def _ask(self, asked: Mapping[str, Ask], kind: type[Kind]) -> dict[str, list[Kind]]:
-        """All replies of each side, once every side has sent its last."""
+    def _ask(
+        self, asked: Mapping[str, Ask], kind: type[Kind], room: int | None = None
+    ) -> dict[str, list[Kind]]:
+        """All replies of each side, of `room` bytes at most, once every side has sent its last."""
         deadline = Deadline(self._answer_s)
         most = {}
         self._asked += 1
         for name, each in asked.items():
-            most[name] = protocol.reply_bytes(each, None)
+            most[name] = protocol.reply_bytes(each, None) if room is None else room
             message = msgspec.structs.replace(each, id=self._asked)
             self._send(name, protocol.encode(message))
         replies: dict[str, list[Reply]] = {name: [] for name in asked}

@@ -27,6 +27,7 @@ from interlock.records.coding import Record, from_bytes, to_bytes
 from interlock.records.rl import Group, ScoredGroup
 from interlock.rundir import older
 from interlock.rundir.files import storage_errors
+from interlock.text import error_line
 
 # Of the tables below and the records in them; kept in the file as PRAGMA user_version. Of the
 # formats before it, those with a converter can still be read.
@@ -35,6 +36,7 @@ _OLDER: dict[int, dict[type[msgspec.Struct], Callable[[dict[str, Any]], dict[str
     2: {Group: older.group, ScoredGroup: older.scored_group},
     3: {},  # whose digests are of the payload alone
 }
+_REASON = 200  # characters of what SQLite says
 _BUSY_TIMEOUT = 30.0  # seconds to wait for a reader that holds the file
 
 _SEALED = "problem_id TEXT NOT NULL, payload BLOB NOT NULL, sha256 TEXT NOT NULL"
@@ -68,7 +70,7 @@ class Ledger:
         """
         self.path = path
         self._lock = threading.RLock()
-        with storage_errors(path.parent):
+        with _ledger_errors(path):
             if path.is_symlink():  # which SQLite would follow
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
             self._database = _connect(str(path))
@@ -88,7 +90,7 @@ class Ledger:
         ledger = cls.__new__(cls)
         ledger.path = path
         ledger._lock = threading.RLock()
-        with storage_errors(path.parent):
+        with _ledger_errors(path):
             ledger._database = _open_existing(path) if path.exists() else _connect(":memory:")
             ledger.format = _format_of(ledger._database, path)
             ledger.missing = not ledger.format
@@ -249,7 +251,7 @@ class Ledger:
     @contextmanager
     def _access(self) -> Iterator[sqlite3.Connection]:
         """The connection, for one thread at a time."""
-        with self._lock, storage_errors(self.path.parent):
+        with self._lock, _ledger_errors(self.path):
             yield self._database
 
     @contextmanager
@@ -289,7 +291,8 @@ class Ledger:
     def _unsealed(
         self, where: str, kind: type[Record], key: tuple[Any, ...], payload: bytes, digest: str
     ) -> Record:
-        if _digest(payload, () if self.format in _OLDER else key) != digest:
+        whole = isinstance(payload, bytes)  # a damaged row may hold anything
+        if not whole or _digest(payload, () if self.format in _OLDER else key) != digest:
             raise RunError(f"{where} is damaged; restore the ledger or start a new run")
         try:
             if self.format not in _OLDER:
@@ -311,6 +314,21 @@ class Ledger:
             return database.execute(
                 f"SELECT DISTINCT stage, step FROM {table} ORDER BY stage, step"
             ).fetchall()
+
+
+@contextmanager
+def _ledger_errors(path: Path) -> Iterator[None]:
+    """As storage_errors; and what SQLite makes of damaged bytes is a RunError, too."""
+    try:
+        with storage_errors(path.parent):
+            yield
+    except (sqlite3.IntegrityError, sqlite3.ProgrammingError):  # of what was asked
+        raise
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+        raise RunError(
+            f"{path} is damaged ({error_line(error, _REASON)}); restore it from a copy, or start a "
+            "new run"
+        ) from error
 
 
 def _sealed(record: msgspec.Struct, *key: Any) -> tuple[str, bytes, str]:

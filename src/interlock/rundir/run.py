@@ -217,6 +217,8 @@ class RunDir(RunView):
             raise RunError(f"{path} holds a run already; add --resume, or give another directory")
         if strangers:
             raise RunError(f"{path} is not empty and holds no run; give another directory")
+        with storage_errors(path):
+            path.chmod(0o700)  # also one that was there
         now = time.time()
         manifest = Manifest(
             versions,

@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 
 from interlock.chips import vendors
 from interlock.chips.admission import needs_certificate
+from interlock.config.secrets import without_secrets
 from interlock.errors import ConfigError, TrainingError, UserError
 from interlock.fleet.base import Spec
 from interlock.records.metrics import EventKind, WorkerMetrics, WorkerState
 from interlock.records.rl import Group
 from interlock.records.trust import Stack
+from interlock.text import one_line
 from interlock.workers.generators import Purpose, Work
 from interlock.workers.protocol import Open
 from interlock.workers.queue import Unit
@@ -77,6 +79,10 @@ class WorkerHandle:
     @property
     def name(self) -> str:
         return self.spec.name
+
+    def quoted(self, text: str) -> str:
+        """What it said of a failure, as it may be shown."""
+        return one_line(without_secrets(text, self.spec.env), REASON)
 
     @property
     def awaited(self) -> bool:

@@ -191,7 +191,7 @@ class WorkerPool:
             return  # what it said before it was given up
         worker.heard = time.monotonic()
         if isinstance(event, Lost):
-            self._restart(worker, "worker_lost", one_line(event.reason, REASON))
+            self._restart(worker, "worker_lost", worker.quoted(event.reason))
             return
         try:
             reply = protocol.reply(event)
@@ -299,7 +299,7 @@ class WorkerPool:
 
     def _failed(self, worker: WorkerHandle, reply: Failed) -> None:
         """It is alive, and says that it could not do what it was asked."""
-        state, reason = worker.facts.state, one_line(reply.reason, REASON)
+        state, reason = worker.facts.state, worker.quoted(reply.reason)
         if state is WorkerState.QUALIFYING:
             self._restart(worker, None, reason)
             return

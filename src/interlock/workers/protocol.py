@@ -302,7 +302,8 @@ def reply_bytes(asked: Ask, canary: Canary | None) -> int:
         case Weigh():
             return _SHAPES_BYTES
         case Trace() | Record() | Take() | Apply():
-            # The operators of one layer of a large model, with their inputs, are hundreds of MB.
+            # The operators of one layer of a large model, with their inputs, are hundreds of MB. So
+            # much is taken from parity's reference alone, a process of our own on this machine.
             return MAX_MESSAGE_BYTES
     return UNASKED_BYTES
 
