@@ -3,8 +3,9 @@
 python bench/sandbox.py --starts 300 --runs 1000
 
 Every start is that of an empty Python program, from the call to the answer; taking turns with
-starts of the interpreter alone. Then bombs go off in slots of their own, all the time, while
-programs that print 42 run in another: each must print it.
+starts of the interpreter alone. An answer that a verifier judges costs less: a fork of a process
+that is in the sandbox already; taking turns with the same verifier outside. Then bombs go off in
+slots of their own, all the time, while programs that print 42 run in another: each must print it.
 """
 
 import argparse
@@ -12,16 +13,23 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from environment import environment
+from interlock.config.schema import TaskSettings
+from interlock.records.rl import Problem
 from interlock.sandbox.canary import open_sandbox
 from interlock.sandbox.limits import ResourceLimits
 from interlock.sandbox.running import NotStarted, run
 from interlock.sandbox.slots import Slot
 from interlock.sandbox.ways import Way
+from interlock.tasks.verifier_pool import VerifierPool
 
 _BOMB = "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass"
 _LIMITS = ResourceLimits(processes=16)
@@ -38,6 +46,23 @@ def starts(way: Way, count: int) -> dict[str, list[float]]:
             began = time.perf_counter()
             subprocess.run([sys.executable, "-I", "-S", "-c", ""], check=True)
             found["interpreter"].append(time.perf_counter() - began)
+    return found
+
+
+def answers(count: int) -> dict[str, list[float]]:
+    """Seconds of every verdict of a verifier that does nothing: in the sandbox, and outside."""
+    found: dict[str, list[float]] = {"answer, sandbox": [], "answer": []}
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as pools:
+        verifier = Path(folder) / "verifier.py"
+        verifier.write_text("def verify(problem, answer): return answer == '42'")
+        settings = TaskSettings("jsonl", {"path": "unused", "verifier": f"{verifier}:verify"})
+        inside = pools.enter_context(VerifierPool(replace(settings, sandbox="always")))
+        outside = pools.enter_context(VerifierPool(settings))
+        for _ in range(count):
+            for name, pool in zip(found, (inside, outside), strict=True):
+                began = time.perf_counter()
+                assert pool.verify([(Problem("p", [], "42"), "42")])[0].right
+                found[name].append(time.perf_counter() - began)
     return found
 
 
@@ -80,15 +105,15 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     way = open_sandbox()
-    seconds = starts(way, arguments.starts)
-    milliseconds = {}
-    for name, all_of_it in seconds.items():
-        median, last = statistics.median(all_of_it), sorted(all_of_it)[int(len(all_of_it) * 0.95)]
-        milliseconds[name] = {"median": 1e3 * median, "p95": 1e3 * last}
+    seconds = starts(way, arguments.starts) | answers(arguments.starts)
+    milliseconds = {
+        name: [round(1e3 * each(found), 1) for each in (min, statistics.median, max)]
+        for name, found in seconds.items()
+    }
     figures = {
         "environment": environment(),
         "way": way.name,
-        "milliseconds": milliseconds,
+        "milliseconds: least, median, most": milliseconds,
         "after bombs": false_failures(way, arguments.runs, arguments.bombs),
     }
     print(json.dumps(figures, indent=2))

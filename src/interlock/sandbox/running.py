@@ -86,7 +86,12 @@ def run(
         except OSError as error:
             raise NotStarted(f"{way.name}: {error}") from None
         around.started()
-        talk = _Talk(process, around.told, stdin, most_bytes)
+        try:
+            talk = _Talk(process, around.told, stdin, most_bytes)
+        except OSError as error:
+            process.kill()
+            process.wait(_END_S)
+            raise NotStarted(f"{way.name}: {error}") from None
         try:
             talk.until_ready(Deadline(_START_S))
             if talk.ready:
@@ -121,6 +126,9 @@ class _Talk:
             self._selector.register(file, selectors.EVENT_READ)
         os.set_blocking(self._feed, False)
         self._selector.register(self._feed, selectors.EVENT_WRITE)
+        # Popen.wait looks again and again, with pauses as long as a whole start.
+        self._pidfd = os.pidfd_open(process.pid)
+        self._selector.register(self._pidfd, selectors.EVENT_READ)
 
     def until_ready(self, deadline: Deadline) -> None:
         """Until the program begins, or nothing is left that could tell."""
@@ -128,29 +136,30 @@ class _Talk:
             self._once(deadline)
 
     def until_over(self, deadline: Deadline) -> EndedBy:
-        """Until all that ran has closed its output."""
-        while any(file in self._selector.get_map() for file in self._into):
+        """Until it has ended, and all that ran has closed its output."""
+        while self._is_on:
             if deadline.over:
                 return EndedBy.DEADLINE
             if self._once(deadline):
                 return EndedBy.OUTPUT
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(deadline.left)
-            return EndedBy.ITSELF
-        return EndedBy.DEADLINE
+        return EndedBy.ITSELF
+
+    @property
+    def _is_on(self) -> bool:
+        watched = self._selector.get_map()
+        return any(file in watched for file in (self._pidfd, *self._into))
 
     def end(self) -> None:
         """Kill what is left, and reap it. Raises NotStarted when something outlives that."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            if self._process.returncode is None:
-                os.killpg(self._process.pid, signal.SIGKILL)
+            os.killpg(self._process.pid, signal.SIGKILL)
         deadline = Deadline(_END_S)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_END_S)
         self._most = 1 << 62
-        while any(file in self._selector.get_map() for file in self._into) and not deadline.over:
+        while self._is_on and not deadline.over:
             self._once(deadline, keep=False)
+        self._process.poll()
         self._selector.close()
+        os.close(self._pidfd)
         for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
             assert pipe is not None
             with contextlib.suppress(OSError):
@@ -164,6 +173,9 @@ class _Talk:
             file = key.fd
             if file == self._feed:
                 self._write()
+                continue
+            if file == self._pidfd:
+                self._selector.unregister(file)
                 continue
             with contextlib.suppress(BlockingIOError):
                 piece = os.read(file, _PIECE_BYTES)

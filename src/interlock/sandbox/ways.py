@@ -179,16 +179,18 @@ def _needed(visible: Iterable[Path]) -> list[str]:
     paths = [sys.base_prefix, sys.prefix, *site.getsitepackages(), site.getusersitepackages()]
     paths += [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if _apart(path)]
     paths += [str(_PACKAGE), *map(str, visible)]
-    return [path for path in dict.fromkeys(paths) if os.path.exists(path) and not _shared(path)]
+    found: list[str] = []
+    for path in paths:
+        if os.path.exists(path) and not any(
+            Path(path).is_relative_to(p) for p in (*_SYSTEM, *found)
+        ):
+            found.append(path)
+    return found
 
 
 def _apart(path: str) -> bool:
     """Whether it is a directory that does not hold a whole home directory."""
     return os.path.isabs(path) and not Path.home().is_relative_to(path)
-
-
-def _shared(path: str) -> bool:
-    return any(Path(path).is_relative_to(place) for place in _SYSTEM)
 
 
 def _shown(path: str) -> list[str]:
