@@ -163,7 +163,25 @@ ATTACKS = {
     """,
     "a device": "import os\nos.mknod('/tmp/disk', 0o60600, os.makedev(254, 0))\nprint('ESCAPED')",
     "the machine's memory": "open('/dev/mem', 'rb')\nprint('ESCAPED')",
-    "kernel settings": "open('/proc/sys/kernel/core_pattern', 'w')\nprint('ESCAPED')",
+    "kernel settings, all of them": """
+        import os
+        for folder, _, names in os.walk("/proc/sys"):
+            for name in names:
+                try: open(os.path.join(folder, name), "r+"); print("ESCAPED", name)
+                except OSError: pass
+    """,
+    "to be spared when memory is short": """
+        import os
+        for pid in "self", "1", os.getppid():
+            with open(f"/proc/{{pid}}/oom_score_adj", "w") as file: file.write("500")
+            print("ESCAPED")
+    """,
+    "timers without end": """
+        import ctypes
+        libc, timer = ctypes.CDLL(None), ctypes.c_int()
+        if all(libc.syscall(222, 1, None, ctypes.byref(timer)) == 0 for _ in range(1000)):
+            print("ESCAPED")
+    """,
     "the key ring": _CALL + "call(248, b'user', b'x', b'x', 1, -3)",
     "io_uring": _CALL + "call(425, 8, bytes(120))",
     "bpf": _CALL + "call(321, 0, bytes(120), 120)",

@@ -3,13 +3,16 @@
 import ast
 import os
 import subprocess
+import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import reasoning_gym
 from attacks import ATTACKS, attack
+from remains import DEADLINE_S, descendants, gone
 from ways_here import any_usable, usable
 
 from interlock.config.schema import TaskSettings
@@ -286,11 +289,17 @@ def test_a_sandbox_does_not_show_a_home_directory(
 
 
 NEIGHBOURLY = """
-import os
+import ctypes, os
 from helper import right
 def verify(problem, answer):
     held = open("data").read() == "42" and open(__file__).read().startswith("\\nimport")
-    return {"reward": float(right(answer) and held), "parts": {"uid": float(os.getuid())}}
+    parts = {"uid": float(os.getuid()), "capabilities": float(capabilities())}
+    return {"reward": float(right(answer) and held), "parts": parts}
+def capabilities():
+    found = (ctypes.c_uint32 * 6)()
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    assert ctypes.CDLL(None).capget(header, found) == 0
+    return any(found[0:2]) or any(found[3:5])  # effective and permitted, of 32 each
 """
 
 
@@ -312,6 +321,7 @@ def test_a_verifier_reads_what_lies_beside_it_whoever_else_may(
     with VerifierPool(TaskSettings("jsonl", options, sandbox="always")) as pool:
         [verdict, wrong] = pool.verify([(Problem("p", [], ""), text) for text in ("42", "41")])
     assert (verdict.cause, verdict.reward, wrong.reward) == (None, 1.0, 0.0)
+    assert verdict.parts["capabilities"] == 0
     own_uid = os.geteuid() == 0 and mode == 0o755 and way.name == "bubblewrap"
     assert (verdict.parts["uid"] == os.geteuid()) is not own_uid
 
@@ -349,3 +359,45 @@ def test_the_whole_of_reasoning_gym_has_scorers_that_do_not_raise_where_it_execu
     for generator in sorted(EXECUTING - {"puzzle24", "intermediate_integration"} - unordered):
         task, [problem, _] = _problems(generator)
         assert open_verifier(task)(problem, "<answer>import os</answer>") == 0.0
+
+
+HANGING = """
+import sys
+from interlock.config.schema import TaskSettings
+from interlock.records.rl import Problem
+from interlock.sandbox.ways import WAYS
+from interlock.tasks import verifier_pool
+verifier_pool.open_sandbox = lambda: {kind.name: kind for kind in WAYS}[sys.argv[2]]()
+options = {"path": "unused", "verifier": sys.argv[1] + ":verify"}
+task = TaskSettings("jsonl", options, sandbox="always", timeout_s=600.0)
+with verifier_pool.VerifierPool(task) as pool:
+    print("ready", flush=True)
+    pool.verify([(Problem("p", [], ""), sys.argv[3])])
+"""
+STAYING = """
+import ctypes, os, signal, time
+for number in range(1, 65):
+    try: signal.signal(number, signal.SIG_IGN)
+    except (OSError, ValueError): pass
+for attempt in (lambda: ctypes.CDLL(None).prctl(1, 0), os.setsid, lambda: os.setpgid(0, 0)):
+    try: attempt()
+    except OSError: pass
+while True: time.sleep(1)
+"""
+
+
+def test_nothing_outlives_a_killed_run(way: Way, tmp_path: Path) -> None:
+    """Nor an answer that forgets its parent, leaves its group and heeds no signal."""
+    _trusting(tmp_path)
+    command = [sys.executable, "-c", HANGING, str(tmp_path / "trusting.py"), way.name, STAYING]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as run:
+        assert run.stdout is not None and run.stdout.readline() == b"ready\n"
+        started: list[int] = []
+        deadline = time.monotonic() + DEADLINE_S
+        # The reaper, bubblewrap and its first process, what has loaded the verifier, its fork.
+        while len(started) < (5 if way.name == "bubblewrap" else 3):
+            assert time.monotonic() < deadline
+            started = descendants(run.pid)
+        time.sleep(0.5)  # for the answer to do what it can
+        run.kill()
+    assert gone(*started)

@@ -4,6 +4,8 @@ import resource
 
 import msgspec
 
+_TIMERS = 64  # and signals that wait: memory of the kernel
+
 
 class ResourceLimits(msgspec.Struct, frozen=True):
     """0 is no limit, but where it says otherwise.
@@ -24,6 +26,7 @@ class ResourceLimits(msgspec.Struct, frozen=True):
             (resource.RLIMIT_FSIZE, max(1, self.scratch_mb) << 20),
             (resource.RLIMIT_MSGQUEUE, 0),
             (resource.RLIMIT_MEMLOCK, 0),
+            (resource.RLIMIT_SIGPENDING, _TIMERS),
             (resource.RLIMIT_NOFILE, self.open_files),
         ]
         if self.memory_mb:

@@ -113,7 +113,9 @@ class Bubblewrap:
             found.command += ["--perms", "1777", "--size", size, "--tmpfs", place]
         for path in (*_SETTINGS, *_needed(visible)):
             found.command += [*_entered(path), "--ro-bind-try", path, path]
-        found.command += ["--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"]
+        # Root without capabilities may still write the settings of the kernel, which are its own.
+        found.command += ["--proc", "/proc", "--remount-ro", "/proc"]
+        found.command += ["--dev", "/dev", "--remount-ro", "/dev"]
         # The kernel is handed the filter here: loading it inside would take as long as all else.
         rules = os.memfd_create("rules")
         found.inherited.append(rules)
