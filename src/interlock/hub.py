@@ -3,7 +3,8 @@
     "hf:org/name@v1" ──fetch──> <hub's cache>/models--org--name/snapshots/<commit>
 
 A plain "org/name" is a directory or a mistake: what is missing is never looked for on a network.
-The revision is a branch, a tag or a commit; a run records the commit that it got.
+The revision is a branch, a tag or a commit. A run that names none records the commit that it got,
+and takes the same when it is resumed.
 """
 
 import re
@@ -48,6 +49,17 @@ def fetch(address: str, kind: Literal["model", "dataset"], files: Sequence[str])
             f"network and the access rights, or give a {kind} already on this machine"
         ) from None
     return Path(snapshot)
+
+
+def pinned(address: str, snapshot: Path) -> str:
+    """The address with the commit that was got, if it named no revision."""
+    open_ended = address.startswith(PREFIX) and "@" not in address
+    return f"{address}@{snapshot.name}" if open_ended else address
+
+
+def settled(address: str, known: str) -> str:
+    """What a run has recorded, if that only adds a revision to the address; else the address."""
+    return known if address.startswith(PREFIX) and known.startswith(f"{address}@") else address
 
 
 def hint(path: str) -> str:

@@ -1,6 +1,7 @@
 """What a run hangs on: what changes it, and what does not."""
 
 import json
+import shutil
 from datetime import datetime
 from pathlib import Path
 
@@ -83,6 +84,30 @@ def test_files_of_one_name_and_of_the_hub(smollm2: Path, tmp_path: Path) -> None
     assert found["org/some-data"] == f"revision {revision}"
     digests = [found[f"stage {name}"] for name in ("0: train.jsonl", "1: train.jsonl")]
     assert len({*digests, found["stage 0: train.jsonl (another)"]}) == 3
+
+
+def test_a_resumed_run_takes_the_revision_of_the_hub_that_it_began_with(
+    tiny_recipe: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, moved = "0123456789" * 4, "9876543210" * 4
+    asked_for = []
+
+    def snapshot(name: str, revision: str | None, **_: object) -> str:
+        asked_for.append(revision)
+        newest = began if len(asked_for) == 1 else moved
+        place = tmp_path / "models--org--name" / "snapshots" / (revision or newest)
+        if not place.exists():
+            shutil.copytree(tiny_model, place)
+        return str(place)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    asked = ["model.path=hf:org/name", "stage.eval.every=0"]
+    train(load_recipe(tiny_recipe, [*asked, "stage.steps=2"]), tmp_path / "run")
+    view = RunDir.read(tmp_path / "run")
+    assert view.config["model"]["path"] == f"hf:org/name@{began}"
+    assert view.manifest.inputs["org/name"] == f"revision {began}"
+    train(load_recipe(tiny_recipe, [*asked, "stage.steps=3"]), tmp_path / "run", resume=True)
+    assert asked_for == [None, began]
 
 
 def test_a_row_without_room_is_refused_before_anything_is_written_or_left_out_and_told(

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from msgspec.structs import replace
 
+from interlock import hub
 from interlock.chips import device, heap
 from interlock.config.reading import parse_recipe, to_tree
 from interlock.config.schema import (
@@ -102,6 +103,7 @@ def _run_rank0(
     recipe = _settled(recipe, directory if resume else None)
     sinks.phase("opening the model")
     model = find_model(recipe.model.path, sinks.note)
+    recipe = replace(recipe, model=replace(recipe.model, path=hub.pinned(recipe.model.path, model)))
     tokenizer = Tokenizer.load(model, recipe.model.chat_template, recipe.model.clock)
     prepared = _prepare(recipe, tokenizer, read_architecture(model).context)
     fleet.check(recipe)
@@ -180,7 +182,8 @@ def _saving(stage: Stage[Any]) -> Iterator[None]:
 def _settled(recipe: Recipe, resumed: Path | None) -> Recipe:
     """The recipe with what it leaves open decided: as in the resumed run, or for here and now.
 
-    That is every dtype "auto", and the time that a chat template is told.
+    That is every dtype "auto", the time that a chat template is told, and a resumed run's revision
+    of a model of the hub.
     """
     known = recipe
     clock: datetime | None = datetime.now().replace(microsecond=0)
@@ -191,7 +194,11 @@ def _settled(recipe: Recipe, resumed: Path | None) -> Recipe:
             clock = known.model.clock
     return replace(
         recipe,
-        model=replace(recipe.model, clock=recipe.model.clock or clock),
+        model=replace(
+            recipe.model,
+            path=hub.settled(recipe.model.path, known.model.path),
+            clock=recipe.model.clock or clock,
+        ),
         learner=_settled_dtype(recipe.learner, known.learner.dtype),
         generator=[_settled_dtype(recipe.generator[0], known.generator[0].dtype)]
         if recipe.fleet.kind == "inline"
