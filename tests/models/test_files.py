@@ -47,7 +47,9 @@ def change(path: Path, **changes: object) -> None:
     path.write_text(json.dumps(tree | changes))
 
 
-@pytest.mark.parametrize("name", [*JSON_FILES, "chat_template.jinja", "model.safetensors"])
+@pytest.mark.parametrize(
+    "name", [*JSON_FILES, "chat_template.jinja", "merges.txt", "model.safetensors"]
+)
 @pytest.mark.parametrize("target", ["secret.json", "/dev/zero", "loop"])
 def test_a_link_out_of_the_model_is_refused(model: Path, name: str, target: str) -> None:
     (model.parent / "secret.json").write_text('{"password": "hunter2"}')

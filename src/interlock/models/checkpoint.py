@@ -36,17 +36,6 @@ _PICKLED = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 _DTYPES = {"F32", "F16", "BF16"}
 _NAMED = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _ROTARY_TABLE = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
-_COMPANIONS = (
-    "added_tokens.json",
-    "chat_template.jinja",
-    "generation_config.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-)
 _SHARD_BYTES = 4 * 2**30
 
 Files = dict[Path, list[str]]  # safetensors file -> the tensors read from it
@@ -107,7 +96,7 @@ def save_model(
     config.pop("auto_map", None)  # names code, which is not copied
     config.pop("torch_dtype", None)
     _write_json(directory / "config.json", config | {"dtype": str(dtype).removeprefix("torch.")})
-    copy(source, _COMPANIONS, directory)
+    copy(source, directory)
     _write_tensors(tensors, directory)
 
 

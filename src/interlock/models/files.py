@@ -3,7 +3,7 @@
     inside       the path of a file that lies in the directory, or in its Hugging Face hub cache
     read_text    a small one, whole
     read_object  the JSON object in it
-    copy         the files of a model that go into another directory
+    copy         the files beside the weights, which go into another directory
 
 Weights are read by checkpoint.py, tokenizer.json by its library.
 """
@@ -11,12 +11,22 @@ Weights are read by checkpoint.py, tokenizer.json by its library.
 import json
 import os
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from interlock.errors import ModelError
 
+_COMPANIONS = (
+    "added_tokens.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+)
 _MOST_BYTES = 64 << 20  # of JSON and templates; the largest known are some megabytes
 
 
@@ -65,8 +75,14 @@ def read_object(directory: Path, name: str) -> dict[str, Any] | None:
     return tree
 
 
-def copy(source: Path, names: Iterable[str], directory: Path) -> None:
-    """Copy those of the files that `source` has. Raises ModelError on one that leads out of it."""
-    for name in names:
+def check_companions(directory: Path) -> None:
+    """Raise ModelError now on what could not be copied beside the weights that a run ends with."""
+    for name in _COMPANIONS:
+        inside(directory, name)
+
+
+def copy(source: Path, directory: Path) -> None:
+    """Copy the files beside the weights of `source`. Raises ModelError on one that leads out."""
+    for name in _COMPANIONS:
         if (path := inside(source, name)) is not None:
             shutil.copyfile(path, directory / name)

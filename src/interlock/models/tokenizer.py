@@ -21,17 +21,9 @@ from interlock import thinking
 from interlock.errors import ModelError, TaskError
 from interlock.models.chat import ChatTemplate, Messages
 from interlock.models.detokenizer import Detokenizer, no_panic
-from interlock.models.files import copy, inside, read_object, read_text
+from interlock.models.files import check_companions, copy, inside, read_object, read_text
 from interlock.models.templates import Span
 from interlock.text import error_line
-
-_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "generation_config.json",
-)
 
 
 class Tokenizer:
@@ -79,6 +71,7 @@ class Tokenizer:
 
         Raises ModelError when a file is missing or damaged, or a token has no row in the model.
         """
+        check_companions(directory)
         config = _settings(directory)
         roles = _roles(config)
         backend = _backend(directory, config, roles)
@@ -192,7 +185,7 @@ class Tokenizer:
 
     def save(self, directory: Path) -> None:
         """Copy the tokenizer's files to `directory`, a replaced chat template included."""
-        copy(self._directory, _FILES, directory)
+        copy(self._directory, directory)
         if self._template is not None:
             generation = read_object(directory, "generation_config.json") or {}
             if not self.eos_ids <= _ids(generation, directory):  # for engines that read no template
