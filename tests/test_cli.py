@@ -72,7 +72,10 @@ def test_waiting_threads_leave_the_cores_to_others(
         (["eval", "/nonsense"], "there is no run at '/nonsense'"),
         (["eval", "no/such/model", "--task", "arithmetic"], "no/such/model"),
         (["eval", "smollm2-135m-instruct", "--task", "sums"], "'sums'"),
-        (["eval", "smollm2-135m-instruct", "--task", "arithmetic", "digits=2"], "'digits'"),
+        (
+            ["eval", "smollm2-135m-instruct", "--task", "arithmetic", "digits=2"],
+            "did you mean 'options.digits'?",
+        ),
         (["eval", "x", "--task", "arithmetic", "--max-tokens", "0"], "'0' is no whole number"),
         (["eval", "smollm2-135m-instruct"], "for a model say --task"),
         (["eval", "x", "--task", "arithmetic", "--problems", "many"], "'many' is no whole number"),

@@ -160,6 +160,13 @@ def test_greedy_takes_the_first_of_the_best_with_its_logprob_at_temperature_one(
     assert_close(logprobs.item(), expected, logits.log_softmax(-1)[0, 1].item())
 
 
+@pytest.mark.parametrize("temperature", [1e-30, 1e-40, 5e-324])
+def test_a_temperature_next_to_zero_takes_the_most_likely(temperature: float) -> None:
+    logits = torch.tensor([[1.0, 3.0, 2.999]])
+    tokens, logprobs = sample(logits, [Sampling(temperature=temperature)], [(0.9, 0.9)])
+    assert (tokens.item(), logprobs.item()) == (1, 0.0)
+
+
 def test_every_row_has_its_own_rule() -> None:
     rules = [
         Sampling(temperature=0),

@@ -13,7 +13,7 @@ from byte_model import make_model, write_tokenizer
 from interlock.config.schema import GeneratorSettings, TaskSettings
 from interlock.errors import TrainingError
 from interlock.models.tokenizer import Tokenizer
-from interlock.recipes.evaluate import Exam, answer_greedily, measure
+from interlock.recipes.evaluate import Exam, answer_greedily, measure, room
 from interlock.recipes.sinks import Sink
 from interlock.records.rl import Completion, FinishReason, Group, Problem, Sampling, Verdict
 from interlock.workers.generators import Outcome, Work
@@ -76,3 +76,18 @@ def test_a_problem_that_is_set_aside_is_left_out() -> None:
 def test_an_evaluation_of_which_nothing_is_left_ends_the_run() -> None:
     with pytest.raises(TrainingError, match="all 3 held-out problems were set aside"):
         answered(3, {0, 1, 2})
+
+
+@pytest.mark.parametrize(
+    ("tokens", "words"),
+    [
+        (0, "the chat template makes nothing of it"),
+        (7, None),
+        (8, "8 tokens and sampling.max_tokens = 3 are more than the model's context of 10; lower"),
+        (10, "context of 10; shorten it"),
+    ],
+)
+def test_what_has_no_room_names_the_remedy(tokens: int, words: str | None) -> None:
+    tokenizer: Any = SimpleNamespace(chat=lambda messages: [1] * tokens)
+    why = room(3, tokenizer, 10)(Problem("p", [], ""))
+    assert why is None if words is None else words in (why or "")

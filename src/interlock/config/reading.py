@@ -6,6 +6,7 @@ Unknown keys and wrong types are errors that name the setting, the value and wha
 """
 
 import difflib
+import json
 import re
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -169,10 +170,14 @@ def _where(tree: Any, keys: Sequence[str], complaint: str) -> str:
 
 def _unknown(setting: str, kind: type[msgspec.Struct]) -> str:
     """What is said of a setting that there is not: the one meant, or else its neighbours."""
-    if near := nearest(setting, kind):
-        return f"unknown setting {setting!r}; did you mean {near!r}?"
-    table = _plain(setting).rpartition(".")[0]
+    table, _, leaf = _plain(setting).rpartition(".")
     known = [path for path, _ in _settings(msgspec.inspect.type_info(kind), "")]
+    near, options = nearest(setting, kind), f"{table}.options".lstrip(".")
+    misspelt = difflib.get_close_matches(leaf, ["options"], cutoff=0.8)
+    if options in known and near in (None, options) and not misspelt:
+        near = f"{options}.{leaf}"
+    if near:
+        return f"unknown setting {setting!r}; did you mean {near!r}?"
     beside = [path.rpartition(".") for path in known]
     names = dict.fromkeys(name for of, _, name in beside if of == table)
     told = f"[{table}] has" if table else "there are"
@@ -187,10 +192,19 @@ def _remedy(complaint: str, where: str, value: Any) -> str:
             text = str(value).lower() if isinstance(value, bool) else str(value)
             return f"""; write {leaf} = "{text}", and on the command line '{where}="{text}"'"""
         case (("expected int, got str" | "expected float, got str" | "expected bool, got str"), _):
-            return "; write it without quotes" if re.fullmatch(r"[\d.]+|true|false", value) else ""
+            bare = re.fullmatch(r"[+-]?[\d.]+([eE][+-]?\d+)?|true|false", value)
+            return "; write it without quotes" if bare else _either(complaint)
+        case "expected bool, got int", _:
+            return _either(complaint)
+        case "expected array, got str", _:
+            return f"; write {leaf} = [{json.dumps(value)}]"
         case "expected int, got float", float() if value.is_integer():
             return f"; write {int(value)}"
     return ""
+
+
+def _either(complaint: str) -> str:
+    return "; write true or false" if "bool" in complaint else ""
 
 
 def _lookup(tree: Any, where: str) -> Any:

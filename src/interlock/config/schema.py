@@ -19,6 +19,7 @@ Positive = Annotated[int, Meta(gt=0, le=10**9)]
 NonNegative = Annotated[int, Meta(ge=0, le=10**9)]
 Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Rate = Annotated[float, Meta(gt=0, le=1e9)]
+Many = Annotated[int, Meta(ge=1, le=2**16)]  # of what each takes memory
 Weight = Annotated[float, Meta(ge=0, le=1e9)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Decay = Annotated[float, Meta(ge=0, lt=1)]  # of a running mean, which 1 would never move
@@ -53,7 +54,7 @@ class GeneratorSettings(_Section, frozen=True):
     engine: EngineName = "torch"
     device: str = "cpu"  # "cpu", "cuda:1", "npu", …: as chips/device.py names them
     dtype: Dtype = "auto"  # of its weights and activations
-    slots: Positive = 64  # completions decoded at the same time
+    slots: Many = 64  # completions decoded at the same time
     python: str | None = None  # interpreter of the worker's own environment; None: the learner's
     env: dict[str, str] = {}  # environment variables of the worker, added to the learner's
     resources: dict[str, Weight] = {}  # what a Ray worker needs: {GPU = 1}, {NPU = 1}, {CPU = 2}
@@ -232,6 +233,11 @@ class StageSettings(_Section, frozen=True, kw_only=True, tag_field="kind"):
                 f"optimizer.warmup_steps = {self.optimizer.warmup_steps} leaves none of the "
                 f"{self.updates} optimizer steps for training; lower it"
             )
+        if self.optimizer is not None and self.optimizer.lr * self.optimizer.weight_decay >= 1:
+            yield (
+                f"optimizer.weight_decay = {self.optimizer.weight_decay} times lr = "
+                f"{self.optimizer.lr} takes all of every weight away at a step; lower one of them"
+            )
         if self.task is not None and self.eval.problems > self.task.held_out:
             yield (
                 f"eval.problems = {self.eval.problems} is more than task.held_out = "
@@ -244,7 +250,7 @@ class Sampled(StageSettings, frozen=True, kw_only=True):
 
     task: TaskSettings
     problems_per_step: Positive = 8
-    completions: Positive = 8  # G, per problem
+    completions: Many = 8  # G, per problem
     # Weight versions a group may be behind when it is used; older ones are dropped and made again.
     # 0: generation waits for every update, and runs are exact. None: see Recipe.staleness.
     staleness: NonNegative | None = None
@@ -253,7 +259,7 @@ class Sampled(StageSettings, frozen=True, kw_only=True):
 
 class Grpo(Sampled, frozen=True, kw_only=True, tag="grpo"):
     # The group inside which rewards are compared.
-    completions: Annotated[int, Meta(ge=2, le=10**9)] = 8
+    completions: Annotated[int, Meta(ge=2, le=2**16)] = 8
     updates_per_step: Positive = 1  # optimizer steps on one batch of groups
     loss: LossSettings = LossSettings()
     optimizer: OptimizerSettings = OptimizerSettings()

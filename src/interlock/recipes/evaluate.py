@@ -122,11 +122,14 @@ def room(max_tokens: int, tokenizer: Tokenizer, context: int) -> Unfit:
 
     def unfit(problem: Problem) -> str | None:
         length = len(tokenizer.chat(problem.messages))
+        if length == 0:
+            return "the chat template makes nothing of it; mend the template, or the row"
         if length + max_tokens <= context:
             return None
         return (
             f"a prompt of {length} tokens and sampling.max_tokens = {max_tokens} are more "
-            f"than the model's context of {context}; lower max_tokens"
+            f"than the model's context of {context}; "
+            + ("lower max_tokens" if length < context else "shorten it")
         )
 
     return unfit

@@ -75,6 +75,7 @@ def _weights(logits: Tensor, temperatures: Sequence[float]) -> Tensor:
     divisors = None
     if any(temperature != 1.0 for temperature in temperatures):
         divisors = torch.tensor(temperatures, device=logits.device)[:, None]
+        divisors.clamp_(min=torch.finfo(divisors.dtype).tiny)  # what rounds to 0 is greedy, not 0/0
     # At 64 rows of 50,000 tokens passes over memory are the cost: a CPU makes them in its cache.
     together = max(1, _CACHED // width) if logits.device.type == "cpu" else rows
     for first in range(0, rows, together):
