@@ -1,10 +1,11 @@
 r"""Finding the final answer in the text of a completion. It judges nothing."""
 
 import re
+import unicodedata
 
 # A sign counts unless it follows an operand: "= -5" is minus five, "12-5" ends in five.
 _SIGN = r"(?:(?<![\w)\]}])[-\N{MINUS SIGN}])?"
-_GAP = r"(?:\\[,;:!]|\{,\}|[,\N{NO-BREAK SPACE}\N{THIN SPACE}\N{NARROW NO-BREAK SPACE} ])"
+_GAP = r"(?:\\[,;:!]|\{,\}|[,~\N{NO-BREAK SPACE}\N{THIN SPACE}\N{NARROW NO-BREAK SPACE} ])"
 # "1,234", "1{,}234", "1\,234", "1 234": groups of three, and nothing before that is a digit too.
 _GROUPED = rf"(?<![0-9.,])(?<![0-9][ ])[0-9]{{1,3}}(?:{_GAP}[0-9]{{3}})+(?![0-9])"
 _DECIMALS = r"(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,4}(?!\w|\.[0-9]))?"
@@ -25,6 +26,22 @@ _VALUE = re.compile(
 _FORMULA = re.compile(r"\$\$(.+?)\$\$|\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 _WORD = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{3}")
 _BOX = re.compile(r"\\boxed\s*\{")
+_WIDE = {0xFF00 + code: 0x20 + code for code in range(1, 0x5F)}  # full-width ASCII
+_SUPERSCRIPT = re.compile("[⁻⁺]?[⁰¹²³⁴-⁹]+")
+_LOWERED = str.maketrans("⁻⁺⁰¹²³⁴⁵⁶⁷⁸⁹", "-+0123456789")
+_VULGAR = re.compile("[¼-¾⅐-⅞]")
+
+
+def spelled(text: str) -> str:
+    r"""With signs of typography, and of siunitx, in plain LaTeX: ½, 10², \nicefrac, \SI."""
+    text = text.translate(_WIDE)
+    text = _SUPERSCRIPT.sub(lambda found: f"^{{{found[0].translate(_LOWERED)}}}", text)
+    text = _VULGAR.sub(lambda found: r"\frac{{{}}}{{{}}}".format(*_parts(found[0])), text)
+    text = re.sub(r"√\s*([0-9]+|[A-Za-z])", r"\\sqrt{\1}", text)
+    text = re.sub(r"\\(?:ang|num)\{([^{}]*)\}", r"\1", text)
+    text = re.sub(r"\\(?:SI|qty)\{([^{}]*)\}\{([^{}]*)\}", r"\1\\text{ \2}", text)
+    text = re.sub(r"\\(?:nice|s|x)frac\b", r"\\frac", text)
+    return text.replace("\N{FRACTION SLASH}", "/").replace("·", r"\cdot ")
 
 
 def last_number(text: str) -> str | None:
@@ -68,6 +85,10 @@ def boxed(text: str) -> list[str]:
 def marked(text: str, marker: str) -> list[str]:
     """What follows each `marker`, up to the end of its line."""
     return [part.partition("\n")[0].strip() for part in text.split(marker)[1:]]
+
+
+def _parts(fraction: str) -> list[str]:
+    return unicodedata.normalize("NFKC", fraction).split("\N{FRACTION SLASH}")
 
 
 def _closing_brace(text: str, start: int) -> int | None:

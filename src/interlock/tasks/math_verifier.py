@@ -71,7 +71,7 @@ def open_verifier(task: TaskSettings) -> Callable[[Problem, str], bool]:
     numeric.compare_relatively()
 
     def verify(problem: Problem, answer: str) -> bool:
-        found = final_answers(thinking.after(answer), marker)
+        found = final_answers(answers.spelled(thinking.after(answer)), marker)
         return bool(found) and all(same(problem.answer, each) for each in set(found))
 
     return verify
@@ -103,6 +103,7 @@ def same(reference: str, found: str) -> bool:
 
 def _plain(answer: str) -> str:
     """The answer in the one way of writing that is read below."""
+    answer = answers.spelled(answer)
     if not answer.startswith(("(", "[", "{", "\\left", "\\{")):  # "(1,234)" is a pair
         answer = answers.ungrouped(answer)
     answer = _DEGREES.sub("", _SPACES.sub(" ", answer))
