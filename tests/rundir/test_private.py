@@ -104,6 +104,7 @@ def finished_step(path: Path, make_group: Callable[..., Any]) -> None:
     [
         (lambda path: path.unlink(), "is gone"),
         (lambda path: path.write_bytes(b""), "is gone"),
+        (lambda path: _run(path, "DROP TABLE groups"), "has lost its table 'groups'"),
         (lambda path: _run(path, "DELETE FROM groups"), "lacks the groups of stage 0 step 1"),
     ],
 )

@@ -80,6 +80,8 @@ def test_what_a_verdict_may_be(value: Any, verdict: Verdict) -> None:
     [
         (None, "the verifier returned a NoneType, not a number"),
         ("1.0", "the verifier returned a str, not a number"),
+        (10**400, "the verifier returned inf"),
+        (Fraction(10**400), "the verifier returned inf"),
         (Decimal("nan"), "the verifier returned nan"),
         (numpy.array([]), "size 1"),
         (numpy.longdouble("1e4000"), "the verifier returned inf"),

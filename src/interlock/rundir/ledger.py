@@ -376,12 +376,16 @@ def _open_existing(path: Path) -> sqlite3.Connection:
 def _format_of(database: sqlite3.Connection, path: Path) -> int:
     """The format of the tables, 0 when there are none yet. RunError when it cannot be read."""
     (version,) = database.execute("PRAGMA user_version").fetchone()
-    (tables,) = database.execute("SELECT COUNT(*) FROM sqlite_schema").fetchone()
-    if version not in (_FORMAT, *_OLDER) and (version, tables) != (0, 0):
+    tables = {name for (name,) in database.execute("SELECT name FROM sqlite_schema")}
+    if version not in (_FORMAT, *_OLDER) and (version or tables):
         known = ", ".join(map(str, sorted([*_OLDER, _FORMAT])))
         raise RunError(
             f"{path} has ledger format {version}, and this version of Interlock reads {known}; "
             "use the version that wrote it, or start a new run"
+        )
+    if version and (lost := _TABLES.keys() - tables):
+        raise RunError(
+            f"{path} has lost its table {min(lost)!r}; restore it from a copy, or start a new run"
         )
     found: int = version
     return found

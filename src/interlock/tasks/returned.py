@@ -93,7 +93,10 @@ def _held(value: Any) -> Any:
 def _finite(value: Any, what: str) -> float:
     if not isinstance(value, _NUMBER):
         raise TypeError(f"{what} a {type(value).__name__}, not a number")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # of an integer or a fraction; a decimal becomes infinite
+        number = math.inf
     if not math.isfinite(number):
         raise ValueError(f"{what} {number}")
     return number
