@@ -353,6 +353,19 @@ def test_what_is_right_by_accident_is_no_evidence() -> None:
     assert found == "its scorer pays in full for '' in 8 of 8 problems"
 
 
+def test_what_a_scorer_prints_and_raises_while_it_is_tried_is_not_shown(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def loud(problem: Problem, answer: str) -> float:
+        print("Error validating move")
+        print(answer, file=sys.stderr)
+        raise LookupError
+
+    problems = [Problem(str(i), [{"role": "user", "content": "?"}], str(i)) for i in range(8)]
+    assert degenerate.paid(problems, loud) is None
+    assert capfd.readouterr() == ("", "")
+
+
 def test_the_whole_of_reasoning_gym_has_scorers_that_do_not_raise_where_it_executes() -> None:
     """Nonsense to the nine is a zero, not an error."""
     unordered = {"polynomial_multiplication"}  # opened in processes of one order alone

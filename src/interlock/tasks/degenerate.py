@@ -5,7 +5,9 @@ is not ours is tried with them when it is opened.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from fractions import Fraction
+from io import StringIO
 
 from interlock.records.rl import Problem
 
@@ -34,10 +36,10 @@ def paid(problems: Sequence[Problem], verify: Callable[[Problem, str], float]) -
 
 
 def _score(verify: Callable[[Problem, str], float], problem: Problem, answer: str) -> float:
-    try:
+    # Scorers are not ours: they print and raise what they like.
+    with redirect_stdout(StringIO()), redirect_stderr(StringIO()), suppress(Exception):
         return verify(problem, answer)
-    except Exception:  # scorers are not ours, and raise what they like
-        return 0.0
+    return 0.0
 
 
 def _equal(answer: str, reference: str) -> bool:
