@@ -103,7 +103,7 @@ def test_an_attack_can_succeed(host: Host) -> None:
     for name in (
         "network, TCP", "an abstract socket", "a secret file", "a secret in the environment",
         "files left open", "a symbolic link", "signals to its parent",
-        "a mode of a file of the host", "a time of a file of the host", "a lease on a file",
+        "a mode of a file of the host", "a time of a file of the host",
         "a signal for a socket", "a signal that the kernel sends for it",
     ):  # fmt: skip
         source = attack(name, **host.facts).replace("/tmp/link", str(host.secret) + ".link")
