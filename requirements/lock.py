@@ -7,7 +7,7 @@
     vllm.txt     the environment of `make vllm`, whole
     torch-cpu.txt is written by hand: PyPI does not have PyTorch's CPU build
 
-Each pin has the hashes of all files of its version, so one lock serves Linux and macOS on any chip.
+Each pin has the hashes of all files of its version, so one lock serves Linux and macOS alike.
 uv resolves; the locks are installed with --no-deps, because whether CUDA's packages are wanted
 depends on the build of torch that pip finds, which no marker tells.
 """
