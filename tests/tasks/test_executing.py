@@ -414,3 +414,23 @@ def test_nothing_outlives_a_killed_run(way: Way, tmp_path: Path) -> None:
         time.sleep(0.5)  # for the answer to do what it can
         run.kill()
     assert gone(*started)
+
+
+RUNNING = """
+from interlock.sandbox.canary import open_sandbox
+from interlock.sandbox.running import run
+from interlock.sandbox.slots import Slot
+def verify(problem, answer):
+    with Slot() as slot:
+        return run(open_sandbox(), answer, slot=slot).output.strip() == problem["answer"].encode()
+"""
+
+
+def test_a_verifier_may_run_a_program_and_judge_its_output_outside(tmp_path: Path) -> None:
+    any_usable()
+    (tmp_path / "v.py").write_text(RUNNING)
+    options = {"path": "unused", "verifier": f"{tmp_path / 'v.py'}:verify"}
+    answers = ["print(6 * 7)", "print(41)", "import socket\nsocket.socket()", "print('42')"]
+    with VerifierPool(TaskSettings("jsonl", options, timeout_s=60.0)) as pool:
+        verdicts = pool.verify([(Problem("p", [], "42"), answer) for answer in answers])
+    assert [verdict.reward for verdict in verdicts] == [1.0, 0.0, 0.0, 1.0]
