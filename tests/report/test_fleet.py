@@ -77,9 +77,19 @@ def test_mismatch_is_weighted_by_tokens_and_told_at_the_lowest_staleness() -> No
     assert (worker.k3, worker.staleness) == (pytest.approx(2e-3), 1)
 
 
+def test_what_the_guard_does_not_judge_is_not_held_against_its_line() -> None:
+    drift, few = {1: Mismatch(900, 0.5)}, {0: Mismatch(GUARD.min_tokens - 1, 0.5)}
+    metrics = [line(1, w={"mismatch": drift}), line(2, w={"mismatch": few})]
+    assert "worker-mismatch" not in traces(metrics)
+    assert list(traces(metrics)["staleness-mismatch"]) == ["w"]
+    metrics.append(line(3, w={"mismatch": drift | {0: Mismatch(GUARD.min_tokens, 1e-4)}}))
+    shown = traces(metrics)["worker-mismatch"]
+    assert shown["w"]["y"] == [None, None, 1e-4] and "quarantine at 0.01" in shown
+
+
 def test_a_mismatch_beyond_all_numbers_is_shown_as_such() -> None:
-    gaps = {0: Mismatch(10, math.inf, math.inf, 1.0)}
-    metrics = [line(1, w={"mismatch": gaps}), line(2, w={"mismatch": {0: Mismatch(10, 1e-4)}})]
+    gaps = {0: Mismatch(200, math.inf, math.inf, 1.0)}
+    metrics = [line(1, w={"mismatch": gaps}), line(2, w={"mismatch": {0: Mismatch(200, 1e-4)}})]
     assert fleet.workers(metrics)[0].k3 == math.inf
     assert traces(metrics)["worker-mismatch"]["w"]["y"] == [math.inf, 1e-4]
 

@@ -83,6 +83,8 @@ class Scores(NamedTuple):
 
 
 class Limits(NamedTuple):
+    """What an engine can take of its model, as it was opened."""
+
     vocab: int  # token ids are below it
     context: int  # tokens of a prompt and its completion together
     slots: int  # sequences that run at a time; more wait

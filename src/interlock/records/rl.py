@@ -140,16 +140,11 @@ class VerdictStatus(StrEnum):
     TIMEOUT = "timeout"  # no verdict in time
     CRASHED = "crashed"  # the verifier's process ended
     ERROR = "error"  # the verifier raised, or returned what is no verdict
-    UNAVAILABLE = "unavailable"  # the verifier could not even be started
+    UNAVAILABLE = "unavailable"  # the verifier could not even be started: no answer is to blame
 
     @property
     def judged(self) -> bool:
         return self is VerdictStatus.JUDGED
-
-    @property
-    def policy_may_have_caused(self) -> bool:
-        """An answer can make a verifier hang, crash or raise; it cannot keep it from starting."""
-        return self not in (VerdictStatus.JUDGED, VerdictStatus.UNAVAILABLE)
 
 
 class Verdict(msgspec.Struct, frozen=True, omit_defaults=True):

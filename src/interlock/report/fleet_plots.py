@@ -93,9 +93,9 @@ def fleet_plots(
         Plot(
             "worker-mismatch",
             "Mismatch by worker",
-            "k3 of learner against generator, at the lowest staleness a step has; dashed: the "
-            f"guard.{left_out}",
-            [_decades("k3, nats", [*_mismatches(draw, names), *_limits(guard, timeline)])],
+            "k3 of learner against generator on fresh tokens (staleness 0), of which a step has "
+            f"enough to judge by; dashed: the guard.{left_out}",
+            [_decades("k3, nats", _judged(draw, names, guard, timeline))],
         ),
         Plot(
             "staleness-mismatch",
@@ -187,21 +187,27 @@ def _speeds(draw: Drawing, metrics: Metrics, names: Sequence[str]) -> Iterator[T
             yield trace | _line_of(index)
 
 
-def _mismatches(draw: Drawing, names: Sequence[str]) -> Iterator[Trace]:
-    for index, name in enumerate(names):
-        for trace in draw.line(label(name), GREY, partial(_lowest, name)):
-            yield trace | _line_of(index)
+def _judged(
+    draw: Drawing, names: Sequence[str], guard: GuardSettings | None, timeline: Timeline
+) -> list[Trace]:
+    """What the guard looks at, and its limits; nothing where it has nothing to look at."""
+    least = 1 if guard is None else guard.min_tokens
+    found = [
+        trace | _line_of(index)
+        for index, name in enumerate(names)
+        for trace in draw.line(label(name), GREY, partial(_fresh, name, least))
+    ]
+    return [*found, *_limits(guard, timeline)] if found and guard is not None else found
 
 
-def _lowest(name: str, line: StepMetrics) -> float | None:
+def _fresh(name: str, least: int, line: StepMetrics) -> float | None:
     own = line.workers.get(name)
-    return own.mismatch[min(own.mismatch)].k3 if own and own.mismatch else None
+    fresh = own.mismatch.get(0) if own else None
+    return fresh.k3 if fresh is not None and fresh.tokens >= least else None
 
 
-def _limits(guard: GuardSettings | None, timeline: Timeline) -> Iterator[Trace]:
+def _limits(guard: GuardSettings, timeline: Timeline) -> Iterator[Trace]:
     """As lines and not as shapes, so that the axis always reaches them."""
-    if guard is None:
-        return
     for name, level, color in (
         ("warn", guard.warn, OCHRE),
         ("quarantine", guard.quarantine, RED),

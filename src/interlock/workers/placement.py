@@ -24,6 +24,8 @@ from interlock.workers.replies import Target
 
 
 class Placement:
+    """Gives units to the workers that have room for them and serve the right weights."""
+
     def __init__(self, fleet: Fleet, settings: FleetSettings, queue: UnitQueue) -> None:
         self._fleet, self._settings, self._queue = fleet, settings, queue
 

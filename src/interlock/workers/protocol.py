@@ -309,6 +309,7 @@ def reply_bytes(asked: Ask, canary: Canary | None) -> int:
 
 
 def encode(message: Ask | Reply) -> bytes:
+    """The message as msgpack: what `ask` and `reply` read."""
     return msgspec.msgpack.encode(message)
 
 
@@ -325,6 +326,7 @@ def reply(data: bytes) -> Reply:
 
 
 def failed(error: InterlockError, ids: Sequence[int]) -> Failed:
+    """What a worker says when it could not do the requests `ids`: why, and whose fault that is."""
     kind = Failure.FAULT
     if isinstance(error, UserError):
         kind = Failure.MISTAKE

@@ -31,6 +31,8 @@ class Unit:
 
 
 class UnitQueue:
+    """Units that nobody works on, the most urgent first; those that workers failed on come back."""
+
     def __init__(self, strikes: int) -> None:
         """`strikes`: failures of workers on a problem, after which it is set aside."""
         self._strikes = strikes

@@ -27,6 +27,8 @@ _PROGRAM = "interlock.qualify.worker"  # of a higher floor: known by name only
 
 
 class Requalification:
+    """Has workers that were quarantined qualify again, each where it runs."""
+
     def __init__(self, fleet: Fleet, settings: FleetSettings, note: Note) -> None:
         self._fleet, self._settings, self._note = fleet, settings, note
 
