@@ -118,3 +118,16 @@ def test_writing(tmp_path: Path) -> None:
     assert [path.name for path in target.parent.iterdir()] == ["page.html"]
     with pytest.raises(RunError, match="is a directory"):
         sheet.write(tmp_path, "x")
+
+
+def test_every_table_of_every_page_has_a_form_for_phones() -> None:
+    """Beside those of two narrow columns: a wider one would be cut."""
+    forms = {"stacked", "compare", "samples", "events", "counts", "figures"}
+    source = Path(sheet.__file__).parents[1]
+    tables = [
+        set(classes.split())
+        for page in source.glob("*/page.html")
+        for classes in re.findall(r'<table(?: class="([^"]*)")?>', page.read_text("utf-8"))
+    ]
+    assert len(tables) > 10
+    assert all(classes & forms for classes in tables), tables
