@@ -204,6 +204,29 @@ def test_a_step_that_fails_leaves_an_empty_engine(tiny: Tiny, prompt: Prompt, le
     assert len(engine.generate(requests(prompt, [6], 1, 8))[0][0].tokens) == 8
 
 
+def test_a_load_that_fails_halfway_leaves_an_empty_engine(
+    tiny: Tiny, prompt: Prompt, letters: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No memory for the second prompt's keys and values, say: the first's are of new weights."""
+    engine = PortableEngine(tiny(), letters(), 4)
+    good = {name: view.clone() for name, view in engine.decoder.tensors().items()}
+    for name, length in (("a", 6), ("b", 9)):
+        engine.add(name, requests(prompt, [length], 2, 8)[0])
+    engine.step()
+    compute, left = engine._scheduler._recompute, iter([True])
+
+    def fails(*given: Any) -> Any:
+        if next(left, False):
+            return compute(*given)
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(engine._scheduler, "_recompute", fails)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        engine.load(good, 1)
+    assert engine.pending == 0 and engine.step() == []
+    assert len(engine.generate(requests(prompt, [6], 1, 8))[0][0].tokens) == 8
+
+
 def test_a_refused_request_leaves_the_others_alone(
     tiny: Tiny, prompt: Prompt, letters: Any
 ) -> None:

@@ -51,12 +51,17 @@ REFUSED = {
 }
 
 
+def opens(s: Scene, name: str, said: Opened) -> None:
+    """The worker answers what it was asked last with this."""
+    s.hear(name, replace(said, id=s.pool._workers[name].asked))
+
+
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_chip_without_a_valid_certificate_stops_the_run(scene: Make, case: str) -> None:
     reply, words = REFUSED[case]
     s = scene("a", "b", device="npu")
     with pytest.raises(ConfigError, match=r"^a may not generate on npu: ") as error:
-        s.hear("a", reply)
+        opens(s, "a", reply)
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
@@ -64,14 +69,14 @@ def test_a_chip_without_a_valid_certificate_stops_the_run(scene: Make, case: str
 def test_unqualified_it_is_used_and_noted_once(scene: Make, case: str) -> None:
     reply, words = REFUSED[case]
     s = scene("a", device="npu", unqualified=True)
-    s.hear("a", reply)
+    opens(s, "a", reply)
     assert s.state("a") is WorkerState.READY and s.pool.facts()["a"].trust == "unqualified"
     (kind, message, worker), _ = s.events
     assert (kind, worker) == ("unqualified", "a") and words in message
     assert message.startswith("a generates unqualified on npu: ")
     s.lose("a")
     s.wait(1)
-    s.hear("a", reply)
+    opens(s, "a", reply)
     assert s.kinds().count("unqualified") == 1
 
 
@@ -80,7 +85,7 @@ def test_a_chip_that_loses_its_certificate_later_is_retired_alone(scene: Make) -
     s = scene("a", "b", device="npu").ready()
     s.lose("a")
     s.wait(1, "b")
-    s.hear("a", replace(GOOD, certificate=None))
+    opens(s, "a", replace(GOOD, certificate=None))
     assert s.state("a") is WorkerState.RETIRED and "there is no certificate" in s.events[-1][1]
     s.order(0)
     assert s.unit("b") == (0,)
@@ -89,7 +94,7 @@ def test_a_chip_that_loses_its_certificate_later_is_retired_alone(scene: Make) -
 def test_what_a_worker_is_trusted_with_is_told(scene: Make) -> None:
     trusted = scene("a", "b", device="npu")
     trusted.answer("a")
-    trusted.hear("b", replace(GOOD, certificate=make_certificate(trust=Trust.TRAIN)))
+    opens(trusted, "b", replace(GOOD, certificate=make_certificate(trust=Trust.TRAIN)))
     assert [f.trust for f in trusted.pool.facts().values()] == ["generate", "train"]
     on_cpu = scene("a")
     on_cpu.answer("a")

@@ -218,3 +218,16 @@ def test_an_answer_of_a_unit_that_was_taken_back_is_garbage(scene: Make) -> None
     (asked,) = s.units("a")
     s.hear("a", failure_of(asked.id), *answers(asked))
     assert s.kinds()[-1] == "worker_garbage" and s.outcomes() == []
+
+
+def test_one_that_holds_nothing_and_asks_for_nothing_is_replaced(scene: Make) -> None:
+    """Signs of life alone are no use: it might stay up without work until the run ends."""
+    s = scene("a")
+    s.hear("a", s.good("a", s.fleet.asked["a"][1])[0])  # Opened, and no Room
+    s.publish(1)
+    s.load("a")
+    s.wait(29, "a")
+    assert s.state("a") is WorkerState.READY
+    s.wait(2, "a")
+    assert s.state("a") is WorkerState.RESTARTING
+    assert s.kinds()[-1] == "worker_silent" and "asked for none for 30 s" in s.events[-1][1]

@@ -245,6 +245,22 @@ def test_weights_may_take_longer_where_the_engine_is_busy(scene: Make) -> None:
     assert s.kinds()[-1] == "worker_late" and "still loading" in s.events[-1][1]
 
 
+def test_a_unit_given_while_weights_are_fetched_may_come_before_their_proof(scene: Make) -> None:
+    """They have 50 s to be fetched; what is given by then has 200, and may hold every slot."""
+    s = scene("a").ready(1)
+    s.publish(2)
+    s.wait(10, "a")
+    s.stream(0)
+    s.wait(150, "a")
+    s.stream(1)  # behind the proof
+    s.wait(49, "a")
+    s.answer_problem("a", 0)
+    s.wait(50, "a")  # 10 + 200 + 50
+    assert s.kinds()[-1] != "worker_late"
+    s.wait(1, "a")
+    assert s.kinds()[-1] == "worker_late" and "still loading" in s.events[-1][1]
+
+
 def test_an_evaluation_is_of_the_newest_weights_whoever_makes_it(scene: Make) -> None:
     s = scene("a", "b").ready(1)
     s.publish(2)

@@ -47,6 +47,7 @@ class PendingLoad:
 
     id: int  # of the Load
     target: Target
+    fetch_by: float  # from then on its proof gets the first free slot
     deadline: float
 
 
@@ -66,6 +67,7 @@ class WorkerHandle:
     held: dict[int, HeldUnit] = field(default_factory=dict)  # by the number of the ask
     loading: PendingLoad | None = None
     room: int = 0  # sequences that it could take, as it says
+    workless_s: float = 0.0  # that it has been without work, and has asked for none
     evaluated: list[Work] = field(default_factory=list)  # answered, and not collected
     stack: Stack | None = None
     serves: Target | None = None  # None: to be loaded and proven (again)
@@ -157,12 +159,16 @@ class WorkerHandle:
             self.facts.seconds_generating += seconds
         if self.loading:
             self.facts.seconds_loading += seconds
+        workless = self.serves is not None and not self.busy and self.room <= 0
+        self.workless_s = self.workless_s + seconds if workless else 0.0
 
     def excuse(self, seconds: float) -> None:
         """Time has passed that does not count against it."""
         self.deadline += seconds
         self.heard += seconds
+        self.workless_s = max(0.0, self.workless_s - seconds)
         if self.loading:
+            self.loading.fetch_by += seconds
             self.loading.deadline += seconds
         for held in self.held.values():
             held.deadline += seconds
@@ -181,6 +187,8 @@ class WorkerHandle:
             return "worker_late", f"still {state} after its deadline"
         if state is not WorkerState.STARTING and now >= self.heard + silence_s:
             return "worker_silent", f"no sign of life for {silence_s:g} s while {state}"
+        if self.workless_s >= silence_s:
+            return "worker_silent", f"without work, it asked for none for {silence_s:g} s"
         return None
 
     def backoff(self, first_s: float) -> float:

@@ -60,7 +60,8 @@ class Placement:
         # What it draws as proof waits for a slot, at the latest until the units are done.
         busy = max((held.deadline - now for held in worker.held.values()), default=0.0)
         asked = self.ask(worker, Load(target.version.number, target.version.digest))
-        worker.loading = PendingLoad(asked, target, now + busy + self._settings.load_s)
+        fetch_by = now + self._settings.load_s
+        worker.loading = PendingLoad(asked, target, fetch_by, fetch_by + busy)
 
     def _give(self, worker: WorkerHandle, unit: Unit, now: float) -> None:
         work, serves = unit.work, worker.serves
@@ -69,4 +70,6 @@ class Placement:
         rules = work.completions, work.sampling, work.seed, work.exact
         held = HeldUnit(unit, now + self._settings.unit_s, served)
         worker.held[self.ask(worker, Generate(served, problems, *rules))] = held
+        if (loading := worker.loading) and now < loading.fetch_by:  # it may run before the proof
+            loading.deadline = max(loading.deadline, held.deadline + self._settings.load_s)
         worker.room -= work.sequences

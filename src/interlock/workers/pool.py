@@ -205,7 +205,7 @@ class WorkerPool:
                 pass
             case Failed():
                 self._failed(worker, reply)
-            case Opened() if state is WorkerState.STARTING:
+            case Opened() if state is WorkerState.STARTING and reply.id == worker.asked:
                 self._opened(worker, reply)
             case Room() if state in UP:
                 self._has_room(worker, reply)

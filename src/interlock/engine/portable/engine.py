@@ -89,8 +89,12 @@ class PortableEngine(Engine):
             for name, view in self.decoder.tensors().items():
                 view.copy_(tensors[name])
         self.version = version
-        with torch.inference_mode():
-            self._scheduler.recompute()
+        try:
+            with torch.inference_mode():
+                self._scheduler.recompute()
+        except BaseException:  # half of what runs would be of other weights
+            self._scheduler.clear()
+            raise
         self._grown = self.pending > 0
 
     @torch.inference_mode()
