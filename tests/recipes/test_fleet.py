@@ -28,6 +28,7 @@ from safetensors.torch import load_file
 
 from interlock.config.reading import load_recipe
 from interlock.errors import ConfigError, TrainingError
+from interlock.recipes import fleet
 from interlock.recipes.train import train
 from interlock.records.rl import ScoredGroup
 from interlock.rundir import RunDir
@@ -315,3 +316,17 @@ def test_a_full_store_stops_the_run_which_goes_on_elsewhere(
     finish(start(two_generators, run, *more, "--resume"))
     finish(start(two_generators, reference, *more))
     assert weights(run) == weights(reference)
+
+
+def test_a_fleet_that_cannot_be_had_leaves_nothing_behind(
+    two_generators: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(settings: object) -> Any:
+        raise ConfigError("no cluster at 127.0.0.1:1")
+
+    monkeypatch.setitem(fleet._FLEETS, "local", refuse)
+    (theirs := tmp_path / "theirs").mkdir()
+    recipe = load_recipe(two_generators, [f"sync.url={theirs}/weights"])
+    with pytest.raises(ConfigError, match="no cluster"):
+        train(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists() and list(theirs.iterdir()) == []

@@ -16,7 +16,7 @@ from interlock.config.schema import (
     Recipe,
     worker_settings,
 )
-from interlock.errors import ConfigError
+from interlock.errors import ConfigError, UserError
 from interlock.fleet.base import Fleet, Spec
 from interlock.models.decoder import Decoder
 from interlock.models.huggingface import read_architecture
@@ -107,16 +107,20 @@ def open_fleet(
         sinks.event(run.event(kind, message, worker or None))
 
     publisher = Publisher(url, recipe.sync.anchor_every)
-    return Dispatcher(
-        lambda: _FLEETS[recipe.fleet.kind](recipe.fleet),
-        _workers(recipe, model, url, _canary(tokenizer), run),
-        recipe.fleet,
-        recipe.guard,
-        publisher,
-        Reader(tokenizer, read_architecture(model).vocab),
-        note,
-        recipe.unqualified,
-    )
+    try:
+        return Dispatcher(
+            lambda: _FLEETS[recipe.fleet.kind](recipe.fleet),
+            _workers(recipe, model, url, _canary(tokenizer), run),
+            recipe.fleet,
+            recipe.guard,
+            publisher,
+            Reader(tokenizer, read_architecture(model).vocab),
+            note,
+            recipe.unqualified,
+        )
+    except UserError:
+        publisher.withdraw()
+        raise
 
 
 def _workers(

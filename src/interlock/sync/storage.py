@@ -11,7 +11,7 @@ where it has them, and the whole transfer, whatever the protocol, by leaving it 
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -60,6 +60,7 @@ class Storage:
         self.writable = protocol not in _READ_ONLY
         self._flat = protocol in _BUCKETS
         self._local = Path(self._root) if isinstance(self._fs, LocalFileSystem) else None
+        self._made: list[Path] = []  # the innermost first
 
     def check_writable(self) -> None:
         """Raise ConfigError when this kind of store can only be read."""
@@ -74,10 +75,18 @@ class Storage:
         self.check_writable()
         if self._local is not None:
             with _disk(self._local):
+                places = (self._local, *self._local.parents)
+                self._made = [place for place in places if not place.exists()]
                 self._local.mkdir(parents=True, exist_ok=True)
                 recover(self._local)
         elif not self._flat:  # making a "directory" here would make a bucket of a misspelt name
             self._ask("prepare", 0, lambda: self._fs.makedirs(self._root, exist_ok=True))
+
+    def withdraw(self) -> None:
+        """Remove the local directories that `prepare` made, as far as they are empty."""
+        with suppress(OSError):
+            for place in self._made:
+                place.rmdir()
 
     def write(self, name: str, data: bytes) -> None:
         """Put a blob in place of any of this name. On an error the old one stays, or none."""

@@ -104,6 +104,10 @@ class Publisher:
         self._last: WeightVersion | None = None
         self._chain: list[_VersionManifest] = []  # the last anchor, and the deltas since then
 
+    def withdraw(self) -> None:
+        """Nothing will be published: leave no empty directory behind."""
+        self._storage.withdraw()
+
     def publish(self, number: int, tensors: Mapping[str, Tensor]) -> PublishedVersion:
         """Make `tensors`, of any device, version `number`. The last one again is no publication.
 
