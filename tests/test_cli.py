@@ -37,6 +37,20 @@ def complaint(*arguments: object) -> str:
     return lines[0]
 
 
+def test_a_slip_in_a_recipe_is_told_before_torch_is_imported() -> None:
+    code = (
+        "import sys; from interlock.cli import main\n"
+        "try: main(['train', 'nowhere.toml'])\n"
+        "except SystemExit as ended: print(ended.code, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "2 False\n", done.stderr
+
+
+def test_nothing_in_a_message_acts_on_the_terminal() -> None:
+    assert "no recipe at ␛[2J⟨U+202E⟩.toml" in complaint("train", "\x1b[2J\u202e.toml")
+
+
 @pytest.mark.parametrize(
     ("given", "taken"),
     [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],

@@ -15,7 +15,7 @@ from typing import NoReturn, TextIO
 from interlock.cli.arguments import parse
 from interlock.errors import InterlockError, UserError, VoidResult
 from interlock.processes.torchrun import end_with_torchrun
-from interlock.text import hide_credentials, one_line
+from interlock.text import hide_credentials, one_line, visible
 
 # What is wrong with a name that was given, wherever it is first looked at.
 _OF_A_NAME = (errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EPERM)
@@ -107,5 +107,5 @@ def _of_output(error: OSError) -> int:
 
 def _fail(error: object, code: int) -> int:
     with suppress(OSError):
-        print(hide_credentials(f"interlock: {error}"), file=sys.stderr)
+        print(visible(hide_credentials(f"interlock: {error}")), file=sys.stderr)
     return code

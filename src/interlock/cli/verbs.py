@@ -35,16 +35,18 @@ def demo(given: argparse.Namespace) -> None:
 
 def train(given: argparse.Namespace) -> None:
     """Run a recipe with a live display; then the figures and the report."""
+    if given.unqualified:
+        given.settings.append("unqualified=true")
+    # Before torch is imported, which takes seconds: a slip is told at once.
+    recipe = load_recipe(Path(given.recipe), given.settings)
+    if given.resume and given.run is None:
+        raise ConfigError("--resume needs --run DIR, the run to go on with")
+
     from interlock import terminal
     from interlock.recipes.train import train as run_recipe
     from interlock.report import summary
     from interlock.report.page import write_report  # now: a missing plotly must not cost a run
 
-    if given.unqualified:
-        given.settings.append("unqualified=true")
-    recipe = load_recipe(Path(given.recipe), given.settings)
-    if given.resume and given.run is None:
-        raise ConfigError("--resume needs --run DIR, the run to go on with")
     directory = given.run or _free_directory(recipe.name)
     if int(os.environ.get("RANK", "0")) > 0:  # torchrun's: it only helps the learner of rank 0
         run_recipe(recipe, directory, resume=given.resume)
@@ -72,11 +74,12 @@ def train(given: argparse.Namespace) -> None:
 
 def evaluate(given: argparse.Namespace) -> None:
     """Greedy accuracy on held-out problems, with its 95 % interval."""
+    exam = _what_to_measure(given)  # before torch is imported
+
     from interlock import terminal
     from interlock.recipes.evaluate import measure
     from interlock.report.summary import not_judged, wilson
 
-    exam = _what_to_measure(given)
     generator = GeneratorSettings(device=given.device)
     console = terminal.Screen(stderr=given.json)
     with terminal.watching(console) as screen:
