@@ -9,20 +9,13 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "interlock"
 
-# docs/structure.md draws the same picture.
+# docs/structure.md draws the same picture. Floor 0 is one storey with an order of its own.
+GROUND = [
+    *("errors", "text", "thinking", "regular", "mismatch", "hub"),
+    *("records", "config", "processes", "rundir", "sandbox"),
+]
 FLOORS = [
-    {
-        "errors",
-        "text",
-        "thinking",
-        "mismatch",
-        "hub",
-        "records",
-        "config",
-        "processes",
-        "rundir",
-        "sandbox",
-    },
+    set(GROUND),
     {"chips", "tasks", "report", "fleet", "sync"},
     {"models"},
     {"engine", "learner"},
@@ -30,18 +23,6 @@ FLOORS = [
     {"recipes", "qualify", "parity"},
     {"terminal"},
     {"cli"},
-]
-# Floor 0 is one storey with an order of its own.
-GROUND = [
-    "errors",
-    "text",
-    "mismatch",
-    "hub",
-    "records",
-    "config",
-    "processes",
-    "rundir",
-    "sandbox",
 ]
 ONLY = {"fastapi": "serve", "ray": "fleet", "vllm": "engine"}
 

@@ -1,4 +1,5 @@
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -97,6 +98,9 @@ def test_damage_is_found_and_nothing_is_loaded(tiny: Tiny, saved: Path) -> None:
             load(learner, saved)
     file.unlink()
     with pytest.raises(RunError, match=r"exp_avg.safetensors is unreadable"):
+        load(learner, saved)
+    os.mkfifo(file)  # which nobody writes to
+    with pytest.raises(RunError, match=r"exp_avg.safetensors is unreadable .*a pipe"):
         load(learner, saved)
     (saved / "state.json").write_text("{")
     with pytest.raises(RunError, match=r"state.json is unreadable"):

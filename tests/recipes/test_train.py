@@ -13,14 +13,14 @@ from rounding import assert_close
 from safetensors.torch import load_file
 
 from interlock.cli import main
-from interlock.config.reading import load_recipe
+from interlock.config.reading import load_recipe, parse_recipe
 from interlock.engine.portable.engine import PortableEngine
-from interlock.errors import SandboxError, TrainingError, VoidResult
+from interlock.errors import RunError, SandboxError, TrainingError, VoidResult
 from interlock.models.decoder import Decoder
 from interlock.models.tokenizer import Tokenizer
 from interlock.recipes import fleet
 from interlock.recipes.sinks import Sink
-from interlock.recipes.train import train
+from interlock.recipes.train import _run_stages, train
 from interlock.records.metrics import Event
 from interlock.records.rl import VerdictStatus
 from interlock.report import summary, write_report
@@ -311,3 +311,12 @@ def test_a_run_keeps_how_its_answers_were_isolated(tiny_recipe: Path, tmp_path: 
             (each.kind, each.facts.get("way")) for each in events if "sandbox" in each.kind
         ]
     assert found == {"kept": [("sandboxed", way)], "bare": [("unsandboxed", None)]}
+
+
+def test_a_checkpoint_of_no_stage_is_named(tmp_path: Path) -> None:
+    tree = {"model": {"path": "m"}, "stage": [{"kind": "sft", "data": "d", "steps": 1}]}
+    nothing: Any = None
+    with RunDir.create(tmp_path / "run", tree, {}) as run:
+        (run.path / "checkpoints" / "stage01-step000001").mkdir(parents=True)
+        with pytest.raises(RunError, match=r"stage01-step000001 is of no stage of this recipe"):
+            _run_stages(parse_recipe(tree), [], run, *[nothing] * 4)

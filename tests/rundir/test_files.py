@@ -146,8 +146,8 @@ def test_storage_errors_name_the_directory_and_the_remedy(error: Exception, reme
 @pytest.mark.parametrize(
     "error", [OSError(errno.ENOENT, ""), sqlite3.IntegrityError("x"), KeyError("x")]
 )
-def test_what_is_not_the_disks_doing_passes_unchanged(error: Exception) -> None:
-    with pytest.raises(type(error)) as caught, storage_errors(Path("runs/x")):
+def test_what_is_not_the_disks_doing_passes_unchanged(error: Exception, tmp_path: Path) -> None:
+    with pytest.raises(type(error)) as caught, storage_errors(tmp_path):
         raise error
     assert caught.value is error
 
@@ -159,3 +159,31 @@ def test_all_files_of_a_directory_have_one_mode(tmp_path: Path) -> None:
             (directory / name).touch(mode)
     modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "weights").iterdir()}
     assert modes == {(tmp_path / "weights").stat().st_mode & 0o666}
+
+
+def test_a_link_or_a_pipe_is_never_replaced(tmp_path: Path) -> None:
+    target, link, pipe = (tmp_path / name for name in ("target", "link", "pipe"))
+    target.write_text("kept")
+    link.symlink_to(target)  # as /dev/stdout is one
+    os.mkfifo(pipe)
+    for path in (link, pipe):
+        with pytest.raises(RunError, match="is a link, a device or a pipe"):
+            write_atomically(path, b"new")
+    assert link.is_symlink() and pipe.is_fifo() and target.read_text() == "kept"
+    assert sorted(os.listdir(tmp_path)) == ["link", "pipe", "target"]
+
+
+def test_a_directory_that_was_removed_is_named(tmp_path: Path) -> None:
+    gone = tmp_path / "run"
+    for write in (
+        lambda: write_atomically(gone / "manifest.json", b"{}"),
+        lambda: JsonLines(gone / "metrics.jsonl").append({"step": 1}),
+    ):
+        with pytest.raises(RunError, match=r"/run: the directory is gone"):
+            write()
+
+
+def test_lines_are_not_appended_to_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "lines.jsonl")  # which nobody reads
+    with pytest.raises(RunError, match="a pipe or a device"):
+        JsonLines(tmp_path / "lines.jsonl").append({"step": 1})

@@ -1,3 +1,4 @@
+import os
 import random
 import sqlite3
 import subprocess
@@ -416,3 +417,13 @@ def test_a_commit_waits_for_the_disk(tmp_path: Path) -> None:
     read = ledger._database.execute
     assert read("PRAGMA journal_mode").fetchone() == ("wal",)
     assert read("PRAGMA synchronous").fetchone() == (2,)  # FULL
+
+
+@pytest.mark.parametrize("open_ledger", [Ledger, Ledger.read_only])
+def test_a_pipe_in_a_ledgers_place_is_refused_at_once(
+    open_ledger: Callable[[Path], Ledger], tmp_path: Path
+) -> None:
+    path = tmp_path / "ledger.sqlite"
+    os.mkfifo(path)  # which SQLite would open, and wait
+    with pytest.raises(RunError, match="is no file"):
+        open_ledger(path)

@@ -213,3 +213,13 @@ def test_the_numbers_of_a_step_by_their_paths() -> None:
     assert found["workers/w0/mismatch/0/tokens"] == 264 and found["published/anchors"] == 1
     assert not found.keys() & {"time", "stage", "step", "kind", "update/kl", "seconds/generate"}
     assert StepMetrics(stage=0, step=1).scalars() == {}
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"step": 10**30}, {"step": -1}, {"stage": 2**63}, {"time": 1e300}]
+)
+def test_numbers_that_no_run_writes_are_damage(wrong: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(json.dumps(OLD | wrong) + "\n")
+    with pytest.raises(RunError, match=r"metrics\.jsonl line 1 is damaged"):
+        read_metrics(JsonLines(path))

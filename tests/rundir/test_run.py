@@ -302,3 +302,20 @@ def test_a_run_goes_on_with_what_it_began_with_alone(
 def test_a_run_that_recorded_no_inputs_goes_on_with_any(tmp_path: Path) -> None:
     RunDir.create(tmp_path, TREE, VERSIONS).finish()
     RunDir.open(tmp_path, TREE, {"data": "sha256 a"}).finish()
+
+
+@pytest.mark.parametrize("seconds", ["1e300", "-1e18", "253402300800"])
+def test_a_time_that_is_no_date_is_damage(seconds: str, tmp_path: Path) -> None:
+    create(tmp_path / "run").finish("finished")
+    path = tmp_path / "run" / "manifest.json"
+    path.write_text(re.sub(r'("created": ?)[\d.]+', rf"\g<1>{seconds}", path.read_text()))
+    with pytest.raises(RunError, match=r"cannot read .*manifest\.json: Expected `float`"):
+        RunDir.read(tmp_path / "run")
+
+
+def test_a_pipe_in_the_locks_place_is_refused_at_once(tmp_path: Path) -> None:
+    create(tmp_path / "run").close()
+    (tmp_path / "run" / "lock").unlink()
+    os.mkfifo(tmp_path / "run" / "lock")
+    with pytest.raises(RunError, match="a pipe or a device"):
+        RunDir.open(tmp_path / "run", TREE)

@@ -153,7 +153,7 @@ def test_files_are_those_that_problems_and_verdicts_hang_on(
         ('{"question": "a", "answer": NaN}', "NaN is no number in JSON"),
         ('{"question": "a", "answer": 1, "more": -Infinity}', "-Infinity is no number in JSON"),
         ('{"question": "a", "answer": 1e999999999}', "too many digits"),
-        ('{"question": "a", "answer": ' + "9" * 5000 + "}", "4300"),
+        ('{"question": "a", "answer": ' + "9" * 5000 + "}", "a number of 5000 digits"),
         ("[1]", "expected a JSON object"),
         ('{"question": "a"}', "no field 'answer'; the row has 'question'"),
         ('{"question": "", "answer": "1"}', "the field 'question' is \"\""),

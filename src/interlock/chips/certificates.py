@@ -22,6 +22,7 @@ from msgspec.structs import replace
 from interlock.errors import RunError
 from interlock.records.coding import from_json
 from interlock.records.trust import Certificate, Result, Stack, Trust
+from interlock.regular import read_regular
 from interlock.rundir.files import storage_errors, write_atomically
 
 _SPECIAL = "$float"  # the key under which JSON, which has no infinity and no NaN, holds one
@@ -54,7 +55,7 @@ def load(path: Path) -> Certificate:
     Raises RunError when there is no such file, or it is no certificate, or one of an older format.
     """
     try:
-        tree = _with_specials(from_json(path.read_bytes()))
+        tree = _with_specials(from_json(read_regular(path)))
         if isinstance(tree, dict) and "digest" in tree:  # before it was called checksum
             raise RunError(
                 f"{path} is a certificate of an older format; {remedy(str(tree.get('device')))}"

@@ -74,12 +74,11 @@ def train(given: argparse.Namespace) -> None:
 
 def evaluate(given: argparse.Namespace) -> None:
     """Greedy accuracy on held-out problems, with its 95 % interval."""
-    exam = _what_to_measure(given)  # before torch is imported
-
     from interlock import terminal
     from interlock.recipes.evaluate import measure
     from interlock.report.summary import not_judged, wilson
 
+    exam = _what_to_measure(given)
     generator = GeneratorSettings(device=given.device)
     console = terminal.Screen(stderr=given.json)
     with terminal.watching(console) as screen:

@@ -21,8 +21,10 @@ from interlock.config.schema import STAGES, Recipe, TaskSettings
 from interlock.config.secrets import is_secret, shown_override
 from interlock.errors import ConfigError
 from interlock.records.rl import Sampling
-from interlock.text import hide_credentials, one_line
+from interlock.regular import read_regular
+from interlock.text import error_line, hide_credentials, one_line
 
+_MOST_BYTES = 1 << 20  # of a recipe
 _SHOWN = 80  # characters of a wrong value
 _KINDS = {bool: "bool", int: "int", float: "float", str: "str", list: "array", dict: "object"}
 
@@ -35,7 +37,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises ConfigError, which names the file, the setting and what is expected.
     """
     try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors add the mark
+        # utf-8-sig: editors add the mark
+        tree = tomllib.loads(read_regular(path, _MOST_BYTES).decode("utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"no recipe at {path}; give the path of a .toml file") from None
     except IsADirectoryError:
@@ -44,8 +47,10 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise ConfigError(f"{path} is no UTF-8 text ({error.reason}); save it as UTF-8") from None
     except OSError as error:
         raise ConfigError(f"cannot read {one_line(str(path), 80)}: {error.strerror}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path} is nested too deeply; no setting needs that") from None
+    except ValueError as error:  # tomllib's own, and Python's of a number without end
+        raise ConfigError(f"{path} is not valid TOML: {error_line(error, 200)}") from None
     if overrides:
         tree.setdefault("generator", [{}])  # the default one, for overrides to change
     for override in overrides:
@@ -123,7 +128,7 @@ def _element(tables: list[Any], part: str, where: str) -> Any:
 def _value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 

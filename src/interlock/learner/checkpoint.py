@@ -27,6 +27,7 @@ from interlock.learner.distributed import sharding
 from interlock.learner.distributed.messages import GatherState, RestoreState, StateKind
 from interlock.learner.learner import Learner
 from interlock.records.coding import from_json
+from interlock.regular import open_regular, read_regular
 
 _FORMAT = 1
 _MOMENTS: tuple[StateKind, ...] = ("exp_avg", "exp_avg_sq")
@@ -75,7 +76,7 @@ def load(learner: Learner, directory: Path) -> dict[str, Any]:
     RunError when anything is missing, truncated, altered or does not fit; nothing is loaded then.
     """
     try:
-        state = from_json((directory / "state.json").read_bytes(), _SavedState)
+        state = from_json(read_regular(directory / "state.json"), _SavedState)
     except (OSError, ValueError) as error:
         raise RunError(
             f"{directory}/state.json is unreadable ({error}); resume from an older one"
@@ -176,5 +177,5 @@ def restore(
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

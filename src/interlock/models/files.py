@@ -9,12 +9,13 @@ Weights are read by checkpoint.py, tokenizer.json by its library.
 """
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 from interlock.errors import ModelError
+from interlock.regular import read_regular
+from interlock.text import error_line
 
 _COMPANIONS = (
     "added_tokens.json",
@@ -48,17 +49,12 @@ def inside(directory: Path, name: str) -> Path | None:
         raise ModelError(f"cannot read {path}: {error}") from None
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, remedy: str = "fetch the model again") -> str:
     """Raises ModelError when the file cannot be read, is no UTF-8 or is far too long."""
     try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > _MOST_BYTES:
-                most = f"{_MOST_BYTES >> 20} MB"
-                raise ModelError(f"{path} is longer than {most}; fetch the model again")
-            return file.read(size).decode("utf-8")
+        return read_regular(path, _MOST_BYTES).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"cannot read {path}: {error}; fetch the model again") from None
+        raise ModelError(f"cannot read {path}: {error_line(error)}; {remedy}") from None
 
 
 def read_object(directory: Path, name: str) -> dict[str, Any] | None:

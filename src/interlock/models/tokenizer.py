@@ -82,7 +82,10 @@ class Tokenizer:
         if eos := roles.get("eos_token"):
             eos_id = backend.token_to_id(eos)
             if eos_id is None:
-                raise ModelError(f"eos_token {eos!r} is not in the vocabulary of {directory}")
+                raise ModelError(
+                    f"eos_token {eos!r} is not in the vocabulary of {directory}; use the "
+                    "tokenizer.json and tokenizer_config.json of one model"
+                )
             eos_ids = {eos_id}
         model = read_object(directory, "config.json") or {}
         generation = read_object(directory, "generation_config.json") or {}
@@ -294,7 +297,7 @@ def _backend(
         with no_panic():
             backend = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing narrower
-        raise ModelError(f"cannot read {path}: {error}") from None
+        raise ModelError(f"cannot read {path}: {error}; fetch the model again") from None
     backend.no_truncation()
     backend.no_padding()
     try:
@@ -307,7 +310,7 @@ def _backend(
         if (found := backend.token_to_id(token.content)) != index:
             raise ModelError(
                 f"{directory} gives the token {token.content!r} the id {index} in "
-                f"tokenizer_config.json and {found} in tokenizer.json"
+                f"tokenizer_config.json and {found} in tokenizer.json; use those of one model"
             )
     known = [token for token in roles.values() if backend.token_to_id(token) is not None]
     backend.add_special_tokens(known)
@@ -317,7 +320,8 @@ def _backend(
 def _template_text(directory: Path, config: dict[str, Any], replacement: str | None) -> str | None:
     """The Jinja text: the user's file, else chat_template.jinja, else tokenizer_config.json's."""
     if replacement:
-        return read_text(Path(replacement).expanduser())
+        remedy = "give [model] chat_template a Jinja file"
+        return read_text(Path(replacement).expanduser(), remedy)
     if path := inside(directory, "chat_template.jinja"):
         return read_text(path)
     text = config.get("chat_template")
@@ -339,5 +343,8 @@ def _ids(config: dict[str, Any], directory: Path) -> set[int]:
     value = config.get("eos_token_id")
     ids = [] if value is None else value if isinstance(value, list) else [value]
     if not all(type(token) is int and token >= 0 for token in ids):
-        raise ModelError(f"eos_token_id {value!r} in {directory} is no list of token ids")
+        raise ModelError(
+            f"eos_token_id {value!r} in {directory} is no list of token ids; use the config.json "
+            "and generation_config.json that came with the model"
+        )
     return set(ids)

@@ -155,6 +155,8 @@ def _run_stages(
 ) -> Learner:
     """One stage after another, from the newest checkpoint on. -> the learner of the last"""
     newest, version = run.latest_checkpoint(), 0
+    if newest and newest.stage >= len(recipe.stage):
+        raise RunError(f"{newest.path} is of no stage of this recipe; remove it")
     for index in range(newest.stage if newest else 0, len(recipe.stage)):
         settings = recipe.stage[index]
         learner = _learner(recipe, settings, decoder, ranks, version)

@@ -4,11 +4,15 @@ Bytes may come from anywhere: whatever is wrong with them, nesting without end i
 ValueError.
 """
 
-from typing import Any, TypeVar, overload
+from typing import Annotated, Any, TypeVar, overload
 
 import msgspec
+from msgspec import Meta
 
 Record = TypeVar("Record", bound=msgspec.Struct)
+# What may come from a file that somebody made: SQLite, and dates, take no more.
+Whole = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Time = Annotated[float, Meta(ge=0, lt=253402300800)]  # unix seconds, before the year 10000
 Kind = TypeVar("Kind")
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 import msgspec
 
 from interlock.mismatch import Mismatch
+from interlock.records.coding import Time, Whole
 
 
 class WorkerState(StrEnum):
@@ -119,9 +120,9 @@ class StepMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
     `metrics.rollout.reward` is None, and `metrics.scalars()` has no "rollout/reward".
     """
 
-    time: float | None = None  # unix seconds when it was logged
-    stage: int
-    step: int  # from 1; 0: the weights that the stage begins with
+    time: Time | None = None  # unix seconds when it was logged
+    stage: Whole
+    step: Whole  # from 1; 0: the weights that the stage begins with
     kind: str = ""  # of the stage
     accuracy: float | None = None  # share of right answers to held-out problems after the step
     held_out_reward: float | None = None  # mean reward of the same answers
@@ -189,7 +190,7 @@ EVENT_KINDS: frozenset[str] = frozenset(get_args(EventKind))
 class Event(msgspec.Struct, frozen=True, omit_defaults=True):
     """Something that happened to a run and is worth a line of events.jsonl."""
 
-    time: float  # unix seconds
+    time: Time  # unix seconds
     kind: EventKind
     message: str  # one line, for a reader
     worker: str | None = None  # whom it is about

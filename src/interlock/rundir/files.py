@@ -13,9 +13,10 @@ import os
 import re
 import shutil
 import sqlite3
+import stat
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import msgspec
 
 from interlock.errors import RunError
 from interlock.records.coding import from_json
+from interlock.regular import read_regular
 
 _TEMPORARY = ".tmp-"  # not finished: of no use once its writer is gone
 _ASIDE = ".old-"  # finished, moved aside for the moment in which its successor takes the name
@@ -41,6 +43,7 @@ _ERRNO_REMEDIES = {
     errno.EIO: _DISK_ERROR,
     errno.EFBIG: _DISK_ERROR,
     errno.ELOOP: "a file of it is a symbolic link, which is not followed; remove the link",
+    errno.ENXIO: "a file of it is a pipe or a device; remove that",
     errno.ENOTDIR: "a part of this path is a file; choose another directory",
     errno.EEXIST: "a file of this name is in the way; choose another directory",
     errno.ENAMETOOLONG: "the name is too long; choose another directory",
@@ -67,6 +70,8 @@ def storage_errors(directory: Path) -> Iterator[None]:
         yield
     except Exception as error:
         remedy = _remedy(error)
+        if isinstance(error, FileNotFoundError) and not directory.exists():
+            remedy = "the directory is gone, or none can be made there; choose another directory"
         if remedy is None:
             raise
         raise RunError(f"{directory}: {remedy}") from error
@@ -83,17 +88,25 @@ def _remedy(error: Exception) -> str | None:
 
 
 def unlinked(path: str, flags: int) -> int:
-    """An opener that follows no symbolic link: what is written is the file of this name itself."""
-    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+    """An opener that follows no symbolic link and waits for no pipe: what is written is the file of
+    this name itself.
+    """
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.ENXIO, os.strerror(errno.ENXIO), path)  # as a pipe without a reader is
+    return descriptor
 
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace `path` by `data`; a reader or a kill sees the old content or the new, never a part.
 
-    Raises RunError when the disk is full, read-only or out of bounds; `path` is then as before.
+    Raises RunError when the disk is full, read-only or out of bounds, and where `path` is a link, a
+    device or a pipe, such as /dev/stdout, which would be replaced too; it is then as before.
     """
     temporary = _temporary(path)
     with storage_errors(path.parent):
+        _refuse_to_replace(path)
         try:
             temporary.unlink(missing_ok=True)
             with open(temporary, "xb", opener=unlinked) as file:
@@ -170,6 +183,14 @@ def recover(directory: Path) -> list[str]:
     return found
 
 
+def _refuse_to_replace(path: Path) -> None:
+    """What is there and is neither a file nor a directory, which rename(2) refuses by itself."""
+    with suppress(FileNotFoundError):
+        mode = path.lstat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise RunError(f"{path} is a link, a device or a pipe; give the name of a file")
+
+
 def _temporary(path: Path) -> Path:
     return path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
 
@@ -226,7 +247,7 @@ class JsonLines:
         """Cut off a last line that a kill left unfinished; return how many bytes that were."""
         if not self.path.exists():
             return 0
-        data = self.path.read_bytes()
+        data = self._content()
         whole = data.rfind(b"\n") + 1
         if whole < len(data):
             with (
@@ -244,8 +265,14 @@ class JsonLines:
         """
         if not self.path.exists():
             return []
-        *lines, _unfinished = self.path.read_bytes().split(b"\n")
+        *lines, _unfinished = self._content().split(b"\n")
         return [self._parse(line, number) for number, line in enumerate(lines, start=1)]
+
+    def _content(self) -> bytes:
+        try:
+            return read_regular(self.path)
+        except OSError as error:
+            raise RunError(f"cannot read {self.path}: {error.strerror}") from None
 
     def _parse(self, line: bytes, number: int) -> dict[str, Any]:
         try:

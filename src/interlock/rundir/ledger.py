@@ -73,6 +73,7 @@ class Ledger:
         with _ledger_errors(path):
             if path.is_symlink():  # which SQLite would follow
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+            _refuse_pipe(path)
             self._database = _connect(str(path))
             self.format = _format_of(self._database, path)
             self.check_current()
@@ -91,6 +92,7 @@ class Ledger:
         ledger.path = path
         ledger._lock = threading.RLock()
         with _ledger_errors(path):
+            _refuse_pipe(path)
             ledger._database = _open_existing(path) if path.exists() else _connect(":memory:")
             ledger.format = _format_of(ledger._database, path)
             ledger.missing = not ledger.format
@@ -354,6 +356,11 @@ def _connect(location: str) -> sqlite3.Connection:
     return sqlite3.connect(
         location, timeout=_BUSY_TIMEOUT, isolation_level=None, uri=True, check_same_thread=False
     )
+
+
+def _refuse_pipe(path: Path) -> None:
+    if path.exists() and not path.is_file():  # SQLite would wait for who writes to a pipe
+        raise RunError(f"{path} is no file; restore the ledger from a copy")
 
 
 def _open_existing(path: Path) -> sqlite3.Connection:

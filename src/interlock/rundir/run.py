@@ -35,8 +35,9 @@ import msgspec
 from interlock.config.secrets import redacted
 from interlock.errors import RunError, UserError
 from interlock.processes.deadline import Deadline
-from interlock.records.coding import from_json
+from interlock.records.coding import Time, from_json
 from interlock.records.metrics import Event, EventKind, StepMetrics
+from interlock.regular import read_regular
 from interlock.rundir.changes import FREE_TO_CHANGE, first_difference, steps_ahead
 from interlock.rundir.files import (
     JsonLines,
@@ -57,8 +58,8 @@ _LOCK_PATIENCE_S = 1.0  # a reader holds the lock for an instant to learn the st
 class Session(msgspec.Struct):
     """One process's time on the run, unix seconds; `ended` is None while it runs or if killed."""
 
-    started: float
-    ended: float | None = None
+    started: Time
+    ended: Time | None = None
 
 
 class Manifest(msgspec.Struct):
@@ -66,7 +67,7 @@ class Manifest(msgspec.Struct):
 
     versions: dict[str, str]
     platform: str
-    created: float  # unix seconds
+    created: Time  # unix seconds
     sessions: list[Session]
     status: str = "running"
     reason: str | None = None  # one line, when failed
@@ -96,7 +97,7 @@ class RunView:
 
     def _read_json(self, name: str, kind: Any) -> Any:
         try:
-            return from_json((self.path / name).read_bytes(), kind)
+            return from_json(read_regular(self.path / name), kind)
         except (FileNotFoundError, NotADirectoryError):
             raise RunError(
                 f"no run in {self.path} ({name} is missing); give the directory a run was "

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from interlock.errors import ModelError, TaskError
+from interlock.regular import read_regular
 
 Row = dict[str, Any]
 _MOST_DIGITS = 400  # a float ends at 309
@@ -31,7 +32,7 @@ class WrittenFloat(float):
 def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
     """(line number from 1, object) of every line. Raises TaskError, also when there is none."""
     try:
-        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+        lines = read_regular(path).removeprefix(b"\xef\xbb\xbf").split(b"\n")
     except FileNotFoundError:
         raise TaskError(f"no data at {path}; give the path of a JSONL file") from None
     except OSError as error:
@@ -67,9 +68,9 @@ def plain(number: int | float) -> str:
 def _row(line: bytes) -> Row:
     try:
         text = line.decode()
-        row = json.loads(text, parse_float=WrittenFloat, parse_constant=_refuse)
+        row = json.loads(text, parse_float=WrittenFloat, parse_int=_whole, parse_constant=_refuse)
     except UnicodeDecodeError as error:
-        raise ValueError(f"byte {error.start} is not UTF-8") from None
+        raise ValueError(f"byte {error.start} is not UTF-8; save the file as UTF-8") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"not valid JSON: {error.msg}, column {error.colno}") from None
     except RecursionError:
@@ -79,6 +80,13 @@ def _row(line: bytes) -> Row:
     if "\\u" in text and _has_half_a_character(row):
         raise ValueError("half of a surrogate pair is no text")
     return row
+
+
+def _whole(digits: str) -> int:
+    try:
+        return int(digits)
+    except ValueError:  # Python's limit, against the time it takes
+        raise ValueError(f"a number of {len(digits)} digits; give it as a text") from None
 
 
 def _refuse(name: str) -> float:
