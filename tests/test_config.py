@@ -134,6 +134,15 @@ def test_a_lone_stage_needs_no_index(tmp_path: Path) -> None:
         ("zzz=1", "unknown setting 'zzz'; there are model, stage, name"),
         ("stage.task.held_out=10000000", "expected int <= 1000000"),
         ("name=a/b", "is to be the name of a directory"),
+        ("generator.count=1000000000", "generator.0.count = 1000000000: expected int <= 4096"),
+        ("stage.task.workers=1000000000", "task.workers = 1000000000: expected int <= 4096"),
+        ("sync.url=memory://x", "sync.url = 'memory://x' is seen by one process alone"),
+        ('model.path="a\\u0000b"', "model.path holds a NUL"),
+        ('sync.url="a\\u0000b"', "sync.url holds a NUL"),
+        ('generator.python="a\\u0000b"', "generator.0.python holds a NUL"),
+        ('generator.env={"A"="\\u0000"}', "generator.0.env.A holds a NUL"),
+        ('generator.env={"A=B"="x"}', "generator.0.env has a name that"),
+        ('generator.env={""="x"}', "generator.0.env has a name that"),
         (f"name={'x' * 300}", "at most 100 characters"),
         ("stage.optimizer.lr=nan", "stage.0.optimizer.lr = nan: expected float > 0.0"),
         ("stage.optimizer.lr=inf", "stage.0.optimizer.lr = inf: expected float <="),
@@ -250,3 +259,25 @@ def test_a_wrong_value_that_may_be_a_secret_is_not_shown(
     with pytest.raises(ConfigError) as wrong:
         load(tmp_path, BASE + section, *([override] if override else []))
     assert where in str(wrong.value) and "31415926" not in str(wrong.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a = " + "[" * 5000 + "]" * 5000, "nested too deeply"),
+        ("seed = " + "9" * 5000, "not valid TOML"),
+        ('name = "a\\u001b[2J"\n' + BASE, "that print"),
+        ('name = "a\\u202eb"\n' + BASE, "that print"),
+    ],
+    ids=["deep", "digits", "escape", "reordered"],
+)
+def test_a_hostile_recipe_is_refused_in_one_line(text: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=said) as refused:
+        load(tmp_path, text)
+    assert str(refused.value).isprintable() and len(str(refused.value)) < 600
+
+
+def test_an_override_without_end_is_a_wrong_value(tmp_path: Path) -> None:
+    for value in ("9" * 5000, "[" * 5000 + "]" * 5000):
+        with pytest.raises(ConfigError, match=r"seed = .*expected int, got str"):
+            load(tmp_path, BASE, f"seed={value}")

@@ -101,6 +101,8 @@ def test_a_template_of_ones_own() -> None:
         ({"template": "{a} and {c}"}, "use {a}, {b} and, if wanted, {op}"),
         ({"template": "{a.__class__} {b}"}, "use {a}, {b}"),
         ({"template": "{a} {b"}, "template = '{a} {b'"),
+        ({"template": "{a:>1000}{b}"}, "write widths up to 999"),
+        ({"template": "{a:{b}}{b}"}, "write widths up to 999"),
     ],
 )
 def test_bad_options_are_named(options: dict[str, Any], complaint: str) -> None:

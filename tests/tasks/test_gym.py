@@ -123,3 +123,8 @@ def test_numpy_values_become_plain_and_others_are_refused() -> None:
     assert plain == {"a": 0.5, "b": "x", "c": [[1, 2]]}
     with pytest.raises(TaskError, match="a object into a problem"):
         pack({"a": object()})
+
+
+def test_a_problem_far_along_is_drawn_too() -> None:
+    far = _task("basic_arithmetic", size=10**12)  # held-out problems are the last of all
+    assert len({problem.id for problem in open_task(far).held_out(4)}) == 4

@@ -294,6 +294,7 @@ def test_any_text_reaches_the_verifier_unchanged(tmp_path: Path) -> None:
     [
         ("raise RuntimeError('broken file')", "does not load: RuntimeError: broken file"),
         ("def other(): pass", "has no function 'verify'"),
+        ("def verify(row): return 1", "cannot be called with the row and the answer's text"),
         ("def verify(:", "does not load: SyntaxError"),
         ("import os; os._exit(7)", "the verifier's process ended (exit code 7)"),
         ("hoard = bytearray(1 << 34)", "does not load: MemoryError"),

@@ -26,10 +26,10 @@ def check_combinations(recipe: Recipe, source: str) -> None:
 
 def _names(recipe: Recipe) -> Iterator[str]:
     """The run's is a directory's; workers are told apart by name, and have log files of it."""
-    if not re.fullmatch(r"(?!\.)[^/\0]{1,100}", recipe.name):
+    if not (re.fullmatch(r"(?!\.)[^/]{1,100}", recipe.name) and recipe.name.isprintable()):
         yield (
             f"name = {one_line(repr(recipe.name), 40)} is to be the name of a directory; use at "
-            "most 100 characters, no / and no . at the start"
+            "most 100 characters that print, no / and no . at the start"
         )
     names = worker_settings(recipe)
     if len(names) < sum(settings.count for settings in recipe.generator):
@@ -38,6 +38,25 @@ def _names(recipe: Recipe) -> Iterator[str]:
         if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", name):
             shown = one_line(repr(name), 40)
             yield f"generator.name = {shown} is to be a file name; use letters, digits, . _ -"
+
+
+def _handed_on(recipe: Recipe) -> Iterator[str]:
+    """What becomes a path, a URL or a variable of a process: none of them may hold a NUL."""
+    texts = {"model.path": recipe.model.path, "model.chat_template": recipe.model.chat_template}
+    texts |= {"sync.url": recipe.sync.url, "fleet.address": recipe.fleet.address}
+    for index, each in enumerate(recipe.generator):
+        where = f"generator.{index}"
+        texts |= {f"{where}.python": each.python, f"{where}.sync_url": each.sync_url}
+        texts |= {f"{where}.env.{name}": text for name, text in each.env.items()}
+        if not all(
+            re.fullmatch(r"[^=\0]+", name) for name in each.env
+        ):  # perhaps a secret: not told
+            yield f"{where}.env has a name that is empty, or holds = or NUL; use letters, digits, _"
+    for index, stage in enumerate(recipe.stage):
+        texts[f"stage.{index}.data"] = getattr(stage, "data", None)
+    for name, text in texts.items():
+        if text is not None and "\0" in text:
+            yield f"{name} holds a NUL, which ends a text; remove it"
 
 
 def _engines(recipe: Recipe) -> Iterator[str]:
@@ -68,6 +87,10 @@ def _sync(recipe: Recipe) -> Iterator[str]:
                 f"generator.sync_url = {settings.sync_url!r} is another way to what is written at "
                 "sync.url; set that too"
             )
+    if recipe.sync.url is not None and recipe.sync.url.startswith("memory:"):
+        yield (
+            f"sync.url = {recipe.sync.url!r} is seen by one process alone; give a path or a bucket"
+        )
     if recipe.sync.url is not None and recipe.fleet.kind == "inline":
         yield (
             f"sync.url = {recipe.sync.url!r} is for generators in processes of their own; set "
@@ -144,6 +167,7 @@ def _stages(recipe: Recipe) -> Iterator[str]:
 
 _CHECKS: tuple[Callable[[Recipe], Iterator[str]], ...] = (
     _names,
+    _handed_on,
     _engines,
     _ray,
     _sync,

@@ -16,6 +16,7 @@ from interlock.records.rl import Sampling
 
 # Every number has an end on both sides: what is larger is a slip, and no float or message takes it.
 Positive = Annotated[int, Meta(gt=0, le=10**9)]
+Processes = Annotated[int, Meta(gt=0, le=4096)]
 NonNegative = Annotated[int, Meta(ge=0, le=10**9)]
 Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Rate = Annotated[float, Meta(gt=0, le=1e9)]
@@ -50,7 +51,7 @@ class GeneratorSettings(_Section, frozen=True):
     """
 
     name: str = ""  # of the workers, for logs and the report; "": generator-<index>
-    count: Positive = 1
+    count: Processes = 1
     engine: EngineName = "torch"
     device: str = "cpu"  # "cpu", "cuda:1", "npu", …: as chips/device.py names them
     dtype: Dtype = "auto"  # of its weights and activations
@@ -141,7 +142,7 @@ class TaskSettings(_Section, frozen=True):
     held_out: Annotated[int, Meta(gt=0, le=1_000_000)] = 128
     overlong: Overlong = "refuse"  # a prompt that leaves no room for sampling.max_tokens
     system: str | None = None  # a system turn put before every problem
-    workers: Positive = 1  # verifier processes
+    workers: Processes = 1  # verifier processes
     timeout_s: Rate = 5.0  # to judge one answer
     memory_mb: Positive = 1024  # address space that judging may add to the process's own
     # What judges runs isolated: "auto", when it executes what the model wrote; "always"; or "none",

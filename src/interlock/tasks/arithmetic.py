@@ -3,6 +3,7 @@
 `12 + 34` and `34 + 12` belong to one family, which is either trained on or held out, never both.
 """
 
+import re
 import string
 from collections.abc import Callable
 from decimal import Decimal
@@ -83,12 +84,13 @@ def _family(problem: Problem) -> str:
 
 def _check_template(template: str) -> None:
     try:
-        fields = {
-            field for _, field, _, _ in string.Formatter().parse(template) if field is not None
-        }
+        parts = list(string.Formatter().parse(template))
     except ValueError as error:
         raise TaskError(f"task 'arithmetic': template = {template!r}: {error}") from None
+    fields = {field for _, field, _, _ in parts if field is not None}
     if not {"a", "b"} <= fields <= {"a", "b", "op"}:
         raise TaskError(
             f"task 'arithmetic': template = {template!r}: use {{a}}, {{b}} and, if wanted, {{op}}"
         )
+    if any(re.search(r"\d{4}|\{", width or "") for _, _, width, _ in parts):
+        raise TaskError(f"task 'arithmetic': template = {template!r}: write widths up to 999")

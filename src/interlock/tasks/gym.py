@@ -104,7 +104,7 @@ def _entry(dataset: Any, index: int) -> dict[str, Any]:
     """Problem `index`. A few generators also draw from the global generators, seeded here."""
     python_state, numpy_state = random.getstate(), numpy.random.get_state()
     random.seed(index)
-    numpy.random.seed(index)
+    numpy.random.seed(index % 2**32)  # as far as it goes
     try:
         entry: dict[str, Any] = dataset[index]
     finally:

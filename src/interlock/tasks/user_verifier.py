@@ -6,6 +6,7 @@ that is started in its own folder: it may import and open what lies beside it.
 """
 
 import importlib.util
+import inspect
 import os
 import sys
 from collections.abc import Callable
@@ -58,4 +59,12 @@ def open_verifier(task: TaskSettings) -> Callable[[Problem, str], Any]:
     function = getattr(module, name, None)
     if not callable(function):
         raise TaskError(f"verifier file {path} has no function {name!r}")
+    try:
+        inspect.signature(function).bind({}, "")
+    except TypeError as error:
+        raise TaskError(
+            f"verifier {name!r} cannot be called with the row and the answer's text: {error}"
+        ) from None
+    except ValueError:  # written in C, and silent about what it takes
+        pass
     return lambda problem, answer: function(msgspec.to_builtins(problem), answer)
