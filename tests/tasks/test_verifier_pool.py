@@ -130,7 +130,7 @@ def _between_good_ones(pool: VerifierPool, fault: str) -> Verdict:
         ("text", "TypeError: the verifier returned a str, not a number"),
         ("nan", "ValueError: the verifier returned nan"),
         ("inf", "ValueError: the verifier returned inf"),
-        ("huge", "OverflowError"),
+        ("huge", "ValueError: the verifier returned inf"),
         ("writes_into_the_pipe", "the verifier wrote into the pool's pipe"),
         ("closes_everything", "the verifier's process ended (signal 9)"),
     ],
