@@ -1,14 +1,20 @@
 """Rows for supervised fine-tuning: what is learned, what is refused, in which order."""
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from interlock.config.reading import load_recipe
+from interlock.config.schema import GeneratorSettings
 from interlock.errors import TaskError
 from interlock.models.tokenizer import Tokenizer
 from interlock.recipes.sft import Row, draw, read, training_groups
+from interlock.recipes.train import train
+from interlock.records.rl import FinishReason, Problem, Sampling
+from interlock.workers.generator import open_generator
 
 CHAT = {
     "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello there"}]
@@ -116,3 +122,30 @@ def test_each_epoch_draws_every_row_once_in_a_new_order() -> None:
     assert all(Counter(epoch) == Counter(range(7)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
     assert draw(rows, 3, 5, seed=1) == draw(rows, 3, 5, seed=1) != draw(rows, 3, 5, seed=2)
+
+
+@pytest.mark.slow
+def test_a_base_model_learns_to_end_its_turn(tiny_model: Path, tmp_path: Path) -> None:
+    """Its own files end a text with <|endoftext|>, its template a turn with <|im_end|>."""
+    base = Path(shutil.copytree(tiny_model, tmp_path / "base"))
+    for name, change in (
+        ("tokenizer_config.json", {"eos_token": "<|endoftext|>"}),
+        ("config.json", {"eos_token_id": 0}),
+        ("generation_config.json", {"eos_token_id": 0}),
+    ):
+        known = json.loads((base / name).read_text()) if (base / name).exists() else {}
+        (base / name).write_text(json.dumps(known | change))
+    question = {"role": "user", "content": "What is the answer?"}
+    row = {"messages": [question, {"role": "assistant", "content": "42"}]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    (tmp_path / "sft.toml").write_text(
+        f'model.path = "{base}"\nlearner.dtype = "float32"\n[[stage]]\nkind = "sft"\nsteps = 60\n'
+        f'data = "{tmp_path}/rows.jsonl"\noptimizer = {{ lr = 2e-2, warmup_steps = 2 }}\n'
+    )
+    train(load_recipe(tmp_path / "sft.toml", ["name=base"]), tmp_path / "run")
+    settings = GeneratorSettings(dtype="float32", slots=1)
+    generator = open_generator(settings, tmp_path / "run" / "weights", None, "chat")
+    asked = [Problem("p", [question], "42")]
+    ((answer,),) = (g.completions for g in generator.generate(asked, 1, Sampling(0.0), seed=0))
+    assert (answer.text, answer.finish) == ("42", FinishReason.STOP)
+    assert answer.tokens[-1:] == generator.tokenizer.encode("<|im_end|>")
