@@ -181,6 +181,8 @@ def test_a_directory_that_was_removed_is_named(tmp_path: Path) -> None:
     ):
         with pytest.raises(RunError, match=r"/run: the directory is gone"):
             write()
+    remove_directory(gone)
+    assert os.listdir(tmp_path) == []
 
 
 def test_lines_are_not_appended_to_a_pipe(tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ def settle(directory: Path) -> None:
 def remove_directory(path: Path) -> None:
     """Remove a tree so that a kill leaves all of it or, under its own name, nothing."""
     temporary = _temporary(path)
-    with storage_errors(path.parent):
+    with storage_errors(path.parent), suppress(FileNotFoundError):  # somebody else removed it
         os.rename(path, temporary)
         shutil.rmtree(temporary)
 
