@@ -132,7 +132,7 @@ def test_mistakes_in_a_recipe_leave_no_run_behind(tiny_recipe: Path, tmp_path: P
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_a_terminal_that_cannot_show_everything(encoding: str, tmp_path: Path) -> None:
     qualify = ("qualify", "--device", "cpu", "--quick", "--only", "versions", "--out", tmp_path)
-    poor = {"PYTHONIOENCODING": encoding, "XDG_CACHE_HOME": str(tmp_path)}
+    poor = {"PYTHONIOENCODING": encoding, "INTERLOCK_CERTIFICATES": str(tmp_path / "kept")}
     qualified = interlock(*qualify, **poor)
     assert (qualified.returncode, qualified.stderr) == (1, "")  # one check decides nothing
     assert "not decided" in qualified.stdout and (tmp_path / "report.html").is_file()
