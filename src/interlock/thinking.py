@@ -1,11 +1,16 @@
 """Thinking that is marked as such, by a model or by its chat template: <think> … </think>.
 
-It belongs to a turn of the assistant, and not to the answer that the turn gives.
+It belongs to a turn of the assistant, and not to the answer that the turn gives. The marks are those
+of DeepSeek, Qwen, Kimi, Magistral and OpenThinker, and of prompts that ask for some.
 """
 
 import re
 
-_TAG = re.compile(r"<(/?)think(?:ing)?>", re.IGNORECASE)
+_TAG = re.compile(
+    r"[<[◁](?P<ends>/?)(?:think|thinking|thought|reasoning)\s*[>\]▷]"
+    r"|<\|(?:begin|(?P<over>end))_of_thought\|>",
+    re.IGNORECASE,
+)
 
 
 def after(turn: str) -> str:
@@ -13,7 +18,7 @@ def after(turn: str) -> str:
 
     All of it when nothing was thought, and nothing when it was never ended.
     """
-    ends = [tag.end() for tag in _TAG.finditer(turn) if tag[1]]
+    ends = [tag.end() for tag in _TAG.finditer(turn) if tag["ends"] or tag["over"]]
     answer = turn[ends[-1] :] if ends else turn
     begun = _TAG.search(answer)
     return answer[: begun.start()] if begun else answer

@@ -82,6 +82,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_row(
         ({"messages": CHAT["messages"][::-1]}, "the first turn is the assistant's"),
         ({"text": 3}, "a row is"),
         ({"text": ""}, "the text is empty"),
+        ({"text": "a b", "messages": []}, "messages or text, not both"),
         ({"messages": [{"role": "user"}]}, "a message needs a role and a content"),
         ({"messages": [{"role": "user", "content": "Hi"}]}, "no assistant turn"),
     ],

@@ -1,8 +1,10 @@
 """A run's directory tells nobody anything, and nobody can bend what is written in it."""
 
 import os
+import shutil
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +95,15 @@ def test_temporary_files_follow_no_link(tmp_path: Path) -> None:
         JsonLines(tmp_path / "lines").append({"a": 1})
 
 
+def another_ledger(path: Path) -> bytes:
+    """That of another run: the same groups, taken for ours."""
+    other = path.parent.parent / "other.sqlite"
+    shutil.copy(path, other)
+    with closing(sqlite3.connect(other)) as database:
+        database.execute("PRAGMA application_id = 7")
+    return other.read_bytes()
+
+
 def finished_step(path: Path, make_group: Callable[..., Any]) -> None:
     with RunDir.create(path, TREE, {}) as run:
         run.ledger.record(0, 1, [make_group("a", 1.0), make_group("b", 0.0)], [0, 1])
@@ -103,6 +114,7 @@ def finished_step(path: Path, make_group: Callable[..., Any]) -> None:
     ("spoil", "words"),
     [
         (lambda path: path.unlink(), "is gone"),
+        (lambda path: path.write_bytes(another_ledger(path)), "is another run's"),
         (lambda path: path.write_bytes(b""), "is gone"),
         (lambda path: _run(path, "DROP TABLE groups"), "has lost its table 'groups'"),
         (lambda path: _run(path, "DELETE FROM groups"), "lacks the groups of stage 0 step 1"),

@@ -113,6 +113,8 @@ def read(
 
 def _row(content: Any, tokenizer: Tokenizer) -> Row:
     match content:
+        case {"messages": _, "text": _}:
+            raise TaskError("a row has messages or text, not both; take one of them out")
         case {"messages": [*messages]}:
             for message in messages:
                 match message:

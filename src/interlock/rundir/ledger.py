@@ -12,6 +12,7 @@ problems, from 0; the database itself refuses to use one twice. Any thread may c
 
 import errno
 import os
+import secrets
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -101,6 +102,13 @@ class Ledger:
                 ledger._database = _connect(":memory:")
                 ledger.format = _create_tables(ledger._database)
         return ledger
+
+    @property
+    def identity(self) -> int:
+        """Drawn when it was made, so that no run takes another's; 0: it is of before there were."""
+        with self._lock:
+            found: int = self._database.execute("PRAGMA application_id").fetchone()[0]
+        return found
 
     def check_current(self) -> None:
         """Raise RunError when the ledger can be read, but is not of the format that is written."""
@@ -405,4 +413,5 @@ def _create_tables(database: sqlite3.Connection) -> int:
         for table, columns in _TABLES.items():
             database.execute(f"CREATE TABLE {table} ({columns})")
         database.execute(f"PRAGMA user_version = {_FORMAT}")
+        database.execute(f"PRAGMA application_id = {1 + secrets.randbelow(1 << 30)}")
     return _FORMAT

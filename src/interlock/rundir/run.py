@@ -72,6 +72,7 @@ class Manifest(msgspec.Struct):
     status: str = "running"
     reason: str | None = None  # one line, when failed
     inputs: dict[str, str] = {}  # digest of all that it was made of, by name; {}: of older runs
+    ledger: int = 0  # whose groups it learns from, see Ledger.identity; 0: of older runs
 
 
 class Checkpoint(NamedTuple):
@@ -168,15 +169,19 @@ class RunView:
                 )
 
     def check_ledger(self) -> None:
-        """Raise RunError when groups that steps have learned from are not in the ledger."""
+        """Raise RunError when it is another run's, or lacks groups that steps have learned from."""
         used = {(line.stage, line.step) for line in self.metrics() if line.rollout.groups}
         lost = sorted(used - set(self.ledger.steps()))
         if lost or self.ledger.missing:
             first = "lacks the groups of stage {} step {}".format(*lost[0]) if lost else ""
             what = "is gone" if self.ledger.missing else first
-            raise RunError(
-                f"{self.path}/ledger.sqlite {what}; restore it from a copy, or start a new run"
-            )
+        elif self.manifest.ledger not in (0, self.ledger.identity):
+            what = "is another run's"
+        else:
+            return
+        raise RunError(
+            f"{self.path}/ledger.sqlite {what}; restore it from a copy, or start a new run"
+        )
 
     def _change(self, tree: dict[str, Any], free: Set[str] = frozenset()) -> str | None:
         """ "key = old, not new" for the first setting that differs, those in `free` apart."""
@@ -232,7 +237,8 @@ class RunDir(RunView):
         try:
             recover(path)
             _write_json(path / "config.json", redacted(config))
-            Ledger(path / "ledger.sqlite").close()  # a run without one has lost it
+            with closing(Ledger(path / "ledger.sqlite")) as ledger:  # without one, it is lost
+                manifest.ledger = ledger.identity
             _write_json(path / "manifest.json", manifest)
             return cls(path, lock)
         except BaseException:

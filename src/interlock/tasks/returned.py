@@ -87,7 +87,11 @@ def _parts(fields: dict[Any, Any]) -> dict[str, float]:
 def _held(value: Any) -> Any:
     """What a scalar of numpy or torch, or an array of one element, holds."""
     item = getattr(value, "item", None)
-    return item() if callable(item) else value
+    if not callable(item):
+        return value
+    if bool(getattr(value, "mask", False)):  # of numpy: what was masked holds a number all the same
+        raise ValueError("the verifier returned a masked value")
+    return item()
 
 
 def _finite(value: Any, what: str) -> float:
