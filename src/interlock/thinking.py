@@ -1,7 +1,7 @@
 """Thinking that is marked as such, by a model or by its chat template: <think> … </think>.
 
-It belongs to a turn of the assistant, and not to the answer that the turn gives. The marks are those
-of DeepSeek, Qwen, Kimi, Magistral and OpenThinker, and of prompts that ask for some.
+It belongs to a turn of the assistant, and not to the answer that the turn gives. The marks are
+those of DeepSeek, Qwen, Kimi, Magistral and OpenThinker, and of prompts that ask for some.
 """
 
 import re
