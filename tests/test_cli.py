@@ -113,6 +113,19 @@ def test_a_mistake_is_one_line(arguments: list[str], expected: str) -> None:
     assert expected in complaint(*arguments)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("qualify", "--device", "warp", "--only", "memory"),
+        ("parity", "smollm2-135m-instruct", "--b", "torch:cpu", "--timeout", "0"),
+    ],
+)
+def test_a_mistake_leaves_no_folder_for_results(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    done = interlock(*arguments, "--out", tmp_path / "new" / "out")
+    assert done.returncode == 2, done.stderr
+    assert not (tmp_path / "new").exists()
+
+
 def test_mistakes_in_a_recipe_leave_no_run_behind(tiny_recipe: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     for override, expected in (

@@ -161,6 +161,8 @@ def test_files_are_those_that_problems_and_verdicts_hang_on(
         ('{"question": "a", "answer": true}', "the field 'answer' is true"),
         ('{"question": "a", "answer": null}', "the field 'answer' is null"),
         ('{"question": "\\ud800", "answer": "1"}', "half of a surrogate pair"),
+        ('{"question": "a", "answer": "1", "answer": "2"}', "the key 'answer' stands twice"),
+        ('{"question": "a", "answer": "1", "more": {"b": 1, "b": 1}}', "the key 'b' stands twice"),
         ("\ufeff" + '{"question": "a", "answer": "1"}', "BOM"),  # of the first line alone
     ],
 )

@@ -9,6 +9,8 @@ import os
 import re
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -186,8 +188,8 @@ def qualify(given: argparse.Namespace) -> None:
         raise ConfigError(f"--seed {given.seed}: give a number from 0 to {2**31 - 1}")
     level = Level.QUICK if given.quick else Level.DEFAULT if given.soak is None else Level.SOAK
     name = given.device or device.available()[0]
-    out = _folder(given.out or Path("certificates") / re.sub(r"[^A-Za-z0-9.-]+", "-", name))
-    with terminal.QualifyWatch(console, len(checks)) as watch:
+    path = given.out or Path("certificates") / re.sub(r"[^A-Za-z0-9.-]+", "-", name)
+    with _folder(path) as out, terminal.QualifyWatch(console, len(checks)) as watch:
         found = runner.qualify(
             name,
             level,
@@ -244,8 +246,8 @@ def parity(given: argparse.Namespace) -> None:
         answer_s=given.timeout,
     )
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(given.model).name)
-    out = _folder(given.out or Path("parity") / name)
-    found = compare(question, out, note)
+    with _folder(given.out or Path("parity") / name) as out:
+        found = compare(question, out, note)
     written = page.write(found, out)
     if given.json:
         print((out / "parity.json").read_text(encoding="utf-8"))
@@ -265,13 +267,24 @@ def report(given: argparse.Namespace) -> None:
     print(write_report(given.run, given.out))
 
 
-def _folder(path: Path) -> Path:
-    """Make a folder for results, before they cost anything. Raises RunError."""
+@contextmanager
+def _folder(path: Path) -> Iterator[Path]:
+    """A folder for results, made before they cost anything; gone again when there are none.
+
+    Raises RunError.
+    """
+    made = [each for each in (path, *path.parents) if not each.exists()]
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"cannot make {path} ({error.strerror}); choose another --out") from None
-    return path
+    try:
+        yield path
+    except BaseException:
+        for each in made:
+            with suppress(OSError):  # something is in it
+                each.rmdir()
+        raise
 
 
 def _free_directory(name: str) -> Path:

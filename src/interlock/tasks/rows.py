@@ -13,6 +13,7 @@ from typing import Any
 
 from interlock.errors import ModelError, TaskError
 from interlock.regular import read_regular
+from interlock.text import one_line
 
 Row = dict[str, Any]
 _MOST_DIGITS = 400  # a float ends at 309
@@ -68,7 +69,13 @@ def plain(number: int | float) -> str:
 def _row(line: bytes) -> Row:
     try:
         text = line.decode()
-        row = json.loads(text, parse_float=WrittenFloat, parse_int=_whole, parse_constant=_refuse)
+        row = json.loads(
+            text,
+            parse_float=WrittenFloat,
+            parse_int=_whole,
+            parse_constant=_refuse,
+            object_pairs_hook=_object,
+        )
     except UnicodeDecodeError as error:
         raise ValueError(f"byte {error.start} is not UTF-8; save the file as UTF-8") from None
     except json.JSONDecodeError as error:
@@ -80,6 +87,15 @@ def _row(line: bytes) -> Row:
     if "\\u" in text and _has_half_a_character(row):
         raise ValueError("half of a surrogate pair is no text")
     return row
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {one_line(twice, 40)!r} stands twice")
+    return found
 
 
 def _whole(digits: str) -> int:
