@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from interlock.errors import ModelError, TrainingError
 from interlock.models import chat
 from interlock.models.chat import ChatTemplate
+from interlock.processes.child import Child
 
 ASKED = [{"role": "user", "content": "a"}]
 DOUBLED = "{% set ns = namespace(t='a') %}{% for i in range(60) %}{% set ns.t = ns.t + ns.t %}"
@@ -75,14 +76,31 @@ def test_a_template_is_told_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "swordfish" not in variables.read()
 
 
-def test_a_renderer_that_is_killed_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_renderer_that_is_killed_is_started_again() -> None:
     template = ChatTemplate("x", {}, "any")
     child = chat._renderer._child
     assert child is not None
     os.kill(child.pid, 9)
-    with pytest.raises(ModelError, match="signal 9"):
-        template.render(ASKED)
     assert template.render(ASKED) == "x"
+
+
+def test_one_that_is_killed_again_and_again_is_no_fault_of_the_template(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    template, asked = ChatTemplate("x", {}, "any"), []
+
+    class Doomed(Child):
+        def ask(self, message: bytes, timeout_s: float, most: int) -> bytes:
+            asked.append(message)
+            os.kill(self.pid, 9)
+            return super().ask(message, timeout_s, most)
+
+    chat._renderer._stop()
+    with monkeypatch.context() as patch:
+        patch.setattr(chat, "Child", Doomed)
+        with pytest.raises(TrainingError, match="killed 3 times"):
+            template.render(ASKED)
+    assert len(asked) == 3 and template.render(ASKED) == "x"
 
 
 def test_one_that_cannot_be_started_is_no_fault_of_the_template(

@@ -63,7 +63,7 @@ def workers_of(process: subprocess.Popen[bytes]) -> dict[int, str]:
         except OSError:
             continue
         if int(fields[1]) == process.pid and b"interlock.processes.entry" in command:
-            if b"verifier" in command:
+            if b"verifier" in command or b"interlock.models.templates" in command:
                 continue
             found[int(status.parent.name)] = fields[0]
     return found

@@ -25,6 +25,7 @@ Messages = list[dict[str, Any]]
 
 CPU_S = 5.0  # of processor time for one text; a conversation of 40 turns takes a thousandth
 
+_TRIES = 3  # when it was killed, which no template can do
 _ANSWER_S = 60.0  # of the clock: for a machine that is too busy, or a process that is stopped
 _MOST_BYTES = 8 * MOST_CHARACTERS  # of a reply; a character is six bytes at the most, a span fewer
 
@@ -85,19 +86,22 @@ class _Renderer:
     def ask(self, request: bytes) -> tuple[str, list[Span]] | str:
         """Text and spans, or what is wrong with the template. Raises TrainingError."""
         with self._lock:
-            try:
-                child = self._child or self._started()
-                data = child.ask(request, _ANSWER_S, _MOST_BYTES)
-                return msgspec.convert(json.loads(data), tuple[str, list[Span]] | str)
-            except ChildEnded as error:
-                self._stop()
-                return f"needs more than {CPU_S:g} s or {MEMORY_BYTES >> 20:,} MB ({error})"
-            except (OSError, ChildError, ValueError) as error:
-                self._stop()
-                raise _failed(error) from None
-            except BaseException:  # an interrupt: the answer would be taken for the next one's
-                self._stop()
-                raise
+            for _ in range(_TRIES):
+                try:
+                    child = self._child or self._started()
+                    data = child.ask(request, _ANSWER_S, _MOST_BYTES)
+                    return msgspec.convert(json.loads(data), tuple[str, list[Span]] | str)
+                except ChildEnded as error:
+                    self._stop()
+                    if not child.was_killed:
+                        return f"needs more than {CPU_S:g} s or {MEMORY_BYTES >> 20:,} MB ({error})"
+                except (OSError, ChildError, ValueError) as error:
+                    self._stop()
+                    raise _failed(error) from None
+                except BaseException:  # an interrupt: the answer would be taken for the next one's
+                    self._stop()
+                    raise
+            raise _failed(f"it was killed {_TRIES} times; is there too little memory?")
 
     def _started(self) -> Child:
         self._child = Child("interlock.models.templates", bare())
@@ -113,8 +117,9 @@ class _Renderer:
             child.close()
 
 
-def _failed(error: Exception) -> TrainingError:
-    return TrainingError(f"the process that renders chat templates fails: {error_line(error)}")
+def _failed(reason: Exception | str) -> TrainingError:
+    reason = reason if isinstance(reason, str) else error_line(reason)
+    return TrainingError(f"the process that renders chat templates fails: {reason}")
 
 
 _renderer = _Renderer()

@@ -191,6 +191,11 @@ class Child:
         """Whether there is more to be written than the socket took."""
         return bool(self._outgoing)
 
+    @property
+    def was_killed(self) -> bool:
+        """By SIGKILL: from outside, or by a machine without memory, and by no fault of its own."""
+        return self._process.returncode == -signal.SIGKILL
+
     def watched(self) -> list[socket.socket | int]:
         """The files to be selected on, the link first. Ready to be read: see `read`, `ended`."""
         return [self._link] if self._pidfd is None else [self._link, self._pidfd]
