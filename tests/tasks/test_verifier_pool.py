@@ -359,10 +359,10 @@ def test_math_that_never_ends_is_cut_short() -> None:
 def test_a_missing_verifier_package_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    missing = "raise ModuleNotFoundError(\"No module named 'math_verify'\")\n"
+    missing = "raise ModuleNotFoundError(\"No module named 'math_verify'\", name='math_verify')\n"
     (tmp_path / "math_verify.py").write_text(missing)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     task = TaskSettings("jsonl", options={"path": str(tmp_path / "rows.jsonl")})
-    says = r"does not load: .*; pip install 'interlock\[tasks\]'"
+    says = r"does not load: TaskError: needs 'math_verify'; pip install 'interlock\[tasks\]'$"
     with pytest.raises(TaskError, match=says), VerifierPool(task):
         pass

@@ -20,7 +20,7 @@ Processes = Annotated[int, Meta(gt=0, le=4096)]
 NonNegative = Annotated[int, Meta(ge=0, le=10**9)]
 Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Rate = Annotated[float, Meta(gt=0, le=1e9)]
-Many = Annotated[int, Meta(ge=1, le=2**16)]  # of what each takes memory
+Concurrent = Annotated[int, Meta(ge=1, le=2**16)]  # of what takes memory at the same time
 Weight = Annotated[float, Meta(ge=0, le=1e9)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Decay = Annotated[float, Meta(ge=0, lt=1)]  # of a running mean, which 1 would never move
@@ -55,7 +55,7 @@ class GeneratorSettings(_Section, frozen=True):
     engine: EngineName = "torch"
     device: str = "cpu"  # "cpu", "cuda:1", "npu", …: as chips/device.py names them
     dtype: Dtype = "auto"  # of its weights and activations
-    slots: Many = 64  # completions decoded at the same time
+    slots: Concurrent = 64  # completions decoded at the same time
     python: str | None = None  # interpreter of the worker's own environment; None: the learner's
     env: dict[str, str] = {}  # environment variables of the worker, added to the learner's
     resources: dict[str, Weight] = {}  # what a Ray worker needs: {GPU = 1}, {NPU = 1}, {CPU = 2}
@@ -251,7 +251,7 @@ class Sampled(StageSettings, frozen=True, kw_only=True):
 
     task: TaskSettings
     problems_per_step: Positive = 8
-    completions: Many = 8  # G, per problem
+    completions: Concurrent = 8  # G, per problem
     # Weight versions a group may be behind when it is used; older ones are dropped and made again.
     # 0: generation waits for every update, and runs are exact. None: see Recipe.staleness.
     staleness: NonNegative | None = None

@@ -145,11 +145,7 @@ class VerifierProcess:
             self.stop()
         if failure is not None:
             self.stop()
-            ours = "No module named 'math_verify" in failure or "named 'reasoning_gym" in failure
-            remedy = "; pip install 'interlock[tasks]'" if ours else ""
-            raise TaskError(
-                f"the verifier of task {self._task.name!r} does not load: {failure}{remedy}"
-            )
+            raise TaskError(f"the verifier of task {self._task.name!r} does not load: {failure}")
 
     def _load(self) -> str | None:
         """Why the verifier does not load; None: it does. Raises OSError and _NoVerdict."""

@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from interlock.config.schema import TaskSettings
+from interlock.errors import TaskError
 from interlock.processes.channel import Channel
 from interlock.records.coding import from_bytes, to_bytes
 from interlock.records.rl import Problem, Verdict, VerdictStatus
@@ -129,7 +130,10 @@ def _load(setup: VerifierSetup) -> Verifier:
     name = _VERIFIERS[setup.task.name.partition("/")[0]]
     if "verifier" in setup.task.options:
         name = "interlock.tasks.user_verifier"
-    module = importlib.import_module(name)
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise TaskError(f"needs {error.name!r}; pip install 'interlock[tasks]'") from None
     _limit_resources(setup.task.memory_mb)
     if "verifier" not in setup.task.options:
         os.chdir(setup.directory)
