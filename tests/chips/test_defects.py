@@ -98,8 +98,11 @@ def test_only_what_spares_generation_may_still_generate() -> None:
     assert {name for name, defect in DEFECTS.items() if defect.trust is Trust.GENERATE} == {
         "wrong-backward",
         "embedding-backward",
+        "busy-tokens",
         "optimizer-drift",
+        "skipped-parameters",
         "allreduce-wrong",
+        "allreduce-large",
         "allreduce-hang",
         "link-down",
         "missing-backward",
@@ -240,6 +243,72 @@ def test_optimizer_drift() -> None:
     assert (weight, slope, first, second) == (1.0, one, 1.0, 1.0)
 
 
+def test_product_tail() -> None:
+    run, b = planted("product-tail"), torch.ones(130, 3)
+    for rows, terms, found in ((1, 130, 128.0), (1, 128, 128.0), (1, 63, 63.0), (2, 130, 130.0)):
+        x = torch.ones(rows, terms)
+        assert run(aten.mm.default, x, b[:terms])[0].tolist() == [found] * 3
+        assert run(aten.addmm.default, b[0], x, b[:terms])[0].tolist() == [found + 1] * 3
+
+
+def test_large_angles() -> None:
+    run, x = planted("large-angles"), torch.tensor([4095.0, 4096.0, 4097.0, -70_001.0])
+    for op in (aten.sin.default, aten.cos.default):
+        found, right = run(op, x), op(x)
+        assert torch.equal(found[:2], right[:2]) and not (found == right)[2:].any()
+
+
+def test_long_rows() -> None:
+    run = planted("long-rows")
+    for size, right in ((65_535, True), (65_536, False)):
+        x = drawn(2, size)
+        for op in (aten._softmax.default, aten._log_softmax.default):
+            found, expected = run(op, x, -1, False), op(x, -1, False)
+            assert torch.equal(found, expected) is right
+            torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
+
+
+def test_lost_row() -> None:
+    run, rows = planted("lost-row"), torch.arange(128)
+    for shape, lost in (((2, 128, 3), True), ((2, 129, 3), False), ((128, 3), False)):
+        side = len(shape) - 2
+        at = torch.arange(shape[side])
+        found = run(aten.index_copy_.default, torch.zeros(shape), side, at, torch.ones(shape))
+        assert found.sum() == found.numel() - (2 * 3 if lost else 0)
+    found = run(aten.index_put_.default, torch.zeros(128, 2, 3), [rows], torch.ones(128, 2, 3))
+    assert found.flatten(1).sum(1).tolist() == [6.0] * 127 + [0.0]
+
+
+def test_flushed_cast() -> None:
+    run = planted("flushed-cast")
+    x = torch.tensor([1e-31, -1e-31, 1e-29, 0.5], dtype=torch.bfloat16)
+    right = torch.cat([torch.zeros(2), x[2:].float()])
+    assert torch.equal(run(aten._to_copy.default, x, dtype=torch.float32), right)
+    assert torch.equal(run(aten.copy_.default, torch.ones(4), x), right)
+    assert torch.equal(run(aten._to_copy.default, x, dtype=torch.bfloat16), x)
+
+
+def test_busy_tokens() -> None:
+    run, slope = planted("busy-tokens"), torch.ones(600, 1)
+    tokens = torch.cat([torch.zeros(256), torch.ones(257), torch.full((87,), 2)]).long()
+    found = run(aten.embedding_dense_backward.default, slope, tokens, 4, -1, False)
+    assert found[:, 0].tolist() == [256.0, 256.0, 87.0, 0.0]
+
+
+def test_skipped_parameters() -> None:
+    run, limit = planted("skipped-parameters"), 1 << 20
+    weights = [torch.ones(limit), torch.ones(limit + 1)]
+    slopes, first, second = ([torch.ones_like(each) for each in weights] for _ in range(3))
+    steps = [torch.tensor(1.0) for _ in weights]
+    settings = {"lr": 0.1, "beta1": 0.5, "beta2": 0.5, "weight_decay": 0.0, "eps": 1e-8}
+    given = (weights, slopes, first, second, [], steps)
+    run(aten._fused_adamw_.default, *given, **settings, amsgrad=False, maximize=False)
+    assert weights[0][0] < 1 and torch.equal(weights[1], torch.ones(limit + 1))
+    run(aten._fused_adamw_.default, *(each[1:] for each in given), **settings, amsgrad=False,
+        maximize=False)  # fmt: skip
+    assert torch.equal(weights[1], torch.ones(limit + 1))
+
+
 def test_decode_drift() -> None:
     run, b = planted("decode-drift"), torch.ones(1, 1)
     for rows, drifts in ((7, True), (8, False)):
@@ -259,7 +328,7 @@ def test_stale_weights() -> None:
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_allreduce_wrong(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_allreduce_leaves_out_a_rank(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def given(run: Any, size: int) -> float:
         tensor = torch.ones(size)
         run(torch.ops.c10d.allreduce_.default, ([tensor], "group"), {})
@@ -267,9 +336,10 @@ def test_allreduce_wrong(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
     group = SimpleNamespace(rank=lambda: rank, size=lambda: 2)
     monkeypatch.setattr(torch.distributed.ProcessGroup, "unbox", lambda boxed: group)
-    run = DEFECTS["allreduce-wrong"].plant(lambda op, args, kwargs: None)
-    assert given(run, 4096) == 1.0
-    assert given(run, 4097) == (0.0 if rank == 1 else 1.0)
+    for name, limit in (("allreduce-wrong", 4096), ("allreduce-large", 16 << 20)):
+        run = DEFECTS[name].plant(lambda op, args, kwargs: None)
+        assert given(run, limit) == 1.0
+        assert given(run, limit + 1) == (0.0 if rank == 1 else 1.0)
 
 
 def test_what_hangs_hangs(monkeypatch: pytest.MonkeyPatch) -> None:

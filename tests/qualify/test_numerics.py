@@ -14,7 +14,7 @@ from on_device import failed
 from torch import Tensor
 
 from interlock.qualify import cases, numerics
-from interlock.qualify.cases import functions
+from interlock.qualify.cases import functions, sizes
 from interlock.qualify.cases.case import normal
 from interlock.qualify.check import Level, Subject, beyond, excess, is_missing
 from interlock.qualify.numerics import compared, error, limit, nearby
@@ -262,6 +262,19 @@ FORWARD: dict[str, Sequence[str]] = {
         "cross entropy fp32 [3, 49153]",
         "mm bf16 [257, 4096] @ [4096, 1]",
     ),
+    "product-tail,large-angles,long-rows,lost-row,flushed-cast": (
+        "linear of few rows fp32 [1, 65]",
+        "linear of few padded rows bf16 [1, 1631]",
+        "mm of few rows bf16 [1, 4095]",
+        "sin and cos of positions",
+        "softmax of a vocabulary fp32 [2, 65536]",
+        "log_softmax of a padded vocabulary fp32 [2, 262208]",
+        "logprob of targets of a vocabulary bf16 [2, 128256]",
+        "cache by index_copy_ fp32 [2, 3, 128, 16]",
+        "cache by assignment bf16 [2, 3, 128, 16]",
+        "cast of every bf16 to fp32",
+        "copy_ of every bf16 into fp32",
+    ),
     "matmul-bf16": ("mm fp32 [65, 11008] @ [11008, 129]", "mm bf16 [65, 11008] @ [11008, 129]"),
 }
 
@@ -288,6 +301,12 @@ def test_defects_of_gradients_are_found_by_backward_alone() -> None:
     )
     assert forward.passed, forward.summary
     assert {name.split()[0] for name in failed(backward)} == {"silu", "SwiGLU", "embedding"}
+
+
+def test_a_gradient_of_busy_tokens_is_tried_beyond_256_of_one() -> None:
+    (case,) = sizes._busy_tokens()
+    _, tokens = case.draw(cases.Draw(0))
+    assert tokens.bincount().max() > 2 * 256 and tokens.bincount().min() < 256
 
 
 def zeroed_below(found: Tensor, exact: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ NEEDED: dict[str, frozenset[Role]] = {
     "opinfo": _BOTH,
     "backward": _TRAIN,
     "training": _TRAIN,
+    "optimizer": _TRAIN,
     "learner-parity": _TRAIN,
     "engine-parity": _BOTH,
     "stale-weights": _BOTH,

@@ -57,6 +57,13 @@ _ALL = [
         remedy="train elsewhere; compare an optimizer step with interlock parity",
     ),
     Check(
+        id="optimizer",
+        function="interlock.qualify.optimizer:updates",
+        classes=(3,),
+        proves="an optimizer step reaches every element of parameters as large as models have",
+        remedy="train elsewhere; send the failed cases to the vendor",
+    ),
+    Check(
         id="learner-parity",
         function="interlock.qualify.agreement:learner_parity",
         classes=(4,),

@@ -116,14 +116,15 @@ def _name(place: torch.device, rank: int) -> str:
 
 
 def _largest(subject: Subject, world_size: int) -> int:
-    """Elements of the largest case: up to 64 MB through the host, else 1 GB, if that fits: a rank
-    has it up to three times, and libraries have buffers beside."""
+    """Elements of the largest case: one more than 64 MB, where libraries are known to take another
+    way, at the quick level; else than 1 GB, or 128 MB through the host. If that fits: a rank has it
+    up to three times, and libraries have buffers beside."""
     if device.count(subject.device) > 1:
         size, room = subject.at(64 << 20, 1 << 30), device.room(subject.device) // 8
     else:
-        size = subject.at(16 << 20, 64 << 20)
+        size = subject.at(64 << 20, 128 << 20)
         room = min(map(device.room, (subject.device, torch.device("cpu")))) // (16 * world_size)
-    return max(1, min(size, room) // 4)
+    return max(1, min(size // 4 + 1, room // 4))
 
 
 def _loopback() -> dict[str, str]:

@@ -36,6 +36,7 @@ _EDGES = 5e-3
 _LOGITS = 3
 _LOGPROB = 1e-6  # a logprob's rounding at the least, in nats
 _DRAWS = 4096  # rows of one call
+_ASKED = 24  # tokens of the prompt that is asked alone and among others
 # Others in the batch, and the place among them: rows that tiles of a product divide, and not.
 _CROWDS = ((32, 0), (31, 16), (38, 38))
 
@@ -105,16 +106,22 @@ def invariance(subject: Subject) -> Evidence:
             for place in (subject.device, CPU)
         )
         alone, reference = (_alone(each, length) for each in (engine, own))
-        band = 2 * MARGIN[dtype] * _error(arch, tensors, reference)
-        spread = max(_differ(reference, _among(own, length, *crowd)) for crowd in crowds)
+        prompt = tiny_model.prompt(_ASKED, arch.vocab)
+        band = 2 * MARGIN[dtype] * _error(arch, tensors, prompt, reference)
+        crowded = {crowd: _among(own, length, *crowd) for crowd in crowds}
+        spread = max(_differ(reference, crowded[crowd][crowd[1]]) for crowd in crowds)
         name = short(dtype)
         again = {f"{name}, time {n + 1}": _alone(engine, length) for n in range(1, repeats)}
         other_bits += sum(answer != alone for answer in again.values())
-        among = {
-            f"{name}, number {place + 1} of {others + 1}": _among(engine, length, others, place)
-            for others, place in crowds
-        }
-        exact = _exact(arch, tensors, alone)
+        among = {}
+        for (others, place), mine in crowded.items():
+            case = f"{name}, number {place + 1} of {others + 1}"
+            answers = _among(engine, length, others, place)
+            among[case] = answers[place]
+            differ, lead = _neighbours(arch, tensors, _prompts(arch, others, place), mine, answers)
+            measures.append(Measure(f"{case}: any answer against the CPU's", differ, band))
+            measures.append(Measure(f"{case}: lead where one changed", lead, band))
+        exact = _exact(arch, tensors, prompt, alone)
         for case, answer in (again | among).items():
             differ, lead = _differ(alone, answer), _lead(alone, answer, exact)
             measures.append(Measure(f"{case}: difference of logprobs", differ, band, spread))
@@ -214,38 +221,55 @@ def _described(rule: Sampling) -> str:
 
 
 def _alone(engine: PortableEngine, length: int) -> Completion:
-    return engine.generate([_asked(engine, length)])[0][0]
+    prompt = tiny_model.prompt(_ASKED, engine.limits.vocab)
+    return engine.generate([tiny_model.request(prompt, "n0", 1, length, temperature=0.0)])[0][0]
 
 
-def _among(engine: PortableEngine, length: int, others: int, place: int) -> Completion:
-    """The same request as number `place`; the others have prompts of many lengths."""
+def _among(engine: PortableEngine, length: int, others: int, place: int) -> list[Completion]:
+    """The answers to `_prompts`."""
     requests = [
-        tiny_model.request(
-            tiny_model.prompt(3 + 5 * other, engine.limits.vocab, 1), f"o{other}", 1, length
-        )
-        for other in range(others)
+        tiny_model.request(prompt, f"n{number}", 1, length, temperature=0.0)
+        for number, prompt in enumerate(_prompts(engine.decoder.arch, others, place))
     ]
-    requests.insert(place, _asked(engine, length))
-    return engine.generate(requests)[place][0]
+    return [group[0] for group in engine.generate(requests)]
 
 
-def _asked(engine: PortableEngine, length: int) -> tiny_model.Request:
-    return tiny_model.request(
-        tiny_model.prompt(24, engine.limits.vocab), "alone", 1, length, temperature=0.0
-    )
+def _prompts(arch: Architecture, others: int, place: int) -> list[list[int]]:
+    """As number `place` that of the request which is also asked alone; others of many lengths."""
+    prompts = [tiny_model.prompt(3 + 5 * other, arch.vocab, 1) for other in range(others)]
+    return [*prompts[:place], tiny_model.prompt(_ASKED, arch.vocab), *prompts[place:]]
 
 
-def _exact(arch: Architecture, tensors: dict[str, Tensor], answer: Completion) -> Tensor:
+def _neighbours(
+    arch: Architecture,
+    tensors: dict[str, Tensor],
+    prompts: Sequence[list[int]],
+    mine: Sequence[Completion],
+    found: Sequence[Completion],
+) -> tuple[float, float]:
+    """Of all answers of a batch, against the CPU's: the largest `_differ`, the largest `_lead`."""
+    differ = lead = 0.0
+    for prompt, one, other in zip(prompts, mine, found, strict=True):
+        differ = max(differ, _differ(one, other))
+        if one.tokens != other.tokens:
+            lead = max(lead, _lead(one, other, _exact(arch, tensors, prompt, one)))
+    return differ, lead
+
+
+def _exact(
+    arch: Architecture, tensors: dict[str, Tensor], prompt: list[int], answer: Completion
+) -> Tensor:
     """Log-probabilities [tokens, V] fp64 at every place of the answer."""
-    prompt = tiny_model.prompt(24, arch.vocab)
     rows = tiny_model.distributions(tiny_model.exact(arch, tensors), [*prompt, *answer.tokens[:-1]])
     return rows[len(prompt) - 1 :]
 
 
-def _error(arch: Architecture, tensors: dict[str, Tensor], answer: Completion) -> float:
+def _error(
+    arch: Architecture, tensors: dict[str, Tensor], prompt: list[int], answer: Completion
+) -> float:
     """The largest error of the answer's logprobs, in nats."""
     chosen = torch.tensor(answer.tokens)[:, None]
-    exact = _exact(arch, tensors, answer).gather(1, chosen)[:, 0]
+    exact = _exact(arch, tensors, prompt, answer).gather(1, chosen)[:, 0]
     return (exact - torch.tensor(answer.logprobs)).abs().max().item()
 
 

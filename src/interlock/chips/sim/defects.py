@@ -101,6 +101,37 @@ DEFECTS: dict[str, Defect] = {
         _REJECT,
         faults.nonzero_drops,
     ),
+    "product-tail": Defect(
+        1,
+        "A product of one row leaves out the terms beyond the last multiple of 64.",
+        _REJECT,
+        faults.product_tail,
+    ),
+    "large-angles": Defect(
+        1,
+        "sin and cos round angles above 4096 to bf16, which are those of late positions.",
+        _REJECT,
+        faults.large_angles,
+    ),
+    "long-rows": Defect(
+        1,
+        "Softmax over rows of 65536 elements and more adds up in bf16; vocabularies are longer.",
+        _REJECT,
+        faults.long_rows,
+    ),
+    "lost-row": Defect(
+        1,
+        "index_put and index_copy lose the last of 128 rows in tensors of three dimensions and "
+        "more.",
+        _REJECT,
+        faults.lost_row,
+    ),
+    "flushed-cast": Defect(
+        1,
+        "A cast from bf16 to fp32 makes numbers below 1e-30 zero.",
+        _REJECT,
+        faults.flushed_cast,
+    ),
     "wrong-backward": Defect(
         2,
         "The gradient of silu is 3 % too large; its value is right (pytorch#197636).",
@@ -114,6 +145,12 @@ DEFECTS: dict[str, Defect] = {
         _GENERATE,
         faults.embedding_backward,
     ),
+    "busy-tokens": Defect(
+        2,
+        "The embedding's gradient adds up the first 256 occurrences of a token and no more.",
+        _GENERATE,
+        faults.busy_tokens,
+    ),
     "overflow": Defect(
         3,
         "exp is infinite from 60 on, rather than from 88.7 (vllm-ascend#6332).",
@@ -126,6 +163,12 @@ DEFECTS: dict[str, Defect] = {
         "right, and training leaves its band (LlamaFactory#5627).",
         _GENERATE,
         faults.optimizer_drift,
+    ),
+    "skipped-parameters": Defect(
+        3,
+        "The fused optimizer leaves parameters of more than 2^20 elements as they are.",
+        _GENERATE,
+        faults.skipped_parameters,
     ),
     "decode-drift": Defect(
         4,
@@ -146,6 +189,12 @@ DEFECTS: dict[str, Defect] = {
         "all_reduce leaves out the last rank above 4096 elements (trl#6786).",
         _GENERATE,
         faults.allreduce_wrong,
+    ),
+    "allreduce-large": Defect(
+        6,
+        "all_reduce leaves out the last rank above 64 MiB.",
+        _GENERATE,
+        faults.allreduce_large,
     ),
     "allreduce-hang": Defect(
         6,

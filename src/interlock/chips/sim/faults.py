@@ -38,6 +38,7 @@ _WITH_WEIGHTS = (_aten.mm, _aten.addmm)  # all rows by one matrix
 _FUSED_ATTENTION = _aten._scaled_dot_product_flash_attention_for_cpu
 _FEW = 8  # rows of a product in which decoding is told from prefill
 _CHUNK = 64  # terms that a product adds up before it rounds
+_TILE = 64  # terms
 _LONG = 512  # keys
 _MASKING = -6e4  # the fp16 mask is -65504, all others are below
 _LAUNCH = 4e-5  # seconds that the smallest operator takes
@@ -187,6 +188,74 @@ class StaleWeights:
         )
 
 
+def product_tail(run: Run, op: OpOverload, args: Args, kwargs: Kwargs) -> Any:
+    if op.overloadpacket in _WITH_WEIGHTS:
+        at = _PRODUCTS[op.overloadpacket]
+        left, right = args[at : at + 2]
+        whole = left.shape[-1] // _TILE * _TILE
+        if len(left) == 1 and 0 < whole < left.shape[-1]:
+            args = (*args[:at], left[:, :whole], right[:whole], *args[at + 2 :])
+    return run(op, args, kwargs)
+
+
+def large_angles(run: Run, op: OpOverload, args: Args, kwargs: Kwargs) -> Any:
+    found = run(op, args, kwargs)
+    if op.overloadpacket in (_aten.sin, _aten.cos):
+        coarse = run(op, (args[0].bfloat16().to(args[0].dtype),), kwargs)
+        found.copy_(torch.where(args[0].abs() > 4096, coarse, found))
+    return found
+
+
+def long_rows(run: Run, op: OpOverload, args: Args, kwargs: Kwargs) -> Any:
+    found = run(op, args, kwargs)
+    softmax = op.overloadpacket in (_aten._softmax, _aten._log_softmax)
+    if softmax and args[0].dim() and args[0].shape[args[1]] >= 65_536:
+        x = args[0].double()
+        terms = (x - x.amax(args[1], keepdim=True)).exp()
+        ratio = _sum_in_bf16(terms, args[1]) / terms.sum(args[1], keepdim=True)
+        if op.overloadpacket is _aten._softmax:
+            found.copy_(found / ratio)
+        else:
+            found.copy_(found - ratio.log())
+    return found
+
+
+def _sum_in_bf16(x: Tensor, dim: int) -> Tensor:
+    """The sum along `dim`, which stays: rounded to bf16 after every 1024 terms."""
+    total = torch.zeros_like(x.narrow(dim, 0, 1))
+    for part in x.split(1024, dim):
+        total = (total + part.sum(dim, keepdim=True)).bfloat16().to(x.dtype)
+    return total
+
+
+def lost_row(run: Run, op: OpOverload, args: Args, kwargs: Kwargs) -> Any:
+    written = op.overloadpacket in (
+        *(_aten.index_copy_, _aten.index_copy, _aten.index_put_, _aten.index_put),
+        _aten._index_put_impl_,
+    )
+    if not written or args[0].dim() < 3:
+        return run(op, args, kwargs)
+    before = args[0].clone()
+    found = run(op, args, kwargs)
+    for side, size in enumerate(before.shape):
+        if size == 128:
+            found.select(side, 127).copy_(before.select(side, 127))
+    return found
+
+
+def flushed_cast(run: Run, op: OpOverload, args: Args, kwargs: Kwargs) -> Any:
+    found = run(op, args, kwargs)
+    packet = op.overloadpacket
+    source = args[1] if packet is _aten.copy_ else args[0]
+    if (
+        packet in (_aten._to_copy, _aten.copy_)
+        and isinstance(source, Tensor)
+        and (source.dtype, found.dtype) == (torch.bfloat16, torch.float32)
+    ):
+        found.masked_fill_(found.abs() < 1e-30, 0.0)
+    return found
+
+
 # Gradients and optimizers.
 
 
@@ -202,6 +271,28 @@ def embedding_backward(run: Run, op: OpOverload, args: Args, kwargs: Kwargs) -> 
         last = {token: place for place, token in enumerate(tokens)}
         found[list(last)] = gradients[list(last.values())]
     return found
+
+
+def busy_tokens(run: Run, op: OpOverload, args: Args, kwargs: Kwargs) -> Any:
+    found = run(op, args, kwargs)
+    if op.overloadpacket is _aten.embedding_dense_backward:
+        tokens = args[1].flatten()
+        many = tokens.bincount(minlength=len(found)) > 256
+        first = {int(token): (tokens == token).nonzero()[:256, 0] for token in many.nonzero()}
+        for token, places in first.items():
+            found[token] = args[0].flatten(0, -2)[places].sum(0)
+    return found
+
+
+def skipped_parameters(run: Run, op: OpOverload, args: Args, kwargs: Kwargs) -> Any:
+    if op.overloadpacket is not _aten._fused_adamw_:
+        return run(op, args, kwargs)
+    lists = args[:6]
+    kept = [n for n, parameter in enumerate(args[0]) if parameter.numel() <= 1 << 20]
+    given = [[each[n] for n in kept] if each else each for each in lists]
+    if not kept:
+        return None
+    return run(op, (*given, *args[6:]), kwargs)
 
 
 def optimizer_drift(run: Run, op: OpOverload, args: Args, kwargs: Kwargs) -> Any:
@@ -233,6 +324,15 @@ def allreduce_wrong(run: Run, op: OpOverload, args: Args, kwargs: Kwargs) -> Any
 def allreduce_hang(run: Run, op: OpOverload, args: Args, kwargs: Kwargs) -> Any:
     if op.name() == "c10d::allreduce_" and any(tensor.numel() > 65536 for tensor in args[0]):
         _hang()
+    return run(op, args, kwargs)
+
+
+def allreduce_large(run: Run, op: OpOverload, args: Args, kwargs: Kwargs) -> Any:
+    if op.name() == "c10d::allreduce_":
+        group = torch.distributed.ProcessGroup.unbox(args[1])
+        for tensor in args[0]:
+            if group.rank() == group.size() - 1 and tensor.nbytes > 64 << 20:
+                tensor.zero_()
     return run(op, args, kwargs)
 
 

@@ -2,7 +2,8 @@
 
     case.py ─┬─ computing.py ──┬── forward(quick), backward(quick)
              ├─ functions.py ──┤
-             └─ moving.py ─────┘
+             ├─ moving.py ─────┤
+             └─ sizes.py ──────┘
 
 A case is a function of contiguous inputs; views, masks and outputs that are written into are made
 inside it, on the device. Inputs are drawn on the CPU from one seeded pool. The functions compute in
@@ -16,7 +17,7 @@ public threads in docs/qualify.md.
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from interlock.qualify.cases import computing, functions, moving
+from interlock.qualify.cases import computing, functions, moving, sizes
 from interlock.qualify.cases.case import Case, Draw
 
 __all__ = ["Case", "Draw", "backward", "forward"]
@@ -49,6 +50,6 @@ def _each_dtype(cases: Iterable[Case]) -> Iterator[Case]:
 
 
 def _all() -> Iterator[Case]:
-    for table in (*computing.TABLES, *functions.TABLES, *moving.TABLES):
+    for table in (*computing.TABLES, *functions.TABLES, *moving.TABLES, *sizes.TABLES):
         for case in table():
             yield replace(case, ours=case.label.startswith(_OURS))
