@@ -2,6 +2,7 @@
 
 import mmap
 import os
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -172,7 +173,7 @@ def test_a_whole_plugin_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_what_a_plugin_lacks_stays_empty(plugin: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "cuda", plugin)
-    monkeypatch.setattr(vendors, "_nvidia_smi", lambda serial: ("", ""))
+    monkeypatch.setattr(vendors, "software", lambda vendor, serial: vendors.Software())
     assert device.available() == ["cpu"]
     assert device.count(GPU) == 1
     assert device.chip(GPU) == ""
@@ -277,3 +278,16 @@ def test_collectives_are_those_of_the_vendor() -> None:
     assert device.backend(GPU) == "cpu:gloo,cuda:nccl"
     with pytest.raises(ConfigError, match="'xla' has no collectives"):
         device.backend(torch.device("xla"))
+
+
+def test_a_plugin_that_torch_does_not_load_by_itself_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match="it needs habana-torch-plugin, its vendor's plugin"):
+        device.claim("hpu:0")
+    package = tmp_path / "habana_frameworks" / "torch"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise ImportError('libSynapse.so: cannot open')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=r"cannot be used here: libSynapse\.so: cannot open"):
+        device.claim("hpu:0")

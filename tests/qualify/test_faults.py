@@ -1,11 +1,13 @@
 """Words of the vendors, and devices that recover or do not."""
 
+import re
 import time
 
 import pytest
 
-from interlock.qualify import faults
-from interlock.qualify.faults import Origin, classify, recovers
+from interlock.chips import vendors
+from interlock.chips.vendors import Origin
+from interlock.qualify.faults import classify, recovers
 
 SAID = [
     ("ACL stream synchronize failed, error code:507035", "507035", Origin.SOFTWARE),
@@ -25,10 +27,21 @@ SAID = [
     ("[Rank 0] Watchdog caught collective operation timeout: WorkNCCL(…)", None, Origin.LINK),
     ("hccl fftsplus task timeout occurred during task execution", None, Origin.LINK),
     ("Memory access fault by GPU node-1 (Agent handle: 0x55)", None, Origin.SOFTWARE),
-    ("HIP out of memory. Tried to allocate 2.00 GiB", None, Origin.SOFTWARE),
+    ("HIP out of memory. Tried to allocate 2.00 GiB", None, Origin.MEMORY),
     ("Native API failed. UR_RESULT_ERROR_DEVICE_LOST", None, Origin.HARDWARE),
-    ("[../gloo/transport/tcp/pair.cc:547] Connection closed by peer", None, Origin.LINK),
-]
+    ("[../gloo/transport/tcp/pair.cc:547] Connection closed by peer", None, Origin.PEER),
+    ("NVRM: Xid (PCI:0000:3b:00): 31, pid=1, MMU Fault", None, Origin.SOFTWARE),
+    ("NVRM: Xid (PCI:0000:3b:00): 119, Timeout after 6s of waiting", None, Origin.HARDWARE),
+    ("Graph compile failed. synStatus=synStatus 26 [Generic failure].", None, Origin.SOFTWARE),
+    ("synStatus=8 [Device not found] Device acquire failed.", None, Origin.SOFTWARE),
+    ('"CNNL_STATUS_BAD_PARAM in cnnlSetTransposeDescriptor"', None, Origin.SOFTWARE),
+    ("CNRT_RET_ERR_NOMEM", None, Origin.MEMORY),
+    ("MTGPU:(Error): 56377: PID 1747 experienced error Guilty Lockup", None, Origin.SOFTWARE),
+    ("Insufficient Memory (00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory)", None,
+     Origin.MEMORY),
+    ("UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY", None, Origin.MEMORY),
+    ("error code 207018", "207018", Origin.MEMORY),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("text", "code", "kind"), SAID, ids=lambda each: str(each)[:40])
@@ -42,6 +55,7 @@ def test_the_words_of_vendors_are_known(text: str, code: str | None, kind: Origi
 
 def test_other_words_are_no_fault() -> None:
     assert classify("ValueError: expected 3 arguments") is None
+    assert classify("CNNL_STATUS_SUCCESS, synStatus=0") is None
     assert classify("allocated 15070540 bytes at 0x507035a, 5070567 left, 0.507035 s") is None
 
 
@@ -53,10 +67,18 @@ def test_the_gravest_fault_counts() -> None:
 
 
 def test_every_pattern_is_a_regular_expression_that_something_matches() -> None:
-    for pattern, *_ in faults._FAULTS:
+    assert len({pattern for pattern, *_ in vendors.CODES}) == len(vendors.CODES) > 60
+    for pattern, *_ in vendors.CODES:
+        re.compile(pattern)
         if pattern.isdigit():
             fault = classify(f"error {pattern}.")
             assert fault is not None and fault.code == pattern
+
+
+def test_what_explains_the_others_stands_first() -> None:
+    order = [code.origin for code in vendors.CODES]
+    assert order == sorted(order, key=list(Origin).index)
+    assert (order[0], order[-1]) == (Origin.HARDWARE, Origin.PEER)
 
 
 def test_a_sound_device_recovers() -> None:

@@ -6,9 +6,10 @@ Only `claim` changes anything in the process; the other functions look up, but f
 `empty_cache`, which do what they say. Every accelerator comes as a module of torch's (torch.cuda)
 or of a plugin (torch_npu as torch.npu). Nothing is taken for granted of a plugin: a function it
 lacks is an answer that stays empty. The CPU, which is no accelerator to torch, gives answers of its
-own. What is special about one vendor stands in vendors.py.
+own. What is special about one vendor stands in vendors/.
 """
 
+import importlib
 import resource
 import sys
 from collections.abc import Callable
@@ -81,11 +82,11 @@ def claim(name: str) -> torch.device:
 
 def _why_not(name: str, error: Exception) -> str:
     """What torch means by `error`: it answers a name that it does not know by a long list."""
-    kind = vendors.kind_of(name)
-    if (plugin := vendors.of(kind).plugin) and not hasattr(torch, kind):
-        return (
-            f"it needs {plugin}, its vendor's plugin for torch {versions.minor(torch.__version__)}"
-        )
+    vendor = vendors.of(vendors.kind_of(name))
+    package = vendor.plugin_module.partition(".")[0]
+    if isinstance(error, ModuleNotFoundError) and package and error.name == package:
+        minor = versions.minor(torch.__version__)
+        return f"it needs {vendor.plugin}, its vendor's plugin for torch {minor}"
     reason = error_headline(error)
     return "torch knows no such device" if reason.startswith("Expected one of") else reason
 
@@ -112,7 +113,7 @@ def chip(device: torch.device) -> str:
 def available() -> list[str]:
     """The devices of this machine, as settings name them; the CPU last."""
     found = []
-    for vendor in vendors.VENDORS.values():
+    for vendor in map(vendors.of, vendors.KINDS):
         if vendor.host or not _answer(_function(vendor.kind, "is_available")):
             continue
         some = torch.device(vendor.kind)
@@ -246,6 +247,9 @@ def _opened(name: str) -> torch.device:
     kind, _, planted = name.partition(":")
     if kind == "sim":
         return simulated.activate([each for each in planted.split(",") if each])
+    plugin = vendors.of(kind).plugin_module
+    if plugin and not hasattr(torch, kind):  # one that torch does not load by itself
+        importlib.import_module(plugin)
     return torch.device(name)
 
 

@@ -1,4 +1,4 @@
-"""Which software a device runs under, found in metadata and by vendors.py. No torch device is
+"""Which software a device runs under, found in metadata and by vendors/. No torch device is
 touched, nothing is raised, and nothing takes longer than a few seconds.
 """
 
@@ -22,7 +22,7 @@ def stack(
 ) -> Stack:
     """The stack of a chip; what is not given is looked for, and empty where it is not found."""
     vendor = vendors.of(kind)
-    found = vendor.software(serial, torch.version)
+    found = vendors.software(vendor, serial)
     return Stack(
         kind=kind,
         chip=chip,
