@@ -104,6 +104,7 @@ def test_waiting_threads_leave_the_cores_to_others(
         (["qualify", "--seed", "-1"], "--seed: '-1' is no whole number"),
         (["qualify", "--device", "npu:0"], "it needs torch_npu, its vendor's plugin"),
         (["qualify", "--device", "cpu", "--out", "/dev/null/x"], "cannot make /dev/null/x"),
+        (["doctor", "--device", "abacus"], "'abacus' is of no known kind; choose cpu, sim, "),
         (["parity", "x", "--b", "jax:cpu"], "jax"),
         (["parity", "x"], "--b"),
         (["parity", "x", "--b", "vllm:cpu"], "--b-python"),
@@ -124,6 +125,27 @@ def test_a_mistake_leaves_no_folder_for_results(arguments: tuple[str, ...], tmp_
     done = interlock(*arguments, "--out", tmp_path / "new" / "out")
     assert done.returncode == 2, done.stderr
     assert not (tmp_path / "new").exists()
+
+
+def test_doctor_says_what_is_here_and_ends_as_it_finds_it() -> None:
+    done = interlock("doctor", "--device", "cpu", "--json", HF_TOKEN="hf_secret")
+    found = json.loads(done.stdout)
+    states = {line["topic"]: line["state"] for line in found["lines"]}
+    assert states["torch"] == states["cpu"] == "ok" and found["device"] == "cpu"
+    assert done.returncode == int("wrong" in states.values()) and done.stderr == ""
+    assert "hf_secret" not in done.stdout
+    lacking = interlock("doctor", "--device", "mlu:0", OMP_NUM_THREADS="100000")
+    assert lacking.returncode == 1 and lacking.stderr == ""
+    assert "✗ wrong    its plugin torch_mlu is not installed" in lacking.stdout
+    assert "→ export OMP_NUM_THREADS=" in lacking.stdout
+
+
+def test_doctor_needs_no_torch(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('libcudart.so: cannot open')")
+    path = f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    done = interlock("doctor", "--device", "cpu", PYTHONPATH=path)
+    assert done.returncode == 1 and done.stderr == ""
+    assert "torch is not installed" in done.stdout  # what lies there is no whole torch
 
 
 def test_mistakes_in_a_recipe_leave_no_run_behind(tiny_recipe: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ FLOORS = [
     {"models"},
     {"engine", "learner"},
     {"workers"},
-    {"recipes", "qualify", "parity"},
+    {"recipes", "qualify", "parity", "doctor"},
     {"terminal"},
     {"cli"},
 ]

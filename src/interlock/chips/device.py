@@ -85,7 +85,7 @@ def _why_not(name: str, error: Exception) -> str:
     vendor = vendors.of(vendors.kind_of(name))
     package = vendor.plugin_module.partition(".")[0]
     if isinstance(error, ModuleNotFoundError) and package and error.name == package:
-        minor = versions.minor(torch.__version__)
+        minor = vendors.minor(torch.__version__)
         return f"it needs {vendor.plugin}, its vendor's plugin for torch {minor}"
     reason = error_headline(error)
     return "torch knows no such device" if reason.startswith("Expected one of") else reason
@@ -200,7 +200,8 @@ def plugin_mismatch(stack: Stack) -> str | None:
 
     A plugin is built for one minor version of torch (vllm-ascend#117).
     """
-    wanted, of_torch = versions.wanted_torch(stack), versions.minor(stack.torch)
+    wanted = vendors.wanted_torch(vendors.of(stack.kind), stack.plugin)
+    of_torch = vendors.minor(stack.torch)
     if not stack.plugin or wanted in (None, of_torch):
         return None
     return (

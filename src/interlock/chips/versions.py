@@ -5,7 +5,6 @@ touched, nothing is raised, and nothing takes longer than a few seconds.
 import hashlib
 import json
 import platform
-import re
 from importlib import metadata
 from pathlib import Path
 
@@ -60,24 +59,6 @@ def commit() -> str:
         return (git / head.removeprefix("ref: ")).read_text().strip() if ":" in head else head
     except (metadata.PackageNotFoundError, OSError, ValueError, AttributeError):
         return ""
-
-
-def minor(version: str) -> str:
-    """ "2.13" of "torch_npu 2.13.0rc1"; empty where there is none."""
-    found = re.search(r"\d+\.\d+", version)
-    return found[0] if found else ""
-
-
-def wanted_torch(stack: Stack) -> str | None:
-    """The minor version of torch that the plugin is built for; None where it does not say.
-
-    Some have the version of their torch. Others have numbers of their own, and may name torch's
-    after them: "torch_mlu 1.24.1+torch2.5.0".
-    """
-    if vendors.of(stack.kind).plugin_follows_torch:
-        return minor(stack.plugin)
-    found = re.search(r"torch(\d+\.\d+)", stack.plugin)
-    return found[1] if found else None
 
 
 def processor() -> str:

@@ -97,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--device", default="cpu", help="default: cpu")
     verb.set_defaults(verb=verbs.chat)
 
+    _add_doctor(choices)
     _add_qualify(choices)
     _add_parity(choices)
 
@@ -140,6 +141,18 @@ def _add_eval(choices: Any) -> None:
     verb.add_argument("--device", default="cpu", help="default: cpu")
     verb.add_argument("--json", action="store_true", help="print one JSON object")
     verb.set_defaults(verb=verbs.evaluate)
+
+
+def _add_doctor(choices: Any) -> None:
+    verb = choices.add_parser(
+        "doctor",
+        help="say what this machine has, what it lacks, and the remedy",
+        description="Exit code 0: nothing is wrong for the devices that are here, or for --device; "
+        "1: something is.",
+    )
+    verb.add_argument("--device", metavar="NAME", help="cuda, npu:0, … (default: all that show)")
+    verb.add_argument("--json", action="store_true", help="print one JSON object")
+    verb.set_defaults(verb=verbs.doctor)
 
 
 def _add_qualify(choices: Any) -> None:

@@ -170,6 +170,31 @@ def chat(given: argparse.Namespace) -> None:
         messages.append({"role": "assistant", "content": answer})
 
 
+def doctor(given: argparse.Namespace) -> None:
+    """What this machine has and lacks; torch is not imported here, and need not be installed."""
+    import msgspec
+    from rich.console import Console
+
+    from interlock.chips import vendors
+    from interlock.doctor.diagnosis import diagnose
+    from interlock.doctor.finding import State
+    from interlock.doctor.sheet import sheet
+    from interlock.doctor.survey import survey
+
+    if given.device is not None and vendors.kind_of(given.device) not in vendors.KINDS:
+        name = one_line(repr(given.device), 60)
+        raise ConfigError(f"--device {name} is of no known kind; choose {', '.join(vendors.KINDS)}")
+    lines = diagnose(survey(given.device), given.device)
+    if given.json:
+        print(msgspec.json.encode({"device": given.device, "lines": lines}).decode())
+    else:
+        console = Console(highlight=False)
+        with console.capture() as shown:
+            console.print(sheet(lines), soft_wrap=True)
+        print(shown.get(), end="")
+    sys.exit(1 if any(line.state is State.WRONG for line in lines) else 0)
+
+
 def qualify(given: argparse.Namespace) -> None:
     """Run the checks, file the certificate where `train` looks for it, and write the report."""
     from interlock import terminal

@@ -15,8 +15,8 @@ taken to have nothing special, so a new vendor's devices work before anybody wri
 
 from interlock.chips.vendors import codes
 from interlock.chips.vendors.codes import FALLBACK, REFUSAL
-from interlock.chips.vendors.installed import Software, built, software
-from interlock.chips.vendors.table import OF_ALL, ROWS
+from interlock.chips.vendors.installed import Software, built, minor, software, wanted_torch
+from interlock.chips.vendors.table import OF_PLUGINS, ROWS
 from interlock.chips.vendors.vendor import Code, Origin, Setting, Trap, Vendor
 
 __all__ = [
@@ -35,14 +35,16 @@ __all__ = [
     "built",
     "changes_numbers",
     "kind_of",
+    "minor",
     "named",
     "of",
     "software",
+    "wanted_torch",
 ]
 
 VENDORS = {vendor.name: vendor for vendor in ROWS}
 KINDS = list(dict.fromkeys(vendor.kind for vendor in ROWS))
-SETTINGS = OF_ALL  # whatever the vendor
+SETTINGS = OF_PLUGINS  # of every vendor whose devices come by a plugin
 # Beginnings of environment variables of torch and of what vendors share.
 _OF_ALL = ("DISABLE_ADDMM", "OMP_NUM", "PYTORCH_", "TORCH", "XLA_")
 # The first that fits counts: what explains the others stands first.

@@ -1,5 +1,6 @@
-"""Versions of what lies below torch, and what torch is built with: nothing is imported, nothing
-raised, and nothing takes longer than a few seconds.
+"""Versions of what lies below torch, and what torch and its plugins are built for.
+
+Nothing is imported, nothing raised, and nothing takes longer than a few seconds.
 """
 
 import functools
@@ -48,6 +49,25 @@ def built() -> dict[str, str]:
         return {}
     text = _text(Path(found.origin).with_name("version.py"))
     return dict(re.findall(r"^(\w+)(?:\s*:[^=\n]+)?\s*=\s*['\"]([^'\"]+)['\"]", text, re.MULTILINE))
+
+
+def minor(version: str) -> str:
+    """ "2.13" of "torch_npu 2.13.0rc1"; empty where there is none."""
+    found = re.search(r"\d+\.\d+", version)
+    return found[0] if found else ""
+
+
+def wanted_torch(vendor: Vendor, plugin: str) -> str | None:
+    """The minor version of torch that a version of its plugin is built for; None where it does not
+    say.
+
+    Some have the version of their torch. Others have numbers of their own, and may name torch's
+    after them: "torch_mlu 1.24.1+torch2.5.0".
+    """
+    if vendor.plugin_follows_torch:
+        return minor(plugin)
+    found = re.search(r"torch(\d+\.\d+)", plugin)
+    return found[1] if found else None
 
 
 def _answer(vendor: Vendor, serial: str) -> str:

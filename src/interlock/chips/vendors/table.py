@@ -26,8 +26,8 @@ def _export(variable: str, value: str) -> str:
     return f"export {variable}={value}"
 
 
-# Whatever the vendor.
-OF_ALL = (
+# Of every vendor whose devices come by a plugin.
+OF_PLUGINS = (
     Setting("TORCH_DEVICE_BACKEND_AUTOLOAD", "1?", "torch loads no plugin by itself",
             _unset("TORCH_DEVICE_BACKEND_AUTOLOAD")),
 )  # fmt: skip
@@ -122,6 +122,7 @@ _HUAWEI = Vendor(
     plugin="torch_npu",
     plugin_module="torch_npu",
     plugin_follows_torch=True,
+    plain_torch=True,
     ordered_sums="HCCL_DETERMINISTIC=true",
     strict_env={"TORCH_NPU_FALLBACK_CPU_DISABLE": "1"},
     short_products=("npu.conv.allow_hf32", "npu.matmul.allow_hf32"),

@@ -68,6 +68,7 @@ class Vendor(msgspec.Struct, frozen=True, kw_only=True):
     plugin: str = ""  # the package that brings it; "": torch has it
     plugin_module: str = ""  # what to import of it, where torch does not by itself
     plugin_follows_torch: bool = False  # its version is that of the torch it is made for
+    plain_torch: bool = False  # the plugin refuses a torch that is built for other devices too
     collectives: str = ""  # backend of torch.distributed; "": the one that torch names
 
     # How it is asked.
