@@ -271,6 +271,7 @@ def test_torch_itself() -> None:
     ("cores", "quota", "threads", "remedy"),
     [
         (16, 0.0, None, None),
+        (16, 0.0, "", None),
         (16, 0.0, "16", None),
         (16, 0.0, "4,2", None),
         (2, 0.0, "64", "export OMP_NUM_THREADS=2"),

@@ -17,5 +17,5 @@ def test_each_line_with_its_remedy_and_the_count() -> None:
         "npu        ✗ wrong    no plugin",
         "                      → pip install 'torch_npu==2.13.*'",
         "",
-        "1 wrong, 1 missing, 1 ok",
+        "wrong: 1, missing: 1, ok: 1",
     ]

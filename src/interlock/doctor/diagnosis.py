@@ -75,7 +75,7 @@ def _asked(machine: Machine, asked: str | None) -> Iterator[Diagnosis]:
     if asked is None or not machine.torch.version or machine.torch.error:
         return
     if refused := machine.torch.refused:
-        remedy = "see what is said of it above, and qualify one that is there"
+        remedy = "mend what is wrong above, or choose a device that is here"
         yield Diagnosis(asked, State.WRONG, refused, remedy)
     else:
         yield Diagnosis(asked, State.OK, "it computes")
@@ -86,9 +86,9 @@ def _cores(machine: Machine) -> Iterator[Diagnosis]:
     if not cores:
         return
     remedy = f"export OMP_NUM_THREADS={cores}"
-    told = machine.env.get("OMP_NUM_THREADS")
-    threads = (told or "").partition(",")[0].strip()
-    if told is not None and not (threads.isdigit() and int(threads)):
+    told = machine.env.get("OMP_NUM_THREADS", "")
+    threads = told.partition(",")[0].strip()
+    if told and not (threads.isdigit() and int(threads)):
         text = f"OMP_NUM_THREADS={one_line(told, 40)} is no number of threads"
         yield Diagnosis("cores", State.WRONG, text, remedy)
     elif threads and int(threads) > cores:

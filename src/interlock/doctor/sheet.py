@@ -29,5 +29,5 @@ def sheet(lines: Sequence[Diagnosis]) -> Text:
             text.append(f"{'':<{_INDENT}}→ {line.remedy}\n", "cyan")
         topic = line.topic
     counts = Counter(line.state for line in lines)
-    rest = ", ".join(f"{counts[state]} {state}" for state in reversed(State) if counts[state])
+    rest = ", ".join(f"{state}: {counts[state]}" for state in reversed(State) if counts[state])
     return text.append(f"\n{rest}", "bold")

@@ -15,7 +15,7 @@ _CANN_FILES = ("compiler/version.info", "runtime/version.info", "version.info", 
 # In lines as "Version=8.5.0" or "runtime_running_version=[7.1:8.5.0]".
 _VALUE = r"version\s*=\s*\[?(?:[\w.]*:)?([\w.]+)"
 _CHOOSE = "install the build for it that https://pytorch.org/get-started names"
-_ELSEWHERE = "an operator that the device lacks is computed on the CPU in silence"
+_ELSEWHERE = "a missing operator is computed on the CPU in silence"
 
 
 def _unset(variable: str) -> str:
@@ -148,9 +148,9 @@ _HUAWEI = Vendor(
         Trap("vllm-ascend#15503", "fused attention ignores a mask of [1, 1, 1, keys] beyond 512 "
              "keys", "torch_npu", ">=2.10", "interlock qualify sweeps the lengths"),
         Trap("vllm-ascend#13699", "fused attention without a mask leaves softmax out (TND)",
-             "torch_npu", ">=2.10", "no vision encoder there"),
-        Trap("vllm-ascend#16322", "copy_ into a view of no elements does nothing", "torch_npu",
-             remedy="interlock qualify copies between such views"),
+             "torch_npu", ">=2.10", "use no vision encoder there"),
+        Trap("vllm-ascend#16322", "copy_ into a tensor of no elements does nothing", "torch_npu",
+             remedy="interlock qualify copies into what was empty"),
         Trap("vllm-ascend#7473", "old weights stay in use after an update", "vllm-ascend",
              remedy="Interlock sets VLLM_ASCEND_ENABLE_NZ=0; a run's canary finds the rest"),
     ),
