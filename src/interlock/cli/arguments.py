@@ -166,6 +166,9 @@ def _add_qualify(choices: Any) -> None:
     )
     level = verb.add_mutually_exclusive_group()
     level.add_argument("--quick", action="store_true", help="every check in its smallest form")
+    level.add_argument(
+        "--full", action="store_true", help="every check in full (default, but with --fleet)"
+    )
     level.add_argument("--soak", type=float, metavar="MINUTES", help="then compute for so long")
     verb.add_argument(
         "--only", metavar="ID,…", help="some checks; what did not run never certifies"
@@ -182,7 +185,41 @@ def _add_qualify(choices: Any) -> None:
         metavar="DIR",
         help="certificate.json and report.html (default: certificates/DEVICE)",
     )
+    _add_fleet(verb)
     verb.set_defaults(verb=verbs.qualify)
+
+
+def _add_fleet(verb: argparse.ArgumentParser) -> None:
+    fleet = verb.add_argument_group(
+        "a fleet",
+        "All devices of all nodes at once, then the links between the nodes; --quick by default. "
+        "Exit code 0: every device may at least generate, and nothing is to be mended.",
+    )
+    fleet.add_argument(
+        "--fleet",
+        metavar="HOSTS",
+        help="HOST,HOST,… or hosts.txt or hosts.toml, over ssh; or ray://HOST:PORT",
+    )
+    fleet.add_argument(
+        "--devices",
+        nargs="+",
+        metavar="NAME",
+        help="of each node (default: all its accelerators, else its CPU)",
+    )
+    fleet.add_argument(
+        "--remote-shell",
+        metavar="COMMAND",
+        help="what stands before a host's name (default: ssh -o BatchMode=yes)",
+    )
+    fleet.add_argument(
+        "--remote-python", metavar="PATH", help="interpreter on the nodes (default: python3)"
+    )
+    fleet.add_argument(
+        "--timeout",
+        type=_at_least(1),
+        metavar="S",
+        help="for the devices of a node (default: 3600)",
+    )
 
 
 def _add_parity(choices: Any) -> None:

@@ -10,7 +10,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,10 +21,14 @@ from interlock.errors import ConfigError, RunError, VoidResult
 from interlock.records.rl import Score
 from interlock.records.trust import Trust
 from interlock.rundir import RunDir
-from interlock.text import one_line
+from interlock.text import one_line, visible
 
 if TYPE_CHECKING:
+    from interlock.qualify.check import Level
     from interlock.recipes.evaluate import Exam
+
+_REMOTE_SHELL = "ssh -o BatchMode=yes"
+_NODE_S = 3600.0  # for the devices of a node
 
 
 def demo(given: argparse.Namespace) -> None:
@@ -130,7 +134,6 @@ def chat(given: argparse.Namespace) -> None:
     from msgspec.structs import replace
 
     from interlock.models.fetch import find_model
-    from interlock.text import visible
     from interlock.workers.generator import open_generator
 
     sampling = parse_sampling(given.temperature, given.max_tokens, [])
@@ -211,7 +214,14 @@ def qualify(given: argparse.Namespace) -> None:
         raise ConfigError(f"--soak {given.soak:g}: give a number of minutes above 0")
     if not 0 <= given.seed < 2**31:
         raise ConfigError(f"--seed {given.seed}: give a number from 0 to {2**31 - 1}")
-    level = Level.QUICK if given.quick else Level.DEFAULT if given.soak is None else Level.SOAK
+    quick = given.quick or (given.fleet is not None and not given.full)
+    level = Level.SOAK if given.soak is not None else Level.QUICK if quick else Level.DEFAULT
+    if given.fleet is not None:
+        _qualify_fleet(given, level)
+        return
+    for option in ("devices", "remote_shell", "remote_python", "timeout"):
+        if getattr(given, option) is not None:
+            raise ConfigError(f"--{option.replace('_', '-')} is of a fleet; give --fleet too")
     name = given.device or device.available()[0]
     path = given.out or Path("certificates") / re.sub(r"[^A-Za-z0-9.-]+", "-", name)
     with _folder(path) as out, terminal.QualifyWatch(console, len(checks)) as watch:
@@ -238,6 +248,47 @@ def qualify(given: argparse.Namespace) -> None:
     if given.json:
         print((out / "certificate.json").read_text(encoding="utf-8"))
     sys.exit(0 if found.trust in (Trust.TRAIN, Trust.GENERATE) else 1)
+
+
+def _qualify_fleet(given: argparse.Namespace, level: "Level") -> None:
+    """Qualify all devices of all nodes and the links between them; write the page."""
+    from interlock import terminal
+    from interlock.qualify.fleet import head, nodes, page
+
+    if given.device is not None:
+        raise ConfigError(f"--device {given.device} is of one machine; of a fleet, give --devices")
+    console = terminal.Screen(stderr=given.json)
+
+    def note(line: str) -> None:
+        console.print(visible(line), soft_wrap=True)
+
+    with _folder(given.out or Path("certificates") / "fleet") as out:
+        fleet, places = nodes.places(
+            given.fleet,
+            out / "nodes",
+            remote_shell=given.remote_shell or _REMOTE_SHELL,
+            python=given.remote_python,
+            devices=given.devices or [],
+        )
+        settings = head.Settings(
+            level=level,
+            checks=[name for name in (given.only or "").split(",") if name],
+            minutes=given.soak or 0.0,
+            seed=given.seed,
+            fail_fast=given.fail_fast,
+            timeout_s=given.timeout or _NODE_S,
+        )
+        with closing(fleet):
+            asked = head.Head(fleet, places, settings, out, note)
+            found = asked.run(given.fleet)
+    written = page.write(found, out)
+    note(f"\n{page.headline(found)}")
+    for trouble in found.troubles:
+        note(f"- {trouble.name}: {trouble.line}")
+    note(f"report: {written.resolve()}")
+    if given.json:
+        print((out / "fleet.json").read_text(encoding="utf-8"))
+    sys.exit(0 if found.fit else 1)
 
 
 def parity(given: argparse.Namespace) -> None:

@@ -23,6 +23,7 @@ class Spec(msgspec.Struct, frozen=True):
     log: Path  # what the worker prints is appended here
     python: str | None = None  # interpreter of the worker's own environment; None: ours
     env: dict[str, str] = {}  # added to our environment variables
+    reach: list[str] = []  # "ssh", "host": runs it on that machine, in its environment; [] here
     resources: dict[str, float] = {}  # what Ray is to reserve: CPU, GPU, NPU, …
 
 

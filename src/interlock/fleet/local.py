@@ -1,4 +1,6 @@
-"""Workers as processes on this machine, each with its own interpreter: many children, one selector.
+"""Workers as processes, each with its own interpreter: many children, one selector.
+
+On this machine, or on those that a remote shell reaches (`Spec.reach`).
 
 start ──> Child (processes/child.py)
 poll  ──> select on: the children's sockets │ their ends (pidfd) │ wake
@@ -38,7 +40,9 @@ class LocalFleet:
         assert spec.name not in self._children, spec.name
         python = interpreter(spec)
         try:
-            child = Child(spec.module, inherited(spec.env), python=python, log=spec.log)
+            child = Child(
+                spec.module, inherited(spec.env), python=python, log=spec.log, reach=spec.reach
+            )
         except OSError as error:
             if error.errno == errno.ENOEXEC:
                 raise ConfigError(f"{_wrong_python(spec)}: not an executable file") from None
@@ -124,6 +128,8 @@ class LocalFleet:
 
 def interpreter(spec: Spec) -> str:
     """The program that runs the worker. Raises ConfigError when there is none."""
+    if spec.reach:
+        return spec.python or "python3"
     if spec.python is None:
         return sys.executable
     path = shutil.which(os.path.expanduser(spec.python))

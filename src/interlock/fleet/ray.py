@@ -28,7 +28,7 @@ import traceback
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from interlock.errors import ConfigError
 from interlock.fleet.base import Event, Lost, Spec
@@ -43,9 +43,18 @@ from interlock.text import described, error_line, last_line
 _TAKE_S = 5.0  # one call of `take` at most
 _REASON_CHARACTERS = 300
 _REACH_S = 10.0
+_TOUCH = 0.001  # of a machine's own resource, which places a worker there and takes nothing away
 
 _Reply = tuple[list[bytes], str | None]  # messages, and why no more will come
 _Arrival = tuple["_Actor", "Future[_Reply]"]
+
+
+class RayNode(NamedTuple):
+    """A machine of the cluster."""
+
+    host: str
+    address: str
+    whole: dict[str, float]  # resources: what names the machine, and all its accelerators
 
 
 class RayFleet:
@@ -74,6 +83,23 @@ class RayFleet:
         self._events: list[Event] = []
         # Replies from Ray's threads; None: wake up.
         self._arrived: queue.SimpleQueue[tuple[_Actor, Future[_Reply]] | None] = queue.SimpleQueue()
+
+    def nodes(self) -> list[RayNode]:
+        """The cluster's machines that are alive."""
+        alive = (node for node in self._ray.nodes() if node["Alive"])
+        return [
+            RayNode(
+                node["NodeManagerHostname"],
+                node["NodeManagerAddress"],
+                {
+                    kind: min(amount, _TOUCH) if ":" in kind else amount
+                    for kind, amount in node["Resources"].items()
+                    if kind == f"node:{node['NodeManagerAddress']}"
+                    or (kind.isupper() and kind != "CPU")
+                },
+            )
+            for node in alive
+        ]
 
     def start(self, spec: Spec) -> None:
         assert spec.name not in self._workers, spec.name

@@ -9,7 +9,7 @@ Standard library only: the interpreter is that of the process's own environment.
 
 import socket
 import threading
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from interlock.processes.frames import HEADER, header
 
@@ -57,3 +57,29 @@ class SocketChannel:
                 return None
             view = view[count:]
         return bytes(data)
+
+
+class PipeChannel:
+    """See Channel. Two streams, as a remote shell gives them."""
+
+    def __init__(self, source: BinaryIO, sink: BinaryIO) -> None:
+        self._source, self._sink = source, sink
+        self._sending = threading.Lock()
+
+    def fileno(self) -> int:
+        """Of what is read."""
+        return self._source.fileno()
+
+    def receive(self) -> bytes | None:
+        length = self._source.read(HEADER.size)
+        if len(length) < HEADER.size:
+            return None
+        (size,) = HEADER.unpack(length)
+        message = self._source.read(size)
+        return message if len(message) == size else None
+
+    def send(self, message: bytes) -> None:
+        with self._sending:
+            self._sink.write(header(message))
+            self._sink.write(message)
+            self._sink.flush()

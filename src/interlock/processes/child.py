@@ -76,10 +76,13 @@ class Child:
         log: Path | None = None,
         before: Sequence[str] = (),
         inherited: Sequence[int] = (),
+        reach: Sequence[str] = (),
     ) -> None:
         """Start `module`, whose `serve(channel)` does the work; do not wait for it.
 
         `before` is a command that runs the command which follows it, with the files `inherited`.
+        `reach` is one that runs it on another machine (ssh HOST), where `python` is; it carries
+        standard input and output. A shell there may read the words of `python` and `module`.
         `env` is its whole environment (see `inherited`); `log` is appended what it prints, None:
         that is kept in a nameless file, for its last words. Raises OSError.
         """
@@ -97,13 +100,17 @@ class Child:
             self._log = logs.appended(log)
         self._log_start = os.fstat(self._log.fileno()).st_size
         try:
-            command = [*before, python, "-P", "-m", "interlock.processes.entry", module]
-            self._start(command, env, inherited)
+            entry = f"interlock.processes.{'stdio' if reach else 'entry'}"
+            command = [*reach, *before, python, "-P", "-m", entry, module]
+            self._start(command, env, inherited, speaks=bool(reach))
         except BaseException:
             self._log.close()
             raise
 
-    def _start(self, command: list[str], env: Mapping[str, str], inherited: Sequence[int]) -> None:
+    def _start(
+        self, command: list[str], env: Mapping[str, str], inherited: Sequence[int], speaks: bool
+    ) -> None:
+        """`speaks`: its messages come on standard output, not on what its input is."""
         self._link, theirs = socket.socketpair()
         try:
             with theirs:
@@ -112,7 +119,7 @@ class Child:
                 self._process = subprocess.Popen(
                     command,
                     stdin=theirs.fileno(),
-                    stdout=self._log,
+                    stdout=theirs.fileno() if speaks else self._log,
                     stderr=self._log,
                     env={**env, **reaper.expect()},
                     pass_fds=inherited,

@@ -16,16 +16,23 @@ import sys
 import threading
 import time
 import traceback
+from typing import NoReturn
 
-from interlock.processes.channel import SocketChannel
+from interlock.processes.channel import PipeChannel, SocketChannel
 
 _GRACE_S = 2.0  # for `serve` to end by itself
 _LOOK_MS = 500
+# Its first kind is what closes when ssh's server lets go of one direction only.
+_GONE = getattr(select, "POLLRDHUP", 0) | select.POLLHUP
 
 
 def main() -> None:
     (module,) = sys.argv[1:]
-    channel = connect()
+    run(module, connect())
+
+
+def run(module: str, channel: SocketChannel | PipeChannel) -> NoReturn:
+    """Serve, and end the process; at the latest soon after the other side is gone."""
     threading.Thread(target=_end_with, args=[os.dup(channel.fileno())], daemon=True).start()
     code = 0
     try:
@@ -44,11 +51,11 @@ def _end_with(link: int) -> None:
     The reaper does the same from outside; but it may not have heard of a child that is this young.
     """
     poll = select.poll()
-    poll.register(link, 0)  # a hang-up is told unasked
+    poll.register(link, _GONE)
     # For a moment at a time: a poll that waits keeps open what is closed meanwhile.
     while not (told := poll.poll(_LOOK_MS)):
         pass
-    if told[0][1] & select.POLLHUP:
+    if told[0][1] & _GONE:
         time.sleep(_GRACE_S)
         os._exit(1)
 
