@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from interlock.qualify.fleet.found import DeviceFound, FleetFound, LinkFound, NodeFound
+from interlock.qualify.fleet.verdict import rate
 from interlock.records.trust import Trust
 from interlock.text import one_line
 
@@ -88,10 +89,11 @@ def drawn(found: FleetFound, faults: Mapping[tuple[str, str], str]) -> Drawing:
 
 
 def _centres(nodes: list[NodeFound]) -> dict[str, Point]:
-    count = len(nodes)
-    around = (_WIDTH + 50) * count / (2 * math.pi)
-    wide, high = max(around, 205.0), max(around * 0.8, max(map(_height, nodes)) + 60.0)
-    turned = math.pi / 4 if count == 4 else 0.0  # at the corners
+    count, tall = len(nodes), max(map(_height, nodes))
+    # So far out that neighbours, whatever their angle, do not touch.
+    radius = (math.hypot(_WIDTH, tall) + 30) / (2 * math.sin(math.pi / max(count, 2)))
+    wide, high = max(radius, 205.0), radius if count > 4 else tall + 60.0
+    turned = -math.pi / 4 if count == 4 else 0.0  # at the corners
     angles = [turned - math.pi / 2 + 2 * math.pi * i / count for i in range(count)]
     if count == 2:
         angles = [math.pi, 0.0]
@@ -127,7 +129,7 @@ def _line(link: LinkFound, fault: str, centres: Mapping[str, Point]) -> Line:
     at = (a[0] + _AT * (b[0] - a[0]), a[1] + _AT * (b[1] - a[1]))
     if link.error:
         return Line((a, b), at, "cut", f"{link.name}: {link.error}", _short(link))
-    speed = f"{link.up / 1e6:.4g} MB/s there, {link.down / 1e6:.4g} back"
+    speed = f"{rate(link.up)} there, {rate(link.down)} back"
     title = f"{link.name}: {speed}, {1e3 * link.latency_s:.2g} ms"
     return Line((a, b), at, "bad" if fault else "good", title, _short(link) if fault else "")
 
@@ -135,4 +137,4 @@ def _line(link: LinkFound, fault: str, centres: Mapping[str, Point]) -> Line:
 def _short(link: LinkFound) -> str:
     if link.error:
         return "hangs" if link.hangs else "broken"
-    return "wrong sums" if link.off else f"{min(link.up, link.down) / 1e6:.3g} MB/s"
+    return "wrong sums" if link.off else rate(min(link.up, link.down))

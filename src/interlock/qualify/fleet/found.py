@@ -47,18 +47,24 @@ class LinkFound(msgspec.Struct):
     worst: str = ""
     error: str = ""  # why it was not measured
     hangs: bool = False
+    first: str = ""  # what was wrong the first time, if it was tried twice
 
     @property
     def name(self) -> str:
         return f"{self.a} – {self.b}"
 
-    def keep_best(self, again: "LinkFound") -> None:
-        """Of a second trial the best speeds, and whatever went wrong."""
-        self.up, self.down = max(self.up, again.up), max(self.down, again.down)
+    def keep_best(self, again: "LinkFound", first: str) -> None:
+        """Of a second trial the better figures. A wrong sum stays one; what fails again, failed.
+
+        `first`: what was wrong the first time.
+        """
+        self.first = first
         if again.error:
             self.error, self.hangs = again.error, again.hangs
             return
-        self.latency_s = min(self.latency_s, again.latency_s)
+        self.latency_s = min(again.latency_s, again.latency_s if self.error else self.latency_s)
+        self.error, self.hangs = "", False
+        self.up, self.down = max(self.up, again.up), max(self.down, again.down)
         if again.off > self.off:
             self.off, self.worst = again.off, again.worst
 

@@ -39,7 +39,7 @@ from interlock.qualify.fleet.talk import (
     NodeReply,
     NodeRequest,
 )
-from interlock.qualify.fleet.verdict import link_fault, measured, troubles
+from interlock.qualify.fleet.verdict import link_fault, measured, rate, troubles
 from interlock.records.coding import from_bytes, to_bytes
 from interlock.records.trust import Certificate, Result
 from interlock.text import one_line
@@ -47,6 +47,8 @@ from interlock.text import one_line
 _REACH_S = 120.0  # for a node to import torch and say what it is
 _SILENCE_S = 60.0  # without a sign of life of a node that has given one
 _LOOK_S = 1.0
+
+_MOST_STEPS = 30  # of one link
 
 Note = Callable[[str], None]
 
@@ -60,7 +62,7 @@ class Settings(msgspec.Struct, frozen=True):
     seed: int = 0
     fail_fast: bool = False
     timeout_s: float = 3600.0  # for all devices
-    link_s: float = 60.0  # for all steps of one link
+    link_s: float = 60.0  # for one step of a link
     largest: int = 256 << 20  # bytes of a transfer
 
 
@@ -148,18 +150,18 @@ class Head:
         self._settle(trials)
         for link, trial in zip(links, trials, strict=True):
             trial.fill(link)
-            speed = f"{link.up / 1e6:.4g} and {link.down / 1e6:.4g} MB/s, "
+            speed = f"{rate(link.up)} there, {rate(link.down)} back, "
             speed += f"{1e3 * link.latency_s:.2g} ms"
             self._note(f"{link.name}: {link.error or speed}")
         return [*links]
 
     def _confirm(self, links: Sequence[LinkFound]) -> None:
-        """Try those again that are slow, each alone: others may have been in their way."""
-        alive = self._alive()
-        for link in [link for link in links if measured(link) and link_fault(link, links)]:
-            if link.a in alive and link.b in alive:
+        """Try those again that are slow or hang, each alone: others may have been in their way."""
+        doubtful = [(link, fault) for link in links if (fault := link_fault(link, links))]
+        for link, fault in doubtful:
+            if {link.a, link.b} <= {*self._alive()}:
                 (again,) = self._try([LinkFound(link.a, link.b)])
-                link.keep_best(again)
+                link.keep_best(again, fault)
 
     def _all_at_once(self, names: Sequence[str]) -> TogetherFound:
         trial = self._begin(names, "all nodes at once")
@@ -183,7 +185,7 @@ class Head:
 
     def _settle(self, trials: Sequence[LinkTrial]) -> None:
         # Nodes keep the deadlines themselves; this one is for a node that does not.
-        limit = 2 * node_side.JOIN_S + self._settings.link_s + _SILENCE_S
+        limit = 2 * node_side.JOIN_S + _MOST_STEPS * self._settings.link_s
         self._wait(lambda: all(trial.over for trial in trials), Deadline(limit))
         for trial in trials:
             if not trial.over:

@@ -123,7 +123,8 @@ class _Rank:
 
     def _operand(self, dtype: torch.dtype, n: int, factor: int) -> Tensor:
         """[n] on the CPU."""
-        return (torch.arange(n) % self._period * factor).to(dtype)
+        period = (torch.arange(self._period) * factor).to(dtype)
+        return period.repeat(-(-n // self._period))[:n]
 
     def _sum(self, dtype: torch.dtype, n: int) -> float:
         """-> seconds. Ranks have their operand once, or twice every second one."""
@@ -159,9 +160,9 @@ class _Rank:
     def _transfer(self, size: int, sender: int) -> float:
         """Bytes a second from `sender` to the other, as rank 0 sees it, an answer included."""
         n = size // 4
+        sent = self._operand(torch.float32, n, 1)
         step = f"a transfer of {size / 2**20:g} MiB {'back' if sender else 'there'}"
         self._tell(LinkStep(step))
-        sent = self._operand(torch.float32, n, 1)
         x = (sent if self.plan.rank == sender else torch.zeros(n)).to(self.place)
         token, other = torch.zeros(1, device=self.place), 1 - self.plan.rank
         self._agree(0)

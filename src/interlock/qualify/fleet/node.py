@@ -166,12 +166,11 @@ def _join(say: Say, plan: LinkPlan) -> None:
                 match word:
                     case Listening():
                         deadline = Deadline(JOIN_S)
-                    case LinkStep() if not step:
-                        deadline, seconds = Deadline(plan.seconds), plan.seconds
+                    case LinkStep():
+                        step, seconds = word.step, plan.seconds
+                        deadline = Deadline(seconds)
                     case LinkMeasured() | LinkBroken():
                         return
-                if isinstance(word, LinkStep):
-                    step = word.step
     except ChildLate:
         where = f"hangs in {step}" if step else "did not meet"
         tell(LinkBroken(f"{where}: not over after {seconds:g} s", hangs=True))

@@ -75,7 +75,7 @@ def page(found: FleetFound) -> str:
             matrix=_matrix(found.links, names) if len(names) <= _MATRIX else None,
             listed=sorted(found.links, key=lambda link: min(link.up, link.down))[:_LISTED],
             faults=faults,
-            usual=f"{speed / 1e6:.3g} MB/s and {1e3 * latency:.2g} ms" if speed else "",
+            usual=f"{verdict.rate(speed)} and {1e3 * latency:.2g} ms" if speed else "",
             slow=f"{verdict.SLOW:.0%}",
             late=f"{verdict.LATE:g}",
             rows=[(node, _software(node), _devices(node)) for node in found.nodes],

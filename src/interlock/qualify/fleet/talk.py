@@ -66,7 +66,7 @@ class LinkPlan(msgspec.Struct, frozen=True, tag=True):
     address: str  # of this node
     store: tuple[str, int] | None  # where to meet; None: rank 0, which opens the place
     largest: int  # bytes of the largest transfer
-    seconds: float  # for all of it, once everyone is there
+    seconds: float  # for one step, once everyone is there
 
 
 class Listening(msgspec.Struct, frozen=True, tag=True):

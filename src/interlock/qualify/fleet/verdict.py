@@ -91,17 +91,19 @@ def link_fault(link: LinkFound, links: Sequence[LinkFound]) -> str:
     speed, latency = usual(links)
     ways = [(link.up, link.a, link.b), (link.down, link.b, link.a)]
     slow = [
-        f"{_rate(rate)} from {start} to {end}" for rate, start, end in ways if rate < SLOW * speed
+        f"{rate(found)} from {start} to {end}" for found, start, end in ways if found < SLOW * speed
     ]
     if slow:
-        return f"slow: {', '.join(slow)}, where {_rate(speed)} is usual"
+        return f"slow: {', '.join(slow)}, where {rate(speed)} is usual"
     if link.latency_s > max(LATE * latency, latency + _LATE_S):
         return f"late: {1e3 * link.latency_s:.2g} ms one way, where {1e3 * latency:.2g} is usual"
     return ""
 
 
-def _rate(bytes_per_s: float) -> str:
-    return f"{bytes_per_s / 1e6:.3g} MB/s"
+def rate(bytes_per_s: float) -> str:
+    """ "9.42 MB/s", "1,250 MB/s"."""
+    speed = bytes_per_s / 1e6
+    return f"{speed:.3g} MB/s" if speed < 100 else f"{speed:,.0f} MB/s"
 
 
 def _lost(nodes: Sequence[NodeFound]) -> set[str]:
