@@ -44,7 +44,7 @@ def judged(found: FleetFound) -> FleetFound:
     return found
 
 
-def drawn(found: FleetFound) -> chart.Drawing:
+def drawn(found: FleetFound) -> chart.FleetDrawing:
     faults = {(link.a, link.b): link_fault(link, found.links) for link in found.links}
     return chart.drawn(found, faults)
 

@@ -55,7 +55,7 @@ class Line(NamedTuple):
     label: str
 
 
-class Drawing(NamedTuple):
+class FleetDrawing(NamedTuple):
     """The map; left, top, width and height of what it covers."""
 
     frame: tuple[float, float, float, float]
@@ -74,7 +74,7 @@ def state(device: DeviceFound) -> str:
     return "good" if device.done else "unknown"
 
 
-def drawn(found: FleetFound, faults: Mapping[tuple[str, str], str]) -> Drawing:
+def drawn(found: FleetFound, faults: Mapping[tuple[str, str], str]) -> FleetDrawing:
     """The map; `faults` says what is wrong with each link."""
     centres = _centres(found.nodes)
     boxes = [_box(node, *centres[node.name]) for node in found.nodes]
@@ -85,7 +85,7 @@ def drawn(found: FleetFound, faults: Mapping[tuple[str, str], str]) -> Drawing:
     left, top = min(box.x for box in boxes) - _MARGIN, min(box.y for box in boxes) - _MARGIN
     right = max(box.x for box in boxes) + _WIDTH + _MARGIN
     bottom = max(box.y + box.height for box in boxes) + _MARGIN
-    return Drawing((left, top, right - left, bottom - top), _WIDTH, _SIDE, lines, boxes)
+    return FleetDrawing((left, top, right - left, bottom - top), _WIDTH, _SIDE, lines, boxes)
 
 
 def _centres(nodes: list[NodeFound]) -> dict[str, Point]:

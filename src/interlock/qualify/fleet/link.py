@@ -58,13 +58,13 @@ def serve(channel: Channel) -> None:
         channel.send(to_bytes(word))
 
     try:
-        rank = _Rank(plan, tell)
+        rank = _LinkRank(plan, tell)
         tell(rank.measured())
     except Exception as error:
         tell(LinkBroken(described(error, 300)))
 
 
-class _Rank:
+class _LinkRank:
     """One who takes part."""
 
     def __init__(self, plan: LinkPlan, tell: Callable[[LinkWord], None]) -> None:
