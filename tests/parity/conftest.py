@@ -1,7 +1,7 @@
 """Both sides in this process: every message still goes through the protocol, strictly decoded."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,9 @@ class InlineSides(Sides):
             worker.worker._inspector.engine = engine
         if type(self).spoil is not None:
             type(self).spoil(self.workers["b"])
+
+    def _pids(self, names: Iterable[str]) -> list[int]:
+        return []
 
     def _send(self, name: str, message: bytes) -> None:
         self.workers[name].put(message)

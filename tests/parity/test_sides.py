@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from interlock.parity.compare import Question, compare
 from interlock.parity.outcome import Agreement
 from interlock.parity.sides import SideFailed, Sides, parse
 from interlock.records.rl import Problem, Sampling
+from interlock.workers import protocol
 from interlock.workers.protocol import Failed, Failure, Scored, ScoreTexts, Text, Trace, Traced
 
 EPS = torch.finfo(torch.float32).eps
@@ -147,3 +149,38 @@ def test_what_a_side_says_does_not_act_on_a_terminal(tmp_path: Path) -> None:
         for kind, error in ((Failure.MISTAKE, ConfigError), (Failure.FAULT, SideFailed)):
             with pytest.raises(error, match=said):
                 sides._checked("a", Failed(bad, kind, []), Scored)
+
+
+@pytest.mark.parametrize(
+    ("devices", "at_once"),
+    [
+        ("cpu cpu", ["a", "b"]),
+        ("sim:mask-512 cpu", ["a", "b"]),
+        ("npu:0 cpu", ["ab"]),
+        ("cuda npu", ["ab"]),
+        ("cpu cpu cuda", ["ca", "b"]),
+    ],
+)
+def test_what_the_host_computes_takes_turns(
+    devices: str, at_once: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen at what is sent before the next answer is read."""
+    heard: list[str] = [""]
+
+    class Scripted(Sides):
+        def _send(self, name: str, message: bytes) -> None:
+            heard[-1] += name
+
+        def _take(self, name: str, most: int) -> bytes:
+            if heard[-1]:
+                heard.append("")
+            return protocol.encode(Scored([[0.0]], id=self._asked))
+
+        def _pids(self, names: Iterable[str]) -> list[int]:
+            return []
+
+    sides = Scripted(tmp_path)
+    names = "abc"[: len(devices.split())]
+    sides._labels |= {n: f"torch:{d}" for n, d in zip(names, devices.split(), strict=True)}
+    assert sides.ask({name: ScoreTexts([[1]]) for name in names}, Scored).keys() == set(names)
+    assert heard == [*at_once, ""]

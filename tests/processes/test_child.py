@@ -66,7 +66,7 @@ def test_its_last_word_counts_though_it_is_dead(start: Start) -> None:
     child = start("channel.send(b'last' * 5000); os.kill(os.getpid(), 9)")
     assert child.ask(b"", 30, 20_000) == b"last" * 5000
     with pytest.raises(ChildEnded, match=r"^signal 9$"):
-        child.receive(Deadline(30), 100)
+        child.receive(30, 100)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_its_last_word_counts_though_it_is_dead(start: Start) -> None:
 )
 def test_one_that_hangs_is_late_and_can_be_killed(start: Start, source: str) -> None:
     child = start(f"channel.send(b'up'); {source}")
-    assert child.receive(Deadline(30), 10) == b"up"
+    assert child.receive(30, 10) == b"up"
     began = time.monotonic()
     with pytest.raises(ChildLate):
         child.ask(bytes(50 * MEG), 0.5, 100)  # more than the socket takes
@@ -104,7 +104,7 @@ def test_one_that_is_late_may_be_waited_for(start: Start) -> None:
     child = start("channel.receive(); time.sleep(0.5); channel.send(b'one'); time.sleep(1000)")
     with pytest.raises(ChildLate):
         child.ask(b"", 0.1, 100)
-    assert child.receive(Deadline(30), 100) == b"one"
+    assert child.receive(30, 100) == b"one"
 
 
 def test_a_giant_message_ends_the_talk_by_its_header(start: Start) -> None:
@@ -136,7 +136,7 @@ def test_bytes_that_are_no_frame_are_garbage(start: Start) -> None:
 
 def test_what_it_said_unasked_is_garbage(start: Start) -> None:
     child = start("channel.send(b'up'); channel.send(b'hello'); time.sleep(1000)")
-    assert child.receive(Deadline(30), 100) == b"up"
+    assert child.receive(30, 100) == b"up"
     time.sleep(0.5)
     with pytest.raises(ChildGarbage):
         child.ask(b"", 30, 100)
@@ -218,7 +218,7 @@ def test_what_it_prints_is_appended_to_its_log(start: Start, tmp_path: Path) -> 
     for word in ("one", "two"):
         child = start(f"print({word!r}); os._exit(2)", log=log)
         with pytest.raises(ChildEnded, match=f"^exit code 2: {word}$"):
-            child.receive(Deadline(30), 100)
+            child.receive(30, 100)
         assert child.last_words() == f"{word}\n"
     assert log.read_text() == "one\ntwo\n"
 

@@ -300,6 +300,7 @@ def test_it_is_gone_when_its_parent_is(tmp_path: Path) -> None:
 def test_inherited_leaves_the_rest_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("PYTHONFAULTHANDLER", "")
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
     found = inherited({"A": "b"})
     assert found == {
         **{name: value for name, value in os.environ.items() if name != "LOCAL_RANK"},

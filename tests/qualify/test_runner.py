@@ -9,6 +9,7 @@ import pytest
 
 from interlock.chips import certificates
 from interlock.errors import ConfigError
+from interlock.processes import deadline, run_delay
 from interlock.qualify import probe, runner
 from interlock.qualify.check import Check, Level
 from interlock.records.trust import Certificate, Finding, Measure, Result, Role, Trust
@@ -85,6 +86,13 @@ def test_an_exception_and_a_death_are_findings(planted: Callable[..., list[Check
     assert memory.figures["a new process can use the device"] == "yes"
 
 
+@pytest.fixture
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that has processors for all, whatever else runs on it."""
+    monkeypatch.setattr(run_delay, "_threads", lambda pids: {})
+
+
+@pytest.mark.usefixtures("quiet")
 def test_a_hang_ends_what_generation_needs(planted: Callable[..., list[Check]]) -> None:
     checks = planted(60.0, forward="passes") + planted(1.0, sampler="hangs")
     found = runner.qualify("cpu", checks=checks + planted(60.0, memory="passes"))
@@ -93,6 +101,39 @@ def test_a_hang_ends_what_generation_needs(planted: Callable[..., list[Check]]) 
     assert "no answer within 1 s" in found.findings[1].summary
     assert found.findings[2].summary == "not tried after sampler hung"
     assert found.trust is Trust.REJECT
+
+
+@pytest.mark.parametrize(
+    ("waited", "results", "trust"),
+    [
+        (0.2, ["pass", "fail", "unknown"], Trust.REJECT),
+        (0.5, ["pass", "unknown", "unknown"], Trust.UNKNOWN),
+        (9.0, ["pass", "unknown", "unknown"], Trust.UNKNOWN),
+    ],
+)
+def test_a_deadline_on_a_busy_machine_is_no_hang(
+    waited: float,
+    results: list[str],
+    trust: Trust,
+    planted: Callable[..., list[Check]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Delay:
+        seconds = waited
+
+        def __init__(self, pids: list[int]) -> None: ...
+
+    monkeypatch.setattr(deadline, "RunDelay", Delay)
+    checks = planted(60.0, forward="passes") + planted(1.0, sampler="hangs")
+    found = runner.qualify("cpu", checks=checks + planted(60.0, memory="passes"))
+    assert [finding.result for finding in found.findings] == results
+    _, sampler, memory = found.findings
+    busy = "unknown" in results[1]
+    assert ("the device hangs" in sampler.summary) != busy
+    assert ("the machine is too busy" in sampler.summary) == busy
+    why = "met its deadline on a busy machine" if busy else "hung"
+    assert memory.summary == f"not tried after sampler {why}"
+    assert found.trust is trust
 
 
 def test_fail_fast_stops_once_the_device_is_rejected(
@@ -105,6 +146,7 @@ def test_fail_fast_stops_once_the_device_is_rejected(
     assert found.trust is Trust.REJECT
 
 
+@pytest.mark.usefixtures("quiet")
 def test_a_hang_in_training_leaves_the_rest(planted: Callable[..., list[Check]]) -> None:
     checks = planted(1.0, collectives="hangs") + planted(60.0, memory="passes")
     results = [finding.result for finding in runner.qualify("cpu", checks=checks).findings]

@@ -182,6 +182,9 @@ class InlineFleet:
     def kill(self, name: str) -> None:
         self.workers.pop(name, None)
 
+    def pid(self, name: str) -> int | None:
+        return None
+
     def poll(self, timeout_s: float) -> list[Event]:
         raise AssertionError("the test looks at the events")
 

@@ -180,6 +180,9 @@ class FakeFleet:
             case Loaded() if asked.pop(said.id, None):
                 self.proven[name].append(said.number)
 
+    def pid(self, name: str) -> int | None:
+        return None
+
     def poll(self, timeout_s: float) -> list[Event]:
         raise AssertionError("the dispatcher polls, not the pool")
 

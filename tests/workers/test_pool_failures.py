@@ -1,5 +1,6 @@
 """Workers that fail in every state and way: restarted after a back-off, retired, or let go on."""
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -17,6 +18,7 @@ from interlock.config.schema import FleetSettings
 from interlock.errors import ConfigError, TrainingError
 from interlock.fleet.base import Lost
 from interlock.records.metrics import WorkerState
+from interlock.workers import handle
 from interlock.workers.protocol import (
     Answered,
     Failed,
@@ -87,6 +89,38 @@ def test_a_pause_of_our_own_is_not_held_against_the_workers(
     assert s.state("a") is state
     s.jump(0.5)
     assert s.kinds()[-1] == "worker_late"
+
+
+@pytest.mark.parametrize(
+    ("share", "alive", "seconds", "waited"),
+    [(0.5, "a", 400, 200), (1.0, "a", 1000, 800), (0.5, "", 60, 30)],
+)
+def test_what_a_worker_waits_for_others_does_not_count_up_to_five_times(
+    scene: Make,
+    share: float,
+    alive: str,
+    seconds: int,
+    waited: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Delay:
+        def __init__(self, pids: list[int]) -> None:
+            self._began = s.now
+
+        @property
+        def seconds(self) -> float:
+            return share * (s.now - self._began)
+
+    s = scene("a").put("a", WorkerState.GENERATING)
+    monkeypatch.setattr(handle, "RunDelay", Delay)
+    s.wait(0.9 * seconds, alive)
+    assert s.state("a") is WorkerState.GENERATING
+    s.wait(0.2 * seconds, alive)
+    kind, why = ("worker_late", "deadline") if alive else ("worker_silent", "for 30 s")
+    ((found, message, _),) = s.events[-1:]
+    told = re.search(rf"{why}, besides (\d+) s of waiting for processors that others", message)
+    assert found == kind and told, message
+    assert int(told[1]) == pytest.approx(waited, rel=0.1)
 
 
 def test_a_worker_lost_in_a_pause_is_started_again_after_its_backoff(scene: Make) -> None:

@@ -14,15 +14,12 @@ from typing import NoReturn, TextIO
 
 from interlock.cli.arguments import parse
 from interlock.errors import InterlockError, UserError, VoidResult
+from interlock.processes.spins import few_spins
 from interlock.processes.torchrun import end_with_torchrun
 from interlock.text import hide_credentials, one_line, visible
 
 # What is wrong with a name that was given, wherever it is first looked at.
 _OF_A_NAME = (errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EPERM)
-# How often libgomp, which torch brings, looks whether the other threads are done before it sleeps.
-# It looks 300,000 times by itself: beside as many busy processes as there are cores it
-# holds a core while the thread it waits for has none, up to 5 times its fair share of the time.
-_SPINS = "10000"
 _UNHEARD = 128 + signal.SIGPIPE
 
 
@@ -36,8 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:  # and not nohup's
             signal.signal(number, signal.default_int_handler)
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)  # before torch is there, and for workers
+    os.environ.update(few_spins())
     _open_streams()
     code = _run(arguments)
     try:

@@ -65,6 +65,10 @@ class Fleet(Protocol):
         """
         ...
 
+    def pid(self, name: str) -> int | None:
+        """Of the worker's process, where that is on this machine."""
+        ...
+
     def wake(self) -> None:
         """End the present or else the next `poll`. From any thread."""
         ...

@@ -79,6 +79,10 @@ class LocalFleet:
         self._events.clear()
         return events
 
+    def pid(self, name: str) -> int | None:
+        child = self._children.get(name)
+        return None if child is None else child.pid
+
     def wake(self) -> None:
         with suppress(OSError):  # awake already, or closed
             self._waker.send(b"\0")

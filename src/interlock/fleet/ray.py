@@ -38,6 +38,7 @@ from interlock.processes.deadline import Deadline
 from interlock.processes.frames import too_long
 from interlock.processes.logs import appended, cut, tail
 from interlock.processes.scratch import Scratch
+from interlock.processes.spins import few_spins
 from interlock.text import described, error_line, last_line
 
 _TAKE_S = 5.0  # one call of `take` at most
@@ -103,7 +104,9 @@ class RayFleet:
 
     def start(self, spec: Spec) -> None:
         assert spec.name not in self._workers, spec.name
-        environment: dict[str, Any] = {"env_vars": {"PYTHONUNBUFFERED": "1", **spec.env}}
+        environment: dict[str, Any] = {
+            "env_vars": {"PYTHONUNBUFFERED": "1", **few_spins(), **spec.env}
+        }
         if spec.python is not None:
             python = interpreter(spec) if self._starts_cluster else spec.python
             environment["py_executable"] = shlex.quote(python)  # Ray hands it to a shell
@@ -154,6 +157,9 @@ class RayFleet:
                 self._receive(*arrived)
         events, self._events = self._events, []
         return events
+
+    def pid(self, name: str) -> int | None:
+        return None
 
     def wake(self) -> None:
         self._arrived.put(None)

@@ -18,7 +18,6 @@ import msgspec
 from interlock.errors import ModelError, TrainingError
 from interlock.models.templates import MEMORY_BYTES, MOST_CHARACTERS, Span
 from interlock.processes.child import Child, ChildEnded, ChildError, bare
-from interlock.processes.deadline import Deadline
 from interlock.text import error_line
 
 Messages = list[dict[str, Any]]
@@ -106,7 +105,7 @@ class _Renderer:
     def _started(self) -> Child:
         self._child = Child("interlock.models.templates", bare())
         try:
-            self._child.receive(Deadline(_ANSWER_S), most=0)
+            self._child.receive(_ANSWER_S, most=0)
         except ChildEnded as error:
             raise _failed(error) from None
         return self._child

@@ -1,9 +1,11 @@
 """The processes of a comparison, and waiting for them.
 
     "torch:cpu", its Python, its dtype ──parse──> SideSpec ──> a child (processes/child.py)
-    Sides.ask({name: ask, …}) ──all at once──> {name: reply, …}
+    Sides.ask({name: ask, …}) ──in turns──> {name: reply, …}
 
-A side is a generator worker (workers/worker.py) that is given no weights but its model's. Every
+What accelerators compute is asked for at once. Sides that the host's processors compute take turns:
+beside each other, each with a thread per processor, both would wait for threads that have none. A
+side is a generator worker (workers/worker.py) that is given no weights but its model's. Every
 wait has a deadline. A side that dies, hangs or talks nonsense ends the comparison with one line
 that names it and its log.
 """
@@ -11,16 +13,17 @@ that names it and its log.
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar, get_args
 
 import msgspec
 
+from interlock.chips import vendors
 from interlock.config.schema import Dtype, EngineName, GeneratorSettings
 from interlock.errors import ConfigError, TrainingError
 from interlock.processes.child import UNASKED_BYTES, Child, ChildError, inherited, wait
-from interlock.processes.deadline import Deadline
+from interlock.processes.deadline import Deadline, ProcessDeadline
 from interlock.records.rl import Group
 from interlock.text import error_line, one_line
 from interlock.workers import protocol
@@ -134,14 +137,14 @@ class Sides:
             ) from None
 
     def open(self, sides: Mapping[str, tuple[Path, GeneratorSettings]]) -> dict[str, Opened]:
-        """Start the engines, at the same time. Raises UserError for what the user can mend."""
+        """Start the engines. Raises UserError for what the user can mend."""
         asked = {name: Open(name, str(model), kept) for name, (model, kept) in sides.items()}
         return self.ask(asked, Opened)
 
     def ask(
         self, asked: Mapping[str, Ask], kind: type[Kind], like: msgspec.Struct | None = None
     ) -> dict[str, Kind]:
-        """Ask several sides at once and wait for all of their answers, which must be of `kind`.
+        """Ask several sides and wait for all of their answers, which must be of `kind`.
 
         `like`: an answer of the reference's that none may be much larger than.
 
@@ -173,28 +176,45 @@ class Sides:
         self, asked: Mapping[str, Ask], kind: type[Kind], room: int | None = None
     ) -> dict[str, list[Kind]]:
         """All replies of each side, of `room` bytes at most, once every side has sent its last."""
-        deadline = Deadline(self._answer_s)
-        most = {}
         self._asked += 1
+        replies: dict[str, list[Reply]] = {name: [] for name in asked}
+        for turn in self._turns(asked):
+            self._ask_at_once({name: asked[name] for name in turn}, replies, room)
+        return {
+            name: [self._checked(name, reply, kind) for reply in each]
+            for name, each in replies.items()
+        }
+
+    def _turns(self, names: Iterable[str]) -> list[list[str]]:
+        """Who is asked at once: one at most that the host's processors compute."""
+        hosts = [name for name in names if self._on_host(name)]
+        beside = [name for name in names if name not in hosts]
+        return [[*beside, *hosts[:1]], *([name] for name in hosts[1:])]
+
+    def _on_host(self, name: str) -> bool:
+        device = self._labels[name].partition(":")[2]
+        return vendors.of(vendors.kind_of(device)).host
+
+    def _ask_at_once(
+        self, asked: Mapping[str, Ask], replies: Mapping[str, list[Reply]], room: int | None
+    ) -> None:
+        """Adds to the replies of those that are asked, until each has sent its last."""
+        most = {}
         for name, each in asked.items():
             most[name] = protocol.reply_bytes(each, None) if room is None else room
             message = msgspec.structs.replace(each, id=self._asked)
             self._send(name, protocol.encode(message))
-        replies: dict[str, list[Reply]] = {name: [] for name in asked}
+        deadline = ProcessDeadline(self._answer_s, self._pids(asked))
         while waiting := [
             name for name in sorted(asked) if not _all_there(asked[name], replies[name])
         ]:
             if deadline.over:
                 raise TrainingError(
-                    f"{self._who(waiting[0])} gave no answer within {self._answer_s:g} s; "
+                    f"{self._who(waiting[0])} gave no answer within {deadline}; "
                     "allow more with --timeout"
                 )
             if not any([self._hear(name, most[name], replies[name]) for name in waiting]):
                 self._wait(waiting, deadline)
-        return {
-            name: [self._checked(name, reply, kind) for reply in each]
-            for name, each in replies.items()
-        }
 
     def _hear(self, name: str, most: int, replies: list[Reply]) -> bool:
         """Take in one message, if there is one; signs of life are no reply."""
@@ -215,6 +235,9 @@ class Sides:
             return self._children[name].take(most)
         except ChildError as error:
             raise TrainingError(f"{self._who(name)} is gone: {one_line(str(error))}") from None
+
+    def _pids(self, names: Iterable[str]) -> list[int]:
+        return [self._children[name].pid for name in names]
 
     def _wait(self, names: Sequence[str], deadline: Deadline) -> None:
         wait([self._children[name] for name in names], deadline)

@@ -10,8 +10,8 @@ inherits the other end. So no stranger can connect, and no secret has to be hand
 a session of its own and is killed as a group, by the reaper too when this process is gone. A
 process that opens a session of its own escapes, until then.
 
-Every wait has a deadline, and every message a limit: what a child may send is bounded by what it
-was asked for.
+Every wait has a deadline, in time that the child has for itself (deadline.py), and every message a
+limit: what a child may send is bounded by what it was asked for.
 """
 
 import math
@@ -29,9 +29,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from interlock.processes import logs
-from interlock.processes.deadline import Deadline
+from interlock.processes.deadline import Deadline, ProcessDeadline
 from interlock.processes.frames import FrameReader, header
 from interlock.processes.reaper import reaper
+from interlock.processes.spins import few_spins
 from interlock.text import last_line
 
 UNASKED_BYTES = 1 << 20  # of a message that was not asked for: a sign of life, a failure
@@ -54,6 +55,10 @@ class ChildError(Exception):
 
 class ChildLate(ChildError):
     """It has not answered in time. It is left alone: whoever asked decides."""
+
+    def __init__(self, deadline: ProcessDeadline) -> None:
+        super().__init__(f"no answer within {deadline}")
+        self.deadline = deadline
 
 
 class ChildEnded(ChildError):
@@ -157,20 +162,22 @@ class Child:
     def ask(self, message: bytes, timeout_s: float, most: int) -> bytes:
         """Send a message and wait for the next one, of at most `most` bytes.
 
-        Raises ChildLate, ChildEnded and ChildGarbage, also when it had said something unasked.
+        `timeout_s` is of time that it has for itself (ProcessDeadline). Raises ChildLate,
+        ChildEnded and ChildGarbage, also when it had said something unasked.
         """
         self._inbox += self.read() or ()
         if self._inbox:
             self.close()
             raise ChildGarbage("said something before it was asked")
         self.send(message)
-        return self.receive(Deadline(timeout_s), most)
+        return self.receive(timeout_s, most)
 
-    def receive(self, deadline: Deadline, most: int) -> bytes:
+    def receive(self, timeout_s: float, most: int) -> bytes:
         """Wait for the next message; as `ask`."""
+        deadline = ProcessDeadline(timeout_s, [self.pid])
         while (message := self.take(most)) is None:
             if deadline.over:
-                raise ChildLate("no answer in time")
+                raise ChildLate(deadline)
             wait([self], deadline)
         return message
 
@@ -324,10 +331,17 @@ def wait(children: Iterable[Child], deadline: Deadline) -> None:
 def inherited(more: Mapping[str, str] | None = None) -> dict[str, str]:
     """This process's environment variables for a child, and `more`.
 
-    Without those that make it one of several, and with a traceback when a signal kills it.
+    Without those that make it one of several, with a traceback when a signal kills it, and with
+    threads that spin little, also where our own were not told to.
     """
     ours = {name: value for name, value in os.environ.items() if name not in _TORCHRUN}
-    return {"PYTHONFAULTHANDLER": "1", **ours, "PYTHONUNBUFFERED": "1", **(more or {})}
+    return {
+        **few_spins(),
+        "PYTHONFAULTHANDLER": "1",
+        **ours,
+        "PYTHONUNBUFFERED": "1",
+        **(more or {}),
+    }
 
 
 def bare() -> dict[str, str]:

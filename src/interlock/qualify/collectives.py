@@ -25,6 +25,7 @@ from interlock.chips.admission import MOST_RANKS
 from interlock.errors import UserError
 from interlock.fleet.base import Lost, Spec
 from interlock.fleet.local import LocalFleet
+from interlock.processes.deadline import ProcessDeadline
 from interlock.processes.scratch import Scratch
 from interlock.qualify import faults, ranks
 from interlock.qualify.check import Evidence, Level, Subject, beyond, judged
@@ -50,7 +51,8 @@ _VENDOR_CASE_S = 120.0
 def exact(subject: Subject) -> Evidence:
     """Every collective on all ranks; evidence as the table in checks.py wants it.
 
-    Raises UserError where torch has no collectives for the device, or a rank cannot have its own.
+    Raises UserError where torch has no collectives for the device, a rank cannot have its own, or
+    the machine is too busy to tell a hang.
     """
     if not dist.is_available():
         raise UserError("this torch is built without distributed; install one that has it")
@@ -156,14 +158,15 @@ class _RankWatch:
     def run(self) -> None:
         """Until all ranks are done, one fails, or nothing is heard of any for too long.
 
-        Raises UserError when a rank cannot have its device.
+        Raises UserError when a rank cannot have its device, or the machine is too busy.
         """
         while len(self._done) < self._world_size and not self._failed:
             limit = self._case_s if self._order else _START_S
-            events = self._fleet.poll(limit)
-            if not events:
-                self._stopped = self._hang(limit)
-                return
+            deadline = ProcessDeadline(limit, self._pids())
+            while not (events := self._fleet.poll(deadline.left)):
+                if deadline.over:
+                    self._stopped = self._hang(deadline)
+                    return
             for name, event in events:
                 self._take(int(name), event)
         if self._failed:
@@ -226,16 +229,22 @@ class _RankWatch:
         name = f"{case}: the ranks hold different bits" if differing else case
         return Measure(name, float(differing), 0.0, 0.0)
 
-    def _hang(self, limit: float) -> _Stopped:
+    def _pids(self) -> list[int]:
+        found = [self._fleet.pid(str(rank)) for rank in range(self._world_size)]
+        return [pid for pid in found if pid is not None]
+
+    def _hang(self, deadline: ProcessDeadline) -> _Stopped:
+        if deadline.busy:
+            raise UserError(f"the ranks said nothing within {deadline}")
         if not self._order:
-            return _Stopped("joining", f"the ranks did not meet within {limit:.0f} s")
+            return _Stopped("joining", f"the ranks did not meet within {deadline}")
         # The first that somebody is in: those who are further wait for them.
         begun = set(self._inside.values())
         case = next((case for case in self._order if case in begun), next(reversed(self._order)))
         inside = [rank for rank in range(self._world_size) if self._inside.get(rank) == case]
         absent = [rank for rank in range(self._world_size) if rank not in self._ended.get(case, {})]
         absent = [rank for rank in absent if rank not in inside]
-        what = f"hangs: {_ranks(inside)} had not returned after {limit:.0f} s"
+        what = f"hangs: {_ranks(inside)} had not returned after {deadline}"
         return _Stopped(case, what + (f", {_ranks(absent)} never came" if absent else ""))
 
     def _failure(self) -> _Stopped:

@@ -26,8 +26,8 @@ from interlock.errors import ConfigError
 from interlock.processes.channel import Channel
 from interlock.sync.codec import tensor_digest
 
-# Longer than the check waits: a hang shall be told from an error.
-_TIMEOUT = timedelta(minutes=5)
+# Longer than the check waits, also on a busy machine: a hang shall be told from an error.
+_TIMEOUT = timedelta(minutes=15)
 _DTYPES = (torch.float32, torch.bfloat16, torch.int64)
 _PERIOD = 8191  # of the operands: a prime, so that a part in the wrong place shows
 _SHIFT = 37  # how far the operands of one rank are from those of the next

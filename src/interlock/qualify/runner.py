@@ -4,8 +4,9 @@
                           └─ crash, hang, exception: a finding; does a new process recover?
 
 After a hang in a check that generation needs nothing can be gained any more, and each further one
-may cost its whole deadline: the rest stays UNKNOWN. With `fail_fast` so it does after any failure
-in such a check.
+may cost its whole deadline: the rest stays UNKNOWN. So it does where the machine is so busy that a
+check met its deadline: that is UNKNOWN itself, for nothing is known of the device. With `fail_fast`
+so it does after any failure in such a check.
 """
 
 import time
@@ -93,10 +94,10 @@ def qualify(
     ):
         stack, silent = probes.identify()
         chosen = list(CHECKS.values()) if checks is None else checks
-        findings, world_size = probes.run(chosen, watch or Watch(), given_up=silent)
+        given_up = silent.summary if silent else ""
+        findings, world_size = probes.run(chosen, watch or Watch(), given_up)
     if silent:
-        others = [finding for finding in findings if finding.check != "versions"]
-        findings = [Finding("versions", Result.FAIL, silent), *others]
+        findings = [silent, *(finding for finding in findings if finding.check != silent.check)]
     trust, reasons = judge(findings)
     return certificates.seal(
         Certificate(
@@ -126,17 +127,19 @@ class _Probes:
             if isinstance(probe, Child):
                 probe.close()
 
-    def identify(self) -> tuple[Stack, str]:
-        """What the device is; or nothing but its kind, and why it does not say more."""
+    def identify(self) -> tuple[Stack, Finding | None]:
+        """What the device is; or nothing but its kind, and what that it does not say more shows."""
         self._start("stack")
         match self._answer("stack", self._ask, _OPENING_S):
             case Known(stack):
-                return stack, ""
+                return stack, None
             case NotRun(reason):
                 raise ConfigError(reason)
             case answer:
-                why, _ = _ending(answer, _OPENING_S)
-                return Stack(vendors.kind_of(self._ask.device)), f"when it was opened, {why}"
+                why, _ = _ending(answer)
+                result = Result.UNKNOWN if _on_busy_machine(answer) else Result.FAIL
+                silent = Finding("versions", result, f"when it was opened, {why}")
+                return Stack(vendors.kind_of(self._ask.device)), silent
 
     def run(
         self, checks: Sequence[Check], watch: Watch, given_up: str = ""
@@ -155,10 +158,13 @@ class _Probes:
             else:
                 if following is not None:
                     self._start(following.id, following.strict)
-                finding, hung = self._find(check)
-                final = hung or (self._fail_fast and finding.result is Result.FAIL)
+                finding, late = self._find(check)
+                final = late or (self._fail_fast and finding.result is Result.FAIL)
                 if final and Role.GENERATE in check.needed:
-                    given_up = f"not tried after {check.id} {'hung' if hung else 'failed'}"
+                    failed = "hung" if late else "failed"
+                    busy = finding.result is Result.UNKNOWN
+                    why = "met its deadline on a busy machine" if busy else failed
+                    given_up = f"not tried after {check.id} {why}"
             findings.append(finding)
             watch.ended(finding)
         return findings, self._world_size
@@ -177,8 +183,11 @@ class _Probes:
                 return _finding(check, evidence, took), False
             case NotRun(reason):
                 return Finding(check.id, Result.UNKNOWN, reason, took), False
-        summary, trace = _ending(answer, seconds)
-        return self._failure(check, summary, trace, took), isinstance(answer, ChildLate)
+        summary, trace = _ending(answer)
+        late = isinstance(answer, ChildLate)
+        if _on_busy_machine(answer):
+            return Finding(check.id, Result.UNKNOWN, summary, took), late
+        return self._failure(check, summary, trace, took), late
 
     def _failure(self, check: Check, summary: str, trace: str, took: float) -> Finding:
         """What is known of a check that did not come to its end."""
@@ -218,16 +227,22 @@ class _Probes:
         return visible(probe.last_words())[-_LOG_TAIL:] if isinstance(probe, Child) else ""
 
 
-def _ending(answer: ProbeReply | ChildError, seconds: float) -> tuple[str, str]:
+def _ending(answer: ProbeReply | ChildError) -> tuple[str, str]:
     """How a check that did not come to its end ended, and where in the code."""
     match answer:
         case Raised(error, trace):
             return f"it raised {error}", trace
         case ChildLate():
-            return f"no answer within {seconds:.0f} s: the device hangs, or is far too slow", ""
+            hangs = "" if answer.deadline.busy else ": the device hangs, or is far too slow"
+            return f"{answer}{hangs}", ""
         case ChildError():
             return f"its process died: {answer}", ""
     raise AssertionError(answer)
+
+
+def _on_busy_machine(answer: ProbeReply | ChildError) -> bool:
+    """Whether there is no answer, and the machine may be to blame."""
+    return isinstance(answer, ChildLate) and answer.deadline.busy
 
 
 def _finding(check: Check, evidence: Evidence, took: float) -> Finding:

@@ -140,7 +140,7 @@ class VerdictStatus(StrEnum):
     TIMEOUT = "timeout"  # no verdict in time
     CRASHED = "crashed"  # the verifier's process ended
     ERROR = "error"  # the verifier raised, or returned what is no verdict
-    UNAVAILABLE = "unavailable"  # the verifier could not even be started: no answer is to blame
+    UNAVAILABLE = "unavailable"  # the verifier did not start or had no processor: nobody's fault
 
     @property
     def judged(self) -> bool:

@@ -14,7 +14,7 @@ import signal
 from collections.abc import Callable
 from typing import NoReturn
 
-from interlock.processes.deadline import Deadline
+from interlock.processes.deadline import ProcessDeadline
 from interlock.sandbox import seccomp
 
 _PIECE_BYTES = 1 << 16
@@ -27,10 +27,15 @@ class NoAnswer(Exception):
 class AnswerLate(NoAnswer):
     """Not in time."""
 
+    def __init__(self, deadline: ProcessDeadline) -> None:
+        super().__init__(f"no answer within {deadline}")
+        self.deadline = deadline
+
 
 def apart(work: Callable[[], bytes], timeout_s: float, most: int) -> bytes:
     """What `work` returns, at most `most` bytes, computed in a fork.
 
+    `timeout_s` is of the fork's own time where the sandbox has a /proc, else of all time.
     What was computed there may have been tampered with by whoever wrote what `work` looks at.
     Raises NoAnswer, and OSError when no fork can be made, which is nobody's fault.
     """
@@ -46,7 +51,7 @@ def apart(work: Callable[[], bytes], timeout_s: float, most: int) -> bytes:
         _work(work, tell, int(timeout_s) + 1)
     os.close(tell)
     try:
-        answer = _heard(told, Deadline(timeout_s), most)
+        answer = _heard(told, ProcessDeadline(timeout_s, [child]), most)
     finally:
         os.close(told)
         os.kill(child, signal.SIGKILL)
@@ -73,12 +78,13 @@ def _work(work: Callable[[], bytes], tell: int, cpu_s: int) -> NoReturn:
         os._exit(1)  # an answer that came whole is one, however it ended
 
 
-def _heard(told: int, deadline: Deadline, most: int) -> bytes:
+def _heard(told: int, deadline: ProcessDeadline, most: int) -> bytes:
     """All that is written until the other side is closed."""
     found = b""
     while True:
-        if not select.select([told], [], [], deadline.left)[0]:
-            raise AnswerLate("no answer in time")
+        while not select.select([told], [], [], deadline.left)[0]:
+            if deadline.over:
+                raise AnswerLate(deadline)
         piece = os.read(told, _PIECE_BYTES)
         found += piece
         if len(found) > most:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from interlock.processes.deadline import Deadline
+from interlock.processes.deadline import Deadline, ProcessDeadline
 from interlock.sandbox.limits import ResourceLimits
 from interlock.sandbox.slots import Slot
 from interlock.sandbox.ways import Way
@@ -31,6 +31,7 @@ _ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": "/tmp"}
 class EndedBy(StrEnum):
     ITSELF = "itself"  # or by a signal: see `code`
     DEADLINE = "deadline"
+    STARVED = "starved"  # the deadline, for others held the processors
     OUTPUT = "output"  # it said more than it might
 
 
@@ -62,7 +63,7 @@ def run(
 ) -> Ran:
     """Run Python source (standard library only) or a command, and wait for its end.
 
-    `deadline_s` counts from the start of the program. Raises NotStarted.
+    `deadline_s` counts from the start of the program, in its own time. Raises NotStarted.
     """
     if way.name == "Landlock" or slot.uid == 0:
         limits = msgspec.structs.replace(limits, processes=1)  # nothing would keep it from more
@@ -93,9 +94,9 @@ def run(
             process.wait(_END_S)
             raise NotStarted(f"{way.name}: {error}") from None
         try:
-            talk.until_ready(Deadline(_START_S))
+            talk.until_ready(ProcessDeadline(_START_S, [process.pid]))
             if talk.ready:
-                ended_by = talk.until_over(Deadline(deadline_s))
+                ended_by = talk.until_over(ProcessDeadline(deadline_s, [process.pid]))
         finally:
             talk.end()
     if not talk.ready:
@@ -135,11 +136,11 @@ class _Talk:
         while self._told in self._selector.get_map() and not self.ready and not deadline.over:
             self._once(deadline)
 
-    def until_over(self, deadline: Deadline) -> EndedBy:
+    def until_over(self, deadline: ProcessDeadline) -> EndedBy:
         """Until it has ended, and all that ran has closed its output."""
         while self._is_on:
             if deadline.over:
-                return EndedBy.DEADLINE
+                return EndedBy.STARVED if deadline.starved else EndedBy.DEADLINE
             if self._once(deadline):
                 return EndedBy.OUTPUT
         return EndedBy.ITSELF

@@ -37,6 +37,7 @@ from interlock.tasks.verifier_worker import (
     VerifierReply,
     VerifierRequest,
     VerifierSetup,
+    late,
 )
 
 START_TIMEOUT_S = 60.0  # importing a verifier's libraries on a busy machine
@@ -92,8 +93,9 @@ class VerifierPool:
     def verify(self, pairs: list[tuple[Problem, str]]) -> list[Verdict]:
         """One verdict per (problem, answer), in order. One call at a time.
 
-        An answer has `task.timeout_s` seconds. One whose verifier hangs, crashes, raises or returns
-        what is no verdict (returned.py) gets reward 0, and its status and cause tell.
+        An answer has `task.timeout_s` seconds of its verifier's own time. One whose verifier hangs,
+        crashes, raises or returns what is no verdict (returned.py) gets reward 0, and its status
+        and cause tell.
         """
         verdicts: list[Verdict | None] = [None] * len(pairs)
         waiting = deque(range(len(pairs)))
@@ -138,7 +140,7 @@ class VerifierProcess:
                 break
             except _NoVerdict as error:
                 failure = str(error)
-                if error.status is VerdictStatus.TIMEOUT:
+                if error.status in (VerdictStatus.TIMEOUT, VerdictStatus.UNAVAILABLE):
                     break
             except OSError as error:
                 failure = str(error)
@@ -204,8 +206,8 @@ class VerifierProcess:
         try:
             data = self._child.ask(msgspec.msgpack.encode(message), timeout_s, MAX_REPLY_BYTES)
             reply: VerifierReply = from_bytes(data, VerifierReply)
-        except ChildLate:
-            raise _NoVerdict(f"no verdict within {timeout_s:g} s", VerdictStatus.TIMEOUT) from None
+        except ChildLate as error:
+            raise _NoVerdict(*late(error.deadline)) from None
         except ChildEnded as error:
             why = f"the verifier's process ended ({error})"
             raise _NoVerdict(why, VerdictStatus.CRASHED) from None

@@ -21,6 +21,7 @@ import msgspec
 from interlock.config.schema import TaskSettings
 from interlock.errors import TaskError
 from interlock.processes.channel import Channel
+from interlock.processes.deadline import ProcessDeadline
 from interlock.records.coding import from_bytes, to_bytes
 from interlock.records.rl import Problem, Verdict, VerdictStatus
 from interlock.sandbox.forks import AnswerLate, NoAnswer, apart
@@ -105,8 +106,9 @@ def verified_apart(timeout_s: float, verify: Verifier, request: VerifierRequest)
 
     try:
         verdict: Verdict = from_bytes(apart(work, timeout_s, MAX_REPLY_BYTES), Verdict)
-    except AnswerLate:
-        return fail(VerdictStatus.TIMEOUT, f"no verdict within {timeout_s:g} s")
+    except AnswerLate as error:
+        why, status = late(error.deadline)
+        return fail(status, why)
     except NoAnswer as error:
         return fail(VerdictStatus.CRASHED, f"the verifier's process ended ({error})")
     except ValueError:
@@ -119,6 +121,12 @@ def verified_apart(timeout_s: float, verify: Verifier, request: VerifierRequest)
     if not (verdict.status.judged and is_sound(verdict)):
         return fail(VerdictStatus.ERROR, _FORGED)
     return VerifierReply(request.number, verdict)
+
+
+def late(deadline: ProcessDeadline) -> tuple[str, VerdictStatus]:
+    """Why there is no verdict in time. No answer is to blame where others held the processors."""
+    status = VerdictStatus.UNAVAILABLE if deadline.starved else VerdictStatus.TIMEOUT
+    return f"no verdict within {deadline}", status
 
 
 def _failure(error: BaseException) -> Verdict:

@@ -3,12 +3,15 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from interlock.chips import vendors
 from interlock.chips.admission import needs_certificate
 from interlock.config.secrets import without_secrets
 from interlock.errors import ConfigError, TrainingError, UserError
 from interlock.fleet.base import Spec
+from interlock.processes.deadline import MOST_TIMES
+from interlock.processes.run_delay import RunDelay
 from interlock.records.metrics import EventKind, WorkerMetrics, WorkerState
 from interlock.records.rl import Group
 from interlock.records.trust import Stack
@@ -67,6 +70,8 @@ class WorkerHandle:
     held: dict[int, HeldUnit] = field(default_factory=dict)  # by the number of the ask
     loading: PendingLoad | None = None
     room: int = 0  # sequences that it could take, as it says
+    delay: RunDelay = field(default_factory=partial(RunDelay, []))  # since it was last measured
+    delayed_s: float = 0.0  # that it waited for processors since it was last idle
     workless_s: float = 0.0  # that it has been without work, and has asked for none
     evaluated: list[Work] = field(default_factory=list)  # answered, and not collected
     stack: Stack | None = None
@@ -173,6 +178,17 @@ class WorkerHandle:
         for held in self.held.values():
             held.deadline += seconds
 
+    def excuse_delay(self, passed: float, pid: int | None) -> None:
+        """Do not count what its process waited for processors in the last `passed` seconds.
+
+        At most so much that no wait becomes longer than MOST_TIMES of what it would have been.
+        """
+        waited = min(self.delay.seconds, (1 - 1 / MOST_TIMES) * passed)
+        self.excuse(waited)
+        idle = self.facts.state in UP and not self.busy
+        self.delayed_s = 0.0 if idle else self.delayed_s + waited
+        self.delay = RunDelay([] if pid is None else [pid])
+
     def overdue(self, now: float, silence_s: float) -> tuple[EventKind, str] | None:
         """Kind and reason when a live process is late, or silent for too long."""
         state = self.facts.state
@@ -183,10 +199,12 @@ class WorkerHandle:
             late, state = True, WorkerState.LOADING
         if any(now >= held.deadline for held in self.held.values()):
             late, state = True, WorkerState.GENERATING
+        waited = f"{self.delayed_s:.0f} s of waiting for processors that others held"
+        beside = f", besides {waited}" if self.delayed_s >= 1 else ""
         if late:
-            return "worker_late", f"still {state} after its deadline"
+            return "worker_late", f"still {state} after its deadline{beside}"
         if state is not WorkerState.STARTING and now >= self.heard + silence_s:
-            return "worker_silent", f"no sign of life for {silence_s:g} s while {state}"
+            return "worker_silent", f"no sign of life for {silence_s:g} s{beside} while {state}"
         if self.workless_s >= silence_s:
             return "worker_silent", f"without work, it asked for none for {silence_s:g} s"
         return None

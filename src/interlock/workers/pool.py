@@ -12,7 +12,8 @@
 A worker that is up loads new weights beside generating, unless it computes an exact unit, which has
 the worker to itself. Who is given what stands in placement.py, what becomes of units and groups in
 queue.py and outcomes.py, how a worker may come back from quarantine in requalification.py. All that
-a worker is asked has a deadline. No threads here: see dispatcher.py.
+a worker is asked has a deadline; what a process on this machine waits for processors that others
+hold does not count, up to four fifths of the time. No threads here: see dispatcher.py.
 """
 
 import time
@@ -63,6 +64,7 @@ _NUMERICS = ("engine-parity",)  # the checks that would tell more of what was se
 _PROOF = ("stale-weights",)
 _GARBAGE = ("forward",)
 _OWN_PAUSE_S = 5.0  # without a look at the workers: this process was stopped, or busy
+_MEASURE_S = 1.0  # between two looks at how long they waited for processors
 
 
 class WorkerPool:
@@ -93,7 +95,7 @@ class WorkerPool:
         self._placement = Placement(fleet, settings, self._queue)
         self._requalification = Requalification(fleet, settings, note)
         self._to_kill: list[str] = []
-        self._looked = time.monotonic()
+        self._looked = self._measured = time.monotonic()
         for worker in self._workers.values():
             self._start(worker)
 
@@ -377,10 +379,16 @@ class WorkerPool:
     def _pass_time(self) -> None:
         now = time.monotonic()
         gap, self._looked = now - self._looked, now
+        paused, passed = gap > _OWN_PAUSE_S, now - self._measured
         for worker in self._workers.values():
             worker.elapse(gap)
-            if gap > _OWN_PAUSE_S:  # ours, not theirs: it does not count
+            if paused:  # ours, not theirs: it does not count
                 worker.excuse(gap)
+        if paused or passed >= _MEASURE_S:
+            self._measured = now
+            for worker in self._workers.values():
+                pid = self._fleet.pid(worker.name)
+                worker.excuse_delay(0.0 if paused else passed, pid)
 
     def _look_at_deadlines(self) -> None:
         now = time.monotonic()
