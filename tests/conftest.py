@@ -11,6 +11,7 @@ from hypothesis import settings
 
 from interlock.errors import ModelError
 from interlock.models.fetch import find_model
+from interlock.processes import run_delay
 
 # How long an example takes is the machine's affair.
 settings.register_profile("unhurried", deadline=None)
@@ -29,6 +30,12 @@ def _threads() -> None:
     that tests start inherit the number, unless they say otherwise.
     """
     torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
+
+
+@pytest.fixture
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that has processors for all, whatever else runs on it: a deadline is kept."""
+    monkeypatch.setattr(run_delay, "_threads", lambda pids: {})
 
 
 @pytest.fixture(scope="session")

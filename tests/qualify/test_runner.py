@@ -9,7 +9,7 @@ import pytest
 
 from interlock.chips import certificates
 from interlock.errors import ConfigError
-from interlock.processes import deadline, run_delay
+from interlock.processes import deadline
 from interlock.qualify import probe, runner
 from interlock.qualify.check import Check, Level
 from interlock.records.trust import Certificate, Finding, Measure, Result, Role, Trust
@@ -84,12 +84,6 @@ def test_an_exception_and_a_death_are_findings(planted: Callable[..., list[Check
     assert "signal 11" in memory.summary
     assert "about to die" in str(memory.figures["last words"])
     assert memory.figures["a new process can use the device"] == "yes"
-
-
-@pytest.fixture
-def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine that has processors for all, whatever else runs on it."""
-    monkeypatch.setattr(run_delay, "_threads", lambda pids: {})
 
 
 @pytest.mark.usefixtures("quiet")

@@ -18,6 +18,7 @@ from interlock.sandbox.running import EndedBy, run
 from interlock.sandbox.slots import Slot
 from interlock.sandbox.ways import Way
 
+pytestmark = pytest.mark.usefixtures("quiet")
 SMALL = ResourceLimits(memory_mb=256, cpu_s=2, scratch_mb=4, processes=8)
 
 

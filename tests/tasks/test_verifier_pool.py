@@ -84,7 +84,7 @@ def verify(problem, answer):
     return globals()[problem["answer"]]() if problem["answer"] != "echo" else float(answer)
 """
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("quiet")]
 
 
 def _problem(answer: str, id: str = "p") -> Problem:
