@@ -23,7 +23,6 @@ from interlock.chips import certificates, device, versions
 from interlock.errors import InterlockError, RunError
 from interlock.processes.channel import Channel
 from interlock.processes.child import UNASKED_BYTES, Child, ChildError, ChildLate, inherited
-from interlock.processes.deadline import Deadline
 from interlock.qualify import runner
 from interlock.qualify.check import Check, Level
 from interlock.qualify.fleet import link
@@ -156,24 +155,23 @@ def _join(say: Say, plan: LinkPlan) -> None:
     def tell(word: LinkWord) -> None:
         say(LinkNews(plan.link, plan.rank, word))
 
-    step, deadline, seconds = "", Deadline(JOIN_S), JOIN_S
+    step, seconds = "", JOIN_S
     try:
         with closing(Child(link.__name__, inherited())) as child:
             child.send(to_bytes(plan))
             while True:
-                word: LinkWord = from_bytes(child.receive(deadline, UNASKED_BYTES), LinkWord)
+                word: LinkWord = from_bytes(child.receive(seconds, UNASKED_BYTES), LinkWord)
                 tell(word)
                 match word:
                     case Listening():
-                        deadline = Deadline(JOIN_S)
+                        seconds = JOIN_S
                     case LinkStep():
                         step, seconds = word.step, plan.seconds
-                        deadline = Deadline(seconds)
                     case LinkMeasured() | LinkBroken():
                         return
-    except ChildLate:
+    except ChildLate as late:
         where = f"hangs in {step}" if step else "did not meet"
-        tell(LinkBroken(f"{where}: not over after {seconds:g} s", hangs=True))
+        tell(LinkBroken(f"{where}: not over after {late.deadline}", hangs=True))
     except (ChildError, OSError, msgspec.MsgspecError) as error:
         print(f"{plan.link}: {error}", file=sys.stderr)
         tell(LinkBroken(f"its process failed{step and f' in {step}'}: {error_line(error, 300)}"))
