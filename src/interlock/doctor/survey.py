@@ -20,7 +20,7 @@ from interlock.doctor.machine import DeviceFile, Machine, Torch
 from interlock.errors import SandboxError
 from interlock.models.fetch import cache_dir
 from interlock.processes.channel import Channel
-from interlock.processes.child import UNASKED_BYTES, Child, ChildError, inherited
+from interlock.processes.child import UNASKED_BYTES, Child, ChildError, ChildLate, inherited
 from interlock.sandbox.canary import open_sandbox
 from interlock.text import error_headline, error_line
 
@@ -69,6 +69,11 @@ def _torch(asked: str | None) -> Torch:
         with closing(Child(__name__, inherited())) as child:
             told = child.ask((asked or "").encode(), _TORCH_S, UNASKED_BYTES)
         return msgspec.structs.replace(known, **msgspec.json.decode(told))
+    except ChildLate:
+        reason = (
+            f"it is not imported within {_TORCH_S:g} s, on a busy machine or by a driver's hang"
+        )
+        return msgspec.structs.replace(known, error=reason)
     except (ChildError, OSError) as error:
         reason = f"its process gives no answer: {error_line(error, 300)}"
         return msgspec.structs.replace(known, error=reason)
