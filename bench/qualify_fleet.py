@@ -85,7 +85,7 @@ def hosts(devices: int) -> str:
     for node in range(1, NODES + 1):
         names = ["sim"] * devices
         if node == BAD[0]:
-            names[BAD[1]] = f"sim:{DEFECT}"
+            names[min(BAD[1], devices - 1)] = f"sim:{DEFECT}"
         lines += ["[[host]]", f'name = "node{node}"', f'address = "{address(node)}"']
         lines += [f"devices = {json.dumps(names)}", ""]
     return "\n".join(lines)
