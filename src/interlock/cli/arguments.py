@@ -209,7 +209,7 @@ def _add_fleet(verb: argparse.ArgumentParser) -> None:
     fleet.add_argument(
         "--remote-shell",
         metavar="COMMAND",
-        help="what stands before a host's name (default: ssh -o BatchMode=yes)",
+        help="what stands before a host's name (default: ssh, which asks nothing)",
     )
     fleet.add_argument(
         "--remote-python", metavar="PATH", help="interpreter on the nodes (default: python3)"

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from interlock.qualify.check import Level
     from interlock.recipes.evaluate import Exam
 
-_REMOTE_SHELL = "ssh -o BatchMode=yes"
+_REMOTE_SHELL = "ssh -o BatchMode=yes -o ConnectTimeout=20"
 _NODE_S = 3600.0  # for the devices of a node
 
 

@@ -44,7 +44,7 @@ from interlock.records.coding import from_bytes, to_bytes
 from interlock.records.trust import Certificate, Result
 from interlock.text import one_line
 
-_REACH_S = 120.0  # for a node to import torch and say what it is
+_REACH_S = 300.0  # for a node to import torch, on a busy machine, and say what it is
 _SILENCE_S = 60.0  # without a sign of life of a node that has given one
 _LOOK_S = 1.0
 

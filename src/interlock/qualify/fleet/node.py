@@ -47,7 +47,7 @@ from interlock.records.trust import Certificate, Finding
 from interlock.text import described, error_line
 
 _BEAT_S = 5.0
-JOIN_S = 120.0  # for a process to import torch, and for all of a link to meet
+JOIN_S = 300.0  # for a process to import torch, on a busy machine; and for all of a link to meet
 _COLLECTIVES = "collectives"
 
 
