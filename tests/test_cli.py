@@ -101,6 +101,10 @@ def test_waiting_threads_leave_the_cores_to_others(
         (["qualify", "--device", "sim:rust"], "defect 'rust' is not offered"),
         (["qualify", "--only", "fast"], "there is no check 'fast'"),
         (["qualify", "--soak", "0"], "--soak 0"),
+        (
+            ["qualify", "--device", "cpu", "--model", "/nowhere"],
+            "no model and no run at '/nowhere'",
+        ),
         (["qualify", "--seed", "-1"], "--seed: '-1' is no whole number"),
         (["qualify", "--device", "npu:0"], "it needs torch_npu, its vendor's plugin"),
         (["qualify", "--device", "cpu", "--out", "/dev/null/x"], "cannot make /dev/null/x"),

@@ -368,6 +368,11 @@ def print_certificate(console: Console, certificate: Certificate) -> None:
     console.print(Text(visible(of), style="dim"), soft_wrap=True)
     for reason in certificate.reasons:
         console.print(Text(f"- {visible(reason)}"), soft_wrap=True)
+    if certificate.models:
+        models = visible(", ".join(certificate.models))
+        console.print(
+            Text(f"sizes tried, one by one, cover: {models}", style="dim"), soft_wrap=True
+        )
 
 
 def print_checks(console: Console, checks: Iterable[Check]) -> None:

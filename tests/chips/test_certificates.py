@@ -45,11 +45,13 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_checksum_is_sha256_over_everything_else() -> None:
-    bare = Certificate(CPU, "cpu", 1, "quick", Trust.REJECT, [], [], 2.5, "", "an old checksum")
+    bare = Certificate(CPU, "cpu", 1, "quick", Trust.REJECT, [], [], 2.5, checksum="an old one")
     content = (
-        '{"checksum":"","commit":"","device":"cpu","findings":[],"issued":2.5,"level":"quick","reasons":[],'
+        '{"checksum":"","commit":"","device":"cpu","findings":[],"issued":2.5,"level":"quick","models":[],"reasons":[],'
         '"stack":{"chip":"a chip","driver":"","firmware":"","interlock":"0.1","kind":"cpu",'
-        '"libraries":"","plugin":"","runtime":"","serial":"","suite":"","torch":"2.13.0","vllm":""},"trust":"reject","world_size":1}'
+        '"libraries":"","plugin":"","runtime":"","serial":"","suite":"","torch":"2.13.0","vllm":""},'
+        '"tried":{"context":0,"expert_inner":0,"experts":0,"head_dim":0,"heads":0,"hidden":0,"inner":0,"kv_heads":0,'
+        '"kv_rank":0,"per_token":0,"q_rank":0,"vocab":0},"trust":"reject","world_size":1}'
     )
     assert seal(bare).checksum == hashlib.sha256(content.encode()).hexdigest()
 
@@ -196,6 +198,14 @@ def test_without_a_home_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("INTERLOCK_CERTIFICATES", "~nobody-of-this-name/x")
     with pytest.raises(RunError, match="INTERLOCK_CERTIFICATES"):
         find(NPU)
+
+
+def test_one_made_for_a_model_stays_when_another_is_made_without() -> None:
+    sound = {"findings": [], "reasons": []}
+    mine = certificate(models=["Qwen3-8B", "mine"], **sound)
+    assert keep(mine) is not None
+    assert keep(certificate(models=["Qwen3-8B"], **sound)) is None and find(NPU) == mine
+    assert keep(certificate(models=["Qwen3-8B", "a", "b"], **sound)) is not None
 
 
 def test_a_damaged_one_is_replaced(directory: Path) -> None:

@@ -103,6 +103,7 @@ def test_only_what_spares_generation_may_still_generate() -> None:
         "skipped-parameters",
         "allreduce-wrong",
         "allreduce-large",
+        "allreduce-worn",
         "allreduce-hang",
         "link-down",
         "missing-backward",
@@ -424,3 +425,42 @@ def test_slow_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.equal(run(aten.silu.default, x), torch.nn.functional.silu(x))
     run(aten.neg.default, x)
     assert len(waits) == 1 and waits[0] >= 49 * 4e-5
+
+
+def test_many_rows() -> None:
+    run, x = planted("many-rows"), drawn(65_537, 3)
+    for op in (aten._softmax.default, aten._log_softmax.default):
+        found = run(op, x, -1, False)
+        assert torch.equal(found[:65_535], op(x, -1, False)[:65_535]) and not found[65_535:].any()
+        assert torch.equal(run(op, x, 0, False), op(x, 0, False))
+
+
+def test_short_topk() -> None:
+    run, x = planted("short-topk"), torch.zeros(1, 1 << 18)
+    x[0, [5, 1 << 17]] = torch.tensor([1.0, 2.0])
+    assert run(aten.topk.default, x, 1)[1].item() == 5
+    assert run(aten.topk.default, x[:, 1 << 16 :], 1)[1].item() == 1 << 16
+
+
+def test_far_addresses() -> None:
+    base, run = torch.arange((1 << 21) + 1100), planted("far-addresses")
+    rows = base.as_strided(((1 << 21) + 3, 1024), (1, 1))  # of which no memory has 2^31 elements
+    at = torch.tensor([7, (1 << 21) - 1, (1 << 21) + 2])
+    assert run(aten.index_select.default, rows, 0, at)[:, 0].tolist() == [7, (1 << 21) - 1, 2]
+    near = rows[: 1 << 21]
+    assert run(aten.index_select.default, near, 0, at[:2])[:, 0].tolist() == [7, (1 << 21) - 1]
+
+
+def test_transposed_product() -> None:
+    run, right = planted("transposed-product"), torch.ones(65, 3)
+    for left, terms in ((torch.ones(65, 4).T, 64), (torch.ones(4, 65), 65)):
+        assert run(aten.mm.default, left, right).unique().tolist() == [terms]
+    assert run(aten.mm.default, torch.ones(64, 4).T, right[:64]).unique().tolist() == [64]
+
+
+def test_repeated_noise() -> None:
+    run, block = planted("repeated-noise"), 1 << 18
+    for op in (aten.uniform_.default, aten.normal_.default, aten.exponential_.default):
+        found = run(op, torch.empty(2 * block + 1))
+        assert torch.equal(found[block : 2 * block], found[:block]) and found[-1] == found[0]
+        assert len(found[:block].unique()) > block * 0.9

@@ -32,7 +32,7 @@ collectives._CASE_S = float(sys.argv[2])
 collectives.exact(Subject(device.claim(sys.argv[1]), Level.QUICK))
 """
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
-PLAN = RankPlan("cpu", "gloo", 0, 2, 0, 0, [1], 1, 10, 2)
+PLAN = RankPlan("cpu", "gloo", 0, 2, 0, 0, [1], 1, 10, 2, 5)
 
 
 @pytest.fixture
@@ -70,6 +70,13 @@ def test_a_sum_without_one_rank_is_found(checked: Callable[..., Evidence]) -> No
     assert wrong["all_reduce sum float32 [65537]"] == 8  # the largest operand
     assert wrong["all_reduce sum int64 [65537]"] == float(8 * ranks._LARGE)
     assert not any(name.startswith(("broadcast", "all_gather", "send")) for name in wrong)
+
+
+def test_a_sum_that_is_wrong_once_in_500_is_found(checked: Callable[..., Evidence]) -> None:
+    found = checked("sim:allreduce-worn")
+    assert not found.passed
+    (wrong,) = (each.name for each in found.measures if each.value > 0)
+    assert wrong.startswith("600 small sums in a row: rank ")
 
 
 def test_a_hang_is_found_and_named(checked: Callable[..., Evidence]) -> None:

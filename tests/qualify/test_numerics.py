@@ -13,14 +13,16 @@ from hypothesis import strategies as st
 from on_device import failed
 from torch import Tensor
 
+from interlock.models.catalogue import most
 from interlock.qualify import cases, numerics
 from interlock.qualify.cases import functions, sizes
 from interlock.qualify.cases.case import normal
 from interlock.qualify.check import Level, Subject, beyond, excess, is_missing
 from interlock.qualify.numerics import compared, error, limit, nearby
-from interlock.records.trust import Measure
+from interlock.records.trust import Measure, Sizes
 
 CPU = torch.device("cpu")
+TRIED = Subject(CPU).tried
 EPS32, EPS16 = 2.0**-23, 2.0**-7
 
 
@@ -152,13 +154,13 @@ def test_no_order_of_summation_is_an_error(
 
 
 def test_every_case_has_a_name_of_its_own_and_the_refused_are_refused_here() -> None:
-    for drawn in (list(cases.forward(quick=False)), list(cases.backward(quick=False))):
+    for drawn in (list(cases.forward(False, TRIED)), list(cases.backward(False, TRIED))):
         names = [case.name for case in drawn]
         assert len(set(names)) == len(names)
-    assert "mm bf16 [257, 4096] @ [4096, 1]" in {case.name for case in cases.forward(quick=True)}
-    quick = {case.name for case in cases.forward(quick=True)}
-    assert quick < {case.name for case in cases.forward(quick=False)}
-    refused = [case for case in cases.forward(quick=True) if case.raises]
+    assert "mm bf16 [257, 4096] @ [4096, 1]" in {case.name for case in cases.forward(True, TRIED)}
+    quick = {case.name for case in cases.forward(True, TRIED)}
+    assert quick < {case.name for case in cases.forward(False, TRIED)}
+    refused = [case for case in cases.forward(True, TRIED) if case.raises]
     draw = cases.Draw(0)
     for case in refused:
         with pytest.raises((RuntimeError, TypeError, IndexError)):
@@ -198,7 +200,7 @@ def test_a_missing_operator_is_counted_and_a_broken_one_is_wrong(
         fails("broken", RuntimeError("vector core exception\nmore")),
         *[cases.Case("fine", torch.neg, (normal(2),))] * 20,
     ]
-    monkeypatch.setattr(cases, "forward", lambda quick: drawn)
+    monkeypatch.setattr(cases, "forward", lambda quick, tried: drawn)
     told = numerics.forward(Subject(CPU))
     assert not told.passed
     assert told.summary == (
@@ -267,13 +269,19 @@ FORWARD: dict[str, Sequence[str]] = {
         "linear of few padded rows bf16 [1, 1631]",
         "mm of few rows bf16 [1, 4095]",
         "sin and cos of positions",
-        "softmax of a vocabulary fp32 [2, 65536]",
-        "log_softmax of a padded vocabulary fp32 [2, 262208]",
-        "logprob of targets of a vocabulary bf16 [2, 128256]",
+        "softmax of a vocabulary fp32 [2, 65537]",
+        "log_softmax of a padded vocabulary fp32 [2, 262272]",
+        "logprob of targets of a vocabulary bf16 [2, 262208]",
         "cache by index_copy_ fp32 [2, 3, 128, 16]",
         "cache by assignment bf16 [2, 3, 128, 16]",
-        "cast of every bf16 to fp32",
-        "copy_ of every bf16 into fp32",
+        "cast of every half to fp32 bf16",
+        "copy_ of every half into fp32 bf16",
+    ),
+    "many-rows,short-topk": (
+        "softmax of many rows fp32 [65537, 5]",
+        "attention of the decoder for many rows bf16",
+        "topk of a vocabulary fp32 [2, 262208]",
+        "topk of a padded vocabulary bf16 [2, 262272]",
     ),
     "matmul-bf16": ("mm fp32 [65, 11008] @ [11008, 129]", "mm bf16 [65, 11008] @ [11008, 129]"),
 }
@@ -294,6 +302,37 @@ def test_defects_of_the_forward_pass_are_found(defects: str) -> None:
 
 
 @pytest.mark.slow
+def test_a_product_that_is_wrong_in_the_layout_of_gradients_is_found() -> None:
+    device = "sim:transposed-product"
+    assert on_device.evidence("numerics:forward", device).passed
+    wrong = failed(on_device.evidence("numerics:products", device))
+    assert any(name.startswith("linear with bias fp32 [257, 320]") for name in wrong)
+    assert any(name.startswith("mm bf16 [65, 576] @ [576, 513]") for name in wrong)
+
+
+def test_a_model_that_is_named_is_tried_at_its_own_sizes() -> None:
+    mine = Sizes(vocab=300_007, context=9_001, hidden=259, inner=771, heads=6, kv_heads=2,
+                 head_dim=40, experts=24, per_token=3, expert_inner=77)  # fmt: skip
+    tried = Subject(CPU, model=mine).tried
+    assert tried == [most(), mine]
+    shapes = [
+        {side for each in case.inputs for side in each.shape} for case in cases.forward(True, tried)
+    ]
+    for size in (300_007, 9_001, 259, 771, 40, 24, 77, 262_208, 163_840, 8_192, 32_768, 256):
+        assert any(size in sides for sides in shapes), size
+
+
+def test_products_and_the_rest_are_all_that_has_a_gradient() -> None:
+    both = [*cases.products(True, []), *cases.backward(True, [])]
+    names = {case.name for case in both}
+    assert names == {case.name for case in cases._with_gradients(True, [])} and len(names) > 300
+    products = {case.label.split()[0] for case in cases.products(True, [])}
+    assert products == {"mm", "bmm", "linear", "matmul", "addmm", "mv", "einsum"}
+    for case in cases.products(True, []):
+        assert case.label.split()[0] not in ("softmax", "embedding", "attention")
+
+
+@pytest.mark.slow
 def test_defects_of_gradients_are_found_by_backward_alone() -> None:
     device = "sim:wrong-backward,embedding-backward"
     forward, backward = (
@@ -304,7 +343,7 @@ def test_defects_of_gradients_are_found_by_backward_alone() -> None:
 
 
 def test_a_gradient_of_busy_tokens_is_tried_beyond_256_of_one() -> None:
-    (case,) = sizes._busy_tokens()
+    case, _ = sizes._busy_tokens([])
     _, tokens = case.draw(cases.Draw(0))
     assert tokens.bincount().max() > 2 * 256 and tokens.bincount().min() < 256
 
@@ -346,7 +385,7 @@ def test_a_device_without_its_operators_fails(
 ) -> None:
     here = [cases.Case("fine", torch.neg, (normal(2),))] * 20
     gone = [cases.Case("gone", torch.neg, (normal(2),), ours=ours)] * missing
-    monkeypatch.setattr(cases, "forward", lambda quick: [*here, *gone])
+    monkeypatch.setattr(cases, "forward", lambda quick, tried: [*here, *gone])
     monkeypatch.setattr(
         numerics, "_measure", lambda case, *rest: None if case in gone else Measure("x", 0.0, 1.0)
     )

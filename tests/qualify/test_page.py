@@ -40,7 +40,9 @@ def findings(**changes: Finding) -> list[Finding]:
 def certificate(found: list[Finding], **changes: Any) -> Certificate:
     trust, reasons = judge(found)
     made = Certificate(
-        STACK, "npu:0", 2, "default", trust, reasons, found, 86400.0, "cd" * 20, "ab" * 32
+        *(STACK, "npu:0", 2, "default", trust, reasons, found, 86400.0, "cd" * 20),
+        models=["Qwen3-8B", "mine"],
+        checksum="ab" * 32,
     )
     return msgspec.structs.replace(made, **changes)
 
@@ -122,6 +124,7 @@ def test_what_it_is_valid_for() -> None:
     scope = words[words.index("What it is valid for") : words.index("What was checked")]
     for part in (*msgspec.structs.astuple(STACK), "npu:0 (npu)", "quick", "ab" * 32):
         assert part in scope, part
+    assert "Models whose sizes were tried Qwen3-8B, mine" in scope
     assert "Processes in collectives 2" in scope and "1970-01-02 00:00 UTC" in scope
 
 

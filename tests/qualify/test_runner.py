@@ -9,10 +9,11 @@ import pytest
 
 from interlock.chips import certificates
 from interlock.errors import ConfigError
+from interlock.models.catalogue import catalogue, largest, most
 from interlock.processes import deadline
 from interlock.qualify import probe, runner
 from interlock.qualify.check import Check, Level
-from interlock.records.trust import Certificate, Finding, Measure, Result, Role, Trust
+from interlock.records.trust import Certificate, Finding, Measure, Result, Role, Sizes, Trust
 
 BOTH = frozenset(Role)
 
@@ -72,6 +73,18 @@ def test_what_a_check_shows_is_in_the_certificate(planted: Callable[..., list[Ch
     assert found.stack.kind == "cpu" and found.stack.torch and found.stack.chip
     certificates.verify(found)
     assert seen[:3] == ["begins forward", "ended forward", "begins sampler"]
+
+
+def test_the_models_whose_sizes_were_tried(planted: Callable[..., list[Check]]) -> None:
+    mine = Sizes(vocab=300_000, context=8192, hidden=256)
+    for function, model, names in (
+        ("passes", None, [each.name for each in catalogue()]),
+        ("passes", ("mine", mine), [*(each.name for each in catalogue()), "mine"]),
+        ("fails", ("mine", mine), []),
+    ):
+        found = runner.qualify("cpu", Level.QUICK, checks=planted(forward=function), model=model)
+        assert found.models == names
+        assert found.tried == (largest([most(), *([mine] if model else [])]) if names else Sizes())
 
 
 def test_an_exception_and_a_death_are_findings(planted: Callable[..., list[Check]]) -> None:

@@ -13,7 +13,7 @@ from evidence import findings_for
 from running import DEADLINE, ENVIRONMENT
 
 from interlock.chips import certificates
-from interlock.records.trust import Certificate, Stack, Trust
+from interlock.records.trust import Certificate, Sizes, Stack, Trust
 from interlock.rundir import RunDir
 
 SHORT = ("stage.steps=2", "stage.eval.every=0", "checkpoint_every=1")
@@ -40,8 +40,8 @@ def healthy() -> Stack:
     return msgspec.json.decode(done.stdout, type=Stack)
 
 
-def certify(stack: Stack, trust: Trust) -> Certificate:
-    made = Certificate(stack, "sim", 2, "quick", trust, [], findings_for(trust), 1.0)
+def certify(stack: Stack, trust: Trust, tried: Sizes = Sizes()) -> Certificate:  # noqa: B008
+    made = Certificate(stack, "sim", 2, "quick", trust, [], findings_for(trust), 1.0, tried=tried)
     sealed = certificates.seal(made)
     certificates.keep(sealed)
     return sealed
@@ -82,6 +82,20 @@ def test_a_device_of_the_learners_process(
     assert facts.trust == "unqualified"
     assert "no certificate" in (run / "report.html").read_text()
     view.check_same_config(view.config | {"unqualified": False})  # a resumed run may change it
+
+
+def test_a_model_larger_than_what_was_tried_is_said(
+    tiny_recipe: Path, tmp_path: Path, filing_cabinet: Path, healthy: Stack
+) -> None:
+    enough = Sizes(*[1 << 20] * len(Sizes.__struct_fields__))
+    for tried, told in ((enough, 0), (msgspec.structs.replace(enough, hidden=3), 1)):
+        certify(healthy, Trust.TRAIN, tried)
+        run = tmp_path / f"run-{told}"
+        done = train(tiny_recipe, run, INLINE)
+        assert done.returncode == 0, done.stderr
+        events = [each for each in RunDir.read(run).events() if each.kind == "sizes_untried"]
+        assert len(events) == told
+    assert events[0].message.startswith("the certificate of sim was made at smaller sizes (hidden ")
 
 
 def test_a_worker_without_a_certificate_stops_the_run(

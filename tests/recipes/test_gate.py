@@ -45,7 +45,7 @@ class Several(Ranks):
 def test_the_cpu_needs_none(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = Stack("cpu", "", "", "", "", "", "", "")
     monkeypatch.setattr(gate.device, "stack", lambda _: cpu)
-    assert gate.learner("cpu", ALONE) == ("cpu", Role.TRAIN, "cpu", "")
+    assert gate.learner("cpu", ALONE) == ("cpu", Role.TRAIN, "cpu", "", None)
     gate.check([gate.inline("cpu")], unqualified=False)
 
 

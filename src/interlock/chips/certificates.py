@@ -143,12 +143,13 @@ def _sound(path: Path) -> Certificate | None:
     return found
 
 
-def _proven(certificate: Certificate) -> tuple[int, int, int]:
+def _proven(certificate: Certificate) -> tuple[int, ...]:
     """How much a certificate says, beside another of its stack."""
     trusts = [Trust.UNKNOWN, Trust.REJECT, Trust.GENERATE, Trust.TRAIN]
     levels = ["quick", "default", "soak"]
     level = levels.index(certificate.level) if certificate.level in levels else -1
-    return trusts.index(certificate.trust), certificate.world_size, level
+    models = len(certificate.models)
+    return trusts.index(certificate.trust), certificate.world_size, level, models
 
 
 def _without_specials(value: Any) -> Any:

@@ -174,6 +174,7 @@ def _add_qualify(choices: Any) -> None:
         "--only", metavar="ID,…", help="some checks; what did not run never certifies"
     )
     verb.add_argument("--fail-fast", action="store_true", help="stop once it is rejected")
+    verb.add_argument("--model", metavar="PATH", help="try the sizes of this model, too")
     verb.add_argument("--list", action="store_true", help="say what the checks are, and run none")
     verb.add_argument(
         "--seed", type=_at_least(0), default=0, metavar="N", help="of the data (default: 0)"

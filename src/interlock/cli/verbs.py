@@ -217,11 +217,21 @@ def qualify(given: argparse.Namespace) -> None:
     quick = given.quick or (given.fleet is not None and not given.full)
     level = Level.SOAK if given.soak is not None else Level.QUICK if quick else Level.DEFAULT
     if given.fleet is not None:
+        if given.model:
+            raise ConfigError("--model is of one device; leave it or --fleet out")
         _qualify_fleet(given, level)
         return
     for option in ("devices", "remote_shell", "remote_python", "timeout"):
         if getattr(given, option) is not None:
             raise ConfigError(f"--{option.replace('_', '-')} is of a fleet; give --fleet too")
+    model = None
+    if given.model:
+        from interlock.models.catalogue import sizes_of
+        from interlock.models.fetch import find_model
+        from interlock.models.huggingface import read_architecture
+
+        found_model = find_model(given.model, lambda line: console.print(line, soft_wrap=True))
+        model = Path(given.model).name, sizes_of(read_architecture(found_model))
     name = given.device or device.available()[0]
     path = given.out or Path("certificates") / re.sub(r"[^A-Za-z0-9.-]+", "-", name)
     with _folder(path) as out, terminal.QualifyWatch(console, len(checks)) as watch:
@@ -232,6 +242,7 @@ def qualify(given: argparse.Namespace) -> None:
             minutes=given.soak or 0.0,
             seed=given.seed,
             fail_fast=given.fail_fast,
+            model=model,
             watch=watch,
         )
     certificates.save(found, out / "certificate.json")

@@ -19,7 +19,8 @@ import torch
 
 from interlock.chips import vendors
 from interlock.chips.verdict import NEEDED
-from interlock.records.trust import Measure, Role
+from interlock.models.catalogue import most
+from interlock.records.trust import Measure, Role, Sizes
 
 
 class Level(StrEnum):
@@ -52,6 +53,12 @@ class Subject:
     level: Level = Level.DEFAULT
     minutes: float = 0.0  # of soak, at that level
     seed: int = 0
+    model: Sizes | None = None  # of a model that is to be tried beside those of the catalogue
+
+    @property
+    def tried(self) -> list[Sizes]:
+        """The sizes of models to try: the largest there are, and those of the one named."""
+        return [most()] if self.model is None else [most(), self.model]
 
     def at(self, quick: int, default: int) -> int:
         """A size or a number of repeats, by level."""

@@ -36,6 +36,13 @@ _ALL = [
         remedy="do not use it; send the failed cases to the vendor",
     ),
     Check(
+        id="products",
+        function="interlock.qualify.numerics:products",
+        classes=(1, 2),
+        proves="products are right in the layouts that gradients have",
+        remedy="do not use it; send the failed cases to the vendor",
+    ),
+    Check(
         id="opinfo",
         function="interlock.qualify.opinfo:sample",
         classes=(1,),
@@ -85,6 +92,13 @@ _ALL = [
         remedy="do not use it: it would generate with weights of the past",
     ),
     Check(
+        id="random",
+        function="interlock.qualify.random_numbers:drawn",
+        classes=(1, 11),
+        proves="the device's own random numbers are spread as they should be, and do not repeat",
+        remedy="do not use it with software that draws on the device, as vLLM does",
+    ),
+    Check(
         id="sampler",
         function="interlock.qualify.sampling:distribution",
         classes=(1, 11),
@@ -112,6 +126,13 @@ _ALL = [
         classes=(7, 11),
         proves="the same computation gives the same bits, on which exact resume stands",
         remedy="train elsewhere, or switch the vendor's deterministic mode on and qualify that",
+    ),
+    Check(
+        id="addresses",
+        function="interlock.qualify.addresses:reached",
+        classes=(1, 8),
+        proves="what lies beyond 2^31 elements of a tensor is written and read as the rest",
+        remedy="do not use it; send the failed cases to the vendor",
     ),
     Check(
         id="memory",

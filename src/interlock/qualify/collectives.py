@@ -76,6 +76,7 @@ def exact(subject: Subject) -> Evidence:
             largest=_largest(subject, world_size),
             groups=subject.at(10, 100),
             repeats=subject.at(5, 20),
+            burst=subject.at(600, 6000),
         )
         for rank in range(world_size)
     ]

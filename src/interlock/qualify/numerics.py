@@ -54,7 +54,7 @@ Outputs = list[Tensor]
 
 def forward(subject: Subject) -> Evidence:
     """Every operator that the decoder, the engine, the sampler and the learner use, and more."""
-    drawn = cases.forward(subject.level is Level.QUICK)
+    drawn = cases.forward(subject.level is Level.QUICK, subject.tried)
     return _evidence(
         subject,
         drawn,
@@ -64,9 +64,23 @@ def forward(subject: Subject) -> Evidence:
     )
 
 
+def products(subject: Subject) -> Evidence:
+    """The gradients of plain products: products again, of transposed factors. A chip that gets them
+    wrong may get those of generation wrong at some other shape."""
+    drawn = cases.products(subject.level is Level.QUICK, subject.tried)
+    return _evidence(
+        subject,
+        drawn,
+        _gradients,
+        "products are right in the layouts of gradients in all {total} cases",
+        "products in the layouts of gradients are wrong in {count} of {total} cases, worst: "
+        "{worst}",
+    )
+
+
 def backward(subject: Subject) -> Evidence:
-    """The gradients of the operators that the learner differentiates."""
-    drawn = cases.backward(subject.level is Level.QUICK)
+    """The gradients of the other operators that the learner differentiates."""
+    drawn = cases.backward(subject.level is Level.QUICK, subject.tried)
     return _evidence(
         subject,
         drawn,

@@ -155,6 +155,7 @@ def _scope(certificate: Certificate) -> dict[str, str]:
         "Interlock": _interlock(certificate),
         "Level of the checks": _LEVELS.get(certificate.level, certificate.level),
         "Processes in collectives": f"{certificate.world_size}",
+        "Models whose sizes were tried": ", ".join(certificate.models) or _BLANK,
         "Issued": f"{issued:%Y-%m-%d %H:%M} UTC",
     }
 

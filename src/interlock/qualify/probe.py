@@ -17,7 +17,7 @@ from interlock.errors import UserError
 from interlock.processes.channel import Channel
 from interlock.qualify.check import Evidence, Level, Subject
 from interlock.records.coding import from_bytes
-from interlock.records.trust import Stack
+from interlock.records.trust import Sizes, Stack
 from interlock.text import described, error_line
 
 
@@ -29,6 +29,7 @@ class ProbeRequest(msgspec.Struct, frozen=True):
     minutes: float = 0.0
     seed: int = 0
     function: str = ""
+    model: Sizes | None = None
 
 
 class Known(msgspec.Struct, frozen=True, tag=True):
@@ -82,7 +83,7 @@ def _answer(asked: ProbeRequest) -> ProbeReply:
     try:
         if not asked.function:
             return Known(device.stack(place))
-        subject = Subject(place, asked.level, asked.minutes, asked.seed)
+        subject = Subject(place, asked.level, asked.minutes, asked.seed, asked.model)
         module, _, name = asked.function.partition(":")
         return Shown(getattr(importlib.import_module(module), name)(subject))
     except UserError as error:

@@ -51,6 +51,7 @@ class RankPlan(msgspec.Struct, frozen=True):
     largest: int  # elements of float32
     groups: int  # to be created and destroyed
     repeats: int
+    burst: int  # small sums in a row
 
 
 class CaseBegun(msgspec.Struct, frozen=True, tag=True):
@@ -251,6 +252,7 @@ def _cases(r: _Rank) -> Iterator[tuple[str, Callable[[], CaseOutcome]]]:
         yield f"barrier, rank {late} late", partial(_barrier, r, late)
     for number in range(r.plan.groups):
         yield f"group {number + 1} made, used and destroyed", partial(_group, r)
+    yield f"{r.plan.burst} small sums in a row", partial(_burst, r)
     yield f"{ROUNDED}, {r.plan.repeats} times", partial(_repeats, r)
 
 
@@ -285,6 +287,14 @@ def _group(r: _Rank) -> CaseOutcome:
     off = _off(x, [r.total(torch.float32)])
     dist.destroy_process_group(group)
     return off, ""
+
+
+def _burst(r: _Rank) -> CaseOutcome:
+    """Small sums, none of which waits for the one before."""
+    sums = [r.own(17, torch.float32) for _ in range(r.plan.burst)]
+    for under_way in [dist.all_reduce(each, async_op=True) for each in sums]:
+        under_way.wait()
+    return _off(torch.cat(sums), [r.total(torch.float32)[:17]]), ""
 
 
 def _repeats(r: _Rank) -> CaseOutcome:

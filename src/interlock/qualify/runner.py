@@ -19,6 +19,7 @@ import msgspec
 from interlock.chips import certificates, vendors, versions
 from interlock.chips.verdict import judge
 from interlock.errors import ConfigError
+from interlock.models import catalogue
 from interlock.processes.child import (
     Child,
     ChildEnded,
@@ -40,7 +41,7 @@ from interlock.qualify.probe import (
     Shown,
     decode_reply,
 )
-from interlock.records.trust import Certificate, Finding, Result, Role, Stack
+from interlock.records.trust import Certificate, Finding, Result, Role, Sizes, Stack
 from interlock.text import error_line, visible
 
 _OPENING_S = 120.0  # for a device to say what it is
@@ -72,6 +73,7 @@ def qualify(
     minutes: float = 0.0,
     seed: int = 0,
     fail_fast: bool = False,
+    model: tuple[str, Sizes] | None = None,
     watch: Watch | None = None,
 ) -> Certificate:
     """Run the checks on a device, and seal what they found. Files nothing.
@@ -82,12 +84,13 @@ def qualify(
         minutes: of soak, at Level.SOAK.
         seed: of the checks' data.
         fail_fast: stop once the device is rejected.
+        model: the name and the sizes of one that is to be tried beside those of the catalogue.
         watch: is told what begins and ends.
 
     Raises:
         ConfigError: there is no such device.
     """
-    ask = ProbeRequest(name, level, minutes, seed)
+    ask = ProbeRequest(name, level, minutes, seed, model=model[1] if model else None)
     with (
         Scratch("interlock-qualify-") as logs,
         closing(_Probes(logs, ask, fail_fast)) as probes,
@@ -99,6 +102,7 @@ def qualify(
     if silent:
         findings = [silent, *(finding for finding in findings if finding.check != silent.check)]
     trust, reasons = judge(findings)
+    tried, models = _covered(findings, model)
     return certificates.seal(
         Certificate(
             stack,
@@ -110,8 +114,21 @@ def qualify(
             findings,
             time.time(),
             versions.commit(),
+            tried,
+            models,
         )
     )
+
+
+def _covered(
+    findings: Sequence[Finding], model: tuple[str, Sizes] | None
+) -> tuple[Sizes, list[str]]:
+    """The largest sizes that the numbers were right at, and the models that have no larger ones."""
+    if not any(each.check == "forward" and each.result is Result.PASS for each in findings):
+        return Sizes(), []
+    tried = catalogue.largest([catalogue.most(), *([model[1]] if model else [])])
+    names = catalogue.within(tried)
+    return tried, [*names, model[0]] if model and model[0] not in names else names
 
 
 class _Probes:

@@ -17,7 +17,7 @@ from interlock.chips import certificates, device
 from interlock.chips.admission import UNQUALIFIED, admit, needs_certificate
 from interlock.errors import ConfigError, RunError
 from interlock.learner.distributed.ranks import Ranks
-from interlock.records.trust import Role
+from interlock.records.trust import Role, Sizes
 
 
 class Use(NamedTuple):
@@ -27,6 +27,7 @@ class Use(NamedTuple):
     role: Role
     trust: str  # of its certificate; "cpu", which needs none; or "unqualified"
     why: str  # it may not; "": it may
+    tried: Sizes | None = None  # what its certificate was made at; None: it needs none
 
 
 def learner(name: str, ranks: Ranks) -> Use:
@@ -57,4 +58,5 @@ def _use(name: str, place: torch.device, role: Role, world_size: int = 1) -> Use
     except RunError as error:
         return Use(name, role, UNQUALIFIED, str(error))
     found = admit(stack, certificate, role, world_size, device=name)
-    return Use(name, role, found.trust, found.why or "")
+    tried = certificate.tried if certificate is not None else None
+    return Use(name, role, found.trust, found.why or "", tried)

@@ -35,6 +35,7 @@ from interlock.learner.distributed import sharding
 from interlock.learner.distributed.rank_loop import run_rank
 from interlock.learner.distributed.ranks import Ranks, join
 from interlock.learner.learner import Learner
+from interlock.models.catalogue import sizes_of
 from interlock.models.checkpoint import load_decoder, save_model, stored_dtype
 from interlock.models.decoder import Decoder
 from interlock.models.fetch import find_model
@@ -44,7 +45,7 @@ from interlock.recipes import fleet, gate, inputs
 from interlock.recipes.gate import Use
 from interlock.recipes.sinks import Sink, Sinks
 from interlock.recipes.stage import Stage
-from interlock.records.trust import Role
+from interlock.records.trust import Role, Sizes
 from interlock.rundir import Checkpoint, RunDir
 from interlock.tasks.executing import executes
 from interlock.tasks.verifier_pool import sandbox_of
@@ -105,7 +106,8 @@ def _run_rank0(
     model = find_model(recipe.model.path, sinks.note)
     recipe = replace(recipe, model=replace(recipe.model, path=hub.pinned(recipe.model.path, model)))
     tokenizer = Tokenizer.load(model, recipe.model.chat_template, recipe.model.clock)
-    prepared = _prepare(recipe, tokenizer, read_architecture(model).context)
+    arch = read_architecture(model)
+    prepared = _prepare(recipe, tokenizer, arch.context)
     fleet.check(recipe)
     decoder = load_decoder(model, torch.float32, ranks.load_device)
     decoder = sharding.shard(decoder, recipe.learner, ranks)
@@ -117,6 +119,7 @@ def _run_rank0(
         run = RunDir.create(directory, to_tree(recipe), versions(), hangs_on)
     with run, sinks.of(run), ExitStack() as stack:
         _note_unqualified(uses, run, sinks)
+        _note_untried(uses, sizes_of(arch), run, sinks)
         _note_isolation(recipe, run, sinks)
         generators: Generators | None = inline
         if inline is None and _generates(recipe):
@@ -261,6 +264,17 @@ def _note_unqualified(uses: Sequence[Use], run: RunDir, sinks: Sink) -> None:
         if use.why:
             message = f"{use.device} is used unqualified to {use.role}: {use.why}"
             sinks.event(run.event("unqualified", message, device=use.device, reason=use.why))
+
+
+def _note_untried(uses: Sequence[Use], sizes: Sizes, run: RunDir, sinks: Sink) -> None:
+    """Where the model is larger than what a certificate was made at."""
+    for use in uses:
+        if use.tried is not None and not use.why and (beyond := sizes.beyond(use.tried)):
+            message = (
+                f"the certificate of {use.device} was made at smaller sizes ({', '.join(beyond)}); "
+                "interlock qualify --model tries those of this model"
+            )
+            sinks.event(run.event("sizes_untried", message, device=use.device))
 
 
 def _note_isolation(recipe: Recipe, run: RunDir, sinks: Sink) -> None:

@@ -164,6 +164,7 @@ EventKind = Literal[
     "groups_stale",
     "problem_set_aside",
     "unqualified",  # a device is used without a certificate
+    "sizes_untried",  # the model is larger than what the device's certificate was made at
     "sandboxed",  # by which way answers are judged in isolation
     "unsandboxed",  # what the model wrote is executed without isolation
     "worker_started",

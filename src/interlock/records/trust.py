@@ -66,6 +66,34 @@ class Finding(msgspec.Struct, frozen=True):
     measures: list[Measure] = []  # the evidence, case by case; the failed ones first
 
 
+class Sizes(msgspec.Struct, frozen=True):
+    """Of a model, those on which kernels depend; or the largest of each that were tried.
+
+    In elements; 0: it has no such thing, or nothing was tried.
+    """
+
+    vocab: int = 0
+    context: int = 0
+    hidden: int = 0
+    inner: int = 0  # of a dense layer
+    heads: int = 0
+    kv_heads: int = 0
+    head_dim: int = 0
+    experts: int = 0  # of a layer
+    per_token: int = 0
+    expert_inner: int = 0
+    q_rank: int = 0  # of latent attention
+    kv_rank: int = 0
+
+    def beyond(self, tried: "Sizes") -> list[str]:
+        """What of this was not tried: "vocab 262144, tried to 151936"."""
+        return [
+            f"{name} {size}, tried to {most}"
+            for name in self.__struct_fields__
+            if (size := getattr(self, name)) > (most := getattr(tried, name))
+        ]
+
+
 class Certificate(msgspec.Struct, frozen=True):
     """What `interlock qualify` found of a stack."""
 
@@ -78,4 +106,6 @@ class Certificate(msgspec.Struct, frozen=True):
     findings: list[Finding]
     issued: float  # seconds since 1970
     commit: str = ""  # of Interlock's sources, where that is known
+    tried: Sizes = Sizes()  # the largest of each, one by one; nothing where `forward` did not pass
+    models: list[str] = []  # none of whose sizes is beyond that
     checksum: str = ""  # of everything else in it: chips/certificates.py

@@ -132,6 +132,37 @@ DEFECTS: dict[str, Defect] = {
         _REJECT,
         faults.flushed_cast,
     ),
+    "many-rows": Defect(
+        1,
+        "Softmax makes rows beyond the 65535th zero, where grids of blocks end.",
+        _REJECT,
+        faults.many_rows,
+    ),
+    "short-topk": Defect(
+        1,
+        "topk looks at the first 131072 numbers of a row.",
+        _REJECT,
+        faults.short_topk,
+    ),
+    "far-addresses": Defect(
+        1,
+        "index_select begins anew at 2^31 elements of a tensor.",
+        _REJECT,
+        faults.far_addresses,
+    ),
+    "transposed-product": Defect(
+        1,
+        "A product whose left factor is transposed, as gradients have it, leaves out the terms "
+        "beyond the last multiple of 8.",
+        _REJECT,
+        faults.transposed_product,
+    ),
+    "repeated-noise": Defect(
+        1,
+        "The device's own random numbers repeat after 2^18.",
+        _REJECT,
+        faults.repeated_noise,
+    ),
     "wrong-backward": Defect(
         2,
         "The gradient of silu is 3 % too large; its value is right (pytorch#197636).",
@@ -195,6 +226,12 @@ DEFECTS: dict[str, Defect] = {
         "all_reduce leaves out the last rank above 64 MiB.",
         _GENERATE,
         faults.allreduce_large,
+    ),
+    "allreduce-worn": Defect(
+        6,
+        "Every 500th all_reduce leaves out the last rank.",
+        _GENERATE,
+        faults.AllreduceWorn(every=500),
     ),
     "allreduce-hang": Defect(
         6,

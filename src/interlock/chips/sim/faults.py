@@ -243,6 +243,47 @@ def lost_row(run: Run, op: OpOverload, args: Args, kwargs: Kwargs) -> Any:
     return found
 
 
+def many_rows(run: Run, op: OpOverload, args: Args, kwargs: Kwargs) -> Any:
+    found = run(op, args, kwargs)
+    if op.overloadpacket in (_aten._softmax, _aten._log_softmax) and args[0].dim():
+        found.transpose(args[1], -1).flatten(0, -2)[65_535:] = 0.0
+    return found
+
+
+def short_topk(run: Run, op: OpOverload, args: Args, kwargs: Kwargs) -> Any:
+    if op.overloadpacket is _aten.topk and args[0].dim() and args[0].shape[-1] > 1 << 17:
+        args = (args[0][..., : 1 << 17], *args[1:])
+    return run(op, args, kwargs)
+
+
+def far_addresses(run: Run, op: OpOverload, args: Args, kwargs: Kwargs) -> Any:
+    if op.overloadpacket is _aten.index_select and args[0].numel() > 1 << 31:
+        held = (1 << 31) * args[0].shape[args[1]] // args[0].numel()
+        args = (*args[:2], args[2] % held, *args[3:])
+    return run(op, args, kwargs)
+
+
+def transposed_product(run: Run, op: OpOverload, args: Args, kwargs: Kwargs) -> Any:
+    if op.overloadpacket in _WITH_WEIGHTS:
+        at = _PRODUCTS[op.overloadpacket]
+        left, right = args[at : at + 2]
+        whole = left.shape[-1] // 8 * 8
+        if left.stride(0) == 1 < left.stride(1) and 0 < whole < left.shape[-1]:
+            args = (*args[:at], left[:, :whole], right[:whole], *args[at + 2 :])
+    return run(op, args, kwargs)
+
+
+def repeated_noise(run: Run, op: OpOverload, args: Args, kwargs: Kwargs) -> Any:
+    found = run(op, args, kwargs)
+    if op.overloadpacket in (_aten.uniform_, _aten.normal_, _aten.exponential_):
+        block = 1 << 18
+        numbers = found.view(-1)
+        for start in range(block, len(numbers), block):
+            some = numbers[start : start + block]
+            some.copy_(numbers[: len(some)])
+    return found
+
+
 def flushed_cast(run: Run, op: OpOverload, args: Args, kwargs: Kwargs) -> Any:
     found = run(op, args, kwargs)
     packet = op.overloadpacket
@@ -334,6 +375,20 @@ def allreduce_large(run: Run, op: OpOverload, args: Args, kwargs: Kwargs) -> Any
             if group.rank() == group.size() - 1 and tensor.nbytes > 64 << 20:
                 tensor.zero_()
     return run(op, args, kwargs)
+
+
+class AllreduceWorn:
+    def __init__(self, every: int) -> None:
+        self._every, self._done = every, 0
+
+    def __call__(self, run: Run, op: OpOverload, args: Args, kwargs: Kwargs) -> Any:
+        if op.name() == "c10d::allreduce_":
+            self._done += 1
+            group = torch.distributed.ProcessGroup.unbox(args[1])
+            if self._done % self._every == 0 and group.rank() == group.size() - 1:
+                for tensor in args[0]:
+                    tensor.zero_()
+        return run(op, args, kwargs)
 
 
 class LinkDown:
