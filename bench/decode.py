@@ -24,7 +24,8 @@ from typing import Any
 import torch
 
 from environment import environment
-from interlock.chips import device, heap
+from interlock.chips import device, heap, probe
+from interlock.config.schema import GeneratorSettings
 from interlock.engine.portable.kv_cache import Decode, KVCache, SharedPrompts
 from interlock.engine.portable.prepacked import PackedProducts
 from interlock.engine.portable.sampler import Noise, sample
@@ -155,7 +156,8 @@ def main() -> None:
     heap.keep_freed()
     torch.set_num_threads(given.threads)
     place = torch.device("cpu")
-    given.dtype = device.settled_dtype(given.dtype, place)
+    how = probe.settled(GeneratorSettings(dtype=given.dtype), place)
+    given.dtype = how.dtype
     dtype = device.dtype(given.dtype)
     decoder = load_decoder(find_model(given.model, print), dtype, place).requires_grad_(False)
     print(f"{given.dtype}, {given.threads} threads, torch {torch.__version__}")
@@ -174,7 +176,7 @@ def main() -> None:
                 print(f"| {rows} | | {context} | not run | | | | {sum(kept) / 1e9:.1f} GB |")
                 continue
             speed, bandwidth = machine(dtype)
-            products = PackedProducts(decoder)
+            products = PackedProducts(decoder, how.kernel)
             with torch.inference_mode():
                 products.begin(rows, 1000)
                 rounds = in_turns([step_of(decoder, *shape) for shape in shapes], given.rounds)

@@ -25,7 +25,7 @@ import torch
 import transformers
 
 from environment import environment
-from interlock.chips import device, heap
+from interlock.chips import device, heap, probe
 from interlock.config.schema import LearnerSettings, LossSettings, OptimizerSettings
 from interlock.learner.learner import Learner
 from interlock.learner.packing import TrainingGroup
@@ -135,7 +135,7 @@ def main() -> None:
     heap.keep_freed()  # for both sides, as they share the process
     torch.set_num_threads(given.threads)
     model = find_model(given.model, print)
-    given.dtype = device.settled_dtype(given.dtype, torch.device("cpu"))
+    given.dtype = probe.settled(LearnerSettings(dtype=given.dtype), torch.device("cpu")).dtype
     groups = groups_of(given.problems, given.completions, given.prompt, given.length)
     tokens = given.problems * given.completions * (given.prompt + given.length)
     work = multiplications(model, groups)

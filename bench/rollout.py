@@ -25,10 +25,10 @@ import torch
 import transformers
 
 from environment import environment
-from interlock.chips import device, heap
+from interlock.chips import device, heap, probe
+from interlock.config.schema import GeneratorSettings
 from interlock.engine.base import Request
-from interlock.engine.portable.engine import PortableEngine
-from interlock.models.checkpoint import load_decoder
+from interlock.engine.portable.engine import open_engine
 from interlock.models.fetch import find_model
 from interlock.models.tokenizer import Detokenizer, Tokenizer
 from interlock.records.rl import Sampling
@@ -61,8 +61,8 @@ def interlock_side(
     model: Path, prompts: list[list[int]], group: int, slots: int, place: torch.device, dtype: str
 ) -> Side:
     tokenizer = Tokenizer.load(model)
-    decoder = load_decoder(model, device.dtype(dtype), place)
-    engine = PortableEngine(decoder, Endless(tokenizer), slots)
+    settings = GeneratorSettings(device=device.name(place), dtype=dtype, slots=slots)  # type: ignore[arg-type]
+    engine = open_engine(settings, model, Endless(tokenizer))
 
     def run(new_tokens: int, seed: int) -> int:
         rule = Sampling(max_tokens=new_tokens)
@@ -191,7 +191,7 @@ def main() -> None:
     heap.keep_freed()  # for transformers too, which shares the process
     torch.set_num_threads(options.threads)
     model, place = find_model(options.model, print), device.claim(options.device)
-    options.dtype = device.settled_dtype(options.dtype, place)
+    options.dtype = probe.settled(GeneratorSettings(dtype=options.dtype), place).dtype
     prompts = prompts_of(Tokenizer.load(model), options.prompts)
     lengths = sorted(len(ids) for ids in prompts)
     print(

@@ -19,6 +19,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from interlock.chips import probe
 from interlock.qualify import runner
 from interlock.qualify.check import Check
 from interlock.recipes.sinks import Sink
@@ -357,6 +358,37 @@ class QualifyWatch(runner.Watch):
         )
         self._console.print(text, soft_wrap=True)
         self._working.advance(self._all)
+
+
+def print_speeds(console: Console, found: probe.Table, taken: probe.Choice) -> None:
+    """Every way to multiply with its figures, and what is taken of them."""
+    rows = Table(title=f"{found.chip}, {found.threads} threads", title_justify="left")
+    for title in ("dtype", "kernel", "decode", "learn", "error", "taken to"):
+        rows.add_column(title, justify="right" if title in ("decode", "learn", "error") else "left")
+    kernels = {"generate": taken.generator, "learn": taken.learner}
+    for each in found.speeds:
+        rates = [
+            f"{rate:.0f} GFLOP/s" if rate else "hopeless" for rate in (each.decode, each.learn)
+        ]
+        ours = [role for role, kernel in kernels.items() if kernel == each.kernel]
+        roles = ", ".join(ours) if each.dtype == taken.dtype else ""
+        error = f"{each.error:.1e}" if each.decode else ""
+        rows.add_row(each.dtype, each.kernel, *rates, error, roles)
+    console.print(rows)
+    for keys, (plain, fused) in sorted(found.attention.items()):
+        told = f"{plain * 1e3:.1f} ms by plain products, {fused * 1e3:.1f} ms fused"
+        console.print(f"attention of {keys} keys, there and back: {told}")
+    for tokens, seconds in sorted(found.micro_batch.items()):
+        console.print(f"micro-batch of {tokens} tokens: {seconds * 1e3:.1f} ms per thousand")
+    switch = f"fused attention above {taken.fused_above} keys" if found.attention else ""
+    rest = [switch, f"micro-batches of {taken.micro_batch} tokens"] if switch else []
+    console.print(", ".join([f"taken: {taken.dtype}", *rest]), soft_wrap=True)
+    if found.waited > probe.BUSY:
+        console.print(
+            f"{found.waited:.0%} of the time others had the processors: run it again on a quiet "
+            "machine; a run measures again after an hour",
+            soft_wrap=True,
+        )
 
 
 def print_certificate(console: Console, certificate: Certificate) -> None:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from interlock.chips import device
+from interlock.chips import device, probe
+from interlock.config.schema import GeneratorSettings
 from interlock.errors import ConfigError
 from interlock.qualify import opinfo
 
@@ -374,7 +375,7 @@ def test_it_is_what_device_says_it_is() -> None:
     assert (device.name(SIM), device.kind(SIM), device.count(SIM)) == ("sim", "sim", 1)
     assert device.chip(SIM) == torch.npu.get_device_name() == stack.chip
     assert device.backend(SIM) == "cpu:gloo,npu:gloo"
-    assert device.settled_dtype("auto", SIM) == "bfloat16"
+    assert probe.settled(GeneratorSettings(), SIM).dtype == "bfloat16"
     assert torch.accelerator.current_accelerator() == torch.device("npu")
     device.synchronize(SIM)
     device.empty_cache(SIM)

@@ -43,17 +43,6 @@ def test_dtypes_by_name() -> None:
         device.dtype("int8")
 
 
-def test_auto_settles_on_what_the_device_multiplies_fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    for tiles, expected in ((True, "bfloat16"), (False, "float32")):
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda tiles=tiles: tiles)
-        assert device.settled_dtype("auto", cpu) == expected
-    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")
-    assert device.settled_dtype("auto", cpu) == "float32"
-    assert device.settled_dtype("auto", gpu) == "bfloat16"
-    assert device.settled_dtype("float16", cpu) == "float16"
-
-
 def test_the_cpu_answers_everything() -> None:
     assert (device.name(CPU), device.kind(CPU), device.count(CPU)) == ("cpu", "cpu", 1)
     assert device.available()[-1] == "cpu"

@@ -8,26 +8,38 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from interlock.chips import products
 from interlock.engine.base import Request
-from interlock.engine.portable import prepacked
 from interlock.engine.portable.engine import PortableEngine
 from interlock.engine.portable.prepacked import LEAST_STEPS, MOST_ROWS, Packed, PackedProducts
 from interlock.models.decoder import Decoder
 from interlock.models.layers import Linear
 from interlock.records.rl import Sampling
 
+KERNELS = [
+    ("mkl", torch.float32),
+    ("onednn", torch.float32),
+    ("onednn", torch.bfloat16),
+]
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+
+def packing_kernel() -> str:
+    """One that packs float32 here."""
+    found = [each for each in ("mkl", "onednn") if products.offered(each, torch.float32, "cpu")]
+    return found[0] if found else pytest.skip("this torch packs no weights")
+
+
+@pytest.mark.parametrize(("kernel", "dtype"), KERNELS)
 @pytest.mark.parametrize("shape", [(192, 64), (33, 17), (1000, 576)])
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_packed_product_is_the_product(
-    dtype: torch.dtype, shape: tuple[int, int], bias: bool
+    kernel: str, dtype: torch.dtype, shape: tuple[int, int], bias: bool
 ) -> None:
-    if not prepacked._works(dtype):
-        pytest.skip(f"this CPU has no kernels for packed weights of {dtype}")
+    if not products.offered(kernel, dtype, "cpu"):
+        pytest.skip(f"this CPU has no {kernel} for {dtype}")
     torch.manual_seed(0)
     weight, b = torch.randn(shape).to(dtype), torch.randn(shape[0]).to(dtype) if bias else None
-    multiply = Packed(weight, 64)
+    multiply = Packed(kernel, weight, 64, F.linear)
     for rows in (1, 2, 3, 7, 31, 64, MOST_ROWS, MOST_ROWS + 1, 300):
         x = torch.randn(rows, shape[1]).to(dtype)
         exact = F.linear(x.double(), weight.double(), None if b is None else b.double())
@@ -37,20 +49,20 @@ def test_a_packed_product_is_the_product(
         assert error <= torch.finfo(dtype).eps * exact.abs().max() + terms
 
 
-def products(decoder: Decoder) -> set[object]:
+def used(decoder: Decoder) -> set[object]:
     maps = [module.product for module in decoder.modules() if isinstance(module, Linear)]
     return {type(product) for product in (*maps, decoder.head_product)}
 
 
 def test_weights_are_packed_until_the_end_and_plain_after_it(tiny: Callable[..., Decoder]) -> None:
     decoder = tiny().requires_grad_(False)
-    plain, packed = products(decoder), PackedProducts(decoder)
+    plain, packed = used(decoder), PackedProducts(decoder, packing_kernel())
     x = torch.randn(4, decoder.arch.hidden)
     packed.begin(4, LEAST_STEPS)
-    assert products(decoder) == {Packed}
+    assert used(decoder) == {Packed}
     before = decoder.logits(x)
     packed.end()
-    assert products(decoder) == plain
+    assert used(decoder) == plain
     decoder.head.mul_(2)
     packed.begin(4, LEAST_STEPS)
     assert torch.equal(decoder.logits(x), 2 * before)
@@ -61,25 +73,25 @@ def test_what_would_not_pay_is_not_packed(
     rows: int, steps: int, tiny: Callable[..., Decoder]
 ) -> None:
     decoder = tiny().requires_grad_(False)
-    PackedProducts(decoder).begin(rows, steps)
-    assert Packed not in products(decoder)
+    PackedProducts(decoder, packing_kernel()).begin(rows, steps)
+    assert Packed not in used(decoder)
 
 
 def test_an_engine_packs_while_it_decodes_and_never_outside(
     tiny: Callable[..., Decoder], letters: type
 ) -> None:
-    engine = PortableEngine(tiny(), letters(), 4)
-    plain = products(engine.decoder)
+    engine = PortableEngine(tiny(), letters(), 4, packing_kernel())
+    plain = used(engine.decoder)
     engine.add("a", Request("a", [1, 2], 2, Sampling(max_tokens=LEAST_STEPS), 0))
-    assert products(engine.decoder) == plain
+    assert used(engine.decoder) == plain
     engine.step()
-    assert products(engine.decoder) == {Packed}
+    assert used(engine.decoder) == {Packed}
     engine.load({name: 2 * view for name, view in engine.decoder.tensors().items()}, 1)
-    assert products(engine.decoder) == plain
+    assert used(engine.decoder) == plain
     engine.step()
-    assert products(engine.decoder) == {Packed}
+    assert used(engine.decoder) == {Packed}
     engine.abort("a")
-    assert products(engine.decoder) == plain
+    assert used(engine.decoder) == plain
 
 
 def test_what_the_cpu_cannot_pack_is_not_packed(
@@ -90,9 +102,32 @@ def test_what_the_cpu_cannot_pack_is_not_packed(
     def refuse(weight: Tensor, rows: int) -> NoReturn:
         raise RuntimeError("bf16 path needs the cpu support avx_ne_convert or avx512bw")
 
-    monkeypatch.setattr(prepacked, "_onednn", refuse)
-    prepacked._works.cache_clear()
+    monkeypatch.setitem(products._PACK, "onednn", refuse)
+    products.offered.cache_clear()
     decoder = tiny().requires_grad_(False).bfloat16()
-    PackedProducts(decoder).begin(4, LEAST_STEPS)
-    assert Packed not in products(decoder)
-    prepacked._works.cache_clear()
+    decoder.dtype = torch.bfloat16
+    PackedProducts(decoder, "onednn").begin(4, LEAST_STEPS)
+    assert Packed not in used(decoder)
+    products.offered.cache_clear()
+
+
+@pytest.mark.parametrize("kernel", products.KERNELS)
+@pytest.mark.parametrize("rows", [1, 4, MOST_ROWS + 1])
+def test_a_narrow_vocabulary_gives_wide_logits_in_every_way(
+    kernel: str, rows: int, tiny: Callable[..., Decoder]
+) -> None:
+    """Against float64 products of the rounded weights: what differs is fp32's adding up alone."""
+    decoder = tiny().requires_grad_(False).bfloat16()
+    decoder.dtype = torch.bfloat16
+    hidden = torch.randn(rows, decoder.arch.hidden)
+    exact = hidden.double() @ decoder.head.double().mT
+    packed = PackedProducts(decoder, kernel)
+    for begun in (False, True):
+        if begun:
+            packed.begin(rows, LEAST_STEPS)
+        logits = decoder.logits(hidden)
+        assert logits.dtype == torch.float32
+        assert (logits - exact).abs().max() <= 1e-6 * hidden.shape[1] * exact.abs().max()
+    decoder.head.mul_(2)
+    packed.end()
+    assert torch.equal(decoder.logits(hidden), F.linear(hidden, decoder.head.float()))

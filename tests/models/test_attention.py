@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from rounding import assert_close
 from torch import Tensor
 
-from interlock.models import attention as module
 from interlock.models.attention import Groups, attention, repeated
 
 CPU = torch.device("cpu")
@@ -57,10 +56,8 @@ def test_groups_equal_separate_sequences(
         for heads, size in ((HEADS, SIZE), (KV_HEADS, SIZE), (KV_HEADS, V_SIZE), (HEADS, V_SIZE))
     )
     inputs = [x.requires_grad_() for x in (q, k, v)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "FUSED_ABOVE", fused_above)
-        found = Groups(prompts, completions, CPU)(0, q, k, v, SCALE)
-        found_gradients = torch.autograd.grad((found * weight).sum(), inputs)
+    found = Groups(prompts, completions, CPU, fused_above)(0, q, k, v, SCALE)
+    found_gradients = torch.autograd.grad((found * weight).sum(), inputs)
     expected = one_by_one(q, k, v, groups)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(
@@ -74,8 +71,7 @@ def test_positions_go_on_behind_the_prompt() -> None:
 
 
 @pytest.mark.parametrize("fused_above", [0, 10**9], ids=["fused", "explicit"])
-def test_bf16_stays_in_its_band(fused_above: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "FUSED_ABOVE", fused_above)
+def test_bf16_stays_in_its_band(fused_above: int) -> None:
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(8, 40, heads, 16, generator=generator) for heads in (4, 2, 2))
     mask = torch.ones(1, 40, 40, dtype=torch.bool).tril()
@@ -86,7 +82,7 @@ def test_bf16_stays_in_its_band(fused_above: int, monkeypatch: pytest.MonkeyPatc
         scores = (heads[0] * 0.25 @ heads[1].mT).masked_fill(~mask[:, None], -torch.inf)
         return (scores.softmax(-1) @ heads[2]).transpose(1, 2)
 
-    found = attention(*inputs, mask, 0.25)
+    found = attention(*inputs, mask, 0.25, fused_above)
     assert found.dtype == torch.bfloat16
     assert_close(found, plain(torch.float64), plain(torch.bfloat16), dtype=torch.bfloat16)
 

@@ -154,8 +154,8 @@ STALE_DECODE = """
 import copy
 from interlock.engine.portable.engine import PortableEngine
 opened = PortableEngine.__init__
-def open_engine(self, decoder, vocabulary, slots):
-    opened(self, decoder, vocabulary, slots)
+def open_engine(self, *given):
+    opened(self, *given)
     self._scheduler._decoder = copy.deepcopy(self.decoder)
 PortableEngine.__init__ = open_engine
 """

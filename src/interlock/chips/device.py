@@ -215,19 +215,6 @@ def has_fused_adamw(device: torch.device) -> bool:
     return _vendor(device).fused_adamw
 
 
-def settled_dtype(name: str, device: torch.device) -> str:
-    """`name`, or for "auto" the format that `device` is built to multiply fast.
-
-    Accelerators have bfloat16 units. A CPU without matrix tiles multiplies bfloat16 no faster than
-    float32 (bench/RESULTS.md has both).
-    """
-    if name != "auto":
-        return name
-    # torch has no public name for this; where the private one is gone, float32 is always right.
-    has_tiles = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    return "bfloat16" if device.type != "cpu" or has_tiles() else "float32"
-
-
 def dtype(name: str) -> torch.dtype:
     """The torch dtype called `name`. Raises ConfigError on a name not offered."""
     if name not in _DTYPES:

@@ -302,6 +302,25 @@ def _qualify_fleet(given: argparse.Namespace, level: "Level") -> None:
     sys.exit(0 if found.fit else 1)
 
 
+def bench(given: argparse.Namespace) -> None:
+    """What there is to choose from on a device, measured now, and what is chosen."""
+    import msgspec
+    import torch
+
+    from interlock import terminal
+    from interlock.chips import device, probe
+
+    if given.threads is not None:
+        torch.set_num_threads(given.threads)
+    found = probe.measure(device.claim(given.device))
+    taken = probe.choose(found)
+    if given.json:
+        tree = {"measured": msgspec.to_builtins(found), "taken": msgspec.to_builtins(taken)}
+        print(json.dumps(tree, indent=2))
+        return
+    terminal.print_speeds(terminal.Screen(), found, taken)
+
+
 def parity(given: argparse.Namespace) -> None:
     """Compare two sides; write the figures and the page."""
     from interlock import terminal

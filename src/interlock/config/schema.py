@@ -24,9 +24,10 @@ Concurrent = Annotated[int, Meta(ge=1, le=2**16)]  # of what takes memory at the
 Weight = Annotated[float, Meta(ge=0, le=1e9)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Decay = Annotated[float, Meta(ge=0, lt=1)]  # of a running mean, which 1 would never move
-# "auto": bfloat16 where the device is built for it, else float32; the run records which it was.
 EngineName = Literal["torch", "vllm"]  # the modules are named in workers/generator.py
+# "auto", and 0 where it says so: as measured on the device (chips/probe.py); the run records it.
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+Kernel = Literal["auto", "torch", "mkl", "onednn"]  # what multiplies: chips/products.py
 
 Overlong = Literal["refuse", "leave_out"]  # what is done about data that does not fit
 
@@ -54,7 +55,9 @@ class GeneratorSettings(_Section, frozen=True):
     count: Processes = 1
     engine: EngineName = "torch"
     device: str = "cpu"  # "cpu", "cuda:1", "npu", …: as chips/device.py names them
-    dtype: Dtype = "auto"  # of its weights and activations
+    dtype: Dtype = "auto"  # of its weights and products
+    kernel: Kernel = "auto"  # of the torch engine
+    fused_attention_above: NonNegative = 0  # keys, of the torch engine; 0: as measured
     slots: Concurrent = 64  # completions decoded at the same time
     python: str | None = None  # interpreter of the worker's own environment; None: the learner's
     env: dict[str, str] = {}  # environment variables of the worker, added to the learner's
@@ -123,7 +126,10 @@ class LearnerSettings(_Section, frozen=True):
 
     device: str = "cpu"  # without a number under torchrun: every process takes one of its own
     dtype: Dtype = "auto"  # of both passes and of the published weights; not float16
-    micro_batch_tokens: Positive = 512  # per forward pass; gradients of a step's are accumulated
+    kernel: Literal["auto", "torch", "onednn"] = "auto"  # as a generator's
+    fused_attention_above: NonNegative = 0  # keys; 0: as measured
+    # Per forward pass; gradients of a step's are accumulated. 0: as measured.
+    micro_batch_tokens: NonNegative = 0
     logits_chunk: Positive = 1024  # tokens whose logits are held at a time
     activation_checkpointing: bool = False  # less memory, one forward pass more
     max_bad_steps: Positive = 5  # non-finite steps in a row before the run stops

@@ -13,10 +13,9 @@ from collections.abc import Sequence
 
 import msgspec
 import torch
-from msgspec.structs import replace
 from torch import Tensor, nn
 
-from interlock.chips import device
+from interlock.chips import device, probe
 from interlock.config.schema import LearnerSettings, LossSettings, OptimizerSettings
 from interlock.errors import TrainingError
 from interlock.learner.distributed import sharding
@@ -115,15 +114,14 @@ class Learner:
     ) -> None:
         parameters = {n: p for n, p in decoder.named_parameters() if p.requires_grad}
         assert all(parameter.dtype == torch.float32 for parameter in parameters.values())
-        settled = device.settled_dtype(settings.dtype, decoder.embed.device)
-        decoder.dtype = device.dtype(settled)
+        settings = probe.settled(settings, decoder.embed.device)
+        decoder.dtype = device.dtype(settings.dtype)
+        decoder.use(settings.kernel)
         decoder.checkpointing = settings.activation_checkpointing
         self.ranks = ranks or Ranks()
         self.decoder = decoder
         self.parameters = parameters
-        begin = BeginStage(
-            replace(settings, dtype=settled), optimizer, total_steps, keep_reference, version
-        )
+        begin = BeginStage(settings, optimizer, total_steps, keep_reference, version)
         with self.ranks.broadcast(begin):
             self.reference = _frozen_copy(decoder, self.ranks) if keep_reference else None
         self.steps = 0  # applied: the place in the schedule
@@ -201,11 +199,10 @@ class Learner:
         `tokens` are of the vocabulary.
         """
         stream = torch.tensor(tokens, device=self.device)
-        attend = causal(len(tokens), self.device)
+        attend = causal(len(tokens), self.device, self._settings.fused_attention_above)
         with self.ranks.broadcast(ScoreText(tokens)):
             hidden = self.decoder(stream, attend.positions, attend)[:-1]
-            chunk = self._settings.logits_chunk
-            found = token_logprobs(hidden, self.decoder.head, stream[1:], 1.0, chunk)[0]
+            found = self._of_targets(self.decoder, hidden, stream[1:], 1.0)
             sharding.reshard(self.decoder)
             return found.tolist()
 
@@ -252,7 +249,8 @@ class Learner:
 
     def _pack(self, groups: Sequence[TrainingGroup], every_token: bool = False) -> list[MicroBatch]:
         limit, vocab = self._settings.micro_batch_tokens, self.decoder.arch.vocab
-        return pack(groups, limit, vocab, self.device, every_token)
+        fused_above = self._settings.fused_attention_above
+        return pack(groups, limit, vocab, self.device, every_token, fused_above)
 
     def _empty(self, like: MicroBatch) -> MicroBatch:
         """One token without weight: all ranks must make as many passes as the busiest of them."""
@@ -288,16 +286,24 @@ class Learner:
             temperature,
             self._settings.logits_chunk,
             lambda logprobs, rows: policy_loss(logprobs, terms[rows], loss),
+            self.decoder.dtype,
+            self.decoder.product,
         )
         value.backward()
         return sums(logprobs, entropy, terms, loss)
 
     @torch.no_grad()
     def _logprobs(self, decoder: Decoder, batch: MicroBatch, temperature: float) -> Tensor:
-        hidden, chunk = _hidden(decoder, batch), self._settings.logits_chunk
-        found = token_logprobs(hidden, decoder.head, batch.targets, temperature, chunk)[0]
+        found = self._of_targets(decoder, _hidden(decoder, batch), batch.targets, temperature)
         sharding.reshard(decoder)
         return found
+
+    def _of_targets(
+        self, decoder: Decoder, hidden: Tensor, targets: Tensor, temperature: float
+    ) -> Tensor:
+        """The log-probabilities [M] of targets [M] after hidden [M, d]."""
+        how = self._settings.logits_chunk, decoder.dtype, decoder.product
+        return token_logprobs(hidden, decoder.head, targets, temperature, *how)[0]
 
     def _apply(self, loss: float, lr: float) -> tuple[float, bool]:
         """Update the masters from the gradients, and clear these. -> gradient norm, skipped"""

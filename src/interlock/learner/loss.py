@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from interlock.chips.products import Product, wide
 from interlock.config.schema import LossSettings
 from interlock.errors import TrainingError
 from interlock.mismatch import Mismatch
@@ -229,29 +230,43 @@ def chunked_loss(
     temperature: float,
     chunk: int,
     loss_of: Callable[[Tensor, slice], Tensor],
+    dtype: torch.dtype | None = None,
+    product: Product = F.linear,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sum of the losses of M tokens, never holding logits of more than `chunk` of them.
 
-    hidden [M, d], head [V, d] (cast to hidden's dtype), targets [M] int64. `loss_of` maps the
+    hidden [M, d], head [V, d], targets [M] int64. The head is rounded to `dtype` (None: hidden's);
+    logits are of hidden's, and what goes back is multiplied in `dtype`. `loss_of` maps the
     log-probabilities [m] of a slice of the M rows to their losses [m], each of which depends on its
     own log-probability alone.
     -> loss [] fp32, with the gradients of hidden and head; logprobs [M] and entropy [M], fp32
     without gradients, both of softmax(logits / temperature).
     """
-    return _ChunkedLoss.apply(hidden, head, targets, temperature, chunk, loss_of)
+    rest = (targets, temperature, chunk, loss_of, dtype or hidden.dtype, product)
+    return _ChunkedLoss.apply(hidden, head, *rest)
 
 
 @torch.no_grad()
 def token_logprobs(
-    hidden: Tensor, head: Tensor, targets: Tensor, temperature: float, chunk: int
+    hidden: Tensor,
+    head: Tensor,
+    targets: Tensor,
+    temperature: float,
+    chunk: int,
+    dtype: torch.dtype | None = None,
+    product: Product = F.linear,
 ) -> tuple[Tensor, Tensor]:
     """logprobs [M] and entropy [M] as of `chunked_loss`, without gradients."""
-    weight = head.to(hidden.dtype)
+    weight = head.to(dtype or hidden.dtype)
     logprobs, entropy = hidden.new_empty((2, len(targets)), dtype=torch.float32)
     for rows in _slices(len(targets), chunk):
-        logits = F.linear(hidden[rows], weight)  # [m, V]
+        logits = _logits(hidden[rows], weight, product)  # [m, V]
         logprobs[rows], entropy[rows] = _to_probabilities(logits, targets[rows], temperature)
     return logprobs, entropy
+
+
+def _logits(hidden: Tensor, weight: Tensor, product: Product) -> Tensor:
+    return (product if weight.dtype == hidden.dtype else wide)(hidden, weight, None)
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -264,14 +279,16 @@ class _ChunkedLoss(torch.autograd.Function):
         temperature: float,
         chunk: int,
         loss_of: Callable[[Tensor, slice], Tensor],
+        dtype: torch.dtype,
+        product: Product,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        weight = head.to(hidden.dtype)
+        weight = head.to(dtype)
         logprobs, entropy = hidden.new_empty((2, len(targets)), dtype=torch.float32)
         loss = hidden.new_zeros((), dtype=torch.float32)
         d_hidden = torch.empty_like(hidden)
         d_head = torch.zeros_like(head, dtype=torch.float32)
         for rows in _slices(len(targets), chunk):
-            logits = F.linear(hidden[rows], weight)  # [m, V]
+            logits = _logits(hidden[rows], weight, product)  # [m, V]
             logprobs[rows], entropy[rows] = _to_probabilities(logits, targets[rows], temperature)
             part, slope = _value_and_slope(loss_of, logprobs[rows], rows)
             loss += part
@@ -281,8 +298,9 @@ class _ChunkedLoss(torch.autograd.Function):
             logits *= -slope[:, None].to(logits.dtype)
             at_target = -slope * torch.expm1(logprobs[rows])
             logits.scatter_(1, targets[rows, None], at_target[:, None].to(logits.dtype))
-            torch.mm(logits, weight, out=d_hidden[rows])
-            _add_product(d_head, logits.T, hidden[rows])
+            logits = logits.to(dtype)
+            d_hidden[rows] = product(logits, weight.mT, None)
+            _add_product(d_head, logits.mT, hidden[rows].to(dtype))
         ctx.save_for_backward(d_hidden, d_head)
         ctx.head_dtype = head.dtype
         ctx.mark_non_differentiable(logprobs, entropy)
@@ -293,7 +311,7 @@ class _ChunkedLoss(torch.autograd.Function):
         d_hidden, d_head = ctx.saved_tensors
         scale = grads[0]
         d_head = d_head.mul_(scale).to(ctx.head_dtype)  # in place: it is as large as the head
-        return (d_hidden * scale).to(d_hidden.dtype), d_head, None, None, None, None
+        return (d_hidden * scale).to(d_hidden.dtype), d_head, *[None] * 6
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

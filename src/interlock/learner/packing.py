@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from interlock.errors import TrainingError
-from interlock.models.attention import Groups
+from interlock.models.attention import FUSED_ABOVE, Groups
 
 # A sampler in low precision may give a sure token a probability just above 1.
 _ROUNDING = 1e-3
@@ -88,6 +88,7 @@ def pack(
     vocab: int,
     device: torch.device,
     every_token: bool = False,
+    fused_above: int = FUSED_ABOVE,
 ) -> list[MicroBatch]:
     """Fill micro-batches with groups, in the order given.
 
@@ -100,6 +101,7 @@ def pack(
         vocab: token ids are below it.
         device: of the tensors.
         every_token: make every completion token a target.
+        fused_above: see models/attention.py.
 
     Raises:
         TrainingError: a group is malformed: lengths that differ, ids outside the vocabulary, values
@@ -113,7 +115,7 @@ def pack(
     members = accumulate((len(group.completions) for group in groups), initial=0)
     starts = [ends[member] for member in members]  # of each group, among the T tokens
     batches = (
-        _micro_batch(groups, pieces, starts, columns, device)
+        _micro_batch(groups, pieces, starts, columns, device, fused_above)
         for pieces in _filled(_pieces(groups, micro_batch_tokens), micro_batch_tokens)
     )
     return [batch for batch in batches if len(batch.rows)]
@@ -229,6 +231,7 @@ def _micro_batch(
     starts: list[int],
     columns: _Columns,
     device: torch.device,
+    fused_above: int,
 ) -> MicroBatch:
     tokens: list[int] = []
     rows: list[int] = []
@@ -255,6 +258,7 @@ def _micro_batch(
             [len(groups[piece.group].prompt) for piece in pieces],
             [[length for length in members if length] for members in lengths],
             device,
+            fused_above,
         ),
         rows=torch.tensor(rows)[needed].to(device),
         targets=columns.targets[chosen].to(device),

@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Spans of more keys than this go to the fused kernel, whose memory does not grow with them. For
-# shorter ones plain matrix products take 0.3 to 0.7 of its time, forward and backward together
-# (bf16, SmolLM2's heads, AVX-512 CPU); at 512 keys the two are even. Whether gradients are recorded
-# plays no part: the same tokens shall give the same bits with and without.
+# Spans of more keys than this go to the fused kernel, whose memory does not grow with them; for
+# shorter ones plain matrix products are faster. Where the two are even differs (chips/probe.py);
+# this is for what is not measured. Whether gradients are recorded plays no part: the same tokens
+# shall give the same bits with and without.
 FUSED_ABOVE = 512
 
 
@@ -32,13 +32,15 @@ class Attend(Protocol):
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor: ...
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, fused_above: int = FUSED_ABOVE
+) -> Tensor:
     """Softmax attention with grouped query heads. The softmax is computed in fp32.
 
     q [B, L, H, D], k [B, S, K, D], v [B, S, K, E], mask bool broadcastable to [B, L, S], True where
     seen -> [B, L, H, E]
     """
-    if k.shape[1] > FUSED_ABOVE:
+    if k.shape[1] > fused_above:
         out = F.scaled_dot_product_attention(
             q.transpose(1, 2),
             k.transpose(1, 2),
@@ -78,7 +80,11 @@ class Groups:
     """
 
     def __init__(
-        self, prompts: Sequence[int], completions: Sequence[Sequence[int]], device: torch.device
+        self,
+        prompts: Sequence[int],
+        completions: Sequence[Sequence[int]],
+        device: torch.device,
+        fused_above: int = FUSED_ABOVE,
     ) -> None:
         prompt_starts, starts, lengths, owners, positions, at = [], [], [], [], [], 0
         for group, (prompt, members) in enumerate(zip(prompts, completions, strict=True)):
@@ -93,6 +99,7 @@ class Groups:
                 positions.append(torch.arange(prompt, prompt + length))
                 at += length
         self.positions = torch.cat(positions).to(device)  # [N]
+        self._fused_above = fused_above
         prompt_rows, prompt_real = _padded(prompt_starts, prompts)  # [B, P]
         rows, real = _padded(starts, lengths)  # [C, L]
         owner = torch.tensor(owners, dtype=torch.long)  # [C]
@@ -111,21 +118,22 @@ class Groups:
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         prompts, rows = self.prompt_rows, self._rows
         prompt_k, prompt_v = _gather(k, prompts), _gather(v, prompts)  # [B, P, K, *]
-        out = attention(_gather(q, prompts), prompt_k, prompt_v, self._prompt_mask, scale)
+        how = scale, self._fused_above
+        out = attention(_gather(q, prompts), prompt_k, prompt_v, self._prompt_mask, *how)
         padded = out.flatten(0, 1)  # [B P, H, E]
         if rows.numel():
             own_prompt_k = repeated(prompt_k, self._owners)  # [C, P, K, *]
             own_prompt_v = repeated(prompt_v, self._owners)
             span_k = torch.cat([own_prompt_k, _gather(k, rows)], dim=1)
             span_v = torch.cat([own_prompt_v, _gather(v, rows)], dim=1)
-            out = attention(_gather(q, rows), span_k, span_v, self._mask, scale)
+            out = attention(_gather(q, rows), span_k, span_v, self._mask, *how)
             padded = torch.cat([padded, out.flatten(0, 1)])
         return padded.index_select(0, self._places)
 
 
-def causal(length: int, device: torch.device) -> Groups:
+def causal(length: int, device: torch.device, fused_above: int = FUSED_ABOVE) -> Groups:
     """One plain sequence of `length` tokens."""
-    return Groups([length], [[]], device)
+    return Groups([length], [[]], device, fused_above)
 
 
 def repeated(x: Tensor, rows: Tensor) -> Tensor:

@@ -5,9 +5,8 @@
     logits [N, V] <─ head ─ hidden [N, d] <──────────────────────────────────────────────────┘
 
 It knows nothing of batches, caches or padding: tokens come as one flat stream with their positions,
-and an `Attend` (attention.py) decides who sees whom. Activations run in `dtype`, whatever the
-parameters' own precision. `layout` says which part of which parameter every Hugging Face tensor is;
-loading, publishing and saving all go through it.
+and an `Attend` (attention.py) decides who sees whom. `layout` says which part of which parameter
+every Hugging Face tensor is; loading, publishing and saving all go through it.
 
 Legend: N tokens, d hidden size, V vocabulary, H query heads, K key/value heads, D head size
 """
@@ -20,11 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from interlock.chips import products
+from interlock.chips.products import Product
 from interlock.errors import ModelError
 from interlock.models.architecture import Architecture
 from interlock.models.attention import Attend
 from interlock.models.latent import LatentAttention
-from interlock.models.layers import LayoutEntry, Linear, Mlp, ParameterSlice, Product, RMSNorm
+from interlock.models.layers import LayoutEntry, Linear, Mlp, ParameterSlice, RMSNorm
 from interlock.models.moe import Experts
 from interlock.models.rope import Angles, Rotary, rotate
 
@@ -79,10 +80,12 @@ class Layer(nn.Module):
         if arch.routing is not None and index in arch.routing.layers:
             self.mlp = Experts(arch.hidden, arch.routing)
 
-    def forward(self, x: Tensor, angles: Angles, attend: Attend) -> Tensor:
-        """x [N, d] -> [N, d]."""
-        x = x + self.attention(self.attention_norm(x), angles, attend)
-        return x + self.mlp(self.mlp_norm(x))
+    def forward(self, x: Tensor, angles: Angles, attend: Attend, dtype: torch.dtype) -> Tensor:
+        """x [N, d] -> [N, d], both as wide as fp32; between them all is computed in `dtype`."""
+        normed = self.attention_norm(x, dtype).to(dtype)
+        x = x + self.attention(normed, angles, attend).to(x.dtype)
+        normed = self.mlp_norm(x, dtype).to(dtype)
+        return x + self.mlp(normed).to(x.dtype)
 
     def layout(self, ours: str, theirs: str) -> Iterator[LayoutEntry]:
         """As Attention's."""
@@ -101,8 +104,11 @@ class Decoder(nn.Module):
         logprobs = decoder.logits(hidden).log_softmax(-1)  # [N, V], of what follows each token
 
     One with requires_grad False is not trained by gradient, and stays fp32 (see moe.py).
-    `dtype` is that of the activations. With `checkpointing`, only the input of each layer is kept
-    for the backward pass, which computes the rest again.
+    `dtype` is what weights are rounded to, and what products and attention are computed in. What
+    the layers add to, x, and the logits are fp32 at least: decoding and prefill, or two engines,
+    which add up in different orders, are then a third as far apart as with both in bfloat16
+    (docs/performance.md). With `checkpointing`, only the input of each layer is kept for the
+    backward pass, which computes the rest again.
     """
 
     def __init__(self, arch: Architecture) -> None:
@@ -113,7 +119,8 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Layer(arch, index) for index in range(arch.layers))
         self.norm = RMSNorm(arch.hidden, arch.norm_eps)
         self.unembed = None if arch.tied else nn.Parameter(torch.empty(arch.vocab, arch.hidden))
-        self.head_product: Product = F.linear  # as Linear's
+        self.product: Product = F.linear  # see `use`
+        self.head_product: Product = products.wide  # an engine may lend a packed one
         self.dtype = torch.float32
         self.checkpointing = False
 
@@ -123,25 +130,36 @@ class Decoder(nn.Module):
         return self.embed if self.unembed is None else self.unembed
 
     def forward(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """tokens [N] int64, positions [N] int64 -> hidden [N, d] after the last norm."""
+        """tokens [N] int64, positions [N] int64 -> hidden [N, d] after the last norm, fp32 (with
+        `dtype` float64, that)."""
         learning = torch.is_grad_enabled()
-        x = F.embedding(tokens, self.embed).to(self.dtype)
+        wide = torch.promote_types(self.dtype, torch.float32)
+        x = F.embedding(tokens, self.embed).to(self.dtype).to(wide)
         angles = self.rotary(positions)
         for layer in self.layers:
             if learning and self.checkpointing:
                 x = checkpoint(
-                    layer, x, angles, attend, use_reentrant=False, preserve_rng_state=False
+                    *(layer, x, angles, attend, self.dtype),
+                    use_reentrant=False,
+                    preserve_rng_state=False,
                 )
             else:
-                x = layer(x, angles, attend)
+                x = layer(x, angles, attend, self.dtype)
         if learning:
             for experts in self._experts():
                 experts.count()
-        return self.norm(x)
+        return self.norm(x, self.dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """hidden [..., d] -> logits [..., V] in the compute dtype."""
-        return self.head_product(hidden, self.head.to(hidden.dtype), None)
+        """hidden [..., d] -> logits [..., V], in hidden's dtype."""
+        return self.head_product(hidden, self.head.to(self.dtype), None)
+
+    def use(self, kernel: str) -> None:
+        """From now on multiply by `kernel`, one of chips/products.py that is offered here."""
+        self.product = products.plain(kernel)
+        for module in self.modules():
+            if isinstance(module, Linear | Experts):
+                module.product = self.product
 
     def shared(self) -> "Decoder":
         """Another decoder of the very same weights, outside of autograd: they change together."""

@@ -7,23 +7,23 @@ module's `layout` says which part of which parameter every Hugging Face tensor i
 Legend: N tokens, d hidden size
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from interlock.chips.products import Product
+
 # (parameter name, index into it)
 ParameterSlice = tuple[str, tuple[int | slice, ...]]
 # Hugging Face name and where it is kept
 LayoutEntry = tuple[str, ParameterSlice]
-# x [N, in], W [out, in], b [out] or None -> x Wᵀ + b
-Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 class Linear(nn.Module):
-    """y = x Wᵀ + b, with W [out, in] cast to x's dtype. An engine may lend another `product`."""
+    """y = x Wᵀ + b, with W [out, in] cast to x's dtype; see Decoder.use for `product`."""
 
     def __init__(self, inputs: int, outputs: int, bias: bool = False) -> None:
         super().__init__()
@@ -50,17 +50,18 @@ class Linear(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight over the last dimension; computed in fp32, returned in x's dtype."""
+    """x / rms(x) * weight over the last dimension; computed in fp32 at least."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(size))
         self.eps = eps
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [..., size] -> the same shape."""
-        # The weight is rounded to the compute dtype first, as the published one is.
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+    def forward(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """x [..., size] -> the same shape and dtype."""
+        # Rounded to `dtype`, None: x's, as the published weight is.
+        weight = self.weight.to(dtype or x.dtype).to(x.dtype)
+        return F.rms_norm(x, self.weight.shape, weight, self.eps)
 
     def layout(self, ours: str, theirs: str) -> Iterator[LayoutEntry]:
         """As one tensor."""

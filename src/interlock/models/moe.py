@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from interlock.chips.products import Product
 from interlock.models.architecture import Routing
 from interlock.models.layers import LayoutEntry, Mlp, swiglu
 
@@ -80,6 +81,7 @@ class Experts(nn.Module):
         self.gate_up = nn.Parameter(torch.empty(count, 2 * inner, hidden))
         self.down = nn.Parameter(torch.empty(count, hidden, inner))
         self.shared = Mlp(hidden, routing.shared_inner) if routing.shared_inner else None
+        self.product: Product = F.linear  # see Decoder.use
         self.routed: Tensor | None = None  # [E] tokens per expert in the last forward pass
         self.load: Tensor | None = None  # [E] the same, summed since the last `balance`
 
@@ -92,10 +94,14 @@ class Experts(nn.Module):
         rows = x.repeat_interleave(per_token, dim=0).index_select(0, order)  # [N k, d]
         parts = rows.split(routed.tolist())
         experts = zip(parts, self.gate_up.to(x.dtype), self.down.to(x.dtype), strict=True)
-        out = torch.cat([_expert(*expert) for expert in experts if len(expert[0])])
+        out = torch.cat([self._expert(*expert) for expert in experts if len(expert[0])])
         out = out.index_select(0, order.argsort()).unflatten(0, (-1, per_token))  # [N, k, d]
         mixed = (out * weights[..., None]).sum(1).to(x.dtype)
         return mixed if self.shared is None else mixed + self.shared(x)
+
+    def _expert(self, x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+        """One expert: x [n, d], gate_up [2I, d], down [d, I] -> [n, d]."""
+        return self.product(swiglu(self.product(x, gate_up, None)), down, None)
 
     def count(self) -> None:
         """Add the last forward pass to the load. Not in `forward`, which checkpointing repeats."""
@@ -121,8 +127,3 @@ class Experts(nn.Module):
             yield f"{name}.down_proj.weight", (f"{ours}.down", (expert,))
         if self.shared is not None:
             yield from self.shared.layout(f"{ours}.shared", f"{theirs}.shared_experts")
-
-
-def _expert(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-    """One expert: x [n, d], gate_up [2I, d], down [d, I] -> [n, d]."""
-    return F.linear(swiglu(F.linear(x, gate_up)), down)

@@ -247,6 +247,7 @@ def _train(
     decoder = tiny_model.decoder(arch, tiny_model.weights(arch), device, torch.float32)
     settings = LearnerSettings(
         dtype=dtype,  # type: ignore[arg-type]
+        fused_attention_above=FUSED_ABOVE,
         logits_chunk=16,
         activation_checkpointing=arch.routing is not None,
     )

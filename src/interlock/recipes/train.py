@@ -20,7 +20,7 @@ import torch
 from msgspec.structs import replace
 
 from interlock import hub
-from interlock.chips import device, heap
+from interlock.chips import device, heap, probe
 from interlock.config.reading import parse_recipe, to_tree
 from interlock.config.schema import (
     GeneratorSettings,
@@ -53,6 +53,7 @@ from interlock.workers.generators import Generators
 from interlock.workers.inline import Inline
 
 Part = TypeVar("Part", LearnerSettings, GeneratorSettings)
+_OURS = ("torch", "cpu")  # engine and device
 _PACKAGES = ("interlock", "torch", "msgspec", "safetensors", "tokenizers", "numpy")
 
 
@@ -116,7 +117,9 @@ def _run_rank0(
     if resume:
         run = RunDir.open(directory, to_tree(recipe), hangs_on)
     else:
-        run = RunDir.create(directory, to_tree(recipe), versions(), hangs_on)
+        kernels = probe.why(recipe.learner, device.claim(recipe.learner.device))
+        sinks.note(kernels)
+        run = RunDir.create(directory, to_tree(recipe), versions() | {"kernels": kernels}, hangs_on)
     with run, sinks.of(run), ExitStack() as stack:
         _note_unqualified(uses, run, sinks)
         _note_untried(uses, sizes_of(arch), run, sinks)
@@ -187,8 +190,8 @@ def _saving(stage: Stage[Any]) -> Iterator[None]:
 def _settled(recipe: Recipe, resumed: Path | None) -> Recipe:
     """The recipe with what it leaves open decided: as in the resumed run, or for here and now.
 
-    That is every dtype "auto", the time that a chat template is told, and a resumed run's revision
-    of a model of the hub.
+    That is what is left to a measurement (chips/probe.py), the time that a chat template is told,
+    and a resumed run's revision of a model of the hub.
     """
     known = recipe
     clock: datetime | None = datetime.now().replace(microsecond=0)
@@ -204,17 +207,30 @@ def _settled(recipe: Recipe, resumed: Path | None) -> Recipe:
             path=hub.settled(recipe.model.path, known.model.path),
             clock=recipe.model.clock or clock,
         ),
-        learner=_settled_dtype(recipe.learner, known.learner.dtype),
-        generator=[_settled_dtype(recipe.generator[0], known.generator[0].dtype)]
-        if recipe.fleet.kind == "inline"
-        else recipe.generator,  # a worker decides for its own device
+        learner=_measured(recipe.learner, known.learner),
+        generator=_generators(recipe, known),
     )
 
 
-def _settled_dtype(asked: Part, known: str) -> Part:
-    if asked.dtype != "auto":
-        return asked
-    return replace(asked, dtype=device.settled_dtype(known, device.claim(asked.device)))
+def _generators(recipe: Recipe, known: Recipe) -> list[GeneratorSettings]:
+    """Those on this machine's CPU in this environment are settled, so that they come back as they
+    were; the others decide for their own device.
+    """
+    kind, kept = recipe.fleet.kind, known.generator
+    if len(kept) != len(recipe.generator):
+        kept = recipe.generator
+    return [
+        _measured(asked, old)
+        if kind == "inline"
+        or (kind == "local" and asked.python is None and (asked.engine, asked.device) == _OURS)
+        else asked
+        for asked, old in zip(recipe.generator, kept, strict=True)
+    ]
+
+
+def _measured(asked: Part, known: Part) -> Part:
+    kept = {name: getattr(known, name) for name in probe.left_open(asked)}
+    return probe.settled(replace(asked, **kept), device.claim(asked.device))
 
 
 def _learner(

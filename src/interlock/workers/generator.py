@@ -157,11 +157,11 @@ def sharing_generator(
     """A generator of the torch engine that has no weights of its own but those of `decoder`: they
     may change only where the version that is loaded next does.
     """
-    from interlock.engine.portable.engine import PortableEngine
+    from interlock.engine.portable.engine import sharing_engine
 
     tokenizer = Tokenizer.load(model, chat_template, clock)
     tokenizer.check_fits(decoder.arch.vocab)
-    return Generator(PortableEngine(decoder.shared(), tokenizer, settings.slots), tokenizer, name)
+    return Generator(sharing_engine(settings, decoder.shared(), tokenizer), tokenizer, name)
 
 
 def open_generator(

@@ -63,6 +63,11 @@ def of(kind: str) -> Vendor:
     return rows[0]
 
 
+def simulated(kind: str) -> bool:
+    """Whether a kind is computed by the CPU without being it: its speed says nothing."""
+    return of(kind).host and kind != "cpu"
+
+
 def named(kind: str) -> list[Vendor]:
     """The rows of all vendors whose devices may be of this kind."""
     return [row for row in ROWS if row.kind == kind] or [Vendor(name=kind, kind=kind)]

@@ -37,6 +37,7 @@ _NVIDIA = Vendor(
     kind="cuda",
     build="cuda",
     fused_adamw=True,
+    wide_sums=True,  # torch's document of mm
     ordered_sums="NCCL_ALGO=^NVLS",
     short_products=("backends.cudnn.allow_tf32",),
     variables=("CUBLAS", "CUDA_", "CUDNN", "NCCL_", "NVIDIA_TF32"),

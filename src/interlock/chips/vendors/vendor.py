@@ -62,6 +62,7 @@ class Vendor(msgspec.Struct, frozen=True, kw_only=True):
     host: bool = False  # computed by the CPU, at its speed
     numbered: bool = True  # a machine may have several, told apart by number: "cuda:1"
     fused_adamw: bool = False  # torch has AdamW in one pass for it
+    wide_sums: bool = False  # torch.mm of bfloat16 gives float32 for it, by its out_dtype
 
     # How it comes to torch.
     build: str = ""  # the name in torch.version of what torch was built with for it

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from interlock.chips import device
+from interlock.chips import device, probe
 from interlock.config.schema import GeneratorSettings
 from interlock.engine.base import (
     Engine,
@@ -30,6 +30,7 @@ from interlock.engine.base import (
 from interlock.engine.portable.kv_cache import Prefill
 from interlock.engine.portable.prepacked import PackedProducts
 from interlock.engine.portable.scheduler import Scheduler
+from interlock.models.attention import FUSED_ABOVE
 from interlock.models.checkpoint import load_decoder
 from interlock.models.decoder import Decoder
 
@@ -37,17 +38,30 @@ from interlock.models.decoder import Decoder
 class PortableEngine(Engine):
     """Generates with its own copy of the decoder; see engine/base.py for the contract."""
 
-    def __init__(self, decoder: Decoder, vocabulary: Vocabulary, slots: int) -> None:
-        """`decoder` belongs to the engine from now on. `slots`: sequences decoded at a time."""
+    def __init__(
+        self,
+        decoder: Decoder,
+        vocabulary: Vocabulary,
+        slots: int,
+        kernel: str = "torch",
+        fused_above: int = FUSED_ABOVE,
+    ) -> None:
+        """`decoder` belongs to the engine from now on. `slots`: sequences decoded at a time.
+
+        `kernel` (chips/products.py) is offered for the decoder's dtype and device; `fused_above`:
+        see models/attention.py.
+        """
         assert slots > 0
+        decoder.use(kernel)
         self.decoder = decoder.requires_grad_(False)
         self.version = 0
         self.limits = Limits(decoder.arch.vocab, decoder.arch.context, slots)
         self.description = f"torch {torch.__version__}"
         self.device = device.name(decoder.embed.device)
         self.dtype = str(decoder.dtype).removeprefix("torch.")
-        self._scheduler = Scheduler(decoder, vocabulary, slots)
-        self._packed = PackedProducts(decoder)
+        self._fused_above = fused_above
+        self._scheduler = Scheduler(decoder, vocabulary, slots, fused_above)
+        self._packed = PackedProducts(decoder, kernel)
         self._grown = False  # something was added since it was last seen whether packing pays
 
     @property
@@ -102,7 +116,7 @@ class PortableEngine(Engine):
         check_scored(tokens, top_k, self.limits)
         place = self.decoder.embed.device
         stream = torch.tensor(tokens, device=place)
-        attend = Prefill(0, [len(stream)], place)
+        attend = Prefill(0, [len(stream)], place, self._fused_above)
         hidden = self.decoder(stream, attend.positions, attend)[:-1]
         logprobs = self.decoder.logits(hidden).float().log_softmax(-1)
         given = logprobs.gather(1, stream[1:, None])[:, 0].tolist()
@@ -125,5 +139,14 @@ def open_engine(settings: GeneratorSettings, model: Path, vocabulary: Vocabulary
     Raises ConfigError when the device is not there, ModelError when the model cannot be read.
     """
     place = device.claim(settings.device)
-    dtype = device.dtype(device.settled_dtype(settings.dtype, place))
-    return PortableEngine(load_decoder(model, dtype, place), vocabulary, settings.slots)
+    settings = probe.settled(settings, place)
+    decoder = load_decoder(model, device.dtype(settings.dtype), place)
+    return sharing_engine(settings, decoder, vocabulary)
+
+
+def sharing_engine(
+    settings: GeneratorSettings, decoder: Decoder, vocabulary: Vocabulary
+) -> PortableEngine:
+    """As `open_engine`, with a decoder that is there; the settings are settled."""
+    how = settings.kernel, settings.fused_attention_above
+    return PortableEngine(decoder, vocabulary, settings.slots, *how)

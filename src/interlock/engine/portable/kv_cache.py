@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from interlock.models.attention import Groups
+from interlock.models.attention import FUSED_ABOVE, Groups
 
 _BLOCK = 16  # tokens by which rows grow at the least
 
@@ -98,11 +98,17 @@ class Prefill:
     of each prompt: `rests` are their lengths, none 0.
     """
 
-    def __init__(self, common: int, rests: Sequence[int], device: torch.device) -> None:
+    def __init__(
+        self,
+        common: int,
+        rests: Sequence[int],
+        device: torch.device,
+        fused_above: int = FUSED_ABOVE,
+    ) -> None:
         if common:
-            self._groups = Groups([common], [rests], device)
+            self._groups = Groups([common], [rests], device, fused_above)
         else:
-            self._groups = Groups(rests, [[] for _ in rests], device)
+            self._groups = Groups(rests, [[] for _ in rests], device, fused_above)
         self.positions = self._groups.positions  # [N]
         self.last = common - 1 + torch.tensor(list(rests), device=device).cumsum(0)  # [A], rows
         own = self.last[:, None] + 1 - torch.tensor(list(rests), device=device)[:, None]

@@ -120,8 +120,11 @@ class PromptCache:
 class Scheduler:
     """The sequences of one decoder, `slots` of them running at a time."""
 
-    def __init__(self, decoder: Decoder, vocabulary: Vocabulary, slots: int) -> None:
+    def __init__(
+        self, decoder: Decoder, vocabulary: Vocabulary, slots: int, fused_above: int
+    ) -> None:
         self._decoder, self._vocabulary, self._slots = decoder, vocabulary, slots
+        self._fused_above = fused_above
         self._device = decoder.embed.device
         self._added = 0
         self.clear()
@@ -192,9 +195,9 @@ class Scheduler:
         length, longer = prompt.length, {row: tokens for row, tokens in drawn.items() if tokens}
         texts = list(longer.values())
         if texts:
-            attend = Prefill(length, [len(tokens) for tokens in texts], self._device)
+            attend = self._prefilling(length, [len(tokens) for tokens in texts])
         else:
-            attend = Prefill(0, [length], self._device)
+            attend = self._prefilling(0, [length])
         stream = [*prompt.request.prompt_tokens, *itertools.chain(*texts)]
         hidden = self._decoder(self._tensor(stream), attend.positions, attend)
         k, v = attend.stored()
@@ -252,7 +255,7 @@ class Scheduler:
         texts = [prompt.request.prompt_tokens for prompt in fresh]
         common = _common(texts)
         rests = [tokens[common:] for tokens in texts]
-        attend = Prefill(common, [len(rest) for rest in rests], self._device)
+        attend = self._prefilling(common, [len(rest) for rest in rests])
         stream = [*texts[0][:common], *itertools.chain(*rests)]
         hidden = self._decoder(self._tensor(stream), attend.positions, attend)  # [N, d]
         k, v = attend.stored()
@@ -263,6 +266,9 @@ class Scheduler:
                 part = slice(place, place + 1), slice(None), slice(prompt.length)
                 prompt.kv = k[:, *part], v[:, *part]
         cache.add(fresh, k, v)
+
+    def _prefilling(self, common: int, rests: Sequence[int]) -> Prefill:
+        return Prefill(common, rests, self._device, self._fused_above)
 
     def _sample(self, hidden: torch.Tensor, version: int) -> list[Progress]:
         """Draw the next token of every running sequence from its hidden state [B, d]."""

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interlock.chips import device
+from interlock.chips import device, probe
 from interlock.config.schema import GeneratorSettings
 from interlock.engine.base import (
     Engine,
@@ -70,7 +70,7 @@ class VllmEngine(Engine):
         context = int(settings.options.get("max_model_len", decoder.arch.context))
         self.limits = Limits(decoder.arch.vocab, context, settings.slots)
         self.device = options.settle(settings)
-        self.dtype = device.settled_dtype(settings.dtype, device.claim(settings.device))
+        self.dtype = probe.settled(settings, device.claim(settings.device)).dtype
         wanted = options.arguments(model, settings, self.device, self.dtype, context)
         self._engine, self.description = options.start(wanted, settings.options, self.device)
         self._waiting: deque[LiveSequence] = deque()

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from interlock.chips import device
+from interlock.chips import device, probe
 from interlock.config.schema import LearnerSettings
 from interlock.learner.distributed.messages import ShardDecoder
 from interlock.learner.distributed.ranks import Ranks
@@ -39,7 +39,7 @@ def shard(decoder: Decoder, settings: LearnerSettings, ranks: Ranks) -> Decoder:
     if ranks.size == 1:
         return decoder
     assert ranks.device is not None
-    command = ShardDecoder(decoder.arch, device.settled_dtype(settings.dtype, ranks.device))
+    command = ShardDecoder(decoder.arch, probe.settled(settings, ranks.device).dtype)
     with ranks.broadcast(command):
         return shard_from_rank0(command, decoder, ranks)
 

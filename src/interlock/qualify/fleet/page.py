@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 from markupsafe import Markup
 
-from interlock.chips import certificates
+from interlock.chips import certificates, vendors
 from interlock.qualify import page as device_page
 from interlock.qualify.fleet import chart, verdict
 from interlock.qualify.fleet.found import DeviceFound, FleetFound, LinkFound, NodeFound
@@ -69,7 +69,7 @@ def page(found: FleetFound) -> str:
             found=found,
             headline=headline(found),
             ruling="reject" if found.troubles else "train" if found.fit else "none",
-            simulated=any(device.kind == "sim" for device in found.devices),
+            simulated=any(vendors.simulated(device.kind) for device in found.devices),
             tally=_tally(found, faults),
             map=chart.drawn(found, faults),
             matrix=_matrix(found.links, names) if len(names) <= _MATRIX else None,

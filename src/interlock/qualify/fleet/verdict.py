@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from statistics import median
 
+from interlock.chips import vendors
 from interlock.qualify.fleet.found import (
     DeviceFound,
     LinkFound,
@@ -131,7 +132,7 @@ def _stragglers(nodes: Sequence[NodeFound]) -> dict[tuple[str, int], str]:
     kinds: dict[tuple[str, str, str], dict[tuple[str, int], float]] = defaultdict(dict)
     for node in nodes:
         for i, each in enumerate(node.devices):
-            for figure, value in each.speeds.items() if each.kind != "sim" else ():
+            for figure, value in () if vendors.simulated(each.kind) else each.speeds.items():
                 kinds[each.kind, each.chip, figure][node.name, i] = value
     found: dict[tuple[str, int], str] = {}
     for (_, chip, figure), values in kinds.items():
