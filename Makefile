@@ -14,7 +14,7 @@ LOCKED := $(INSTALL) --require-hashes -r requirements
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-slow test-any-cpu test-any-cpu-quick chaos wheel lint format bench vllm lock clean
+.PHONY: help demo test test-slow test-any-cpu test-any-cpu-quick chaos gpu wheel lint format bench vllm lock clean
 
 help:  ## This list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 20
@@ -36,6 +36,11 @@ test-any-cpu-quick: $(VENV)/.test  ## A selection of these, in about a minute
 
 chaos: $(VENV)/.test  ## Long runs whose workers and learner are killed, stopped, slowed and corrupted
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m chaos
+
+DEVICE ?= cuda:0
+
+gpu: $(VENV)/.test  ## Try an accelerator in all that Interlock does on it (DEVICE=cuda:0, npu:0, …)
+	$(BIN)/interlock preflight --device $(DEVICE)
 
 wheel:  ## Build the wheel, install it in an environment of its own, and run two steps of the demo with it
 	rm -rf build

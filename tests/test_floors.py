@@ -20,7 +20,7 @@ FLOORS = [
     {"models"},
     {"engine", "learner"},
     {"workers"},
-    {"recipes", "qualify", "parity", "doctor"},
+    {"recipes", "qualify", "parity", "doctor", "preflight"},
     {"terminal"},
     {"cli"},
 ]

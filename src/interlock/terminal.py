@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from interlock.chips import probe
+from interlock.preflight.folder import Preflight, SectionRecord, Status
 from interlock.qualify import runner
 from interlock.qualify.check import Check
 from interlock.recipes.sinks import Sink
@@ -37,6 +38,11 @@ _RESULTS = {
     Result.PASS: ("✓", "green"),
     Result.FAIL: ("✗", "red"),
     Result.UNKNOWN: ("?", "yellow"),
+}
+_STATUSES = {
+    Status.DONE: ("✓", "green"),
+    Status.FAILED: ("✗", "red"),
+    Status.NOT_RUN: ("–", "yellow"),
 }
 VERDICTS = {
     Trust.TRAIN: "may train and generate",
@@ -415,3 +421,34 @@ def print_checks(console: Console, checks: Iterable[Check]) -> None:
         classes = ", ".join(map(str, check.classes))
         line = f"{check.id:<20}{roles:<17}{classes:<7}{check.proves}"
         console.print(Text(line), soft_wrap=True)
+
+
+class PreflightWatch:
+    """A line for every section that has ended."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def ended(self, record: SectionRecord, before: bool) -> None:
+        mark, style = _STATUSES[record.status]
+        how = "done before" if before else f"{record.seconds:.0f} s"
+        text = Text.assemble(
+            (f"{mark} {record.status:<8}", style),
+            f"{record.name:<9}{how:>12}  ",
+            visible(record.headline),
+        )
+        self._console.print(text, soft_wrap=True)
+
+
+def print_preflight(console: Console, found: Preflight) -> None:
+    """The closing table: every section in the folder."""
+    table = Table(title=f"Preflight of {visible(found.device)}", title_justify="left")
+    for heading in ("section", "status", "seconds", "found"):
+        table.add_column(heading, justify="right" if heading == "seconds" else "left")
+    for record in found.sections:
+        mark, style = _STATUSES[record.status]
+        told = "; ".join(filter(None, [record.headline, record.shortened]))
+        seconds = f"{record.seconds:.0f}"
+        status = Text(f"{mark} {record.status}", style=style)
+        table.add_row(record.name, status, seconds, Text(visible(told)))
+    console.print(table)

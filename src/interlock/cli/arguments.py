@@ -110,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_doctor(choices)
     _add_qualify(choices)
     _add_parity(choices)
+    _add_preflight(choices)
 
     verb = choices.add_parser("report", help="write a run's report as one HTML file")
     verb.add_argument("run", type=Path, metavar="RUN", help="a run directory")
@@ -287,6 +288,38 @@ def _add_parity(choices: Any) -> None:
         help="parity.json and parity.html (default: parity/MODEL)",
     )
     verb.set_defaults(verb=verbs.parity)
+
+
+def _add_preflight(choices: Any) -> None:
+    verb = choices.add_parser(
+        "preflight",
+        help="try a device in all that Interlock does on it, in minutes, without a network",
+        description="Exit code 0: no section failed, and one at least was done; 1: otherwise.",
+    )
+    verb.add_argument(
+        "--device", metavar="NAME", required=True, help="cuda:0, npu:0, cpu, sim, sim:DEFECT, …"
+    )
+    verb.add_argument(
+        "--model",
+        type=Path,
+        metavar="DIR",
+        help="of parity and demo: a model directory with its tokenizer (default: random weights)",
+    )
+    verb.add_argument("--only", metavar="NAME,…", help="some sections")
+    verb.add_argument("--skip", metavar="NAME,…", help="all but these")
+    verb.add_argument(
+        "--minutes", type=float, default=9.0, metavar="M", help="in all, at most (default: 9)"
+    )
+    verb.add_argument(
+        "--shapes",
+        default="qwen3-0.6b,qwen3-8b",
+        metavar="NAME,…",
+        help="at which speed is measured; tiny is for a try (default: qwen3-0.6b,qwen3-8b)",
+    )
+    verb.add_argument(
+        "--out", type=Path, metavar="DIR", help="of the results (default: preflight/DEVICE)"
+    )
+    verb.set_defaults(verb=verbs.preflight)
 
 
 def _add_side(verb: argparse.ArgumentParser, side: str, default: str | None) -> None:

@@ -366,6 +366,41 @@ def parity(given: argparse.Namespace) -> None:
         raise VoidResult(f"the verifier failed on every answer: {found.task.not_judged}")
 
 
+def preflight(given: argparse.Namespace) -> None:
+    """Run the sections on a device, and leave one folder with what they found."""
+    from interlock.preflight import sections
+
+    # Before torch is imported, which takes seconds: a slip is told at once.
+    chosen = sections.chosen(given.only, given.skip)
+    if not 0 < given.minutes < 1e6:
+        raise ConfigError(f"--minutes {given.minutes:g}: give a number of minutes above 0")
+    model = sections.checked_model(given.model)
+
+    from interlock import terminal
+    from interlock.preflight import runner
+    from interlock.preflight.folder import Status
+    from interlock.processes.scratch import Scratch
+
+    sections.check_shapes(given.shapes)
+    console = terminal.Screen()
+    out = given.out or Path("preflight") / re.sub(r"[^A-Za-z0-9.-]+", "-", given.device)
+    with _folder(out), Scratch("interlock-preflight-") as scratch:
+        identity = runner.identify(given.device)
+        setting = sections.PreflightSetting(
+            given.device,
+            model or sections.random_model(chosen, scratch / "model"),
+            model is not None,
+            given.shapes,
+            sections.checkout(),
+        )
+        watch = terminal.PreflightWatch(console)
+        found = runner.run(setting, identity, chosen, given.minutes, out, watch.ended)
+    terminal.print_preflight(console, found)
+    console.print(f"results: {out}", soft_wrap=True)
+    ran = {record.status for record in found.sections}
+    sys.exit(0 if Status.DONE in ran and Status.FAILED not in ran else 1)
+
+
 def report(given: argparse.Namespace) -> None:
     """Write the report of a run, finished or not."""
     from interlock.report import write_report
