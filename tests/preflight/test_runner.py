@@ -77,6 +77,21 @@ def test_no_end_of_a_section_stops_the_others(tmp_path: Path) -> None:
     assert "| works | done |" in (tmp_path / "out/README.md").read_text()
 
 
+def test_damaged_results_do_not_stop_the_others(tmp_path: Path) -> None:
+    program = "open('parity.json', 'w').write('null')"
+    parity = replace(sections.SECTIONS["parity"], job=planted("", program).job)
+    ended = run(tmp_path, parity, planted("works", says("all is well")))
+    assert [str(record.status) for record, _ in ended] == ["failed", "done"]
+    assert ended[0][0].headline.startswith("it left no results")
+
+
+def test_a_difference_that_is_not_finite_is_not_told_as_zero(tmp_path: Path) -> None:
+    apart = [{"mismatch": {"k3": k3}} for k3 in (1e-3, None)]
+    found = {"verdict": "different", "headline": "", "differences": apart}
+    (tmp_path / "parity.json").write_text(json.dumps(found))
+    assert sections.SECTIONS["parity"].told(tmp_path).figures["largest k3"] == "not finite"
+
+
 def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
     good, bad = planted("good", says("well")), planted("bad", "raise SystemExit(1)")
     assert [before for _, before in run(tmp_path, good, bad)] == [False, False]

@@ -130,7 +130,7 @@ def _judged(
 ) -> tuple[Status, SectionResult]:
     try:
         told = section.told(where)
-    except (OSError, ValueError, LookupError, SyntaxError):  # not there, or not whole
+    except Exception:  # not there, or damaged in whatever way: it must not stop the others
         told = SectionResult("")
     if ended.code not in job.done:
         why = _why(ended, seconds)

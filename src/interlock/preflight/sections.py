@@ -89,10 +89,10 @@ def _parity(setting: PreflightSetting, seconds: float) -> Job:
 
 def _told_of_parity(where: Path) -> SectionResult:
     found = _read(where / "parity.json")
-    worst = [float(each["mismatch"]["k3"] or 0) for each in found["differences"]]
+    apart = [each["mismatch"]["k3"] for each in found["differences"]]
     figures: Figures = {"verdict": found["verdict"]}
-    if worst:
-        figures["largest k3"] = max(worst)
+    if apart:  # JSON has null for what is not finite
+        figures["largest k3"] = "not finite" if None in apart else max(apart)
     return SectionResult(f"{found['verdict']}: {found['headline']}", figures)
 
 
