@@ -14,7 +14,7 @@ from rounding import allowed, assert_close, in_both, in_float64
 from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from interlock.cli import arguments, verbs
+from interlock.cli import arguments, devices
 from interlock.config.schema import GuardSettings, TaskSettings
 from interlock.errors import ConfigError, VoidResult
 from interlock.models.attention import causal
@@ -186,7 +186,7 @@ def test_a_verifier_that_always_fails_says_nothing_of_either_side(
     given += [f"options.path={tmp_path}/rows.jsonl"]
     given += [f"options.verifier={tmp_path}/broken.py:judge"]
     with pytest.raises(VoidResult, match="failed on every answer: OSError: no disk"):
-        verbs.parity(arguments.parse(given))
+        devices.parity(arguments.parse(given))
     page = (tmp_path / "out" / "parity.html").read_text()
     assert "jsonl tells nothing, its verifier failed on every answer" in page
     assert "McNemar" not in page and "Accuracy on" not in page

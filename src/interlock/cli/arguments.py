@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from interlock import __version__
-from interlock.cli import verbs
+from interlock.cli import devices, verbs
 from interlock.config.reading import nearest
 from interlock.errors import ConfigError
 
@@ -105,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--device", default="cpu", metavar="NAME", help="default: cpu")
     verb.add_argument("--threads", type=_at_least(1), metavar="N", help="default: torch's")
     verb.add_argument("--json", action="store_true", help="print the figures as JSON")
-    verb.set_defaults(verb=verbs.bench)
+    verb.set_defaults(verb=devices.bench)
 
     _add_doctor(choices)
     _add_qualify(choices)
@@ -163,7 +163,7 @@ def _add_doctor(choices: Any) -> None:
     )
     verb.add_argument("--device", metavar="NAME", help="cuda, npu:0, … (default: all that show)")
     verb.add_argument("--json", action="store_true", help="print one JSON object")
-    verb.set_defaults(verb=verbs.doctor)
+    verb.set_defaults(verb=devices.doctor)
 
 
 def _add_qualify(choices: Any) -> None:
@@ -198,7 +198,7 @@ def _add_qualify(choices: Any) -> None:
         help="certificate.json and report.html (default: certificates/DEVICE)",
     )
     _add_fleet(verb)
-    verb.set_defaults(verb=verbs.qualify)
+    verb.set_defaults(verb=devices.qualify)
 
 
 def _add_fleet(verb: argparse.ArgumentParser) -> None:
@@ -287,7 +287,7 @@ def _add_parity(choices: Any) -> None:
         metavar="DIR",
         help="parity.json and parity.html (default: parity/MODEL)",
     )
-    verb.set_defaults(verb=verbs.parity)
+    verb.set_defaults(verb=devices.parity)
 
 
 def _add_preflight(choices: Any) -> None:
@@ -319,7 +319,7 @@ def _add_preflight(choices: Any) -> None:
     verb.add_argument(
         "--out", type=Path, metavar="DIR", help="of the results (default: preflight/DEVICE)"
     )
-    verb.set_defaults(verb=verbs.preflight)
+    verb.set_defaults(verb=devices.preflight)
 
 
 def _add_side(verb: argparse.ArgumentParser, side: str, default: str | None) -> None:
