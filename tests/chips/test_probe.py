@@ -1,6 +1,8 @@
 """What is chosen from recorded tables of several machines, and what a table holds of this one."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -148,6 +150,7 @@ def test_a_kernel_that_does_not_multiply_the_dtype_is_a_mistake() -> None:
 def test_a_measurement_is_kept_and_read_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.delenv(probe.GIVEN, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     made = []
 
@@ -164,7 +167,7 @@ def test_a_measurement_is_kept_and_read_again(
     try:
         waited = 0.5  # on a busy machine: the figures are of the others, and kept for an hour
         assert asked() == asked()
-        (kept,) = (tmp_path / "interlock" / "probe").iterdir()
+        (kept,) = (tmp_path / "interlock" / "probe").glob("*.json")
         long_ago = kept.stat().st_mtime - 3601
         os.utime(kept, (long_ago, long_ago))
         waited = 0.0
@@ -181,6 +184,34 @@ def test_a_measurement_is_kept_and_read_again(
         assert asked() == ZEN5
     finally:
         probe._table.cache_clear()
+
+
+def test_a_table_that_is_given_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(probe, "measure", lambda place: pytest.fail("it was given"))
+    file = tmp_path / "table.json"
+    file.write_bytes(b'{"taken": {}, "measured": ' + msgspec.json.encode(ZEN5) + b"}")
+    monkeypatch.setenv(probe.GIVEN, str(file))
+    try:
+        probe._table.cache_clear()
+        assert probe.choose(probe.table(CPU)) == probe.choose(ZEN5)
+        file.write_text("[]")
+        probe._table.cache_clear()
+        with pytest.raises(ConfigError, match=r"INTERLOCK_PROBE = '.*' holds no measurement"):
+            probe.table(CPU)
+    finally:
+        probe._table.cache_clear()
+
+
+def test_processes_that_begin_together_choose_alike(tmp_path: Path) -> None:
+    """One measures, the others wait for it and read: the same figures to the last digit."""
+    body = "import msgspec, torch; from interlock.chips import probe; "
+    body += "print(msgspec.json.encode(probe.table(torch.device('cpu'))).decode())"
+    env = {name: value for name, value in os.environ.items() if name != probe.GIVEN}
+    env["XDG_CACHE_HOME"] = str(tmp_path)
+    command = [sys.executable, "-c", body]
+    asked = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE) for _ in range(3)]
+    told = {process.communicate(timeout=60)[0] for process in asked}
+    assert len(told) == 1 and told != {b""}
 
 
 def test_a_table_of_this_machine_holds_every_way_and_its_true_error() -> None:

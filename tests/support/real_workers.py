@@ -12,6 +12,7 @@ from queue import SimpleQueue
 from typing import Any
 
 import torch
+from msgspec.structs import replace
 
 from interlock.config.schema import FleetSettings, GeneratorSettings, GuardSettings
 from interlock.engine.portable.engine import PortableEngine
@@ -31,7 +32,9 @@ from interlock.workers.worker import Worker
 
 SLOTS = 8
 CANARY = Canary(list(range(40, 60)), [[1, 2, 3], [4]], 6)
-SETTINGS = GeneratorSettings(dtype="float32", slots=SLOTS)
+# Nothing is left to a measurement: workers of a test are to have the same bits.
+_EXACT = GeneratorSettings(dtype="float32", kernel="torch", fused_attention_above=512)
+SETTINGS = replace(_EXACT, slots=SLOTS)
 
 
 class _Channel:
@@ -153,7 +156,7 @@ class Weights:
         return self.versions[number] if number in self.versions else self.publish(number)
 
     def open(self, name: str = "w", slots: int = SLOTS) -> Open:
-        settings = GeneratorSettings(dtype="float32", slots=slots)
+        settings = replace(_EXACT, slots=slots)
         return Open(name, str(self.model), settings, None, self.url, CANARY, id=1)
 
 

@@ -10,15 +10,16 @@ float64. What is not as exact as its dtype (`LIMITS`), such as a quantised produ
 Of what is less than a tenth apart the plainer is taken. A run keeps what it chose in its settings.
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import msgspec
 import torch
@@ -30,6 +31,7 @@ from interlock.chips import device, products, vendors
 from interlock.config.schema import GeneratorSettings, LearnerSettings
 from interlock.errors import ConfigError, RunError
 from interlock.rundir.files import write_atomically
+from interlock.text import error_line
 
 # Largest root mean square error of a product relative to that of the exact one. Rounding the result
 # to bfloat16 gives 1.1e-3, factors in it besides 2.9e-3; int8 by rows 1.2e-2; TF32 3e-4.
@@ -37,6 +39,7 @@ LIMITS = {"float32": 2e-5, "bfloat16": 4e-3}
 GAIN = 1.1  # how much faster something must be to be taken instead of what is plainer
 BUSY = 0.1  # share of the time spent waiting, from which on figures are not kept for long
 _BUSY_KEPT_S = 3600.0
+_LINE_S = 10.0  # to wait for other processes that measure
 _HOPELESS = 4.0  # times slower than float32 in a small product: not measured any further
 _DECODED, _LEARNED = (64, 4), 128  # rows of a product
 _LAYER, _VOCABULARY = (1536, 576), (4096, 576)  # W [out, in], of a small model
@@ -47,6 +50,10 @@ _BUDGET_S = 0.002  # for the repetitions of one measurement
 
 # Settings as they are when they are left to a measurement.
 _UNSET = {"dtype": "auto", "kernel": "auto", "fused_attention_above": 0, "micro_batch_tokens": 0}
+
+# The environment variable that names a file with the CPU's table, taken instead of a measurement:
+# machines of one kind then choose alike.
+GIVEN = "INTERLOCK_PROBE"
 
 Run = Callable[[], object]
 Part = TypeVar("Part", LearnerSettings, GeneratorSettings)
@@ -73,6 +80,12 @@ class Table(msgspec.Struct, frozen=True):
     micro_batch: dict[int, float] = {}  # by tokens: seconds per thousand of them
     seconds: float = 0.0  # that measuring took
     waited: float = 0.0  # share of these that a thread waited for a processor
+
+
+class _Printed(msgspec.Struct, frozen=True):
+    """What `interlock bench --json` prints."""
+
+    measured: Table
 
 
 class Choice(msgspec.Struct, frozen=True):
@@ -166,18 +179,61 @@ def table(place: torch.device) -> Table:
 
 @cache
 def _table(place: str, threads: int) -> Table:
+    if place == "cpu" and (given := os.environ.get(GIVEN)):
+        return _given(Path(given))
     kept = _kept(torch.device(place), threads)
+    if (found := _read(kept)) is not None:
+        return found
+    with _in_line(kept):
+        if (found := _read(kept)) is not None:  # by one that stood before in the line
+            return found
+        found = measure(torch.device(place))
+        with suppress(OSError, RunError):  # where nothing can be kept, it is measured again
+            write_atomically(kept, msgspec.json.encode(found))
+    return found
+
+
+def _given(path: Path) -> Table:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=_Printed).measured
+    except (OSError, msgspec.DecodeError) as error:
+        raise ConfigError(
+            f"{GIVEN} = {str(path)!r} holds no measurement ({error_line(error)}); give what "
+            "`interlock bench --json` prints"
+        ) from None
+
+
+def _read(kept: Path) -> Table | None:
     with suppress(OSError, msgspec.DecodeError):
         age_s = time.time() - kept.stat().st_mtime
         found = msgspec.json.decode(kept.read_bytes(), type=Table)
         # Processes of one run are to choose alike, on a busy machine too.
         if found.waited < BUSY or age_s < _BUSY_KEPT_S:
             return found
-    found = measure(torch.device(place))
-    with suppress(OSError, RunError):  # where nothing can be kept, it is measured again
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(kept, msgspec.json.encode(found))
-    return found
+    return None
+
+
+@contextmanager
+def _in_line(kept: Path) -> Iterator[None]:
+    """Processes that begin at the same time measure one after the other. For a while: what stands
+    at the head of the line may be stopped, and what cannot be kept needs no line.
+    """
+    with ExitStack() as stack:
+        with suppress(OSError):
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(kept.with_suffix(".lock").open("w"))
+            late = time.monotonic() + _LINE_S
+            while not _locked(file) and time.monotonic() < late:
+                time.sleep(0.02)
+        yield
+
+
+def _locked(file: TextIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _kept(place: torch.device, threads: int) -> Path:
