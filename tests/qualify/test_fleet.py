@@ -107,7 +107,6 @@ def test_sums_over_a_link_are_exact_or_found_wrong(device: str, wrong: bool) -> 
 
 
 def words(child: Child) -> Any:
-    deadline = Deadline(120.0)
     while True:
-        word: LinkWord = from_bytes(child.receive(deadline, UNASKED_BYTES), LinkWord)
+        word: LinkWord = from_bytes(child.receive(120.0, UNASKED_BYTES), LinkWord)
         yield word

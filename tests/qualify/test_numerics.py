@@ -223,7 +223,7 @@ def test_the_cpu_passes_its_own_test(check: Any) -> None:
 def test_the_cpu_passes_all_cases(check: Any) -> None:
     told = check(Subject(CPU))
     assert told.passed, told.summary
-    assert told.figures["cases"] > 500
+    assert told.figures["cases"] > 400
 
 
 @pytest.mark.slow
