@@ -14,7 +14,6 @@ Others who use the machine are to be of lower priority: `nice -n -10` before the
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from environment import environment
+from figures import summary
 from interlock.processes.channel import Channel
 from interlock.processes.child import Child, inherited
 from interlock.processes.spins import few_spins
@@ -80,15 +80,6 @@ def busy(count: int) -> Iterator[None]:
         for process in found:
             process.kill()
             process.wait()
-
-
-def summary(values: list[float]) -> dict[str, Any]:
-    return {
-        "median": statistics.median(values),
-        "min": min(values),
-        "max": max(values),
-        "rounds": values,
-    }
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from environment import environment
-from interlock.chips import device, heap, probe
+from interlock.chips import device, heap, probe, speeds
 from interlock.config.schema import (
     GeneratorSettings,
     LearnerSettings,
@@ -81,7 +81,7 @@ def main() -> None:
     heap.keep_freed()
     torch.set_num_threads(given.threads)
     model, place = find_model(given.model, print), device.claim("cpu")
-    table = probe.measure(place)
+    table = speeds.measure(place)
     chosen = probe.choose(table)
     print(environment())
     print(f"the probe took {table.seconds:.2f} s", flush=True)

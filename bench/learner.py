@@ -15,7 +15,6 @@ learner really makes, against square products measured in every round.
 import argparse
 import json
 import os
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +24,7 @@ import torch
 import transformers
 
 from environment import environment
+from figures import summary
 from interlock.chips import device, heap, probe
 from interlock.config.schema import LearnerSettings, LossSettings, OptimizerSettings
 from interlock.learner.learner import Learner
@@ -107,15 +107,6 @@ def seconds(run: Callable[[], Any]) -> float:
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
-
-
-def summary(values: list[float]) -> dict[str, Any]:
-    return {
-        "median": statistics.median(values),
-        "min": min(values),
-        "max": max(values),
-        "rounds": values,
-    }
 
 
 def main() -> None:

@@ -186,6 +186,12 @@ def test_a_lone_stage_needs_no_index(tmp_path: Path) -> None:
         ("generator.sync_url=http://x", "set that too"),
         ("sync.url=/store", 'set fleet.kind = "local"'),
         ("stage.staleness=1", "work while the learner does"),
+        ("generator=[{engine='vllm',kernel='onednn'}]", "kernel = 'onednn' is of the torch engine"),
+        (
+            "generator=[{engine='vllm',fused_attention_above=64}]",
+            "fused_attention_above = 64 is of the torch engine",
+        ),
+        ("learner.kernel=mkl", "choose one of auto, onednn, torch"),
         ("fleet.kind=slurm", "choose one of inline, local, ray"),
     ],
 )

@@ -10,8 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from interlock.chips import probe, products
-from interlock.chips.probe import Speed, Table
+from interlock.chips import probe, products, speeds
+from interlock.chips.speeds import Speed, Table
 from interlock.config.schema import GeneratorSettings, LearnerSettings
 from interlock.errors import ConfigError
 
@@ -215,7 +215,7 @@ def test_processes_that_begin_together_choose_alike(tmp_path: Path) -> None:
 
 
 def test_a_table_of_this_machine_holds_every_way_and_its_true_error() -> None:
-    found = probe.measure(CPU)
+    found = speeds.measure(CPU)
     ways = {(each.dtype, each.kernel) for each in found.speeds}
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     hopeless = {each.dtype for each in found.speeds if not each.decode}
@@ -237,7 +237,7 @@ def test_the_error_tells_a_coarser_product(monkeypatch: pytest.MonkeyPatch) -> N
     """One whose factors keep ten bits, as TF32's do, in a gradient alone."""
     torch.manual_seed(0)
     x, weight = torch.randn(16, 576), torch.randn(384, 576)
-    exact = probe._error("torch", x, weight)
+    exact = speeds._error("torch", x, weight)
 
     def short(factor: torch.Tensor) -> torch.Tensor:
         return (factor.view(torch.int32) & ~0x1FFF).view(torch.float32)
@@ -248,7 +248,7 @@ def test_the_error_tells_a_coarser_product(monkeypatch: pytest.MonkeyPatch) -> N
         return F.linear(short(left.contiguous()), short(right.contiguous()), bias)
 
     monkeypatch.setattr(products, "plain", lambda kernel: coarse)
-    assert exact < probe.LIMITS["float32"] < probe._error("torch", x, weight)
+    assert exact < probe.LIMITS["float32"] < speeds._error("torch", x, weight)
 
 
 @pytest.mark.parametrize("kernel", products.KERNELS)

@@ -24,7 +24,7 @@ def test_what_own_threads_held_is_not_others(
 ) -> None:
     now, figures = 100.0, {1: (10, 5), 2: (2, 1)}
     monkeypatch.setattr(run_delay.time, "monotonic", lambda: now)
-    monkeypatch.setattr(run_delay, "_processors", lambda pids: processors)
+    monkeypatch.setattr(run_delay, "processors", lambda pids: processors)
     monkeypatch.setattr(
         run_delay,
         "_threads",

@@ -5,13 +5,10 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer
-from tokenizers.decoders import ByteLevel as ByteLevelDecoder
-from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel
 
 from interlock.models.decoder import Decoder
 from interlock.models.huggingface import read_architecture
+from interlock.preflight import random_model
 
 
 def make_model(directory: Path, **changes: object) -> Path:
@@ -43,12 +40,6 @@ def make_model(directory: Path, **changes: object) -> Path:
 
 
 def write_tokenizer(directory: Path) -> None:
-    letters = sorted(ByteLevel.alphabet())
-    tokenizer = Tokenizer(BPE({letter: n for n, letter in enumerate(letters)}, []))
-    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = ByteLevelDecoder()
-    tokenizer.add_special_tokens(["<end>"])
-    tokenizer.save(str(directory / "tokenizer.json"))
-    template = "{% for turn in messages %}{{ turn.content }}{% endfor %}"
-    settings = {"eos_token": "<end>", "chat_template": template}
-    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+    random_model.write_tokenizer(
+        directory, "{% for turn in messages %}{{ turn.content }}{% endfor %}"
+    )

@@ -97,16 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--device", default="cpu", help="default: cpu")
     verb.set_defaults(verb=verbs.chat)
 
-    verb = choices.add_parser(
-        "bench",
-        help="measure what is fast on a device: dtypes, kernels, attention, micro-batches",
-        description="What a run leaves to a measurement is chosen so, in its first moments.",
-    )
-    verb.add_argument("--device", default="cpu", metavar="NAME", help="default: cpu")
-    verb.add_argument("--threads", type=_at_least(1), metavar="N", help="default: torch's")
-    verb.add_argument("--json", action="store_true", help="print the figures as JSON")
-    verb.set_defaults(verb=devices.bench)
-
+    _add_bench(choices)
     _add_doctor(choices)
     _add_qualify(choices)
     _add_parity(choices)
@@ -152,6 +143,18 @@ def _add_eval(choices: Any) -> None:
     verb.add_argument("--device", default="cpu", help="default: cpu")
     verb.add_argument("--json", action="store_true", help="print one JSON object")
     verb.set_defaults(verb=verbs.evaluate)
+
+
+def _add_bench(choices: Any) -> None:
+    verb = choices.add_parser(
+        "bench",
+        help="measure what is fast on a device: dtypes, kernels, attention, micro-batches",
+        description="What a run leaves to a measurement is chosen so, in its first moments.",
+    )
+    verb.add_argument("--device", default="cpu", metavar="NAME", help="default: cpu")
+    verb.add_argument("--threads", type=_at_least(1), metavar="N", help="default: torch's")
+    verb.add_argument("--json", action="store_true", help="print the figures as JSON")
+    verb.set_defaults(verb=devices.bench)
 
 
 def _add_doctor(choices: Any) -> None:

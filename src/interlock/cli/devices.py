@@ -18,7 +18,10 @@ from interlock.records.trust import Trust
 from interlock.text import one_line, visible
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from interlock.qualify.check import Level
+    from interlock.records.trust import Sizes
 
 _REMOTE_SHELL = "ssh -o BatchMode=yes -o ConnectTimeout=20"
 _NODE_S = 3600.0  # for the devices of a node
@@ -76,14 +79,7 @@ def qualify(given: argparse.Namespace) -> None:
     for option in ("devices", "remote_shell", "remote_python", "timeout"):
         if getattr(given, option) is not None:
             raise ConfigError(f"--{option.replace('_', '-')} is of a fleet; give --fleet too")
-    model = None
-    if given.model:
-        from interlock.models.catalogue import sizes_of
-        from interlock.models.fetch import find_model
-        from interlock.models.huggingface import read_architecture
-
-        found_model = find_model(given.model, lambda line: console.print(line, soft_wrap=True))
-        model = Path(given.model).name, sizes_of(read_architecture(found_model))
+    model = _sizes_of(given.model, console) if given.model else None
     name = given.device or device.available()[0]
     path = given.out or Path("certificates") / re.sub(r"[^A-Za-z0-9.-]+", "-", name)
     with _folder(path) as out, shown.QualifyWatch(console, len(checks)) as watch:
@@ -111,6 +107,16 @@ def qualify(given: argparse.Namespace) -> None:
     if given.json:
         print((out / "certificate.json").read_text(encoding="utf-8"))
     sys.exit(0 if found.trust in (Trust.TRAIN, Trust.GENERATE) else 1)
+
+
+def _sizes_of(model: str, console: "Console") -> tuple[str, "Sizes"]:
+    """The name and the sizes of a model that --model names."""
+    from interlock.models.catalogue import sizes_of
+    from interlock.models.fetch import find_model
+    from interlock.models.huggingface import read_architecture
+
+    directory = find_model(model, lambda line: console.print(line, soft_wrap=True))
+    return Path(model).name, sizes_of(read_architecture(directory))
 
 
 def _qualify_fleet(given: argparse.Namespace, level: "Level") -> None:
@@ -159,13 +165,13 @@ def bench(given: argparse.Namespace) -> None:
     import msgspec
     import torch
 
-    from interlock.chips import device, probe
+    from interlock.chips import device, probe, speeds
     from interlock.terminal import Screen
     from interlock.terminal import devices as shown
 
     if given.threads is not None:
         torch.set_num_threads(given.threads)
-    found = probe.measure(device.claim(given.device))
+    found = speeds.measure(device.claim(given.device))
     taken = probe.choose(found)
     if given.json:
         tree = {"measured": msgspec.to_builtins(found), "taken": msgspec.to_builtins(taken)}

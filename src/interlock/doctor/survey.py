@@ -21,6 +21,7 @@ from interlock.errors import SandboxError
 from interlock.models.fetch import cache_dir
 from interlock.processes.channel import Channel
 from interlock.processes.child import UNASKED_BYTES, Child, ChildError, ChildLate, inherited
+from interlock.processes.run_delay import processors
 from interlock.sandbox.canary import open_sandbox
 from interlock.text import error_headline, error_line
 
@@ -47,7 +48,7 @@ def survey(asked: str | None = None) -> Machine:
         packages={canonicalize_name(each.name): each.version for each in metadata.distributions()},
         requirements=_requirements(),
         env={name: value for name, value in os.environ.items() if name in known},  # no secrets
-        cores=_cores(),
+        cores=processors(),
         quota=_quota(),
         memory=_memory(),
         shared_memory=_free(Path("/dev/shm")),
@@ -135,12 +136,6 @@ def _requirements() -> list[str]:
         return metadata.requires("interlock") or []
     except metadata.PackageNotFoundError:  # it runs from its sources
         return []
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 0
 
 
 def _quota() -> float:

@@ -106,7 +106,7 @@ class Decoder(nn.Module):
     One with requires_grad False is not trained by gradient, and stays fp32 (see moe.py).
     `dtype` is what weights are rounded to, and what products and attention are computed in. What
     the layers add to, x, and the logits are fp32 at least: decoding and prefill, or two engines,
-    which add up in different orders, are then a third as far apart as with both in bfloat16
+    which add up in different orders, are then a quarter as far apart as with both in bfloat16
     (docs/performance.md). With `checkpointing`, only the input of each layer is kept for the
     backward pass, which computes the rest again.
     """

@@ -7,8 +7,10 @@ counts, sampling does not.
 
 import torch
 
+from interlock.chips import probe
+from interlock.config.schema import GeneratorSettings
 from interlock.engine.base import Request
-from interlock.engine.portable.engine import PortableEngine
+from interlock.engine.portable.engine import sharing_engine
 from interlock.models.architecture import Architecture
 from interlock.preflight import bounds, peer, speed
 from interlock.preflight.bounds import Bounds
@@ -56,14 +58,15 @@ class Decoding:
         return Demand(1.1 * weights + 2 * most, prefill + NEW * step)
 
     def ours(self, arch: Architecture, dtype: torch.dtype, place: torch.device) -> float:
-        decoder = random_decoder(arch, dtype, place)
-        engine = PortableEngine(decoder, BareVocabulary(), slots=self.rows)
+        decoder, name = random_decoder(arch, dtype, place), str(dtype).removeprefix("torch.")
+        asked = GeneratorSettings(dtype=name, slots=self.rows)  # type: ignore[arg-type]
+        engine = sharing_engine(probe.settled(asked, place), decoder, BareVocabulary())
         rule, each = Sampling(max_tokens=NEW), self.rows // self.prompts
-        asked = [
+        requests = [
             Request(str(number), self._prompt(arch, number), each, rule, 0)
             for number in range(self.prompts)
         ]
-        return bounds.seconds(place, lambda: engine.generate(asked), 2)
+        return bounds.seconds(place, lambda: engine.generate(requests), 2)
 
     def theirs(self, arch: Architecture, dtype: torch.dtype, place: torch.device) -> float:
         net = peer.model(arch, dtype, place).eval()

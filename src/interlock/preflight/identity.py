@@ -1,6 +1,5 @@
 """What the device and its software are, asked in a process of its own: it may hang or crash."""
 
-import hashlib
 import platform
 import sys
 from importlib import metadata
@@ -8,23 +7,18 @@ from pathlib import Path
 
 import msgspec
 
-from interlock.chips import device
+from interlock.chips import device, versions
 from interlock.errors import ConfigError
 from interlock.preflight.folder import Identity
 
-_PACKAGE = Path(__file__).parents[1]
-
 
 def _versions() -> dict[str, str]:
-    digest = hashlib.sha256()
-    for file in sorted(_PACKAGE.rglob("*.py")):
-        digest.update(file.read_bytes())
     found = {"python": platform.python_version(), "system": platform.platform()}
     try:
         found["transformers"] = metadata.version("transformers")
     except metadata.PackageNotFoundError:
         found["transformers"] = ""
-    return found | {"sources": digest.hexdigest()[:12]}
+    return found | {"sources": versions.sources()}
 
 
 def main() -> None:

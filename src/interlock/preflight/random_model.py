@@ -35,7 +35,7 @@ def write(directory: Path) -> Path:
     """Make a model directory; the same weights every time."""
     directory.mkdir()
     (directory / "config.json").write_text(json.dumps(_CONFIG))
-    _write_tokenizer(directory)
+    write_tokenizer(directory, _TEMPLATE)
     decoder, noise = Decoder(read_architecture(directory)), torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in decoder.parameters():
@@ -47,12 +47,13 @@ def write(directory: Path) -> Path:
     return directory
 
 
-def _write_tokenizer(directory: Path) -> None:
+def write_tokenizer(directory: Path, template: str) -> None:
+    """A token for each byte, and one that ends an answer."""
     letters = sorted(ByteLevel.alphabet())
     tokenizer = Tokenizer(BPE({letter: n for n, letter in enumerate(letters)}, []))
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
     tokenizer.decoder = ByteLevelDecoder()
     tokenizer.add_special_tokens(["<end>"])
     tokenizer.save(str(directory / "tokenizer.json"))
-    settings = {"eos_token": "<end>", "chat_template": _TEMPLATE}
+    settings = {"eos_token": "<end>", "chat_template": template}
     (directory / "tokenizer_config.json").write_text(json.dumps(settings))

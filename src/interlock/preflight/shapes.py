@@ -5,38 +5,40 @@ from msgspec.structs import replace
 from torch import Tensor, nn
 
 from interlock.models.architecture import Architecture, DefaultRope
+from interlock.models.catalogue import ModelRecord, catalogue
 from interlock.models.decoder import Decoder
 
 _NOISE = 1 << 20  # numbers that are drawn; weights repeat them, for drawing billions takes minutes
 
 
-def _qwen3(
-    hidden: int, layers: int, heads: int, inner: int, *, tied: bool, vocab: int = 151936
-) -> Architecture:
+def _qwen3(sizes: ModelRecord) -> Architecture:
     return Architecture(
         family="qwen3",
-        vocab=vocab,
-        hidden=hidden,
-        layers=layers,
-        heads=heads,
-        kv_heads=min(heads, 8),
-        head_dim=128,
-        value_dim=128,
-        inner=inner,
+        vocab=sizes.vocab,
+        hidden=sizes.hidden,
+        layers=sizes.layers,
+        heads=sizes.heads,
+        kv_heads=sizes.kv_heads,
+        head_dim=sizes.head_dim,
+        value_dim=sizes.head_dim,
+        inner=sizes.inner,
         norm_eps=1e-6,
-        context=40960,
-        tied=tied,
+        context=sizes.context,
+        tied=sizes.tied,
         rope=DefaultRope(rope_theta=1_000_000.0),
-        rope_dim=128,
+        rope_dim=sizes.head_dim,
         qk_norm=True,
     )
 
 
-# As in the config.json of Qwen/Qwen3-0.6B and Qwen/Qwen3-8B; "tiny" is for trying the command.
+_NAMED = {model.name: _qwen3(model) for model in catalogue() if model.name.startswith("Qwen3-")}
+# "tiny" is for trying the command.
 SHAPES = {
-    "qwen3-0.6b": _qwen3(1024, 28, 16, 3072, tied=True),
-    "qwen3-8b": _qwen3(4096, 36, 32, 12288, tied=False),
-    "tiny": _qwen3(64, 2, 2, 128, tied=True, vocab=512),
+    "qwen3-0.6b": _NAMED["Qwen3-0.6B"],
+    "qwen3-8b": _NAMED["Qwen3-8B"],
+    "tiny": replace(
+        _NAMED["Qwen3-0.6B"], hidden=64, layers=2, heads=2, kv_heads=2, inner=128, vocab=512
+    ),
 }
 
 

@@ -38,7 +38,7 @@ class RunDelay:
             before_ran, before_waited = self._before.get(thread, (0, 0))
             ran += now_ran - before_ran
             waited = max(waited, now_waited - before_waited)
-        return max(0.0, min(waited * _NS, elapsed - ran * _NS / _processors(self._pids)))
+        return max(0.0, min(waited * _NS, elapsed - ran * _NS / processors(self._pids)))
 
 
 def _threads(pids: Iterable[int]) -> dict[int, tuple[int, int]]:
@@ -56,10 +56,10 @@ def _threads(pids: Iterable[int]) -> dict[int, tuple[int, int]]:
     return found
 
 
-def _processors(pids: Iterable[int]) -> int:
-    """How many they may run on."""
+def processors(pids: Iterable[int] = (0,)) -> int:
+    """How many processes may run on; 0 is this one."""
     found: set[int] = set()
     for pid in pids:
-        with suppress(OSError):
+        with suppress(OSError, AttributeError):  # it has ended; not Linux
             found |= os.sched_getaffinity(pid)
     return len(found) or os.cpu_count() or 1

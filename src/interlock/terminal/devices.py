@@ -15,7 +15,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from interlock.chips import probe
+from interlock.chips import probe, speeds
 from interlock.preflight.folder import Preflight, SectionRecord, Status
 from interlock.qualify import runner
 from interlock.qualify.check import Check
@@ -78,7 +78,7 @@ class QualifyWatch(runner.Watch):
         self._working.advance(self._all)
 
 
-def print_speeds(console: Console, found: probe.Table, taken: probe.Choice) -> None:
+def print_speeds(console: Console, found: speeds.Table, taken: probe.Choice) -> None:
     """Every way to multiply with its figures, and what is taken of them."""
     rows = Table(title=f"{found.chip}, {found.threads} threads", title_justify="left")
     for title in ("dtype", "kernel", "decode", "learn", "error", "taken to"):

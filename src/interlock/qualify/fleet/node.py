@@ -23,6 +23,7 @@ from interlock.chips import certificates, device, versions
 from interlock.errors import InterlockError, RunError
 from interlock.processes.channel import Channel
 from interlock.processes.child import UNASKED_BYTES, Child, ChildError, ChildLate, inherited
+from interlock.processes.run_delay import processors
 from interlock.qualify import runner
 from interlock.qualify.check import Check, Level
 from interlock.qualify.fleet import link
@@ -64,7 +65,7 @@ def serve(channel: Channel) -> None:
     while (data := channel.receive()) is not None:
         match from_bytes(data, NodeRequest):
             case Examine() as asked:
-                share = max(1, _cores() // len(asked.devices))
+                share = max(1, processors() // len(asked.devices))
                 os.environ["OMP_NUM_THREADS"] = str(share)  # of the processes of the checks
                 for number in range(len(asked.devices)):
                     _thread(_examine, say, asked, number, alone)
@@ -79,15 +80,9 @@ def _facts() -> NodeFacts:
         suite=versions.suite(),
         commit=versions.commit(),
         torch=str(torch.__version__),
-        cores=_cores(),
+        cores=processors(),
         devices=device.available(),
     )
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _thread(run: Callable[..., None], *arguments: object) -> None:
