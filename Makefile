@@ -22,7 +22,7 @@ help:  ## This list
 demo: $(VENV)/.demo  ## Install, fetch SmolLM2-135M-Instruct, teach it addition, write a report
 	$(BIN)/interlock demo
 
-test: $(VENV)/.test  ## Install what tests need and run them (at most 10 minutes on two cores)
+test: $(VENV)/.test  ## Install what tests need and run them (about a quarter of an hour on two cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not slow and not gpu and not chaos"
 
 test-slow: $(VENV)/.test  ## The tests that `make test` leaves out for their length
