@@ -289,6 +289,18 @@ def test_a_run_that_learns_exits_with_zero(
     assert summary.void(RunDir.read(tmp_path / "run")) == []
 
 
+def test_a_run_keeps_what_it_left_to_a_measurement(tiny_recipe: Path, tmp_path: Path) -> None:
+    """The suite's table has one way alone (conftest.py); dtypes are the recipe's."""
+    few = ["stage.steps=2", "stage.problems_per_step=1", "stage.eval.every=0"]
+    train(load_recipe(tiny_recipe, few), tmp_path / "run")
+    run = RunDir.read(tmp_path / "run")
+    learner, (generator,) = run.config["learner"], run.config["generator"]
+    assert (learner["kernel"], generator["kernel"]) == ("torch", "torch")
+    assert (learner["fused_attention_above"], learner["micro_batch_tokens"]) == (512, 512)
+    told = run.manifest.versions["kernels"]
+    assert told.startswith("generator: float32 by torch; learner: float32 by torch")
+
+
 def test_a_run_keeps_how_its_answers_were_isolated(tiny_recipe: Path, tmp_path: Path) -> None:
     try:
         way = open_sandbox().name

@@ -117,7 +117,7 @@ def _run_rank0(
     if resume:
         run = RunDir.open(directory, to_tree(recipe), hangs_on)
     else:
-        kernels = probe.why(recipe.learner, device.claim(recipe.learner.device))
+        kernels = _kernels(recipe)
         sinks.note(kernels)
         run = RunDir.create(directory, to_tree(recipe), versions() | {"kernels": kernels}, hangs_on)
     with run, sinks.of(run), ExitStack() as stack:
@@ -210,6 +210,16 @@ def _settled(recipe: Recipe, resumed: Path | None) -> Recipe:
         learner=_measured(recipe.learner, known.learner),
         generator=_generators(recipe, known),
     )
+
+
+def _kernels(recipe: Recipe) -> str:
+    """In one line what multiplies, and why; a generator that decides for itself says so itself."""
+    ours = (
+        [each for each in recipe.generator if each.kernel != "auto"] if _generates(recipe) else []
+    )
+    told = [f"generator: {each.dtype} by {each.kernel}" for each in ours[:1]]
+    why = probe.why(recipe.learner, device.claim(recipe.learner.device))
+    return "; ".join([*told, f"learner: {why}"])
 
 
 def _generators(recipe: Recipe, known: Recipe) -> list[GeneratorSettings]:
