@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -163,7 +164,7 @@ def test_another_interpreter_and_environment(hands: Any, tmp_path: Path) -> None
 def test_what_a_worker_prints_is_bounded_and_its_owner_s_alone(hands: Any) -> None:
     hands.start("w", "obeys")
     hands.ask("w", "setattr(__import__('interlock').processes.logs, '_MOST_BYTES', 0)")
-    hands.ask("w", "print('x' * 1_000_000, 'the end', flush=True)")
+    hands.ask("w", "os.write(1, b'x' * 1_000_000 + b' the end')")
     deadline = Deadline(60)
     while len(log := hands.log("w")) > 20_000:
         assert not deadline.over
@@ -193,37 +194,42 @@ def test_a_cluster_that_is_not_there_is_refused() -> None:
             RayFleet(address)
 
 
-def _members() -> list[Path]:
-    """Processes that have the cluster's token."""
-    token = b"RAY_AUTH_TOKEN=" + os.environ["RAY_AUTH_TOKEN"].encode()
-    found = []
+def _members(directory: str) -> list[Path]:
+    """Processes of the cluster that writes there: by their command line, or a parent's."""
+    parents, found = {}, set()
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            if token in (process / "environ").read_bytes().split(b"\0"):
-                found.append(process)
+            parents[process] = (process / "stat").read_text().rpartition(") ")[2].split()[1]
+            if directory.encode() in (process / "cmdline").read_bytes():
+                found.add(process)
         except OSError:
             continue
-    return found
+    while more := {
+        each for each in parents.keys() - found if Path("/proc", parents[each]) in found
+    }:
+        found |= more
+    return sorted(found)
 
 
 def test_the_cluster_listens_on_the_loopback_interface_only(hands: Any) -> None:
     hands.start("w", "obeys")
-    hands.ask("w", "1")
-    sockets = set()
-    for process in _members():
-        for link in (process / "fd").iterdir():
-            try:
-                sockets.add(os.readlink(link))
-            except OSError:
-                continue
+    pid = hands.ask("w", "os.getpid()")
+    members = _members(hands.fleet._directory.name)
+    assert Path("/proc", str(pid)) in members
+    owners = {}
+    for process in members:
+        with suppress(OSError):
+            for link in (process / "fd").iterdir():
+                with suppress(OSError):
+                    owners[os.readlink(link)] = (process / "cmdline").read_bytes()[:80]
     listening = []
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
             row = line.split()
-            if row[3] == "0A" and f"socket:[{row[9]}]" in sockets:
-                listening.append(_address(row[1].split(":")[0]))
+            if row[3] == "0A" and (owner := owners.get(f"socket:[{row[9]}]")):
+                listening.append((_address(row[1].split(":")[0]), owner))
     assert len(listening) >= 3
-    assert all(address.is_loopback for address in listening)
+    assert [each for each in listening if not each[0].is_loopback] == []
 
 
 def _address(kernel: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
@@ -288,7 +294,7 @@ def test_close_ends_the_cluster(hands: Any) -> None:
     """Closes the fleet that the tests above share: the last of this file."""
     hands.start("w", "obeys")
     pid, child = hands.ask("w", "os.getpid(), child()")
-    members = {int(process.name) for process in _members()} - {os.getpid()}
+    members = {int(process.name) for process in _members(hands.fleet._directory.name)}
     assert {pid, child} < members
     hands.fleet.close()
     assert gone(*members)

@@ -1,7 +1,9 @@
 """Ledgers with bytes changed or cut off: what is read is what was written, or one line of ours."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import NamedTuple
 
 import pytest
@@ -75,9 +77,7 @@ def test_a_damaged_ledger_is_named_or_right(
         data[at % len(data)] = byte
     if cut == 0:
         del data[len(data) // 2 :]
-    for old in tmp_path.iterdir():
-        old.unlink()
-    path = tmp_path / "ledger.sqlite"
+    path = Path(mkdtemp(dir=tmp_path), "ledger.sqlite")
     path.write_bytes(data)
     try:
         ledger = opened(path)
@@ -92,3 +92,13 @@ def test_a_damaged_ledger_is_named_or_right(
         assert all(whole.kept.get(key) == value for key, value in found.items())
     finally:
         ledger.close()
+
+
+def test_a_ledger_that_does_not_open_keeps_no_file_open(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    path.write_bytes(b"no database" * 1000)
+    for opened in (Ledger, Ledger.read_only):
+        with pytest.raises(RunError) as caught:
+            opened(path)
+        held = [os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.exists()]
+        assert str(path) not in held, caught.value  # which holds the frames, and what was opened

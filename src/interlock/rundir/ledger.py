@@ -75,13 +75,13 @@ class Ledger:
             if path.is_symlink():  # which SQLite would follow
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
             _refuse_pipe(path)
-            self._database = _connect(str(path))
-            self.format = _format_of(self._database, path)
-            self.check_current()
-            self._database.execute("PRAGMA journal_mode=WAL")
-            self._database.execute("PRAGMA synchronous=FULL")
-            if not self.format:
-                self.format = _create_tables(self._database)
+            with _kept(_connect(str(path))) as self._database:
+                self.format = _format_of(self._database, path)
+                self.check_current()
+                self._database.execute("PRAGMA journal_mode=WAL")
+                self._database.execute("PRAGMA synchronous=FULL")
+                if not self.format:
+                    self.format = _create_tables(self._database)
 
     @classmethod
     def read_only(cls, path: Path) -> "Ledger":
@@ -94,8 +94,9 @@ class Ledger:
         ledger._lock = threading.RLock()
         with _ledger_errors(path):
             _refuse_pipe(path)
-            ledger._database = _open_existing(path) if path.exists() else _connect(":memory:")
-            ledger.format = _format_of(ledger._database, path)
+            there = path.exists()
+            with _kept(_open_existing(path) if there else _connect(":memory:")) as ledger._database:
+                ledger.format = _format_of(ledger._database, path)
             ledger.missing = not ledger.format
             if ledger.missing:  # or a kill came before the first table
                 ledger._database.close()
@@ -366,6 +367,16 @@ def _connect(location: str) -> sqlite3.Connection:
     )
 
 
+@contextmanager
+def _kept(database: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    """Open beyond the block, unless that fails."""
+    try:
+        yield database
+    except BaseException:
+        database.close()
+        raise
+
+
 def _refuse_pipe(path: Path) -> None:
     if path.exists() and not path.is_file():  # SQLite would wait for who writes to a pipe
         raise RunError(f"{path} is no file; restore the ledger from a copy")
@@ -377,12 +388,11 @@ def _open_existing(path: Path) -> sqlite3.Connection:
     # forbids that, and no -wal file is left to merge, the file is all there is: immutable.
     modes = ["mode=ro"] if Path(f"{path}-wal").exists() else ["mode=ro", "immutable=1"]
     for mode in modes:
-        database = _connect(f"{path.absolute().as_uri()}?{mode}")
         try:
-            database.execute("SELECT 1 FROM sqlite_schema LIMIT 1")
+            with _kept(_connect(f"{path.absolute().as_uri()}?{mode}")) as database:
+                database.execute("SELECT 1 FROM sqlite_schema LIMIT 1")
             break
         except sqlite3.OperationalError:
-            database.close()
             if mode == modes[-1]:
                 raise
     return database
