@@ -261,6 +261,25 @@ def test_without_a_token_the_cluster_is_closed(hands: Any, tmp_path: Path) -> No
     assert code == 1 and "no authentication token was found" in output
 
 
+def test_no_cluster_is_started_that_would_listen_everywhere() -> None:
+    code = """
+import ray
+from interlock.errors import ConfigError
+from interlock.fleet.ray import RayFleet
+
+try:
+    RayFleet()
+except ConfigError as error:
+    print(error)
+"""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    env |= {"RAY_AUTH_MODE": "token"}
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=100
+    )
+    assert "would listen on every interface: set RAY_ENABLE_" in run.stdout, run.stderr
+
+
 @pytest.mark.slow
 def test_a_wrong_token_does_not_open_the_cluster(hands: Any) -> None:
     """The same holds for a client that does without authentication. Ray tries for 20 s."""

@@ -44,6 +44,7 @@ from interlock.text import described, error_line, last_line
 _TAKE_S = 5.0  # one call of `take` at most
 _REASON_CHARACTERS = 300
 _REACH_S = 10.0
+_SINGLE_MACHINE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # "0" does that on Linux, too
 _TOUCH = 0.001  # of a machine's own resource, which places a worker there and takes nothing away
 
 _Reply = tuple[list[bytes], str | None]  # messages, and why no more will come
@@ -69,6 +70,8 @@ class RayFleet:
 
     def __init__(self, address: str | None = None, start_s: float = 300.0) -> None:
         address = address or os.environ.get("RAY_ADDRESS")
+        if address is not None:
+            _reach(address)
         self._starts_cluster = address is None
         self._start_s = start_s
         self._directory: Scratch | None = None
@@ -191,7 +194,6 @@ class RayFleet:
                 "_system_config": {"process_group_cleanup_enabled": True, "worker_niceness": 0},
             }
         else:
-            _reach(address)
             options |= {"address": address}
         try:
             self._ray.init(**options)
@@ -321,10 +323,15 @@ def _import_ray(starts_cluster: bool) -> Any:
     """Ray reads these variables when it is imported."""
     if "ray" in sys.modules and "RAY_AUTH_MODE" not in os.environ:
         raise ConfigError("Ray was imported without authentication: set RAY_AUTH_MODE=token")
+    if "ray" in sys.modules and starts_cluster and _SINGLE_MACHINE not in os.environ:
+        raise ConfigError(
+            "Ray was imported for clusters elsewhere, and one started now would listen on every "
+            f"interface: set {_SINGLE_MACHINE}=0 before, or start it in another process"
+        )
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     if starts_cluster:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # "single machine", on Linux too
+        os.environ[_SINGLE_MACHINE] = "0"
     try:
         return importlib.import_module("ray")
     except ImportError as error:
