@@ -2,12 +2,15 @@
 
     python bench/contended.py [--beside 1 2 4] [--rounds 5] [--json result.json]
 
-    ours     the engine decoding, the learner updating, with the spins that a command sets
-    libgomp  the same with libgomp's own 300,000, alone
+    ours     the engine decoding, the learner updating, as a command does it: threads follow what
+             others leave, and spin little
+    fixed    the same with as many threads as processors, always
+    libgomp  the same with libgomp's own 300,000 spins, alone
     beside   processes that only count, started for one measurement and killed after it
 
-Fair is speed alone x threads / (threads + processes beside), where there are as many threads as
-processors. Sides take turns inside every round, alone and beside; all shares are of one round.
+Fair is the fixed one's speed alone x threads / (threads + processes beside), where there are as
+many threads as processors. Sides take turns inside every round, alone and beside; all shares are of
+one round. What is timed is a second time, when the number of threads has settled.
 Others who use the machine are to be of lower priority: `nice -n -10` before the command.
 """
 
@@ -28,7 +31,13 @@ from interlock.processes.channel import Channel
 from interlock.processes.child import Child, inherited
 from interlock.processes.spins import few_spins
 
-SIDES = {"ours": few_spins(), "libgomp": {"GOMP_SPINCOUNT": "300000"}}
+THREADS = len(os.sched_getaffinity(0))
+FIXED = {"OMP_NUM_THREADS": str(THREADS)}
+SIDES = {
+    "ours": few_spins(),
+    "fixed": few_spins() | FIXED,
+    "libgomp": {"GOMP_SPINCOUNT": "300000"} | FIXED,
+}
 WORK = ("decode", "learn")
 COUNT = "while True: pass"
 MOST_S = 600.0  # for one measurement
@@ -88,28 +97,32 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, help="write the figures to this file, too")
     given = parser.parse_args()
-    threads = len(os.sched_getaffinity(0))
-    os.environ["OMP_NUM_THREADS"] = str(threads)
+    os.environ.pop("OMP_NUM_THREADS", None)
     found: dict[str, list[float]] = {}
     with ExitStack() as stack:
         sides = {n: stack.enter_context(closing(started(each))) for n, each in SIDES.items()}
         for number in range(1, given.rounds + 1):
             seconds: dict[tuple[str, str, int], float] = {}
             for name in list(sides) if number % 2 else list(sides)[::-1]:
-                for beside in (0, *(given.beside if name == "ours" else ())):
+                for beside in (0, *(given.beside if name != "libgomp" else ())):
                     with busy(beside):
                         for work in WORK:
+                            asked(sides[name], work)
                             taken = seconds[name, work, beside] = asked(sides[name], work)
                             print(f"{work}, {name}, beside {beside}: {taken:.2f} s", flush=True)
             for (name, work, beside), taken in seconds.items():
                 found.setdefault(f"{work}, {name}, beside {beside}: s", []).append(taken)
                 if beside:
-                    fair = seconds[name, work, 0] * (threads + beside) / threads
+                    fair = seconds["fixed", work, 0] * (THREADS + beside) / THREADS
                     title = f"{work}, {name}, beside {beside}: share of what is fair"
                     found.setdefault(title, []).append(fair / taken)
             for work in WORK:
                 cost = seconds["ours", work, 0] / seconds["libgomp", work, 0] - 1
                 found.setdefault(f"{work}, lost alone", []).append(cost)
+                for beside in given.beside:
+                    times = seconds["fixed", work, beside] / seconds["ours", work, beside]
+                    title = f"{work}, beside {beside}: times as fast as fixed"
+                    found.setdefault(title, []).append(times)
             print(f"round {number} of {given.rounds}", flush=True)
     result = {name: summary(values) for name, values in sorted(found.items())}
     for name, row in result.items():

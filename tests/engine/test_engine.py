@@ -10,6 +10,7 @@ import pytest
 import torch
 from draws import Drawn, assert_drawn
 
+from interlock.chips import threads
 from interlock.engine.base import Request
 from interlock.engine.portable import scheduler
 from interlock.engine.portable.engine import PortableEngine
@@ -389,3 +390,26 @@ def test_broken_weights_stop_the_run(tiny: Tiny, prompt: Prompt, letters: Any) -
         PortableEngine(decoder, letters(), 2).generate(
             _requests(prompt, [6], 1, Sampling(max_tokens=2))
         )
+
+
+def test_fewer_threads_draw_the_same_and_leave_as_many_as_there_were(
+    tiny: Tiny, prompt: Prompt, letters: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(threads, "WINDOW_S", 0.0)
+    monkeypatch.setattr(threads, "processors", lambda: 2)
+    torch.set_num_threads(2)
+    requests = _requests(prompt, [5, 40], 2, Sampling(max_tokens=20))
+    found, used = [], []
+    try:
+        for held in (0.0, 1.0):
+            monkeypatch.setattr(threads.Others, "held", lambda self, held=held: held)
+            engine = PortableEngine(tiny(), letters(), 4)
+            found.append(engine.generate(requests))
+            used.append((engine.threads, torch.get_num_threads()))
+    finally:
+        torch.set_num_threads(before)
+    assert used == [(2, 2), (1, 2)]
+    texts = [[(c.tokens, c.logprobs) for each in done for c in each] for done in found]
+    assert texts[0] == texts[1]

@@ -12,6 +12,7 @@ import torch
 from rounding import assert_close
 from safetensors.torch import load_file
 
+from interlock.chips import threads
 from interlock.cli import main
 from interlock.config.reading import load_recipe, parse_recipe
 from interlock.engine.portable.engine import PortableEngine
@@ -332,3 +333,21 @@ def test_a_checkpoint_of_no_stage_is_named(tmp_path: Path) -> None:
         (run.path / "checkpoints" / "stage01-step000001").mkdir(parents=True)
         with pytest.raises(RunError, match=r"stage01-step000001 is of no stage of this recipe"):
             _run_stages(parse_recipe(tree), [], run, *[nothing] * 4)
+
+
+def test_a_generator_that_took_fewer_threads_says_so_once(
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(threads, "WINDOW_S", 0.0)
+    monkeypatch.setattr(threads, "processors", lambda: 2)
+    torch.set_num_threads(2)
+    monkeypatch.setattr(threads.Others, "held", lambda self: 1.0)
+    view = run(tiny_recipe, tmp_path / "run", "stage.steps=2", "stage.eval.every=0")
+    lines = [line.workers["generator-0"] for line in view.metrics()[1:]]
+    assert [each.threads for each in lines] == [1, 1]
+    events = [event for event in view.events() if event.kind == "threads_changed"]
+    assert [event.message for event in events] == [
+        "step 1: generator-0 drew on 1 of 2 threads as other processes hold processors"
+    ]
+    assert torch.get_num_threads() == 2

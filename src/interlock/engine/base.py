@@ -113,6 +113,11 @@ class Engine(ABC):
     def pending(self) -> int:
         """Sequences that were added and are not finished."""
 
+    @property
+    def threads(self) -> int | None:
+        """The fewest of torch's on a CPU since something was pending; None: not known."""
+        return None
+
     @abstractmethod
     def add(self, name: str, request: Request) -> None:
         """Take a request; nothing is computed before the next step.

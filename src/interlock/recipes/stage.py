@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Generic, Literal, TypeVar
 
+import torch
 from msgspec.structs import replace
 
 from interlock.config.schema import Recipe, StageSettings
@@ -98,6 +99,7 @@ class Stage(Generic[Settings]):
     def __post_init__(self) -> None:
         self._settled = self._moves()
         self._published: list[Published] = []  # since the last step was logged
+        self._threads: dict[str, int] = {}  # of each worker, in the step before
 
     @property
     def staleness(self) -> int:
@@ -192,6 +194,7 @@ class Stage(Generic[Settings]):
             held_out,
         )
         self._published.clear()
+        self._note_threads(step, workers or {})
         self.restored(step)
         every, last = self.recipe.checkpoint_every, step == self.settings.steps
         if last or (every and step % every == 0):
@@ -201,6 +204,17 @@ class Stage(Generic[Settings]):
         if held_out is not None:
             metrics = replace(metrics, accuracy=held_out.accuracy, held_out_reward=held_out.reward)
         self.sinks.step(self.run.log(metrics))
+
+    def _note_threads(self, step: int, workers: Mapping[str, WorkerMetrics]) -> None:
+        """Keep an event when a worker took other threads than in the step before."""
+        every = torch.get_num_threads()
+        for name, each in workers.items():
+            if each.threads is None or each.threads == self._threads.get(name, every):
+                continue
+            self._threads[name] = each.threads
+            why = "again" if each.threads == every else "as other processes hold processors"
+            message = f"step {step}: {name} drew on {each.threads} of {every} threads {why}"
+            self.event("threads_changed", message, worker=name)
 
     def save_what_is_done(self) -> bool:
         """Keep a checkpoint of the last finished step when a run must stop; whether there is one.

@@ -54,6 +54,7 @@ class WorkerMetrics(msgspec.Struct):
     refused: int = 0  # answers that were garbage
     restarts: int = 0
     requalified: int = 0  # times that its device was qualified anew
+    threads: int | None = None  # the fewest of its last unit; of an inline generator on a CPU
     canary_k3: float | None = None  # nats per token; learner against prefill, text and weights same
     # Of the learner against what it sampled, by staleness in versions; of the logged step only.
     mismatch: dict[int, Mismatch] = {}
@@ -165,6 +166,7 @@ EventKind = Literal[
     "problem_set_aside",
     "unqualified",  # a device is used without a certificate
     "sizes_untried",  # the model is larger than what the device's certificate was made at
+    "threads_changed",  # as other processes came or went
     "sandboxed",  # by which way answers are judged in isolation
     "unsandboxed",  # what the model wrote is executed without isolation
     "worker_started",

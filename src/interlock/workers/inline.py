@@ -64,6 +64,7 @@ class Inline:
             on_group=lambda _: self.progress(),
         )
         self._facts.seconds_generating += time.monotonic() - began
+        self._facts.threads = self._generator.engine.threads
         self._facts.groups += len(groups)
         self._facts.tokens += sum(len(c.tokens) for group in groups for c in group.completions)
         found = list(zip(unit.keys, groups, strict=True))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from interlock.chips import device, probe
+from interlock.chips.threads import Threads
 from interlock.config.schema import GeneratorSettings
 from interlock.engine.base import (
     Engine,
@@ -62,6 +63,7 @@ class PortableEngine(Engine):
         self._fused_above = fused_above
         self._scheduler = Scheduler(decoder, vocabulary, slots, fused_above)
         self._packed = PackedProducts(decoder, kernel)
+        self._threads = Threads(decoder.embed.device)
         self._grown = False  # something was added since it was last seen whether packing pays
 
     @property
@@ -77,6 +79,10 @@ class PortableEngine(Engine):
         self._scheduler.add(name, request)
         self._grown = True
 
+    @property
+    def threads(self) -> int:
+        return self._threads.fewest
+
     @torch.inference_mode()
     def abort(self, name: str) -> bool:
         found = self._scheduler.abort(name)
@@ -85,6 +91,7 @@ class PortableEngine(Engine):
 
     @torch.inference_mode()
     def step(self) -> list[Progress]:
+        self._threads.follow()
         if self._grown:
             self._grown = False
             self._packed.begin(min(self.limits.slots, self.pending), self._scheduler.longest)
@@ -108,6 +115,7 @@ class PortableEngine(Engine):
                 self._scheduler.recompute()
         except BaseException:  # half of what runs would be of other weights
             self._scheduler.clear()
+            self._rest()
             raise
         self._grown = self.pending > 0
 
@@ -131,6 +139,7 @@ class PortableEngine(Engine):
         """Nothing is held for sequences where there are none: an update may come."""
         if not self.pending:
             self._packed.end()
+            self._threads.rest()
 
 
 def open_engine(settings: GeneratorSettings, model: Path, vocabulary: Vocabulary) -> PortableEngine:
