@@ -66,7 +66,7 @@ def sound(
                 ]
             case LinkPlan() as plan:
                 usual = LinkMeasured(0.0, "", 1e-4, FAST, FAST, 0.1)
-                said = (links or {}).get(plan.link, usual)
+                said = (links or {}).get(plan.link.removesuffix(", again"), usual)
                 before: Answers = [] if plan.rank else [LinkNews(plan.link, 0, Listening(4000))]
                 return [*before, LinkNews(plan.link, plan.rank, said)]
 

@@ -60,7 +60,9 @@ class LinkFound(msgspec.Struct):
         """
         self.first = first
         if again.error:
-            self.error, self.hangs = again.error, again.hangs
+            repeated = again.error == first
+            self.error = first if repeated else f"{first}; tried again: {again.error}"
+            self.hangs = self.hangs or again.hangs
             return
         self.latency_s = min(again.latency_s, again.latency_s if self.error else self.latency_s)
         self.error, self.hangs = "", False

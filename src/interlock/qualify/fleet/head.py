@@ -49,6 +49,7 @@ _SILENCE_S = 60.0  # without a sign of life of a node that has given one
 _LOOK_S = 1.0
 
 _MOST_STEPS = 30  # of one link
+_AGAIN = "{}, again"
 
 Note = Callable[[str], None]
 
@@ -144,9 +145,10 @@ class Head:
             if any("--timeout" in device.error for device in node.devices):
                 self._give_up(node.name, f"not done within {limit:g} s (--timeout)")
 
-    def _try(self, links: Sequence[LinkFound]) -> list[LinkFound]:
-        """Some links at once; no node is in two of them."""
-        trials = [self._begin([link.a, link.b], link.name) for link in links]
+    def _try(self, links: Sequence[LinkFound], title: str = "{}") -> list[LinkFound]:
+        """Some links at once; no node is in two of them. `title`: of their trials, by their names,
+        so that what comes late of one is not taken for news of another."""
+        trials = [self._begin([link.a, link.b], title.format(link.name)) for link in links]
         self._settle(trials)
         for link, trial in zip(links, trials, strict=True):
             trial.fill(link)
@@ -160,7 +162,7 @@ class Head:
         doubtful = [(link, fault) for link in links if (fault := link_fault(link, links))]
         for link, fault in doubtful:
             if {link.a, link.b} <= {*self._alive()}:
-                (again,) = self._try([LinkFound(link.a, link.b)])
+                (again,) = self._try([LinkFound(link.a, link.b)], _AGAIN)
                 link.keep_best(again, fault)
 
     def _all_at_once(self, names: Sequence[str]) -> TogetherFound:
