@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,13 +29,32 @@ def interlock(
     )
 
 
-def complaint(*arguments: object) -> str:
-    """What is said of a mistake: one line, exit code 2, no traceback."""
-    done = interlock(*arguments)
-    assert done.returncode == 2, done.stderr
-    lines = done.stderr.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("interlock: "), done.stderr
-    return lines[0]
+Complaint = Callable[..., str]
+
+
+@pytest.fixture
+def complaint(capsys: pytest.CaptureFixture[str]) -> Complaint:
+    """What is said of a mistake: one line, exit code 2, nothing raised. In this process: a start of
+    another costs seconds."""
+
+    def of(*arguments: object) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main([*map(str, arguments)])
+        said = capsys.readouterr().err
+        assert ended.value.code == 2, said
+        lines = said.splitlines()
+        assert len(lines) == 1 and lines[0].startswith("interlock: "), said
+        return lines[0]
+
+    return of
+
+
+def test_a_mistake_ends_the_command_with_one_line_and_no_traceback() -> None:
+    done = interlock("chat", "no/such/model")
+    assert done.returncode == 2 and done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("interlock: ") and "no/such/model" in line
 
 
 def test_a_slip_in_a_recipe_is_told_before_torch_is_imported() -> None:
@@ -47,7 +67,7 @@ def test_a_slip_in_a_recipe_is_told_before_torch_is_imported() -> None:
     assert done.stdout == "2 False\n", done.stderr
 
 
-def test_nothing_in_a_message_acts_on_the_terminal() -> None:
+def test_nothing_in_a_message_acts_on_the_terminal(complaint: Complaint) -> None:
     assert "no recipe at ␛[2J⟨U+202E⟩.toml" in complaint("train", "\x1b[2J\u202e.toml")
 
 
@@ -114,7 +134,7 @@ def test_waiting_threads_leave_the_cores_to_others(
         (["parity", "x", "--b", "vllm:cpu"], "--b-python"),
     ],
 )
-def test_a_mistake_is_one_line(arguments: list[str], expected: str) -> None:
+def test_a_mistake_is_one_line(arguments: list[str], expected: str, complaint: Complaint) -> None:
     assert expected in complaint(*arguments)
 
 
@@ -125,9 +145,10 @@ def test_a_mistake_is_one_line(arguments: list[str], expected: str) -> None:
         ("parity", "smollm2-135m-instruct", "--b", "torch:cpu", "--timeout", "0"),
     ],
 )
-def test_a_mistake_leaves_no_folder_for_results(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    done = interlock(*arguments, "--out", tmp_path / "new" / "out")
-    assert done.returncode == 2, done.stderr
+def test_a_mistake_leaves_no_folder_for_results(
+    arguments: tuple[str, ...], complaint: Complaint, tmp_path: Path
+) -> None:
+    complaint(*arguments, "--out", tmp_path / "new" / "out")
     assert not (tmp_path / "new").exists()
 
 
@@ -152,7 +173,9 @@ def test_doctor_needs_no_torch(tmp_path: Path) -> None:
     assert "torch is not installed" in done.stdout  # what lies there is no whole torch
 
 
-def test_mistakes_in_a_recipe_leave_no_run_behind(tiny_recipe: Path, tmp_path: Path) -> None:
+def test_mistakes_in_a_recipe_leave_no_run_behind(
+    complaint: Complaint, tiny_recipe: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     for override, expected in (
         ("stage.task.name=sums", "'sums'"),
@@ -191,7 +214,9 @@ def test_a_run_is_reported_though_nobody_reads_its_output(
     assert (run / "report.html").is_file()
 
 
-def test_train_report_eval_chat_and_the_directory_rules(tiny_recipe: Path, tmp_path: Path) -> None:
+def test_train_report_eval_chat_and_the_directory_rules(
+    complaint: Complaint, tiny_recipe: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     trained = interlock("train", tiny_recipe, "--run", run, "stage.steps=2", "checkpoint_every=1")
     assert trained.returncode == 0, trained.stderr
@@ -235,7 +260,9 @@ def test_train_report_eval_chat_and_the_directory_rules(tiny_recipe: Path, tmp_p
     assert said.stdout == interlock("chat", run, "--max-tokens", 4, stdin="Hello\nAgain\n").stdout
 
 
-def test_a_file_in_place_of_the_run_directory(tiny_recipe: Path, tmp_path: Path) -> None:
+def test_a_file_in_place_of_the_run_directory(
+    complaint: Complaint, tiny_recipe: Path, tmp_path: Path
+) -> None:
     path = tmp_path / "file"
     path.write_text("")
     assert str(path) in complaint("train", tiny_recipe, "--run", path)
