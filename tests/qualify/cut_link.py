@@ -35,7 +35,7 @@ def main() -> None:
 
     nodes = [NodeFound(name, "127.0.0.1") for name in ("a", "b")]
     trial = LinkTrial("a – b", nodes, ask, largest=256 << 20, seconds=float(sys.argv[1]))
-    deadline = Deadline(100.0)
+    deadline = Deadline(300.0)
     while not trial.over and not deadline.over:
         match said.get(timeout=deadline.left):
             case LinkNews(_, rank, word):

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
 NAMESPACE = ["unshare", "--user", "--map-root-user", "--net"]
 
 
@@ -16,7 +18,7 @@ def test_it_hangs_until_its_deadline_and_says_where() -> None:
         pytest.skip("no network namespace can be made here")
     script = str(Path(__file__).with_name("cut_link.py"))
     done = subprocess.run(
-        [*NAMESPACE, sys.executable, script, "3"], capture_output=True, text=True, timeout=120
+        [*NAMESPACE, sys.executable, script, "3"], capture_output=True, text=True, timeout=350
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
