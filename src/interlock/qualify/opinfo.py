@@ -16,6 +16,7 @@ import random
 import sys
 import unittest
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from itertools import islice
@@ -160,6 +161,10 @@ def _stand_in_for_expecttest() -> None:
         stand_in = ModuleType("expecttest")
         stand_in.TestCase = unittest.TestCase  # type: ignore[attr-defined]
         sys.modules["expecttest"] = stand_in
+
+
+with suppress(UserError):  # it takes seconds: while the check before is at work (probe.py)
+    torch_database()
 
 
 def _chosen(database: list[Any], subject: Subject) -> list[Any]:

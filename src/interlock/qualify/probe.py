@@ -1,14 +1,16 @@
 """The process in which one check runs.
 
-    runner ──ProbeRequest──> claim the device ──> the check's function ──ProbeReply──> runner
+    runner ──a module──────> import it, and torch
+           ──ProbeRequest──> claim the device ──> the check's function ──ProbeReply──> runner
 
-It is started while the check before is still at work, and imports torch meanwhile. What a check
-does to this process, a crash or a hang, is for the runner to see.
+It is started while the check before is still at work, and imports meanwhile what it will need. What
+a check does to this process, a crash or a hang, is for the runner to see.
 """
 
 import importlib
 import sys
 import traceback
+from contextlib import suppress
 
 import msgspec
 
@@ -67,7 +69,11 @@ def decode_reply(data: bytes) -> ProbeReply:
 
 
 def serve(channel: Channel) -> None:
-    """Answer the one request that comes; nothing when the runner has gone."""
+    """Answer the one request that comes, after a module; nothing when the runner has gone."""
+    module = channel.receive()
+    if module:
+        with suppress(Exception):  # which comes again when it is asked for
+            importlib.import_module(module.decode())
     data = channel.receive()
     if data is not None:
         answer = _answer(msgspec.msgpack.decode(data, type=ProbeRequest))

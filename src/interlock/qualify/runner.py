@@ -167,14 +167,14 @@ class _Probes:
         """
         findings: list[Finding] = []
         if checks and not given_up:
-            self._start(checks[0].id, checks[0].strict)
+            self._start(checks[0].id, checks[0])
         for check, following in zip(checks, [*checks[1:], None], strict=True):
             watch.begins(check)
             if given_up:
                 finding = Finding(check.id, Result.UNKNOWN, given_up)
             else:
                 if following is not None:
-                    self._start(following.id, following.strict)
+                    self._start(following.id, following)
                 finding, late = self._find(check)
                 final = late or (self._fail_fast and finding.result is Result.FAIL)
                 if final and Role.GENERATE in check.needed:
@@ -217,10 +217,13 @@ class _Probes:
         figures["a new process can use the device"] = "yes" if recovers else "no"
         return Finding(check.id, Result.FAIL, summary, took, figures)
 
-    def _start(self, name: str, strict: bool = False) -> None:
-        env = vendors.of(vendors.kind_of(self._ask.device)).strict_env if strict else {}
+    def _start(self, name: str, check: Check | None = None) -> None:
+        vendor = vendors.of(vendors.kind_of(self._ask.device))
+        env = vendor.strict_env if check and check.strict else {}
         try:
-            self._probes[name] = Child(_MODULE, inherited(env), log=self._logs / name)
+            probe = Child(_MODULE, inherited(env), log=self._logs / name)
+            probe.send(check.function.partition(":")[0].encode() if check else b"")
+            self._probes[name] = probe
         except OSError as error:
             self._probes[name] = ChildEnded(f"cannot be started: {error}")
 

@@ -11,6 +11,9 @@ tied to it add up in the masters' dtype. The root stays whole from the forward p
 of the backward pass, since the loss reads the head in between.
 
 Expert biases, which no gradient moves, are whole on every rank and stay fp32 (models/moe.py).
+
+torch's module for it is imported where it is used: that takes a second, in every process that
+learns or generates, and most do so alone.
 """
 
 from collections.abc import Iterator
@@ -18,8 +21,6 @@ from collections.abc import Iterator
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from interlock.chips import device, probe
 from interlock.config.schema import LearnerSettings
@@ -67,6 +68,8 @@ def scatter(parameter: Tensor, whole: Tensor | None, ranks: Ranks) -> None:
         assert whole is not None
         parameter.copy_(whole)
         return
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
     memory = torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device)
     if whole is not None:
         memory.copy_(whole)
@@ -108,19 +111,21 @@ def gather(tensor: Tensor, ranks: Ranks) -> Tensor | None:
     """
     if ranks.size == 1:
         return tensor
-    full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    full: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return full.cpu() if ranks.rank == 0 else None
 
 
 def local_shard(tensor: Tensor) -> Tensor:
     """This rank's part."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    part: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return part
 
 
 def reshard(decoder: Decoder) -> None:
     """Free the root's gathered parameters, as a backward pass does by itself."""
-    if isinstance(decoder, FSDPModule):
-        decoder.reshard()
+    free = getattr(decoder, "reshard", None)
+    if free is not None:
+        free()
 
 
 @torch.no_grad()
@@ -154,6 +159,8 @@ def _empty_shards(
     arch: Architecture, stored: torch.dtype, compute: torch.dtype, ranks: Ranks
 ) -> Decoder:
     """A decoder sharded over the ranks, its values still unwritten."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
     assert ranks.mesh is not None and ranks.device is not None
     with torch.device("meta"):
         decoder = Decoder(arch)
