@@ -188,6 +188,10 @@ def test_a_lone_stage_needs_no_index(tmp_path: Path) -> None:
         ("stage.staleness=1", "work while the learner does"),
         ("generator=[{engine='vllm',kernel='onednn'}]", "kernel = 'onednn' is of the torch engine"),
         (
+            "generator=[{engine='vllm',graphs=true}]",
+            "graphs = True is of the torch engine",
+        ),
+        (
             "generator=[{engine='vllm',fused_attention_above=64}]",
             "fused_attention_above = 64 is of the torch engine",
         ),

@@ -9,9 +9,10 @@ import msgspec
 import pytest
 import torch
 import torch.nn.functional as F
+from recorder import recording
 
 from interlock.chips import probe, products, speeds
-from interlock.chips.speeds import Speed, Table
+from interlock.chips.speeds import Speed, Step, Table
 from interlock.config.schema import GeneratorSettings, LearnerSettings
 from interlock.errors import ConfigError
 
@@ -126,7 +127,7 @@ def test_settings_are_filled_in_where_they_are_open_and_nowhere_else(
     measured = msgspec.structs.replace(ZEN3, attention={512: (4.0, 4.6), 1024: (15.0, 17.0)})
     monkeypatch.setattr(probe, "table", lambda place: measured)
     assert probe.settled(GeneratorSettings(), CPU) == GeneratorSettings(
-        dtype="float32", kernel="onednn", fused_attention_above=1024
+        dtype="float32", kernel="onednn", fused_attention_above=1024, graphs=False
     )
     whole = LearnerSettings(
         dtype="float32", kernel="torch", fused_attention_above=1024, micro_batch_tokens=512
@@ -139,6 +140,67 @@ def test_settings_are_filled_in_where_they_are_open_and_nowhere_else(
     assert probe.settled(GeneratorSettings(kernel="mkl"), CPU).dtype == "float32"
     monkeypatch.setattr(probe, "table", lambda place: pytest.fail("nothing was open"))
     assert probe.settled(whole, CPU) == whole
+
+
+# Accelerators: a decoding step of a small model, in seconds. The figures are made up, for none was
+# at hand: kernels that wait for the host, that keep it busy, and a driver that records wrongly.
+def accelerator(asked: float, recorded: float, apart: float = 0.0) -> Table:
+    plain = [Speed(name, "torch", 900, 900, error) for name, error in (
+        ("float32", 3e-7), ("bfloat16", 1.1e-3))]  # fmt: skip
+    steps = {"bfloat16": Step(asked, recorded, apart), "float32": Step(asked, asked, 0.0)}
+    faster = msgspec.structs.replace(plain[1], decode=1800.0, learn=1800.0)
+    return Table("a chip", 16, [plain[0], faster], steps=steps)
+
+
+@pytest.mark.parametrize(
+    ("measured", "taken"),
+    [
+        (accelerator(900e-6, 200e-6), True),  # launching is the cost
+        (accelerator(900e-6, 830e-6), False),  # a gain of less than a tenth
+        (accelerator(900e-6, 1200e-6), False),
+        (accelerator(900e-6, 200e-6, apart=3e-3), True),  # rounds otherwise, as bfloat16 may
+        (accelerator(900e-6, 200e-6, apart=0.3), False),  # something else was computed
+        (accelerator(900e-6, 200e-6, apart=float("nan")), False),
+        (ZEN5, False),  # nothing is recorded on a CPU
+    ],
+)
+def test_recorded_steps_are_taken_where_they_pay_and_are_exact(
+    measured: Table, taken: bool
+) -> None:
+    assert probe.choose(measured).graphs is taken
+    assert not probe.choose(measured, "float32").graphs  # even there
+
+
+def test_graphs_are_settled_by_the_table_where_the_device_records(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(probe, "table", lambda place: accelerator(900e-6, 200e-6))
+    with recording():
+        settled = probe.settled(GeneratorSettings(), CPU)
+        assert settled.graphs is True
+        assert "of 8 layers: 0.90 ms, recorded 0.20 ms" in probe.why(settled, CPU)
+        assert probe.settled(GeneratorSettings(graphs=False), CPU).graphs is False
+        assert probe.settled(GeneratorSettings(dtype="float32"), CPU).graphs is False
+        assert probe.settled(LearnerSettings(), CPU).kernel == "torch"
+    # A run that was settled goes on as it began, measurement or not.
+    assert not probe.left_open(settled)
+
+
+def test_graphs_where_nothing_records_are_a_mistake_and_nothing_to_measure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(probe, "table", lambda place: pytest.fail("nothing was open"))
+    whole = GeneratorSettings(dtype="float32", kernel="torch", fused_attention_above=512)
+    assert probe.settled(whole, CPU).graphs is False
+    asked = msgspec.structs.replace(whole, graphs=True)
+    with pytest.raises(ConfigError, match=r'no work can be recorded on cpu .*set it to "auto"'):
+        probe.settled(asked, CPU)
+
+
+def test_a_table_of_before_there_were_graphs_is_read() -> None:
+    old = msgspec.to_builtins(ZEN5)
+    del old["steps"]
+    assert msgspec.convert(old, Table) == ZEN5
 
 
 def test_a_kernel_that_does_not_multiply_the_dtype_is_a_mistake() -> None:

@@ -24,8 +24,8 @@ import msgspec
 import torch
 from msgspec.structs import replace
 
-from interlock.chips import device, products, speeds, vendors
-from interlock.chips.speeds import KEYS, MICRO_BATCHES, Speed, Table, measure
+from interlock.chips import device, graphs, products, speeds, vendors
+from interlock.chips.speeds import KEYS, MICRO_BATCHES, Speed, Step, Table, measure
 from interlock.config.schema import GeneratorSettings, LearnerSettings
 from interlock.errors import ConfigError, RunError
 from interlock.rundir.files import write_atomically
@@ -40,7 +40,13 @@ _BUSY_KEPT_S = 3600.0
 _LINE_S = 10.0  # to wait for other processes that measure
 
 # Settings as they are when they are left to a measurement.
-_UNSET = {"dtype": "auto", "kernel": "auto", "fused_attention_above": 0, "micro_batch_tokens": 0}
+_UNSET = {
+    "dtype": "auto",
+    "kernel": "auto",
+    "fused_attention_above": 0,
+    "micro_batch_tokens": 0,
+    "graphs": "auto",
+}
 
 # The environment variable that names a file with the CPU's table, taken instead of a measurement:
 # machines of one kind then choose alike.
@@ -63,6 +69,7 @@ class Choice(msgspec.Struct, frozen=True):
     learner: str
     fused_above: int
     micro_batch: int
+    graphs: bool  # of decoding steps
 
 
 def left_open(part: LearnerSettings | GeneratorSettings) -> list[str]:
@@ -73,8 +80,9 @@ def left_open(part: LearnerSettings | GeneratorSettings) -> list[str]:
 def settled(part: Part, place: torch.device) -> Part:
     """`part` with what it leaves to a measurement decided for the device `place`.
 
-    Raises ConfigError when its kernel does not multiply its dtype there.
+    Raises ConfigError when its kernel does not multiply its dtype there, or no graphs are there.
     """
+    part = _with_graphs(part, place)
     if left := left_open(part):
         measured = table(place)
         if part.kernel != "auto":
@@ -86,6 +94,7 @@ def settled(part: Part, place: torch.device) -> Part:
             "kernel": taken.learner if isinstance(part, LearnerSettings) else taken.generator,
             "fused_attention_above": taken.fused_above,
             "micro_batch_tokens": taken.micro_batch,
+            "graphs": taken.graphs,
         }
         part = replace(part, **{name: found[name] for name in left})
     for_what = device.dtype(part.dtype), place.type
@@ -96,6 +105,19 @@ def settled(part: Part, place: torch.device) -> Part:
             f'choose one of {", ".join(able)}, or "auto"'
         )
     return part
+
+
+def _with_graphs(part: Part, place: torch.device) -> Part:
+    """Nothing is left to a measurement where there is nothing to choose from."""
+    asked = getattr(part, "graphs", False)
+    if asked is False or graphs.offered(place):
+        return part
+    if asked is True:
+        raise ConfigError(
+            f"generator.graphs = true, but no work can be recorded on {device.name(place)} with "
+            f'torch {torch.__version__}; set it to "auto"'
+        )
+    return replace(part, graphs=False)
 
 
 def choose(found: Table, dtype: str | None = None) -> Choice:
@@ -116,6 +138,7 @@ def choose(found: Table, dtype: str | None = None) -> Choice:
         _fastest({each.kernel: each.learn for each in ours if each.kernel != "mkl"}),
         _switch(found.attention),
         _micro_batch(found.micro_batch),
+        _recorded(found.steps, dtype),
     )
 
 
@@ -124,7 +147,13 @@ def why(part: LearnerSettings | GeneratorSettings, place: torch.device) -> str:
     line = f"{part.dtype} by {part.kernel}"
     measured = table(place)
     if not measured.attention:
-        return f"{line}: of this device no kernels are measured"
+        step = measured.steps.get(part.dtype)
+        if step is None:
+            return f"{line}: of this device no kernels are measured"
+        return (
+            f"{line}; measured, a decoding step of {speeds.STEP_LAYERS} layers: "
+            f"{step.asked * 1e3:.2f} ms, recorded {step.recorded * 1e3:.2f} ms"
+        )
     told = [f"{line}, fused attention above {part.fused_attention_above} keys"]
     if isinstance(part, LearnerSettings):
         told[0] += f", {part.micro_batch_tokens} tokens at a time"
@@ -237,6 +266,16 @@ def _switch(attention: Mapping[int, tuple[float, float]]) -> int:
         return most
     explicit, fused = attention.get(middle, even)
     return least if fused * GAIN < explicit else middle
+
+
+def _recorded(steps: Mapping[str, Step], dtype: str) -> bool:
+    """Whether a recorded step of the dtype is faster by GAIN, and as exact as the dtype."""
+    step = steps.get(dtype)
+    return (
+        step is not None
+        and 0 < step.recorded * GAIN <= step.asked
+        and (step.apart <= LIMITS[dtype])
+    )
 
 
 def _micro_batch(seconds: Mapping[int, float]) -> int:

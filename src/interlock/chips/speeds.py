@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from interlock.chips import device, products, vendors
+from interlock.chips import device, graphs, products, vendors
+from interlock.chips.graphs import RecordedWork
 from interlock.processes.run_delay import RunDelay
 
 DTYPES = ("float32", "bfloat16")  # the plainer first
@@ -25,6 +26,7 @@ MICRO_BATCHES = (512, 256, 1024)  # tokens, the usual first
 _HOPELESS = 4.0  # times slower than float32 in a small product: not measured any further
 _DECODED, _LEARNED = (64, 4), 128  # rows of a product
 _LAYER, _VOCABULARY = (1536, 576), (4096, 576)  # W [out, in], of a small model
+STEP_LAYERS = 8
 _SHORT_S = 0.01
 _BUDGET_S = 0.002  # for the repetitions of one measurement
 
@@ -41,6 +43,14 @@ class Speed(msgspec.Struct, frozen=True):
     error: float  # root mean square, relative to that of the exact product
 
 
+class Step(msgspec.Struct, frozen=True):
+    """A decoding step of STEP_LAYERS small layers on a device that records (graphs.py)."""
+
+    asked: float  # seconds, its kernels asked for one by one
+    recorded: float  # seconds, launched as a whole
+    apart: float  # root mean square of the two results' difference, relative to the first
+
+
 class Table(msgspec.Struct, frozen=True):
     """What was measured on one device."""
 
@@ -50,6 +60,7 @@ class Table(msgspec.Struct, frozen=True):
     # By keys: seconds, forward and backward, as plain products and as the fused kernel.
     attention: dict[int, tuple[float, float]] = {}
     micro_batch: dict[int, float] = {}  # by tokens: seconds per thousand of them
+    steps: dict[str, Step] = {}  # by dtype; none where nothing can be recorded
     seconds: float = 0.0  # that measuring took
     waited: float = 0.0  # share of these that a thread waited for a processor
 
@@ -57,8 +68,8 @@ class Table(msgspec.Struct, frozen=True):
 def measure(place: torch.device) -> Table:
     """Time what there is on `place`; on two cores of a CPU it takes about 0.2 s.
 
-    Of an accelerator the dtypes are compared; of the simulated one, which computes at the CPU's
-    speed, nothing.
+    Of an accelerator the dtypes are compared, and steps that are recorded with those that are not;
+    of the simulated one, which computes at the CPU's speed, nothing.
     """
     of = device.chip(place), torch.get_num_threads()
     if vendors.simulated(device.kind(place)):
@@ -66,8 +77,9 @@ def measure(place: torch.device) -> Table:
     began, delay = time.perf_counter(), RunDelay([os.getpid()])
     speeds = _speeds(place)
     attention, tokens = (_attention(), _micro_batches()) if place.type == "cpu" else ({}, {})
+    steps = _steps(place, [each.dtype for each in speeds if each.decode])
     seconds = time.perf_counter() - began
-    return Table(*of, speeds, attention, tokens, seconds, delay.seconds / seconds)
+    return Table(*of, speeds, attention, tokens, steps, seconds, delay.seconds / seconds)
 
 
 # As of most accelerators: twice as fast in bfloat16.
@@ -198,6 +210,41 @@ def _micro_batches() -> dict[int, float]:
     runs = [partial(mlp, torch.randn(tokens, hidden)) for tokens in MICRO_BATCHES]
     seconds = _in_turns(runs, torch.device("cpu"))
     return {n: took * 1000 / n for n, took in zip(MICRO_BATCHES, seconds, strict=True)}
+
+
+def _steps(place: torch.device, dtypes: Sequence[str]) -> dict[str, Step]:
+    found = {}
+    for name in dtypes if graphs.offered(place) else ():
+        with suppress(RuntimeError):  # a device that records, but not all
+            found[name] = _step(device.dtype(name), place)
+    return found
+
+
+def _step(dtype: torch.dtype, place: torch.device) -> Step:
+    """Of layers that have about as many kernels as a decoder's."""
+    noise = torch.Generator().manual_seed(0)
+    width = _LAYER[1]
+    up, down, x = (
+        (torch.randn(shape, generator=noise) / width**0.5).to(place, dtype)
+        for shape in (_LAYER, _LAYER[::-1], (_DECODED[1], width))
+    )
+
+    def layers() -> Tensor:
+        y = x
+        for _ in range(STEP_LAYERS):
+            wide = F.linear(F.rms_norm(y, (width,)), up)
+            first, second = wide.chunk(2, dim=-1)
+            turned = torch.cat([second, first], dim=-1)
+            weights = (wide + turned * 0.5).float().softmax(-1).to(dtype)
+            y = y + F.linear(F.silu(wide) * weights, down)
+        return y
+
+    with torch.inference_mode():
+        asked = layers().clone()
+        recorded = RecordedWork(place, layers)
+        exact, ours = asked.cpu().double(), recorded.replay().cpu().double()
+        asked_s, recorded_s = _in_turns([layers, recorded.replay], place)
+    return Step(asked_s, recorded_s, ((ours - exact).norm() / exact.norm()).item())
 
 
 def _in_turns(runs: Sequence[Run], place: torch.device) -> list[float]:

@@ -66,7 +66,7 @@ def _engines(recipe: Recipe) -> Iterator[str]:
                 f"generator.options sets {min(settings.options)!r}, but the torch engine has no "
                 "options; remove it"
             )
-        of_ours = {"kernel": "auto", "fused_attention_above": 0}
+        of_ours = {"kernel": "auto", "fused_attention_above": 0, "graphs": "auto"}
         for name, unset in of_ours.items() if settings.engine != "torch" else ():
             if (value := getattr(settings, name)) != unset:
                 yield (

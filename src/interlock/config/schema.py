@@ -58,6 +58,8 @@ class GeneratorSettings(_Section, frozen=True):
     dtype: Dtype = "auto"  # of its weights and products
     kernel: Kernel = "auto"  # of the torch engine
     fused_attention_above: NonNegative = 0  # keys, of the torch engine; 0: as measured
+    # Of the torch engine: decoding steps are recorded and launched as a whole (chips/graphs.py).
+    graphs: bool | Literal["auto"] = "auto"
     slots: Concurrent = 64  # completions decoded at the same time
     python: str | None = None  # interpreter of the worker's own environment; None: the learner's
     env: dict[str, str] = {}  # environment variables of the worker, added to the learner's

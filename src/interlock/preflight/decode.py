@@ -7,7 +7,7 @@ counts, sampling does not.
 
 import torch
 
-from interlock.chips import probe
+from interlock.chips import graphs, probe
 from interlock.config.schema import GeneratorSettings
 from interlock.engine.base import Request
 from interlock.engine.portable.engine import sharing_engine
@@ -58,8 +58,20 @@ class Decoding:
         return Demand(1.1 * weights + 2 * most, prefill + NEW * step)
 
     def ours(self, arch: Architecture, dtype: torch.dtype, place: torch.device) -> float:
+        return self._seconds(arch, dtype, place, False)
+
+    def recorded(self, arch: Architecture, dtype: torch.dtype, place: torch.device) -> float | None:
+        return self._seconds(arch, dtype, place, True) if graphs.offered(place) else None
+
+    def _seconds(
+        self, arch: Architecture, dtype: torch.dtype, place: torch.device, recorded: bool
+    ) -> float:
         decoder, name = random_decoder(arch, dtype, place), str(dtype).removeprefix("torch.")
-        asked = GeneratorSettings(dtype=name, slots=self.rows)  # type: ignore[arg-type]
+        asked = GeneratorSettings(
+            dtype=name,  # type: ignore[arg-type]
+            slots=self.rows,
+            graphs=recorded,
+        )
         engine = sharing_engine(probe.settled(asked, place), decoder, BareVocabulary())
         rule, each = Sampling(max_tokens=NEW), self.rows // self.prompts
         requests = [

@@ -45,6 +45,9 @@ class Update:
         groups, loss = _groups(arch), LossSettings(correction="off")
         return bounds.seconds(place, lambda: learner.step(groups, loss), 2)
 
+    def recorded(self, arch: Architecture, dtype: torch.dtype, place: torch.device) -> None:
+        """An update is never recorded."""
+
     def theirs(self, arch: Architecture, dtype: torch.dtype, place: torch.device) -> float:
         net = peer.model(arch, torch.float32, place).train()
         optimizer = torch.optim.AdamW(net.parameters(), lr=1e-6, betas=(0.9, 0.95))

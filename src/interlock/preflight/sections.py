@@ -152,6 +152,9 @@ def _told_of_speed(module: str) -> Callable[[Path], SectionResult]:
                 figures[f"{of}: of the bound"] = f"{share:.0%}"
                 figures[f"{of}: tokens/s at full depth (scaled)"] = row["at_full_depth"]
                 best.append(f"{of}: {row['rate']:.0f} tokens/s, {share:.0%} of the bound")
+            if row["recorded"]:
+                figures[f"{of}: tokens/s, recorded steps"] = row["recorded"]
+                best.append(f"{row['recorded']:.0f} with recorded steps")
             if row["transformers"]:
                 figures[f"{of}: times transformers"] = row["rate"] / row["transformers"]
             if row["note"]:

@@ -40,6 +40,7 @@ class SpeedRow(msgspec.Struct, kw_only=True):
     rate: float = 0.0
     bound: float = 0.0  # what the device's products and copies would allow, with these layers
     at_full_depth: float = 0.0  # the rate, scaled by the work of all layers
+    recorded: float | None = None  # the rate with recorded steps; None: there are none
     transformers: float | None = None  # its rate, with these layers
     note: str = ""  # what was not measured, and why
 
@@ -69,6 +70,10 @@ class Workload(Protocol):
     def load(self, arch: Architecture, dtype: torch.dtype, limits: Bounds) -> Demand: ...
     def ours(self, arch: Architecture, dtype: torch.dtype, place: torch.device) -> float:
         """Seconds of one run."""
+        ...
+
+    def recorded(self, arch: Architecture, dtype: torch.dtype, place: torch.device) -> float | None:
+        """The same with recorded steps, where the device has them (chips/graphs.py)."""
         ...
 
     def theirs(self, arch: Architecture, dtype: torch.dtype, place: torch.device) -> float:
@@ -152,6 +157,10 @@ def _measure(
     row.at_full_depth = row.rate * work.tokens / row.bound / full
     _write(report, out)
     _forget(place)
+    if (took_recorded := work.recorded(arch, dtype, place)) is not None:
+        row.recorded = work.tokens / took_recorded
+        _write(report, out)
+        _forget(place)
     if time.left < _PEER * ours_s:
         _add(row, f"transformers not measured: {time.left:.0f} s left")
         return

@@ -217,7 +217,10 @@ def _kernels(recipe: Recipe) -> str:
     ours = (
         [each for each in recipe.generator if each.kernel != "auto"] if _generates(recipe) else []
     )
-    told = [f"generator: {each.dtype} by {each.kernel}" for each in ours[:1]]
+    told = [
+        f"generator: {each.dtype} by {each.kernel}" + ", recorded steps" * (each.graphs is True)
+        for each in ours[:1]
+    ]
     why = probe.why(recipe.learner, device.claim(recipe.learner.device))
     return "; ".join([*told, f"learner: {why}"])
 

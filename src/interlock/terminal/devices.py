@@ -98,8 +98,13 @@ def print_speeds(console: Console, found: speeds.Table, taken: probe.Choice) -> 
         console.print(f"attention of {keys} keys, there and back: {told}")
     for tokens, seconds in sorted(found.micro_batch.items()):
         console.print(f"micro-batch of {tokens} tokens: {seconds * 1e3:.1f} ms per thousand")
+    for name, step in sorted(found.steps.items()):
+        told = f"{step.asked * 1e3:.2f} ms, recorded {step.recorded * 1e3:.2f} ms"
+        console.print(f"decoding step of {speeds.STEP_LAYERS} layers in {name}: {told}")
     switch = f"fused attention above {taken.fused_above} keys" if found.attention else ""
     rest = [switch, f"micro-batches of {taken.micro_batch} tokens"] if switch else []
+    if found.steps:
+        rest.append("recorded steps" if taken.graphs else "no recorded steps")
     console.print(", ".join([f"taken: {taken.dtype}", *rest]), soft_wrap=True)
     if found.waited > probe.BUSY:
         console.print(

@@ -46,11 +46,12 @@ class PortableEngine(Engine):
         slots: int,
         kernel: str = "torch",
         fused_above: int = FUSED_ABOVE,
+        graphs: bool = False,
     ) -> None:
         """`decoder` belongs to the engine from now on. `slots`: sequences decoded at a time.
 
         `kernel` (chips/products.py) is offered for the decoder's dtype and device; `fused_above`:
-        see models/attention.py.
+        see models/attention.py; `graphs`: decoding steps are recorded (recorded_steps.py).
         """
         assert slots > 0
         decoder.use(kernel)
@@ -61,7 +62,7 @@ class PortableEngine(Engine):
         self.device = device.name(decoder.embed.device)
         self.dtype = str(decoder.dtype).removeprefix("torch.")
         self._fused_above = fused_above
-        self._scheduler = Scheduler(decoder, vocabulary, slots, fused_above)
+        self._scheduler = Scheduler(decoder, vocabulary, slots, fused_above, graphs)
         self._packed = PackedProducts(decoder, kernel)
         self._threads = Threads(decoder.embed.device)
         self._grown = False  # something was added since it was last seen whether packing pays
@@ -157,5 +158,6 @@ def sharing_engine(
     settings: GeneratorSettings, decoder: Decoder, vocabulary: Vocabulary
 ) -> PortableEngine:
     """As `open_engine`, with a decoder that is there; the settings are settled."""
-    how = settings.kernel, settings.fused_attention_above
+    assert settings.graphs != "auto"
+    how = settings.kernel, settings.fused_attention_above, settings.graphs
     return PortableEngine(decoder, vocabulary, settings.slots, *how)

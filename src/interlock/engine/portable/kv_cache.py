@@ -165,6 +165,23 @@ class Decode:
         self._where = torch.tensor(places, device=device)  # [B]
         self._alone = nowhere in places
 
+    @property
+    def inputs(self) -> list[Tensor]:
+        """What this step has of its own; all else is in the caches."""
+        own = [self._mask, self._rows, self._at, self._where]
+        return own + [each for part in self._shared for each in (part.rows, part.mask)]
+
+    @property
+    def kind(self) -> object:
+        """Equal for steps that ask for the same kernels on the same caches."""
+        caches = [
+            self._own.k,
+            self._own.v,
+            *(kv for part in self._shared for kv in (part.k, part.v)),
+        ]
+        places = [(each.data_ptr(), each.shape, each.stride()) for each in caches]
+        return self._alone, tuple(places), tuple(each.shape for each in self.inputs)
+
     def _places(self, count: int, nowhere: int) -> list[int]:
         """Where each completion stands in the concatenation of all padded `SharedPrompts.rows`."""
         places, base = [nowhere] * count, 0

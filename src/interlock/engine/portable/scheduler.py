@@ -19,13 +19,14 @@ Legend: B sequences that sample, d hidden size, N tokens of the stream
 
 import itertools
 from collections import defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
 
 from interlock.engine.base import Progress, Request, Vocabulary
 from interlock.engine.portable.kv_cache import Decode, KVCache, Prefill, SharedPrompts
+from interlock.engine.portable.recorded_steps import RecordedSteps, recordable
 from interlock.engine.portable.sampler import Noise, sample
 from interlock.engine.sequence import LiveSequence
 from interlock.errors import TrainingError
@@ -121,9 +122,17 @@ class Scheduler:
     """The sequences of one decoder, `slots` of them running at a time."""
 
     def __init__(
-        self, decoder: Decoder, vocabulary: Vocabulary, slots: int, fused_above: int
+        self,
+        decoder: Decoder,
+        vocabulary: Vocabulary,
+        slots: int,
+        fused_above: int,
+        graphs: bool = False,
     ) -> None:
         self._decoder, self._vocabulary, self._slots = decoder, vocabulary, slots
+        self._decode_step: Callable[[torch.Tensor, torch.Tensor, Decode], torch.Tensor] = (
+            RecordedSteps(decoder) if graphs and recordable(decoder) else decoder
+        )
         self._fused_above = fused_above
         self._device = decoder.embed.device
         self._added = 0
@@ -312,7 +321,7 @@ class Scheduler:
         attend = Decode(self._own, stored, self._shared())
         tokens = self._tensor([each.tokens[-1] for each in self._running])
         positions = [each.prompt.length + len(each.tokens) - 1 for each in self._running]
-        return self._decoder(tokens, self._tensor(positions), attend)
+        return self._decode_step(tokens, self._tensor(positions), attend)
 
     def _shared(self) -> list[SharedPrompts]:
         """The prompts of the running sequences, class by class."""
