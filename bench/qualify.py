@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -67,14 +67,16 @@ def qualify(device: str, level: str, seed: int, threads: int) -> dict[str, Any]:
 def run_all(
     runs: Sequence[tuple[str, str, int]], jobs: int, threads: int, path: Path | None
 ) -> Iterator[dict[str, Any]]:
-    """Results of (device, level, seed), those known already first; each is kept at once."""
+    """Results of (device, level, seed), those known already first; each is kept as it comes."""
     path = path or Path(os.devnull)
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     known = {(r["device"], r["level"], r["seed"]): r for r in map(json.loads, lines)}
     yield from (known[run] for run in runs if run in known)
     left = [run for run in runs if run not in known]
     with ThreadPoolExecutor(jobs) as pool, open(path, "a", encoding="utf-8") as file:
-        for result in pool.map(lambda run: qualify(run[0], run[1], run[2], threads), left):
+        waiting = [pool.submit(qualify, *run, threads) for run in left]
+        for done in as_completed(waiting):
+            result = done.result()
             file.write(json.dumps(result) + "\n")
             file.flush()
             yield result
