@@ -62,7 +62,8 @@ class PreflightSection:
 
 
 def _qualify(setting: PreflightSetting, seconds: float) -> Job:
-    command = python(_CLI, "qualify", "--device", setting.device, "--out", ".")
+    # A device that is rejected has an answer, and the time is for what it can do.
+    command = python(_CLI, "qualify", "--device", setting.device, "--out", ".", "--fail-fast")
     files = ("certificate.json", "report.html")
     if seconds >= _DEFAULT_LEVEL_S:
         return Job(command, files)
