@@ -172,7 +172,7 @@ def test_weights_come_in_the_middle_and_no_slot_waits(make: Callable[..., Run]) 
     for name in "ab":
         steps = [busy for busy in run.steps(name, late)][8:]  # those of the first proof
         idle = sum(max(0, SLOTS - busy) for busy in steps) / (SLOTS * len(steps))
-        assert len(steps) > 50 and idle < 0.1, (idle, Counter(steps), late - begun)
+        assert len(steps) > 50 and idle < 0.05, (idle, Counter(steps), late - begun)
 
 
 def test_a_killed_worker_loses_only_what_was_not_answered(make: Callable[..., Run]) -> None:
