@@ -61,7 +61,7 @@ def test_a_step_is_measured_both_ways_and_compared(monkeypatch: pytest.MonkeyPat
         steps = speeds._steps(CPU, ["float32", "bfloat16"])
     assert list(steps) == ["float32", "bfloat16"]
     for step in steps.values():
-        assert step.asked > 0 and step.recorded > 0 and step.apart == 0.0
+        assert step.eager > 0 and step.recorded > 0 and step.apart == 0.0
     assert speeds._steps(CPU, ["float32"]) == {}  # the CPU itself
     with recording():
         monkeypatch.setattr(device, "synchronize", _refuses)

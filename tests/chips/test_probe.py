@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from recorder import recording
 
 from interlock.chips import probe, products, speeds
-from interlock.chips.speeds import Speed, Step, Table
+from interlock.chips.speeds import Speed, StepSpeed, Table
 from interlock.config.schema import GeneratorSettings, LearnerSettings
 from interlock.errors import ConfigError
 
@@ -144,10 +144,10 @@ def test_settings_are_filled_in_where_they_are_open_and_nowhere_else(
 
 # Accelerators: a decoding step of a small model, in seconds. The figures are made up, for none was
 # at hand: kernels that wait for the host, that keep it busy, and a driver that records wrongly.
-def accelerator(asked: float, recorded: float, apart: float = 0.0) -> Table:
+def accelerator(eager: float, recorded: float, apart: float = 0.0) -> Table:
     plain = [Speed(name, "torch", 900, 900, error) for name, error in (
         ("float32", 3e-7), ("bfloat16", 1.1e-3))]  # fmt: skip
-    steps = {"bfloat16": Step(asked, recorded, apart), "float32": Step(asked, asked, 0.0)}
+    steps = {"bfloat16": StepSpeed(eager, recorded, apart), "float32": StepSpeed(eager, eager, 0.0)}
     faster = msgspec.structs.replace(plain[1], decode=1800.0, learn=1800.0)
     return Table("a chip", 16, [plain[0], faster], steps=steps)
 

@@ -25,7 +25,7 @@ import torch
 from msgspec.structs import replace
 
 from interlock.chips import device, graphs, products, speeds, vendors
-from interlock.chips.speeds import KEYS, MICRO_BATCHES, Speed, Step, Table, measure
+from interlock.chips.speeds import KEYS, MICRO_BATCHES, Speed, StepSpeed, Table, measure
 from interlock.config.schema import GeneratorSettings, LearnerSettings
 from interlock.errors import ConfigError, RunError
 from interlock.rundir.files import write_atomically
@@ -152,7 +152,7 @@ def why(part: LearnerSettings | GeneratorSettings, place: torch.device) -> str:
             return f"{line}: of this device no kernels are measured"
         return (
             f"{line}; measured, a decoding step of {speeds.STEP_LAYERS} layers: "
-            f"{step.asked * 1e3:.2f} ms, recorded {step.recorded * 1e3:.2f} ms"
+            f"{step.eager * 1e3:.2f} ms, recorded {step.recorded * 1e3:.2f} ms"
         )
     told = [f"{line}, fused attention above {part.fused_attention_above} keys"]
     if isinstance(part, LearnerSettings):
@@ -268,12 +268,12 @@ def _switch(attention: Mapping[int, tuple[float, float]]) -> int:
     return least if fused * GAIN < explicit else middle
 
 
-def _recorded(steps: Mapping[str, Step], dtype: str) -> bool:
+def _recorded(steps: Mapping[str, StepSpeed], dtype: str) -> bool:
     """Whether a recorded step of the dtype is faster by GAIN, and as exact as the dtype."""
     step = steps.get(dtype)
     return (
         step is not None
-        and 0 < step.recorded * GAIN <= step.asked
+        and 0 < step.recorded * GAIN <= step.eager
         and (step.apart <= LIMITS[dtype])
     )
 

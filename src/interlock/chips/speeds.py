@@ -43,10 +43,10 @@ class Speed(msgspec.Struct, frozen=True):
     error: float  # root mean square, relative to that of the exact product
 
 
-class Step(msgspec.Struct, frozen=True):
+class StepSpeed(msgspec.Struct, frozen=True):
     """A decoding step of STEP_LAYERS small layers on a device that records (graphs.py)."""
 
-    asked: float  # seconds, its kernels asked for one by one
+    eager: float  # seconds, its kernels asked for one by one
     recorded: float  # seconds, launched as a whole
     apart: float  # root mean square of the two results' difference, relative to the first
 
@@ -60,7 +60,7 @@ class Table(msgspec.Struct, frozen=True):
     # By keys: seconds, forward and backward, as plain products and as the fused kernel.
     attention: dict[int, tuple[float, float]] = {}
     micro_batch: dict[int, float] = {}  # by tokens: seconds per thousand of them
-    steps: dict[str, Step] = {}  # by dtype; none where nothing can be recorded
+    steps: dict[str, StepSpeed] = {}  # by dtype; none where nothing can be recorded
     seconds: float = 0.0  # that measuring took
     waited: float = 0.0  # share of these that a thread waited for a processor
 
@@ -212,7 +212,7 @@ def _micro_batches() -> dict[int, float]:
     return {n: took * 1000 / n for n, took in zip(MICRO_BATCHES, seconds, strict=True)}
 
 
-def _steps(place: torch.device, dtypes: Sequence[str]) -> dict[str, Step]:
+def _steps(place: torch.device, dtypes: Sequence[str]) -> dict[str, StepSpeed]:
     found = {}
     for name in dtypes if graphs.offered(place) else ():
         with suppress(RuntimeError):  # a device that records, but not all
@@ -220,7 +220,7 @@ def _steps(place: torch.device, dtypes: Sequence[str]) -> dict[str, Step]:
     return found
 
 
-def _step(dtype: torch.dtype, place: torch.device) -> Step:
+def _step(dtype: torch.dtype, place: torch.device) -> StepSpeed:
     """Of layers that have about as many kernels as a decoder's."""
     noise = torch.Generator().manual_seed(0)
     width = _LAYER[1]
@@ -240,11 +240,11 @@ def _step(dtype: torch.dtype, place: torch.device) -> Step:
         return y
 
     with torch.inference_mode():
-        asked = layers().clone()
+        eager = layers().clone()
         recorded = RecordedWork(place, layers)
-        exact, ours = asked.cpu().double(), recorded.replay().cpu().double()
-        asked_s, recorded_s = _in_turns([layers, recorded.replay], place)
-    return Step(asked_s, recorded_s, ((ours - exact).norm() / exact.norm()).item())
+        exact, ours = eager.cpu().double(), recorded.replay().cpu().double()
+        eager_s, recorded_s = _in_turns([layers, recorded.replay], place)
+    return StepSpeed(eager_s, recorded_s, ((ours - exact).norm() / exact.norm()).item())
 
 
 def _in_turns(runs: Sequence[Run], place: torch.device) -> list[float]:

@@ -99,7 +99,7 @@ def print_speeds(console: Console, found: speeds.Table, taken: probe.Choice) -> 
     for tokens, seconds in sorted(found.micro_batch.items()):
         console.print(f"micro-batch of {tokens} tokens: {seconds * 1e3:.1f} ms per thousand")
     for name, step in sorted(found.steps.items()):
-        told = f"{step.asked * 1e3:.2f} ms, recorded {step.recorded * 1e3:.2f} ms"
+        told = f"{step.eager * 1e3:.2f} ms, recorded {step.recorded * 1e3:.2f} ms"
         console.print(f"decoding step of {speeds.STEP_LAYERS} layers in {name}: {told}")
     switch = f"fused attention above {taken.fused_above} keys" if found.attention else ""
     rest = [switch, f"micro-batches of {taken.micro_batch} tokens"] if switch else []

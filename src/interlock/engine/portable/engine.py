@@ -81,8 +81,8 @@ class PortableEngine(Engine):
         self._grown = True
 
     @property
-    def threads(self) -> int:
-        return self._threads.fewest
+    def threads(self) -> int | None:
+        return self._threads.fewest if self.decoder.embed.device.type == "cpu" else None
 
     @torch.inference_mode()
     def abort(self, name: str) -> bool:
