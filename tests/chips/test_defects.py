@@ -5,6 +5,7 @@ is in sim_planted.py, and what takes two ranks in test_simulated_run.py.
 """
 
 import re
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,8 +14,9 @@ import torch
 from rounding import assert_close
 from torch import Tensor
 
-from interlock.chips.sim import defects, faults
+from interlock.chips.sim import defects
 from interlock.chips.sim.defects import DEFECTS
+from interlock.chips.sim.faults.fault import run_on_host
 from interlock.errors import ConfigError
 from interlock.records.trust import Trust
 
@@ -28,7 +30,7 @@ class Hung(Exception):
 
 def planted(name: str) -> Any:
     """run(op, *args, **kwargs) of a chip with the defect."""
-    run = DEFECTS[name].plant(faults.run_on_host)
+    run = DEFECTS[name].plant(run_on_host)
     return lambda op, *args, **kwargs: run(op, args, kwargs)
 
 
@@ -347,7 +349,7 @@ def test_what_hangs_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     def hung(seconds: float) -> None:
         raise Hung
 
-    monkeypatch.setattr(faults.time, "sleep", hung)
+    monkeypatch.setattr(time, "sleep", hung)
     run = DEFECTS["allreduce-hang"].plant(lambda op, args, kwargs: "done")
     reduce = torch.ops.c10d.allreduce_.default
     assert run(reduce, ([torch.ones(65536)],), {}) == "done"
@@ -419,7 +421,7 @@ def test_missing_operators() -> None:
 
 def test_slow_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
-    monkeypatch.setattr(faults.time, "sleep", waits.append)
+    monkeypatch.setattr(time, "sleep", waits.append)
     run, x = planted("slow-fallback"), drawn(4)
     with pytest.warns(UserWarning, match="aten::silu.*fall back to run on the CPU"):
         assert torch.equal(run(aten.silu.default, x), torch.nn.functional.silu(x))

@@ -19,7 +19,8 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from interlock.chips import device
-from interlock.chips.sim import defects, faults
+from interlock.chips.sim import defects
+from interlock.chips.sim.faults.fault import Run
 from interlock.qualify.check import Level, Subject
 from interlock.records.trust import Trust
 
@@ -44,7 +45,7 @@ _FLIPPED = 0.05  # share of bfloat16 results on the other side of a rounding
 _noise = torch.Generator().manual_seed(0)
 
 
-def other_rounding(run: faults.Run, op: OpOverload, args: Any, kwargs: Any) -> Any:
+def other_rounding(run: Run, op: OpOverload, args: Any, kwargs: Any) -> Any:
     found = run(op, args, kwargs)
     if op.overloadpacket in _INEXACT:
         for tensor in _tensors(args[0] if found is None else found):

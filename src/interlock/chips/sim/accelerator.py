@@ -10,8 +10,8 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
-from interlock.chips.sim import faults
 from interlock.chips.sim.defects import DEFECTS
+from interlock.chips.sim.faults.fault import ReturnedBytes, Run, run_on_host
 
 CHIP = "Interlock simulated accelerator"
 BUDGET = 8 << 30  # bytes of memory
@@ -23,9 +23,9 @@ class Chip:
 
     def __init__(self, planted: Sequence[str]) -> None:
         self.planted = tuple(planted)
-        self.run: faults.Run = faults.run_on_host
+        self.run: Run = run_on_host
         self.plugin = f"simulated {torch.__version__.partition('+')[0]}"
-        returned: faults.ReturnedBytes = int
+        returned: ReturnedBytes = int
         for name in planted:
             defect = DEFECTS[name]
             self.run = defect.plant(self.run)
@@ -37,7 +37,7 @@ class Chip:
 class MemoryCounter:
     """How many bytes the device has lent, at most `budget`."""
 
-    def __init__(self, budget: int, returned: faults.ReturnedBytes = int) -> None:
+    def __init__(self, budget: int, returned: ReturnedBytes = int) -> None:
         self.budget = budget
         self.used = self.peak = 0
         self._returned = returned

@@ -1,6 +1,6 @@
 """A second accelerator without the hardware: what torch calls "npu", computed by the CPU.
 
-    operator ─ torch ─> execute ─ CPU tensors ─> run ─ faults.py, if planted ─> the CPU's operator
+    operator ─ torch ─> execute ─ CPU tensors ─> run ─ a fault, if planted ─> the CPU's operator
                            │                                                            │
        SimulatedTensor <───┴── CPU tensors <────────────────────────────────────────────┘
 
