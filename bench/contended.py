@@ -19,9 +19,11 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +51,7 @@ def serve(channel: Channel) -> None:
 
     from interlock.chips import heap
     from interlock.models.fetch import find_model
-    from learner import groups_of, interlock_side
+    from learner import groups_of
     from rollout import Tokenizer, prompts_of
     from rollout import interlock_side as decoder_side
     from workload import MODEL
@@ -57,12 +59,40 @@ def serve(channel: Channel) -> None:
     heap.keep_freed()
     model, cpu = find_model(MODEL, lambda line: None), torch.device("cpu")
     decode = decoder_side(model, prompts_of(Tokenizer.load(model), 16), 1, 16, cpu, "float32")
-    learn = interlock_side(model, groups_of(1, 4, 40, 24), "float32")
-    work: dict[str, Callable[[], Any]] = {"decode": lambda: decode(12, 0), "learn": learn}
-    while (name := channel.receive()) is not None:
-        began = time.perf_counter()
-        work[name.decode()]()
-        channel.send(repr(time.perf_counter() - began).encode())
+    with tempfile.TemporaryDirectory() as scratch:
+        work: dict[str, Callable[[], Any]] = {
+            "decode": lambda: decode(12, 0),
+            "learn": updates(model, groups_of(1, 4, 40, 24), Path(scratch)),
+        }
+        while (name := channel.receive()) is not None:
+            began = time.perf_counter()
+            work[name.decode()]()
+            channel.send(repr(time.perf_counter() - began).encode())
+
+
+def updates(model: Path, groups: list[Any], scratch: Path) -> Callable[[], Any]:
+    """Three of them, as the steps of a run."""
+    import torch
+
+    from interlock.config.schema import LearnerSettings, LossSettings, OptimizerSettings
+    from interlock.learner.learner import Learner
+    from interlock.models.checkpoint import load_decoder
+    from interlock.recipes.sinks import Sink
+    from interlock.recipes.update_threads import UpdateThreads
+    from interlock.rundir import RunDir
+
+    decoder = load_decoder(model, torch.float32, torch.device("cpu"))
+    learner = Learner(decoder, LearnerSettings(dtype="float32"), OptimizerSettings(lr=1e-6), 1000)
+    loss = LossSettings(correction="off")
+    run = RunDir.create(scratch / "run", {}, {})
+    threads, step = UpdateThreads(0, learner, run, Sink()), count(1)
+
+    def three() -> None:
+        for number in islice(step, 3):
+            with threads(number):
+                learner.step(groups, loss)
+
+    return three
 
 
 def started(variables: dict[str, str]) -> Child:
@@ -79,9 +109,9 @@ def asked(child: Child, name: str) -> float:
 
 
 @contextmanager
-def busy(count: int) -> Iterator[None]:
-    """`count` processes that only count."""
-    found = [subprocess.Popen([sys.executable, "-S", "-c", COUNT]) for _ in range(count)]
+def busy(processes: int) -> Iterator[None]:
+    """So many processes that only count."""
+    found = [subprocess.Popen([sys.executable, "-S", "-c", COUNT]) for _ in range(processes)]
     try:
         time.sleep(0.2 * bool(count))  # until they do
         yield

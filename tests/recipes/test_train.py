@@ -348,6 +348,7 @@ def test_a_generator_that_took_fewer_threads_says_so_once(
     assert [each.threads for each in lines] == [1, 1]
     events = [event for event in view.events() if event.kind == "threads_changed"]
     assert [event.message for event in events] == [
-        "step 1: generator-0 drew on 1 of 2 threads as other processes hold processors"
+        "step 1: generator-0 drew on 1 of 2 threads as other processes hold processors",
+        "step 2: the update takes 1 of 2 threads as other processes hold processors",
     ]
     assert torch.get_num_threads() == 2

@@ -4,8 +4,8 @@ Every operator waits for the slowest of its threads. Beside as many busy process
 processors, that is one that has half of one: fewer threads, each with a processor to itself, are
 faster. While an engine draws tokens on a CPU their number follows what others leave, down to a half
 of what there was (with less, whoever is alone among many would get next to nothing). A number that
-the user has set is kept. Never in an update: its sums are split among the threads, so their last
-bits hang on how many there are, and a resumed run is to repeat them.
+the user has set is kept. Updates, whose bits a resumed run repeats, take a number that is recorded
+(recipes/update_threads.py).
 """
 
 import math
@@ -34,7 +34,7 @@ class Threads:
 
     def __init__(self, place: torch.device) -> None:
         """`place`: where it is computed; on what is no CPU nothing is changed."""
-        self._fixed = place.type != "cpu" or any(name in os.environ for name in _USERS)
+        self._fixed = are_given(place)
         self._all = self._now = self.fewest = torch.get_num_threads()
         self._others: Others | None = None
         self._calm = 0
@@ -68,6 +68,11 @@ class Threads:
             self._now, self._calm = fit, 0
             self.fewest = min(self.fewest, fit)
             torch.set_num_threads(fit)
+
+
+def are_given(place: torch.device) -> bool:
+    """Whether their number is not ours to change: the user set it, or `place` is no CPU."""
+    return place.type != "cpu" or any(name in os.environ for name in _USERS)
 
 
 def fitting(threads: int, left: float) -> int:

@@ -57,7 +57,7 @@ def run(stage: Stage[Grpo], task: TaskSource) -> None:
             recorded = stage.run.ledger.read(stage.index, step)
             scored = recorded or rollouts.judged(step, verifier, clock)
             batches = minibatches(scored, settings, rollouts.staleness)
-            with clock("update"), heap.apart():
+            with clock("update"), heap.apart(), stage.threads(step):
                 updates = _update(stage, batches)
             stage.note_bad(step, updates)
             skipped = len(scored) - sum(map(len, batches))

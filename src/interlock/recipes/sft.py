@@ -70,7 +70,7 @@ def run(stage: Stage[Sft], data: Data) -> None:
             clock = Clock()
             batch = draw(data.rows, stage.settings.batch_size, step, stage.seed(0))
             stage.sinks.phase("updating")
-            with clock("update"):
+            with clock("update"), stage.threads(step):
                 result = stage.learner.step(training_groups(batch), loss=None)
             stage.note_bad(step, [result])
             seconds = clock.seconds()

@@ -21,6 +21,7 @@ from interlock.learner import checkpoint
 from interlock.learner.learner import Learner, StepResult
 from interlock.mismatch import Mismatch
 from interlock.recipes.sinks import Sink
+from interlock.recipes.update_threads import UpdateThreads
 from interlock.records.metrics import (
     EventKind,
     PublishMetrics,
@@ -100,6 +101,7 @@ class Stage(Generic[Settings]):
         self._settled = self._moves()
         self._published: list[Published] = []  # since the last step was logged
         self._threads: dict[str, int] = {}  # of each worker, in the step before
+        self.threads = UpdateThreads(self.index, self.learner, self.run, self.sinks)
 
     @property
     def staleness(self) -> int:
