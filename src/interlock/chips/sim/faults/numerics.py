@@ -7,14 +7,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from interlock.chips.sim.faults.fault import (
-    PRODUCTS,
-    WITH_WEIGHTS,
-    Args,
-    Kwargs,
-    Run,
-    in_chunks,
-)
+from interlock.chips.sim.faults.fault import PRODUCTS, WITH_WEIGHTS, Args, Kwargs, Run, in_chunks
 
 _aten = torch.ops.aten
 _FUSED_ATTENTION = _aten._scaled_dot_product_flash_attention_for_cpu
