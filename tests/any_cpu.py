@@ -36,6 +36,7 @@ LIMIT_S = 1800.0  # of one configuration; ten minutes are usual on two cores
 QUICK = (
     *("models/test_layers.py", "models/test_moe.py", "engine/test_kv_cache.py"),
     *("engine/test_prepacked.py", "learner/test_loss.py", "learner/test_learner.py"),
+    *("learner/test_corrections.py", "learner/test_optimizer.py"),
 )
 QUICK_LIMIT_S = 60.0
 
