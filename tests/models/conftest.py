@@ -1,4 +1,4 @@
-"""Small models of every family, made by transformers, which is the oracle of this room."""
+"""Small models of every family, made by transformers, the oracle of this room; our tokenizer."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from interlock.models.tokenizer import Tokenizer
 
 _SIZES = {
     "vocab_size": 67,
@@ -165,3 +167,9 @@ def saved(
     model = reference(family)
     model.save_pretrained(tmp_path / "model")
     return model, tmp_path / "model"
+
+
+@pytest.fixture(scope="session")
+def ours(smollm2: Path) -> Tokenizer:
+    """SmolLM2's tokenizer, read by us."""
+    return Tokenizer.load(smollm2)
