@@ -2,15 +2,19 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
+from remains import gone
 
-from interlock.chips import certificates
+from interlock.chips import certificates, vendors
 from interlock.errors import ConfigError
 from interlock.models.catalogue import catalogue, largest, most
 from interlock.processes import deadline
+from interlock.processes.child import Child
 from interlock.qualify import probe, runner
 from interlock.qualify.check import Check, Level
 from interlock.records.trust import Certificate, Finding, Measure, Result, Role, Sizes, Trust
@@ -97,6 +101,70 @@ def test_an_exception_and_a_death_are_findings(planted: Callable[..., list[Check
     assert "signal 11" in memory.summary
     assert "about to die" in str(memory.figures["last words"])
     assert memory.figures["a new process can use the device"] == "yes"
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[Child]:
+    """The processes that the runner has started by itself."""
+    children: list[Child] = []
+
+    def start(*args: Any, **kwargs: Any) -> Child:
+        children.append(Child(*args, **kwargs))
+        return children[-1]
+
+    monkeypatch.setattr(runner, "Child", start)
+    return children
+
+
+def test_one_process_is_started_for_all_checks_and_one_after_each_death(
+    planted: Callable[..., list[Check]], started: list[Child]
+) -> None:
+    passing = planted(forward="passes", backward="prints", memory="in_threads")
+    found = runner.qualify("cpu", checks=passing)
+    assert [finding.result for finding in found.findings] == ["pass"] * 3
+    assert len(started) == 1
+
+    checks = planted(forward="prints", memory="exits", sampler="dies", random="prints")
+    found = runner.qualify("cpu", checks=checks)
+    assert [finding.result for finding in found.findings] == ["pass", "fail", "fail", "pass"]
+    _, exited, died, _ = found.findings
+    assert "its process died: exit code 7: about to exit" in exited.summary
+    assert exited.figures["last words"] == "about to exit\n"
+    assert "its process died: signal 11" in died.summary
+    assert "about to exit" not in str(died.figures["last words"])
+    assert len(started) == 1 + 3
+    assert gone(*(child.pid for child in started))
+
+
+def test_checks_have_the_users_environment_and_their_own_plugins(
+    planted: Callable[..., list[Check]],
+    started: list[Child],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "planted_plugin.py").write_text("import os\npid = os.getpid()\nload = int\n")
+    about = tmp_path / "planted_plugin-1.dist-info"
+    about.mkdir()
+    about.joinpath("METADATA").write_text("Name: planted_plugin\nVersion: 1\n")
+    about.joinpath("entry_points.txt").write_text("[torch.backends]\nx = planted_plugin:load\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    strict_cpu = msgspec.structs.replace(vendors.of("cpu"), strict_env={"PLANTED_STRICT": "1"})
+    monkeypatch.setattr(vendors, "of", lambda kind: strict_cpu)
+    plain, strict, again = planted(
+        forward="surroundings", training_operators="surroundings", memory="surroundings"
+    )
+    for user in ("unset", "1", "0"):
+        started.clear()
+        monkeypatch.delenv(autoload := "TORCH_DEVICE_BACKEND_AUTOLOAD", raising=False)
+        if user != "unset":
+            monkeypatch.setenv(autoload, user)
+        checks = [plain, replace(strict, strict=True), again]
+        found = runner.qualify("cpu", checks=checks).findings
+        assert [finding.figures["strict"] for finding in found] == ["", "1", ""]
+        assert {finding.figures["autoload"] for finding in found} == {user}
+        plugin = "" if user == "0" else "ours"
+        assert {finding.figures["plugin"] for finding in found} == {plugin}
+        assert len(started) == 2
 
 
 @pytest.mark.usefixtures("quiet")

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 
 import torch
@@ -39,3 +40,32 @@ def dies(subject: Subject) -> Evidence:
 def hangs(subject: Subject) -> Evidence:
     time.sleep(3600)
     raise AssertionError("not reached")
+
+
+def exits(subject: Subject) -> Evidence:
+    print("about to exit", flush=True)
+    os._exit(7)
+
+
+def prints(subject: Subject) -> Evidence:
+    print("of no interest", flush=True)
+    return Evidence(True, "")
+
+
+def in_threads(subject: Subject) -> Evidence:
+    """Would hang where the process that it is a fork of had computed in threads."""
+    torch.set_num_threads(2)
+    x = torch.ones(1 << 20, requires_grad=True)
+    (x * x).sum().backward()
+    assert x.grad is not None
+    return Evidence(x.grad.sum().item() == 1 << 21, "")
+
+
+def surroundings(subject: Subject) -> Evidence:
+    plugin = sys.modules.get("planted_plugin")
+    told: dict[str, float | int | str] = {
+        "strict": os.environ.get("PLANTED_STRICT", ""),
+        "autoload": os.environ.get("TORCH_DEVICE_BACKEND_AUTOLOAD", "unset"),
+        "plugin": "" if plugin is None else "ours" if plugin.pid == os.getpid() else "inherited",
+    }
+    return Evidence(True, "", told)

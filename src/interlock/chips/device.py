@@ -2,11 +2,11 @@
 
     "cpu", "cuda:1", "npu", "sim:crash" ── claim ──> torch.device ──> stack, memory, …
 
-Only `claim` changes anything in the process; the other functions look up, but for `synchronize` and
-`empty_cache`, which do what they say. Every accelerator comes as a module of torch's (torch.cuda)
-or of a plugin (torch_npu as torch.npu). Nothing is taken for granted of a plugin: a function it
-lacks is an answer that stays empty. The CPU, which is no accelerator to torch, gives answers of its
-own. What is special about one vendor stands in vendors/.
+Only `claim` changes anything in the process; the other functions look up, but for `load_plugins`,
+`synchronize` and `empty_cache`, which do what they say. Every accelerator comes as a module of
+torch's (torch.cuda) or of a plugin (torch_npu as torch.npu). Nothing is taken for granted of a
+plugin: a function it lacks is an answer that stays empty. The CPU, which is no accelerator to
+torch, gives answers of its own. What is special about one vendor stands in vendors/.
 """
 
 import importlib
@@ -78,6 +78,12 @@ def claim(name: str) -> torch.device:
         f"device {one_line(repr(name), 60)} cannot be used here: {reason}; "
         f"this machine has {', '.join(available())}"
     )
+
+
+def load_plugins() -> None:
+    """Do what torch does when it is imported, where that was told to leave the plugins out."""
+    if torch._is_device_backend_autoload_enabled():
+        torch._import_device_backends()
 
 
 def _why_not(name: str, error: Exception) -> str:

@@ -289,6 +289,10 @@ class Child:
             return self._last_words
         return logs.tail(self._log, self._log_start)
 
+    def forget_words(self) -> None:
+        """What it has printed until now is none of its last words."""
+        self._log_start = os.fstat(self._log.fileno()).st_size
+
     def bound_log(self) -> None:
         """Cut off all but the end of what it printed, once that is long. To be called often."""
         if not self._log.closed and logs.cut(self._log):

@@ -16,7 +16,6 @@ import random
 import sys
 import unittest
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from itertools import islice
@@ -140,7 +139,10 @@ def sample(subject: Subject) -> Evidence:
 
 
 def torch_database() -> list[Any]:
-    """torch's own operators with samples of inputs. Raises UserError where torch lacks them."""
+    """torch's own operators with samples of inputs. Raises UserError where torch lacks them.
+
+    To be imported in the check's own process: it asks for devices, and freezes switches of torch.
+    """
     _stand_in_for_expecttest()
     try:
         from torch.testing._internal import common_utils
@@ -167,10 +169,6 @@ def _stand_in_for_expecttest() -> None:
         stand_in = ModuleType("expecttest")
         stand_in.TestCase = unittest.TestCase  # type: ignore[attr-defined]
         sys.modules["expecttest"] = stand_in
-
-
-with suppress(UserError):  # it takes seconds: while the check before is at work (probe.py)
-    torch_database()
 
 
 def _chosen(database: list[Any], subject: Subject) -> list[Any]:

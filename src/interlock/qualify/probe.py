@@ -1,16 +1,14 @@
 """The process in which one check runs.
 
-    runner ──a module──────> import it, and torch
-           ──ProbeRequest──> claim the device ──> the check's function ──ProbeReply──> runner
+    runner ──ProbeRequest──> claim the device ──> the check's function ──ProbeReply──> runner
 
-It is started while the check before is still at work, and imports meanwhile what it will need. What
-a check does to this process, a crash or a hang, is for the runner to see.
+It is a fork of template.py, which has imported what it needs. What a check does to this process, a
+crash or a hang, is for the runner to see.
 """
 
 import importlib
 import sys
 import traceback
-from contextlib import suppress
 
 import msgspec
 
@@ -69,13 +67,10 @@ def decode_reply(data: bytes) -> ProbeReply:
 
 
 def serve(channel: Channel) -> None:
-    """Answer the one request that comes, after a module; nothing when the runner has gone."""
-    module = channel.receive()
-    if module:
-        with suppress(Exception):  # which comes again when it is asked for
-            importlib.import_module(module.decode())
+    """Answer the one request that comes; nothing when the runner has gone."""
     data = channel.receive()
     if data is not None:
+        device.load_plugins()
         answer = _answer(msgspec.msgpack.decode(data, type=ProbeRequest))
         channel.send(msgspec.msgpack.encode(answer))
 

@@ -1,6 +1,7 @@
 """Qualifies one device: every check in a process of its own, then the verdict.
 
     device ──Stack──> checks, one after another ──Finding …──> verdict.py ──> sealed Certificate
+                          │ template.py forks one process for each
                           └─ crash, hang, exception: a finding; does a new process recover?
 
 After a hang in a check that generation needs nothing can be gained any more, and each further one
@@ -28,6 +29,7 @@ from interlock.processes.child import (
     ChildLate,
     inherited,
 )
+from interlock.processes.fork import FORKS
 from interlock.processes.scratch import Scratch
 from interlock.qualify import faults
 from interlock.qualify.check import Check, Evidence, Level
@@ -47,7 +49,7 @@ from interlock.text import error_line, visible
 _OPENING_S = 120.0  # for a device to say what it is
 _RECOVERY_S = 60.0
 _LOG_TAIL = 2000  # characters of a process's last words kept as evidence
-_MODULE = "interlock.qualify.probe"
+_MODULE = "interlock.qualify.template"
 _MOST_ANSWER_BYTES = 16 << 20  # a thousand measures with long names are a fiftieth of it
 
 
@@ -90,13 +92,13 @@ def qualify(
     Raises:
         ConfigError: there is no such device.
     """
+    chosen = list(CHECKS.values()) if checks is None else checks
     ask = ProbeRequest(name, level, minutes, seed, model=model[1] if model else None)
     with (
         Scratch("interlock-qualify-") as logs,
-        closing(_Probes(logs, ask, fail_fast)) as probes,
+        closing(_Probes(logs / "log", ask, chosen, fail_fast)) as probes,
     ):
         stack, silent = probes.identify()
-        chosen = list(CHECKS.values()) if checks is None else checks
         given_up = silent.summary if silent else ""
         findings, world_size = probes.run(chosen, watch or Watch(), given_up)
     if silent:
@@ -132,22 +134,26 @@ def _covered(
 
 
 class _Probes:
-    """The probes of one device: one at work, and one that is getting ready for the next check."""
+    """The probes of one device: forks of one process, and of one more where checks are strict."""
 
-    def __init__(self, logs: Path, ask: ProbeRequest, fail_fast: bool) -> None:
-        self._logs, self._ask, self._fail_fast = logs, ask, fail_fast
+    def __init__(
+        self, log: Path, ask: ProbeRequest, checks: Sequence[Check], fail_fast: bool
+    ) -> None:
+        self._log, self._ask, self._fail_fast = log, ask, fail_fast
+        modules = dict.fromkeys(check.function.partition(":")[0] for check in checks)
+        self._modules = " ".join(modules).encode()
+        self._strict_env = vendors.of(vendors.kind_of(ask.device)).strict_env
         self._world_size = 1
-        self._probes: dict[str, Child | ChildEnded] = {}
+        self._templates: dict[bool, Child] = {}  # by whether it is strict
+        self._last_words = ""
 
     def close(self) -> None:
-        for probe in self._probes.values():
-            if isinstance(probe, Child):
-                probe.close()
+        for template in self._templates.values():
+            template.close()
 
     def identify(self) -> tuple[Stack, Finding | None]:
         """What the device is; or nothing but its kind, and what that it does not say more shows."""
-        self._start("stack")
-        match self._answer("stack", self._ask, _OPENING_S):
+        match self._answer(self._ask, _OPENING_S):
             case Known(stack):
                 return stack, None
             case NotRun(reason):
@@ -166,15 +172,11 @@ class _Probes:
         `given_up`: why none is to be run.
         """
         findings: list[Finding] = []
-        if checks and not given_up:
-            self._start(checks[0].id, checks[0])
-        for check, following in zip(checks, [*checks[1:], None], strict=True):
+        for check in checks:
             watch.begins(check)
             if given_up:
                 finding = Finding(check.id, Result.UNKNOWN, given_up)
             else:
-                if following is not None:
-                    self._start(following.id, following)
                 finding, late = self._find(check)
                 final = late or (self._fail_fast and finding.result is Result.FAIL)
                 if final and Role.GENERATE in check.needed:
@@ -191,7 +193,7 @@ class _Probes:
         ask = msgspec.structs.replace(self._ask, function=check.function)
         seconds = check.deadline_s[ask.level] + 60 * ask.minutes * (check.id == "soak")
         began = time.monotonic()
-        answer = self._answer(check.id, ask, seconds)
+        answer = self._answer(ask, seconds, check.strict and bool(self._strict_env))
         took = time.monotonic() - began
         match answer:
             case Shown(evidence):
@@ -208,7 +210,7 @@ class _Probes:
 
     def _failure(self, check: Check, summary: str, trace: str, took: float) -> Finding:
         """What is known of a check that did not come to its end."""
-        told = trace or self._last_words(check.id)
+        told = trace or self._last_words
         figures: dict[str, float | int | str] = {"last words": told} if told else {}
         if fault := faults.classify(f"{summary}\n{told}"):
             summary = f"{summary} ({fault.kind}: {fault.meaning})"
@@ -217,34 +219,37 @@ class _Probes:
         figures["a new process can use the device"] = "yes" if recovers else "no"
         return Finding(check.id, Result.FAIL, summary, took, figures)
 
-    def _start(self, name: str, check: Check | None = None) -> None:
-        vendor = vendors.of(vendors.kind_of(self._ask.device))
-        env = vendor.strict_env if check and check.strict else {}
+    def _answer(
+        self, ask: ProbeRequest, seconds: float, strict: bool = False
+    ) -> ProbeReply | ChildError:
+        """What a probe says within the time, or why it says nothing. It is gone afterwards."""
+        self._last_words = ""
         try:
-            probe = Child(_MODULE, inherited(env), log=self._logs / name)
-            probe.send(check.function.partition(":")[0].encode() if check else b"")
-            self._probes[name] = probe
+            template = self._template(strict)
         except OSError as error:
-            self._probes[name] = ChildEnded(f"cannot be started: {error}")
-
-    def _answer(self, name: str, ask: ProbeRequest, seconds: float) -> ProbeReply | ChildError:
-        """What the probe says within the time, or why it says nothing. It is gone afterwards."""
-        probe = self._probes[name]
-        if isinstance(probe, ChildEnded):
-            return probe
+            return ChildEnded(f"cannot be started: {error}")
+        template.forget_words()
+        answer: ProbeReply | ChildError
         try:
-            data = probe.ask(msgspec.msgpack.encode(ask), seconds, _MOST_ANSWER_BYTES)
-            return decode_reply(data)
+            data = template.ask(msgspec.msgpack.encode(ask), seconds, _MOST_ANSWER_BYTES)
+            answer = decode_reply(data)
         except msgspec.MsgspecError as error:
-            return ChildGarbage(f"it sent what is no answer: {error_line(error, 300)}")
+            answer = ChildGarbage(f"it sent what is no answer: {error_line(error, 300)}")
         except ChildError as error:
-            return error
-        finally:
-            probe.close()
+            answer = error
+        self._last_words = visible(template.last_words())[-_LOG_TAIL:]
+        if isinstance(answer, ChildError) or not FORKS:
+            del self._templates[strict]
+            template.close()
+        return answer
 
-    def _last_words(self, name: str) -> str:
-        probe = self._probes[name]
-        return visible(probe.last_words())[-_LOG_TAIL:] if isinstance(probe, Child) else ""
+    def _template(self, strict: bool) -> Child:
+        """The process at hand, or a new one. Raises OSError."""
+        if strict not in self._templates:
+            settings = self._strict_env if strict else {}
+            self._templates[strict] = Child(_MODULE, inherited(settings), log=self._log)
+            self._templates[strict].send(self._modules)
+        return self._templates[strict]
 
 
 def _ending(answer: ProbeReply | ChildError) -> tuple[str, str]:
