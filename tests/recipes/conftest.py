@@ -1,4 +1,4 @@
-"""A run directory for the parts of a recipe."""
+"""A run directory for the parts of a recipe, and a recipe for whole runs of a fleet."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +7,14 @@ import pytest
 
 from interlock.rundir import RunDir
 
+FLEET = """
+fleet = { kind = "local", unit = 2, backoff_s = 0.1 }
+
+[[generator]]
+count = 2
+env = { OMP_NUM_THREADS = "1" }
+"""
+
 
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[RunDir]:
@@ -14,3 +22,12 @@ def run(tmp_path: Path) -> Iterator[RunDir]:
     with RunDir.create(tmp_path / "run", {}, {}) as made:
         made.ledger._database.execute("PRAGMA synchronous=OFF")
         yield made
+
+
+@pytest.fixture
+def two_generators(tiny_recipe: Path) -> Path:
+    """The tiny recipe with two worker processes, synchronous."""
+    text = tiny_recipe.read_text().replace("[[generator]]\n", FLEET)
+    path = tiny_recipe.with_name("two.toml")
+    path.write_text(text.replace('kind = "grpo"\n', 'kind = "grpo"\nstaleness = 0\n'))
+    return path
