@@ -30,6 +30,13 @@ def reward(problem, answer):
 os.environ[probe.GIVEN] = str(Path(__file__).parent / "support" / "plain_kernels.json")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """xdist would keep the files of fewest tests for the end, and these are whole runs: the last
+    of them would have one of two workers wait for the other. In the order of names short ones are.
+    """
+    config.option.loadscopereorder = False
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _threads() -> None:
     """OMP_NUM_THREADS many, or one: a bare `pytest` shall find what `make test` finds. Processes
