@@ -12,7 +12,7 @@ import traceback
 
 import msgspec
 
-from interlock.chips import device
+from interlock.chips import device, heap
 from interlock.errors import UserError
 from interlock.processes.channel import Channel
 from interlock.qualify.check import Evidence, Level, Subject
@@ -70,6 +70,7 @@ def serve(channel: Channel) -> None:
     """Answer the one request that comes; nothing when the runner has gone."""
     data = channel.receive()
     if data is not None:
+        heap.keep_freed()  # as runs do
         device.load_plugins()
         answer = _answer(msgspec.msgpack.decode(data, type=ProbeRequest))
         channel.send(msgspec.msgpack.encode(answer))

@@ -9,6 +9,7 @@ fork. A check that does not answer ends this process, or is killed with it: the 
 one for the next.
 """
 
+import gc
 import importlib
 import os
 from collections.abc import Iterator
@@ -34,6 +35,7 @@ def serve(channel: Channel) -> None:
     if not FORKS:
         importlib.import_module(_PROBE).serve(channel)
         return
+    gc.freeze()  # no fork looks for garbage among what was imported, nor copies it
     while (request := channel.receive()) is not None:
         channel.send(in_fork(_PROBE, request))
 
