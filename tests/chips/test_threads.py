@@ -90,3 +90,15 @@ def test_a_number_that_was_set_stays(name: str, monkeypatch: pytest.MonkeyPatch)
     assert after(each, monkeypatch, 0, 3, 3) == [4, 4, 4]
     each.rest()
     assert torch.get_num_threads() == 4
+
+
+@pytest.mark.parametrize(("held", "fit"), [(0.0, 4), (0.8, 3), (9.0, 2)])
+def test_a_work_that_begins_takes_what_is_left(
+    held: float, fit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Told, "held_now", held)
+    monkeypatch.setattr(threads, "WINDOW_S", 0.0)
+    assert threads.now(CPU) == fit
+    assert torch.get_num_threads() == 4
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    assert threads.now(CPU) == 4

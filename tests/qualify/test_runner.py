@@ -167,6 +167,17 @@ def test_checks_have_the_users_environment_and_their_own_plugins(
         assert len(started) == 2
 
 
+@pytest.mark.parametrize(("fit", "variable"), [(1, "1"), (2, "")])
+def test_checks_take_the_threads_that_others_leave(
+    fit: int, variable: str, planted: Callable[..., list[Check]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(runner.torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(runner.threads, "now", lambda place: fit)
+    found = runner.qualify("cpu", checks=planted(forward="surroundings"))
+    assert found.findings[0].figures["threads"] == variable
+
+
 @pytest.mark.usefixtures("quiet")
 def test_a_hang_ends_what_generation_needs(planted: Callable[..., list[Check]]) -> None:
     checks = planted(60.0, forward="passes") + planted(1.0, sampler="hangs")

@@ -65,6 +65,7 @@ def surroundings(subject: Subject) -> Evidence:
     plugin = sys.modules.get("planted_plugin")
     told: dict[str, float | int | str] = {
         "strict": os.environ.get("PLANTED_STRICT", ""),
+        "threads": os.environ.get("OMP_NUM_THREADS", ""),
         "autoload": os.environ.get("TORCH_DEVICE_BACKEND_AUTOLOAD", "unset"),
         "plugin": "" if plugin is None else "ours" if plugin.pid == os.getpid() else "inherited",
     }

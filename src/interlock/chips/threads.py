@@ -10,6 +10,7 @@ the user has set is kept. Updates, whose bits a resumed run repeats, take a numb
 
 import math
 import os
+import time
 
 import torch
 
@@ -73,6 +74,17 @@ class Threads:
 def are_given(place: torch.device) -> bool:
     """Whether their number is not ours to change: the user set it, or `place` is no CPU."""
     return place.type != "cpu" or any(name in os.environ for name in _USERS)
+
+
+def now(place: torch.device) -> int:
+    """How many of torch's threads have a processor each; looks for WINDOW_S, in which the caller
+    computes nothing, where they are ours to choose."""
+    every = torch.get_num_threads()
+    if are_given(place) or every == 1:
+        return every
+    others = Others()
+    time.sleep(WINDOW_S)
+    return fitting(every, processors() - others.held())
 
 
 def fitting(threads: int, left: float) -> int:

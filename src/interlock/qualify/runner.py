@@ -16,8 +16,9 @@ from contextlib import closing
 from pathlib import Path
 
 import msgspec
+import torch
 
-from interlock.chips import certificates, vendors, versions
+from interlock.chips import certificates, threads, vendors, versions
 from interlock.chips.verdict import judge
 from interlock.errors import ConfigError
 from interlock.models import catalogue
@@ -143,6 +144,9 @@ class _Probes:
         modules = dict.fromkeys(check.function.partition(":")[0] for check in checks)
         self._modules = " ".join(modules).encode()
         self._strict_env = vendors.of(vendors.kind_of(ask.device)).strict_env
+        # Beside others that hold processors, more threads than are left wait for one another.
+        fit = threads.now(torch.device("cpu"))
+        self._env = {} if fit == torch.get_num_threads() else {"OMP_NUM_THREADS": str(fit)}
         self._world_size = 1
         self._templates: dict[bool, Child] = {}  # by whether it is strict
         self._last_words = ""
@@ -246,7 +250,7 @@ class _Probes:
     def _template(self, strict: bool) -> Child:
         """The process at hand, or a new one. Raises OSError."""
         if strict not in self._templates:
-            settings = self._strict_env if strict else {}
+            settings = self._env | (self._strict_env if strict else {})
             self._templates[strict] = Child(_MODULE, inherited(settings), log=self._log)
             self._templates[strict].send(self._modules)
         return self._templates[strict]
