@@ -2,7 +2,7 @@
 
     node1 … node4, each with four simulated devices ── veth, htb per destination ── one bridge
     one bad chip on node3, one slow link between node2 and node4; --cut: that link is cut instead,
-    once half a transfer is over it
+    once half a transfer is over it; --sound: neither
 
 Prints what the command prints, and whether exactly the planted faults were named. What it made is
 removed again.
@@ -80,11 +80,11 @@ def cut() -> None:
     print(f"node{node} no longer reaches node{other}", flush=True)
 
 
-def hosts(devices: int) -> str:
+def hosts(devices: int, sound: bool) -> str:
     lines = []
     for node in range(1, NODES + 1):
         names = ["sim"] * devices
-        if node == BAD[0]:
+        if node == BAD[0] and not sound:
             names[min(BAD[1], devices - 1)] = f"sim:{DEFECT}"
         lines += ["[[host]]", f'name = "node{node}"', f'address = "{address(node)}"']
         lines += [f"devices = {json.dumps(names)}", ""]
@@ -98,14 +98,16 @@ def main() -> None:
     parser.add_argument("--devices", type=int, default=4)
     parser.add_argument("--usual", default="800mbit")
     parser.add_argument("--slow", default="100mbit")
-    parser.add_argument("--cut", action="store_true")
+    faults = parser.add_mutually_exclusive_group()
+    faults.add_argument("--cut", action="store_true")
+    faults.add_argument("--sound", action="store_true")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     file = given.out / "hosts.toml"
-    file.write_text(hosts(given.devices))
+    file.write_text(hosts(given.devices, given.sound))
     remove()
     try:
-        build(given.usual, given.usual if given.cut else given.slow)
+        build(given.usual, given.usual if given.cut or given.sound else given.slow)
         if given.cut:
             threading.Thread(target=cut, daemon=True).start()
         command = [sys.executable, "-m", "interlock.cli", "qualify", "--fleet", str(file)]
@@ -118,7 +120,8 @@ def main() -> None:
         remove()
     found = json.loads((given.out / "fleet.json").read_text())
     named = sorted(trouble["name"] for trouble in found["troubles"])
-    planted = sorted([f"node{BAD[0]} sim:{DEFECT}", f"node{SLOW[0]} – node{SLOW[1]}"])
+    faulty = [] if given.sound else [f"node{BAD[0]} sim:{DEFECT}", f"node{SLOW[0]} – node{SLOW[1]}"]
+    planted = sorted(faulty)
     print("named exactly what was planted" if named == planted else f"named {named}")
 
 
