@@ -63,7 +63,9 @@ def build(usual: str, slow: str) -> None:
 
 def remove() -> None:
     for node in range(1, NODES + 1):
-        subprocess.run(["ip", "netns", "del", f"node{node}"], capture_output=True, timeout=30)
+        # The link by itself: with its namespace it would go some time later.
+        for made in (["link", "del", f"fleet-{node}"], ["netns", "del", f"node{node}"]):
+            subprocess.run(["ip", *made], capture_output=True, timeout=30)
     subprocess.run(["ip", "link", "del", BRIDGE], capture_output=True, timeout=30)
 
 
