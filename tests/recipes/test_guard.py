@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from interlock.config.schema import (
     FleetSettings,
@@ -113,7 +114,7 @@ class Scene:
             fleet=fleet,
             guard=guard,
         )
-        learner: Any = SimpleNamespace(version=7, steps=0, bad_steps=0)
+        learner: Any = SimpleNamespace(version=7, steps=0, bad_steps=0, device=torch.device("cpu"))
         self.generators: Any = FakeGenerators(*names)
         self.run = run
         self.guard = Guard(Stage(0, grpo, recipe, run, learner, self.generators, Sink()))

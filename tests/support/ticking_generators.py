@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import torch
+
 from interlock.config.schema import FleetSettings, Grpo, ModelSettings, Recipe, TaskSettings
 from interlock.recipes.rollouts import Rollouts
 from interlock.recipes.sinks import Sink
@@ -174,7 +176,9 @@ def open_stage(
     recipe = Recipe(
         model=ModelSettings("m"), stage=[grpo], fleet=FleetSettings(kind="local", unit=unit), seed=5
     )
-    learner: Any = SimpleNamespace(version=0, steps=0, bad_steps=0, unpublished=False)
+    learner: Any = SimpleNamespace(
+        version=0, steps=0, bad_steps=0, unpublished=False, device=torch.device("cpu")
+    )
     fleet: Any = generators
     return Stage(STAGE, grpo, recipe, run, learner, fleet, Sink())
 
