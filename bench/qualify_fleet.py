@@ -122,8 +122,8 @@ def main() -> None:
         remove()
     found = json.loads((given.out / "fleet.json").read_text())
     named = sorted(trouble["name"] for trouble in found["troubles"])
-    faulty = [] if given.sound else [f"node{BAD[0]} sim:{DEFECT}", f"node{SLOW[0]} – node{SLOW[1]}"]
-    planted = sorted(faulty)
+    faulty = sorted([f"node{BAD[0]} sim:{DEFECT}", f"node{SLOW[0]} – node{SLOW[1]}"])
+    planted = [] if given.sound else faulty
     print("named exactly what was planted" if named == planted else f"named {named}")
 
 

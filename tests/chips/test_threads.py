@@ -1,37 +1,15 @@
 """How many threads there are beside what others hold."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
+from others_told import Told, four_threads
 
 from interlock.chips import threads
 from interlock.chips.threads import Threads, fitting
 
+__all__ = ["four_threads"]
+pytestmark = pytest.mark.usefixtures("four_threads")
 CPU = torch.device("cpu")
-
-
-class Told:
-    """Others that hold what a test says, a window after window."""
-
-    held_now = 0.0
-    seconds = threads.WINDOW_S
-
-    def held(self) -> float:
-        return self.held_now
-
-
-@pytest.fixture(autouse=True)
-def _four(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Four threads on four processors, chosen by nobody."""
-    before = torch.get_num_threads()
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(threads, "Others", Told)
-    monkeypatch.setattr(threads, "processors", lambda: 4)
-    torch.set_num_threads(4)
-    yield
-    torch.set_num_threads(before)
 
 
 def after(each: Threads, monkeypatch: pytest.MonkeyPatch, *held: float) -> list[int]:

@@ -1,32 +1,24 @@
 """How many threads an update takes, and that a resumed run takes as many."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from others_told import Told, four_threads
 
 from interlock.chips import threads
 from interlock.config.reading import load_recipe
 from interlock.learner.learner import Learner
-from interlock.recipes import update_threads
 from interlock.recipes.train import train
 from interlock.recipes.update_threads import UpdateThreads
 from interlock.records.metrics import StepMetrics
 from interlock.rundir import RunDir
 
+__all__ = ["four_threads"]
+pytestmark = pytest.mark.usefixtures("four_threads")
 TREE = {"model": {"path": "m"}, "stage": [{"kind": "sft", "data": "d", "steps": 9}]}
-
-
-class Others:
-    """Hold what a test says, update after update."""
-
-    held_now = 0.0
-    seconds = threads.WINDOW_S
-
-    def held(self) -> float:
-        return self.held_now
 
 
 class OneLearner:
@@ -38,19 +30,6 @@ class OneLearner:
 
 class Silent:
     def event(self, event: Any) -> None: ...
-
-
-@pytest.fixture(autouse=True)
-def _four(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Four threads on four processors, chosen by nobody."""
-    before = torch.get_num_threads()
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(update_threads, "Others", Others)
-    monkeypatch.setattr(update_threads, "processors", lambda: 4)
-    torch.set_num_threads(4)
-    yield
-    torch.set_num_threads(before)
 
 
 def of(run: RunDir, stage: int = 0, learner: Any = OneLearner) -> UpdateThreads:
@@ -68,7 +47,7 @@ def taken(
     """torch's number in every step from `first` on, while others hold so many processors."""
     found = []
     for step, processors in enumerate(held, start=first):
-        monkeypatch.setattr(Others, "held_now", processors)
+        monkeypatch.setattr(Told, "held_now", processors)
         with each(step):
             found.append(torch.get_num_threads())
         assert torch.get_num_threads() == 4
@@ -144,7 +123,7 @@ def test_a_number_that_is_not_ours_is_kept(
 
 
 def test_a_short_update_tells_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Others, "seconds", threads.WINDOW_S / 2)
+    monkeypatch.setattr(Told, "seconds", threads.WINDOW_S / 2)
     with RunDir.create(tmp_path / "run", TREE, {}) as run:
         assert taken(of(run), run, 1, [3, 3], monkeypatch) == [4, 4]
 
@@ -160,6 +139,15 @@ def test_the_learner_computes_on_them(
         return whole(self, *args)
 
     monkeypatch.setattr(Learner, "_step", noted)
-    monkeypatch.setattr(Others, "held_now", 1.0)
+    monkeypatch.setattr(Told, "held_now", 1.0)
     train(load_recipe(tiny_recipe, ["stage.steps=3", "stage.eval.every=0"]), tmp_path / "run")
     assert found == [4, 3, 3]
+
+
+def test_an_engine_at_work_around_it_keeps_its_own(tmp_path: Path) -> None:
+    with RunDir.create(tmp_path / "run", TREE, {}) as run:
+        each = of(run)
+        torch.set_num_threads(2)
+        with each(1):
+            assert torch.get_num_threads() == 4
+        assert torch.get_num_threads() == 2

@@ -47,7 +47,7 @@ class Threads:
         if self._others is None:
             self._begin()
         elif self._others.seconds >= WINDOW_S:
-            self._take(fitting(self._all, processors() - self._others.held()))
+            self._take(beside(self._others, self._all))
             self._others = Others()
 
     def rest(self) -> None:
@@ -84,7 +84,12 @@ def now(place: torch.device) -> int:
         return every
     others = Others()
     time.sleep(WINDOW_S)
-    return fitting(every, processors() - others.held())
+    return beside(others, every)
+
+
+def beside(others: Others, threads: int) -> int:
+    """How many of `threads` have a processor each while others hold what these were seen to."""
+    return fitting(threads, processors() - others.held())
 
 
 def fitting(threads: int, left: float) -> int:

@@ -13,7 +13,6 @@ import torch
 from interlock.chips import threads
 from interlock.learner.learner import Learner
 from interlock.processes.others import Others
-from interlock.processes.run_delay import processors
 from interlock.recipes.sinks import Sink
 from interlock.rundir import RunDir
 
@@ -38,31 +37,29 @@ class UpdateThreads:
 
     @contextmanager
     def __call__(self, step: int) -> Iterator[None]:
-        """The step's number is torch's; afterwards all are again."""
+        """The step's number is torch's; afterwards it is what it was before."""
         if self._fixed:
             yield
             return
+        before = torch.get_num_threads()  # fewer where an engine is at work around it
         torch.set_num_threads(self._settle(step))
         others = Others()
         try:
             yield
         finally:
-            torch.set_num_threads(self._all)
+            torch.set_num_threads(before)
         if others.seconds >= threads.WINDOW_S:
-            self._next = threads.fitting(self._all, processors() - others.held())
+            self._next = threads.beside(others, self._all)
 
     def _settle(self, step: int) -> int:
         if step <= self._repeated:
-            before = [change for change in self._changes if change <= step]
-            number = self._changes[max(before)] if before else self._all
-            self._next = number
-        elif self._next != self._last:
-            number = self._next
+            changes = [change for change in self._changes if change <= step]
+            self._next = self._changes[max(changes)] if changes else self._all
+        number = self._next
+        if step > self._repeated and number != self._last:
             why = "again" if number == self._all else "as other processes hold processors"
             message = f"step {step}: the update takes {number} of {self._all} threads {why}"
             facts = {"stage": str(self._stage), "step": str(step), "threads": str(number)}
             self._sinks.event(self._run.event("threads_changed", message, None, **facts))
-        else:
-            number = self._next
         self._last = number
         return number
