@@ -151,3 +151,13 @@ def test_an_engine_at_work_around_it_keeps_its_own(tmp_path: Path) -> None:
         with each(1):
             assert torch.get_num_threads() == 4
         assert torch.get_num_threads() == 2
+
+
+def test_no_more_threads_than_there_are_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with RunDir.create(tmp_path / "run", TREE, {}) as run:
+        assert taken(of(run), run, 1, [1, 0], monkeypatch) == [4, 3]
+        torch.set_num_threads(2)
+        with of(run)(2):
+            assert torch.get_num_threads() == 2

@@ -54,7 +54,8 @@ class UpdateThreads:
     def _settle(self, step: int) -> int:
         if step <= self._repeated:
             changes = [change for change in self._changes if change <= step]
-            self._next = self._changes[max(changes)] if changes else self._all
+            number = self._changes[max(changes)] if changes else self._all
+            self._next = min(number, self._all)  # which are fewer on another machine
         number = self._next
         if step > self._repeated and number != self._last:
             why = "again" if number == self._all else "as other processes hold processors"
