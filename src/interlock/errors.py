@@ -8,6 +8,7 @@
     │   ├── SandboxError    nothing here isolates what a model wrote
     │   └── RunError        a run directory: locked, not empty, unreadable, read-only, disk full
     ├── VoidResult          it ran to its end, and nothing was learned or judged; exit code 3
+    ├── Overloaded          no room for a request now; whoever asked may ask again
     ├── SyncError           a weight version is missing, torn or not what it says; exit code 1
     └── TrainingError       the run cannot go on (bad steps, no generator left, …); exit code 1
 
@@ -45,6 +46,14 @@ class VoidResult(InterlockError):
 
 class SandboxError(UserError):
     """Nothing on this machine isolates what a model wrote, or a sandbox does not start."""
+
+
+class Overloaded(InterlockError):
+    """There is no room for a request at present: the same one may be served in `retry_s` seconds."""
+
+    def __init__(self, message: str, retry_s: float) -> None:
+        super().__init__(message)
+        self.retry_s = retry_s
 
 
 class SyncError(InterlockError):

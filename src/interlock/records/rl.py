@@ -27,11 +27,15 @@ class Problem(msgspec.Struct, frozen=True):
 
 
 class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How completions are drawn. temperature 0 is greedy; top_k 0 and top_p 1.0 are off."""
+    """How completions are drawn. temperature 0 is greedy; top_k 0, top_p 1.0 and min_p 0 are off.
+
+    min_p: a token is left out whose probability is less than this share of the likeliest one's.
+    """
 
     temperature: Annotated[float, Meta(ge=0, le=10)] = 1.0
     top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
     top_k: Annotated[int, Meta(ge=0, le=10**9)] = 0
+    min_p: Annotated[float, Meta(ge=0, le=1)] = 0.0
     max_tokens: Annotated[int, Meta(gt=0, le=10**9)] = 64
     stop: list[Annotated[str, Meta(min_length=1)]] = []
 
