@@ -20,7 +20,8 @@ FLOORS = [
     {"models"},
     {"engine", "learner"},
     {"workers"},
-    {"recipes", "qualify", "parity", "doctor", "preflight"},
+    {"serve"},
+    {"recipes", "qualify", "parity", "doctor", "preflight", "export"},
     {"terminal"},
     {"cli"},
 ]
