@@ -19,6 +19,7 @@ import msgspec.inspect
 from interlock.config.checks import check_combinations
 from interlock.config.schema import STAGES, Recipe, TaskSettings
 from interlock.config.secrets import is_secret, shown_override
+from interlock.config.serving import ServeSettings
 from interlock.errors import ConfigError
 from interlock.records.rl import Sampling
 from interlock.regular import read_regular
@@ -36,11 +37,34 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises ConfigError, which names the file, the setting and what is expected.
     """
+    tree = _read(path, "recipe")
+    if overrides:
+        tree.setdefault("generator", [{}])  # the default one, for overrides to change
+    for override in overrides:
+        _apply(tree, override)
+    return parse_recipe(tree, source=str(path))
+
+
+def load_serving(path: Path | None, overrides: Sequence[str] = ()) -> ServeSettings:
+    """As `load_recipe`, of a serve.toml; None: the defaults. Raises ConfigError."""
+    tree, source = ({}, "serve") if path is None else (_read(path, "settings"), str(path))
+    tree.setdefault("replica", [{}])
+    if isinstance(fleet := tree.setdefault("fleet", {}), dict):
+        fleet.setdefault("kind", "local")
+    for override in overrides:
+        _apply(tree, override)
+    settings = _convert(tree, ServeSettings, source)
+    for conflict in settings.conflicts():
+        raise ConfigError(f"{source}: {hide_credentials(conflict)}")
+    return settings
+
+
+def _read(path: Path, what: str) -> dict[str, Any]:
     try:
         # utf-8-sig: editors add the mark
-        tree = tomllib.loads(read_regular(path, _MOST_BYTES).decode("utf-8-sig"))
+        return tomllib.loads(read_regular(path, _MOST_BYTES).decode("utf-8-sig"))
     except FileNotFoundError:
-        raise ConfigError(f"no recipe at {path}; give the path of a .toml file") from None
+        raise ConfigError(f"no {what} at {path}; give the path of a .toml file") from None
     except IsADirectoryError:
         raise ConfigError(f"{path} is a directory; give the path of a .toml file") from None
     except UnicodeDecodeError as error:
@@ -51,11 +75,6 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise ConfigError(f"{path} is nested too deeply; no setting needs that") from None
     except ValueError as error:  # tomllib's own, and Python's of a number without end
         raise ConfigError(f"{path} is not valid TOML: {error_line(error, 200)}") from None
-    if overrides:
-        tree.setdefault("generator", [{}])  # the default one, for overrides to change
-    for override in overrides:
-        _apply(tree, override)
-    return parse_recipe(tree, source=str(path))
 
 
 def parse_task(name: str, held_out: int, overrides: Sequence[str] = ()) -> TaskSettings:

@@ -20,7 +20,7 @@ _REAP_S = 5.0
 _PACKAGES = Path(__file__).parents[2]  # where this package lies
 
 
-class Ended(NamedTuple):
+class CommandEnd(NamedTuple):
     """How a command came to its end."""
 
     code: int | None  # None: it was killed at its deadline
@@ -33,7 +33,7 @@ def python(module: str, *arguments: object) -> list[str]:
     return [sys.executable, "-P", "-m", module, *map(str, arguments)]
 
 
-def run(command: Sequence[str], seconds: float, where: Path, **more: str) -> Ended:
+def run(command: Sequence[str], seconds: float, where: Path, **more: str) -> CommandEnd:
     """Run a command in the directory `where`, for so long at most; it is killed with its group.
 
     `more` joins its environment. What it starts in sessions of their own ends by the reapers of
@@ -67,4 +67,4 @@ def run(command: Sequence[str], seconds: float, where: Path, **more: str) -> End
                 with suppress(subprocess.TimeoutExpired):  # stuck in a driver
                     process.wait(_REAP_S)
         words = logs.tail(log, 0)
-    return Ended(None if late else process.returncode, time.monotonic() - began, words)
+    return CommandEnd(None if late else process.returncode, time.monotonic() - began, words)

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from interlock.errors import ConfigError, TrainingError
 from interlock.preflight import command, folder
-from interlock.preflight.command import Ended
+from interlock.preflight.command import CommandEnd
 from interlock.preflight.folder import Identity, Preflight, SectionRecord, Status, without_paths
 from interlock.preflight.sections import Job, PreflightSection, PreflightSetting, SectionResult
 from interlock.processes.deadline import Deadline
@@ -126,7 +126,7 @@ def _section(
 
 
 def _judged(
-    section: PreflightSection, job: Job, ended: Ended, seconds: float, where: Path
+    section: PreflightSection, job: Job, ended: CommandEnd, seconds: float, where: Path
 ) -> tuple[Status, SectionResult]:
     try:
         told = section.told(where)
@@ -144,7 +144,7 @@ def _judged(
     return Status.DONE, told
 
 
-def _why(ended: Ended, seconds: float) -> str:
+def _why(ended: CommandEnd, seconds: float) -> str:
     if ended.code is None:
         return f"killed: not at its end after {seconds:.0f} s"
     how = f"signal {-ended.code}" if ended.code < 0 else f"exit code {ended.code}"

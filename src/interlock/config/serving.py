@@ -1,0 +1,79 @@
+"""Every setting of `interlock serve`, with its unit and default: serve.toml, or key=value.
+
+    serve.toml + key=value ──reading.load_serving──> ServeSettings
+
+`[[replica]]` is a GeneratorSettings and `[fleet]` a FleetSettings, as a recipe's are.
+"""
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from interlock.config.schema import (
+    FleetSettings,
+    GeneratorSettings,
+    GuardSettings,
+    NonNegative,
+    Positive,
+    Rate,
+)
+
+Port = Annotated[int, Meta(ge=0, le=65535)]
+
+
+class LimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[limits]`: what one request, or one connection, may take; more is refused."""
+
+    body_mb: Positive = 8  # of a request
+    header_kb: Positive = 32  # of a request's line and headers together
+    header_s: Rate = 10.0  # for a request's line and headers to arrive
+    body_s: Rate = 30.0  # for its body
+    keep_alive_s: Positive = 30  # a connection without a request
+    stall_s: Rate = 60.0  # a stream whose reader takes nothing
+    connections: Positive = 4096  # at a time
+    messages: Positive = 4096  # of a conversation
+    prompts: Positive = 256  # of one /v1/completions
+    choices: Annotated[int, Meta(gt=0, le=4096)] = 512  # n times prompts
+    max_tokens: NonNegative = 0  # of an answer; 0: what is left of the context
+    deadline_s: Rate = 600.0  # for a whole answer, the queue included
+    schema_kb: Positive = 64  # of a response_format's, and of every tool's, JSON schema
+
+
+class ServeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All of it."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8000  # 0: any that is free
+    names: list[str] = []  # under which the model is served; the first is told. []: its path's last
+    # Host names, beside IP addresses and localhost, that a request may be for: another's page
+    # cannot make a browser ask us under its own name.
+    hosts: list[str] = []
+    origins: list[str] = []  # of pages elsewhere ("https://chat.example") that may ask
+    reasoning: Literal["both", "reasoning_content", "reasoning"] = "both"  # the field of thinking
+    log_prompts: bool = False
+    queue: Positive = 1024  # sequences that wait; more are refused
+    drain_s: Rate = 30.0  # at the end, for what runs
+    chat_template: str | None = None  # a Jinja file that replaces the model's own
+    unqualified: bool = False  # use devices that no certificate admits
+    limits: LimitSettings = LimitSettings()
+    replica: Annotated[list[GeneratorSettings], Meta(min_length=1)] = msgspec.field(
+        default_factory=lambda: [GeneratorSettings()]
+    )
+    fleet: FleetSettings = FleetSettings(kind="local")
+    guard: GuardSettings = GuardSettings()  # how far a replica may be from the reference
+
+    def conflicts(self) -> Iterator[str]:
+        """What is wrong though each setting is right: what follows the file's name, and a colon."""
+        if self.fleet.kind == "inline":
+            yield 'fleet.kind = "inline": replicas are processes; set "local" or "ray"'
+        named = [each.name for each in self.replica if each.name]
+        if len(set(named)) < len(named):
+            yield "two [[replica]] tables have one name; give each its own"
+        for index, each in enumerate(self.replica):
+            if each.sync_url is not None:
+                yield f"replica.{index}.sync_url is a recipe's; remove it"
+        for name in self.names:
+            if not name or not name.isprintable() or len(name) > 200:
+                yield f"names holds {name[:40]!r}; give names of 1 to 200 characters that print"

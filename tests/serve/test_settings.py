@@ -1,0 +1,34 @@
+"""serve.toml: what it may say, and what is said of a slip."""
+
+from pathlib import Path
+
+import pytest
+
+from interlock.config.reading import load_serving
+from interlock.errors import ConfigError
+
+
+def test_a_file_and_the_command_line_are_read_together(tmp_path: Path) -> None:
+    path = tmp_path / "serve.toml"
+    path.write_text('port = 9\n[[replica]]\ndevice = "cpu"\ncount = 2\n[limits]\nbody_mb = 1\n')
+    settings = load_serving(path, ["replica.slots=3", "names=['a', 'b']"])
+    assert (settings.port, settings.limits.body_mb, settings.names) == (9, 1, ["a", "b"])
+    assert [(each.count, each.slots) for each in settings.replica] == [(2, 3)]
+    assert settings.fleet.kind == "local"
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("repica.device=x", "did you mean 'replica'?"),
+        ("limits.body_mb=0", "limits.body_mb = 0: expected int >= 1"),
+        ("port=65536", "port = 65536: expected int <= 65535"),
+        ("fleet.kind=inline", 'fleet.kind = "inline": replicas are processes'),
+        ("replica.sync_url=a", "replica.0.sync_url is a recipe's; remove it"),
+        ("names=['']", "give names of 1 to 200 characters"),
+    ],
+)
+def test_a_slip_is_told_in_one_line(override: str, said: str) -> None:
+    with pytest.raises(ConfigError) as told:
+        load_serving(None, [override])
+    assert said in str(told.value)
