@@ -28,8 +28,8 @@ from interlock.chips import device, heap, probe
 from interlock.config.schema import GeneratorSettings
 from interlock.engine.portable.kv_cache import Decode, KVCache, SharedPrompts
 from interlock.engine.portable.prepacked import PackedProducts
+from interlock.engine.portable.prompts import LONE_PROMPT
 from interlock.engine.portable.sampler import Noise, sample
-from interlock.engine.portable.scheduler import LONE_PROMPT
 from interlock.models.checkpoint import load_decoder
 from interlock.models.decoder import Decoder
 from interlock.models.fetch import find_model

@@ -15,7 +15,8 @@ from interlock.engine.base import Request
 from interlock.engine.portable import scheduler
 from interlock.engine.portable.engine import PortableEngine
 from interlock.engine.portable.kv_cache import KVCache
-from interlock.engine.portable.scheduler import ADMIT_STEPS, LONE_PROMPT
+from interlock.engine.portable.prompts import LONE_PROMPT
+from interlock.engine.portable.schedule import Schedule
 from interlock.errors import ConfigError, ModelError, TrainingError
 from interlock.models.decoder import Decoder
 from interlock.records.rl import Completion, FinishReason, Sampling
@@ -203,10 +204,10 @@ def test_one_that_finds_a_slot_waits_some_steps_for_others_and_then_starts_alone
     engine.step()
     engine.add("late", _requests(prompt, [6], 1, long)[0])
     waited = next(n for n in range(60) if any(each.name == "late" for each in engine.step()))
-    assert waited == ADMIT_STEPS
+    assert waited == Schedule().patience
     engine.add("more", _requests(prompt, [7], 1, long)[0])  # the last slot
     waited = next(n for n in range(60) if any(each.name == "more" for each in engine.step()))
-    assert waited == ADMIT_STEPS
+    assert waited == Schedule().patience
     engine.add("next", _requests(prompt, [8], 1, long)[0])
     assert all(each.name != "next" for _ in range(20) for each in engine.step())
     assert engine.pending == 33

@@ -66,12 +66,19 @@ def _engines(recipe: Recipe) -> Iterator[str]:
                 f"generator.options sets {min(settings.options)!r}, but the torch engine has no "
                 "options; remove it"
             )
-        of_ours = {"kernel": "auto", "fused_attention_above": 0, "graphs": "auto"}
+        of_ours = {
+            "kernel": "auto",
+            "fused_attention_above": 0,
+            "graphs": "auto",
+            "patience": 8,
+            "prefill_chunk": 0,
+            "prefix_cache_mb": 0,
+        }
         for name, unset in of_ours.items() if settings.engine != "torch" else ():
             if (value := getattr(settings, name)) != unset:
                 yield (
                     f"generator.{name} = {value!r} is of the torch engine, and generator.engine is "
-                    f"{settings.engine!r}, which has kernels of its own; remove it"
+                    f"{settings.engine!r}, which has kernels and a schedule of its own; remove it"
                 )
 
 

@@ -61,6 +61,10 @@ class GeneratorSettings(_Section, frozen=True):
     # Of the torch engine: decoding steps are recorded and launched as a whole (chips/graphs.py).
     graphs: bool | Literal["auto"] = "auto"
     slots: Concurrent = 64  # completions decoded at the same time
+    # Of the torch engine. As they are, equal work gives equal bits; who serves sets others.
+    patience: NonNegative = 8  # steps that a free slot waits for several prompts to go together
+    prefill_chunk: NonNegative = 0  # tokens of prompts computed beside a step; 0: whole prompts
+    prefix_cache_mb: NonNegative = 0  # of keys and values of what prompts begin with; 0: none
     python: str | None = None  # interpreter of the worker's own environment; None: the learner's
     env: dict[str, str] = {}  # environment variables of the worker, added to the learner's
     resources: dict[str, Weight] = {}  # what a Ray worker needs: {GPU = 1}, {NPU = 1}, {CPU = 2}

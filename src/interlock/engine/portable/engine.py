@@ -30,6 +30,7 @@ from interlock.engine.base import (
 )
 from interlock.engine.portable.kv_cache import Prefill
 from interlock.engine.portable.prepacked import PackedProducts
+from interlock.engine.portable.schedule import EXACT, Schedule
 from interlock.engine.portable.scheduler import Scheduler
 from interlock.models.attention import FUSED_ABOVE
 from interlock.models.checkpoint import load_decoder
@@ -47,11 +48,13 @@ class PortableEngine(Engine):
         kernel: str = "torch",
         fused_above: int = FUSED_ABOVE,
         graphs: bool = False,
+        schedule: Schedule = EXACT,
     ) -> None:
         """`decoder` belongs to the engine from now on. `slots`: sequences decoded at a time.
 
         `kernel` (chips/products.py) is offered for the decoder's dtype and device; `fused_above`:
         see models/attention.py; `graphs`: decoding steps are recorded (recorded_steps.py).
+        `schedule`: what goes first (schedule.py).
         """
         assert slots > 0
         decoder.use(kernel)
@@ -62,7 +65,7 @@ class PortableEngine(Engine):
         self.device = device.name(decoder.embed.device)
         self.dtype = str(decoder.dtype).removeprefix("torch.")
         self._fused_above = fused_above
-        self._scheduler = Scheduler(decoder, vocabulary, slots, fused_above, graphs)
+        self._scheduler = Scheduler(decoder, vocabulary, slots, fused_above, graphs, schedule)
         self._packed = PackedProducts(decoder, kernel)
         self._threads = Threads(decoder.embed.device)
         self._grown = False  # something was added since it was last seen whether packing pays
@@ -160,4 +163,5 @@ def sharing_engine(
     """As `open_engine`, with a decoder that is there; the settings are settled."""
     assert settings.graphs != "auto"
     how = settings.kernel, settings.fused_attention_above, settings.graphs
-    return PortableEngine(decoder, vocabulary, settings.slots, *how)
+    first = Schedule(settings.patience, settings.prefill_chunk, settings.prefix_cache_mb)
+    return PortableEngine(decoder, vocabulary, settings.slots, *how, first)

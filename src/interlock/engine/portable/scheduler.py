@@ -20,102 +20,29 @@ Legend: B sequences that sample, d hidden size, N tokens of the stream
 import itertools
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
 
 import torch
 
 from interlock.engine.base import Progress, Request, Vocabulary
 from interlock.engine.portable.kv_cache import Decode, KVCache, Prefill, SharedPrompts
+from interlock.engine.portable.prefilling import PREFILL_TOKENS, Filled, WholePrompts
+from interlock.engine.portable.prompts import (
+    KV,
+    Prompt,
+    PromptCache,
+    Running,
+    compact,
+    length_class,
+)
 from interlock.engine.portable.recorded_steps import RecordedSteps, recordable
-from interlock.engine.portable.sampler import Noise, sample
-from interlock.engine.sequence import LiveSequence
+from interlock.engine.portable.sampler import sample
+from interlock.engine.portable.schedule import EXACT, Schedule
 from interlock.errors import TrainingError
 from interlock.models.decoder import Decoder
 
-PREFILL_TOKENS = 2048  # of one forward pass, padding included; a longer prompt goes alone
-# Prompts are prefilled once this share of the slots lacks sequences, so that several go together:
-# larger matrix products, and what they begin with in common is computed once. A free slot costs no
-# work meanwhile, but whoever waits may be read by somebody: after so many steps they go alone.
+# Prompts are prefilled once this share of the slots lacks sequences, so that several go together. A
+# free slot costs no work meanwhile, but whoever waits may be read by somebody: `Schedule.patience`.
 ADMIT_SHARE = 1 / 8
-ADMIT_STEPS = 8
-SHORTEST_CLASS = 32  # prompts up to this length share a cache
-# A prompt of one completion, if no longer than this, is kept in the sequence's own row: one
-# attention instead of two that are merged. All rows are as long as the longest, hence the bound.
-LONE_PROMPT = 128
-
-Item = TypeVar("Item", "Prompt", "Running")
-KV = tuple[torch.Tensor, torch.Tensor]  # k [Y, n, K, S, D] and v [Y, n, K, S, E]
-
-
-class Prompt:
-    """A request with what its sequences share."""
-
-    def __init__(self, name: str, request: Request, number: int) -> None:
-        self.name, self.request = name, request
-        self.number = number  # in the order of being added
-        self.length = len(request.prompt_tokens)
-        self.lone = request.completions == 1 and self.length <= LONE_PROMPT  # in the row of its own
-        self.unfinished = request.completions
-        self.hidden = torch.empty(0)  # [d], of the last token, once it is prefilled
-        self.kv: KV | None = None  # of a lone one without a slot
-
-    @property
-    def done(self) -> bool:
-        return self.unfinished == 0
-
-
-class Running(LiveSequence):
-    """A sequence with its prompt and its noise."""
-
-    def __init__(self, prompt: Prompt, number: int, vocabulary: Vocabulary) -> None:
-        super().__init__(prompt.name, prompt.request, number, vocabulary)
-        self.prompt = prompt
-        self._noise = Noise(prompt.request.seed, prompt.request.problem_id, number)
-
-    @property
-    def stored(self) -> int:
-        """Tokens whose keys and values are in its row: all but the newest."""
-        return (self.prompt.length if self.prompt.lone else 0) + len(self.tokens) - 1
-
-    def noise(self) -> tuple[float, float]:
-        """The uniforms of the next token."""
-        return self._noise.at(len(self.tokens))
-
-
-class PromptCache:
-    """The live prompts of one length class, so that none is padded to more than twice its length.
-
-    `prompts[i]` is row i of the cache.
-    """
-
-    def __init__(self) -> None:
-        self.prompts: list[Prompt] = []
-        self.cache: KVCache | None = None
-
-    def add(self, prompts: Sequence[Prompt], k: torch.Tensor, v: torch.Tensor) -> None:
-        """Keep those of the prompts that are not lone; k and v [Y, A, K, P, *] are of all."""
-        kept = [place for place, prompt in enumerate(prompts) if not prompt.lone]
-        if not kept:
-            return
-        if self.cache is None:
-            self.cache = KVCache(k, v)
-        self.cache.append(len(self.prompts), k[:, kept], v[:, kept])
-        self.prompts += [prompts[place] for place in kept]
-
-    def compact(self) -> None:
-        """Forget the prompts whose sequences are all finished."""
-        self.prompts = _compact(
-            self.prompts, [not prompt.done for prompt in self.prompts], self.cache
-        )
-        if not self.prompts:
-            self.cache = None
-
-    def shared(self, rows: dict[int, list[int]]) -> SharedPrompts | None:
-        """The prompts as attention wants them; `rows` of each by its number. None: no rows."""
-        members = [rows.get(prompt.number, []) for prompt in self.prompts]
-        if self.cache is None or not any(members):
-            return None
-        return SharedPrompts(self.cache, [prompt.length for prompt in self.prompts], members)
 
 
 class Scheduler:
@@ -128,12 +55,14 @@ class Scheduler:
         slots: int,
         fused_above: int,
         graphs: bool = False,
+        schedule: Schedule = EXACT,
     ) -> None:
         self._decoder, self._vocabulary, self._slots = decoder, vocabulary, slots
         self._decode_step: Callable[[torch.Tensor, torch.Tensor, Decode], torch.Tensor] = (
             RecordedSteps(decoder) if graphs and recordable(decoder) else decoder
         )
-        self._fused_above = fused_above
+        self._fused_above, self._schedule = fused_above, schedule
+        self._to_compute = WholePrompts(fused_above)
         self._device = decoder.embed.device
         self._added = 0
         self.clear()
@@ -168,6 +97,7 @@ class Scheduler:
         self.pending -= prompt.unfinished
         prompt.unfinished = 0
         self._waiting = deque(other for other in self._waiting if other is not prompt)
+        self._to_compute.forget(prompt)
         self._starting = deque(each for each in self._starting if each.prompt is not prompt)
         self._close_gaps([each.prompt is not prompt for each in self._running])
         return True
@@ -193,7 +123,7 @@ class Scheduler:
             for part in _parts({row: running[row].tokens[:-1] for row in rows}):
                 found, shared = self._recompute(prompt, part)
                 own |= found
-            self._caches[_length_class(prompt.length)].add([prompt], *shared)
+            self._caches[length_class(prompt.length)].add([prompt], *shared)
         for row in range(len(running)):
             assert self._own is not None
             self._own.append(row, *own[row])
@@ -224,18 +154,14 @@ class Scheduler:
         return found, shared
 
     def _admit(self) -> list[Running]:
-        """Give the free slots to sequences, prefilling as many prompts as that takes."""
+        """Give the free slots to sequences, computing as many prompts as that takes."""
         free = self._slots - len(self._running)
-        lacking = free - len(self._starting)
-        fresh: list[Prompt] = []
-        several = lacking >= self._slots * ADMIT_SHARE
-        if several or not self._running or self._kept_free == ADMIT_STEPS:
-            while self._waiting and lacking > 0:
-                fresh.append(self._waiting.popleft())
-                lacking -= fresh[-1].request.completions
-        self._kept_free = self._kept_free + 1 if self._waiting and lacking > 0 else 0
-        self._prefill(fresh)
-        for prompt in fresh:
+        self._choose(free - len(self._starting) - self._to_compute.sequences)
+        computed: list[Prompt] = []
+        for filled in self._to_compute.step(self._decoder):
+            self._store(filled)
+            computed += filled.prompts
+        for prompt in sorted(computed, key=lambda each: each.number):
             numbers = range(prompt.request.completions)
             self._starting += [Running(prompt, number, self._vocabulary) for number in numbers]
         started = [self._starting.popleft() for _ in range(min(free, len(self._starting)))]
@@ -249,32 +175,25 @@ class Scheduler:
             self._own.reserve(min(self._slots, self.pending), 1)
         return started
 
-    def _prefill(self, fresh: Sequence[Prompt]) -> None:
-        """Compute the prompts of `fresh`, by length class."""
-        classes: dict[int, list[Prompt]] = defaultdict(list)
-        for prompt in fresh:
-            classes[_length_class(prompt.length)].append(prompt)
-        for longest, members in classes.items():
-            chunk = max(1, PREFILL_TOKENS // longest)
-            for start in range(0, len(members), chunk):
-                self._prefill_chunk(members[start : start + chunk], self._caches[longest])
+    def _choose(self, lacking: int) -> None:
+        """Take prompts that wait, for so many slots without a sequence."""
+        several = lacking >= self._slots * ADMIT_SHARE
+        if several or not self._running or self._kept_free >= self._schedule.patience:
+            while self._waiting and lacking > 0:
+                prompt = self._waiting.popleft()
+                self._to_compute.add(prompt)
+                lacking -= prompt.unfinished
+        self._kept_free = self._kept_free + 1 if self._waiting and lacking > 0 else 0
 
-    def _prefill_chunk(self, fresh: Sequence[Prompt], cache: PromptCache) -> None:
-        """One forward pass over prompts of similar length, which are kept in `cache`."""
-        texts = [prompt.request.prompt_tokens for prompt in fresh]
-        common = _common(texts)
-        rests = [tokens[common:] for tokens in texts]
-        attend = self._prefilling(common, [len(rest) for rest in rests])
-        stream = [*texts[0][:common], *itertools.chain(*rests)]
-        hidden = self._decoder(self._tensor(stream), attend.positions, attend)  # [N, d]
-        k, v = attend.stored()
+    def _store(self, filled: Filled) -> None:
+        """Keep keys and values of computed prompts."""
+        prompts, k, v = filled
         self._own = self._own or KVCache(k, v)
-        for place, (prompt, last) in enumerate(zip(fresh, hidden[attend.last], strict=True)):
-            prompt.hidden = last
+        for place, prompt in enumerate(prompts):
             if prompt.lone:
                 part = slice(place, place + 1), slice(None), slice(prompt.length)
                 prompt.kv = k[:, *part], v[:, *part]
-        cache.add(fresh, k, v)
+        self._caches[length_class(prompts[0].length)].add(prompts, k, v)
 
     def _prefilling(self, common: int, rests: Sequence[int]) -> Prefill:
         return Prefill(common, rests, self._device, self._fused_above)
@@ -305,7 +224,7 @@ class Scheduler:
 
     def _close_gaps(self, kept: Sequence[bool]) -> None:
         """Keep these of the running sequences, and the prompts that are not done."""
-        self._running = _compact(self._running, kept, self._own)
+        self._running = compact(self._running, kept, self._own)
         for cache in self._caches.values():
             cache.compact()
         if not self._prompts:
@@ -335,35 +254,9 @@ class Scheduler:
         return torch.tensor(values, dtype=torch.long, device=self._device)
 
 
-def _length_class(length: int) -> int:
-    """The longest prompt that is kept with one of `length` tokens: a power of two."""
-    return max(SHORTEST_CLASS, 1 << (length - 1).bit_length())
-
-
 def _parts(drawn: dict[int, list[int]]) -> Iterator[dict[int, list[int]]]:
     """What was drawn, by row, in parts for one forward pass each; a single empty one of nothing."""
     together = max(1, PREFILL_TOKENS // max([1, *map(len, drawn.values())]))
     rows = list(drawn)
     for first in range(0, max(1, len(rows)), together):
         yield {row: drawn[row] for row in rows[first : first + together]}
-
-
-def _common(prompts: Sequence[list[int]]) -> int:
-    """How many first tokens all prompts share; each keeps one of its own. None for a lone one."""
-    if len(prompts) == 1:
-        return 0
-    # What the first and the last in order share is shared by all between them.
-    pairs = zip(min(prompts), max(prompts), strict=False)
-    shared = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-    return min(shared, min(len(tokens) for tokens in prompts) - 1)
-
-
-def _compact(items: list[Item], kept: Sequence[bool], cache: KVCache | None) -> list[Item]:
-    """The kept items in the first places: the last of them move into the gaps, in the cache too."""
-    count = sum(kept)
-    gaps = [place for place in range(count) if not kept[place]]
-    movers = [place for place in range(count, len(items)) if kept[place]]
-    moved = dict(zip(gaps, movers, strict=True))
-    if moved and cache is not None:
-        cache.move(movers, gaps)
-    return [items[moved.get(place, place)] for place in range(count)]

@@ -1,0 +1,114 @@
+"""Prompts that are computed, and where their keys and values are.
+
+    prompt of one completion, not long ──> Prompt.kv ──a slot is free──> its sequence's own row
+    any other ───────────────────────────> PromptCache, by length class: one row for all sequences
+
+Legend: Y layers, A prompts, K key/value heads, S or P tokens, D head size, E value head size,
+        d hidden size
+"""
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+
+from interlock.engine.base import Request, Vocabulary
+from interlock.engine.portable.kv_cache import KVCache, SharedPrompts
+from interlock.engine.portable.sampler import Noise
+from interlock.engine.sequence import LiveSequence
+
+SHORTEST_CLASS = 32  # prompts up to this length share a cache
+# A prompt of one completion, if no longer than this, is kept in the sequence's own row: one
+# attention instead of two that are merged. All rows are as long as the longest, hence the bound.
+LONE_PROMPT = 128
+
+Item = TypeVar("Item", "Prompt", "Running")
+KV = tuple[torch.Tensor, torch.Tensor]  # k [Y, n, K, S, D] and v [Y, n, K, S, E]
+
+
+class Prompt:
+    """A request with what its sequences share."""
+
+    def __init__(self, name: str, request: Request, number: int) -> None:
+        self.name, self.request = name, request
+        self.number = number  # in the order of being added
+        self.length = len(request.prompt_tokens)
+        self.lone = request.completions == 1 and self.length <= LONE_PROMPT  # in the row of its own
+        self.unfinished = request.completions
+        self.cached = 0  # tokens whose keys and values were there already
+        self.hidden = torch.empty(0)  # [d], of the last token, once it is prefilled
+        self.kv: KV | None = None  # of a lone one without a slot
+
+    @property
+    def done(self) -> bool:
+        return self.unfinished == 0
+
+
+class Running(LiveSequence):
+    """A sequence with its prompt and its noise."""
+
+    def __init__(self, prompt: Prompt, number: int, vocabulary: Vocabulary) -> None:
+        super().__init__(prompt.name, prompt.request, number, vocabulary)
+        self.prompt = prompt
+        self._noise = Noise(prompt.request.seed, prompt.request.problem_id, number)
+
+    @property
+    def stored(self) -> int:
+        """Tokens whose keys and values are in its row: all but the newest."""
+        return (self.prompt.length if self.prompt.lone else 0) + len(self.tokens) - 1
+
+    def noise(self) -> tuple[float, float]:
+        """The uniforms of the next token."""
+        return self._noise.at(len(self.tokens))
+
+
+class PromptCache:
+    """The live prompts of one length class, so that none is padded to more than twice its length.
+
+    `prompts[i]` is row i of the cache.
+    """
+
+    def __init__(self) -> None:
+        self.prompts: list[Prompt] = []
+        self.cache: KVCache | None = None
+
+    def add(self, prompts: Sequence[Prompt], k: torch.Tensor, v: torch.Tensor) -> None:
+        """Keep those of the prompts that are not lone; k and v [Y, A, K, P, *] are of all."""
+        kept = [place for place, prompt in enumerate(prompts) if not prompt.lone]
+        if not kept:
+            return
+        if self.cache is None:
+            self.cache = KVCache(k, v)
+        self.cache.append(len(self.prompts), k[:, kept], v[:, kept])
+        self.prompts += [prompts[place] for place in kept]
+
+    def compact(self) -> None:
+        """Forget the prompts whose sequences are all finished."""
+        self.prompts = compact(
+            self.prompts, [not prompt.done for prompt in self.prompts], self.cache
+        )
+        if not self.prompts:
+            self.cache = None
+
+    def shared(self, rows: dict[int, list[int]]) -> SharedPrompts | None:
+        """The prompts as attention wants them; `rows` of each by its number. None: no rows."""
+        members = [rows.get(prompt.number, []) for prompt in self.prompts]
+        if self.cache is None or not any(members):
+            return None
+        return SharedPrompts(self.cache, [prompt.length for prompt in self.prompts], members)
+
+
+def length_class(length: int) -> int:
+    """The longest prompt that is kept with one of `length` tokens: a power of two."""
+    return max(SHORTEST_CLASS, 1 << (length - 1).bit_length())
+
+
+def compact(items: list[Item], kept: Sequence[bool], cache: KVCache | None) -> list[Item]:
+    """The kept items in the first places: the last of them move into the gaps, in the cache too."""
+    count = sum(kept)
+    gaps = [place for place in range(count) if not kept[place]]
+    movers = [place for place in range(count, len(items)) if kept[place]]
+    moved = dict(zip(gaps, movers, strict=True))
+    if moved and cache is not None:
+        cache.move(movers, gaps)
+    return [items[moved.get(place, place)] for place in range(count)]
