@@ -12,6 +12,15 @@ _TAG = re.compile(
     re.IGNORECASE,
 )
 
+# Begin and end as those models write them, the most usual first.
+PAIRS = (
+    ("<think>", "</think>"),
+    ("[THINK]", "[/THINK]"),
+    ("◁think▷", "◁/think▷"),
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ("<thinking>", "</thinking>"),
+)
+
 
 def after(turn: str) -> str:
     """What stands behind the last thinking that was ended, up to the next that begins.

@@ -58,8 +58,16 @@ class ChatTemplate:
         """The text, and the character span of each of its {% generation %} blocks, in order."""
         if not messages:
             raise ModelError("a conversation needs at least one message")
-        # A key without a value is the same as no key: templates only test for presence.
-        present = [{k: v for k, v in turn.items() if v is not None} for turn in messages]
+        # A key without a value is the same as no key: templates only test for presence. But some
+        # tell by its content that a turn of calls has none.
+        present = [
+            {
+                k: v
+                for k, v in turn.items()
+                if v is not None or (k == "content" and "tool_calls" in turn)
+            }
+            for turn in messages
+        ]
         return self._render(
             {"messages": present, "add_generation_prompt": add_generation_prompt, **more}
         )

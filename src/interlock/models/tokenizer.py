@@ -140,6 +140,15 @@ class Tokenizer:
         special = {token.content: index for index, token in added.items() if token.special}
         return frozenset(special[s] for stop in stops if (s := stop.strip()) in special)
 
+    @property
+    def added(self) -> dict[str, AddedToken]:
+        """The tokens that the tokenizer finds in a text before it reads the rest, by their text."""
+        return {t.content: t for t in self._backend.get_added_tokens_decoder().values()}
+
+    def token_id(self, token: str) -> int | None:
+        """The id of the one token that is written so; None: there is none."""
+        return self._backend.token_to_id(token)
+
     def stream(self) -> "Detokenizer":
         """A decoder for tokens that arrive one by one."""
         return Detokenizer(self._backend)

@@ -1,0 +1,221 @@
+"""A chat request becomes a prompt: token ids, and whether they end inside of thinking.
+
+    messages, tools ──turns──> checked ──Typed.hide──> chat template ──> text ──split──> token ids
+
+`ChatFormat` is made once for a model. Text that a user typed never becomes one of the model's
+special tokens; everything else has the tokens of transformers' `apply_chat_template`.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from enum import Enum
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from interlock.errors import ModelError
+from interlock.models.chat import Messages
+from interlock.models.tokenizer import Tokenizer
+from interlock.records.serving import Rules
+from interlock.serve.families import AUTO, MARKS, Family, ToolForm, family_of
+from interlock.serve.fields import FieldError, known, object_of, one_of
+from interlock.serve.plain_text import Typed, any_of
+from interlock.serve.turns import Tool, turns_of
+
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
+# The switch of thinking: Qwen3's name, and DeepSeek's, which is found as a variable, not as prose.
+# Either is taken for either.
+_SWITCHES = {
+    "enable_thinking": re.compile(r"\benable_thinking\b"),
+    "thinking": re.compile(r"\b(?:if|elif|not|and|or|set)\s+thinking\b"),
+}
+
+
+class ThinkingStage(Enum):
+    """Where thinking is when an answer begins."""
+
+    OFF = "off"  # this model, or this answer, has none
+    OPEN = "open"  # the model may begin to think
+    INSIDE = "inside"  # the prompt ends inside of it
+
+
+class ChatPrompt(NamedTuple):
+    """What the model is given to answer."""
+
+    tokens: list[int]
+    text: str
+    stage: ThinkingStage
+
+
+class ChatFormat:
+    """How one model reads conversations. The two settings are those of `family_of`."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, thinking_marks: str = AUTO, tool_form: str = AUTO
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._template = tokenizer.template or ""
+        self.family: Family = family_of(tokenizer, thinking_marks, tool_form)
+        added = tokenizer.added.items()
+        special = {text for text, token in added if token.special}
+        # Added tokens that are mere text, as runs of blanks, read the same either way.
+        written = {text for text, _ in added if text[:1] + text[-1:] in ("<>", "[]", "◁▷")}
+        marks = self.family.thinking
+        thinks = {marks.begin, marks.end} if marks else set()
+        calls = set(MARKS.get(self.family.tools, ())) - {""}
+        self._marks = any_of(special | written | thinks | calls)
+        # What a model said may have its marks of thinking: templates look for them.
+        self._marks_of_assistant = any_of((special | calls) - thinks)
+
+    def prompt(
+        self,
+        messages: Any,
+        tools: Sequence[Tool] = (),
+        kwargs: dict[str, Any] | None = None,
+        effort: str | None = None,
+    ) -> ChatPrompt:
+        """The prompt of a chat request.
+
+        Args:
+            messages: as in the request; checked here.
+            tools: those the model is told of; none for tool_choice "none".
+            kwargs: chat_template_kwargs.
+            effort: reasoning_effort.
+
+        Raises FieldError on what this model cannot be asked.
+        """
+        settings = self.settings(kwargs, effort)
+        turns = turns_of(messages)
+        typed = Typed()
+        try:
+            turns = [self._told(turn, typed, i) for i, turn in enumerate(turns)]
+            told = [typed.hide(tool.told, self._marks) for tool in tools]
+        except RecursionError:
+            raise FieldError("messages", "is nested too deep; flatten it") from None
+        if told:
+            self._check_tools("tools")
+            settings["tools"] = told
+        text = self._render(turns, settings)
+        parts = typed.split(text)
+        return ChatPrompt(self._encode(parts), "".join(parts), self._stage(text))
+
+    def settings(self, kwargs: dict[str, Any] | None, effort: str | None) -> dict[str, Any]:
+        """The template's variables for chat_template_kwargs and reasoning_effort."""
+        kwargs = object_of(kwargs or {}, "chat_template_kwargs")
+        known(kwargs, {*_SWITCHES, "reasoning_effort"}, "chat_template_kwargs")
+        found: dict[str, Any] = {}
+        for name in _SWITCHES:
+            if (value := kwargs.get(name)) is not None:
+                param = f"chat_template_kwargs.{name}"
+                if not isinstance(value, bool):
+                    raise FieldError(param, f"{value!a} is neither true nor false")
+                found[self._switch(param)] = value
+        param = "reasoning_effort"
+        if effort is None and kwargs.get(param) is not None:
+            effort, param = kwargs[param], f"chat_template_kwargs.{param}"
+        if effort is not None:
+            one_of(effort, EFFORTS, param)
+            if "reasoning_effort" in self._template:
+                found["reasoning_effort"] = effort
+            else:
+                found.setdefault(self._switch(param), effort != "none")
+        return found
+
+    def rules(self, prompt: ChatPrompt, budget: int | None) -> Rules:
+        """What the engine is told of thinking. Raises FieldError on a budget nobody can keep."""
+        marks = self.family.thinking
+        if marks is None or prompt.stage is ThinkingStage.OFF:
+            if budget is not None and marks is None:
+                raise FieldError("thinking_budget", "this model does not think; leave it out")
+            return Rules()
+        return Rules(
+            thinking_budget=budget,
+            thinking_begin=marks.begin_ids,
+            thinking_end=marks.end_ids,
+            thinks=prompt.stage is ThinkingStage.INSIDE,
+        )
+
+    def _switch(self, param: str) -> str:
+        """The name that the template has for the switch of thinking."""
+        for name, pattern in _SWITCHES.items():
+            if pattern.search(self._template):
+                return name
+        raise FieldError(
+            param, "this model's chat template has no switch for thinking; leave it out"
+        )
+
+    def _told(self, turn: dict[str, Any], typed: Typed, index: int) -> dict[str, Any]:
+        """The turn as the template is given it."""
+        role, calls = turn["role"], turn.get("tool_calls")
+        if calls or role == "tool":
+            self._check_tools(f"messages[{index}]")
+        told = {k: v for k, v in turn.items() if k not in ("role", "content", "tool_calls")}
+        told = typed.hide(told, self._marks)
+        own = self._marks_of_assistant if role == "assistant" else self._marks
+        content = typed.hide(turn["content"], own)
+        if calls:
+            calls = typed.hide(calls, self._marks)
+            told["tool_calls"] = list(map(_as_text, calls)) if self._arguments_are_text else calls
+        if role == "developer" and "developer" not in self._template:
+            role = "system"
+        return {"role": role, "content": content, **told}
+
+    def _check_tools(self, param: str) -> None:
+        if self.family.tools is ToolForm.NONE:
+            raise FieldError(
+                param, "this model's chat template knows no tools; serve one that does"
+            )
+
+    @cached_property
+    def _arguments_are_text(self) -> bool:
+        """Whether the template wants the arguments of a past call as a string of JSON."""
+        called = {"type": "function", "function": {"name": "f", "arguments": {"probe": 1}}}
+        turns: Messages = [
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": None, "tool_calls": [called]},
+            {"role": "tool", "content": "b", "tool_call_id": "1"},
+        ]
+        try:
+            return "'probe'" in self._tokenizer.render(turns)
+        except ModelError:
+            return True
+
+    def _render(self, turns: list[dict[str, Any]], settings: dict[str, Any]) -> str:
+        try:
+            return self._tokenizer.render(turns, **settings)
+        except ModelError as error:
+            # Without the template's path, which is nobody's business.
+            _, _, reason = str(error).rpartition(" failed: ")
+            raise FieldError(
+                "messages", f"the model's chat template refuses them: {reason}"
+            ) from None
+
+    def _encode(self, parts: list[str]) -> list[int]:
+        if len(parts) > 1 and not self._joins:
+            raise FieldError(
+                "messages",
+                "hold the text of a special token, which this model's tokenizer cannot read as "
+                "text; take it out",
+            )
+        return [token for part in parts for token in self._tokenizer.encode(part)]
+
+    @cached_property
+    def _joins(self) -> bool:
+        """Whether parts of a text that are encoded one by one make up the text."""
+        ids = [*self._tokenizer.encode("a<"), *self._tokenizer.encode("|b")]
+        return self._tokenizer.decode(ids) == "a<|b"
+
+    def _stage(self, text: str) -> ThinkingStage:
+        """`text` is without what users typed."""
+        marks = self.family.thinking
+        if marks is None:
+            return ThinkingStage.OFF
+        if self.family.opened or text.rfind(marks.begin) > text.rfind(marks.end):
+            return ThinkingStage.INSIDE
+        return ThinkingStage.OFF if text.rstrip().endswith(marks.end) else ThinkingStage.OPEN
+
+
+def _as_text(call: dict[str, Any]) -> dict[str, Any]:
+    function = call["function"]
+    arguments = json.dumps(function["arguments"], ensure_ascii=False)
+    return call | {"function": function | {"arguments": arguments}}
