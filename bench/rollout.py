@@ -50,6 +50,9 @@ class Endless:
     def stream(self) -> Detokenizer:
         return self._tokenizer.stream()
 
+    def definition(self) -> str:
+        return self._tokenizer.definition()
+
 
 def prompts_of(tokenizer: Tokenizer, count: int) -> list[list[int]]:
     """Chat prompts of about 40 tokens."""

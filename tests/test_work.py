@@ -41,6 +41,9 @@ class Endless:
     def stream(self) -> Any:
         raise AssertionError("no stop strings here")
 
+    def definition(self) -> str:
+        raise AssertionError("no grammars here")
+
 
 class Products(TorchDispatchMode):
     """Counts products with weights, not those inside attention, and their multiplications."""

@@ -49,7 +49,7 @@ class SandboxError(UserError):
 
 
 class Overloaded(InterlockError):
-    """There is no room for a request at present: the same one may be served in `retry_s` seconds."""
+    """There is no room for a request now: the same one may be served in `retry_s` seconds."""
 
     def __init__(self, message: str, retry_s: float) -> None:
         super().__init__(message)

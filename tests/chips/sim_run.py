@@ -61,6 +61,9 @@ class Numbers:
     def stream(self) -> "Numbers":
         return self
 
+    def definition(self) -> str:
+        return ""
+
     def push(self, token: int) -> str:
         return f"{token} "
 

@@ -25,6 +25,9 @@ class Letters:
     def stream(self) -> "Letters":
         return self
 
+    def definition(self) -> str:
+        return ""
+
     def push(self, token: int) -> str:
         return "" if token in self.eos_ids else self.pieces[token % len(self.pieces)]
 

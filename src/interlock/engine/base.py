@@ -28,11 +28,13 @@ from typing import NamedTuple, Protocol
 from torch import Tensor
 
 from interlock.errors import ConfigError, ModelError
-from interlock.records.rl import Completion, Sampling
+from interlock.records.rl import Completion, Sampling, Segment
+from interlock.records.serving import Alternatives, Rules
 
 # Called with the index of a request, once all of its completions are there.
 OnFinished = Callable[[int, list[Completion]], None]
 Shapes = dict[str, list[int]]  # of a model's tensors, by Hugging Face name
+NO_RULES = Rules()
 
 
 class TextStream(Protocol):
@@ -48,6 +50,7 @@ class Vocabulary(Protocol):
     def eos_ids(self) -> frozenset[int]: ...
     def decode(self, ids: list[int]) -> str: ...
     def stream(self) -> TextStream: ...
+    def definition(self) -> str: ...  # as tokenizer.json has it; grammars are read with it
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ class Request:
     """`completions` answers to one prompt. Their noise depends on seed and problem_id alone.
 
     `stop_ids` end an answer as the model's own end tokens do: what of `sampling.stop` is no text.
+    `first` is the number of the first of them. `drawn`: what the only one was given and has drawn
+    already, here or elsewhere; it goes on behind that as if it had never been interrupted.
     """
 
     problem_id: str
@@ -63,16 +68,31 @@ class Request:
     sampling: Sampling
     seed: int
     stop_ids: frozenset[int] = frozenset()
+    rules: Rules = NO_RULES
+    first: int = 0
+    drawn: Sequence[Segment] = ()
+
+    @property
+    def numbers(self) -> range:
+        """Of its sequences."""
+        return range(self.first, self.first + self.completions)
+
+    @property
+    def begun(self) -> list[int]:
+        """The tokens of `drawn`."""
+        return [token for segment in self.drawn for token in segment.tokens]
 
 
 class Progress(NamedTuple):
     """What one step did for one sequence."""
 
     name: str  # under which its request was added
-    number: int  # of the sequence: 0 to request.completions - 1
+    number: int  # of the sequence: one of request.numbers
     tokens: list[int]  # drawn in this step, at least one
     logprobs: list[float]  # of these, under the distribution they were drawn from
     completion: Completion | None  # all of it, when these tokens ended it
+    top: Sequence[Alternatives] = ()  # of each token, if Rules.top_logprobs asked
+    cached: int = 0  # tokens of the prompt that were in the prefix cache; told with the first token
 
 
 class Scores(NamedTuple):
@@ -184,7 +204,7 @@ class Engine(ABC):
             for index, request in enumerate(requests):
                 self.add(str(index), request)
             while self.pending:
-                for name, number, _, _, completion in self.step():
+                for name, number, _, _, completion, *_ in self.step():
                     if completion is None:
                         continue
                     found[name][number] = completion
@@ -200,7 +220,7 @@ class Engine(ABC):
 
 def in_order(completions: Mapping[int, Completion]) -> list[Completion]:
     """The completions of one request by their numbers."""
-    return [completions[number] for number in range(len(completions))]
+    return [completions[number] for number in sorted(completions)]
 
 
 def check_request(request: Request, limits: Limits) -> None:
@@ -220,6 +240,47 @@ def check_request(request: Request, limits: Limits) -> None:
         )
     if "" in sampling.stop:
         raise ConfigError("sampling.stop holds an empty string, which ends nothing; remove it")
+    if request.drawn:
+        _check_drawn(request, limits)
+    _check_rules(name, request.rules, limits)
+
+
+def _check_drawn(request: Request, limits: Limits) -> None:
+    name, begun = request.problem_id, request.begun
+    if request.completions != 1:
+        raise ConfigError(
+            f"problem {name!r} asks for {request.completions} completions that go on behind drawn "
+            "tokens; ask for one at a time"
+        )
+    check_tokens(f"what was drawn of problem {name!r}", begun, limits)
+    for segment in request.drawn:
+        if segment.sampled and len(segment.logprobs) != len(segment.tokens):
+            raise ConfigError(
+                f"what was drawn of problem {name!r} has {len(segment.tokens)} tokens with "
+                f"{len(segment.logprobs)} logprobs; give as many"
+            )
+    if len(begun) >= request.sampling.max_tokens:
+        raise ConfigError(
+            f"problem {name!r} has drawn {len(begun)} of max_tokens = "
+            f"{request.sampling.max_tokens} already; nothing is left to draw"
+        )
+
+
+def _check_rules(name: str, rules: Rules, limits: Limits) -> None:
+    ids = {
+        "logit_bias": list(rules.logit_bias),
+        "grammar_after": rules.grammar_after,
+        "thinking_begin": rules.thinking_begin,
+        "thinking_end": rules.thinking_end,
+    }
+    for what, tokens in ids.items():
+        if tokens:
+            check_tokens(f"{what} of problem {name!r}", tokens, limits)
+    if rules.thinking_budget is not None and not rules.thinking_end:
+        raise ConfigError(
+            f"problem {name!r} has a thinking budget but no thinking_end, so nothing can be forced "
+            "at the limit; give the token ids that end the model's thinking"
+        )
 
 
 def check_tokens(what: str, tokens: Sequence[int], limits: Limits) -> None:

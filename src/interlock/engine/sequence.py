@@ -10,18 +10,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from interlock.engine.base import Progress, Request, Vocabulary
+from interlock.errors import ConfigError
 from interlock.records.rl import Completion, FinishReason, Sampling, Segment
+from interlock.records.serving import Alternatives
 
 
 class Ending:
     """Finds where an answer ends, token by token."""
 
     def __init__(
-        self, sampling: Sampling, vocabulary: Vocabulary, stop_ids: frozenset[int] = frozenset()
+        self,
+        sampling: Sampling,
+        vocabulary: Vocabulary,
+        stop_ids: frozenset[int] = frozenset(),
+        ignore_eos: bool = False,
     ) -> None:
-        """`stop_ids`: as those of a Request."""
+        """`stop_ids`: as those of a Request; `ignore_eos`: the model's own end tokens end nothing,
+        those still do.
+        """
         self._sampling, self._vocabulary = sampling, vocabulary
-        self._end_ids = vocabulary.eos_ids | stop_ids
+        self._end_ids = stop_ids if ignore_eos else vocabulary.eos_ids | stop_ids
         self._tokens: list[int] = []
         self._stream = vocabulary.stream() if sampling.stop else None
         self._streamed = ""
@@ -55,9 +63,9 @@ class Ending:
 
 @dataclass
 class _Drawn:
-    """What one weight version drew, for as long as it did."""
+    """What one weight version drew, for as long as it did; None: it was given."""
 
-    version: int
+    version: int | None
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
 
@@ -65,7 +73,8 @@ class _Drawn:
 class LiveSequence:
     """Completion `number` of the request that was added under `name`.
 
-    `tokens` is all that was drawn, `finish` why it ended, None while it runs.
+    `tokens` is all that was drawn, here or before; `finish` why it ended, None while it runs.
+    Raises ConfigError where what was drawn before has ended it already.
     """
 
     def __init__(self, name: str, request: Request, number: int, vocabulary: Vocabulary) -> None:
@@ -73,21 +82,44 @@ class LiveSequence:
         self.tokens: list[int] = []
         self.finish: FinishReason | None = None
         self._drawn: list[_Drawn] = []
-        self._ending = Ending(request.sampling, vocabulary, request.stop_ids)
+        self._ending = Ending(
+            request.sampling, vocabulary, request.stop_ids, request.rules.ignore_eos
+        )
+        for segment in request.drawn:
+            for token, logprob in zip(segment.tokens, _logprobs(segment), strict=True):
+                if self._take(token, logprob, segment.weight_version) is not None:
+                    raise ConfigError(
+                        f"what was drawn of problem {request.problem_id!r} ends with its token "
+                        f"{len(self.tokens)}; nothing goes on behind that"
+                    )
 
-    def push(self, token: int, logprob: float, version: int) -> Progress:
-        """Take the next token, drawn from the weights of `version`; the last one sets `finish`."""
+    def push(
+        self, token: int, logprob: float, version: int, top: Alternatives | None = None
+    ) -> Progress:
+        """Take the next token, drawn from the weights of `version`; the last one sets `finish`.
+
+        `top`: its alternatives, where they are to be told.
+        """
         assert self.finish is None
+        self.finish = self._take(token, logprob, version)
+        completion = None if self.finish is None else self._completion(self.finish)
+        tops = () if top is None else [top]
+        return Progress(self.name, self.number, [token], [logprob], completion, tops)
+
+    def _take(self, token: int, logprob: float, version: int | None) -> FinishReason | None:
         self.tokens.append(token)
         if not self._drawn or self._drawn[-1].version != version:
             self._drawn.append(_Drawn(version))
         self._drawn[-1].tokens.append(token)
-        self._drawn[-1].logprobs.append(logprob)
-        self.finish = self._ending.push(token)
-        completion = None if self.finish is None else self._completion(self.finish)
-        return Progress(self.name, self.number, [token], [logprob], completion)
+        if version is not None:
+            self._drawn[-1].logprobs.append(logprob)
+        return self._ending.push(token)
 
     def _completion(self, finish: FinishReason) -> Completion:
         """The record. Its tokens include the one that ended it, its text no stop string."""
         segments = [Segment(own.tokens, own.logprobs, own.version) for own in self._drawn]
         return Completion(segments, finish, self._ending.text)
+
+
+def _logprobs(segment: Segment) -> list[float]:
+    return segment.logprobs if segment.sampled else [0.0] * len(segment.tokens)

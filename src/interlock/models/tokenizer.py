@@ -149,6 +149,10 @@ class Tokenizer:
         """The id of the one token that is written so; None: there is none."""
         return self._backend.token_to_id(token)
 
+    def definition(self) -> str:
+        """As tokenizer.json has it, with the tokens that the directory's other files add."""
+        return self._backend.to_str()
+
     def stream(self) -> "Detokenizer":
         """A decoder for tokens that arrive one by one."""
         return Detokenizer(self._backend)

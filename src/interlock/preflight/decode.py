@@ -32,6 +32,9 @@ class BareVocabulary:
     def stream(self) -> "BareVocabulary":
         return self
 
+    def definition(self) -> str:
+        return ""
+
     def push(self, token: int) -> str:
         return f"{token} "
 

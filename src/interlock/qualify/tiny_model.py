@@ -26,6 +26,9 @@ class NumberVocabulary:
     def stream(self) -> "NumberVocabulary":
         return self
 
+    def definition(self) -> str:
+        return ""
+
     def push(self, token: int) -> str:
         return f"{token} "
 

@@ -18,8 +18,9 @@ from interlock.records.rl import FinishReason, Sampling, Segment
 
 
 class Rules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a request asks of its tokens beside `Sampling`. The logprobs told are of the distribution
-    that was drawn from, these rules included.
+    """What a request asks of its tokens beside `Sampling`.
+
+    The logprobs told are of the distribution that was drawn from, these rules included.
     """
 
     logit_bias: dict[int, Annotated[float, Meta(ge=-100, le=100)]] = {}  # by token id

@@ -83,7 +83,7 @@ class WholePrompts(PromptsToCompute):
 
     def _compute(self, decoder: Decoder, fresh: Sequence[Prompt]) -> Filled:
         """One forward pass over prompts of similar length."""
-        texts = [prompt.request.prompt_tokens for prompt in fresh]
+        texts = [prompt.text for prompt in fresh]
         common = _common(texts)
         rests = [tokens[common:] for tokens in texts]
         place = decoder.embed.device

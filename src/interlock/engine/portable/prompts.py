@@ -32,7 +32,10 @@ class Prompt:
     def __init__(self, name: str, request: Request, number: int) -> None:
         self.name, self.request = name, request
         self.number = number  # in the order of being added
-        self.length = len(request.prompt_tokens)
+        # What its only sequence has drawn before is computed with the prompt, as a part of it.
+        self.begun = len(begun := request.begun)
+        self.text = [*request.prompt_tokens, *begun] if begun else request.prompt_tokens
+        self.length = len(self.text)
         self.lone = request.completions == 1 and self.length <= LONE_PROMPT  # in the row of its own
         self.unfinished = request.completions
         self.cached = 0  # tokens whose keys and values were there already
@@ -53,9 +56,14 @@ class Running(LiveSequence):
         self._noise = Noise(prompt.request.seed, prompt.request.problem_id, number)
 
     @property
+    def fresh(self) -> list[int]:
+        """What was drawn behind the prompt's text."""
+        return self.tokens[self.prompt.begun :] if self.prompt.begun else self.tokens
+
+    @property
     def stored(self) -> int:
         """Tokens whose keys and values are in its row: all but the newest."""
-        return (self.prompt.length if self.prompt.lone else 0) + len(self.tokens) - 1
+        return (self.prompt.length if self.prompt.lone else 0) + len(self.fresh) - 1
 
     def noise(self) -> tuple[float, float]:
         """The uniforms of the next token."""

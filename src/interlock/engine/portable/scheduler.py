@@ -86,7 +86,10 @@ class Scheduler:
     def add(self, name: str, request: Request) -> None:
         assert name not in self._prompts, name
         self._added += 1
-        prompt = self._prompts[name] = Prompt(name, request, self._added)
+        prompt = Prompt(name, request, self._added)
+        if request.drawn:  # a ConfigError where it has ended
+            Running(prompt, request.first, self._vocabulary)
+        self._prompts[name] = prompt
         self._waiting.append(prompt)
         self.pending += request.completions
 
@@ -120,7 +123,7 @@ class Scheduler:
         own: dict[int, KV] = {}  # by row
         for prompt in {each.prompt.number: each.prompt for each in (*running, *starting)}.values():
             rows = [row for row, each in enumerate(running) if each.prompt is prompt]
-            for part in _parts({row: running[row].tokens[:-1] for row in rows}):
+            for part in _parts({row: running[row].fresh[:-1] for row in rows}):
                 found, shared = self._recompute(prompt, part)
                 own |= found
             self._caches[length_class(prompt.length)].add([prompt], *shared)
@@ -137,7 +140,7 @@ class Scheduler:
             attend = self._prefilling(length, [len(tokens) for tokens in texts])
         else:
             attend = self._prefilling(0, [length])
-        stream = [*prompt.request.prompt_tokens, *itertools.chain(*texts)]
+        stream = [*prompt.text, *itertools.chain(*texts)]
         hidden = self._decoder(self._tensor(stream), attend.positions, attend)
         k, v = attend.stored()
         self._own = self._own or KVCache(k, v)
@@ -162,7 +165,7 @@ class Scheduler:
             self._store(filled)
             computed += filled.prompts
         for prompt in sorted(computed, key=lambda each: each.number):
-            numbers = range(prompt.request.completions)
+            numbers = prompt.request.numbers
             self._starting += [Running(prompt, number, self._vocabulary) for number in numbers]
         started = [self._starting.popleft() for _ in range(min(free, len(self._starting)))]
         for each in started:
@@ -239,7 +242,7 @@ class Scheduler:
         self._own.reserve(len(stored), max(stored) + 1)
         attend = Decode(self._own, stored, self._shared())
         tokens = self._tensor([each.tokens[-1] for each in self._running])
-        positions = [each.prompt.length + len(each.tokens) - 1 for each in self._running]
+        positions = [each.prompt.length + len(each.fresh) - 1 for each in self._running]
         return self._decode_step(tokens, self._tensor(positions), attend)
 
     def _shared(self) -> list[SharedPrompts]:

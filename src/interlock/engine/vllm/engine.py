@@ -96,7 +96,7 @@ class VllmEngine(Engine):
         assert name not in self._names(), name
         check_request(request, self.limits)
         requests.check_temperature(request)
-        for number in range(request.completions):
+        for number in request.numbers:
             self._waiting.append(LiveSequence(name, request, number, self._vocabulary))
 
     def step(self) -> list[Progress]:
@@ -298,4 +298,4 @@ def _then(before: Progress | None, after: Progress) -> Progress:
     if before is None:
         return after
     tokens, logprobs = before.tokens + after.tokens, before.logprobs + after.logprobs
-    return after._replace(tokens=tokens, logprobs=logprobs)
+    return after._replace(tokens=tokens, logprobs=logprobs, top=[*before.top, *after.top])
