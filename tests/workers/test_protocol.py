@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from interlock.config.schema import GeneratorSettings
 from interlock.processes.child import UNASKED_BYTES
 from interlock.records.rl import Completion, FinishReason, Problem, Sampling, Segment
-from interlock.workers import protocol
+from interlock.workers import protocol, sizes
 from interlock.workers.protocol import (
     Abort,
     Answered,
@@ -42,29 +42,29 @@ def test_the_longest_honest_answer_passes(
     drawn = [Segment([200_000] * (tokens // parts), [-1.25] * (tokens // parts), 10**9)] * parts
     answer = Completion(drawn, FinishReason.LENGTH, "")
     prompt = [200_000] * (5 * words + 2000)
-    most = protocol.reply_bytes(request, CANARY)
+    most = sizes.reply_bytes(request, CANARY)
     assert len(protocol.encode(Answered(0, prompt, [answer] * completions, id=3))) < most
 
 
 def test_an_answer_is_bounded_by_what_was_asked() -> None:
-    most = protocol.reply_bytes(asked(8, 8, 64), CANARY)
+    most = sizes.reply_bytes(asked(8, 8, 64), CANARY)
     assert most < 3 << 20  # decoded, a message takes up to forty times its bytes
-    few, many = (protocol.reply_bytes(asked(1, n, 1000), CANARY) for n in (1, 11))
+    few, many = (sizes.reply_bytes(asked(1, n, 1000), CANARY) for n in (1, 11))
     assert many - few == 10 * (1000 * (5 + 9) + 16384)
 
 
 def test_a_proof_is_as_long_as_its_canary() -> None:
     wide = Canary(text=[1] * 50_000, prompts=[[1]] * 100, tokens=500)
     loaded = Loaded(7, "0" * 64, [-1.5] * 49_999, [-1.5] * 50_000, [-1.5] * 50_000, 10**12)
-    most = protocol.reply_bytes(Load(7, ""), wide)
+    most = sizes.reply_bytes(Load(7, ""), wide)
     assert most == UNASKED_BYTES + 9 * (50_000 + 2 * 50_000)
     assert len(msgspec.msgpack.encode(loaded)) < most
 
 
 def test_what_has_no_reply_allows_no_more_than_signs_of_life() -> None:
-    assert protocol.reply_bytes(Abort(id=7), CANARY) == UNASKED_BYTES
+    assert sizes.reply_bytes(Abort(id=7), CANARY) == UNASKED_BYTES
     for request in (Open("w", "", GeneratorSettings()), Qualify("cpu", "quick")):
-        assert protocol.reply_bytes(request, CANARY) == 8 << 20
+        assert sizes.reply_bytes(request, CANARY) == 8 << 20
 
 
 VALUES = st.recursive(

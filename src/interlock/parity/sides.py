@@ -26,7 +26,7 @@ from interlock.processes.child import UNASKED_BYTES, Child, ChildError, inherite
 from interlock.processes.deadline import Deadline, ProcessDeadline
 from interlock.records.rl import Group
 from interlock.text import error_line, one_line
-from interlock.workers import protocol
+from interlock.workers import protocol, sizes
 from interlock.workers.generator import missing_package
 from interlock.workers.protocol import (
     Alive,
@@ -201,7 +201,7 @@ class Sides:
         """Adds to the replies of those that are asked, until each has sent its last."""
         most = {}
         for name, each in asked.items():
-            most[name] = protocol.reply_bytes(each, None) if room is None else room
+            most[name] = sizes.reply_bytes(each, None) if room is None else room
             message = msgspec.structs.replace(each, id=self._asked)
             self._send(name, protocol.encode(message))
         deadline = ProcessDeadline(self._answer_s, self._pids(asked))

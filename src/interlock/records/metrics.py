@@ -181,6 +181,9 @@ EventKind = Literal[
     "worker_qualifying",
     "worker_readmitted",
     "worker_retired",
+    "worker_refused",  # outside of the band of parity: it serves nothing
+    "weights_served",  # a replica serves another version
+    "weights_unfit",  # a version that no replica can load
     "weights_whole",  # a delta would have saved next to nothing
     "store_mended",
     "store_damaged",

@@ -39,7 +39,7 @@ from interlock.sync.storage import Storage
 
 _FORMAT = 1
 _LONGEST_CHAIN = 4096  # versions from an anchor to the one asked for
-_MANIFEST_LIMIT = 32 << 20  # bytes; DeepSeek-V3's 46,000 tensors take 8 MB
+MANIFEST_BYTES = 32 << 20  # bytes; DeepSeek-V3's 46,000 tensors take 8 MB
 _FILE = re.compile(r"v(\d{8,12})(?:\.json|-[0-9a-f]{16}\.(?P<kind>anchor|delta))")
 _Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 _PayloadKind = Literal["anchor", "delta"]
@@ -57,7 +57,7 @@ class PublishedVersion(msgspec.Struct, frozen=True):
     dense: bool = False  # an anchor where a delta was due, which would have saved next to nothing
 
 
-class _VersionManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class VersionManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format: int
     number: Natural
     digest: _Sha256  # root over `tensors`
@@ -102,7 +102,7 @@ class Publisher:
         self._storage.prepare()
         self._current: _CompleteVersion | None = None
         self._last: WeightVersion | None = None
-        self._chain: list[_VersionManifest] = []  # the last anchor, and the deltas since then
+        self._chain: list[VersionManifest] = []  # the last anchor, and the deltas since then
 
     def withdraw(self) -> None:
         """Nothing will be published: leave no empty directory behind."""
@@ -172,7 +172,7 @@ class Publisher:
             uncollected=self._collect(manifest),
         )
 
-    def _is_whole(self, manifest: _VersionManifest) -> bool:
+    def _is_whole(self, manifest: VersionManifest) -> bool:
         if not self._stands(manifest.number, msgspec.json.encode(manifest)):
             return False
         try:
@@ -189,8 +189,8 @@ class Publisher:
 
     def _manifest(
         self, number: int, encoded: codec.Encoded, base: _CompleteVersion | None
-    ) -> _VersionManifest:
-        return _VersionManifest(
+    ) -> VersionManifest:
+        return VersionManifest(
             format=_FORMAT,
             number=number,
             digest=codec.root(encoded.specs),
@@ -202,7 +202,7 @@ class Publisher:
             tensors=encoded.specs,
         )
 
-    def _write(self, manifest: _VersionManifest, payload: bytes) -> int:
+    def _write(self, manifest: VersionManifest, payload: bytes) -> int:
         data = msgspec.json.encode(manifest)
         try:
             self._storage.write(manifest.payload, payload)
@@ -221,7 +221,7 @@ class Publisher:
             return False
 
     def _advance(
-        self, manifest: _VersionManifest, encoded: codec.Encoded, tensors: Mapping[str, Tensor]
+        self, manifest: VersionManifest, encoded: codec.Encoded, tensors: Mapping[str, Tensor]
     ) -> None:
         """Remember what is now published. If that is cut short, the next version is an anchor."""
         base, self._current = self._current, None
@@ -237,7 +237,7 @@ class Publisher:
             self._chain = [manifest]
         self._current = _CompleteVersion(manifest.version, own, encoded.specs)
 
-    def _collect(self, newest: _VersionManifest) -> int:
+    def _collect(self, newest: VersionManifest) -> int:
         """Remove what the newest two anchors do not need. -> files that could not be removed"""
         try:
             names = self._storage.names()
@@ -325,7 +325,7 @@ class Replica:
         codec.verify(tensors, chain[-1].tensors)
         self._current = _CompleteVersion(version, tensors, chain[-1].tensors)
 
-    def _chain(self, version: WeightVersion, held: WeightVersion | None) -> list[_VersionManifest]:
+    def _chain(self, version: WeightVersion, held: WeightVersion | None) -> list[VersionManifest]:
         """The versions to apply, oldest first: onto what is held, or beginning with an anchor."""
         chain = [self._manifest(version)]
         while (base := chain[-1].base) and base != held:
@@ -335,12 +335,12 @@ class Replica:
             chain.append(link)
         return chain[::-1]
 
-    def _manifest(self, version: WeightVersion) -> _VersionManifest:
+    def _manifest(self, version: WeightVersion) -> VersionManifest:
         """The manifest of a version, once all that can be checked about it holds."""
         name = _manifest_name(version.number)
-        data = self._read(name, _MANIFEST_LIMIT)
+        data = self._read(name, MANIFEST_BYTES)
         try:
-            manifest = from_json(data, _VersionManifest)
+            manifest = from_json(data, VersionManifest)
         except ValueError as error:
             raise SyncError(f"{self.url}: {name} is damaged ({error})") from None
         if problem := _problem(manifest, version) or self._misfit(manifest.tensors):
@@ -356,7 +356,7 @@ class Replica:
         wrong = [name for name, spec in tensors.items() if spec.shape != self._shapes[name]]
         return f"gives {wrong[0]!r} a shape of another model" if wrong else None
 
-    def _payload(self, link: _VersionManifest) -> bytes:
+    def _payload(self, link: VersionManifest) -> bytes:
         """The payload; its sha256 is right."""
         payload = self._read(link.payload, link.size)
         if len(payload) != link.size or hashlib.sha256(payload).hexdigest() != link.sha256:
@@ -373,7 +373,7 @@ def _manifest_name(number: int) -> str:
     return f"v{number:08d}.json"
 
 
-def _problem(manifest: _VersionManifest, wanted: WeightVersion) -> str | None:
+def _problem(manifest: VersionManifest, wanted: WeightVersion) -> str | None:
     """What is wrong with a manifest by itself, if anything."""
     base, number = manifest.base, manifest.number
     if manifest.format != _FORMAT:

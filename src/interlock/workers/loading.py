@@ -50,6 +50,17 @@ class WeightLoader:
     def under_way(self) -> bool:
         return self._asked is not None
 
+    @property
+    def drains(self) -> bool:
+        """What runs is to end under the old weights."""
+        return self._asked is not None and self._asked.drained
+
+    @property
+    def asked(self) -> int:
+        """Number of the Load that is under way."""
+        assert self._asked is not None
+        return self._asked.id
+
     def begin(self, asked: Load) -> None:
         assert self._asked is None, "one version at a time"
         self._asked = asked

@@ -16,7 +16,7 @@ import msgspec
 
 from interlock.config.schema import FleetSettings
 from interlock.fleet.base import Fleet
-from interlock.workers import protocol
+from interlock.workers import protocol, sizes
 from interlock.workers.handle import UP, HeldUnit, PendingLoad, WorkerHandle
 from interlock.workers.protocol import Generate, Load
 from interlock.workers.queue import Unit, UnitQueue
@@ -51,7 +51,7 @@ class Placement:
         """Send it under the next number, which it returns."""
         number = worker.number()
         numbered = msgspec.structs.replace(message, id=number)
-        most = protocol.reply_bytes(message, worker.open.canary)
+        most = sizes.reply_bytes(message, worker.open.canary)
         worker.reply_bytes = max(worker.reply_bytes, most) if worker.busy else most
         self._fleet.send(worker.name, protocol.encode(numbered), worker.reply_bytes)
         return number

@@ -3,7 +3,8 @@
     coordinator ── Open ──────> worker                                 ──> Opened
                 ── Load ──────> fetched beside the work, then proven   ──> Loaded
                 ── Generate ──> joins what runs           each problem ──> Answered
-                ── Abort ─────> a Generate is forgotten
+                ── Complete ──> joins what runs           each step ─────> Drawn
+                ── Abort ─────> a Generate or Complete is forgotten
                 ── Weigh, ScoreTexts, Trace, Record, Take, Apply ────────> one reply each
                 ── Qualify ───> another program (qualify/worker.py)    ──> Qualified
                                                 instead of one of these ──> Failed
@@ -25,10 +26,9 @@ import msgspec
 from interlock.config.schema import GeneratorSettings
 from interlock.errors import InterlockError, SyncError, UserError
 from interlock.processes.channel import Channel
-from interlock.processes.child import UNASKED_BYTES
-from interlock.processes.frames import MAX_MESSAGE_BYTES
 from interlock.records.coding import from_bytes
-from interlock.records.rl import Completion, Problem, Sampling
+from interlock.records.rl import Completion, FinishReason, Problem, Sampling
+from interlock.records.serving import Alternatives, Generation
 from interlock.records.trust import Certificate, Stack
 from interlock.text import error_line
 
@@ -77,6 +77,8 @@ class Load(_Ask, frozen=True, tag="load"):
 
     number: int
     digest: str
+    # What runs ends under the old weights: it says Brought, and loads when no Complete is open.
+    drained: bool = False
 
 
 class Generate(_Ask, frozen=True, tag="generate"):
@@ -90,8 +92,18 @@ class Generate(_Ask, frozen=True, tag="generate"):
     exact: bool = False  # the worker holds nothing else, and loads nothing: the same bits each time
 
 
+class Complete(_Ask, frozen=True, tag="complete"):
+    """Draw the choices of a generation, beside whatever else runs, with version `number` alone.
+
+    Has no reply of its own, but with prompt_logprobs a Prompted: see Drawn.
+    """
+
+    number: int
+    generation: Generation
+
+
 class Abort(_Ask, frozen=True, tag="abort"):
-    """Forget the Generate of this number: whoever asked is gone. Has no reply."""
+    """Forget the Generate or Complete of this number: whoever asked is gone. Has no reply."""
 
 
 class Weigh(_Ask, frozen=True, tag="weigh"):
@@ -100,6 +112,7 @@ class Weigh(_Ask, frozen=True, tag="weigh"):
 
 class ScoreTexts(_Ask, frozen=True, tag="score"):
     texts: list[list[int]]
+    top_k: int = 0  # alternatives told of every token
 
 
 class Text(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -176,6 +189,9 @@ class Opened(_Reply, frozen=True, tag="opened"):
     dtype: str
     stack: Stack | None = None  # None: an older worker, which does not tell
     certificate: Certificate | None = None  # as filed on the worker's machine
+    vocab: int = 0  # the engine's limits; 0: an older worker, which does not tell
+    context: int = 0
+    slots: int = 0
 
 
 class Loaded(_Reply, frozen=True, tag="loaded"):
@@ -187,6 +203,10 @@ class Loaded(_Reply, frozen=True, tag="loaded"):
     decode: list[float]  # logprobs of the continuations as they were drawn
     prefill: list[float]  # of the same tokens, through prefill
     fetched_bytes: int
+
+
+class Brought(_Reply, frozen=True, tag="brought"):
+    """The weights of a Load are there. It is to be given no Complete before they are proven."""
 
 
 class Answered(_Reply, frozen=True, tag="answered"):
@@ -213,6 +233,33 @@ class Weighed(_Reply, frozen=True, tag="weighed"):
 
 class Scored(_Reply, frozen=True, tag="scored"):
     logprobs: list[list[float]]  # of each text but its first token
+    top: list[list[Alternatives]] = []  # of the same, where top_k asked for them
+
+
+class Prompted(_Reply, frozen=True, tag="prompted"):
+    """Of the prompt of a Complete that asked for it; told before anything is drawn."""
+
+    logprobs: list[float]
+    top: list[Alternatives]
+
+
+class Stretch(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What one step drew for one choice of a Complete."""
+
+    ask: int  # number of the Complete
+    number: int  # of the choice
+    tokens: list[int]
+    logprobs: list[float]
+    finish: FinishReason | None = None
+    cached: int = 0  # of its prompt, that were not computed; told with its first tokens
+    top: list[Alternatives] = []
+
+
+class Drawn(_Sign, frozen=True, tag="drawn"):
+    """What one step drew for all Completes: one message a step, however many there are."""
+
+    version: int
+    stretches: list[Stretch]
 
 
 class Traced(_Reply, frozen=True, tag="traced"):
@@ -268,44 +315,20 @@ class Alive(_Sign, frozen=True, tag="alive"):
 
 Inspection = Weigh | ScoreTexts | Trace | Record | Take | Apply
 Inspected = Weighed | Scored | Traced | Recorded | Taken | Applied
-Ask = Open | Load | Generate | Abort | Inspection | Qualify
-Reply = Opened | Loaded | Answered | Inspected | Qualified | Failed | Room | Alive
-
-
-_NUMBER_BYTES = 9  # of a float64; of a token's id, 5
-_TOKEN_BYTES = 5 + _NUMBER_BYTES  # of a sampled one: id and log-probability
-_COMPLETION_BYTES = 1 << 14  # of all else in a completion, some hundred segments included
-_PROMPT_BYTES = 1 << 16  # of what a chat template says beside a problem's messages
-_CERTIFICATE_BYTES = 8 << 20
-_SHAPES_BYTES = 64 << 20  # of what is said of every tensor of a model
-
-
-def reply_bytes(asked: Ask, canary: Canary | None) -> int:
-    """The longest message that may answer an ask, generously.
-
-    `canary`: that of the worker's Open. Failures and signs of life pass as well.
-    """
-    match asked:
-        case Open() | Qualify():
-            return _CERTIFICATE_BYTES
-        case Load() if canary is not None:
-            drawn = len(canary.prompts) * canary.tokens
-            return UNASKED_BYTES + _NUMBER_BYTES * (len(canary.text) + 2 * drawn)
-        case Generate():
-            completion = asked.sampling.max_tokens * _TOKEN_BYTES + _COMPLETION_BYTES
-            # A problem's prompt comes back: a byte of it is a token of five at the most.
-            longest = max(len(msgspec.msgpack.encode(each)) for each in asked.problems)
-            prompt = 5 * (longest + _PROMPT_BYTES)
-            return UNASKED_BYTES + prompt + asked.completions * completion
-        case ScoreTexts():
-            return UNASKED_BYTES + _NUMBER_BYTES * sum(map(len, asked.texts))
-        case Weigh():
-            return _SHAPES_BYTES
-        case Trace() | Record() | Take() | Apply():
-            # The operators of one layer of a large model, with their inputs, are hundreds of MB. So
-            # much is taken from parity's reference alone, a process of our own on this machine.
-            return MAX_MESSAGE_BYTES
-    return UNASKED_BYTES
+Ask = Open | Load | Generate | Complete | Abort | Inspection | Qualify
+Reply = (
+    Opened
+    | Brought
+    | Loaded
+    | Answered
+    | Prompted
+    | Drawn
+    | Inspected
+    | Qualified
+    | Failed
+    | Room
+    | Alive
+)
 
 
 def encode(message: Ask | Reply) -> bytes:

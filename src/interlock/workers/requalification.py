@@ -18,7 +18,7 @@ from interlock.errors import ConfigError
 from interlock.fleet.base import Fleet
 from interlock.records.metrics import WorkerState
 from interlock.text import one_line
-from interlock.workers import protocol
+from interlock.workers import protocol, sizes
 from interlock.workers.admission import verdict
 from interlock.workers.handle import MESSAGE, Note, WorkerHandle
 from interlock.workers.protocol import Qualified, Qualify
@@ -46,7 +46,7 @@ class Requalification:
         worker.begin(WorkerState.QUALIFYING, time.monotonic() + limit)
         worker.heard = math.inf  # like an engine, it may start in silence
         asked = Qualify(device, "quick", id=worker.number())
-        most = protocol.reply_bytes(asked, worker.open.canary)
+        most = sizes.reply_bytes(asked, worker.open.canary)
         self._fleet.send(worker.name, protocol.encode(asked), most)
         message = f"{worker.name}: {device} is being qualified, {limit:g} s at most"
         self._note("worker_qualifying", message, worker.name)

@@ -1,6 +1,7 @@
 """The generator worker: what a fleet starts, with this module.
 
     channel ──> inbox ──all that is there──> handle ──> engine.step() ──what is finished──> channel
+                                                                  └──what Completes drew──>
       fetched weights ──^                       └── over and over ──┘
     every few seconds ── Alive ──> channel
 
@@ -35,6 +36,8 @@ from interlock.workers.protocol import (
     Abort,
     Answered,
     Ask,
+    Brought,
+    Complete,
     Generate,
     Load,
     Open,
@@ -43,6 +46,9 @@ from interlock.workers.protocol import (
     Reply,
     Room,
 )
+from interlock.workers.streams import Streams
+
+_UNPROVEN = "its weights are not proven"
 
 
 def serve(channel: Channel) -> None:
@@ -73,6 +79,8 @@ class Worker:
         self._problems: dict[str, _Problem] = {}  # by the name that they have in the engine
         self._waiting: deque[str] = deque()  # of these, not yet in the engine
         self._held_back: list[Answered] = []  # until the weights are proven
+        self._streams = Streams()
+        self._brought: Fetched | None = None  # to be loaded when no stream is open
         self._last = 0  # number of the last Generate
         self._told = 0  # sequences that the coordinator knows there is room for
         self._inbox: SimpleQueue[bytes | Fetched | None] = SimpleQueue()
@@ -82,6 +90,9 @@ class Worker:
         """Handle what has come, and take one step. False: the coordinator is gone."""
         if not self._take_messages():
             return False
+        if self._brought is not None and not self._streams.open:
+            brought, self._brought = self._brought, None
+            self._apply(brought)
         if self._generator is not None:
             self._step()
             self._tell_room()
@@ -98,6 +109,7 @@ class Worker:
         False: the coordinator is gone.
         """
         idle = not (self._generator and (self._waiting or self._generator.engine.pending))
+        idle = idle and self._brought is None
         while True:
             try:
                 message = self._inbox.get(block=idle)
@@ -107,7 +119,7 @@ class Worker:
             if message is None:
                 return False
             if isinstance(message, Fetched):
-                self._apply(message)
+                self._bring(message)
             else:
                 self._handle(protocol.ask(message))
 
@@ -121,6 +133,8 @@ class Worker:
                     self._loader.begin(asked)
                 case Generate():
                     self._generate(asked)
+                case Complete():
+                    self._complete(asked)
                 case Abort():
                     self._forget(asked.id)
                 case Qualify():
@@ -145,14 +159,14 @@ class Worker:
         # Asked last: an engine may insist on being the first to touch the device.
         stack = device.stack(device.claim(asked.settings.device))
         facts = engine.description, engine.device, engine.dtype
-        return Opened(*facts, stack, _filed(stack), id=asked.id)
+        return Opened(*facts, stack, _filed(stack), *engine.limits, id=asked.id)
 
     def _generate(self, asked: Generate) -> None:
         generator, loader = self._opened, self._loader
         self._last = asked.id
         self._told -= len(asked.problems) * asked.completions
         if loader is not None and loader.unproven and not loader.under_way:
-            raise TrainingError("its weights are not proven")
+            raise TrainingError(_UNPROVEN)
         serves = generator.engine.version
         if serves != asked.number and (asked.exact or serves < asked.number):
             raise TrainingError(f"asked for version {asked.number}, but it serves {serves}")
@@ -166,6 +180,24 @@ class Worker:
             self._waiting.append(name)
         if asked.exact:  # as `Engine.generate` does it: the same requests before the first step
             self._fill(sys.maxsize)
+
+    def _complete(self, asked: Complete) -> None:
+        engine, loader = self._opened.engine, self._loader
+        if loader is not None and loader.unproven:
+            raise TrainingError(_UNPROVEN)
+        if engine.version != asked.number:
+            raise TrainingError(f"asked for version {asked.number}, but it serves {engine.version}")
+        if (prompted := self._streams.begin(asked, engine)) is not None:
+            self._send(prompted)
+
+    def _bring(self, fetched: Fetched) -> None:
+        """Load what was fetched, or have it wait for the streams that are open."""
+        assert self._loader is not None
+        if not self._loader.drains or fetched.error is not None:
+            self._apply(fetched)
+            return
+        self._brought = fetched
+        self._send(Brought(id=self._loader.asked))
 
     def _apply(self, fetched: Fetched) -> None:
         assert self._loader is not None
@@ -182,6 +214,8 @@ class Worker:
             self._fill(self._opened.engine.limits.slots)
             for progress in self._opened.engine.step():
                 self._take(progress)
+            if (drawn := self._streams.told(self._opened.engine.version)) is not None:
+                self._send(drawn)
         except InterlockError as error:
             self._lose_everything(error)
 
@@ -202,6 +236,8 @@ class Worker:
 
     def _take(self, progress: Progress) -> None:
         """Send what this ends. Raises InterlockError when that cannot be proven."""
+        if self._streams.take(progress):
+            return
         loader = self._loader
         if loader is not None and loader.owns(progress.name):
             if (proof := loader.take(progress)) is not None:
@@ -222,6 +258,8 @@ class Worker:
             self._send(answered)
 
     def _forget(self, ask: int) -> None:
+        if self._generator is not None:
+            self._streams.forget(ask, self._generator.engine)
         for name in [name for name, each in self._problems.items() if each.ask == ask]:
             del self._problems[name]
             self._opened.engine.abort(name)
@@ -231,7 +269,7 @@ class Worker:
     def _lose_everything(self, error: InterlockError) -> None:
         """The engine failed, or its weights cannot be proven: what runs under them is worthless."""
         lost = [each.ask for each in self._problems.values()]
-        lost += [each.id for each in self._held_back]
+        lost += [each.id for each in self._held_back] + self._streams.asks
         ids = list(dict.fromkeys(lost))
         for ask in ids:
             self._forget(ask)

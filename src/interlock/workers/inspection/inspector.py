@@ -81,10 +81,11 @@ class Inspector:
             return Weighed({name: _compared(name, x.cpu(), files.get(name)) for name, x in shown})
 
     def _score(self, asked: ScoreTexts) -> Scored:
-        scored = [self._opened.score(text).logprobs for text in asked.texts]
-        if not all(math.isfinite(value) for text in scored for value in text):
+        scored = [self._opened.score(text, asked.top_k) for text in asked.texts]
+        if not all(math.isfinite(value) for text in scored for value in text.logprobs):
             raise TrainingError("its log-probabilities of given tokens are not finite")
-        return Scored(scored)
+        top = [text.top for text in scored] if asked.top_k else []
+        return Scored([text.logprobs for text in scored], top)
 
     def _apply(self, asked: Apply) -> Applied:
         place = torch.device("cpu") if self.engine is None else self._own_decoder().embed.device
