@@ -74,7 +74,21 @@ class ChatFormat:
         kwargs: dict[str, Any] | None = None,
         effort: str | None = None,
     ) -> ChatPrompt:
-        """The prompt of a chat request.
+        """The prompt of a chat request, whose fields are those of `conversation`.
+
+        Raises FieldError on what this model cannot be asked.
+        """
+        conversation = self.conversation(messages, tools, kwargs, effort)
+        return conversation.prompt(conversation.render(conversation.turns))
+
+    def conversation(
+        self,
+        messages: Any,
+        tools: Sequence[Tool] = (),
+        kwargs: dict[str, Any] | None = None,
+        effort: str | None = None,
+    ) -> "Conversation":
+        """A chat request, read.
 
         Args:
             messages: as in the request; checked here.
@@ -84,20 +98,7 @@ class ChatFormat:
 
         Raises FieldError on what this model cannot be asked.
         """
-        settings = self.settings(kwargs, effort)
-        turns = turns_of(messages)
-        typed = Typed()
-        try:
-            turns = [self._told(turn, typed, i) for i, turn in enumerate(turns)]
-            told = [typed.hide(tool.told, self._marks) for tool in tools]
-        except RecursionError:
-            raise FieldError("messages", "is nested too deep; flatten it") from None
-        if told:
-            self._check_tools("tools")
-            settings["tools"] = told
-        text = self._render(turns, settings)
-        parts = typed.split(text)
-        return ChatPrompt(self._encode(parts), "".join(parts), self._stage(text))
+        return Conversation(self, turns_of(messages), tools, self.settings(kwargs, effort))
 
     def settings(self, kwargs: dict[str, Any] | None, effort: str | None) -> dict[str, Any]:
         """The template's variables for chat_template_kwargs and reasoning_effort."""
@@ -144,6 +145,19 @@ class ChatFormat:
             param, "this model's chat template has no switch for thinking; leave it out"
         )
 
+    def hidden(
+        self, turns: list[dict[str, Any]], tools: Sequence[Tool], typed: Typed
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Turns and tools as the template is given them. Raises FieldError."""
+        try:
+            told = [self._told(turn, typed, i) for i, turn in enumerate(turns)]
+            known_tools = [typed.hide(tool.told, self._marks) for tool in tools]
+        except RecursionError:
+            raise FieldError("messages", "is nested too deep; flatten it") from None
+        if known_tools:
+            self._check_tools("tools")
+        return told, known_tools
+
     def _told(self, turn: dict[str, Any], typed: Typed, index: int) -> dict[str, Any]:
         """The turn as the template is given it."""
         role, calls = turn["role"], turn.get("tool_calls")
@@ -180,7 +194,7 @@ class ChatFormat:
         except ModelError:
             return True
 
-    def _render(self, turns: list[dict[str, Any]], settings: dict[str, Any]) -> str:
+    def render(self, turns: list[dict[str, Any]], settings: dict[str, Any]) -> str:
         try:
             return self._tokenizer.render(turns, **settings)
         except ModelError as error:
@@ -190,7 +204,7 @@ class ChatFormat:
                 "messages", f"the model's chat template refuses them: {reason}"
             ) from None
 
-    def _encode(self, parts: list[str]) -> list[int]:
+    def encode(self, parts: list[str]) -> list[int]:
         if len(parts) > 1 and not self._joins:
             raise FieldError(
                 "messages",
@@ -205,7 +219,7 @@ class ChatFormat:
         ids = [*self._tokenizer.encode("a<"), *self._tokenizer.encode("|b")]
         return self._tokenizer.decode(ids) == "a<|b"
 
-    def _stage(self, text: str) -> ThinkingStage:
+    def stage(self, text: str) -> ThinkingStage:
         """`text` is without what users typed."""
         marks = self.family.thinking
         if marks is None:
@@ -213,6 +227,40 @@ class ChatFormat:
         if self.family.opened or text.rfind(marks.begin) > text.rfind(marks.end):
             return ThinkingStage.INSIDE
         return ThinkingStage.OFF if text.rstrip().endswith(marks.end) else ThinkingStage.OPEN
+
+
+class Conversation:
+    """A chat request, read. `turns` may be rendered otherwise than they are, and the rest of what
+    was rendered be encoded alone: a session does so, to go on behind what it has recorded.
+    """
+
+    def __init__(
+        self,
+        form: ChatFormat,
+        turns: list[dict[str, Any]],
+        tools: Sequence[Tool],
+        settings: dict[str, Any],
+    ) -> None:
+        self.turns = turns
+        self.settings = settings
+        self.tools = tools
+        self._form = form
+        self._typed = Typed()
+
+    def render(self, turns: list[dict[str, Any]]) -> str:
+        """The text of turns, what users typed of the model's marks hidden. Raises FieldError."""
+        told, tools = self._form.hidden(turns, self.tools, self._typed)
+        settings = self.settings | ({"tools": tools} if tools else {})
+        return self._form.render(told, settings)
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a rendered text, or of a part of it. Raises FieldError."""
+        return self._form.encode(self._typed.split(text))
+
+    def prompt(self, text: str) -> ChatPrompt:
+        """Of a text that was rendered."""
+        parts = self._typed.split(text)
+        return ChatPrompt(self._form.encode(parts), "".join(parts), self._form.stage(text))
 
 
 def _as_text(call: dict[str, Any]) -> dict[str, Any]:
