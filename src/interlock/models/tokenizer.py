@@ -11,6 +11,7 @@ tiktoken) are refused. Ids agree with transformers' `apply_chat_template` on the
 import json
 from collections.abc import Sequence
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from interlock.models.chat import ChatTemplate, Messages
 from interlock.models.detokenizer import Detokenizer, no_panic
 from interlock.models.files import check_companions, copy, inside, read_object, read_text
 from interlock.models.templates import Span
+from interlock.models.token_bytes import TokenBytes
 from interlock.text import error_line
 
 
@@ -38,6 +40,7 @@ class Tokenizer:
     unclosed: what the template closes such a turn with when that is no token, which nothing stops.
     eos_id: the tokenizer's own end token, to close a plain text with; None when it has none.
     vocab_size: one more than the largest token id.
+    roles: bos_token, eos_token, … as they are written.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class Tokenizer:
         self._backend = backend
         self._template = template
         self._directory = directory
+        self.roles: dict[str, str] = {}
         self.eos_id = eos_id
         closing = "" if template is None else _closing(template)
         added = backend.get_added_tokens_decoder()
@@ -91,6 +95,7 @@ class Tokenizer:
         generation = read_object(directory, "generation_config.json") or {}
         eos_ids |= _ids(model, directory) | _ids(generation, directory)
         tokenizer = cls(backend, template, eos_id, frozenset(eos_ids), directory)
+        tokenizer.roles = roles
         if isinstance(rows := model.get("vocab_size"), int):
             tokenizer.check_fits(rows)
         return tokenizer
@@ -133,6 +138,15 @@ class Tokenizer:
     def template(self) -> str | None:
         """The chat template's text."""
         return None if self._template is None else self._template.text
+
+    def framed(self, text: str) -> list[int]:
+        """Token ids of the beginning of a text: with a BOS, if the tokenizer puts one."""
+        return self._encoding(text, framed=True).ids
+
+    @cached_property
+    def bytes_of(self) -> TokenBytes:
+        """What each token writes, byte for byte."""
+        return TokenBytes(self._backend)
 
     def special_ids(self, stops: Sequence[str]) -> frozenset[int]:
         """Those of some stop strings that are special tokens, which no decoded text shows."""

@@ -1,0 +1,79 @@
+"""Every answer that is no success: its status, and OpenAI's body with all four keys.
+
+    what was raised ──refusal_of──> Refusal ──body──> {"error": {message, type, param, code}}
+
+400 is the asker's mistake and never a 5xx, which clients send again.
+"""
+
+import re
+
+import msgspec
+
+from interlock.errors import ConfigError, InterlockError, ModelError, Overloaded, TaskError
+from interlock.records.serving import Ended, EndKind
+from interlock.text import error_line, one_line
+
+_KINDS = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+}
+_LONGEST = 600  # characters of a message
+
+
+class Refusal(Exception):
+    """What an asker is told instead of an answer."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.param, self.code = status, param, code
+        self.message = one_line(message, _LONGEST)
+        self.headers = headers or {}
+
+    @property
+    def tree(self) -> dict[str, dict[str, str | None]]:
+        default = "server_error" if self.status >= 500 else "invalid_request_error"
+        kind = _KINDS.get(self.status, default)
+        told = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        return {"error": told}
+
+    @property
+    def body(self) -> bytes:
+        return msgspec.json.encode(self.tree)
+
+
+def wrong(param: str | None, message: str, code: str | None = "invalid_value") -> Refusal:
+    """The asker's mistake; `param` names the field."""
+    return Refusal(400, message, param, code)
+
+
+def refusal_of(error: InterlockError, serves: bool = True) -> Refusal:
+    """What an error of ours means to whoever asked; `serves`: whether some replica does."""
+    match error:
+        case Overloaded():
+            headers = {"Retry-After": str(max(1, round(error.retry_s)))}
+            if serves:
+                return Refusal(429, str(error), code="overloaded", headers=headers)
+            return Refusal(503, str(error), code="no_replica", headers=headers)
+        case ConfigError() | ModelError() | TaskError():
+            return wrong(getattr(error, "param", None), error_line(error))
+    return Refusal(500, error_line(error), code="internal_error")
+
+
+def refusal_of_end(ended: Ended) -> Refusal:
+    """What it means that a generation ended before its answer did."""
+    match ended.kind:
+        case EndKind.MISTAKE:
+            code = "context_length_exceeded" if re.search("context", ended.reason) else None
+            return Refusal(400, ended.reason, code=code)
+        case EndKind.LATE:
+            return Refusal(504, ended.reason or "the deadline passed", code="deadline_exceeded")
+    return Refusal(503, ended.reason or "no replica could end it", code="replica_lost")
