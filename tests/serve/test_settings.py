@@ -15,6 +15,8 @@ def test_a_file_and_the_command_line_are_read_together(tmp_path: Path) -> None:
     assert (settings.port, settings.limits.body_mb, settings.names) == (9, 1, ["a", "b"])
     assert [(each.count, each.slots) for each in settings.replica] == [(2, 3)]
     assert settings.fleet.kind == "local"
+    (replica,) = settings.replica
+    assert (replica.patience, replica.prefill_chunk, replica.prefix_cache_mb) == (0, 256, 512)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
     serve.toml + key=value ──reading.load_serving──> ServeSettings
 
-`[[replica]]` is a GeneratorSettings and `[fleet]` a FleetSettings, as a recipe's are.
+`[[replica]]` is a GeneratorSettings with other defaults, `[fleet]` a FleetSettings as a recipe's.
 """
 
 from collections.abc import Iterator
@@ -21,6 +21,14 @@ from interlock.config.schema import (
 )
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
+
+
+class ReplicaSettings(GeneratorSettings, frozen=True):
+    """`[[replica]]`: as `[[generator]]`, but the first token counts, and no bit does."""
+
+    patience: NonNegative = 0
+    prefill_chunk: NonNegative = 256
+    prefix_cache_mb: NonNegative = 512
 
 
 class LimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -58,8 +66,8 @@ class ServeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     chat_template: str | None = None  # a Jinja file that replaces the model's own
     unqualified: bool = False  # use devices that no certificate admits
     limits: LimitSettings = LimitSettings()
-    replica: Annotated[list[GeneratorSettings], Meta(min_length=1)] = msgspec.field(
-        default_factory=lambda: [GeneratorSettings()]
+    replica: Annotated[list[ReplicaSettings], Meta(min_length=1)] = msgspec.field(
+        default_factory=lambda: [ReplicaSettings()]
     )
     fleet: FleetSettings = FleetSettings(kind="local")
     guard: GuardSettings = GuardSettings()  # how far a replica may be from the reference

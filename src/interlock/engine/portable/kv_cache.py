@@ -77,6 +77,10 @@ class KVCache:
         self.k[:, rows:end, :, :length] = k
         self.v[:, rows:end, :, :length] = v
 
+    def span(self, row: int, first: int, end: int) -> tuple[Tensor, Tensor]:
+        """k [Y, K, *, D] and v [Y, K, *, E] of these places in a row."""
+        return self.k[:, row, :, first:end], self.v[:, row, :, first:end]
+
     def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copy whole rows."""
         self.k[:, list(targets)] = self.k[:, list(sources)]

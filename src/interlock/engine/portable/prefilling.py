@@ -1,6 +1,8 @@
-"""Computes prompts: whole ones, several together.
+"""Computes prompts: what every way has to do, and the plain one.
 
     add ──> PromptsToCompute ──step: forward passes──> Filled: keys and values, hidden states
+                WholePrompts   all of it in the next step, what is of about one length together
+                PromptChunks   in parts, and from what is known (chunks.py)
 
 Legend: Y layers, A prompts, K key/value heads, P longest prompt, D head size, E value head size,
         N tokens of the stream, d hidden size
@@ -9,13 +11,14 @@ Legend: Y layers, A prompts, K key/value heads, P longest prompt, D head size, E
 import itertools
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 
 from interlock.engine.portable.kv_cache import Prefill
-from interlock.engine.portable.prompts import KV, Prompt, length_class
+from interlock.engine.portable.prefix_cache import Span
+from interlock.engine.portable.prompts import Prompt, length_class
 from interlock.models.decoder import Decoder
 
 PREFILL_TOKENS = 2048  # of one forward pass, padding included; a longer prompt goes alone
@@ -53,8 +56,12 @@ class PromptsToCompute(ABC):
         """Keys and values are worth nothing any more: the weights are others."""
 
     @abstractmethod
-    def keep(self, tokens: Sequence[int], span: Callable[[int, int], KV]) -> None:
-        """A finished text: `span(a, b)` has keys and values of its tokens a to b - 1."""
+    def clear(self) -> None:
+        """Forget everything."""
+
+    @abstractmethod
+    def keep(self, tokens: Sequence[int], span: Span) -> None:
+        """A text is finished, and its keys and values are about to go."""
 
 
 class WholePrompts(PromptsToCompute):
@@ -98,10 +105,13 @@ class WholePrompts(PromptsToCompute):
         self._fresh = [other for other in self._fresh if other is not prompt]
 
     def renew(self) -> None:
-        pass
+        """Nothing is kept from step to step."""
 
-    def keep(self, tokens: Sequence[int], span: Callable[[int, int], KV]) -> None:
-        pass
+    def clear(self) -> None:
+        self._fresh.clear()
+
+    def keep(self, tokens: Sequence[int], span: Span) -> None:
+        """Who computes anew what is not the same bits keeps nothing."""
 
 
 def _common(prompts: Sequence[list[int]]) -> int:

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import torch
 
-from interlock.engine.base import Request, Vocabulary
+from interlock.engine.base import Progress, Request, Vocabulary
 from interlock.engine.portable.kv_cache import KVCache, SharedPrompts
 from interlock.engine.portable.sampler import Noise
 from interlock.engine.sequence import LiveSequence
@@ -65,6 +65,12 @@ class Running(LiveSequence):
         """Tokens whose keys and values are in its row: all but the newest."""
         return (self.prompt.length if self.prompt.lone else 0) + len(self.fresh) - 1
 
+    def told(self, progress: Progress) -> Progress:
+        """With its first token, what of its prompt was there already."""
+        if len(self.fresh) > 1:
+            return progress
+        return progress._replace(cached=min(self.prompt.cached, len(self.request.prompt_tokens)))
+
     def noise(self) -> tuple[float, float]:
         """The uniforms of the next token."""
         return self._noise.at(len(self.tokens))
@@ -89,6 +95,11 @@ class PromptCache:
             self.cache = KVCache(k, v)
         self.cache.append(len(self.prompts), k[:, kept], v[:, kept])
         self.prompts += [prompts[place] for place in kept]
+
+    def span(self, prompt: Prompt, first: int, end: int) -> KV:
+        """k [Y, K, S, D] and v [Y, K, S, E] of these tokens of a prompt that is kept."""
+        assert self.cache is not None
+        return self.cache.span(self.prompts.index(prompt), first, end)
 
     def compact(self) -> None:
         """Forget the prompts whose sequences are all finished."""

@@ -24,8 +24,15 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from interlock.engine.base import Progress, Request, Vocabulary
+from interlock.engine.portable.chunks import PromptChunks
 from interlock.engine.portable.kv_cache import Decode, KVCache, Prefill, SharedPrompts
-from interlock.engine.portable.prefilling import PREFILL_TOKENS, Filled, WholePrompts
+from interlock.engine.portable.prefilling import (
+    PREFILL_TOKENS,
+    Filled,
+    PromptsToCompute,
+    WholePrompts,
+)
+from interlock.engine.portable.prefix_cache import Span
 from interlock.engine.portable.prompts import (
     KV,
     Prompt,
@@ -62,13 +69,22 @@ class Scheduler:
             RecordedSteps(decoder) if graphs and recordable(decoder) else decoder
         )
         self._fused_above, self._schedule = fused_above, schedule
-        self._to_compute = WholePrompts(fused_above)
+        self._to_compute: PromptsToCompute = (
+            PromptChunks(schedule, decoder, fused_above)
+            if schedule.prefill_chunk or schedule.prefix_cache_mb
+            else WholePrompts(fused_above)
+        )
         self._device = decoder.embed.device
         self._added = 0
         self.clear()
 
     def clear(self) -> None:
         """Forget everything; what comes next is computed as if it were the first."""
+        self._to_compute.clear()
+        self._rest()
+
+    def _rest(self) -> None:
+        """Nothing is pending; all that is kept is what texts begin with."""
         self._prompts: dict[str, Prompt] = {}  # those with unfinished sequences, by name
         self._waiting: deque[Prompt] = deque()
         self._starting: deque[Running] = deque()  # prefilled, but without a slot
@@ -118,6 +134,7 @@ class Scheduler:
 
     def recompute(self) -> None:
         """Make the keys and values of all that runs anew: the decoder has other weights."""
+        self._to_compute.renew()
         running, starting = self._running, self._starting
         self._own, self._caches = None, defaultdict(PromptCache)
         own: dict[int, KV] = {}  # by row
@@ -212,12 +229,14 @@ class Scheduler:
                 "weights, or the generator's dtype is too narrow for them"
             )
         drawn = zip(self._running, tokens.tolist(), logprobs.tolist(), strict=True)
-        return [each.push(token, logprob, version) for each, token, logprob in drawn]
+        return [each.told(each.push(token, logprob, version)) for each, token, logprob in drawn]
 
     def _retire(self) -> None:
         """Let go of what is finished."""
-        finished = [each for each in self._running if each.finish is not None]
-        for each in finished:
+        finished = [row for row, each in enumerate(self._running) if each.finish is not None]
+        for row in finished:
+            each = self._running[row]
+            self._to_compute.keep([*each.prompt.text, *each.fresh[:-1]], self._span(row))
             each.prompt.unfinished -= 1
             self.pending -= 1
             if each.prompt.done:
@@ -231,9 +250,25 @@ class Scheduler:
         for cache in self._caches.values():
             cache.compact()
         if not self._prompts:
-            self.clear()
+            self._rest()
         elif self._own is not None:
             self._own.trim(max((each.stored for each in self._running), default=0))
+
+    def _span(self, row: int) -> Span:
+        """Keys and values of a running sequence, by places in its text."""
+        prompt = self._running[row].prompt
+        first_own = 0 if prompt.lone else prompt.length
+
+        def span(first: int, end: int) -> KV:
+            assert self._own is not None
+            parts = [self._own.span(row, max(first, first_own) - first_own, end - first_own)]
+            if first < first_own:
+                prompts = self._caches[length_class(prompt.length)]
+                parts.insert(0, prompts.span(prompt, first, min(end, first_own)))
+            k, v = ([part[which] for part in parts] for which in (0, 1))
+            return torch.cat(k, dim=2), torch.cat(v, dim=2)
+
+        return span
 
     def _decode(self) -> torch.Tensor:
         """Run the newest token of every running sequence through the decoder -> [B, d]."""
