@@ -16,7 +16,7 @@ from rounding import assert_close, in_float64
 from torch import Tensor
 
 from interlock.engine.base import Request
-from interlock.engine.portable.chunks import Further, Part, PromptChunks, Started
+from interlock.engine.portable.chunks import Further, PromptPart, PromptChunks, Started
 from interlock.engine.portable.engine import PortableEngine
 from interlock.engine.portable.prompts import LONE_PROMPT, Prompt
 from interlock.engine.portable.schedule import SERVING, Schedule
@@ -127,7 +127,7 @@ def test_parts_see_their_own_past_and_themselves(
         started.k[0, :, :past] = k[:past].transpose(0, 1)
         started.v[0, :, :past] = v[:past].transpose(0, 1)
         started.past = past
-        parts.append(Part(started, length))
+        parts.append(PromptPart(started, length))
         whole.append((random(length, 4, 5), k, v))
     attend = Further(parts, torch.device("cpu"), fused_above)
     assert attend.positions.tolist() == [at for p, n in pieces for at in range(p, p + n)]

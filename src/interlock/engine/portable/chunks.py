@@ -55,7 +55,7 @@ class Started:
         return self.k[:, :, first:end], self.v[:, :, first:end]
 
 
-class Part(NamedTuple):
+class PromptPart(NamedTuple):
     """The next `length` tokens of a prompt."""
 
     of: Started
@@ -132,19 +132,19 @@ class PromptChunks(PromptsToCompute):
             each.k = like.new_empty(*shape, arch.head_dim, dtype=decoder.dtype)
             each.v = like.new_empty(*shape, arch.value_dim, dtype=decoder.dtype)
 
-    def _parts(self, room: int) -> list[Part]:
+    def _parts(self, room: int) -> list[PromptPart]:
         """What to compute in one forward pass of `room` tokens."""
         oldest, *others = self._started
         for_oldest = min(oldest.left, max(1, room // 2))
         taken, parts, room = {oldest.next_block} - {None}, [], room - for_oldest
         for each in sorted(others, key=lambda each: each.left):
             if room and each.next_block not in taken:
-                parts.append(Part(each, min(each.left, room)))
+                parts.append(PromptPart(each, min(each.left, room)))
                 room -= parts[-1].length
                 taken |= {each.next_block} - {None}
-        return [Part(oldest, min(oldest.left, for_oldest + room)), *parts]
+        return [PromptPart(oldest, min(oldest.left, for_oldest + room)), *parts]
 
-    def _compute(self, decoder: Decoder, parts: Sequence[Part]) -> None:
+    def _compute(self, decoder: Decoder, parts: Sequence[PromptPart]) -> None:
         """One forward pass."""
         for part in parts:
             self._make_room(part.of, decoder)
@@ -168,7 +168,7 @@ class Further:
     computed together, padded.
     """
 
-    def __init__(self, parts: Sequence[Part], device: torch.device, fused_above: int) -> None:
+    def __init__(self, parts: Sequence[PromptPart], device: torch.device, fused_above: int) -> None:
         self._fused_above = fused_above
         self._parts = parts
         ranges = [torch.arange(part.of.past, part.end) for part in parts]
@@ -205,7 +205,9 @@ class Further:
 class _Together:
     """Parts that are padded to one length."""
 
-    def __init__(self, parts: Sequence[Part], starts: Sequence[int], places: Sequence[int]) -> None:
+    def __init__(
+        self, parts: Sequence[PromptPart], starts: Sequence[int], places: Sequence[int]
+    ) -> None:
         self._parts = [parts[place] for place in places]
         start = torch.tensor([starts[place] for place in places])[:, None]
         count = torch.tensor([part.length for part in self._parts])[:, None]
