@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from interlock.errors import ModelError
 from interlock.models.chat import Messages
+from interlock.models.detokenizer import Detokenizer
 from interlock.models.tokenizer import Tokenizer
 from interlock.records.serving import Rules
 from interlock.serve.families import AUTO, MARKS, Family, ToolForm, family_of
@@ -135,6 +136,14 @@ class ChatFormat:
             thinking_end=marks.end_ids,
             thinks=prompt.stage is ThinkingStage.INSIDE,
         )
+
+    def stream(self) -> Detokenizer:
+        """A decoder for one answer's tokens."""
+        return self._tokenizer.stream()
+
+    def token_id(self, mark: str) -> int | None:
+        """The token that a mark is; None: it is written as text."""
+        return self._tokenizer.token_id(mark)
 
     def _switch(self, param: str) -> str:
         """The name that the template has for the switch of thinking."""
