@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 from interlock import __version__
 from interlock.cli import devices, verbs
+from interlock.cli.serving import add_serve
 from interlock.config.reading import nearest
 from interlock.errors import ConfigError
 
@@ -97,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--device", default="cpu", help="default: cpu")
     verb.set_defaults(verb=verbs.chat)
 
+    add_serve(choices)
     _add_bench(choices)
     _add_doctor(choices)
     _add_qualify(choices)

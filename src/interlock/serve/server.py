@@ -8,7 +8,7 @@ import asyncio
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -91,16 +91,3 @@ def listen(host: str, port: int) -> socket.socket:
         raise ConfigError(f"{said}; give another --host or --port") from None
     made.set_inheritable(False)
     return made
-
-
-def serve(
-    app: ASGIApp, endpoint: Endpoint, listener: socket.socket, begin: Callable[[], None]
-) -> bool:
-    """Until a signal; `begin` is called in a thread once connections are taken.
-
-    -> whether it ended well; False: a second signal came.
-    """
-    server = DrainingServer(app, endpoint)
-    threading.Thread(target=begin, name="begin", daemon=True).start()
-    server.run([listener])
-    return not server.killed
