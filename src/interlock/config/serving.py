@@ -60,6 +60,9 @@ class ServeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     hosts: list[str] = []
     origins: list[str] = []  # of pages elsewhere ("https://chat.example") that may ask
     reasoning: Literal["both", "reasoning_content", "reasoning"] = "both"  # the field of thinking
+    # How the model writes: "auto" reads it off its template and vocabulary (serve/families.py).
+    thinking: str = "auto"
+    tool_form: str = "auto"
     log_prompts: bool = False
     queue: Positive = 1024  # sequences that wait; more are refused
     drain_s: Rate = 30.0  # at the end, for what runs

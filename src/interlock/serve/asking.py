@@ -5,6 +5,7 @@ ChatRequest, CompletionRequest, … ──sampling, rules──> Generation
 
 from interlock.config.serving import LimitSettings
 from interlock.engine.base import Limits
+from interlock.models.tokenizer import Tokenizer
 from interlock.records.rl import Sampling
 from interlock.records.serving import Rules
 from interlock.serve.refusals import wrong
@@ -34,13 +35,19 @@ def rules(fields: SamplingFields | GenerateSampling, top: int, limits: Limits) -
     return Rules(logit_bias=bias, top_logprobs=top, ignore_eos=bool(fields.ignore_eos))
 
 
-def stop_ids(fields: SamplingFields | GenerateSampling, limits: Limits) -> list[int]:
-    """Raises Refusal on a token that is not the model's."""
+def stop_ids(
+    fields: SamplingFields | GenerateSampling, tokenizer: Tokenizer, limits: Limits
+) -> list[int]:
+    """Tokens that end an answer, those of stop strings that no text shows included.
+
+    Raises Refusal on a token that is not the model's.
+    """
     ids = fields.stop_token_ids or []
     if ids and max(ids) >= limits.vocab:
         said = f"the token {max(ids)} is not one of the {limits.vocab} tokens"
         raise wrong("stop_token_ids", said)
-    return ids
+    stops = [fields.stop] if isinstance(fields.stop, str) else fields.stop or []
+    return sorted({*ids, *tokenizer.special_ids(stops)})
 
 
 def check_prompt(prompt: list[int], limits: Limits, param: str) -> None:

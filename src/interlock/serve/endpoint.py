@@ -16,6 +16,7 @@ from interlock.models.tokenizer import Tokenizer
 from interlock.records.serving import Ended, EndKind, Generation
 from interlock.serve.listening import Hearing, Switchboard
 from interlock.serve.metrics import Measured
+from interlock.serve.prompting import ChatFormat
 from interlock.serve.refusals import Refusal, refusal_of
 from interlock.text import one_line
 from interlock.workers.replicas.base import Replicas
@@ -28,6 +29,7 @@ class Endpoint:
 
     def __init__(self, names: Sequence[str], tokenizer: Tokenizer, settings: ServeSettings) -> None:
         self.names, self.tokenizer, self.settings = list(names), tokenizer, settings
+        self.form = ChatFormat(tokenizer, settings.thinking, settings.tool_form)
         self.replicas: Replicas | None = None
         self.why = "the replicas are starting"
         self.closing = False

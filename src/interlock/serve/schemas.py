@@ -165,7 +165,7 @@ class TokenizeRequest(RequestModel):
     messages: Messages | None = None
     tools: Tools | None = None
     add_special_tokens: bool | None = None
-    add_generation_prompt: bool | None = None
+    add_generation_prompt: Literal[True] | None = None
     return_token_strs: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 

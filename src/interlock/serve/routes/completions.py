@@ -70,8 +70,7 @@ def _generations(
 ) -> list[Generation]:
     limits, own = endpoint.limits, endpoint.settings.limits
     seed = new_seed() if fields.seed is None else fields.seed
-    stops = [fields.stop] if isinstance(fields.stop, str) else fields.stop or []
-    ends = asking.stop_ids(fields, limits) + sorted(endpoint.tokenizer.special_ids(stops))
+    ends = asking.stop_ids(fields, endpoint.tokenizer, limits)
     scored = fields.prompt_logprobs
     if fields.echo and fields.logprobs is not None:
         scored = max(scored or 0, fields.logprobs)

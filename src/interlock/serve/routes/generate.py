@@ -42,8 +42,7 @@ def _generation(fields: GenerateRequest, endpoint: Endpoint, key: str) -> Genera
     given, prompt = fields.sampling_params or GenerateSampling(), fields.token_ids
     asking.check_prompt(prompt, limits, "token_ids")
     most = asking.room(prompt, given.max_tokens, "sampling_params.max_tokens", limits, own)
-    stops = [given.stop] if isinstance(given.stop, str) else given.stop or []
-    ends = asking.stop_ids(given, limits) + sorted(endpoint.tokenizer.special_ids(stops))
+    ends = asking.stop_ids(given, endpoint.tokenizer, limits)
     return Generation(
         prompt=prompt,
         sampling=asking.sampling(given, most),

@@ -13,6 +13,7 @@ from interlock.serve.refusals import refusal_of, wrong
 from interlock.serve.schemas import DetokenizeRequest, TokenizeRequest
 from interlock.serve.streaming import encode
 from interlock.serve.texts import encoded
+from interlock.serve.turns import tools_of
 
 router = APIRouter()
 
@@ -39,13 +40,13 @@ async def _tokens(fields: TokenizeRequest, endpoint: Endpoint) -> list[int]:
     tokenizer = endpoint.tokenizer
     if fields.prompt is not None:
         return await encoded(fields.prompt, tokenizer, fields.add_special_tokens is not False)
-    begins = fields.add_generation_prompt is not False
     try:
-        return await asyncio.to_thread(tokenizer.chat, fields.messages or [], begins)
+        tools = tools_of(fields.tools)
+        given = fields.messages, tools, fields.chat_template_kwargs
+        prompt = await asyncio.to_thread(endpoint.form.prompt, *given)
     except InterlockError as error:
-        refusal = refusal_of(error)
-        refusal.param = refusal.param or "messages"
-        raise refusal from None
+        raise refusal_of(error) from None
+    return prompt.tokens
 
 
 @router.post("/detokenize", openapi_extra=documented(DetokenizeRequest))
