@@ -16,7 +16,7 @@ from rounding import assert_close, in_float64
 from torch import Tensor
 
 from interlock.engine.base import Request
-from interlock.engine.portable.chunks import Further, PromptPart, PromptChunks, Started
+from interlock.engine.portable.chunks import Further, PromptChunks, PromptPart, Started
 from interlock.engine.portable.engine import PortableEngine
 from interlock.engine.portable.prompts import LONE_PROMPT, Prompt
 from interlock.engine.portable.schedule import SERVING, Schedule

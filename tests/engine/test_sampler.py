@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rounding import assert_close
 from scipy.stats import chisquare
-from transformers import TopKLogitsWarper, TopPLogitsWarper
+from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from interlock.engine.portable.sampler import Noise, sample, truncate
+from interlock.engine.portable.sampler import Noise, draw, sample, truncate
 from interlock.records.rl import Sampling
 
 FP32, FP64 = torch.float32, torch.float64
@@ -68,6 +68,8 @@ def test_noise_is_uniform_and_its_halves_independent() -> None:
         Sampling(temperature=1.5, top_k=40),
         Sampling(top_p=0.8),
         Sampling(temperature=1.3, top_k=300, top_p=0.9),
+        Sampling(min_p=0.02),
+        Sampling(temperature=1.4, top_k=60, top_p=0.8, min_p=0.05),
     ],
     ids=str,
 )
@@ -81,9 +83,7 @@ def test_draws_follow_the_exact_distribution(rule: Sampling) -> None:
     assert_close(logprobs, exact[tokens].log(), (plain / plain.sum()).log()[tokens])
     assert _fits(counts, exact)
     # The test can tell: a temperature 10 % off, at the same support, is refused.
-    warmer = distribution(
-        logits.double().tolist(), Sampling(rule.temperature * 1.1, 1.0, 0, rule.max_tokens)
-    )
+    warmer = distribution(logits.double().tolist(), Sampling(rule.temperature * 1.1))
     off = torch.tensor(warmer, dtype=torch.float64) * (exact > 0)
     assert not _fits(counts, off / off.sum())
 
@@ -143,6 +143,63 @@ def test_truncation_keeps_what_transformers_keeps(
         assert kept.equal(theirs)
 
 
+def test_min_p_goes_before_top_p_as_in_vllm() -> None:
+    logits = torch.tensor([0.5, 0.3, 0.1, 0.1]).log()
+    # Of 0.5 and 0.3, renormalised 0.625 and 0.375, the first reaches 0.6; of all four it does not.
+    assert _draw(logits, Sampling(top_p=0.6, min_p=0.5), 1000)[0].unique().tolist() == [0]
+    assert _draw(logits, Sampling(top_p=0.6), 1000)[0].unique().tolist() == [0, 1]
+    tokens, logprobs = _draw(logits, Sampling(min_p=0.5), 1000)
+    assert tokens.unique().tolist() == [0, 1]
+    few = 8 * torch.finfo(FP32).eps
+    assert logprobs[tokens == 1][0].item() == pytest.approx(math.log(0.375), abs=few)
+    assert _draw(logits, Sampling(min_p=1.0), 1000)[0].unique().tolist() == [0]
+    cold = Sampling(temperature=0.5, min_p=0.3)  # shares of 0.36 and 0.04 of the first's
+    assert _draw(logits, cold, 1000)[0].unique().tolist() == [0, 1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    vocabulary=st.integers(2, 700),
+    spread=st.floats(0.01, 6),
+    top_k=st.integers(0, 300),
+    top_p=st.floats(0.05, 1.0),
+    min_p=st.floats(0.0, 1.0),
+    seed=st.integers(0, 1000),
+)
+def test_with_min_p_it_keeps_what_the_processors_of_transformers_keep_in_this_order(
+    vocabulary: int, spread: float, top_k: int, top_p: float, min_p: float, seed: int
+) -> None:
+    logits = _logits(vocabulary, seed, spread)[None]
+    rule = Sampling(top_k=top_k, top_p=top_p, min_p=min_p)
+    _, _, (top,) = draw(logits, [rule], [(0.5, 0.5)], [vocabulary])
+    assert top is not None
+    theirs = MinPLogitsWarper(min_p)(torch.empty(0), logits.clone())
+    if top_k:
+        theirs = TopKLogitsWarper(top_k)(torch.empty(0), theirs)
+    theirs = TopPLogitsWarper(top_p)(torch.empty(0), theirs)[0]
+    kept = {token for token, _ in top}
+    assert len(kept ^ set(theirs.isfinite().nonzero()[:, 0].tolist())) <= 1
+
+
+def test_alternatives_are_the_best_of_the_rows_that_asked_for_them() -> None:
+    logits = torch.stack([_logits(300, seed) for seed in range(4)])
+    rules = [Sampling(temperature=0), Sampling(), Sampling(temperature=0.5), Sampling(top_k=2)]
+    noise = [(0.3, 0.6)] * 4
+    tokens, logprobs, tops = draw(logits, rules, noise, [1, 0, 300, 5])
+    plain = sample(logits, rules, noise)
+    assert tokens.equal(plain[0]) and logprobs.equal(plain[1])
+    assert tops[0] == [(tokens[0].item(), logprobs[0].item())]  # of temperature one
+    assert_close(logprobs[0], logits[0].log_softmax(0).max())
+    assert tops[1] is None
+    assert tops[2] is not None and tops[3] is not None
+    exact = (logits[2] / 0.5).double().log_softmax(0)
+    assert [token for token, _ in tops[2]] == exact.sort(descending=True).indices.tolist()
+    assert_close(torch.tensor([v for _, v in tops[2]]), exact.sort(descending=True).values)
+    best = logits[3].topk(2)  # though it asked for five, top-k leaves two
+    assert [token for token, _ in tops[3]] == best.indices.tolist()
+    assert_close(torch.tensor([v for _, v in tops[3]]), best.values.double().log_softmax(0))
+
+
 def test_a_flat_row_is_sorted_whole() -> None:
     weights = torch.linspace(1.0, 1.1, 5000)[None]  # 0.9 of the mass needs over 4,000 tokens
     kept = (truncate(weights, [(0, 0.9)]) > 0)[0]
@@ -158,6 +215,14 @@ def test_greedy_takes_the_first_of_the_best_with_its_logprob_at_temperature_one(
     assert tokens.tolist() == [1]
     expected = 2 - math.log(1 + 2 * math.exp(2) + math.exp(1))
     assert_close(logprobs.item(), expected, logits.log_softmax(-1)[0, 1].item())
+
+
+def test_greedy_tells_logits_apart_that_are_one_rounding_step_apart() -> None:
+    near = torch.tensor([1e-3])
+    logits = torch.cat([near, near.nextafter(torch.ones(1)), near])[None]
+    assert (logits - logits.max()).exp().unique().tolist() == [1.0]  # no weight tells them apart
+    tokens, _ = sample(logits, [Sampling(temperature=0)], [(0.1, 0.1)])
+    assert tokens.item() == logits.argmax().item() == 1
 
 
 @pytest.mark.parametrize("temperature", [1e-30, 1e-40, 5e-324])

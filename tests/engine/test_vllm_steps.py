@@ -4,81 +4,31 @@ tests/engine/test_vllm.py runs the same contract on the real one.
 """
 
 import dataclasses
-import json
 import math
-import os
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from types import ModuleType, SimpleNamespace
+from collections.abc import Sequence
 from typing import Any
 
 import fake_vllm
 import pytest
-import torch
 from engine_contract import Collector, joined, reloaded
-from fake_vllm import VOCAB, FakeVllm, draw
+from fake_vllm import VOCAB, FakeVllm, Opened, draw, filled, opener
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
-from interlock.config.schema import GeneratorSettings
 from interlock.engine.base import Request
-from interlock.engine.vllm import options
-from interlock.engine.vllm.engine import NO_VERSION, VllmEngine
+from interlock.engine.vllm.engine import NO_VERSION
 from interlock.errors import ConfigError, ModelError, SyncError, TrainingError
-from interlock.models.decoder import Decoder
-from interlock.models.huggingface import read_architecture
 from interlock.records.rl import FinishReason, Sampling
 
-CONFIG = {
-    "model_type": "llama",
-    "vocab_size": VOCAB,
-    "hidden_size": 8,
-    "intermediate_size": 8,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "rms_norm_eps": 1e-5,
-    "max_position_embeddings": 256,
-    "tie_word_embeddings": True,
-}
 GREW = 2.0  # what the weights of version 9 are filled with; those of version 0 with ones
-Opened = Callable[..., tuple[VllmEngine, FakeVllm]]
 
 
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Opened:
     """Make an engine of so many slots on a fake vLLM; its vocabulary may end completions."""
-    model = tmp_path_factory.mktemp("model")
-    (model / "config.json").write_text(json.dumps(CONFIG))
     patch = pytest.MonkeyPatch()
     request.addfinalizer(patch.undo)
-    params: Any = ModuleType("vllm.sampling_params")
-    params.SamplingParams = fake_vllm.SamplingParams
-    params.RequestOutputKind = SimpleNamespace(DELTA="delta")
-    patch.setitem(sys.modules, "vllm", params)
-    patch.setitem(sys.modules, "vllm.sampling_params", params)
-    patch.setattr(os, "environ", dict(os.environ))
-
-    with torch.device("meta"):
-        views = Decoder(read_architecture(model)).tensors()
-
-    def open_(vocabulary: Any, slots: int = 4) -> tuple[VllmEngine, FakeVllm]:
-        started: list[FakeVllm] = []
-
-        def start(wanted: dict[str, Any], *_: Any) -> tuple[FakeVllm, str]:
-            tensors = filled(1.0, views)
-            started.append(FakeVllm(tensors, wanted["max_num_seqs"]))
-            return started[0], "vllm fake"
-
-        patch.setattr(options, "start", start)
-        engine = VllmEngine(model, GeneratorSettings(dtype="float32", slots=slots), vocabulary)
-        return engine, started[0]
-
-    return open_
-
-
-def filled(value: float, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: torch.full(view.shape, value, device="cpu") for name, view in like.items()}
+    return opener(tmp_path_factory.mktemp("model"), patch)
 
 
 def asked(name: str, length: int, group: int, tokens: int, seed: int = 5) -> Request:

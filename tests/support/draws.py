@@ -70,10 +70,14 @@ def _shares(decoder: Decoder, drawn: Drawn) -> Tensor:
 
 
 def distribution(logits: list[float], rule: Sampling) -> list[float]:
-    """Probabilities by the definitions of temperature, top-k and top-p, in double precision."""
+    """Probabilities by the definitions of temperature, min-p, top-k and top-p, one after another,
+    in double precision.
+    """
     best = max(logits)
     weights = [math.exp((logit - best) / (rule.temperature or 1.0)) for logit in logits]
     order = sorted(range(len(weights)), key=lambda token: -weights[token])
+    if rule.temperature:
+        order = [token for token in order if weights[token] >= rule.min_p]
     if rule.top_k and rule.temperature:
         order = order[: rule.top_k]
     mass, kept, reached = sum(weights[token] for token in order), set(), 0.0

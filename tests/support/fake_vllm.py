@@ -5,18 +5,42 @@ that it was read under. So a memory kept over a load, or a token left out, shows
 drawn after it; `draw` says what should have been.
 """
 
+import json
 import math
-from collections.abc import Callable, Sequence
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from types import SimpleNamespace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import pytest
+import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
+from interlock.config.schema import GeneratorSettings
+from interlock.engine.vllm import options
+from interlock.engine.vllm.engine import VllmEngine
 from interlock.engine.vllm.requests import noise_seed
+from interlock.models.decoder import Decoder
+from interlock.models.huggingface import read_architecture
 
 VOCAB = 64
+CONFIG = {
+    "model_type": "llama",
+    "vocab_size": VOCAB,
+    "hidden_size": 8,
+    "intermediate_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 256,
+    "tie_word_embeddings": True,
+}
+Opened = Callable[..., tuple[VllmEngine, "FakeVllm"]]
 
 
 def _hash(*parts: object) -> int:
@@ -101,7 +125,7 @@ class FakeVllm:
         request.tokens.append(token)
         request.memory = _read(request.memory, [token], self.weights)
         finish = "length" if len(request.tokens) == request.params.max_tokens else None
-        entry = {token: SimpleNamespace(logprob=logprob, rank=1)}
+        entry = _beside(token, logprob, request.params)
         answer = SimpleNamespace(token_ids=[token], logprobs=[entry], finish_reason=finish)
         return SimpleNamespace(
             request_id=request.name,
@@ -139,6 +163,18 @@ class FakeVllm:
         return not any(request.read for request in self.requests.values())
 
 
+def _beside(token: int, logprob: float, params: Any) -> dict[int, Any]:
+    """The drawn token and `logprobs` others, the first of a ranking in which it is the second;
+    all but the first three have no probability."""
+    others = [(token + 1 + n) % VOCAB for n in range(params.logprobs or 0)]
+    ranks = [1, *range(3, VOCAB + 1)]
+    entry = {
+        other: SimpleNamespace(logprob=-float(rank) if rank <= 3 else -math.inf, rank=rank)
+        for other, rank in zip(others, ranks, strict=False)
+    }
+    return entry | {token: SimpleNamespace(logprob=logprob, rank=2)}
+
+
 def _none(outputs: list[Any]) -> list[Any]:
     return outputs
 
@@ -148,6 +184,7 @@ class SamplingParams:
 
     def __init__(self, **given: Any) -> None:
         self.prompt_logprobs: int | None = None
+        self.logprobs: int | None = None
         self.seed: int | None = None
         self.__dict__.update(given)
 
@@ -173,3 +210,34 @@ def given_up(outputs: list[Any]) -> list[Any]:
     """A fault: vLLM ends a request of its own accord."""
     outputs[-1].finished, outputs[-1].outputs[0].finish_reason = True, "abort"
     return outputs
+
+
+def opener(model: Path, patch: pytest.MonkeyPatch) -> Opened:
+    """What opens an engine of so many slots on a fake vLLM; its vocabulary may end completions."""
+    (model / "config.json").write_text(json.dumps(CONFIG))
+    params: Any = ModuleType("vllm.sampling_params")
+    params.SamplingParams = SamplingParams
+    params.RequestOutputKind = SimpleNamespace(DELTA="delta")
+    patch.setitem(sys.modules, "vllm", params)
+    patch.setitem(sys.modules, "vllm.sampling_params", params)
+    patch.setattr(os, "environ", dict(os.environ))
+    with torch.device("meta"):
+        views = Decoder(read_architecture(model)).tensors()
+
+    def open_(vocabulary: Any, slots: int = 4) -> tuple[VllmEngine, FakeVllm]:
+        started: list[FakeVllm] = []
+
+        def start(wanted: dict[str, Any], *_: Any) -> tuple[FakeVllm, str]:
+            tensors = filled(1.0, views)
+            started.append(FakeVllm(tensors, wanted["max_num_seqs"]))
+            return started[0], "vllm fake"
+
+        patch.setattr(options, "start", start)
+        engine = VllmEngine(model, GeneratorSettings(dtype="float32", slots=slots), vocabulary)
+        return engine, started[0]
+
+    return open_
+
+
+def filled(value: float, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: torch.full(view.shape, value, device="cpu") for name, view in like.items()}

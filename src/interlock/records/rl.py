@@ -5,7 +5,7 @@
                              └───────────────────── WeightVersion ───────────────────┘
 
 Token ids are plain lists of int. Log-probabilities are natural logs of the distribution that was
-really sampled from (after temperature, top-k and top-p), one per sampled token.
+really sampled from (after temperature, min-p, top-k and top-p), one per sampled token.
 """
 
 from collections.abc import Sequence

@@ -13,9 +13,11 @@ from typing import TypeVar
 import torch
 
 from interlock.engine.base import Progress, Request, Vocabulary
+from interlock.engine.guides import Guide
 from interlock.engine.portable.kv_cache import KVCache, SharedPrompts
 from interlock.engine.portable.sampler import Noise
 from interlock.engine.sequence import LiveSequence
+from interlock.records.serving import Alternatives
 
 SHORTEST_CLASS = 32  # prompts up to this length share a cache
 # A prompt of one completion, if no longer than this, is kept in the sequence's own row: one
@@ -48,11 +50,13 @@ class Prompt:
 
 
 class Running(LiveSequence):
-    """A sequence with its prompt and its noise."""
+    """A sequence with its prompt, its guide, if its request has rules, and its noise."""
 
-    def __init__(self, prompt: Prompt, number: int, vocabulary: Vocabulary) -> None:
+    def __init__(
+        self, prompt: Prompt, number: int, vocabulary: Vocabulary, guide: Guide | None
+    ) -> None:
         super().__init__(prompt.name, prompt.request, number, vocabulary)
-        self.prompt = prompt
+        self.prompt, self.guide = prompt, guide
         self._noise = Noise(prompt.request.seed, prompt.request.problem_id, number)
 
     @property
@@ -70,6 +74,14 @@ class Running(LiveSequence):
         if len(self.fresh) > 1:
             return progress
         return progress._replace(cached=min(self.prompt.cached, len(self.request.prompt_tokens)))
+
+    def push(
+        self, token: int, logprob: float, version: int, top: Alternatives | None = None
+    ) -> Progress:
+        if self.guide is not None:
+            self.guide.push(token)
+            self.cut = bool(self.guide.broken)
+        return super().push(token, logprob, version, top)
 
     def noise(self) -> tuple[float, float]:
         """The uniforms of the next token."""

@@ -1,22 +1,28 @@
 """Draws the next token of every running completion, and says how likely it was.
 
-    logits [B, V] ─ /temperature ─ exp(z - max) ─ top-k, top-p ─ two-level inverse CDF ─> token
+    logits [B, V] ─ /temperature ─ exp(z - max) ─ min-p, top-k, top-p ─ inverse CDF ─> token
 
 The noise of a token is a hash of (seed, problem id, sample index, position): no generator has a
 state, so the slot, the order and the worker do not matter. The inverse CDF first picks a block of
 the vocabulary and then a token inside it, so the full cumulative sum is never formed, and float32
 resolves tokens of any probability.
 
+The order is vLLM's, so that replicas of both engines draw from one distribution: min-p looks at
+what the temperature left, top-p at what min-p and top-k did. transformers has min-p last, where
+top-p was of all tokens: with both of them set its set is another.
+
 Legend: B rows, V vocabulary, W V rounded up to whole blocks, M candidates kept for top-k and top-p
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from interlock.records.rl import Sampling
+from interlock.records.serving import Alternatives
 
 BLOCK = 256  # tokens summed together; about the square root of today's vocabularies
 CANDIDATES = 256  # most likely tokens looked at before the whole row is sorted
@@ -46,9 +52,23 @@ def sample(
     """Draw one token per row of logits [B, V] by the row's own rule and noise.
 
     Returns tokens [B] int64 and their logprobs [B] fp32 under the distribution drawn from: after
-    temperature, top-k and top-p, renormalised. Temperature 0 takes the most likely token (the first
-    of equals) and gives its logprob at temperature 1, whatever top-k and top-p say. Logits that are
-    not finite give logprobs that are not finite.
+    temperature, min-p, top-k and top-p, renormalised. Temperature 0 takes the most likely token
+    (the first of equals) and gives its logprob at temperature 1, whatever the others say. Logits
+    that are not finite give logprobs that are not finite.
+    """
+    return draw(logits, rules, noise, [0] * len(rules))[:2]
+
+
+def draw(
+    logits: Tensor,
+    rules: Sequence[Sampling],
+    noise: Sequence[tuple[float, float]],
+    asked: Sequence[int],
+) -> tuple[Tensor, Tensor, list[Alternatives | None]]:
+    """As `sample`, and the most likely tokens of each row that asked for so many, best first.
+
+    They are of the distribution drawn from: what it leaves out is not among them, however many
+    were asked for. None where none were.
     """
     weights = _weights(logits, [rule.temperature or 1.0 for rule in rules])
     greedy = [row for row, rule in enumerate(rules) if rule.temperature == 0]
@@ -57,14 +77,31 @@ def sample(
         for row, rule in enumerate(rules)
         if rule.temperature > 0 and (rule.top_k > 0 or rule.top_p < 1.0)
     ]
+    if rare := [row for row, rule in enumerate(rules) if rule.temperature > 0 and rule.min_p > 0]:
+        least = torch.tensor([[rules[row].min_p] for row in rare], device=logits.device)
+        weights[rare] = weights[rare].masked_fill(weights[rare] < least, 0.0)
     if narrowed:
         limits = [(rules[row].top_k, rules[row].top_p) for row in narrowed]
         weights[narrowed] = truncate(weights[narrowed], limits)
-    tokens, totals = _draw(weights, torch.tensor(noise, device=logits.device))
+    tokens, totals = _invert(weights, torch.tensor(noise, device=logits.device))
     if greedy:
-        tokens[greedy] = weights[greedy].argmax(-1)
+        tokens[greedy] = logits[greedy].argmax(-1)  # two weights may have rounded to one
     chosen = weights.gather(1, tokens[:, None])[:, 0]
-    return tokens, torch.log(chosen / totals)
+    return tokens, torch.log(chosen / totals), _alternatives(weights, totals, asked)
+
+
+def _alternatives(
+    weights: Tensor, totals: Tensor, asked: Sequence[int]
+) -> list[Alternatives | None]:
+    """The most likely tokens of the rows that asked; weights [B, W], totals [B]."""
+    found: list[Alternatives | None] = [None] * len(asked)
+    if rows := [row for row, count in enumerate(asked) if count]:
+        best = weights[rows].topk(min(max(asked), weights.shape[1]))
+        logprobs = torch.log(best.values / totals[rows][:, None]).tolist()
+        for row, tokens, values in zip(rows, best.indices.tolist(), logprobs, strict=True):
+            pairs = zip(tokens[: asked[row]], values[: asked[row]], strict=True)
+            found[row] = [(token, value) for token, value in pairs if value > -math.inf]
+    return found
 
 
 def _weights(logits: Tensor, temperatures: Sequence[float]) -> Tensor:
@@ -124,7 +161,7 @@ def _smallest_kept(
     return best.gather(1, count - 1), (count < best.shape[1]) | (top_k > 0)
 
 
-def _draw(weights: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+def _invert(weights: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """Tokens [B], each with probability weights / totals, and the totals [B]; noise [B, 2]."""
     blocks = weights.unflatten(1, (-1, BLOCK))  # [B, W / BLOCK, BLOCK]
     block, totals = _inverse_cdf(blocks.sum(-1), noise[:, 0])

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
+from interlock.engine import guides
 from interlock.engine.base import Progress, Request, Vocabulary
 from interlock.engine.portable.chunks import PromptChunks
 from interlock.engine.portable.kv_cache import Decode, KVCache, Prefill, SharedPrompts
@@ -42,7 +43,7 @@ from interlock.engine.portable.prompts import (
     length_class,
 )
 from interlock.engine.portable.recorded_steps import RecordedSteps, recordable
-from interlock.engine.portable.sampler import sample
+from interlock.engine.portable.sampler import draw
 from interlock.engine.portable.schedule import EXACT, Schedule
 from interlock.errors import TrainingError
 from interlock.models.decoder import Decoder
@@ -69,6 +70,7 @@ class Scheduler:
             RecordedSteps(decoder) if graphs and recordable(decoder) else decoder
         )
         self._fused_above, self._schedule = fused_above, schedule
+        self._guides = guides.Guides(vocabulary, decoder.arch.vocab)
         self._to_compute: PromptsToCompute = (
             PromptChunks(schedule, decoder, fused_above)
             if schedule.prefill_chunk or schedule.prefix_cache_mb
@@ -103,8 +105,9 @@ class Scheduler:
         assert name not in self._prompts, name
         self._added += 1
         prompt = Prompt(name, request, self._added)
+        self._guides.check(request)
         if request.drawn:  # a ConfigError where it has ended
-            Running(prompt, request.first, self._vocabulary)
+            Running(prompt, request.first, self._vocabulary, None)
         self._prompts[name] = prompt
         self._waiting.append(prompt)
         self.pending += request.completions
@@ -183,7 +186,7 @@ class Scheduler:
             computed += filled.prompts
         for prompt in sorted(computed, key=lambda each: each.number):
             numbers = prompt.request.numbers
-            self._starting += [Running(prompt, number, self._vocabulary) for number in numbers]
+            self._starting += [self._begin(prompt, number) for number in numbers]
         started = [self._starting.popleft() for _ in range(min(free, len(self._starting)))]
         for each in started:
             assert self._own is not None
@@ -194,6 +197,9 @@ class Scheduler:
         if self._own is not None:
             self._own.reserve(min(self._slots, self.pending), 1)
         return started
+
+    def _begin(self, prompt: Prompt, number: int) -> Running:
+        return Running(prompt, number, self._vocabulary, self._guides.open(prompt.request))
 
     def _choose(self, lacking: int) -> None:
         """Take prompts that wait, for so many slots without a sequence."""
@@ -222,14 +228,19 @@ class Scheduler:
         """Draw the next token of every running sequence from its hidden state [B, d]."""
         rules = [each.request.sampling for each in self._running]
         noise = [each.noise() for each in self._running]
-        tokens, logprobs = sample(self._decoder.logits(hidden), rules, noise)
+        asked = [each.request.rules.top_logprobs for each in self._running]
+        logits = guides.apply(self._decoder.logits(hidden), [each.guide for each in self._running])
+        tokens, logprobs, tops = draw(logits, rules, noise, asked)
         if not logprobs.isfinite().all():
             raise TrainingError(
                 f"the logits of weight version {version} are not finite: training broke the "
                 "weights, or the generator's dtype is too narrow for them"
             )
-        drawn = zip(self._running, tokens.tolist(), logprobs.tolist(), strict=True)
-        return [each.told(each.push(token, logprob, version)) for each, token, logprob in drawn]
+        drawn = zip(self._running, tokens.tolist(), logprobs.tolist(), tops, strict=True)
+        pushed = [
+            (each, each.push(token, logprob, version, top)) for each, token, logprob, top in drawn
+        ]
+        return [each.told(progress) for each, progress in pushed]
 
     def _retire(self) -> None:
         """Let go of what is finished."""

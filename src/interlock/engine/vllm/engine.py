@@ -96,8 +96,9 @@ class VllmEngine(Engine):
         assert name not in self._names(), name
         check_request(request, self.limits)
         requests.check_temperature(request)
-        for number in request.numbers:
-            self._waiting.append(LiveSequence(name, request, number, self._vocabulary))
+        requests.check_rules(request)
+        numbers = request.numbers
+        self._waiting += [LiveSequence(name, request, n, self._vocabulary) for n in numbers]
 
     def step(self) -> list[Progress]:
         if self._early:
@@ -225,7 +226,8 @@ class VllmEngine(Engine):
                     f"the logits of weight version {self.version} are not finite: training broke "
                     "the weights, or the generator's dtype is too narrow for them"
                 )
-            made = _then(made, sequence.push(token, logprob, self.version))
+            top = requests.alternatives(entry, sequence.request.rules)
+            made = _then(made, sequence.push(token, logprob, self.version, top))
             if sequence.finish is not None:
                 break
         if sequence.finish is not None:

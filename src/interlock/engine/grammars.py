@@ -1,0 +1,136 @@
+"""Grammars that answers keep to, by llguidance, and what they may cost.
+
+    Rules.grammar ──compiled once: Grammars──> Matcher, one per sequence ──> bits of the tokens
+                                                  ^── the token that was drawn     that may follow
+
+llguidance is imported when a grammar is first asked for. Compiling is bounded, and so is every
+step: a schema that is too large, or a regular expression that explodes, is refused or gives up.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from interlock.engine.base import Vocabulary
+from interlock.errors import ConfigError
+from interlock.text import error_line, one_line
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
+Bits = NDArray[np.int32]  # a bit per token of the vocabulary, in words of 32
+
+KEPT = 32  # compiled grammars, of those used last
+# Measured: half a second for the largest grammar that is compiled, and for one refused; up to 20 ms
+# for a step; 20,000 states are 40 MB. A thousand optional properties are within them.
+LIMITS = {
+    "initial_lexer_fuel": 500_000,
+    "step_lexer_fuel": 50_000,
+    "max_lexer_states": 20_000,
+    "max_grammar_size": 20_000,
+    "max_items_in_row": 5_000,
+    "verbose_errors": False,  # else a reason repeats the whole grammar
+}
+_REASON = 300  # characters of llguidance's reason
+
+
+class Matcher:
+    """Where one text is in its grammar."""
+
+    def __init__(self, matcher: "LLMatcher") -> None:
+        self._matcher = matcher
+
+    def copy(self) -> "Matcher":
+        return Matcher(self._matcher.deep_copy())
+
+    @property
+    def error(self) -> str:
+        """Why it can say nothing more, as it is once a limit was reached; "" as long as it can."""
+        if not self._matcher.is_error():
+            return ""
+        return one_line(self._matcher.get_error().removesuffix("<non-verbose/>"), _REASON)
+
+    def take(self, token: int) -> None:
+        """The next token; one that may not stand there is an error."""
+        self._matcher.consume_token(token)
+
+    def takes(self, token: int) -> bool:
+        """Whether the token may stand next."""
+        return self._matcher.validate_tokens([token]) == 1
+
+    def fill(self, bits: Bits) -> None:
+        """Set the bits of the tokens that may follow; the end tokens are among them where the text
+        may end."""
+        self._matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes)
+
+
+class Grammars:
+    """Compiled grammars over one vocabulary of `size` tokens."""
+
+    def __init__(self, vocabulary: Vocabulary, size: int) -> None:
+        self._vocabulary, self._size = vocabulary, size
+        self._tokenizer: LLTokenizer | None = None
+        self._compiled: OrderedDict[str, Matcher] = OrderedDict()
+
+    def matcher(self, grammar: str) -> Matcher:
+        """At the beginning of the grammar. Raises ConfigError with the reason when it is none, is
+        too large, or allows no answer.
+        """
+        if (found := self._compiled.pop(grammar, None)) is None:
+            found = self._compile(grammar)
+        self._compiled[grammar] = found
+        if len(self._compiled) > KEPT:
+            self._compiled.popitem(last=False)
+        return found.copy()
+
+    def _compile(self, grammar: str) -> Matcher:
+        library = _llguidance()
+        if self._tokenizer is None:
+            self._tokenizer = self._read(library)
+        limits = library.LLParserLimits(**LIMITS)
+        made = Matcher(library.LLMatcher(self._tokenizer, grammar, log_level=0, limits=limits))
+        if not (error := made.error):
+            first = made.copy()  # that no text can be begun shows in the first step alone
+            first.fill(np.zeros(words(self._size), np.int32))
+            error = first.error
+        if error:
+            raise ConfigError(
+                f"the grammar or JSON schema cannot be used: {error}; change or simplify it"
+            )
+        return made
+
+    def _read(self, library: Any) -> "LLTokenizer":
+        ends: Sequence[int] = sorted(self._vocabulary.eos_ids)
+        if not ends:
+            raise ConfigError(
+                "a grammar says where an answer ends, but the model has no end token; name one as "
+                "eos_token_id in its generation_config.json"
+            )
+        try:
+            made: LLTokenizer = library.LLTokenizer(
+                self._vocabulary.definition(), n_vocab=self._size, eos_token=list(ends)
+            )
+        except Exception as error:  # whatever the library does not like about a tokenizer
+            raise ConfigError(
+                "grammars cannot be used with this model's tokenizer: "
+                f"{error_line(error, _REASON)}; ask without response format"
+            ) from None
+        return made
+
+
+def words(size: int) -> int:
+    """Words of `Bits` that a vocabulary takes."""
+    return -(-size // 32)
+
+
+def _llguidance() -> Any:
+    try:
+        import llguidance
+    except ImportError:
+        raise ConfigError(
+            "a grammar or JSON schema needs llguidance; pip install 'interlock[serve]'"
+        ) from None
+    return llguidance
