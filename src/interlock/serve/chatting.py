@@ -8,7 +8,7 @@ Whoever records a conversation gives a prompt of its own, and is told what was d
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from msgspec.structs import replace
@@ -17,6 +17,7 @@ from interlock.errors import InterlockError
 from interlock.records.serving import Generation, Piece, PromptScores
 from interlock.serve import asking
 from interlock.serve.answering import Answering
+from interlock.serve.choosing import ToolChoice, choice_of
 from interlock.serve.deltas import Delta, DeltaKind
 from interlock.serve.endpoint import Endpoint, new_id, new_seed
 from interlock.serve.frames import Frames
@@ -28,6 +29,7 @@ from interlock.serve.replies import tags
 from interlock.serve.schemas import ChatRequest
 from interlock.serve.scores import chat_logprobs, prompt_logprobs
 from interlock.serve.streaming import DONE
+from interlock.serve.structure import Structure, structure_of
 from interlock.serve.turns import Tool, tools_of
 
 PromptOf = Callable[[Conversation], ChatPrompt]
@@ -48,7 +50,7 @@ class Chat(NamedTuple):
 
     fields: ChatRequest
     prompt: ChatPrompt
-    tools: list[Tool]
+    tools: Sequence[Tool]
     generation: Generation
 
 
@@ -62,13 +64,15 @@ async def prepare(
     """Raises Refusal on what cannot be served."""
     _check(fields, endpoint)
     try:
-        tools = [] if fields.tool_choice == "none" else tools_of(fields.tools)
-        prompt = await asyncio.to_thread(_prompt, fields, endpoint, tools, prompt_of)
+        tools = tools_of(fields.tools)
+        choice = choice_of(fields.tool_choice, tools, fields.parallel_tool_calls)
+        prompt = await asyncio.to_thread(_prompt, fields, endpoint, choice.told, prompt_of)
         asking.check_prompt(prompt.tokens, endpoint.limits, "messages")
-        generation = _generation(fields, prompt, endpoint, key)
+        structure = await asyncio.to_thread(_structure, fields, endpoint, prompt, choice)
+        generation = _generation(fields, prompt, structure, endpoint, key)
     except InterlockError as error:
         raise refusal_of(error) from None
-    return Chat(fields, prompt, tools, generation)
+    return Chat(fields, prompt, choice.told, generation)
 
 
 def _check(fields: ChatRequest, endpoint: Endpoint) -> None:
@@ -89,7 +93,7 @@ def _check(fields: ChatRequest, endpoint: Endpoint) -> None:
 
 
 def _prompt(
-    fields: ChatRequest, endpoint: Endpoint, tools: list[Tool], prompt_of: PromptOf
+    fields: ChatRequest, endpoint: Endpoint, tools: Sequence[Tool], prompt_of: PromptOf
 ) -> ChatPrompt:
     """In a thread: a template is rendered by another process, which is waited for."""
     conversation = endpoint.form.conversation(
@@ -98,8 +102,17 @@ def _prompt(
     return prompt_of(conversation)
 
 
+def _structure(
+    fields: ChatRequest, endpoint: Endpoint, prompt: ChatPrompt, choice: ToolChoice
+) -> Structure:
+    """In a thread: the largest schema that is taken is compiled in half a second."""
+    return structure_of(
+        endpoint.form, prompt.stage, choice, fields.response_format, fields.structured_outputs
+    )
+
+
 def _generation(
-    fields: ChatRequest, prompt: ChatPrompt, endpoint: Endpoint, key: str
+    fields: ChatRequest, prompt: ChatPrompt, structure: Structure, endpoint: Endpoint, key: str
 ) -> Generation:
     limits, own = endpoint.limits, endpoint.settings.limits
     name = "max_tokens" if fields.max_completion_tokens is None else "max_completion_tokens"
@@ -116,6 +129,8 @@ def _generation(
             thinking_begin=thinking.thinking_begin,
             thinking_end=thinking.thinking_end,
             thinks=thinking.thinks,
+            grammar=structure.grammar,
+            grammar_after=structure.after,
         ),
         stop_ids=asking.stop_ids(fields, endpoint.tokenizer, limits),
         key=key,

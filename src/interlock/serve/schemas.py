@@ -83,6 +83,7 @@ class ChatRequest(SamplingFields):
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
     reasoning_effort: str | None = None
     thinking_budget: Annotated[int, Field(ge=0, le=10**9)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
