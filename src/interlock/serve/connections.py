@@ -36,6 +36,7 @@ class LimitedConnection(HttpToolsProtocol):
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
         self._in_head, self._bytes, self._headers = True, 0, 0
+        self._ended = False  # a request, with the bytes that were received last
         self._refusal: Refusal | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -50,9 +51,11 @@ class LimitedConnection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._in_head and self._timer is None:
             self._begin_head()  # of the next request
+        self._ended = False
         super().data_received(data)
-        # A header without an end is told to nobody, only kept.
-        if self._in_head and self.parser is not None:
+        # A header without an end is told to nobody, only kept. Bytes that ended a request were
+        # its body's too.
+        if self._in_head and not self._ended and self.parser is not None:
             self._bytes += len(data)
             if self._bytes > self.most_bytes and not self.transport.is_closing():
                 self._refuse_head()
@@ -74,6 +77,7 @@ class LimitedConnection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._in_head, self._bytes, self._headers = True, 0, 0
+        self._ended = True
         super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
