@@ -33,16 +33,19 @@ class Changes:
         self._load_s, self._drain_s = load_s, drain_s
         self._misses: Counter[WeightVersion] = Counter()  # times that it could not be fetched
         self._current: WeightVersion | None = None
+        self._own = False  # own weights were to be served once
 
     def current(self, replicas: Sequence[ReplicaHandle]) -> WeightVersion | None:
         """What new generations are drawn from; None: nobody serves anything for them now."""
+        self._own = self._own or self.target == OWN
         ready = [each for each in replicas if each.state is ReplicaState.READY]
         served = {each.serves for each in ready if each.serves and not each.put_aside}
         if self.target in served:
             self._current = self.target
         elif self._current not in served:
-            # Own weights are the target, or they are kept for answers that were begun with them.
-            fit = [each for each in served if each.digest or self.target in (OWN, *self.unfit)]
+            # Own weights may be there only for answers that were begun with them.
+            own = self._own or self.target in self.unfit
+            fit = [each for each in served if each.digest or own]
             newest = max(fit, key=lambda each: each.number, default=None)
             if newest is None:
                 return None

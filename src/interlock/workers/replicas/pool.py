@@ -17,6 +17,7 @@ from interlock.config.schema import FleetSettings, GuardSettings
 from interlock.engine.base import Limits
 from interlock.errors import ConfigError, InterlockError, Overloaded, TrainingError
 from interlock.fleet.base import Fleet, Spec
+from interlock.records.metrics import EventKind
 from interlock.records.rl import WeightVersion
 from interlock.records.serving import EndKind, Generation, ReplicaFacts
 from interlock.sync.newest import StoreView
@@ -54,6 +55,7 @@ class Pool:
         cannot be read.
         """
         self._note, self._limits, self._store, self._poll_s = note, limits, store, poll_s
+        self._notes: list[tuple[EventKind, str, str]] = []  # to be told without the lock
         self._lock = threading.RLock()
         self._pinned: WeightVersion | None = None
         self._newest = OWN if store is None else store.newest() or OWN
@@ -66,8 +68,8 @@ class Pool:
         def work() -> None:
             try:
                 with closing(open_fleet()) as self._fleet:
-                    given = self._fleet, workers, settings, band, terms, limits.vocab, note
-                    self._crew = Crew(*given)
+                    given = self._fleet, workers, settings, band, terms, limits.vocab
+                    self._crew = Crew(*given, lambda *said: self._notes.append(said))
                     self._crew.changes.target = self._newest
                     opened.set()
                     self._work()
@@ -211,14 +213,17 @@ class Pool:
             self._tell()
 
     def _tell(self) -> None:
-        """Call every `take` that is due, without the lock."""
+        """Call every `take` and `note` that is due, without the lock."""
         desk = self._crew.desk
         while True:
             with self._lock:
                 told, desk.told = desk.told, []
-                if not told:
+                notes, self._notes = self._notes, []
+                if not told and not notes:
                     self._idle.notify_all()
                     return
+            for each in notes:
+                self._note(*each)
             for job, what in told:
                 if not job.forgotten:
                     job.take(what)
