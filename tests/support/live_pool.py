@@ -8,7 +8,15 @@ from typing import Any
 
 from interlock.config.schema import FleetSettings, GeneratorSettings
 from interlock.records.rl import Sampling
-from interlock.records.serving import Ended, Generation, Piece, ReplicaFacts, ReplicaState, Told
+from interlock.records.serving import (
+    Ended,
+    Generation,
+    Piece,
+    ReplicaFacts,
+    ReplicaState,
+    Rules,
+    Told,
+)
 from interlock.workers.replicas.opening import open_pool
 from interlock.workers.replicas.pool import Pool
 
@@ -91,6 +99,8 @@ class LivePool:
     def ask(self, seed: int, max_tokens: int = 40, **asked: Any) -> Stream:
         stream = Stream(self.watch)
         prompt = asked.pop("prompt", [1 + seed % 200, 2, 3])
-        generation = Generation(prompt, Sampling(max_tokens=max_tokens), seed, **asked)
+        generation = Generation(
+            prompt, Sampling(max_tokens=max_tokens), seed, rules=Rules(ignore_eos=True), **asked
+        )
         stream.ticket = self.pool.begin(generation, stream.take, DEADLINE_S)
         return stream

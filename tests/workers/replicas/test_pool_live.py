@@ -17,7 +17,7 @@ from interlock.errors import ConfigError, Overloaded
 from interlock.models.checkpoint import load_decoder
 from interlock.models.tokenizer import Tokenizer
 from interlock.records.rl import Sampling
-from interlock.records.serving import Ended, EndKind, ReplicaState
+from interlock.records.serving import Ended, EndKind, ReplicaState, Rules
 from interlock.sync.store import Publisher
 from interlock.workers.replicas import opening
 
@@ -34,7 +34,9 @@ def engine_of(model: Path, scale: float = 1.0) -> PortableEngine:
 
 def undisturbed(engine: PortableEngine, seed: int, max_tokens: int) -> list[int]:
     prompt = [1 + seed % 200, 2, 3]
-    asked = Request("", prompt, 1, Sampling(max_tokens=max_tokens), seed)
+    asked = Request(
+        "", prompt, 1, Sampling(max_tokens=max_tokens), seed, rules=Rules(ignore_eos=True)
+    )
     return engine.generate([asked])[0][0].tokens
 
 

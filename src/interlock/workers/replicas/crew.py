@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
+from interlock.chips import vendors
 from interlock.chips.admission import UNQUALIFIED
 from interlock.config.schema import FleetSettings, GuardSettings
 from interlock.errors import ConfigError
@@ -42,7 +43,7 @@ from interlock.workers.protocol import (
 from interlock.workers.replicas.changes import OWN, Changes, examine
 from interlock.workers.replicas.desk import Desk
 from interlock.workers.replicas.parity import CanaryScores, Parity, odd_stretch, rank
-from interlock.workers.replicas.replica import GONE, OFF, REASON, Note, ReplicaHandle
+from interlock.workers.replicas.replica import GONE, OFF, REASON, Note, ReplicaHandle, backoff
 from interlock.workers.replies import Target, doubt
 
 _OWN_PAUSE_S = 5.0  # without a look at the replicas: this process was stopped, or busy
@@ -173,6 +174,8 @@ class Crew:
             trust=trust,
         )
         settings = replica.open.settings
+        kind = vendors.kind_of(settings.device)
+        replica.kind = reply.engine, reply.dtype, kind, settings.kernel
         replica.slots = reply.slots if 0 < reply.slots <= settings.slots else settings.slots
         replica.vocab, replica.context = reply.vocab or self._vocab, reply.context
         if found is None:
@@ -198,9 +201,9 @@ class Crew:
             if odd := self._stretch(replica, stretch, reply.version):
                 self._garbage(replica, odd)
                 return
+        sequences, tokens = len(reply.stretches), sum(len(s.tokens) for s in reply.stretches)
         if not working or seconds < _SHORTEST_STEP_S:
             return
-        sequences, tokens = len(reply.stretches), sum(len(s.tokens) for s in reply.stretches)
         if begun:
             replica.speed.saw_prompts(prompts, sequences, tokens, seconds)
         elif sequences:
@@ -229,7 +232,7 @@ class Crew:
         if why := doubt(reply, Target(weights, text), before, canary, self._band.quarantine):
             self._restart(replica, "worker_unproven", why)
             return
-        replica.change = None
+        replica.change, replica.misses = None, 0
         replica.evidence = weights, CanaryScores(reply.text, reply.decode, reply.prefill)
 
     def _judge(self) -> None:
@@ -262,7 +265,7 @@ class Crew:
             exam, change = other.exam, other.change
             coming = exam is not None and exam.weights == weights
             coming = coming or (change is not None and change.weights == weights)
-            starting = other.state is ReplicaState.STARTING and not other.facts.restarts
+            starting = other.state is ReplicaState.STARTING and not other.counts["restarts"]
             if coming or (starting and other.serves is None and other.change is None):
                 return other.name
         return ""
@@ -305,8 +308,9 @@ class Crew:
         self, replica: ReplicaHandle, weights: WeightVersion, unfit: bool, reason: str
     ) -> None:
         """It goes on with what it has, as nothing has changed."""
-        replica.change, replica.failures = None, replica.failures + 1
-        replica.change_after = self._clock() + replica.backoff(self._settings.backoff_s)
+        replica.change, replica.misses = None, replica.misses + 1
+        pause_s = backoff(self._settings.backoff_s, replica.misses)
+        replica.change_after = self._clock() + pause_s
         self._note("worker_failed", f"{replica.name}: {reason}", replica.name)
         if replica.serves is not None:
             replica.state = ReplicaState.READY
@@ -331,7 +335,8 @@ class Crew:
             return
         self._stop(replica, reason, struck=True)
         replica.state, replica.reason = ReplicaState.RESTARTING, reason
-        replica.deadline = self._clock() + replica.backoff(self._settings.backoff_s)
+        pause_s = backoff(self._settings.backoff_s, replica.failures)
+        replica.deadline = self._clock() + pause_s
 
     def _refuse(self, replica: ReplicaHandle, reason: str) -> None:
         self._end(replica, ReplicaState.REFUSED, "worker_refused", reason)

@@ -129,7 +129,7 @@ class Desk:
             ours = 0 < stretch.ask <= replica.asked
             return None if ours else f"tokens of {stretch.ask}, which was not asked"
         job, number = part.job, stretch.number
-        if number not in part.left:
+        if number not in part or job.choices[number].ended:
             return f"tokens of choice {number}, where {part.left} are open"
         if replica.serves is None or version != replica.serves.number:
             return f"tokens of version {version}, which was not asked for"
@@ -158,10 +158,10 @@ class Desk:
             stretch.cached if first else 0,
         )
         self.told.append((job, piece))
-        if not part.left:
+        if choice.ended and not part.left:
             del replica.held[stretch.ask]
             job.parts.remove(part)
-        if job.done:
+        if choice.ended and job.done:
             replica.failures = 0
             replica.count(served=1)
             self._ended(job)

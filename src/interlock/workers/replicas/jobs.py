@@ -64,6 +64,9 @@ class LivePart:
     origin: tuple[str, ...] = ()  # what kind of replica drew what it has
     advanced: bool = False  # something was drawn since it was given
 
+    def __contains__(self, number: int) -> bool:
+        return self.numbers[0] <= number <= self.numbers[-1]
+
     @property
     def left(self) -> list[int]:
         return [number for number in self.numbers if not self.job.choices[number].ended]

@@ -94,8 +94,10 @@ class CanaryExam:
 
 def odd_logprobs(values: list[float]) -> str | None:
     """Why these are none of drawn or given tokens."""
-    odd = (value for value in values if not _LOWEST <= value <= _ROUNDING)
-    return next((f"a log-probability of {value}" for value in odd), None)
+    for value in values:
+        if not _LOWEST <= value <= _ROUNDING:  # so is what is no number
+            return f"a log-probability of {value}"
+    return None
 
 
 def odd_stretch(stretch: Stretch, vocab: int, most: int) -> str | None:

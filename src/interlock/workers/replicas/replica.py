@@ -1,12 +1,12 @@
 """One replica as the pool sees it: what it does, what it serves, how fast it is."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
 import msgspec
 
-from interlock.chips import vendors
 from interlock.config.secrets import without_secrets
 from interlock.fleet.base import Fleet, Spec
 from interlock.processes.child import UNASKED_BYTES
@@ -48,7 +48,9 @@ class ReplicaHandle:
     rank: tuple[bool, bool] = (True, True)  # see parity.py
     state: ReplicaState = ReplicaState.STARTING
     reason: str = ""
+    counts: Counter[str] = field(default_factory=Counter)  # of its facts
     facts: ReplicaFacts = field(default_factory=lambda: ReplicaFacts("", ReplicaState.STARTING))
+    kind: tuple[str, ...] = ()  # replicas of one kind draw the same tokens
     vocab: int = 0
     context: int = 0
     slots: int = 1
@@ -63,6 +65,7 @@ class ReplicaHandle:
     serves: WeightVersion | None = None  # proven; None: nothing yet
     change: WeightChange | None = None
     change_after: float = 0.0  # back-off of one that could not fetch its weights
+    misses: int = 0  # in a row, of weights that could not be fetched
     exam: CanaryExam | None = None
     examined: float = 0.0  # when the last one was over
     evidence: tuple[WeightVersion, CanaryScores] | None = (
@@ -75,13 +78,6 @@ class ReplicaHandle:
     @property
     def name(self) -> str:
         return self.spec.name
-
-    @property
-    def kind(self) -> tuple[str, ...]:
-        """Replicas of one kind draw the same tokens."""
-        device, facts = vendors.kind_of(self.open.settings.device), self.facts
-        settings = self.open.settings
-        return facts.engine, facts.dtype, device, settings.kernel
 
     @property
     def admitted(self) -> bool:
@@ -190,10 +186,6 @@ class ReplicaHandle:
             return "worker_silent", f"no sign of life for {silence_s:g} s"
         return None
 
-    def backoff(self, first_s: float) -> float:
-        doublings = min(max(0, self.failures - 1), 64)  # more are beyond a float
-        return float(min(_LONGEST_BACKOFF_S, first_s * 2**doublings))
-
     def shown(self) -> ReplicaFacts:
         draining = self.state is ReplicaState.READY and self.put_aside
         return msgspec.structs.replace(
@@ -206,9 +198,16 @@ class ReplicaHandle:
             running=self.running,
             outstanding_tokens=self.outstanding,
             tokens_per_s=self.speed.tokens_per_s,
+            **self.counts,
         )
 
     def count(self, **more: int) -> None:
         """Add to figures of its facts."""
-        now = {name: getattr(self.facts, name) + value for name, value in more.items()}
-        self.facts = msgspec.structs.replace(self.facts, **now)
+        for name, value in more.items():
+            self.counts[name] += value
+
+
+def backoff(first_s: float, failures: int) -> float:
+    """Seconds before the next try; they double, up to a minute."""
+    doublings = min(max(0, failures - 1), 64)  # more are beyond a float
+    return float(min(_LONGEST_BACKOFF_S, first_s * 2**doublings))
