@@ -11,7 +11,7 @@ unpickled and no code of the model is run. The `safetensors` library checks leng
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,22 +55,42 @@ def load_decoder(
     Raises:
         ModelError: the model is unsupported, unsafe, damaged or incomplete.
     """
-    arch, files = read_architecture(directory), _weight_files(directory)
-    _check_experts(arch, sum(map(len, files.values())), directory)
-    with torch.device("meta"):
-        decoder = Decoder(arch)
-    shapes = {name: list(view.shape) for name, view in decoder.tensors().items()}
-    used, spare = _sort_tensors(files, shapes, arch)
-    if missing := sorted(shapes.keys() - {name for names in used.values() for name in names}):
-        raise ModelError(
-            f"{directory} lacks {len(missing)} of {len(shapes)} tensors, {missing[0]} first; "
-            "fetch the model again"
-        )
+    decoder, used, spare = _laid_out(directory)
     _allocate(decoder, dtype, device)
     decoder.dtype = compute or dtype
     _fill(decoder, used)
-    _check_spare(decoder, spare)
+    _check_spare(lambda: decoder.embed.detach(), spare)
     return decoder
+
+
+class StoredWeights:
+    """The weights of a model directory as they are stored, found whole, and read one by one.
+
+    arch: what config.json says. shapes: of every tensor, by Hugging Face name, as the files have
+    them. exact: the tensors that are kept in float32, whatever the others are in.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """Reads headers only. Raises ModelError as load_decoder does."""
+        decoder, used, spare = _laid_out(directory)
+        self.arch = decoder.arch
+        self._places = {name: path for path, names in used.items() for name in names}
+        sizes = {name: list(view.shape) for name, view in decoder.tensors().items()}
+        self.shapes = {name: sizes[name] for name in self._places}
+        layout = decoder.layout()
+        self.exact = {name for name in sizes if layout[name][0].endswith("router.correction")}
+        _check_spare(lambda: self.read("model.embed_tokens.weight"), spare)
+
+    def read(self, name: str) -> Tensor:
+        """The tensor, in the dtype of its file. Raises ModelError if it is not finite."""
+        path = self._places[name]
+        with _opened(path) as file:
+            tensor: Tensor = file.get_tensor(name)
+        if not bool(tensor.isfinite().all()):
+            raise ModelError(
+                f"{path}: {name} holds values that are not finite; take an earlier checkpoint"
+            )
+        return tensor
 
 
 def stored_dtype(directory: Path) -> torch.dtype | None:
@@ -98,6 +118,22 @@ def save_model(
     _write_json(directory / "config.json", config | {"dtype": str(dtype).removeprefix("torch.")})
     copy(source, directory)
     _write_tensors(tensors, directory)
+
+
+def _laid_out(directory: Path) -> tuple[Decoder, Files, Files]:
+    """The decoder without memory, the files that have its tensors, and what those hold besides."""
+    arch, files = read_architecture(directory), _weight_files(directory)
+    _check_experts(arch, sum(map(len, files.values())), directory)
+    with torch.device("meta"):
+        decoder = Decoder(arch)
+    shapes = {name: list(view.shape) for name, view in decoder.tensors().items()}
+    used, spare = _sort_tensors(files, shapes, arch)
+    if missing := sorted(shapes.keys() - {name for names in used.values() for name in names}):
+        raise ModelError(
+            f"{directory} lacks {len(missing)} of {len(shapes)} tensors, {missing[0]} first; "
+            "fetch the model again"
+        )
+    return decoder, used, spare
 
 
 def _weight_files(directory: Path) -> Files:
@@ -205,15 +241,16 @@ def _may_be_spare(name: str, arch: Architecture) -> bool:
     return extra or name == "lm_head.weight" or _ROTARY_TABLE.fullmatch(name) is not None
 
 
-def _check_spare(decoder: Decoder, spare: Files) -> None:
+def _check_spare(embedding: Callable[[], Tensor], spare: Files) -> None:
     """Raise ModelError if a tied model brings a vocabulary projection that is not its embedding."""
     for path, names in spare.items():
         _log.info("%s: %d tensors are not used, %s first", path, len(names), names[0])
         if "lm_head.weight" not in names:
             continue
         with _opened(path) as file:
-            head = file.get_tensor("lm_head.weight").to(decoder.embed)
-        if not torch.equal(head, decoder.embed.detach()):
+            embed = embedding()
+            head = file.get_tensor("lm_head.weight").to(embed)
+        if not torch.equal(head, embed):
             raise ModelError(
                 f"{path}: lm_head.weight differs from the embedding, though config.json ties them; "
                 "set tie_word_embeddings to false"

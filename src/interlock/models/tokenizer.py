@@ -125,6 +125,12 @@ class Tokenizer:
             ids.append(self.eos_id)
         return ids
 
+    def entries(self) -> dict[int, tuple[str, AddedToken | None]]:
+        """Every token by its id, as the vocabulary spells it; and what was added to it, as that."""
+        added = self._backend.get_added_tokens_decoder()
+        spelled = self._backend.get_vocab(with_added_tokens=True)
+        return {index: (token, added.get(index)) for token, index in spelled.items()}
+
     def decode(self, ids: list[int], skip_special: bool = True) -> str:
         """The text of `ids`; bytes that are no UTF-8 become U+FFFD."""
         try:

@@ -2,6 +2,7 @@
 
     bytes     ── write_atomically ──> temporary sibling ── fsync ──> rename ── fsync of the parent
     directory ── atomic_directory ──> temporary sibling ── fsync of all in it ──> rename ── fsync …
+    a stream  ── atomic_file ──> the same, for what is too long to be held
     one line  ── JsonLines.append ──> end of the file ── fsync; what failed is cut off again
 
 Whoever owns a directory calls `recover` on it before writing: it puts away what a killed process
@@ -18,7 +19,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import msgspec
 
@@ -118,6 +119,28 @@ def write_atomically(path: Path, data: bytes) -> None:
             temporary.unlink(missing_ok=True)
             raise
         sync(path.parent)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """Yield an open file to fill; it becomes `path`, which must not exist, on success.
+
+    When the block raises, what was written is removed. Raises OSError, when the disk does.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(path)
+    temporary.unlink(missing_ok=True)
+    try:
+        with open(temporary, "xb", opener=unlinked) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        if os.path.lexists(path):  # made meanwhile
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+        os.rename(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync(path.parent)
 
 
 @contextmanager
