@@ -105,6 +105,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_parity(choices)
     _add_preflight(choices)
 
+    _add_export(choices)
+
     verb = choices.add_parser("report", help="write a run's report as one HTML file")
     verb.add_argument("run", type=Path, metavar="RUN", help="a run directory")
     verb.add_argument("--out", type=Path, metavar="FILE", help="default: RUN/report.html")
@@ -145,6 +147,29 @@ def _add_eval(choices: Any) -> None:
     verb.add_argument("--device", default="cpu", help="default: cpu")
     verb.add_argument("--json", action="store_true", help="print one JSON object")
     verb.set_defaults(verb=verbs.evaluate)
+
+
+def _add_export(choices: Any) -> None:
+    verb = choices.add_parser(
+        "export",
+        help="write a model as a Hugging Face directory with a card, or as a GGUF file",
+        description="Nothing is replaced. A GGUF file is for llama.cpp, Ollama, LM Studio.",
+    )
+    verb.add_argument(
+        "model", metavar="MODEL", help="a model directory, a run directory or hf:org/name"
+    )
+    verb.add_argument("--to", required=True, choices=["hf", "gguf"])
+    verb.add_argument("--out", type=Path, metavar="PATH", help="default: exports/NAME…")
+    verb.add_argument(
+        "--dtype",
+        choices=["bfloat16", "float16", "float32"],
+        help="of a directory (default: bfloat16)",
+    )
+    verb.add_argument(
+        "--type", choices=["BF16", "F16", "Q8_0", "Q4_0"], help="of a GGUF file (default: BF16)"
+    )
+    verb.add_argument("--push", metavar="ORG/NAME", help="then upload it to the hub, as private")
+    verb.set_defaults(verb=verbs.export)
 
 
 def _add_bench(choices: Any) -> None:

@@ -168,6 +168,22 @@ def chat(given: argparse.Namespace) -> None:
         messages.append({"role": "assistant", "content": answer})
 
 
+def export(given: argparse.Namespace) -> None:
+    """Write a model for other software, and say where it is."""
+    from interlock.export.command import export as write
+
+    written = write(
+        given.model,
+        given.to,
+        given.out,
+        given.dtype,
+        given.type,
+        given.push,
+        lambda note: print(note, file=sys.stderr),
+    )
+    print(written)
+
+
 def report(given: argparse.Namespace) -> None:
     """Write the report of a run, finished or not."""
     from interlock.report import write_report

@@ -1,0 +1,95 @@
+"""Small random models of every family that GGUF export knows, with a tokenizer of a few merges."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from chat_models import CHATML, write_model
+from safetensors.torch import save_file
+
+from interlock.export import pretokenizers
+from interlock.models.decoder import Decoder
+from interlock.models.huggingface import read_architecture
+from interlock.models.tokenizer import Tokenizer
+
+_SIZES = {
+    "vocab_size": 300,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "hidden_act": "silu",
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+# 12 experts: as names, 10 would come before 2.
+_MOE = {"num_experts": 12, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {"model_type": "llama", "tie_word_embeddings": True},
+    "llama-llama3": {"model_type": "llama", "attention_bias": True, "rope_scaling": LLAMA3},
+    "qwen2": {"model_type": "qwen2", "rope_scaling": YARN},
+    "qwen3": {"model_type": "qwen3", "head_dim": 32, "tie_word_embeddings": True},
+    "qwen3-moe": {
+        "model_type": "qwen3_moe",
+        "head_dim": 32,
+        "norm_topk_prob": True,
+        **_MOE,
+    },
+}
+_CLASSES = {
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+}
+Build = Callable[..., Path]
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> Build:
+    """A family's name and changes of its config.json -> a model directory, weights in bf16."""
+
+    def made(family: str, dtype: torch.dtype = torch.bfloat16, **changes: object) -> Path:
+        directory = write_model(tmp_path / family, CHATML)
+        config = _SIZES | FAMILIES[family] | changes
+        config["architectures"] = [_CLASSES[str(config["model_type"])]]
+        (directory / "config.json").write_text(json.dumps(config))
+        save_weights(directory, dtype)
+        return directory
+
+    return made
+
+
+def save_weights(directory: Path, dtype: torch.dtype) -> None:
+    decoder, noise = Decoder(read_architecture(directory)), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            drawn = torch.randn(parameter.shape, generator=noise)
+            parameter.copy_(1 + 0.1 * drawn if parameter.ndim == 1 else 0.2 * drawn)
+    tensors = dict(decoder.published(dtype))
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.fixture
+def known(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Path]:
+    """Has llama.cpp know the pre-tokenizer of a directory, as "smollm"."""
+
+    def add(directory: Path) -> Path:
+        digest = pretokenizers.digest(Tokenizer.load(directory).framed)
+        monkeypatch.setitem(pretokenizers.KNOWN, digest, "smollm")
+        return directory
+
+    return add
