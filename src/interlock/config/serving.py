@@ -47,6 +47,9 @@ class LimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_tokens: NonNegative = 0  # of an answer; 0: what is left of the context
     deadline_s: Rate = 600.0  # for a whole answer, the queue included
     schema_kb: Positive = 64  # of a response_format's, and of every tool's, JSON schema
+    sessions: Positive = 4096  # that are recorded at a time
+    sessions_mb: Positive = 1024  # of memory for what they record
+    session_idle_s: Rate = 3600.0  # a session that nobody asks for is forgotten
 
 
 class ServeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -5,7 +5,7 @@ generations ──begin──> Hearing ──next──> pieces and scores of th
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,8 +54,15 @@ class Provenance:
 class Answering:
     """Made by `begin`; `over` is called once, however it ends."""
 
-    def __init__(self, endpoint: Endpoint, generations: Sequence[Generation], name: str) -> None:
-        """Raises Refusal. `name` is the request's."""
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        generations: Sequence[Generation],
+        name: str,
+        then: Callable[[], None] | None = None,
+    ) -> None:
+        """Raises Refusal. `name` is the request's; `then` is called when it is over."""
+        self._then = then
         self._endpoint, self._name, self._key = endpoint, name, generations[0].key
         self._watch = Timing(endpoint.measured)
         self._finished: list[str] = []
@@ -95,6 +102,8 @@ class Answering:
     def over(self, error: BaseException | None = None) -> None:
         """Let go of what still runs, and note how it went."""
         self._endpoint.end(self.hearing)
+        if self._then is not None:
+            self._then()
         missing = self._choices - len(self._finished)
         kind = "error" if isinstance(error, Refusal) or self._failed is not None else "abort"
         for reason in self._finished + [kind] * missing:

@@ -17,7 +17,17 @@ from interlock.serve.endpoint import Endpoint
 from interlock.serve.gate import Gate
 from interlock.serve.keys import Keys
 from interlock.serve.refusals import Refusal, refusal_of
-from interlock.serve.routes import admin, chat, completions, generate, health, models, page, tokens
+from interlock.serve.routes import (
+    admin,
+    chat,
+    completions,
+    generate,
+    health,
+    models,
+    page,
+    sessions,
+    tokens,
+)
 
 # To add routes: a module in routes/ with `router`, and its place here.
 ROUTERS: tuple[APIRouter, ...] = (
@@ -27,6 +37,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     completions.router,
     tokens.router,
     generate.router,
+    sessions.router,
     page.router,
     admin.router,
 )

@@ -44,6 +44,9 @@ class Keeper(Protocol):
     def answered(self, number: int, message: dict[str, Any], text: str) -> None:
         """A choice has its end; `message` is what the client is told of it."""
 
+    def close(self) -> None:
+        """Nothing more comes. Called more than once."""
+
 
 class Chat(NamedTuple):
     """A request that can be drawn."""

@@ -18,6 +18,7 @@ from interlock.serve.listening import Hearing, Switchboard
 from interlock.serve.metrics import Measured
 from interlock.serve.prompting import ChatFormat
 from interlock.serve.refusals import Refusal, refusal_of
+from interlock.serve.sessions.store import Sessions
 from interlock.text import one_line
 from interlock.workers.replicas.base import Replicas
 
@@ -30,6 +31,10 @@ class Endpoint:
     def __init__(self, names: Sequence[str], tokenizer: Tokenizer, settings: ServeSettings) -> None:
         self.names, self.tokenizer, self.settings = list(names), tokenizer, settings
         self.form = ChatFormat(tokenizer, settings.thinking, settings.tool_form)
+        limits = settings.limits
+        self.sessions = Sessions(
+            tokenizer, limits.sessions, limits.sessions_mb << 20, limits.session_idle_s
+        )
         self.replicas: Replicas | None = None
         self.why = "the replicas are starting"
         self.closing = False

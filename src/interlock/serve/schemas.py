@@ -185,6 +185,20 @@ class DrainRequest(RequestModel):
     on: bool = True
 
 
+class SessionLimits(RequestModel):
+    turns: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    tokens: Annotated[int, Field(ge=1, le=10**9)] | None = None  # recorded, given and sampled
+
+
+class SessionRequest(RequestModel):
+    """POST /sessions: of an episode that is to be recorded."""
+
+    seed: Seed | None = None
+    past_thinking: Literal["template", "keep"] | None = None
+    limits: SessionLimits | None = None
+    metadata: Annotated[dict[str, Any], Field(max_length=64)] | None = None
+
+
 Request = TypeVar("Request", bound=RequestModel)
 
 

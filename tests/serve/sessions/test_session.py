@@ -237,6 +237,8 @@ def test_sessions_are_bounded_in_number_age_and_memory(talk: Talk) -> None:
     talk.answer(draft, talk.end)
     draft.close()
     assert sessions.held_bytes == two.held_bytes == 20 * (len(draft.prompt) + 1)
+    assert sessions.for_turn(two.id, "bob") is two  # they are weighed once a second
+    clock.now += 1.5
     with pytest.raises(Overloaded, match="the sessions hold"):
         sessions.for_turn(two.id, "bob")
     sessions.delete(two.id, "bob")

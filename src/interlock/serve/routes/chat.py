@@ -28,7 +28,8 @@ async def reply(request: Request, chat: Chat, keeper: Keeper | None = None) -> R
     """Have it drawn, and tell it. Raises Refusal."""
     endpoint = endpoint_of(request)
     told = ChatReply(chat, endpoint, keeper)
-    answering = Answering(endpoint, [chat.generation], told.id)
+    then = None if keeper is None else keeper.close
+    answering = Answering(endpoint, [chat.generation], told.id, then)
     if chat.fields.stream:
         return await streamed(request, answering, partial(told.chunks, answering))
     return await answered(request, answering, partial(told.whole, answering))

@@ -53,10 +53,17 @@ class Bridge:
     """For one model's tokenizer and template."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
+        self._decode = tokenizer.decode
         # Letters and digits alone: no template trims, splits or escapes them.
         self._mark, self._thought = f"a{secrets.token_hex(16)}", f"t{secrets.token_hex(16)}"
         self.close = _close(tokenizer, self._mark)
         self._closing = tokenizer.decode([self.close], skip_special=False) if self.close else ""
+
+    def text(self, tokens: list[int], message: dict[str, Any]) -> str:
+        """Of what was drawn, up to where what was told of it ends: not what stopped it."""
+        text, said = self._decode(tokens), content(message)
+        end = text.rfind(said) + len(said)
+        return text[:end] if _words(message) and said and said in text else text
 
     def prompt(self, asked: Asked) -> Given:
         """A conversation that nothing recorded stands in. Raises what `render` raises."""

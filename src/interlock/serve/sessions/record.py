@@ -51,7 +51,7 @@ class RecordedAnswer:
     turn: "Turn"
     number: int  # of the choice
     message: dict[str, Any]  # content, reasoning, tool_calls
-    text: str
+    text: str  # of all that was drawn, thinking and calls included, without a stop string
     finish: FinishReason
     runs: list[_Run]
     replicas: list[str]
@@ -60,6 +60,11 @@ class RecordedAnswer:
     @property
     def tokens(self) -> list[int]:
         return [token for run in self.runs for token in run.tokens]
+
+    @property
+    def count(self) -> int:
+        """Of its tokens."""
+        return sum(len(run.tokens) for run in self.runs)
 
     @property
     def segments(self) -> list[Segment]:
@@ -87,6 +92,12 @@ class Turn:
             found.append(answer)
             answer = answer.turn.parent
         return found[::-1]
+
+    @property
+    def prompt_count(self) -> int:
+        """Of the prompt's tokens."""
+        before = sum(len(answer.turn.given) + answer.count for answer in self.path)
+        return before + len(self.given)
 
     @property
     def prompt(self) -> list[int]:
@@ -145,7 +156,13 @@ class TurnTree:
                 turn.parent.followers.append(turn)
         turn.answers.append(answer)
         turn.answers.sort(key=lambda each: each.number)
-        self.tokens += sum(len(run.tokens) for run in answer.runs)
+        self.tokens += answer.count
+
+    def copied(self) -> "TurnTree":
+        """As it is now, while others go on."""
+        other = TurnTree()
+        other.turns, other.broken, other.tokens = list(self.turns), self.broken, self.tokens
+        return other
 
     @property
     def origins(self) -> dict[str, int]:

@@ -15,6 +15,7 @@ found by what was answered (matching.py).
 """
 
 import threading
+import time
 from array import array
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -65,6 +66,7 @@ class RecordedSession:
         self.owner = owner
         self.terms = terms
         self.record = TurnTree()
+        self.created = int(time.time())
         self.open = 0  # requests that are being answered
         self._bridge = bridge
         self._lock = threading.Lock()
@@ -97,9 +99,18 @@ class RecordedSession:
             raise
         return Draft(self, turn, given.text, told[-1], settings)
 
+    def text(self, tokens: list[int], message: dict[str, Any]) -> str:
+        """Of an answer, as it is recorded."""
+        return self._bridge.text(tokens, message)
+
     def branches(self) -> list[Branch]:
         with self._lock:
             return self.record.branches()
+
+    def snapshot(self) -> tuple[TurnTree, list[Branch]]:
+        """The tree as it stands, and its branches."""
+        with self._lock:
+            return self.record.copied(), self.record.branches()
 
     def completions(self) -> list[Completion]:
         """What every branch's prompt was continued with, given and sampled segments in turn."""
@@ -211,6 +222,11 @@ class Draft:
         self._closed = False
 
     @property
+    def number(self) -> int:
+        """Of the turn, in the session."""
+        return self._turn.number
+
+    @property
     def origin(self) -> TurnOrigin:
         return self._turn.origin
 
@@ -229,15 +245,17 @@ class Draft:
 
         Args:
             message: its content, reasoning and tool_calls, as they are sent.
-            text: of all that was drawn, thinking included, without what stopped it.
+            text: of its content.
         """
         drawn = self._drawn.pop(number)
+        tokens = [token for run in drawn.runs for token in run.tokens]
+        whole = self._session.text(tokens, message | {"content": text})
         assert drawn.finish is not None, "every piece is taken before the choice is answered"
         self._turn.cached = max(self._turn.cached, drawn.cached)
         self._session.keep(
             self,
             RecordedAnswer(
-                self._turn, number, message, text, drawn.finish, drawn.runs, drawn.replicas
+                self._turn, number, message, whole, drawn.finish, drawn.runs, drawn.replicas
             ),
         )
 

@@ -6,9 +6,11 @@ Nothing that is recorded makes room for something new: where there is none, `cre
 say so, and whoever asked may delete sessions and ask again.
 """
 
+import math
 import secrets
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 
 from interlock.errors import ConfigError, Overloaded
@@ -17,6 +19,8 @@ from interlock.serve.sessions.bridge import Bridge
 from interlock.serve.sessions.session import RecordedSession, SessionTerms
 
 _RETRY_S = 30.0
+_WEIGH_S = 1.0  # between two looks at how much all of them hold
+_WEIGH_S = 1.0  # between two looks at how much all of them hold
 
 
 class SessionUnknown(ConfigError):
@@ -41,9 +45,10 @@ class Sessions:
         self._idle_s = idle_s
         self._clock = clock
         self._lock = threading.Lock()
-        self._sessions: dict[
-            str, tuple[RecordedSession, float]
-        ] = {}  # and when it was asked for last
+        # With when it was asked for last: the longest ago comes first.
+        self._sessions: OrderedDict[str, tuple[RecordedSession, float]] = OrderedDict()
+        self._weighed = -math.inf
+        self._weight = 0
 
     def create(self, owner: str = "", terms: SessionTerms | None = None) -> RecordedSession:
         """A new session. Raises Overloaded when there are as many as there may be."""
@@ -57,7 +62,7 @@ class Sessions:
             session = RecordedSession(
                 f"s-{secrets.token_hex(16)}", owner, terms or SessionTerms(), self._bridge
             )
-            self._sessions[session.id] = session, self._clock()
+            self._touch(session)
             return session
 
     def get(self, id: str, owner: str = "") -> RecordedSession:
@@ -70,13 +75,15 @@ class Sessions:
                     f"there is no session {id!r}; it may have been deleted, or left alone for more "
                     f"than {self._idle_s:g} s: create one with POST /sessions"
                 )
-            self._sessions[id] = session, self._clock()
+            self._touch(session)
             return session
 
     def for_turn(self, id: str, owner: str = "") -> RecordedSession:
         """To record one more turn. Raises SessionUnknown, and Overloaded when memory is full."""
         session = self.get(id, owner)
-        if (held := self.held_bytes) >= self._most_bytes:
+        if self._clock() - self._weighed > _WEIGH_S:  # thousands take a while
+            self._weighed, self._weight = self._clock(), self.held_bytes
+        if (held := self._weight) >= self._most_bytes:
             raise Overloaded(
                 f"the sessions hold {held >> 20:,} MiB, and may hold {self._most_bytes >> 20:,}; "
                 "delete those that are over",
@@ -91,7 +98,7 @@ class Sessions:
             self._sessions.pop(id, None)
 
     def owned(self, owner: str = "") -> list[RecordedSession]:
-        """The oldest first."""
+        """Those first that were not asked for the longest."""
         with self._lock:
             self._expire()
             return [each for each, _ in self._sessions.values() if each.owner == owner]
@@ -106,9 +113,18 @@ class Sessions:
             self._expire()
             return len(self._sessions)
 
+    def _touch(self, session: RecordedSession) -> None:
+        self._sessions[session.id] = session, self._clock()
+        self._sessions.move_to_end(session.id)
+
     def _expire(self) -> None:
         """Under the lock. One that is being answered is not left alone."""
         before = self._clock() - self._idle_s
-        for id, (session, asked) in list(self._sessions.items()):
-            if asked < before and not session.open:
-                del self._sessions[id]
+        while self._sessions:
+            session, asked = next(iter(self._sessions.values()))
+            if asked >= before:
+                return
+            if session.open:
+                self._touch(session)
+            else:
+                del self._sessions[session.id]
