@@ -117,7 +117,8 @@ class RealWorker:
 
     def _working(self) -> bool:
         worker = self.worker
-        return bool(worker._generator and (worker._waiting or worker._generator.engine.pending))
+        working = worker._generator and (worker._waiting or worker._generator.engine.pending)
+        return bool(working or worker._brought)
 
 
 class Weights:
