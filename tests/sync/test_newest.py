@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from interlock.errors import SyncError
+from interlock.records.rl import WeightVersion
 from interlock.sync.newest import StoreView
 from interlock.sync.storage import MissingError
 from interlock.sync.store import Publisher
@@ -20,12 +21,12 @@ def test_the_newest_by_number_and_digest(tmp_path: Path) -> None:
     digests = publish(str(tmp_path), 7, 9, 10)
     found = StoreView(str(tmp_path)).newest()
     assert found is not None
-    assert (found.number, found.digest) == (10, digests[-1])
+    assert found == (WeightVersion(10, digests[-1]), str(tmp_path))
 
 
 def test_an_older_one_by_its_number(tmp_path: Path) -> None:
     digests = publish(str(tmp_path), 7, 9)
-    assert StoreView(str(tmp_path)).version(7).digest == digests[0]
+    assert StoreView(str(tmp_path)).version(7).version.digest == digests[0]
     with pytest.raises(MissingError):
         StoreView(str(tmp_path)).version(8)
 
@@ -40,7 +41,7 @@ def test_other_files_are_none_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "../v00000099.json").resolve().write_text("{}")
     found = StoreView(str(tmp_path)).newest()
     assert found is not None
-    assert found.number == 3
+    assert found.version.number == 3
 
 
 @pytest.mark.parametrize("text", ["{", "{}", "[]", '{"number": 4}'])
@@ -56,3 +57,15 @@ def test_one_under_another_s_name_is_refused(tmp_path: Path) -> None:
     (tmp_path / "v00000003.json").rename(tmp_path / "v00000008.json")
     with pytest.raises(SyncError, match="is of version 3"):
         StoreView(str(tmp_path)).newest()
+
+
+def test_of_a_run_s_sessions_the_newest_one_counts(tmp_path: Path) -> None:
+    publish(str(tmp_path / "session-9"), 50)
+    digests = publish(str(tmp_path / "session-10"), 1, 2)
+    view = StoreView(str(tmp_path))
+    assert view.newest() == (WeightVersion(2, digests[-1]), str(tmp_path / "session-10"))
+    assert view.version(1).version.digest == digests[0]
+    with pytest.raises(MissingError):
+        view.version(50)
+    (tmp_path / "session-11").mkdir()
+    assert view.newest() is None

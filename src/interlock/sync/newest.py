@@ -1,11 +1,16 @@
 """What a store has: its newest version, or one by its number.
 
-    names ──> the highest v00000042.json ──> number and digest
+    names ──> the highest v00000042.json ──> number, digest, and where it is
+
+Of a run's directory of stores, one for each of its sessions, the newest session's is read: a run
+that was resumed numbers its versions anew, and those of the session before are gone.
 
 What is read here is not believed: a replica fetches the version by its digest, and checks it all.
 """
 
 import re
+from pathlib import Path
+from typing import NamedTuple
 
 from interlock.errors import SyncError
 from interlock.records.coding import from_json
@@ -14,41 +19,67 @@ from interlock.sync.storage import MissingError, Storage
 from interlock.sync.store import MANIFEST_BYTES, VersionManifest
 
 _MANIFEST = re.compile(r"v(\d{8,12})\.json")
+_SESSION = re.compile(r"session-(\d{1,9})")
 _TRIES = 3  # a publisher may remove what was listed a moment ago
+
+
+class StoredVersion(NamedTuple):
+    version: WeightVersion
+    url: str  # of its store
 
 
 class StoreView:
     """Reads which versions there are. For one thread at a time."""
 
     def __init__(self, url: str) -> None:
-        """Raises ConfigError when the URL cannot be used."""
-        self.given = url
-        self._storage = Storage(url)
-        self.url = self._storage.url  # as it may be told
+        """`url`: of a store, or a local directory of sessions. Raises ConfigError when it cannot
+        be used.
+        """
+        self._given = url
+        self.url = Storage(url).url  # as it may be told
 
-    def newest(self) -> WeightVersion | None:
+    @property
+    def store(self) -> str:
+        """The URL that versions are read from now."""
+        sessions = [] if "://" in self._given else _sessions(Path(self._given))
+        return sessions[-1] if sessions else self._given
+
+    def newest(self) -> StoredVersion | None:
         """None: there is none yet. Raises SyncError, RunError when the store cannot be read."""
         for _ in range(_TRIES):
+            store = self.store
             try:
-                names = self._storage.names()
+                names = Storage(store).names()
             except MissingError:
                 return None
             found = [int(match[1]) for name in names if (match := _MANIFEST.fullmatch(name))]
             if not found:
                 return None
             try:
-                return self.version(max(found))
+                return self._version(store, max(found))
             except MissingError:
                 continue
         raise SyncError(f"{self.url}: its versions are removed faster than they can be read")
 
-    def version(self, number: int) -> WeightVersion:
+    def version(self, number: int) -> StoredVersion:
         """Raises MissingError when there is no such version, SyncError when it is damaged."""
+        return self._version(self.store, number)
+
+    def _version(self, store: str, number: int) -> StoredVersion:
         name = f"v{number:08d}.json"
         try:
-            manifest = from_json(self._storage.read(name, MANIFEST_BYTES), VersionManifest)
+            manifest = from_json(Storage(store).read(name, MANIFEST_BYTES), VersionManifest)
         except ValueError as error:
             raise SyncError(f"{self.url}: {name} is damaged ({error})") from None
         if manifest.number != number:
             raise SyncError(f"{self.url}: {name} is of version {manifest.number}")
-        return manifest.version
+        return StoredVersion(manifest.version, store)
+
+
+def _sessions(directory: Path) -> list[str]:
+    """Stores of a run's sessions, the newest last."""
+    try:
+        found = [each for each in directory.iterdir() if _SESSION.fullmatch(each.name)]
+    except OSError:
+        return []
+    return [str(each) for each in sorted(found, key=lambda each: int(each.name[8:]))]

@@ -39,7 +39,7 @@ class WeightLoader:
         """`post` is called from another thread, once for every `begin`."""
         self.unproven = False  # what the engine serves since the last `apply`
         self._engine, self._canary, self._post = engine, canary, post
-        self._replica = Replica(store, engine.shapes)
+        self._store, self._replica = store, Replica(store, engine.shapes)
         self._asked: Load | None = None
         self._tensors: Mapping[str, Tensor] = {}
         self._fetched_bytes = 0
@@ -64,11 +64,16 @@ class WeightLoader:
     def begin(self, asked: Load) -> None:
         assert self._asked is None, "one version at a time"
         self._asked = asked
+        store = asked.store or self._store
+        if store != self._store:  # a run that was resumed publishes elsewhere
+            self._store, self._replica = store, Replica(store, self._engine.shapes)
         self._fetched_bytes = self._replica.fetched_bytes
+
+        replica = self._replica
 
         def fetch() -> None:
             try:
-                tensors = self._replica.fetch(WeightVersion(asked.number, asked.digest))
+                tensors = replica.fetch(WeightVersion(asked.number, asked.digest))
             except BaseException as error:  # raised again in the worker's own thread
                 self._post(Fetched({}, error))
             else:

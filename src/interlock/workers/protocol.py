@@ -79,6 +79,7 @@ class Load(_Ask, frozen=True, tag="load"):
     digest: str
     # What runs ends under the old weights: it says Brought, and loads when no Complete is open.
     drained: bool = False
+    store: str | None = None  # fsspec URL; None: that of Open
 
 
 class Generate(_Ask, frozen=True, tag="generate"):

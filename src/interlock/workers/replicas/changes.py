@@ -28,6 +28,7 @@ class Changes:
 
     def __init__(self, fleet: Fleet, desk: Desk, load_s: float, drain_s: float) -> None:
         self.target = OWN
+        self.stores: dict[WeightVersion, str] = {}  # where each is
         self.unfit: set[WeightVersion] = set()  # of another model, or torn
         self._fleet, self._desk = fleet, desk
         self._load_s, self._drain_s = load_s, drain_s
@@ -140,7 +141,9 @@ class Changes:
             return
         # What it may say counts what is under way.
         replica.change = WeightChange(replica.asked + 1, weights, now + self._load_s)
-        replica.ask(self._fleet, Load(weights.number, weights.digest, drained=True))
+        replica.ask(
+            self._fleet, Load(weights.number, weights.digest, True, self.stores.get(weights))
+        )
 
     def brought(self, replica: ReplicaHandle, now: float) -> None:
         """A replica has fetched the weights."""

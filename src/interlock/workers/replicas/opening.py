@@ -59,7 +59,8 @@ def open_pool(
         model: the directory of the weights that every replica opens with.
         replicas: the settings of every replica, by its name.
         logs: the directory in which what the workers print is kept.
-        follow: the fsspec URL or directory of weight versions; the newest is served.
+        follow: the fsspec URL or directory of weight versions, or a run's directory `sync` with
+            one for each of its sessions; the newest version is served.
 
     Raises UserError when the model, the fleet or the store cannot be had.
     """
@@ -86,7 +87,7 @@ def open_pool(
                 chat_template=chat_template and str(Path(chat_template).resolve()),
                 clock=clock,
                 settings=replace(settings, env={}),  # its process has them
-                store=None if store is None else settings.sync_url or store.given,
+                store=None if store is None else settings.sync_url or store.store,
                 canary=asked,
             ),
         )

@@ -58,7 +58,8 @@ class Pool:
         self._notes: list[tuple[EventKind, str, str]] = []  # to be told without the lock
         self._lock = threading.RLock()
         self._pinned: WeightVersion | None = None
-        self._newest = OWN if store is None else store.newest() or OWN
+        newest = None if store is None else store.newest()
+        self._newest = OWN if newest is None else newest.version
         self._closing = threading.Event()  # nothing more is taken
         self._ending = threading.Event()
         self._error: BaseException | None = None
@@ -71,6 +72,8 @@ class Pool:
                     given = self._fleet, workers, settings, band, terms, limits.vocab
                     self._crew = Crew(*given, lambda *said: self._notes.append(said))
                     self._crew.changes.target = self._newest
+                    if newest is not None:
+                        self._crew.changes.stores[newest.version] = newest.url
                     opened.set()
                     self._work()
             except BaseException as error:
@@ -180,9 +183,12 @@ class Pool:
         if self._store is None:
             raise ConfigError(f"version {number} is not served, and no run is followed; pin 0")
         try:
-            return StoreView(self._store.given).version(number)
+            found = self._store.version(number)
         except InterlockError as error:
             raise ConfigError(f"version {number} cannot be had: {error_line(error)}") from None
+        with self._lock:
+            self._crew.changes.stores[found.version] = found.url
+        return found.version
 
     def _aim(self) -> None:
         self._crew.changes.target = self._pinned or self._newest
@@ -199,9 +205,10 @@ class Pool:
             if why and why != told:
                 self._note("store_damaged", f"no newer version can be looked for: {why}", "")
             told = why
-            if found is not None and found != self._newest:
+            if found is not None and found.version != self._newest:
                 with self._lock:
-                    self._newest = found
+                    self._newest = found.version
+                    self._crew.changes.stores[found.version] = found.url
                     self._aim()
                 self._fleet.wake()
 
