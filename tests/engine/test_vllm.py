@@ -230,6 +230,29 @@ class TestTheEngine:
                 assert answer["weight_version"] == 7
                 assert len(tokens) == 12 or answer["finish"] == "stop"
 
+    def test_bias_min_p_and_alternatives_are_what_they_say(
+        self, found: dict[str, Any], new: Judge
+    ) -> None:
+        """min-p before top-p, as the torch engine has them: here the order makes a difference."""
+        from transformers import MinPLogitsWarper, TopPLogitsWarper
+
+        ruled = found["ruled"]
+        logits = new(found["prompts"][0], ruled["tokens"])
+        for token, value in ruled["bias"]:
+            logits[:, token] += value
+        logits /= 0.8
+        other = MinPLogitsWarper(0.1)(None, TopPLogitsWarper(0.6)(None, logits))
+        logits = TopPLogitsWarper(0.6)(None, MinPLogitsWarper(0.1)(None, logits))
+        assert not other.isfinite().equal(logits.isfinite())
+        assert ruled["logprobs"] == pytest.approx(given(logits, ruled["tokens"]), abs=BAND)
+        for row, top in zip(logits.log_softmax(-1), ruled["top"], strict=True):
+            best = row.topk(min(5, int(row.isfinite().sum())))
+            assert [token for token, _ in top] == best.indices.tolist()
+            assert [value for _, value in top] == pytest.approx(best.values.tolist(), abs=BAND)
+
+    def test_a_greedy_answer_goes_on_behind_what_was_drawn(self, found: dict[str, Any]) -> None:
+        same({"": found["further"]}, {"": found["whole"]})
+
     def test_prefill_scores_as_decode_did(self, found: dict[str, Any]) -> None:
         groups = zip(found["prompts"], found["answers"], found["scores"], strict=True)
         for index, (prompt, group, scores) in enumerate(groups):

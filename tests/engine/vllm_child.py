@@ -21,7 +21,8 @@ from interlock.engine.vllm import parameters
 from interlock.engine.vllm.engine import VllmEngine
 from interlock.errors import InterlockError
 from interlock.models.tokenizer import Tokenizer
-from interlock.records.rl import Completion, Sampling
+from interlock.records.rl import Completion, Sampling, Segment
+from interlock.records.serving import Rules
 
 CONVERSATIONS = [
     [{"role": "user", "content": "Name three colours of the rainbow."}],
@@ -120,6 +121,24 @@ def versions(child: Child) -> dict[str, Any]:
     found["version_after_refusals"] = engine.version
     found["after_refusals"] = child.answers(requests)
     return found
+
+
+def ruled(child: Child) -> dict[str, Any]:
+    """Bias, min-p and alternatives, and a greedy answer that goes on behind its first tokens."""
+    prompt, engine, tops = child.prompts[0], child.engine, list[Any]()
+    rule = Sampling(temperature=0.8, top_p=0.6, min_p=0.1, max_tokens=12)
+    rules = Rules(logit_bias={prompt[-3]: 3.5, prompt[-2]: -4.0}, top_logprobs=5)
+    engine.add("ruled", Request("ruled", prompt, 1, rule, 5, rules=rules))
+    while engine.pending:
+        for progress in engine.step():
+            tops += progress.top
+            done = progress.completion
+    assert done is not None
+    (whole,) = alone(engine, Request("drawn", prompt, 1, RULES[2], 5))
+    begun = [Segment(whole.tokens[:5], whole.logprobs[:5], engine.version)]
+    (further,) = alone(engine, Request("drawn", prompt, 1, RULES[2], 5, drawn=begun))
+    told = described(done) | {"top": tops, "bias": list(rules.logit_bias.items())}
+    return {"ruled": told, "whole": described(whole), "further": described(further)}
 
 
 def endings(child: Child, greedy: Mapping[str, Any]) -> dict[str, Any]:
@@ -254,6 +273,7 @@ def main(model: Path, work: Path, dtype: str, **options: Any) -> None:
     found["says"] = [engine.description, engine.device, engine.dtype, *engine.limits]
     found["prompts"] = [request.prompt_tokens for request in child.requests]
     found |= versions(child)
+    found |= ruled(child)
     found |= endings(child, found["answers"][2][0])
     found |= streams(child)
     found |= across_loads(child)
