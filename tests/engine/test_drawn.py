@@ -8,6 +8,7 @@ import pytest
 
 from interlock.engine.base import Request
 from interlock.engine.portable.engine import PortableEngine
+from interlock.engine.portable.schedule import EXACT, SERVING, Schedule
 from interlock.engine.sequence import Ending
 from interlock.errors import ConfigError
 from interlock.models.decoder import Decoder
@@ -25,12 +26,18 @@ def cut(whole: Completion, at: int) -> list[Segment]:
 
 @pytest.mark.parametrize("length", [5, 140], ids=["in its own row", "in a prompt's"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("schedule", [EXACT, SERVING], ids=["exact", "serving"])
 def test_every_cut_goes_on_with_the_tokens_of_the_undisturbed_run(
-    length: int, temperature: float, tiny: Tiny, prompt: Prompt, letters: Any
+    length: int,
+    temperature: float,
+    schedule: Schedule,
+    tiny: Tiny,
+    prompt: Prompt,
+    letters: Any,
 ) -> None:
     rule = Sampling(temperature=temperature, max_tokens=24)
     asked = Request("p", prompt(length), 1, rule, seed=5, first=3)
-    engine = PortableEngine(tiny(), letters(), 4)
+    engine = PortableEngine(tiny(), letters(), 4, schedule=schedule)
     ((whole,),) = engine.generate([asked])
     assert len(whole.tokens) == 24
     cuts = [replace(asked, drawn=cut(whole, at)) for at in range(1, 24)]

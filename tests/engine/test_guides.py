@@ -17,6 +17,7 @@ from interlock.engine.base import Progress, Request
 from interlock.engine.grammars import KEPT, Grammars, words
 from interlock.engine.guides import Guides, apply
 from interlock.engine.portable.engine import PortableEngine
+from interlock.engine.portable.schedule import Schedule
 from interlock.errors import ConfigError
 from interlock.models.checkpoint import load_decoder
 from interlock.models.tokenizer import Tokenizer
@@ -229,6 +230,41 @@ def test_every_cut_of_a_guided_answer_goes_on_alike(
     with pytest.raises(ConfigError, match="no beginning of a text of its grammar"):
         engine.add("odd", replace(request, drawn=odd))
     assert not engine.pending
+
+
+def test_an_engine_that_serves_guides_alike(
+    model: Path, engine: PortableEngine, tokenizer: Tokenizer
+) -> None:
+    """Several rules in one batch, prompts in parts, and what was known of them before."""
+    end = tokenizer.encode("</think>")
+    think = Rules(thinking_budget=9, thinking_end=end, thinks=True, ignore_eos=True)
+    long = tokenizer.encode("Who is it? " * 6)
+    wanted = [
+        asked(tokenizer, rules, 60, problem_id=f"{n}", prompt_tokens=long)
+        for n, rules in enumerate(
+            [Rules(grammar=GRAMMAR), think, Rules(ignore_eos=True), Rules(logit_bias={65: 5.0})]
+        )
+    ]
+    decoder = load_decoder(model, torch.float32, torch.device("cpu"))
+    chunks = Schedule(patience=0, prefill_chunk=16, prefix_cache_mb=8)
+    serving = PortableEngine(decoder, tokenizer, 3, schedule=chunks)
+    expected = [one(engine, request).tokens for request in wanted]
+    for _ in range(2):
+        assert [found.tokens for (found,) in serving.generate(wanted)] == expected
+    assert_every_cut_goes_on(serving, wanted[0], one(engine, wanted[0]))
+
+
+def test_a_grammar_outlives_new_weights(engine: PortableEngine, tokenizer: Tokenizer) -> None:
+    request = asked(tokenizer, Rules(grammar=GRAMMAR))
+    whole = one(engine, request)
+    engine.add("p", request)
+    told = [each for _ in range(7) for each in engine.step()]
+    engine.load({name: view.clone() for name, view in engine.decoder.tensors().items()}, 4)
+    while engine.pending:
+        told += engine.step()
+    done = told[-1].completion
+    assert done is not None and done.tokens == whole.tokens and done.weight_versions == [0, 4]
+    engine.load({name: view.clone() for name, view in engine.decoder.tensors().items()}, 0)
 
 
 @pytest.mark.parametrize(
