@@ -25,6 +25,7 @@ from interlock.serve.routes import (
     health,
     models,
     page,
+    responses,
     sessions,
     tokens,
 )
@@ -34,6 +35,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     health.router,
     models.router,
     chat.router,
+    responses.router,
     completions.router,
     tokens.router,
     generate.router,

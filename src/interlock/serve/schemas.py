@@ -15,6 +15,7 @@ Seed = Annotated[int, Field(ge=-_64_BITS, lt=_64_BITS)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Amount = Annotated[int, Field(ge=1, le=10**9)]
 Text = Annotated[str, Field(max_length=4_000_000)]
+Label = Annotated[str, Field(max_length=512)]
 StopText = Annotated[str, Field(min_length=1, max_length=1000)]
 Stops = StopText | Annotated[list[StopText], Field(max_length=4)]
 BiasKey = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,9})$")]
@@ -87,6 +88,33 @@ class ChatRequest(SamplingFields):
     reasoning_effort: str | None = None
     thinking_budget: Annotated[int, Field(ge=0, le=10**9)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+
+
+class ReasoningAsked(RequestModel):
+    effort: str | None = None
+    summary: None = None
+
+
+class ResponsesRequest(RequestModel):
+    """/v1/responses. Its items, tools and formats are looked at in responses.py."""
+
+    model: Annotated[str, Field(min_length=1, max_length=500)]
+    input: str | Annotated[list[dict[str, Any]], Field(min_length=1)]
+    instructions: Text | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    text: dict[str, Any] | None = None
+    reasoning: ReasoningAsked | None = None
+    max_output_tokens: Amount | None = None
+    metadata: Annotated[dict[str, Label], Field(max_length=16)] | None = None  # told back
+    stream: bool | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=10**9)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    seed: Seed | None = None
+    thinking_budget: Annotated[int, Field(ge=0, le=10**9)] | None = None
 
 
 def _prompt(value: Any) -> Any:

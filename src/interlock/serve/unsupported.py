@@ -78,6 +78,25 @@ CHAT = _EVERYWHERE | {
     "mm_processor_kwargs": Inert(),
     "documents": Inert(),
 }
+RESPONSES = {
+    "store": Inert((False,)),  # nothing is kept
+    "previous_response_id": Inert(),
+    "conversation": Inert(),
+    "prompt": Inert(),
+    "background": Inert((False,)),
+    "include": Inert(([],)),
+    "max_tool_calls": Inert(),
+    "truncation": Inert(("disabled",)),
+    "service_tier": Inert(("auto", "default")),
+    "top_logprobs": Inert((0,)),
+    "stream_options": Inert(({"include_obfuscation": False},)),
+    "presence_penalty": Inert((0,)),
+    "frequency_penalty": Inert((0,)),
+    "user": Inert(names=True),
+    "safety_identifier": Inert(names=True),
+    "prompt_cache_key": Inert(names=True),
+    "prompt_cache_retention": Inert(("in_memory", "in-memory")),
+}
 COMPLETION = _EVERYWHERE | {"suffix": Inert(("",))}
 
 
