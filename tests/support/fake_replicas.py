@@ -52,7 +52,7 @@ class FakeReplicas:
 
     def __post_init__(self) -> None:
         self._live: dict[int, _Live] = {}
-        self._lock = threading.Condition()
+        self._lock = threading.Condition(threading.RLock())
         self._next, self._steps, self._ends = 0, 1 << 60, False
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()

@@ -1,8 +1,9 @@
-"""HTTP/1.1 connections with limits that uvicorn leaves open: of a head, in bytes and in time.
+"""HTTP/1.1 connections with limits that uvicorn leaves open: of heads, and of who takes nothing.
 
     bytes ──httptools──> head ──too long: 431, too slow: closed──> a request
+    an answer ──> what the client does not take fills the buffer ──too long: aborted
 
-A body's limits are kept where it is read (bodies.py), those of a slow reader in streaming.py.
+A body's limits are kept where it is read (bodies.py).
 """
 
 import asyncio
@@ -23,6 +24,7 @@ def protocol_of(limits: LimitSettings) -> type[HttpToolsProtocol]:
     class Bounded(LimitedConnection):
         most_bytes = limits.header_kb << 10
         seconds = limits.header_s
+        stall_s = limits.stall_s
 
     return Bounded
 
@@ -32,13 +34,14 @@ class LimitedConnection(HttpToolsProtocol):
 
     most_bytes: int
     seconds: float
+    stall_s: float
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
-        self._in_head, self._bytes, self._headers = True, 0, 0
-        self._ended = False  # a request, with the bytes that were received last
+        self._in_head, self._head_ended, self._bytes, self._headers = True, False, 0, 0
         self._refusal: Refusal | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._stall: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
@@ -46,16 +49,26 @@ class LimitedConnection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_timer()
+        self._end_stall()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._end_stall()
+        # To close it would wait for the buffer to be taken.
+        self._stall = self.loop.call_later(self.stall_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._end_stall()
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         if self._in_head and self._timer is None:
             self._begin_head()  # of the next request
-        self._ended = False
+        self._head_ended = False
         super().data_received(data)
-        # A header without an end is told to nobody, only kept. Bytes that ended a request were
-        # its body's too.
-        if self._in_head and not self._ended and self.parser is not None:
+        # A header without an end is told to nobody, only kept.
+        if self._in_head and not self._head_ended and self.parser is not None:
             self._bytes += len(data)
             if self._bytes > self.most_bytes and not self.transport.is_closing():
                 self._refuse_head()
@@ -71,13 +84,12 @@ class LimitedConnection(HttpToolsProtocol):
         self._check_head(sum(len(key) + len(text) for key, text in self.headers))
 
     def on_headers_complete(self) -> None:
-        self._in_head = False
+        self._in_head, self._head_ended = False, True
         self._end_timer()
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         self._in_head, self._bytes, self._headers = True, 0, 0
-        self._ended = True
         super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
@@ -100,6 +112,11 @@ class LimitedConnection(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _end_stall(self) -> None:
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
 
     def _too_slow(self) -> None:
         if not self.transport.is_closing():

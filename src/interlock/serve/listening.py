@@ -16,6 +16,7 @@ from functools import partial
 from interlock.records.serving import Ended, EndKind, Generation, Told
 from interlock.workers.replicas.base import Replicas, Ticket
 
+_AT_ONCE = 256  # pieces that are made text of before others have their turn
 _GRACE_S = 10.0  # behind a deadline that the replicas keep themselves
 
 
@@ -99,13 +100,15 @@ class Hearing:
             self.hear(index, ended)
 
     async def heard(self) -> list[tuple[int, Told]]:
-        """All that was told since the last call, at least one. Raises ClientGone."""
+        """What was told since the last call, at least one. Raises ClientGone."""
+        if self._box:
+            await asyncio.sleep(0)  # who has much to tell leaves time to others
         while not self._box and not self._gone:
             self._waiter = self._loop.create_future()
             await self._waiter
         if self._gone:
             raise ClientGone
-        box, self._box = self._box, []
+        box, self._box = self._box[:_AT_ONCE], self._box[_AT_ONCE:]
         return box
 
     def close(self) -> None:

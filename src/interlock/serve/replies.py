@@ -12,7 +12,6 @@ from starlette.responses import Response
 
 from interlock import __version__
 from interlock.serve.answering import Answering, Provenance, gone
-from interlock.serve.asked import endpoint_of
 from interlock.serve.listening import ClientGone
 from interlock.serve.streaming import EventStream, encode, watching
 
@@ -55,10 +54,7 @@ async def streamed(
     except BaseException as error:
         answering.over(error)
         raise
-    stall_s = endpoint_of(request).settings.limits.stall_s
-    return EventStream(
-        first, events, answering.hearing, answering.over, stall_s, _headers(answering)
-    )
+    return EventStream(first, events, answering.hearing, answering.over, _headers(answering))
 
 
 def _headers(answering: Answering) -> dict[str, str]:

@@ -1,13 +1,13 @@
 """Answers as server-sent events, and the watch over whoever reads them.
 
     Hearing ──chunks──> "data: {…}\\n\\n" ──> the client, until [DONE]
-       ^─── leave: the client closed the connection, or takes nothing
+       ^─── leave: the connection is closed
 
 The status is sent with the first chunk: until something was drawn a mistake still has its own.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -59,13 +59,12 @@ class EventStream(Response):
         chunks: AsyncIterator[bytes],
         hearing: Hearing,
         over: Callable[[], None],
-        stall_s: float,
         headers: dict[str, str],
     ) -> None:
         super().__init__(headers=_HEADERS | headers)
         del self.headers["content-length"]
         self._first, self._chunks, self._hearing = first, chunks, hearing
-        self._over, self._stall_s = over, stall_s
+        self._over = over
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -79,21 +78,11 @@ class EventStream(Response):
             self._over()
 
     async def _send_all(self, send: Send) -> None:
-        await self._put(send, self._first)
+        part: dict[str, Any] = {"type": "http.response.body", "more_body": True}
+        await send(part | {"body": self._first})
         try:
             async for chunk in self._chunks:
-                await self._put(send, chunk)
+                await send(part | {"body": chunk})
         except Refusal as refusal:
-            await self._put(send, event(refusal.tree) + DONE)
+            await send(part | {"body": event(refusal.tree) + DONE})
         await send({"type": "http.response.body", "body": b""})
-
-    async def _put(self, send: Send, chunk: bytes) -> None:
-        """Raises ClientGone when the reader takes nothing for too long."""
-        sending: Awaitable[None] = send(
-            {"type": "http.response.body", "body": chunk, "more_body": True}
-        )
-        try:
-            async with asyncio.timeout(self._stall_s):
-                await sending
-        except TimeoutError:
-            raise ClientGone from None
