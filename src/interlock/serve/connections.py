@@ -38,7 +38,8 @@ class LimitedConnection(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
-        self._in_head, self._head_ended, self._bytes, self._headers = True, False, 0, 0
+        self._in_head, self._bytes, self._headers = True, 0, 0
+        self._mixed = False  # not all that came last is of a head
         self._refusal: Refusal | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._stall: asyncio.TimerHandle | None = None
@@ -65,10 +66,10 @@ class LimitedConnection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._in_head and self._timer is None:
             self._begin_head()  # of the next request
-        self._head_ended = False
+        self._mixed = not self._in_head
         super().data_received(data)
         # A header without an end is told to nobody, only kept.
-        if self._in_head and not self._head_ended and self.parser is not None:
+        if self._in_head and not self._mixed and self.parser is not None:
             self._bytes += len(data)
             if self._bytes > self.most_bytes and not self.transport.is_closing():
                 self._refuse_head()
@@ -84,7 +85,7 @@ class LimitedConnection(HttpToolsProtocol):
         self._check_head(sum(len(key) + len(text) for key, text in self.headers))
 
     def on_headers_complete(self) -> None:
-        self._in_head, self._head_ended = False, True
+        self._in_head, self._mixed = False, True
         self._end_timer()
         super().on_headers_complete()
 
