@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import byte_model
 import numpy as np
@@ -299,27 +300,50 @@ def test_what_is_no_grammar_is_refused(
 def test_a_grammar_that_gives_up_ends_its_own_sequence_alone(
     engine: PortableEngine, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The states of the regular expression double with every letter behind an `a`."""
-    bomb = of_schema({"type": "string", "pattern": "^(.*a.{0,200}b)*c$"})
+    """An ambiguous one, whose ways of being read are more with every letter."""
+    many = 'start: a a a a a\na: "x" | "y" a | b b\nb: "z" | a "z"'
     other = asked(tokenizer, Rules(grammar=GRAMMAR), seed=7)
     alone = one(engine, other)
-    monkeypatch.setitem(grammars.LIMITS, "max_lexer_states", 300)
-    bias = dict.fromkeys(tokenizer.encode("ab"), 3.0)
-    broken, whole = engine.generate(
-        [asked(tokenizer, Rules(grammar=bomb, logit_bias=bias), tokens=200), other]
-    )
+    monkeypatch.setitem(grammars.LIMITS, "step_max_items", 40)
+    broken, whole = engine.generate([asked(tokenizer, Rules(grammar=many), tokens=200), other])
     assert whole[0].tokens == alone.tokens and whole[0].text == alone.text
     (found,) = broken
     assert found.finish is FinishReason.LENGTH and found.tokens[-1] in tokenizer.eos_ids
     assert 1 < len(found.tokens) < 200 and found.logprobs[-1] == 0.0
+    assert set(found.text) <= set("xyz")
+
+
+def test_a_lexer_that_is_full_is_replaced_under_all_who_read_with_it(
+    model: Path, engine: PortableEngine, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The states of this regular expression double with every letter behind an `a`."""
+    bomb = of_schema({"type": "string", "pattern": "^(.*a.{0,200}b)*c$"})
+    rules = Rules(grammar=bomb, logit_bias=dict.fromkeys(tokenizer.encode("ab"), 4.0))
+    wanted = [asked(tokenizer, rules, tokens=25, seed=seed) for seed in range(8)]
+    expected = [found.tokens for (found,) in engine.generate(wanted)]
+    assert all(len(tokens) == 25 for tokens in expected)
+    monkeypatch.setitem(grammars.LIMITS, "max_lexer_states", 900)
+    compiled = list[str]()
+    monkeypatch.setattr(Grammars, "_compile", counted(Grammars._compile, compiled))
+    decoder = load_decoder(model, torch.float32, torch.device("cpu"))
+    again = PortableEngine(decoder, tokenizer, slots=8).generate(wanted)
+    assert [found.tokens for (found,) in again] == expected
+    assert 1 < len(compiled) < 8, "anew, and once for all of them"
+
+
+def counted(compile_: Any, compiled: list[str]) -> Any:
+    def counting(self: Grammars, grammar: str) -> Any:
+        compiled.append(grammar)
+        return compile_(self, grammar)
+
+    return counting
 
 
 def test_a_grammar_is_compiled_once_for_all_who_ask(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept, compiled = Grammars(tokenizer, SIZE), list[str]()
-    compile_ = kept._compile
-    monkeypatch.setattr(kept, "_compile", lambda each: compiled.append(each) or compile_(each))
+    monkeypatch.setattr(Grammars, "_compile", counted(Grammars._compile, compiled))
     first = kept.matcher(GRAMMAR)
     first.take(tokenizer.encode("{")[0])
     bits = np.zeros((2, words(SIZE)), np.int32)

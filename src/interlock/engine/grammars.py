@@ -8,7 +8,8 @@ step: a schema that is too large, or a regular expression that explodes, is refu
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
 Bits = NDArray[np.int32]  # a bit per token of the vocabulary, in words of 32
 
-KEPT = 32  # compiled grammars, of those used last
+KEPT = 16  # compiled grammars, of those used last
+RENEWED = 4  # times that one text has its grammar compiled anew
 # Measured: half a second for the largest grammar that is compiled, and for one refused; up to 20 ms
 # for a step; 20,000 states are 40 MB. A thousand optional properties are within them.
 LIMITS = {
@@ -38,24 +40,30 @@ _REASON = 300  # characters of llguidance's reason
 
 
 class Matcher:
-    """Where one text is in its grammar."""
+    """Where one text is in its grammar.
 
-    def __init__(self, matcher: "LLMatcher") -> None:
-        self._matcher = matcher
+    llguidance has one lexer for all texts of a compiled grammar. It grows with what they need, and
+    once it is full it fails all of them for good: then the grammar is compiled anew, and what the
+    text has so far is read again.
+    """
 
-    def copy(self) -> "Matcher":
-        return Matcher(self._matcher.deep_copy())
+    def __init__(self, compiled: "LLMatcher", renew: Callable[["LLMatcher"], "LLMatcher"]) -> None:
+        """`renew`: another one for a compiled grammar that is used up."""
+        self._compiled, self._renew = compiled, renew
+        self._matcher = compiled.deep_copy()
+        self._taken: list[int] = []
+        self._renewed = 0  # times
 
     @property
     def error(self) -> str:
         """Why it can say nothing more, as it is once a limit was reached; "" as long as it can."""
-        if not self._matcher.is_error():
-            return ""
-        return one_line(self._matcher.get_error().removesuffix("<non-verbose/>"), _REASON)
+        return _error(self._matcher)
 
     def take(self, token: int) -> None:
         """The next token; one that may not stand there is an error."""
+        self._taken.append(token)
         self._matcher.consume_token(token)
+        self._mended()
 
     def takes(self, token: int) -> bool:
         """Whether the token may stand next."""
@@ -64,7 +72,22 @@ class Matcher:
     def fill(self, bits: Bits) -> None:
         """Set the bits of the tokens that may follow; the end tokens are among them where the text
         may end."""
-        self._matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes)
+        _fill(self._matcher, bits)
+        if self._mended():
+            _fill(self._matcher, bits)
+
+    def _mended(self) -> bool:
+        """Whether its lexer had failed, and it has another one now."""
+        if not self.error.startswith("lexer error") or self._renewed == RENEWED:
+            return False
+        self._renewed += 1
+        try:
+            self._compiled = self._renew(self._compiled)
+        except ConfigError:  # as it is, it has an error to tell
+            return False
+        self._matcher = self._compiled.deep_copy()
+        self._matcher.consume_tokens(self._taken)
+        return True
 
 
 class Grammars:
@@ -73,29 +96,33 @@ class Grammars:
     def __init__(self, vocabulary: Vocabulary, size: int) -> None:
         self._vocabulary, self._size = vocabulary, size
         self._tokenizer: LLTokenizer | None = None
-        self._compiled: OrderedDict[str, Matcher] = OrderedDict()
+        self._kept: OrderedDict[str, LLMatcher] = OrderedDict()
 
     def matcher(self, grammar: str) -> Matcher:
         """At the beginning of the grammar. Raises ConfigError with the reason when it is none, is
         too large, or allows no answer.
         """
-        if (found := self._compiled.pop(grammar, None)) is None:
-            found = self._compile(grammar)
-        self._compiled[grammar] = found
-        if len(self._compiled) > KEPT:
-            self._compiled.popitem(last=False)
-        return found.copy()
+        return Matcher(self._compiled(grammar), partial(self._compiled, grammar))
 
-    def _compile(self, grammar: str) -> Matcher:
+    def _compiled(self, grammar: str, used_up: "LLMatcher | None" = None) -> "LLMatcher":
+        found = self._kept.pop(grammar, None)
+        if found is None or found is used_up:
+            found = self._compile(grammar)
+        self._kept[grammar] = found
+        if len(self._kept) > KEPT:
+            self._kept.popitem(last=False)
+        return found
+
+    def _compile(self, grammar: str) -> "LLMatcher":
         library = _llguidance()
         if self._tokenizer is None:
             self._tokenizer = self._read(library)
         limits = library.LLParserLimits(**LIMITS)
-        made = Matcher(library.LLMatcher(self._tokenizer, grammar, log_level=0, limits=limits))
-        if not (error := made.error):
-            first = made.copy()  # that no text can be begun shows in the first step alone
-            first.fill(np.zeros(words(self._size), np.int32))
-            error = first.error
+        made: LLMatcher = library.LLMatcher(self._tokenizer, grammar, log_level=0, limits=limits)
+        if not (error := _error(made)):
+            first = made.deep_copy()  # that no text can be begun shows in the first step alone
+            _fill(first, np.zeros(words(self._size), np.int32))
+            error = _error(first)
         if error:
             raise ConfigError(
                 f"the grammar or JSON schema cannot be used: {error}; change or simplify it"
@@ -124,6 +151,16 @@ class Grammars:
 def words(size: int) -> int:
     """Words of `Bits` that a vocabulary takes."""
     return -(-size // 32)
+
+
+def _fill(matcher: "LLMatcher", bits: Bits) -> None:
+    matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes)
+
+
+def _error(matcher: "LLMatcher") -> str:
+    if not matcher.is_error():
+        return ""
+    return one_line(matcher.get_error().removesuffix("<non-verbose/>"), _REASON)
 
 
 def _llguidance() -> Any:
