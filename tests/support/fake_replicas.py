@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from interlock.engine.base import Limits
 from interlock.engine.sequence import Ending
-from interlock.errors import Overloaded
+from interlock.errors import ConfigError, Overloaded
 from interlock.models.tokenizer import Tokenizer
 from interlock.records.serving import (
     Ended,
@@ -94,6 +94,8 @@ class FakeReplicas:
         return 0
 
     def drain(self, name: str, on: bool) -> None:
+        if name != "a":
+            raise ConfigError(f"replica {name!r} is unknown; there is a")
         self.state = ReplicaState.DRAINING if on else ReplicaState.READY
 
     def pin(self, version: int | None) -> None:

@@ -46,6 +46,7 @@ def serve(given: argparse.Namespace) -> None:
     from interlock.serve import command
 
     logging.basicConfig(stream=sys.stderr, format="%(name)s: %(message)s", level=logging.WARNING)
+    logging.getLogger("interlock.serve").setLevel(logging.INFO)  # a line for each request
     who = command.access(given.api_keys, given.admin_keys)
     command.serve(given.model, settings, who, given.follow, _say)
 

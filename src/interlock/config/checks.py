@@ -9,10 +9,10 @@ concerns one stage alone is in its class (schema.py, `conflicts`).
 import datetime
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from interlock.config.schema import Recipe, worker_settings
+from interlock.config.schema import GeneratorSettings, Recipe, worker_settings
 from interlock.errors import ConfigError
 from interlock.text import hide_credentials, one_line
 
@@ -59,27 +59,25 @@ def _handed_on(recipe: Recipe) -> Iterator[str]:
             yield f"{name} holds a NUL, which ends a text; remove it"
 
 
-def _engines(recipe: Recipe) -> Iterator[str]:
-    for settings in recipe.generator:
+def engine_conflicts(tables: Sequence[GeneratorSettings], table: str) -> Iterator[str]:
+    """What an engine is given that is not for it; `table` is how the settings name them."""
+    for settings in tables:
         if settings.options and settings.engine == "torch":
             yield (
-                f"generator.options sets {min(settings.options)!r}, but the torch engine has no "
+                f"{table}.options sets {min(settings.options)!r}, but the torch engine has no "
                 "options; remove it"
             )
-        of_ours = {
-            "kernel": "auto",
-            "fused_attention_above": 0,
-            "graphs": "auto",
-            "patience": 8,
-            "prefill_chunk": 0,
-            "prefix_cache_mb": 0,
-        }
+        of_ours = {"kernel": "auto", "fused_attention_above": 0, "graphs": "auto"}
         for name, unset in of_ours.items() if settings.engine != "torch" else ():
             if (value := getattr(settings, name)) != unset:
                 yield (
-                    f"generator.{name} = {value!r} is of the torch engine, and generator.engine is "
-                    f"{settings.engine!r}, which has kernels and a schedule of its own; remove it"
+                    f"{table}.{name} = {value!r} is of the torch engine, and {table}.engine is "
+                    f"{settings.engine!r}, which has kernels of its own; remove it"
                 )
+
+
+def _engines(recipe: Recipe) -> Iterator[str]:
+    yield from engine_conflicts(recipe.generator, "generator")
 
 
 def _ray(recipe: Recipe) -> Iterator[str]:

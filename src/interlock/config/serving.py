@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from interlock.config.checks import engine_conflicts
 from interlock.config.schema import (
     FleetSettings,
     GeneratorSettings,
@@ -66,7 +67,7 @@ class ServeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     # How the model writes: "auto" reads it off its template and vocabulary (serve/families.py).
     thinking: str = "auto"
     tool_form: str = "auto"
-    log_prompts: bool = False
+    log_prompts: bool = False  # what was asked, beside who asked and how long it took
     queue: Positive = 1024  # sequences that wait; more are refused
     drain_s: Rate = 30.0  # at the end, for what runs
     chat_template: str | None = None  # a Jinja file that replaces the model's own
@@ -85,7 +86,10 @@ class ServeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         named = [each.name for each in self.replica if each.name]
         if len(set(named)) < len(named):
             yield "two [[replica]] tables have one name; give each its own"
+        yield from engine_conflicts(self.replica, "replica")
         for index, each in enumerate(self.replica):
+            if each.resources and self.fleet.kind != "ray":
+                yield f'replica.{index}.resources is what Ray reserves; set fleet.kind = "ray"'
             if each.sync_url is not None:
                 yield f"replica.{index}.sync_url is a recipe's; remove it"
         for name in self.names:

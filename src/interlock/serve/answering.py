@@ -13,7 +13,9 @@ from interlock.records.serving import Ended, EndKind, Generation, Piece, PromptS
 from interlock.serve.endpoint import Endpoint, log
 from interlock.serve.metrics import Timing
 from interlock.serve.refusals import Refusal, refusal_of_end
+from interlock.text import one_line
 
+_SHOWN = 10_000  # characters of a prompt in the log
 Heard = list[tuple[int, Piece | PromptScores]]
 
 
@@ -73,6 +75,10 @@ class Answering:
         self.provenance = Provenance()
         self.hearing = endpoint.begin(generations)
         endpoint.measured.prompt_tokens.inc(self.spent.prompt)
+        if endpoint.settings.log_prompts:
+            for each in generations:
+                text = endpoint.tokenizer.decode(each.prompt, skip_special=False)
+                log.info("%s %s: asks %s", name, self._key or "-", one_line(text, _SHOWN))
 
     async def next(self) -> Heard:
         """What was drawn since the last call; [] once all of it was. Raises ClientGone, and Refusal

@@ -20,13 +20,14 @@ from interlock.records.serving import ReplicaState
 from interlock.serve.app import guarded, make_app
 from interlock.serve.endpoint import Endpoint
 from interlock.serve.keys import ADMIN_VARIABLE, API_VARIABLE, Keys, load_keys, new_key
-from interlock.serve.server import DrainingServer, listen
+from interlock.serve.server import DrainingServer, allow_files, listen
 from interlock.text import hide_credentials, one_line
 from interlock.workers.replicas.crew import PoolTerms
 from interlock.workers.replicas.opening import open_pool
 
 Say = Callable[[str], None]
 _LOOK_S = 0.05
+_OPENING_S = 20.0  # for what is being opened when it ends
 _GONE = (ReplicaState.REFUSED, ReplicaState.RETIRED)
 
 
@@ -57,6 +58,7 @@ def serve(model: str, settings: ServeSettings, who: Access, follow: str | None, 
     store = None if follow is None else versions_of(follow)
     tokenizer = Tokenizer.load(directory, settings.chat_template)
     endpoint = Endpoint(settings.names or [name_of(model)], tokenizer, settings)
+    allow_files(settings.limits.connections)
     listener = listen(settings.host, settings.port)
     port = listener.getsockname()[1]
     server = DrainingServer(guarded(make_app(endpoint), endpoint, who.keys, who.admin), endpoint)
@@ -68,7 +70,7 @@ def serve(model: str, settings: ServeSettings, who: Access, follow: str | None, 
     try:
         server.run([listener])
     finally:
-        thread.join(0 if server.killed else _LOOK_S + 1)
+        thread.join(0 if server.killed else _OPENING_S)
         if endpoint.replicas is not None:
             endpoint.replicas.close(0.0)  # what was asked has ended, or has been told so
     if opening.error is not None:

@@ -25,6 +25,7 @@ def protocol_of(limits: LimitSettings) -> type[HttpToolsProtocol]:
         most_bytes = limits.header_kb << 10
         seconds = limits.header_s
         stall_s = limits.stall_s
+        most = limits.connections
 
     return Bounded
 
@@ -35,6 +36,7 @@ class LimitedConnection(HttpToolsProtocol):
     most_bytes: int
     seconds: float
     stall_s: float
+    most: int  # connections
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
@@ -46,6 +48,11 @@ class LimitedConnection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
+        if len(self.connections) > self.most:
+            said = f"there are {self.most} connections; come again"
+            self._refusal = Refusal(503, said, code="too_many_connections")
+            self.send_400_response("")
+            return
         self._begin_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -97,7 +104,7 @@ class LimitedConnection(HttpToolsProtocol):
         """In our words, whatever the reason."""
         refusal = self._refusal or Refusal(400, msg, code="invalid_http")
         lines = [
-            f"HTTP/1.1 {refusal.status} {'Bad Request' if refusal.status == 400 else _TOO_LARGE}",
+            f"HTTP/1.1 {refusal.status} {_PHRASES[refusal.status]}",
             "content-type: application/json",
             f"content-length: {len(refusal.body)}",
             "connection: close",
@@ -134,4 +141,8 @@ class LimitedConnection(HttpToolsProtocol):
         self._refusal = Refusal(431, said, code="header_too_long")
 
 
-_TOO_LARGE = "Request Header Fields Too Large"
+_PHRASES = {
+    400: "Bad Request",
+    431: "Request Header Fields Too Large",
+    503: "Service Unavailable",
+}

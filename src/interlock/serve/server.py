@@ -5,6 +5,7 @@ SIGTERM ──> no new connection, 503 for new requests ──streams end, or dr
 """
 
 import asyncio
+import resource
 import signal
 import socket
 import threading
@@ -19,6 +20,7 @@ from interlock.errors import ConfigError
 from interlock.serve.connections import protocol_of
 from interlock.serve.endpoint import Endpoint
 
+_OTHER_FILES = 256
 _LAST_WORDS_S = 5.0  # behind drain_s, for streams to say that they end here
 
 
@@ -40,7 +42,6 @@ class DrainingServer(uvicorn.Server):
                 proxy_headers=False,
                 timeout_keep_alive=limits.keep_alive_s,
                 timeout_graceful_shutdown=int(drain_s + _LAST_WORDS_S) + 1,
-                limit_concurrency=limits.connections,
             )
         )
         self._endpoint, self._drain_s = endpoint, drain_s
@@ -76,6 +77,15 @@ class DrainingServer(uvicorn.Server):
         timer = asyncio.get_running_loop().call_later(self._drain_s, self._endpoint.end_all, reason)
         await super().shutdown(sockets)
         timer.cancel()
+
+
+def allow_files(connections: int) -> None:
+    """As many open files as connections need, if this process may have them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wished = connections + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < wished:
+        most = wished if hard == resource.RLIM_INFINITY else min(hard, wished)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
 
 
 def listen(host: str, port: int) -> socket.socket:
