@@ -37,6 +37,7 @@ class StopHold:
         self._stops = stops
         self._held = ""
         self.over = False
+        self.found: str | None = None  # the stop string that ended it
 
     def push(self, text: str) -> str:
         """What of the text so far may be shown."""
@@ -45,10 +46,11 @@ class StopHold:
         if self.over:
             return ""
         held = self._held + text
-        places = [place for stop in self._stops if (place := held.find(stop)) >= 0]
+        places = [(place, stop) for stop in self._stops if (place := held.find(stop)) >= 0]
         if places:
+            place, self.found = min(places)
             self.over, self._held = True, ""
-            return held[: min(places)]
+            return held[:place]
         kept = max(_overlap(held, stop) for stop in self._stops)
         self._held = held[len(held) - kept :]
         return held[: len(held) - kept]

@@ -145,6 +145,11 @@ class ChatFormat:
         """The token that a mark is; None: it is written as text."""
         return self._tokenizer.token_id(mark)
 
+    @property
+    def has_switch(self) -> bool:
+        """Whether the model can be told to think or not to."""
+        return any(pattern.search(self._template) for pattern in _SWITCHES.values())
+
     def _switch(self, param: str) -> str:
         """The name that the template has for the switch of thinking."""
         for name, pattern in _SWITCHES.items():

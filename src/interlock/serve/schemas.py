@@ -117,6 +117,29 @@ class ResponsesRequest(RequestModel):
     thinking_budget: Annotated[int, Field(ge=0, le=10**9)] | None = None
 
 
+class CountRequest(RequestModel):
+    """/v1/messages/count_tokens. Blocks and tools are looked at in messages.py."""
+
+    model: Annotated[str, Field(min_length=1, max_length=500)]
+    messages: Messages
+    system: str | list[dict[str, Any]] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: dict[str, Any] | None = None
+    thinking: dict[str, Any] | None = None
+    output_config: dict[str, Any] | None = None
+
+
+class MessagesRequest(CountRequest):
+    """/v1/messages."""
+
+    max_tokens: Amount
+    stop_sequences: Annotated[list[StopText], Field(max_length=4)] | None = None
+    stream: bool | None = None
+    temperature: Annotated[float, Field(ge=0, le=1)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0, le=10**9)] | None = None
+
+
 def _prompt(value: Any) -> Any:
     """Text, texts, token ids, or lists of token ids."""
     many = value if isinstance(value, list) else [value]

@@ -97,6 +97,14 @@ RESPONSES = {
     "prompt_cache_key": Inert(names=True),
     "prompt_cache_retention": Inert(("in_memory", "in-memory")),
 }
+MESSAGES = {
+    "metadata": Inert(pairs=True),
+    "service_tier": Inert(("auto", "standard_only")),
+    "container": Inert(),
+    "mcp_servers": Inert(([],)),
+    "inference_geo": Inert(),
+    "cache_control": Inert(({"type": "ephemeral"},)),  # every prompt's beginning is kept
+}
 COMPLETION = _EVERYWHERE | {"suffix": Inert(("",))}
 
 
