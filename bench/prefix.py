@@ -23,7 +23,7 @@ import torch
 from environment import environment
 from figures import summary
 from interlock.chips import device, heap, probe
-from interlock.config.schema import GeneratorSettings
+from interlock.config.schema import Dtype, GeneratorSettings
 from interlock.engine.base import Request
 from interlock.engine.portable.engine import PortableEngine
 from interlock.engine.portable.schedule import SERVING, Schedule
@@ -39,7 +39,7 @@ QUESTION, ANSWER = 20, 16  # tokens
 class Bench:
     """Engines of one decoder, which differ by their schedule."""
 
-    def __init__(self, model: str, dtype: str, turn: int) -> None:
+    def __init__(self, model: str, dtype: Dtype, turn: int) -> None:
         directory = find_model(model, print)
         self.how = probe.settled(GeneratorSettings(dtype=dtype), torch.device("cpu"))
         self._decoder: Decoder = load_decoder(

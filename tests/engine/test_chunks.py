@@ -16,10 +16,12 @@ from rounding import assert_close, in_float64
 from torch import Tensor
 
 from interlock.engine.base import Request
+from interlock.engine.portable import prompts, stored
 from interlock.engine.portable.chunks import Further, PromptChunks, PromptPart, Started
 from interlock.engine.portable.engine import PortableEngine
-from interlock.engine.portable.prompts import LONE_PROMPT, Prompt
+from interlock.engine.portable.prompts import CROWD, LONE_PROMPT, Prompt
 from interlock.engine.portable.schedule import SERVING, Schedule
+from interlock.engine.portable.stored import SPILL
 from interlock.errors import TrainingError
 from interlock.models.architecture import Routing
 from interlock.models.decoder import Decoder
@@ -339,7 +341,8 @@ def test_a_request_is_aborted_in_every_state(tiny: Tiny, prompt: Text, letters: 
     run.step()
     assert engine.abort("more") and engine.abort("starting") and engine.pending == 0
     assert not engine.abort("more")
-    assert scheduler._own is None and not scheduler._caches and not scheduler._to_compute._started
+    assert scheduler._stored.own is None and not scheduler._stored.caches
+    assert not scheduler._to_compute._started
     (expected,) = alone(PortableEngine(tiny(), letters(), 3), half)
     run.serve(dataclasses.replace(half))
     assert run.done["half", 0].tokens == expected.tokens
@@ -361,6 +364,64 @@ def test_a_step_that_fails_leaves_nothing_known(tiny: Tiny, prompt: Text, letter
     assert run.cached["again"] == [0]
 
 
+def test_what_running_prompts_begin_with_is_there_once(
+    tiny: Tiny, prompt: Text, letters: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And whoever has nothing in common with others is not padded to their number."""
+    parts: list[list[int]] = []
+    decode = stored.Decode
+
+    def noted(own: Any, lengths: Any, shared: Any) -> Any:
+        parts[:] = [list(map(len, each.members)) for each in shared]
+        return decode(own, lengths, shared)
+
+    monkeypatch.setattr(stored, "Decode", noted)
+    run = Served(PortableEngine(tiny(), letters(), 9, schedule=KNOWN))
+    system = prompt(144)
+    others = [asked("other", prompt(150), 12), asked("group", prompt(145), 12, count=2)]
+    alike = [asked(f"p{n}", system + prompt(20 + n), 12) for n in range(CROWD + 2)]
+    run.add(others[0], alike[0])
+    run.step()
+    run.add(*alike[1:], others[1])
+    run.step(3)
+    # The first computed all of its prompt; of the others only their own questions are new.
+    assert [run.cached[f"p{n}"][0] for n in range(CROWD + 2)] == [0] + [144] * (CROWD + 1)
+    assert sorted(parts) == [[1, 1, 0, 2], [CROWD + 1]]
+    run.finish()
+    assert_drawn(
+        Drawn(tiny(), each, number, found.tokens, found.logprobs)
+        for each in alike + others
+        for number in range(each.completions)
+        for found in [run.done[each.problem_id, number]]
+    )
+
+
+def test_one_long_answer_does_not_make_the_rows_of_others_long(
+    tiny: Tiny, prompt: Text, letters: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths: list[int] = []
+    decode = stored.Decode
+
+    def noted(own: Any, *rest: Any) -> Any:
+        lengths.append(own.length)
+        return decode(own, *rest)
+
+    monkeypatch.setattr(stored, "Decode", noted)
+    monkeypatch.setattr(stored, "SPILL", 32)
+    run = Served(PortableEngine(tiny(), letters(), 6))
+    requests = [asked("long", prompt(5), 200), asked("first", prompt(20), 60)]
+    requests += [asked("late", prompt(150), 90), asked("group", prompt(9), 30, count=3)]
+    run.add(*requests)
+    run.finish()
+    assert len(lengths) == 199 and max(lengths) == 32
+    assert_drawn(
+        Drawn(tiny(), each, number, found.tokens, found.logprobs)
+        for each in requests
+        for number in range(each.completions)
+        for found in [run.done[each.problem_id, number]]
+    )
+
+
 @settings(max_examples=10, deadline=None)
 @given(
     plan=st.lists(
@@ -379,6 +440,8 @@ def test_a_step_that_fails_leaves_nothing_known(tiny: Tiny, prompt: Text, letter
     chunk=st.sampled_from([0, 3, 16, 50]),
     cache=st.integers(0, 1),
     load_at=st.integers(0, 25),
+    lone=st.sampled_from([LONE_PROMPT, 20]),
+    spill=st.sampled_from([SPILL, 3]),
 )
 def test_any_order_of_joining_leaving_and_loading(
     plan: list[tuple[int, int, int, int, int, int | None]],
@@ -386,12 +449,17 @@ def test_any_order_of_joining_leaving_and_loading(
     chunk: int,
     cache: int,
     load_at: int,
+    lone: int,
+    spill: int,
     request: Any,
 ) -> None:
-    """Whatever is cut, known and loaded, a sequence is what it is alone, in an engine without."""
+    """A sequence is what it is alone, in an engine that cuts, knows, shares and moves nothing."""
     tiny, prompt = request.getfixturevalue("tiny"), request.getfixturevalue("prompt")
     letters = request.getfixturevalue("letters")()
-    with in_float64(tiny()) as exact:
+    with in_float64(tiny()) as exact, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prompts, "LONE_PROMPT", lone)
+        patch.setattr(stored, "LONE_PROMPT", lone)
+        patch.setattr(stored, "SPILL", spill)
         weights = other_weights(exact)
         how = Schedule(0, chunk, cache)
         engine = PortableEngine(copy.deepcopy(exact), letters, slots, schedule=how)

@@ -12,7 +12,7 @@ from draws import Drawn, assert_drawn
 
 from interlock.chips import threads
 from interlock.engine.base import Request
-from interlock.engine.portable import scheduler
+from interlock.engine.portable import stored
 from interlock.engine.portable.engine import PortableEngine
 from interlock.engine.portable.kv_cache import KVCache
 from interlock.engine.portable.prompts import LONE_PROMPT
@@ -218,13 +218,13 @@ def test_one_long_completion_does_not_make_the_steps_of_all_after_it_longer(
 ) -> None:
     """A step attends over rows as long as the longest; that is none of the past."""
     lengths: list[int] = []
-    decode = scheduler.Decode
+    decode = stored.Decode
 
     def noted(own: KVCache, *rest: Any) -> Any:
         lengths.append(own.length)
         return decode(own, *rest)
 
-    monkeypatch.setattr(scheduler, "Decode", noted)
+    monkeypatch.setattr(stored, "Decode", noted)
     engine = PortableEngine(tiny(), letters(), 4)
     engine.add("long", _requests(prompt, [1], 1, Sampling(max_tokens=200))[0])
     for step in range(260):

@@ -83,6 +83,7 @@ class PromptChunks(PromptsToCompute):
 
     def add(self, prompt: Prompt) -> None:
         self._started.append(Started(prompt))
+        prompt.names = self._started[-1].names if self.prefixes.most_bytes else ()
 
     def forget(self, prompt: Prompt) -> None:
         self._started = [each for each in self._started if each.prompt is not prompt]

@@ -137,12 +137,19 @@ class SharedPrompts:
     """The prompts in one cache, as the completions that share them see it in one step."""
 
     def __init__(
-        self, cache: KVCache, prompts: Sequence[int], members: Sequence[Sequence[int]]
+        self,
+        cache: KVCache,
+        prompts: Sequence[int],
+        members: Sequence[Sequence[int]],
+        first: int = 0,
     ) -> None:
-        """`prompts`: lengths of the cache's rows; `members`: the completions of each, if any."""
+        """`prompts`: lengths of the cache's rows from `first` on; `members`: the completions of
+        each, if any.
+        """
         device, most = cache.k.device, max(len(rows) for rows in members)
         padded = [[*rows, *[0] * (most - len(rows))] for rows in members]
-        self.k, self.v = cache.k[:, : len(prompts)], cache.v[:, : len(prompts)]
+        rows = slice(first, first + len(prompts))
+        self.k, self.v = cache.k[:, rows], cache.v[:, rows]
         self.members = members
         self.rows = torch.tensor(padded, device=device)  # [A, C]
         self.mask = _seen(prompts, cache.length, device)  # [A, 1, 1, P]

@@ -37,7 +37,7 @@ class PrefixCache:
     """No more than `most_bytes` of keys and values; `token_bytes` are one token's."""
 
     def __init__(self, most_bytes: int, token_bytes: int) -> None:
-        self._block_bytes = BLOCK * token_bytes
+        self.most_bytes, self._block_bytes = most_bytes, BLOCK * token_bytes
         self._most = most_bytes // self._block_bytes  # blocks
         self._blocks: OrderedDict[bytes, tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
 

@@ -2,12 +2,13 @@
 
     prompt of one completion, not long ──> Prompt.kv ──a slot is free──> its sequence's own row
     any other ───────────────────────────> PromptCache, by length class: one row for all sequences
+    (what is where in the end: stored.py)
 
 Legend: Y layers, A prompts, K key/value heads, S or P tokens, D head size, E value head size,
         d hidden size
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -23,9 +24,21 @@ SHORTEST_CLASS = 32  # prompts up to this length share a cache
 # A prompt of one completion, if no longer than this, is kept in the sequence's own row: one
 # attention instead of two that are merged. All rows are as long as the longest, hence the bound.
 LONE_PROMPT = 128
+CROWD = 4  # sequences on one shared beginning, from which on it is attended to by itself
 
-Item = TypeVar("Item", "Prompt", "Running")
+Item = TypeVar("Item", "Kept", "Running")
 KV = tuple[torch.Tensor, torch.Tensor]  # k [Y, n, K, S, D] and v [Y, n, K, S, E]
+
+
+class Kept:
+    """A row of a PromptCache: the first `length` tokens of one or several texts.
+
+    `name`: of the block that ends there (prefix_cache.py), so that other texts find it; None: it is
+    for one prompt.
+    """
+
+    def __init__(self, length: int, name: bytes | None = None) -> None:
+        self.length, self.name = length, name
 
 
 class Prompt:
@@ -42,7 +55,15 @@ class Prompt:
         self.unfinished = request.completions
         self.cached = 0  # tokens whose keys and values were there already
         self.hidden = torch.empty(0)  # [d], of the last token, once it is prefilled
-        self.kv: KV | None = None  # of a lone one without a slot
+        self.names: Sequence[bytes] = ()  # of its blocks, if others may begin alike
+        # What its sequences begin with, once it is computed; None: all of it is in the own row.
+        self.kept: Kept | None = None
+        self.kv: KV | None = None  # for the own row of the one that has no slot yet
+
+    @property
+    def first_own(self) -> int:
+        """The place in its text of the first token that is in a sequence's own row."""
+        return 0 if self.kept is None else self.kept.length
 
     @property
     def done(self) -> bool:
@@ -67,7 +88,12 @@ class Running(LiveSequence):
     @property
     def stored(self) -> int:
         """Tokens whose keys and values are in its row: all but the newest."""
-        return (self.prompt.length if self.prompt.lone else 0) + len(self.fresh) - 1
+        return self.prompt.length - self.prompt.first_own + len(self.fresh) - 1
+
+    @property
+    def alone(self) -> bool:
+        """Whether its prompt is for no other sequence."""
+        return self.request.completions == 1
 
     def told(self, progress: Progress) -> Progress:
         """With its first token, what of its prompt was there already."""
@@ -89,44 +115,48 @@ class Running(LiveSequence):
 
 
 class PromptCache:
-    """The live prompts of one length class, so that none is padded to more than twice its length.
+    """Beginnings of one length class, so that none is padded to more than twice its length.
 
-    `prompts[i]` is row i of the cache.
+    `kept[i]` is row i of the cache.
     """
 
     def __init__(self) -> None:
-        self.prompts: list[Prompt] = []
+        self.kept: list[Kept] = []
         self.cache: KVCache | None = None
 
-    def add(self, prompts: Sequence[Prompt], k: torch.Tensor, v: torch.Tensor) -> None:
-        """Keep those of the prompts that are not lone; k and v [Y, A, K, P, *] are of all."""
-        kept = [place for place, prompt in enumerate(prompts) if not prompt.lone]
-        if not kept:
-            return
+    def add(self, kept: Sequence[Kept], k: torch.Tensor, v: torch.Tensor) -> None:
+        """k and v [Y, n, K, P, *] of as many."""
         if self.cache is None:
             self.cache = KVCache(k, v)
-        self.cache.append(len(self.prompts), k[:, kept], v[:, kept])
-        self.prompts += [prompts[place] for place in kept]
+        self.cache.append(len(self.kept), k, v)
+        self.kept += kept
 
-    def span(self, prompt: Prompt, first: int, end: int) -> KV:
-        """k [Y, K, S, D] and v [Y, K, S, E] of these tokens of a prompt that is kept."""
+    def span(self, kept: Kept, first: int, end: int) -> KV:
+        """k [Y, K, S, D] and v [Y, K, S, E] of these tokens of one."""
         assert self.cache is not None
-        return self.cache.span(self.prompts.index(prompt), first, end)
+        return self.cache.span(self.kept.index(kept), first, end)
 
-    def compact(self) -> None:
-        """Forget the prompts whose sequences are all finished."""
-        self.prompts = compact(
-            self.prompts, [not prompt.done for prompt in self.prompts], self.cache
-        )
-        if not self.prompts:
+    def compact(self, wanted: Collection[Kept | None]) -> None:
+        """Forget all others."""
+        self.kept = compact(self.kept, [each in wanted for each in self.kept], self.cache)
+        if not self.kept:
             self.cache = None
 
-    def shared(self, rows: dict[int, list[int]]) -> SharedPrompts | None:
-        """The prompts as attention wants them; `rows` of each by its number. None: no rows."""
-        members = [rows.get(prompt.number, []) for prompt in self.prompts]
+    def shared(self, rows: Mapping[Kept | None, list[int]]) -> list[SharedPrompts]:
+        """As attention wants them; `rows` of the sequences that begin with each.
+
+        One with many sequences goes by itself: the others would be padded to as many.
+        """
+        members = [rows.get(each, []) for each in self.kept]
         if self.cache is None or not any(members):
-            return None
-        return SharedPrompts(self.cache, [prompt.length for prompt in self.prompts], members)
+            return []
+        lengths, parts = [each.length for each in self.kept], []
+        for place, each in enumerate(self.kept):
+            if each.name is not None and len(members[place]) >= CROWD:
+                crowd = [members[place]]
+                parts.append(SharedPrompts(self.cache, [each.length], crowd, place))
+                members[place] = []
+        return [*parts, SharedPrompts(self.cache, lengths, members)] if any(members) else parts
 
 
 def length_class(length: int) -> int:

@@ -18,7 +18,7 @@ Legend: B sequences that sample, d hidden size, N tokens of the stream
 """
 
 import itertools
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -26,25 +26,17 @@ import torch
 from interlock.engine import guides
 from interlock.engine.base import Progress, Request, Vocabulary
 from interlock.engine.portable.chunks import PromptChunks
-from interlock.engine.portable.kv_cache import Decode, KVCache, Prefill, SharedPrompts
+from interlock.engine.portable.kv_cache import Decode, KVCache, Prefill
 from interlock.engine.portable.prefilling import (
     PREFILL_TOKENS,
-    Filled,
     PromptsToCompute,
     WholePrompts,
 )
-from interlock.engine.portable.prefix_cache import Span
-from interlock.engine.portable.prompts import (
-    KV,
-    Prompt,
-    PromptCache,
-    Running,
-    compact,
-    length_class,
-)
+from interlock.engine.portable.prompts import KV, Prompt, Running
 from interlock.engine.portable.recorded_steps import RecordedSteps, recordable
 from interlock.engine.portable.sampler import draw
 from interlock.engine.portable.schedule import EXACT, Schedule
+from interlock.engine.portable.stored import Stored
 from interlock.errors import TrainingError
 from interlock.models.decoder import Decoder
 
@@ -90,9 +82,8 @@ class Scheduler:
         self._prompts: dict[str, Prompt] = {}  # those with unfinished sequences, by name
         self._waiting: deque[Prompt] = deque()
         self._starting: deque[Running] = deque()  # prefilled, but without a slot
-        self._running: list[Running] = []  # _running[i] is row i of _own
-        self._own: KVCache | None = None
-        self._caches: dict[int, PromptCache] = defaultdict(PromptCache)  # by longest prompt
+        self._running: list[Running] = []  # in the order of _stored's rows
+        self._stored = Stored()
         self._kept_free = 0  # steps in a row that a slot was, though something waited
         self.pending = 0  # sequences that are not finished
 
@@ -139,21 +130,22 @@ class Scheduler:
         """Make the keys and values of all that runs anew: the decoder has other weights."""
         self._to_compute.renew()
         running, starting = self._running, self._starting
-        self._own, self._caches = None, defaultdict(PromptCache)
+        self._stored = Stored()
         own: dict[int, KV] = {}  # by row
         for prompt in {each.prompt.number: each.prompt for each in (*running, *starting)}.values():
             rows = [row for row, each in enumerate(running) if each.prompt is prompt]
             for part in _parts({row: running[row].fresh[:-1] for row in rows}):
                 found, shared = self._recompute(prompt, part)
                 own |= found
-            self._caches[length_class(prompt.length)].add([prompt], *shared)
+            if prompt.kept is not None:
+                self._stored.keep(prompt, *shared)
         for row in range(len(running)):
-            assert self._own is not None
-            self._own.append(row, *own[row])
+            assert self._stored.own is not None
+            self._stored.own.append(row, *own[row])
 
     def _recompute(self, prompt: Prompt, drawn: dict[int, list[int]]) -> tuple[dict[int, KV], KV]:
         """One forward pass over a prompt and what was `drawn` behind it, by row; keys and values
-        of the rows, and of the prompt."""
+        of the own rows, and of what they begin with."""
         length, longer = prompt.length, {row: tokens for row, tokens in drawn.items() if tokens}
         texts = list(longer.values())
         if texts:
@@ -163,11 +155,12 @@ class Scheduler:
         stream = [*prompt.text, *itertools.chain(*texts)]
         hidden = self._decoder(self._tensor(stream), attend.positions, attend)
         k, v = attend.stored()
-        self._own = self._own or KVCache(k, v)
-        prompt.hidden = hidden[length - 1]
-        shared = k[:, :1, :, :length], v[:, :1, :, :length]
-        prompt.kv = shared if prompt.lone and not drawn else None
-        first = 0 if prompt.lone else length
+        self._stored.own = self._stored.own or KVCache(k, v)
+        prompt.hidden, first = hidden[length - 1], prompt.first_own
+        shared = k[:, :1, :, :first], v[:, :1, :, :first]
+        prompt.kv = None
+        if first < length and not drawn:
+            prompt.kv = k[:, :1, :, first:length], v[:, :1, :, first:length]
         places = {row: place for place, row in enumerate(longer)}
         found = {}
         for row, tokens in drawn.items():
@@ -182,20 +175,17 @@ class Scheduler:
         self._choose(free - len(self._starting) - self._to_compute.sequences)
         computed: list[Prompt] = []
         for filled in self._to_compute.step(self._decoder):
-            self._store(filled)
+            self._stored.put(*filled)
             computed += filled.prompts
         for prompt in sorted(computed, key=lambda each: each.number):
             numbers = prompt.request.numbers
             self._starting += [self._begin(prompt, number) for number in numbers]
         started = [self._starting.popleft() for _ in range(min(free, len(self._starting)))]
         for each in started:
-            assert self._own is not None
-            if each.prompt.kv is not None:
-                self._own.append(len(self._running), *each.prompt.kv)
-                each.prompt.kv = None
+            self._stored.start(len(self._running), each.prompt)
             self._running.append(each)
-        if self._own is not None:
-            self._own.reserve(min(self._slots, self.pending), 1)
+        if self._stored.own is not None:
+            self._stored.own.reserve(min(self._slots, self.pending), 1)
         return started
 
     def _begin(self, prompt: Prompt, number: int) -> Running:
@@ -210,16 +200,6 @@ class Scheduler:
                 self._to_compute.add(prompt)
                 lacking -= prompt.unfinished
         self._kept_free = self._kept_free + 1 if self._waiting and lacking > 0 else 0
-
-    def _store(self, filled: Filled) -> None:
-        """Keep keys and values of computed prompts."""
-        prompts, k, v = filled
-        self._own = self._own or KVCache(k, v)
-        for place, prompt in enumerate(prompts):
-            if prompt.lone:
-                part = slice(place, place + 1), slice(None), slice(prompt.length)
-                prompt.kv = k[:, *part], v[:, *part]
-        self._caches[length_class(prompts[0].length)].add(prompts, k, v)
 
     def _prefilling(self, common: int, rests: Sequence[int]) -> Prefill:
         return Prefill(common, rests, self._device, self._fused_above)
@@ -247,7 +227,9 @@ class Scheduler:
         finished = [row for row, each in enumerate(self._running) if each.finish is not None]
         for row in finished:
             each = self._running[row]
-            self._to_compute.keep([*each.prompt.text, *each.fresh[:-1]], self._span(row))
+            self._to_compute.keep(
+                [*each.prompt.text, *each.fresh[:-1]], self._stored.span(row, each.prompt)
+            )
             each.prompt.unfinished -= 1
             self.pending -= 1
             if each.prompt.done:
@@ -257,47 +239,18 @@ class Scheduler:
 
     def _close_gaps(self, kept: Sequence[bool]) -> None:
         """Keep these of the running sequences, and the prompts that are not done."""
-        self._running = compact(self._running, kept, self._own)
-        for cache in self._caches.values():
-            cache.compact()
-        if not self._prompts:
+        if self._prompts:
+            left = self._prompts.values()
+            self._running = self._stored.close_gaps(self._running, kept, left)
+        else:
             self._rest()
-        elif self._own is not None:
-            self._own.trim(max((each.stored for each in self._running), default=0))
-
-    def _span(self, row: int) -> Span:
-        """Keys and values of a running sequence, by places in its text."""
-        prompt = self._running[row].prompt
-        first_own = 0 if prompt.lone else prompt.length
-
-        def span(first: int, end: int) -> KV:
-            assert self._own is not None
-            parts = [self._own.span(row, max(first, first_own) - first_own, end - first_own)]
-            if first < first_own:
-                prompts = self._caches[length_class(prompt.length)]
-                parts.insert(0, prompts.span(prompt, first, min(end, first_own)))
-            k, v = ([part[which] for part in parts] for which in (0, 1))
-            return torch.cat(k, dim=2), torch.cat(v, dim=2)
-
-        return span
 
     def _decode(self) -> torch.Tensor:
         """Run the newest token of every running sequence through the decoder -> [B, d]."""
-        assert self._own is not None
-        stored = [each.stored for each in self._running]
-        self._own.reserve(len(stored), max(stored) + 1)
-        attend = Decode(self._own, stored, self._shared())
+        attend = self._stored.decode(self._running, self._prompts.values())
         tokens = self._tensor([each.tokens[-1] for each in self._running])
         positions = [each.prompt.length + len(each.fresh) - 1 for each in self._running]
         return self._decode_step(tokens, self._tensor(positions), attend)
-
-    def _shared(self) -> list[SharedPrompts]:
-        """The prompts of the running sequences, class by class."""
-        rows: dict[int, list[int]] = defaultdict(list)
-        for number, each in enumerate(self._running):
-            rows[each.prompt.number].append(number)
-        found = [cache.shared(rows) for cache in self._caches.values()]
-        return [shared for shared in found if shared is not None]
 
     def _tensor(self, values: Sequence[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.long, device=self._device)
