@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 from tests.support.chat_models import CHATML, DEEPSEEK_R1, QWEN3, TALK, oracle_chat, write_model
 from tests.support.tool_models import CALLED, DEEPSEEK, HERMES, RESULT, WEATHER, add_marks
 from transformers import AutoTokenizer
@@ -62,6 +63,18 @@ def test_what_a_user_typed_is_text(tmp_path: Path, template: str) -> None:
     assert tokenizer.decode(prompt.tokens, skip_special=False) == oracle.apply_chat_template(
         talk, tokenize=False, add_generation_prompt=True
     )
+
+
+def test_added_tokens_that_are_mere_text_stay_what_the_model_learned(tmp_path: Path) -> None:
+    write_model(tmp_path, CHATML)
+    backend = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    backend.add_tokens([tokenizers.AddedToken(text, normalized=False) for text in ("<b>", "    ")])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    talk = [{"role": "user", "content": "a <b>    c"}]
+    oracle = AutoTokenizer.from_pretrained(tmp_path)
+    tokens = ChatFormat(Tokenizer.load(tmp_path)).prompt(talk).tokens
+    assert tokens == oracle_chat(oracle, talk)
+    assert {backend.token_to_id("<b>"), backend.token_to_id("    ")} <= set(tokens)
 
 
 def test_text_in_tools_calls_and_results_is_text(tmp_path: Path) -> None:

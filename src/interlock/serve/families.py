@@ -53,6 +53,11 @@ MARKS = {
 }
 
 
+KNOWN_MARKS = {mark for marks in MARKS.values() for mark in marks if mark}
+KNOWN_MARKS |= {mark for pair in thinking.PAIRS for mark in pair}
+KNOWN_MARKS |= {"<tool_response>", "</tool_response>"}
+
+
 class ThinkingMarks(NamedTuple):
     """What a model writes around its thinking, with the token ids of each."""
 

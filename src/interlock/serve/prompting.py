@@ -18,11 +18,13 @@ from interlock.models.chat import Messages
 from interlock.models.detokenizer import Detokenizer
 from interlock.models.tokenizer import Tokenizer
 from interlock.records.serving import Rules
-from interlock.serve.families import AUTO, MARKS, Family, ToolForm, family_of
+from interlock.serve.families import AUTO, KNOWN_MARKS, MARKS, Family, ToolForm, family_of
 from interlock.serve.fields import FieldError, known, object_of, one_of
 from interlock.serve.plain_text import Typed, any_of
 from interlock.serve.turns import Tool, turns_of
 
+# Beginnings of tokens that are marks though they are not called special.
+_MARKED = ("<|", "<｜")  # noqa: RUF001  DeepSeek's fullwidth bar
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
 # The switch of thinking: Qwen3's name, and DeepSeek's, which is found as a variable, not as prose.
 # Either is taken for either.
@@ -59,8 +61,14 @@ class ChatFormat:
         self.family: Family = family_of(tokenizer, thinking_marks, tool_form)
         added = tokenizer.added.items()
         special = {text for text, token in added if token.special}
-        # Added tokens that are mere text, as runs of blanks, read the same either way.
-        written = {text for text, _ in added if text[:1] + text[-1:] in ("<>", "[]", "◁▷")}
+        # Added tokens that are mere text (blanks, tags of HTML) are read as the model learned them.
+        written = {
+            text
+            for text, _ in added
+            if text in KNOWN_MARKS
+            or text.startswith(_MARKED)
+            or (text.strip() and text in self._template)
+        }
         marks = self.family.thinking
         thinks = {marks.begin, marks.end} if marks else set()
         calls = set(MARKS.get(self.family.tools, ())) - {""}
