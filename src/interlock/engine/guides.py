@@ -21,14 +21,16 @@ function of the tokens drawn so far: a sequence that goes on elsewhere is guided
 A grammar may give up in the middle (grammars.LIMITS): then an end token is forced, and the answer
 counts as cut off (`FinishReason.LENGTH`). The others do not notice.
 
-Legend: B sequences that sample, G guided ones that may draw some tokens only, V vocabulary
+Legend: B sequences that sample, V vocabulary
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from interlock.engine.base import Request, Vocabulary
@@ -37,12 +39,22 @@ from interlock.errors import ConfigError
 from interlock.records.serving import Rules
 
 
+class Cells(NamedTuple):
+    """What is added to the logits of one row."""
+
+    tokens: NDArray[np.int64]
+    values: NDArray[np.float32]
+
+
 class Guide:
     """The rules of one sequence, and what its tokens have made of them."""
 
     def __init__(self, rules: Rules, matcher: Matcher | None, end_ids: Sequence[int]) -> None:
         self.broken = ""  # why the grammar gave up
         self._rules, self._matcher, self._end_ids = rules, matcher, end_ids
+        ends = [(token, -math.inf) for token in end_ids]
+        self._bias = _cells(rules.logit_bias.items())
+        self._bias_without_end = _cells([*rules.logit_bias.items(), *ends])
         free = matcher is not None and not rules.thinks and bool(rules.thinking_begin)
         self._holds = matcher is not None and not rules.grammar_after  # the grammar does
         self._open = free and not self._holds  # the first token decides whether it does
@@ -56,11 +68,10 @@ class Guide:
         self._force_end()
 
     @property
-    def added(self) -> Iterator[tuple[int, float]]:
-        """What is added to the logits, by token."""
-        yield from self._rules.logit_bias.items()
-        if self._matcher is not None and not self._holds:  # the text may not end before it does
-            yield from ((token, -math.inf) for token in self._end_ids)
+    def added(self) -> Cells:
+        """What is added to the logits."""
+        waits = self._matcher is not None and not self._holds  # for the grammar, and may not end
+        return self._bias_without_end if waits else self._bias
 
     @property
     def chooses(self) -> bool:
@@ -176,24 +187,37 @@ def apply(logits: Tensor, guides: Sequence[Guide | None]) -> Tensor:
     if not guided:
         return logits
     logits, place = logits.float(), logits.device
-    cells = [(row, *cell) for row, guide in guided for cell in guide.added]
-    if cells:
-        rows, tokens, values = (
-            torch.tensor(each, device=place) for each in zip(*cells, strict=True)
-        )
-        logits.index_put_((rows, tokens), values.float(), accumulate=True)
-    choosing = [(row, guide) for row, guide in guided if guide.chooses]
-    if choosing:
-        bits = np.zeros((len(choosing), words(logits.shape[1])), np.int32)  # [G, V / 32]
-        for each, (_, guide) in zip(bits, choosing, strict=True):
-            guide.fill(each)
-        flags = np.unpackbits(bits.view(np.uint8), 1, logits.shape[1], bitorder="little")  # [G, V]
-        rows = torch.tensor([row for row, _ in choosing], device=place)
-        barred = torch.from_numpy(flags).to(place) == 0
-        logits[rows] = logits[rows].masked_fill(barred, -torch.inf)
+    cells = [guide.added for _, guide in guided]
+    rows = np.repeat([row for row, _ in guided], [len(each.tokens) for each in cells])
+    if len(rows):
+        tokens = np.concatenate([each.tokens for each in cells])
+        values = np.concatenate([each.values for each in cells])
+        at = torch.from_numpy(rows).to(place), torch.from_numpy(tokens).to(place)
+        logits.index_put_(at, torch.from_numpy(values).to(place), accumulate=True)
+    if any(guide.chooses for _, guide in guided):
+        logits.masked_fill_(_barred(logits.shape, guided).to(place), -torch.inf)
     return logits
+
+
+def _barred(shape: tuple[int, ...], guided: Sequence[tuple[int, Guide]]) -> Tensor:
+    """Which tokens may not be drawn, of all rows [B, V]: one pass over memory in the order it is
+    in takes a tenth of what gathering the rows takes.
+    """
+    bits = np.full((shape[0], words(shape[1])), -1, np.int32)
+    for row, guide in guided:
+        if guide.chooses:
+            bits[row] = 0
+            guide.fill(bits[row])
+    flags = np.unpackbits(~bits.view(np.uint8), 1, shape[1], bitorder="little")
+    return torch.from_numpy(flags.view(np.bool_))
 
 
 def _set(bits: Bits, tokens: Sequence[int]) -> None:
     for token in tokens:
         bits.view(np.uint32)[token // 32] |= np.uint32(1 << token % 32)
+
+
+def _cells(added: Iterable[tuple[int, float]]) -> Cells:
+    pairs = list(added)
+    tokens = np.array([token for token, _ in pairs], np.int64)
+    return Cells(tokens, np.array([value for _, value in pairs], np.float32))
