@@ -77,15 +77,17 @@ def draw(
         for row, rule in enumerate(rules)
         if rule.temperature > 0 and (rule.top_k > 0 or rule.top_p < 1.0)
     ]
-    if rare := [row for row, rule in enumerate(rules) if rule.temperature > 0 and rule.min_p > 0]:
-        least = torch.tensor([[rules[row].min_p] for row in rare], device=logits.device)
-        weights[rare] = weights[rare].masked_fill(weights[rare] < least, 0.0)
+    if any(rule.min_p > 0 for rule in rules):
+        least = [[rule.min_p if rule.temperature > 0 else 0.0] for rule in rules]
+        weights.masked_fill_(weights < torch.tensor(least, device=logits.device), 0.0)
     if narrowed:
         limits = [(rules[row].top_k, rules[row].top_p) for row in narrowed]
         weights[narrowed] = truncate(weights[narrowed], limits)
     tokens, totals = _invert(weights, torch.tensor(noise, device=logits.device))
     if greedy:
-        tokens[greedy] = logits[greedy].argmax(-1)  # two weights may have rounded to one
+        # Of the logits: two weights may have rounded to one.
+        best = logits if len(greedy) == len(rules) else logits[greedy]
+        tokens[greedy] = best.argmax(-1)
     chosen = weights.gather(1, tokens[:, None])[:, 0]
     return tokens, torch.log(chosen / totals), _alternatives(weights, totals, asked)
 
@@ -96,7 +98,8 @@ def _alternatives(
     """The most likely tokens of the rows that asked; weights [B, W], totals [B]."""
     found: list[Alternatives | None] = [None] * len(asked)
     if rows := [row for row, count in enumerate(asked) if count]:
-        best = weights[rows].topk(min(max(asked), weights.shape[1]))
+        theirs = weights if len(rows) == len(asked) else weights[rows]
+        best = theirs.topk(min(max(asked), weights.shape[1]))
         logprobs = torch.log(best.values / totals[rows][:, None]).tolist()
         for row, tokens, values in zip(rows, best.indices.tolist(), logprobs, strict=True):
             pairs = zip(tokens[: asked[row]], values[: asked[row]], strict=True)
