@@ -145,6 +145,18 @@ def test_answers_keep_to_their_schema_whatever_the_model_says(
     assert free.tokens == one(engine, plain).tokens, "a row saw the rules of its neighbours"
 
 
+def test_the_answers_to_one_prompt_are_guided_each_on_its_own(
+    engine: PortableEngine, tokenizer: Tokenizer
+) -> None:
+    request = asked(tokenizer, Rules(grammar=GRAMMAR), completions=11, first=2)
+    (found,) = engine.generate([request])
+    assert len({each.text for each in found}) == 11
+    for number, each in enumerate(found):
+        assert set(json.loads(each.text)) == {"name", "age", "likes"}
+        alone = replace(request, completions=1, first=2 + number)
+        assert one(engine, alone).tokens == each.tokens
+
+
 def test_the_logprobs_are_of_what_the_grammar_left(
     engine: PortableEngine, tokenizer: Tokenizer
 ) -> None:

@@ -7,6 +7,7 @@ import pytest
 from chat_models import oracle_chat, write_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
 from tokenizers import processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -27,6 +28,13 @@ def test_special_tokens_and_digits_of_smollm2(ours: Tokenizer) -> None:
     assert ours.encode("<|im_end|>") == [2]
     assert ours.decode([1, 41, 2]) == "9"
     assert ours.decode([1, 41, 2], skip_special=False) == "<|im_start|>9<|im_end|>"
+
+
+def test_its_definition_is_that_of_the_same_tokenizer(ours: Tokenizer) -> None:
+    again = Backend.from_str(ours.definition())
+    text = "Who?<|im_end|>\n907 don't \u00e9<repo_name>"
+    assert again.encode(text, add_special_tokens=False).ids == ours.encode(text)
+    assert 1 + max(again.get_vocab(with_added_tokens=True).values()) == ours.vocab_size
 
 
 SNIPPETS = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<repo_name>", "<|im_", "system", "\n"]
