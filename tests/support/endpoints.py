@@ -19,7 +19,8 @@ from interlock.records.serving import Generation
 from interlock.serve.app import guarded, make_app
 from interlock.serve.endpoint import Endpoint
 from interlock.serve.keys import Keys
-from interlock.serve.server import DrainingServer, listen
+from interlock.serve.listener import listen
+from interlock.serve.server import DrainingServer
 
 KEY, ADMIN = "k" * 20, "a" * 20
 NAME = "tiny"

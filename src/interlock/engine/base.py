@@ -23,13 +23,14 @@ requests before its first step, gives the same bits.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
-
-from torch import Tensor
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from interlock.errors import ConfigError, ModelError
 from interlock.records.rl import Completion, Sampling, Segment
 from interlock.records.serving import Alternatives, Rules
+
+if TYPE_CHECKING:  # whoever serves or dispatches has no use for torch itself
+    from torch import Tensor
 
 # Called with the index of a request, once all of its completions are there.
 OnFinished = Callable[[int, list[Completion]], None]
@@ -169,7 +170,7 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def load(self, tensors: Mapping[str, Tensor], version: int) -> None:
+    def load(self, tensors: Mapping[str, "Tensor"], version: int) -> None:
         """Serve other weights: tensors under Hugging Face names, cast to the engine's dtype.
 
         Sequences that run go on with what they have drawn; their keys and values are computed anew,
@@ -186,7 +187,7 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def held(self) -> Iterator[tuple[str, Tensor]] | None:
+    def held(self) -> "Iterator[tuple[str, Tensor]] | None":
         """The weights as they are used, under Hugging Face names; None: they cannot be read."""
 
     def generate(
@@ -306,7 +307,7 @@ def check_scored(tokens: Sequence[int], top_k: int, limits: Limits, room: int = 
         raise ConfigError(f"top_k = {top_k}: the model has {limits.vocab} tokens; ask for fewer")
 
 
-def check_weights(tensors: Mapping[str, Tensor], shapes: Shapes, version: int) -> None:
+def check_weights(tensors: Mapping[str, "Tensor"], shapes: Shapes, version: int) -> None:
     """Raise ModelError unless `tensors` have these names and shapes."""
     if odd := sorted(shapes.keys() ^ tensors.keys()):
         state = "lack the" if odd[0] in shapes else "have an unknown"

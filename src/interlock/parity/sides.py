@@ -27,7 +27,7 @@ from interlock.processes.deadline import Deadline, ProcessDeadline
 from interlock.records.rl import Group
 from interlock.text import error_line, one_line
 from interlock.workers import protocol, sizes
-from interlock.workers.generator import missing_package
+from interlock.workers.packages import missing_package
 from interlock.workers.protocol import (
     Alive,
     Answered,

@@ -27,9 +27,10 @@ from interlock.rundir import RunDir
 from interlock.sync.storage import Storage
 from interlock.sync.store import Publisher
 from interlock.workers.dispatcher import Dispatcher
-from interlock.workers.generator import missing_package, open_generator, sharing_generator
+from interlock.workers.generator import open_generator, sharing_generator
 from interlock.workers.generators import Generators
 from interlock.workers.inline import Inline
+from interlock.workers.packages import missing_package
 from interlock.workers.protocol import Canary, Open
 from interlock.workers.reading import Reader
 

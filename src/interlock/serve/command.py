@@ -1,29 +1,35 @@
 """`interlock serve`: from a model's name to an endpoint that answers.
 
-settings, keys, model ──> listens at once (503) ── a thread: open_pool ──> ready: the URL
-                                └── SIGTERM: streams end, then the replicas
+settings, keys, model ──┬─ a thread: open_pool ──> a replica serves ──> ready: the URL
+                        └─ listens (503 until then) ── SIGTERM: streams end, then the replicas
+
+The replicas are started before anything of HTTP is imported, which they need not wait for.
 """
 
+import json
 import os
 import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from socket import socket
+from typing import TYPE_CHECKING, NamedTuple
 
 from interlock.config.schema import GeneratorSettings
 from interlock.config.serving import ServeSettings
 from interlock.errors import ConfigError, TrainingError
 from interlock.models.fetch import find_model
-from interlock.models.tokenizer import Tokenizer
 from interlock.records.serving import ReplicaState
-from interlock.serve.app import guarded, make_app
-from interlock.serve.endpoint import Endpoint
+from interlock.regular import read_regular
 from interlock.serve.keys import ADMIN_VARIABLE, API_VARIABLE, Keys, load_keys, new_key
-from interlock.serve.server import DrainingServer, allow_files, listen
+from interlock.serve.listener import allow_files, listen
 from interlock.text import hide_credentials, one_line
+from interlock.workers.replicas.base import Replicas
 from interlock.workers.replicas.crew import PoolTerms
 from interlock.workers.replicas.opening import open_pool
+
+if TYPE_CHECKING:
+    from interlock.serve.endpoint import Endpoint
 
 Say = Callable[[str], None]
 _LOOK_S = 0.05
@@ -55,79 +61,109 @@ def serve(model: str, settings: ServeSettings, who: Access, follow: str | None, 
     TrainingError when no replica comes up, KeyboardInterrupt at a second signal.
     """
     directory = find_model(model, say)
-    store = None if follow is None else versions_of(follow)
-    tokenizer = Tokenizer.load(directory, settings.chat_template)
-    endpoint = Endpoint(settings.names or [name_of(model)], tokenizer, settings)
     allow_files(settings.limits.connections)
     listener = listen(settings.host, settings.port)
-    port = listener.getsockname()[1]
-    server = DrainingServer(guarded(make_app(endpoint), endpoint, who.keys, who.admin), endpoint)
-    opening = _Opening(endpoint, directory, store, say, server)
-    fragment = "" if who.made is None else f"/#key={who.made}"
-    ready = f"{endpoint.name} is served at {url_of(settings.host, port)}{fragment}"
-    thread = threading.Thread(target=lambda: opening.run(ready), name="open", daemon=True)
-    thread.start()
+    opening = _Opening(directory, settings, None if follow is None else versions_of(follow), say)
     try:
-        server.run([listener])
+        _run(opening, model, settings, who, listener)
     finally:
-        thread.join(0 if server.killed else _OPENING_S)
-        if endpoint.replicas is not None:
-            endpoint.replicas.close(0.0)  # what was asked has ended, or has been told so
+        opening.close()
     if opening.error is not None:
         raise opening.error
+
+
+def _run(
+    opening: "_Opening", model: str, settings: ServeSettings, who: Access, listener: socket
+) -> None:
+    """What answers, made while the replicas start."""
+    from interlock.models.tokenizer import Tokenizer
+    from interlock.serve.app import guarded, make_app
+    from interlock.serve.endpoint import Endpoint
+    from interlock.serve.server import DrainingServer
+
+    tokenizer = Tokenizer.load(opening.directory, settings.chat_template)
+    endpoint = Endpoint(settings.names or [name_of(model)], tokenizer, settings)
+    app = guarded(make_app(endpoint), endpoint, who.keys, who.admin)
+    server = DrainingServer(app, endpoint)
+    fragment = "" if who.made is None else f"/#key={who.made}"
+    url = url_of(settings.host, listener.getsockname()[1])
+    opening.attach(endpoint, server.stop, f"{endpoint.name} is served at {url}{fragment}")
+    server.run([listener])
+    opening.ending.set()
     if server.killed:
         raise KeyboardInterrupt
 
 
 class _Opening:
-    """Starts the replicas beside the server, and waits for the first that serves."""
+    """Starts the replicas in a thread, at once, and says when the first serves."""
 
     def __init__(
-        self,
-        endpoint: Endpoint,
-        directory: Path,
-        store: str | None,
-        say: Say,
-        server: DrainingServer,
+        self, directory: Path, settings: ServeSettings, follow: str | None, say: Say
     ) -> None:
-        self._endpoint, self._directory, self._store = endpoint, directory, store
-        self._say, self._server = say, server
+        self.directory = directory
+        self._settings, self._follow, self._say = settings, follow, say
         self._noted = threading.Event()
+        self.ending, self._attached = threading.Event(), threading.Event()
         self.error: BaseException | None = None
+        self._pool: Replicas | None = None
+        self._thread = threading.Thread(target=self._run, name="open", daemon=True)
+        self._thread.start()
 
-    def run(self, ready: str) -> None:
-        """`ready` is said once a replica serves."""
+    def attach(self, endpoint: "Endpoint", stop: Callable[[], None], ready: str) -> None:
+        """What the replicas are for. `stop` is called when none comes up; `ready` is said."""
+        self._endpoint, self._stop, self._ready = endpoint, stop, ready
+        self._attached.set()
+
+    def close(self) -> None:
+        """End the replicas: what was asked has ended, or has been told so."""
+        self.ending.set()
+        self._attached.set()
+        self._thread.join(_OPENING_S)
+        if self._pool is not None:
+            self._pool.close(0.0)
+
+    def _run(self) -> None:
         try:
-            self._open()
-            if self._wait():
-                self._say(ready)
+            self._pool = self._opened()
         except BaseException as error:
             self.error = error
-            self._server.stop()
+        self._attached.wait()
+        if self.ending.is_set():
+            return
+        try:
+            if self._pool is not None:
+                self._endpoint.replicas = self._pool
+                if self._serves(self._pool):
+                    self._say(self._ready)
+        except BaseException as error:
+            self.error = error
+        if self.error is not None:
+            self._stop()
 
-    def _open(self) -> None:
-        settings = self._endpoint.settings
-        self._endpoint.replicas = open_pool(
-            self._directory,
-            replicas_of(settings),
+    def _opened(self) -> Replicas:
+        settings = self._settings
+        replicas = replicas_of(settings)
+        logs = Path(tempfile.mkdtemp(prefix="interlock-serve-"))
+        self._say(f"starting {', '.join(replicas)}; their logs are in {logs}")
+        return open_pool(
+            self.directory,
+            replicas,
             settings.fleet,
-            Path(tempfile.mkdtemp(prefix="interlock-serve-")),
+            logs,
             self._note,
             chat_template=settings.chat_template,
             band=settings.guard,
             terms=PoolTerms(queue=settings.queue, unqualified=settings.unqualified),
-            follow=self._store,
+            follow=self._follow,
         )
 
     def _note(self, kind: str, message: str, replica: str) -> None:
         self._say(f"{one_line(replica, 80)}: {one_line(hide_credentials(message), 400)}")
         self._noted.set()
 
-    def _wait(self) -> bool:
-        """Whether a replica serves; False: the server ends before. Raises TrainingError."""
-        pool = self._endpoint.replicas
-        assert pool is not None
-        while not self._server.should_exit:
+    def _serves(self, pool: Replicas) -> bool:
+        """Waits until a replica does; False: it ends before. Raises TrainingError."""
+        while not self.ending.is_set():
             facts = pool.facts()
             if any(each.state.serves for each in facts):
                 return True
@@ -153,21 +189,23 @@ def replicas_of(settings: ServeSettings) -> dict[str, GeneratorSettings]:
 
 
 def versions_of(follow: str) -> str:
-    """Where a run publishes its weights: of its newest session, or the URL itself.
+    """Where a run publishes its weights; what is no run is such a place itself.
 
     Raises ConfigError.
     """
     directory = Path(follow)
     if "://" in follow or not (directory / "manifest.json").is_file():
         return follow
-    sessions = [each for each in (directory / "sync").glob("*") if each.is_dir()]
-    if not sessions:
-        shown = one_line(repr(follow), 80)
-        raise ConfigError(
-            f"the run {shown} has published no weights in its directory; give the sync.url of its "
-            "recipe"
-        )
-    return str(max(sessions, key=lambda each: each.stat().st_mtime))
+    if (directory / "sync").is_dir():
+        return str(directory / "sync")
+    tree = json.loads(read_regular(directory / "config.json", 1 << 22))
+    if isinstance(url := tree.get("sync", {}).get("url"), str):
+        return url
+    shown = one_line(repr(follow), 80)
+    raise ConfigError(
+        f"the run {shown} publishes no weights: its generator is inline; give a run whose "
+        'fleet.kind is "local" or "ray"'
+    )
 
 
 def name_of(model: str) -> str:

@@ -5,7 +5,6 @@ SIGTERM ──> no new connection, 503 for new requests ──streams end, or dr
 """
 
 import asyncio
-import resource
 import signal
 import socket
 import threading
@@ -16,11 +15,9 @@ from types import FrameType
 import uvicorn
 from starlette.types import ASGIApp
 
-from interlock.errors import ConfigError
 from interlock.serve.connections import protocol_of
 from interlock.serve.endpoint import Endpoint
 
-_OTHER_FILES = 256
 _LAST_WORDS_S = 5.0  # behind drain_s, for streams to say that they end here
 
 
@@ -77,27 +74,3 @@ class DrainingServer(uvicorn.Server):
         timer = asyncio.get_running_loop().call_later(self._drain_s, self._endpoint.end_all, reason)
         await super().shutdown(sockets)
         timer.cancel()
-
-
-def allow_files(connections: int) -> None:
-    """As many open files as connections need, if this process may have them."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wished = connections + _OTHER_FILES
-    if soft != resource.RLIM_INFINITY and soft < wished:
-        most = wished if hard == resource.RLIM_INFINITY else min(hard, wished)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Raises ConfigError when it cannot be had."""
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, protocol, _, address = found[0]
-        made = socket.socket(family, kind, protocol)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind(address)
-    except OSError as error:
-        said = f"cannot listen at {host} port {port}: {error.strerror}"
-        raise ConfigError(f"{said}; give another --host or --port") from None
-    made.set_inheritable(False)
-    return made

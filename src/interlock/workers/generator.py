@@ -7,7 +7,7 @@ learner's own process `generate` is called; a worker (worker.py) gives the reque
 itself, among those of others.
 """
 
-import importlib.util
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -26,16 +26,6 @@ ENGINES: dict[EngineName, str] = {
     "torch": "interlock.engine.portable.engine",
     "vllm": "interlock.engine.vllm.engine",
 }
-
-
-# The package that an engine needs beside ours.
-_NEEDS: dict[str, str] = {"vllm": "vllm"}
-
-
-def missing_package(engine: str) -> str | None:
-    """What `engine` would lack in a process of this environment."""
-    package = _NEEDS.get(engine)
-    return package if package and importlib.util.find_spec(package) is None else None
 
 
 class PendingGroup:

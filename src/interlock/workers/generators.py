@@ -10,12 +10,13 @@
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import NamedTuple, Protocol
-
-from torch import Tensor
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from interlock.records.metrics import WorkerMetrics
 from interlock.records.rl import Group, Problem, Sampling
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Purpose(StrEnum):
@@ -85,7 +86,9 @@ class Generators(Protocol):
     def size(self) -> int:
         """How many workers the recipe asks for."""
 
-    def publish(self, number: int, tensors: Mapping[str, Tensor], score: LearnerScore) -> Published:
+    def publish(
+        self, number: int, tensors: Mapping[str, "Tensor"], score: LearnerScore
+    ) -> Published:
         """From now on, answer with these weights. Exact work that is under way is finished with the
         old; other work goes on under the new, as soon as its worker has them.
 

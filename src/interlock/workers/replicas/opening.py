@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
@@ -18,12 +19,14 @@ from interlock.errors import ConfigError
 from interlock.fleet.base import Fleet, Spec
 from interlock.models.huggingface import read_architecture
 from interlock.models.tokenizer import Tokenizer
-from interlock.sync.newest import StoreView
-from interlock.workers.generator import missing_package
+from interlock.workers.packages import missing_package
 from interlock.workers.protocol import Canary, Open
 from interlock.workers.replicas.crew import TERMS, PoolTerms
 from interlock.workers.replicas.pool import Pool
 from interlock.workers.replicas.replica import Note
+
+if TYPE_CHECKING:
+    from interlock.sync.newest import StoreView
 
 BAND = GuardSettings()  # how far a replica may be from the reference, unless it is said
 _WORKER = "interlock.workers.worker"
@@ -65,7 +68,7 @@ def open_pool(
     Raises UserError when the model, the fleet or the store cannot be had.
     """
     check_replicas(replicas, fleet, terms)
-    store = None if follow is None else StoreView(_absolute(follow))
+    store = None if follow is None else _store(follow)
     tokenizer = Tokenizer.load(model, chat_template, clock)
     arch = read_architecture(model)
     limits = Limits(arch.vocab, arch.context, 0)
@@ -132,6 +135,12 @@ def canary(tokenizer: Tokenizer, limits: Limits) -> Canary:
     begun = max(1, limits.context - drawn)
     prompts = [tokenizer.encode(each)[:begun] for each in _BEGINNINGS]
     return Canary(tokenizer.encode(_TEXT)[:most], prompts, drawn)
+
+
+def _store(follow: str) -> "StoreView":
+    from interlock.sync.newest import StoreView  # brings torch, which who follows nothing spares
+
+    return StoreView(_absolute(follow))
 
 
 def _absolute(follow: str) -> str:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from typing import TYPE_CHECKING
 
 from interlock.config.schema import FleetSettings, GuardSettings
 from interlock.engine.base import Limits
@@ -20,7 +21,6 @@ from interlock.fleet.base import Fleet, Spec
 from interlock.records.metrics import EventKind
 from interlock.records.rl import WeightVersion
 from interlock.records.serving import EndKind, Generation, ReplicaFacts
-from interlock.sync.newest import StoreView
 from interlock.text import error_line
 from interlock.workers.protocol import Open
 from interlock.workers.replicas.base import Take, Ticket
@@ -28,6 +28,9 @@ from interlock.workers.replicas.changes import OWN
 from interlock.workers.replicas.crew import TERMS, Crew, PoolTerms
 from interlock.workers.replicas.desk import check
 from interlock.workers.replicas.replica import GONE, REASON, Note
+
+if TYPE_CHECKING:
+    from interlock.sync.newest import StoreView
 
 _PATIENCE_S = 0.5  # between two looks at the deadlines
 _OPENING_S = 120.0  # for the fleet itself, not its workers
@@ -46,7 +49,7 @@ class Pool:
         limits: Limits,
         note: Note,
         terms: PoolTerms = TERMS,
-        store: StoreView | None = None,
+        store: "StoreView | None" = None,
         poll_s: float = 2.0,
     ) -> None:
         """`open_fleet` is called on the pool's own thread, `note` on any; `limits`: of the model,
