@@ -44,7 +44,7 @@ HERMES = """\
 """
 # DeepSeek-R1-0528's: past calls are strings, a turn of calls has no content, thinking is opened.
 DEEPSEEK = (
-    "{{ bos_token }}{% for m in messages %}"
+    "{{ bos_token }}{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}"
     "{% if m['role'] == 'system' %}{{ m['content'] }}{% endif %}"
     "{% if m['role'] == 'user' %}{{ '<｜User｜>' + m['content'] }}{% endif %}"
     "{% if m['role'] == 'assistant' and m['content'] is none %}"

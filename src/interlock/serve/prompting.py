@@ -190,31 +190,46 @@ class ChatFormat:
         own = self._marks_of_assistant if role == "assistant" else self._marks
         content = typed.hide(turn["content"], own)
         if calls:
+            empty, text = self._calls_as
+            content = content or empty
             calls = typed.hide(calls, self._marks)
-            told["tool_calls"] = list(map(_as_text, calls)) if self._arguments_are_text else calls
+            told["tool_calls"] = list(map(_as_text, calls)) if text else calls
         if role == "developer" and "developer" not in self._template:
             role = "system"
         return {"role": role, "content": content, **told}
 
     def _check_tools(self, param: str) -> None:
-        if self.family.tools is ToolForm.NONE:
+        # Some templates show past calls, but have no place for what may be called.
+        untold = param == "tools" and not re.search(r"\btools\b", self._template)
+        if untold or self.family.tools is ToolForm.NONE:
             raise FieldError(
-                param, "this model's chat template knows no tools; serve one that does"
+                param,
+                "this model's chat template has no place for tools; serve a model whose has, or "
+                "give this one another chat template",
             )
 
     @cached_property
-    def _arguments_are_text(self) -> bool:
-        """Whether the template wants the arguments of a past call as a string of JSON."""
-        called = {"type": "function", "function": {"name": "f", "arguments": {"probe": 1}}}
-        turns: Messages = [
-            {"role": "user", "content": "a"},
-            {"role": "assistant", "content": None, "tool_calls": [called]},
-            {"role": "tool", "content": "b", "tool_call_id": "1"},
-        ]
-        try:
-            return "'probe'" in self._tokenizer.render(turns)
-        except ModelError:
-            return True
+    def _calls_as(self) -> tuple[str | None, bool]:
+        """What the template wants as the content of a turn that only calls, and whether it wants
+        the arguments as a string of JSON. Templates differ, and fail or print Python on the other.
+        """
+        for content in (None, ""):
+            for text in (False, True):
+                function = {"name": "f", "arguments": {"probe": 1}}
+                call = {"type": "function", "id": "1", "function": function}
+                calls = [_as_text(call) if text else call]
+                turns: Messages = [
+                    {"role": "user", "content": "a"},
+                    {"role": "assistant", "content": content, "tool_calls": calls},
+                    {"role": "tool", "content": "b", "tool_call_id": "1"},
+                ]
+                try:
+                    shown = self._tokenizer.render(turns)
+                except ModelError:
+                    continue
+                if "'probe'" not in shown and "None" not in shown:
+                    return content, text
+        return "", True
 
     def render(self, turns: list[dict[str, Any]], settings: dict[str, Any]) -> str:
         try:
