@@ -14,6 +14,8 @@ from typing import Any
 
 from interlock.models.chat import Messages
 
+_written = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
+
 
 def fingerprints(messages: Messages) -> Iterator[bytes]:
     """[n]: of the first message, of the first two, …"""
@@ -30,7 +32,7 @@ def answered(before: bytes, message: dict[str, Any]) -> bytes:
 
 
 def canonical(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+    return _written(value).encode()
 
 
 def likeness(message: dict[str, Any], recorded: dict[str, Any]) -> int | None:
@@ -66,7 +68,7 @@ def _call(function: dict[str, Any]) -> list[Any]:
     arguments = function.get("arguments") or "{}"
     try:
         value = json.loads(arguments) if isinstance(arguments, str) else arguments
-        return [function.get("name"), json.dumps(value, sort_keys=True)]
+        return [function.get("name"), _written(value)]
     except (ValueError, RecursionError):  # what the model wrote: compared as it stands
         return [function.get("name"), str(arguments).strip()]
 
