@@ -103,7 +103,7 @@ class Answer {
     const of = this.facts.of;
     if (of) {
       const replicas = (of.replicas || []).join(" → ");
-      if (replicas) told.push(`replica ${replicas}`);
+      if (replicas) told.push(`by ${replicas}`);
       if (of.version != null) told.push(`weights ${of.version}`);
     }
     const usage = this.facts.usage;
@@ -129,7 +129,9 @@ async function refused(response) {
   }
   let said = "";
   try {
-    said = (await response.json()).error.message;
+    const error = (await response.json()).error;
+    said = error.message;
+    if ((error.param || "").includes("thinking")) said = `Settings, thinking: ${plain(said)}`;
   } catch {
     said = response.statusText || `status ${response.status}`;
   }
@@ -137,6 +139,10 @@ async function refused(response) {
   if (response.status === 429) return `The server is busy: ${said}. Try again in ${again || 1} s.`;
   if (response.status === 503) return `The model is not ready: ${said}.`;
   return said;
+}
+
+function plain(said) {
+  return said.replace(/^\S+: /, "").replace(/; leave it out$/, ". Leave that empty.");
 }
 
 async function* events(body) {

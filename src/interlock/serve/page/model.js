@@ -57,7 +57,7 @@ function replica(facts) {
   row("device", [facts.device, facts.dtype].filter(Boolean).join(" · "));
   row("engine", facts.engine);
   row("trust", facts.trust);
-  row("parity", parity(facts.parity || {}));
+  row("parity", parity(facts.parity || {}, facts.name));
   row("weights", facts.version == null ? "" : `version ${facts.version}`);
   if (serves(facts)) {
     const speed = facts.tokens_per_s ? ` · ${facts.tokens_per_s.toFixed(0)} tokens/s` : "";
@@ -72,8 +72,9 @@ function replica(facts) {
   return item;
 }
 
-function parity(found) {
+function parity(found, name) {
   if (typeof found.k3 !== "number") return "";
+  if (found.reference === name) return "the reference of the others";
   const against = found.reference && found.reference !== "" ? ` against ${found.reference}` : "";
   const count = found.tokens ? ` on ${found.tokens} tokens` : "";
   const band = Array.isArray(found.band) ? `, allowed ${figure(found.band[1])}` : "";
