@@ -5,6 +5,7 @@ connection ──Gate──> ROUTERS ──> a handler ──> Endpoint
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 from fastapi import APIRouter, FastAPI, Request
 from starlette.exceptions import HTTPException
@@ -13,6 +14,7 @@ from starlette.types import ASGIApp
 
 from interlock import __version__
 from interlock.errors import InterlockError
+from interlock.serve.documents import document
 from interlock.serve.endpoint import Endpoint
 from interlock.serve.gate import Gate
 from interlock.serve.keys import Keys
@@ -57,6 +59,7 @@ def make_app(endpoint: Endpoint, routers: Sequence[APIRouter] = ROUTERS) -> Fast
         redirect_slashes=False,
     )
     app.state.endpoint = endpoint
+    app.openapi = partial(document, app, endpoint.name)  # type: ignore[method-assign]
     for router in routers:
         app.include_router(router)
     app.add_exception_handler(Refusal, _refused)
