@@ -14,6 +14,9 @@ from interlock.export import pretokenizers
 from interlock.models.decoder import Decoder
 from interlock.models.huggingface import read_architecture
 from interlock.models.tokenizer import Tokenizer
+from interlock.records.metrics import StepMetrics, WorkerMetrics
+from interlock.records.rl import Completion, FinishReason, Group, Problem, ScoredGroup, Verdict
+from interlock.rundir import RunDir
 
 _SIZES = {
     "vocab_size": 300,
@@ -64,6 +67,11 @@ def build(tmp_path: Path) -> Build:
 
     def made(family: str, dtype: torch.dtype = torch.bfloat16, **changes: object) -> Path:
         directory = write_model(tmp_path / family, CHATML)
+        if family == "qwen2":  # transformers' tokenizer of that family would add it by itself
+            tree = json.loads((directory / "tokenizer.json").read_text())
+            end = tree["added_tokens"][0] | {"id": 268, "content": "<|endoftext|>"}
+            tree["added_tokens"].append(end)
+            (directory / "tokenizer.json").write_text(json.dumps(tree))
         config = _SIZES | FAMILIES[family] | changes
         config["architectures"] = [_CLASSES[str(config["model_type"])]]
         (directory / "config.json").write_text(json.dumps(config))
@@ -93,3 +101,41 @@ def known(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Path]:
         return directory
 
     return add
+
+
+def scored(problem: str, right: bool) -> ScoredGroup:
+    answer = Completion.sampled([7], [-0.5], FinishReason.STOP, "x", weight_version=0)
+    asked = Problem(problem, [{"role": "user", "content": problem}], "x")
+    return ScoredGroup(Group(asked, [1], [answer], "w0"), [Verdict(float(right))])
+
+
+@pytest.fixture
+def trained(build: Build, tmp_path: Path) -> Path:
+    """A run of one step: 1 of 4 right before, 3 of 4 after."""
+    config: dict[str, Any] = {
+        "name": "addition",
+        "seed": 7,
+        "model": {"path": "hf:org/base@v1"},
+        "fleet": {"kind": "local"},
+        "generator": [{"env": {"SECRET": "s3cret"}}],
+        "stage": [
+            {
+                "kind": "grpo",
+                "steps": 1,
+                "optimizer": {"lr": 2e-5},
+                "task": {"name": "jsonl", "options": {"path": "/home/me/rows.jsonl"}, "seed": 5},
+            }
+        ],
+    }
+    versions = {"torch": "2.13.0", "interlock": "0.1"}
+    with RunDir.create(tmp_path / "sums", config, versions, {"tokenizer": "sha256 ab"}) as run:
+        for step, right in ((0, 1), (1, 3)):
+            each = [scored(f"p{number}", number < right) for number in range(4)]
+            run.ledger.record_evaluation(0, step, each)
+        worker = WorkerMetrics(engine="torch 2.13.0", device="npu:0", dtype="bf16", trust="train")
+        run.log(StepMetrics(stage=0, step=1, kind="grpo", workers={"generator-0": worker}))
+        run.event("unqualified", "cuda is used <b>unqualified</b>", device="cuda")
+        with run.weights() as weights:
+            for path in build("llama").iterdir():
+                (weights / path.name).write_bytes(path.read_bytes())
+    return tmp_path / "sums"

@@ -5,7 +5,6 @@ import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,9 +16,6 @@ from interlock.errors import ModelError, RunError
 from interlock.export.directory import write_directory
 from interlock.export.source import Source, find_source
 from interlock.models import checkpoint
-from interlock.records.metrics import StepMetrics, WorkerMetrics
-from interlock.records.rl import Completion, FinishReason, Group, Problem, ScoredGroup, Verdict
-from interlock.rundir import RunDir
 
 Build = Callable[..., Path]
 IDS = torch.tensor([[3, 260, 7, 99, 12, 261, 5]])
@@ -107,44 +103,6 @@ def test_a_full_disk_leaves_nothing(build: Build, tmp_path: Path) -> None:
         assert os.listdir(small) == []
     finally:
         subprocess.run(["umount", str(small)], check=True)
-
-
-def scored(problem: str, right: bool) -> ScoredGroup:
-    answer = Completion.sampled([7], [-0.5], FinishReason.STOP, "x", weight_version=0)
-    asked = Problem(problem, [{"role": "user", "content": problem}], "x")
-    return ScoredGroup(Group(asked, [1], [answer], "w0"), [Verdict(float(right))])
-
-
-@pytest.fixture
-def trained(build: Build, tmp_path: Path) -> Path:
-    """A run of one step: 1 of 4 right before, 3 of 4 after."""
-    config: dict[str, Any] = {
-        "name": "addition",
-        "seed": 7,
-        "model": {"path": "hf:org/base@v1"},
-        "fleet": {"kind": "local"},
-        "generator": [{"env": {"SECRET": "s3cret"}}],
-        "stage": [
-            {
-                "kind": "grpo",
-                "steps": 1,
-                "optimizer": {"lr": 2e-5},
-                "task": {"name": "jsonl", "options": {"path": "/home/me/rows.jsonl"}, "seed": 5},
-            }
-        ],
-    }
-    versions = {"torch": "2.13.0", "interlock": "0.1"}
-    with RunDir.create(tmp_path / "sums", config, versions, {"tokenizer": "sha256 ab"}) as run:
-        for step, right in ((0, 1), (1, 3)):
-            each = [scored(f"p{number}", number < right) for number in range(4)]
-            run.ledger.record_evaluation(0, step, each)
-        worker = WorkerMetrics(engine="torch 2.13.0", device="npu:0", dtype="bf16", trust="train")
-        run.log(StepMetrics(stage=0, step=1, kind="grpo", workers={"generator-0": worker}))
-        run.event("unqualified", "cuda is used <b>unqualified</b>", device="cuda")
-        with run.weights() as weights:
-            for path in build("llama").iterdir():
-                (weights / path.name).write_bytes(path.read_bytes())
-    return tmp_path / "sums"
 
 
 def test_the_card_of_a_run_says_what_it_was_and_came_to(trained: Path, tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ import os
 import sys
 import urllib.request
 
-import xllamacpp
-
 
 def main() -> None:
+    import xllamacpp
+
     asked = json.load(sys.stdin)
     out = os.dup(1)
     os.dup2(2, 1)  # llama.cpp writes there what it likes
@@ -58,4 +58,5 @@ def ask(url: str, body: dict) -> dict:
         return json.load(answer)
 
 
-main()
+if __name__ == "__main__":
+    main()
