@@ -145,7 +145,7 @@ class Replicas:
         if target is not None:
             self.crew.changes.target = target
         self.texts: dict[str, float] = {}  # a replica's error of the canary's text
-        self.offset = 0.0
+        self.engines: dict[str, str] = {}  # other than "torch 2"
 
     def attend(self, *events: Event) -> None:
         self.crew.attend(events)
@@ -172,7 +172,16 @@ class Replicas:
         for name in names:
             (number,) = (n for n, a in self.fleet.asked[name].items() if isinstance(a, Open))
             del self.fleet.asked[name][number]
-            facts = "torch 2", "cpu", "float32", CPU, None, VOCAB, CONTEXT, SLOTS
+            facts = (
+                self.engines.get(name, "torch 2"),
+                "cpu",
+                "float32",
+                CPU,
+                None,
+                VOCAB,
+                CONTEXT,
+                SLOTS,
+            )
             self.hear(name, Opened(*facts, id=number))
 
     def canary(self, *names: str) -> None:

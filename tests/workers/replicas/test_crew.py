@@ -2,14 +2,11 @@
 
 import math
 
-import msgspec
 import pytest
 from scripted_replicas import SETTINGS, TERMS, Replicas, answer_of
 
-from interlock.config.schema import GeneratorSettings
 from interlock.errors import Overloaded
 from interlock.fleet.base import Lost
-from interlock.records.rl import WeightVersion
 from interlock.records.serving import Ended, EndKind, PromptScores, ReplicaState
 from interlock.workers.protocol import Alive, Drawn, Failure, Stretch
 
@@ -210,6 +207,42 @@ def test_a_mistake_ends_that_request_alone() -> None:
     assert r.facts("a").state is ReplicaState.READY
 
 
+def test_what_one_engine_cannot_serve_another_is_asked() -> None:
+    r = Replicas("v", "v2", "t")
+    r.engines = {"v": "vllm 1", "v2": "vllm 1"}
+    r.up("v", "v2", "t")
+    r.handle("t").put_aside = r.handle("v2").put_aside = True
+    ticket = r.ask(seed=7)
+    r.handle("t").put_aside = r.handle("v2").put_aside = False
+    r.fail("v", *r.streams("v"), kind=Failure.MISTAKE)
+    assert (r.seeds("v"), r.seeds("v2"), r.seeds("t")) == ([], [], [7])
+    r.draw("t", 4)
+    assert r.tokens(ticket) == answer_of(7, 0, 4)
+    assert r.ended(ticket) == DONE
+    assert r.facts("v").state is ReplicaState.READY
+
+
+def test_what_no_engine_can_serve_is_a_mistake() -> None:
+    r = Replicas("v", "t")
+    r.engines = {"v": "vllm 1"}
+    r.up("v", "t")
+    ticket = r.ask(seed=7)
+    for _ in range(2):
+        (name,) = (name for name in "vt" if r.streams(name))
+        r.fail(name, *r.streams(name), kind=Failure.MISTAKE)
+    assert r.ended(ticket) == Ended(EndKind.MISTAKE, "it broke")
+
+
+def test_keys_share_a_busy_replica() -> None:
+    r = Replicas("a").up("a")
+    greedy = [r.ask(seed=n, key="greedy", max_tokens=2) for n in range(12)]
+    modest = [r.ask(seed=n, key="modest", max_tokens=2) for n in range(4)]
+    r.draw("a", 2)  # the four that came before anybody else did
+    r.draw("a", 4)
+    done = [sum(r.ended(t) is not None for t in each) for each in (greedy, modest)]
+    assert done == [4 + 4, 4]
+
+
 def test_cancelled_in_every_state() -> None:
     r = Replicas("a", "b").up("a", "b")
     running = [r.ask(seed=n, max_tokens=9) for n in range(8)]
@@ -270,65 +303,6 @@ def test_prompt_scores_are_told_once() -> None:
     assert r.ended(ticket) == Ended(EndKind.DONE, moved=1)
 
 
-def test_one_outside_of_the_band_is_refused_and_says_why() -> None:
-    r = Replicas("a", "b")
-    r.texts["b"] = 0.3  # k3 = e^0.3 - 1 - 0.3 = 0.0499
-    r.up("a", "b")
-    facts = r.facts("b")
-    assert facts.state is ReplicaState.REFUSED
-    assert facts.parity["k3"] == pytest.approx(math.expm1(0.3) - 0.3)
-    assert facts.parity["reference"] == "a"
-    assert facts.parity["band"] == [1e-3, 1e-2]
-    assert "k3 0.05 against a on 2 tokens, more than 0.01" in facts.reason
-    assert "b" not in r.fleet.alive
-    assert r.facts("a").state is ReplicaState.READY
-
-
-def test_one_near_the_edge_serves_with_a_warning() -> None:
-    r = Replicas("a", "b")
-    r.texts["b"] = 0.1  # k3 0.0052
-    r.up("a", "b")
-    assert r.facts("b").state is ReplicaState.READY
-    assert r.kinds().count("worker_mismatch") == 1
-
-
-def test_the_reference_is_awaited_and_is_torch_in_float32() -> None:
-    r = Replicas("fast", "plain", fast=GeneratorSettings(dtype="bfloat16", slots=4))
-    r.texts["fast"] = 0.3
-    r.up("fast")
-    assert r.facts("fast").state is ReplicaState.STARTING
-    assert "waits for plain" in r.facts("fast").reason
-    r.up("plain")
-    assert r.facts("plain").state is ReplicaState.READY
-    assert r.facts("fast").state is ReplicaState.REFUSED
-
-
-def test_a_reference_that_does_not_come_up_is_not_awaited() -> None:
-    r = Replicas("plain", "fast", fast=GeneratorSettings(dtype="bfloat16", slots=4))
-    r.up("fast")
-    assert r.facts("fast").state is ReplicaState.STARTING
-    r.hear("plain", Lost("exit code 1"))
-    assert r.facts("fast").state is ReplicaState.READY
-
-
-def test_canaries_while_serving_and_what_ran_moves_when_they_fail() -> None:
-    r = Replicas("a", "b", terms=msgspec.structs.replace(TERMS, examine_s=100.0))
-    r.up("a", "b")
-    r.wait(90, "a", "b")
-    r.crew.replicas[0].put_aside = True
-    ticket = r.ask(seed=3, max_tokens=4)
-    r.draw("b")
-    r.crew.replicas[0].put_aside = False
-    r.texts["b"] = 0.3
-    r.wait(20, "a", "b")
-    r.canary("a", "b")
-    assert r.facts("b").state is ReplicaState.REFUSED
-    assert r.facts("a").state is ReplicaState.READY
-    r.draw("a", 3)
-    assert r.tokens(ticket) == answer_of(3, 0, 4)
-    assert r.ended(ticket) == Ended(EndKind.DONE, moved=1)
-
-
 def test_when_all_are_gone_what_waits_ends_with_the_reasons() -> None:
     r = Replicas("a", refuses=["b"]).up("a")
     ticket = r.ask(max_tokens=2)
@@ -348,127 +322,6 @@ def test_signs_of_life_alone_keep_an_idle_replica() -> None:
     r.wait(500, "a")
     assert r.facts("a").state is ReplicaState.READY
     r.hear("a", Alive())
-
-
-V1, V2 = WeightVersion(1, "1" * 64), WeightVersion(2, "2" * 64)
-
-
-def test_new_weights_are_applied_one_replica_at_a_time_and_never_within_an_answer() -> None:
-    r = Replicas("a", "b").up("a", "b")
-    old = [r.ask(seed=n, max_tokens=6) for n in (1, 2)]
-    r.draw("a")
-    r.draw("b")
-    r.crew.changes.target = V1
-    r.attend()
-    loads = {name: len(r.loads(name)) for name in "ab"}
-    assert sorted(loads.values()) == [0, 1]
-    first = max(loads, key=loads.__getitem__)
-    other = "b" if first == "a" else "a"
-    r.load(first)  # fetched; it has something to finish
-    assert r.facts(first).state is ReplicaState.DRAINING
-    new = r.ask(seed=9, max_tokens=2)
-    assert 9 in r.seeds(other)  # on the old weights, as nobody serves the new ones yet
-    r.draw(first, 5)
-    assert r.facts(first).state is ReplicaState.LOADING
-    r.load(first)
-    assert r.facts(first).version == 1
-    assert r.facts(first).state is ReplicaState.READY
-    newest = r.ask(seed=10, max_tokens=2)
-    assert r.seeds(first) == [10]
-    assert len(r.loads(other)) == 1
-    r.draw(other, 5)
-    r.draw(first, 2)
-    r.load(other)
-    for ticket, version in ((old[0], 0), (old[1], 0), (new, 0), (newest, 1)):
-        assert {piece.version for piece in r.pieces(ticket)} == {version}
-        assert r.ended(ticket) == DONE
-    assert [r.facts(name).version for name in "ab"] == [1, 1]
-
-
-def test_an_answer_goes_on_under_its_own_weights_alone() -> None:
-    r = Replicas("a", "b", "c").up("a", "b", "c")
-    r.crew.changes.target = V1
-    r.attend()
-    (first,) = (name for name in "abc" if r.loads(name))
-    r.load(first)
-    (second,) = (name for name in "abc" if r.loads(name) and name != first)
-    (third,) = set("abc") - {first, second}
-    assert [r.facts(name).version for name in (first, second, third)] == [1, 0, 0]
-    r.handle(first).put_aside = True
-    r.handle(third).put_aside = True
-    ticket = r.ask(seed=3, max_tokens=5)  # on the one that serves old weights
-    r.draw(second, 2)
-    r.handle(first).put_aside = r.handle(third).put_aside = False
-    r.hear(second, Lost("signal 9"))
-    assert r.seeds(first) == []
-    assert r.seeds(third) == [3]
-    r.load(third)  # once it has nothing else
-    assert r.facts(third).state is ReplicaState.DRAINING
-    r.draw(third, 3)
-    assert {piece.version for piece in r.pieces(ticket)} == {0}
-    assert r.tokens(ticket) == answer_of(3, 0, 5)
-
-
-def test_lost_weights_are_loaded_again_for_an_answer_that_needs_them() -> None:
-    r = Replicas("a", target=V1)
-    r.open("a")
-    r.load("a")
-    ticket = r.ask(seed=3, max_tokens=4)
-    r.draw("a", 2)
-    r.crew.changes.target = V2
-    r.hear("a", Lost("signal 9"))
-    r.wait(1.1)
-    r.open("a")
-    assert r.loading("a").number == 1
-    r.load("a")
-    r.draw("a", 2)
-    assert r.tokens(ticket) == answer_of(3, 0, 4)
-    assert {piece.version for piece in r.pieces(ticket)} == {1}
-    r.load("a")
-    assert r.facts("a").version == 2
-
-
-def test_an_answer_whose_weights_nobody_can_load_is_lost() -> None:
-    r = Replicas("a", target=V1)
-    r.open("a")
-    r.load("a")
-    ticket = r.ask(seed=3, max_tokens=4)
-    r.draw("a", 2)
-    r.crew.changes.target = V2
-    r.hear("a", Lost("signal 9"))
-    r.wait(1.1)
-    r.open("a")
-    for _ in range(3):
-        r.fail("a", r.loading("a").id, kind=Failure.LINK)
-        r.wait(30, "a")
-    ended = r.ended(ticket)
-    assert ended is not None
-    assert ended.kind is EndKind.LOST
-    assert "version 1" in ended.reason
-
-
-def test_a_version_of_another_model_is_not_served_and_nobody_suffers() -> None:
-    r = Replicas("a").up("a")
-    r.crew.changes.target = V1
-    r.attend()
-    r.fail("a", r.loading("a").id, kind=Failure.MISTAKE)
-    assert r.facts("a").state is ReplicaState.READY
-    r.wait(100, "a")
-    assert r.loads("a") == []
-    assert "weights_unfit" in r.kinds()
-    ticket = r.ask()
-    r.draw("a", 4)
-    assert r.ended(ticket) == DONE
-
-
-def test_no_own_weights_are_served_where_versions_are_followed() -> None:
-    r = Replicas("a", target=V1)
-    r.open("a")
-    ticket = r.ask()
-    assert r.streams("a") == {}
-    r.load("a")
-    r.draw("a", 4)
-    assert {piece.version for piece in r.pieces(ticket)} == {1}
 
 
 def test_one_that_drains_takes_nothing_and_finishes_what_it_has() -> None:

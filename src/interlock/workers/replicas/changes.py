@@ -14,7 +14,7 @@ from interlock.fleet.base import Fleet
 from interlock.records.rl import WeightVersion
 from interlock.records.serving import ReplicaState
 from interlock.workers.protocol import Load
-from interlock.workers.replicas.desk import Desk
+from interlock.workers.replicas.desk import Desk, able
 from interlock.workers.replicas.jobs import LivePart
 from interlock.workers.replicas.parity import CanaryExam
 from interlock.workers.replicas.replica import GONE, ReplicaHandle, WeightChange
@@ -100,8 +100,8 @@ class Changes:
             if replica.serves is not None:
                 busy = bool(replica.held)
                 replica.state = ReplicaState.DRAINING if busy else ReplicaState.LOADING
-            able = (e for e in replicas if e is not replica and e.serves == replica.serves)
-            if replica.held and now >= change.drain_by and any(each.takes for each in able):
+            others = (e for e in replicas if e is not replica and e.serves == replica.serves)
+            if replica.held and now >= change.drain_by and any(each.takes for each in others):
                 reason = f"it loads version {change.weights.number}"
                 self._desk.take_back(replica, reason, False, replicas)
 
@@ -114,6 +114,8 @@ class Changes:
         lost = []
         for part in self._desk.moving:
             weights = part.job.weights
+            if not able(part, replicas):
+                lost.append((part, part.reason))
             if weights and not any(self._may_serve(each, weights) for each in replicas):
                 why = f"no replica serves version {weights.number} any more"
                 lost.append((part, f"{why}; {part.reason}"))

@@ -21,7 +21,7 @@ from interlock.workers.replicas.jobs import LiveGeneration, LivePart, sequences
 from interlock.workers.replicas.parity import odd_logprobs, odd_stretch
 from interlock.workers.replicas.placement import Seating
 from interlock.workers.replicas.queue import FairQueue
-from interlock.workers.replicas.replica import REASON, ReplicaHandle
+from interlock.workers.replicas.replica import GONE, REASON, ReplicaHandle
 
 _KEEP = 0.95  # of what was seen of earlier generations, with every one that ends
 _SHORTEST_RETRY_S, _LONGEST_RETRY_S = 1.0, 60.0
@@ -170,9 +170,14 @@ class Desk:
     def mistake(
         self, replica: ReplicaHandle, ask: int, reason: str, replicas: Sequence[ReplicaHandle]
     ) -> None:
-        """A replica says that it can never be served."""
+        """A replica says that it can never be served: another engine is asked, if there is one."""
         part = replica.held.pop(ask)
-        self.end(part.job, EndKind.MISTAKE, reason, replicas)
+        part.unable.add(replica.engine)
+        part.reason = f"{replica.name}: {reason}"
+        if able(part, replicas):
+            self.moving.append(part)
+        else:
+            self.end(part.job, EndKind.MISTAKE, reason, replicas)
 
     def take_back(
         self, replica: ReplicaHandle, reason: str, struck: bool, replicas: Sequence[ReplicaHandle]
@@ -227,6 +232,12 @@ class Desk:
         for replica in replicas:
             for ask in [ask for ask, part in replica.held.items() if part.job is job]:
                 replica.drop(ask)
+
+
+def able(part: LivePart, replicas: Sequence[ReplicaHandle]) -> list[ReplicaHandle]:
+    """Who may yet serve it, now or later."""
+    left = (each for each in replicas if each.state not in GONE)
+    return [each for each in left if each.engine not in part.unable]
 
 
 def check(generation: Generation, vocab: int, context: int) -> None:

@@ -61,6 +61,7 @@ class LivePart:
     strikes: int = 0  # replicas that failed on it before it drew anything
     reason: str = ""  # of the last failure
     avoid: set[str] = field(default_factory=set)  # replicas that failed on it
+    unable: set[str] = field(default_factory=set)  # engines that say they can never serve it
     origin: tuple[str, ...] = ()  # what kind of replica drew what it has
     advanced: bool = False  # something was drawn since it was given
 
@@ -119,7 +120,7 @@ class LivePart:
                 last.numbers.append(number)
             else:
                 part = LivePart(self.job, [number], self.strikes, self.reason, set(self.avoid))
-                part.origin = self.origin
+                part.origin, part.unable = self.origin, set(self.unable)
                 made.append(part)
         return made
 

@@ -30,6 +30,7 @@ class Seating:
     ) -> ReplicaHandle | None:
         """Who is to draw `part` from `weights`; None: nobody can now."""
         able = [each for each in replicas if each.takes and each.serves == weights]
+        able = [each for each in able if each.engine not in part.unable]
         if part.suspect:
             able = [each for each in able if not each.held]
         able = [each for each in able if each.name not in part.avoid] or able

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _PATIENCE_S = 0.5  # between two looks at the deadlines
 _OPENING_S = 120.0  # for the fleet itself, not its workers
 _CLOSING_S = 30.0
+_STORES = 256  # versions of which it is remembered where they are
 
 
 class Pool:
@@ -211,7 +212,10 @@ class Pool:
             if found is not None and found.version != self._newest:
                 with self._lock:
                     self._newest = found.version
-                    self._crew.changes.stores[found.version] = found.url
+                    stores = self._crew.changes.stores
+                    stores[found.version] = found.url
+                    for old in list(stores)[:-_STORES]:
+                        del stores[old]
                     self._aim()
                 self._fleet.wake()
 

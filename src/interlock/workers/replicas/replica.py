@@ -80,6 +80,11 @@ class ReplicaHandle:
         return self.spec.name
 
     @property
+    def engine(self) -> str:
+        """Its name with its version; "": not known yet."""
+        return self.kind[0] if self.kind else ""
+
+    @property
     def admitted(self) -> bool:
         """It has shown once that it may serve."""
         return bool(self.facts.parity)
