@@ -145,11 +145,11 @@ def test_names_and_urls(tmp_path: Path) -> None:
 def test_what_a_run_publishes_is_found(tmp_path: Path) -> None:
     assert versions_of("s3://bucket/x") == "s3://bucket/x"
     assert versions_of(str(tmp_path)) == str(tmp_path)
-    (tmp_path / "manifest.json").write_text("{}")
+    (tmp_path / "manifest.json").write_text(json.dumps({"created": 1764412345.4}))
     (tmp_path / "config.json").write_text(json.dumps({"sync": {"url": None}}))
     with pytest.raises(ConfigError, match="publishes no weights"):
         versions_of(str(tmp_path))
     (tmp_path / "config.json").write_text(json.dumps({"sync": {"url": "s3://b/w"}}))
-    assert versions_of(str(tmp_path)) == "s3://b/w"
+    assert versions_of(str(tmp_path)) == f"s3://b/w/{tmp_path.name}-1764412345"
     (tmp_path / "sync").mkdir()
     assert versions_of(str(tmp_path)) == str(tmp_path / "sync")

@@ -59,13 +59,16 @@ def test_one_under_another_s_name_is_refused(tmp_path: Path) -> None:
         StoreView(str(tmp_path)).newest()
 
 
-def test_of_a_run_s_sessions_the_newest_one_counts(tmp_path: Path) -> None:
-    publish(str(tmp_path / "session-9"), 50)
-    digests = publish(str(tmp_path / "session-10"), 1, 2)
-    view = StoreView(str(tmp_path))
-    assert view.newest() == (WeightVersion(2, digests[-1]), str(tmp_path / "session-10"))
+@pytest.mark.parametrize("kind", ["path", "memory"])
+def test_of_a_run_s_sessions_the_newest_one_counts(tmp_path: Path, kind: str) -> None:
+    base = str(tmp_path) if kind == "path" else f"memory://{tmp_path.name}"
+    publish(f"{base}/session-9", 50)
+    digests = publish(f"{base}/session-10", 1, 2)
+    view = StoreView(base)
+    assert view.newest() == (WeightVersion(2, digests[-1]), f"{base}/session-10")
     assert view.version(1).version.digest == digests[0]
     with pytest.raises(MissingError):
         view.version(50)
-    (tmp_path / "session-11").mkdir()
-    assert view.newest() is None
+    if kind == "path":
+        (tmp_path / "session-11").mkdir()
+        assert view.newest() is None

@@ -200,7 +200,9 @@ def versions_of(follow: str) -> str:
         return str(directory / "sync")
     tree = json.loads(read_regular(directory / "config.json", 1 << 22))
     if isinstance(url := tree.get("sync", {}).get("url"), str):
-        return url
+        created = json.loads(read_regular(directory / "manifest.json", 1 << 22))["created"]
+        # Below the URL, which runs may share: see recipes/fleet.py.
+        return f"{url.rstrip('/')}/{directory.resolve().name}-{created:.0f}"
     shown = one_line(repr(follow), 80)
     raise ConfigError(
         f"the run {shown} publishes no weights: its generator is inline; give a run whose "

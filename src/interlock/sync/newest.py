@@ -9,10 +9,9 @@ What is read here is not believed: a replica fetches the version by its digest, 
 """
 
 import re
-from pathlib import Path
 from typing import NamedTuple
 
-from interlock.errors import SyncError
+from interlock.errors import InterlockError, SyncError
 from interlock.records.coding import from_json
 from interlock.records.rl import WeightVersion
 from interlock.sync.storage import MissingError, Storage
@@ -32,8 +31,8 @@ class StoreView:
     """Reads which versions there are. For one thread at a time."""
 
     def __init__(self, url: str) -> None:
-        """`url`: of a store, or a local directory of sessions. Raises ConfigError when it cannot
-        be used.
+        """`url`: of a store, or of what holds those of a run's sessions. Raises ConfigError when
+        it cannot be used.
         """
         self._given = url
         self.url = Storage(url).url  # as it may be told
@@ -41,8 +40,14 @@ class StoreView:
     @property
     def store(self) -> str:
         """The URL that versions are read from now."""
-        sessions = [] if "://" in self._given else _sessions(Path(self._given))
-        return sessions[-1] if sessions else self._given
+        try:
+            names = Storage(self._given).names()
+        except InterlockError:  # said when it is read
+            return self._given
+        found = [name for name in names if _SESSION.fullmatch(name)]
+        if not found:
+            return self._given
+        return f"{self._given.rstrip('/')}/{max(found, key=lambda name: int(name[8:]))}"
 
     def newest(self) -> StoredVersion | None:
         """None: there is none yet. Raises SyncError, RunError when the store cannot be read."""
@@ -74,12 +79,3 @@ class StoreView:
         if manifest.number != number:
             raise SyncError(f"{self.url}: {name} is of version {manifest.number}")
         return StoredVersion(manifest.version, store)
-
-
-def _sessions(directory: Path) -> list[str]:
-    """Stores of a run's sessions, the newest last."""
-    try:
-        found = [each for each in directory.iterdir() if _SESSION.fullmatch(each.name)]
-    except OSError:
-        return []
-    return [str(each) for each in sorted(found, key=lambda each: int(each.name[8:]))]
