@@ -14,6 +14,7 @@ another; what it renders then extends nothing, unless the session keeps thinking
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any, NamedTuple
 
 from interlock.errors import ModelError, UserError
@@ -49,6 +50,14 @@ class Given(NamedTuple):
 _THOUGHT_ENDS = "</think>"
 
 
+class _Place(Enum):
+    """Where an answer ends."""
+
+    THOUGHT = "thought"  # it was cut off while it thought: the template's end of that is given
+    CALL = "call"
+    WORDS = "words"
+
+
 class Bridge:
     """For one model's tokenizer and template."""
 
@@ -63,7 +72,7 @@ class Bridge:
         """Of what was drawn, up to where what was told of it ends: not what stopped it."""
         text, said = self._decode(tokens), content(message)
         end = text.rfind(said) + len(said)
-        return text[:end] if _words(message) and said and said in text else text
+        return text[:end] if not message.get("tool_calls") and said and said in text else text
 
     def prompt(self, asked: Asked) -> Given:
         """A conversation that nothing recorded stands in. Raises what `render` raises."""
@@ -82,38 +91,47 @@ class Bridge:
         answer = path[max(path)]
         drawn = answer.tokens
         ended = bool(drawn) and drawn[-1] == self.close
-        # An answer cut off while thinking: the template's own end of thinking is given too.
-        cut = bool(reasoning(answer.message)) and not ended and not _said(answer.message)
         try:
-            text = asked.render(self._marked(asked.messages, path, cut))
-            kept = text.count(self._thought) >= sum(_thinks(a.message) for a in path.values()) - cut
-            if cut and self._mark not in text:
-                kept, cut = False, False
-                text = asked.render(self._marked(asked.messages, path, cut))
+            place, text = self._rendered(asked, path, _places(answer.message, ended))
         except UserError:  # what is wrong with the messages is found without marks, too
             return TurnOrigin.TEMPLATE
-        if not kept and not keep:
+        thoughts = sum(_thinks(each.message) for each in path.values())
+        if text.count(self._thought) < thoughts - (place is _Place.THOUGHT) and not keep:
             return TurnOrigin.THINKING
         _, found, behind = text.partition(self._mark)
-        start = 0 if cut else behind.find(self._closing)
-        if not found or start < 0 or not (self._closing or cut or _words(answer.message)):
+        start = 0 if place is _Place.THOUGHT else behind.find(self._closing)
+        if not found or start < 0 or (place is _Place.CALL and not self._closing):
             return TurnOrigin.TEMPLATE
         ids = asked.encode(behind[start:])
         return Given(ids[1:] if ended else ids, behind[start:])
 
-    def _marked(self, messages: Messages, path: dict[int, RecordedAnswer], cut: bool) -> Messages:
+    def _rendered(
+        self, asked: Asked, path: dict[int, RecordedAnswer], places: list["_Place"]
+    ) -> tuple["_Place", str]:
+        """The text with a mark in the first of the places that it shows, or in none."""
+        for place in places:
+            text = asked.render(self._marked(asked.messages, path, place))
+            if self._mark in text:
+                break
+        return place, text
+
+    def _marked(
+        self, messages: Messages, path: dict[int, RecordedAnswer], place: "_Place"
+    ) -> Messages:
         """The messages with marks where recorded thinking is, and where the last answer ends."""
         last = max(path)
         marked = list(messages)
         for i, answer in path.items():
             marked[i] = self._thinking(messages[i], answer)
         thought, tag, _ = content(marked[last]).rpartition(_THOUGHT_ENDS)
-        if cut:
-            marked[last] |= {"content": "", "reasoning_content": self._mark}
-        elif calls := messages[last].get("tool_calls"):
-            marked[last] |= {"tool_calls": [*calls[:-1], _named(calls[-1], self._mark)]}
-        else:
-            marked[last] |= {"content": thought + tag + self._mark}
+        match place:
+            case _Place.THOUGHT:
+                marked[last] |= {"content": "", "reasoning_content": self._mark}
+            case _Place.CALL:
+                calls = messages[last]["tool_calls"]
+                marked[last] |= {"tool_calls": [*calls[:-1], _named(calls[-1], self._mark)]}
+            case _Place.WORDS:
+                marked[last] |= {"content": thought + tag + self._mark}
         return marked
 
     def _thinking(self, message: dict[str, Any], answer: RecordedAnswer) -> dict[str, Any]:
@@ -127,18 +145,17 @@ class Bridge:
         return told
 
 
+def _places(message: dict[str, Any], ended: bool) -> list[_Place]:
+    """The likeliest first: templates may show neither thinking, nor calls beside words."""
+    if message.get("tool_calls"):
+        return [_Place.CALL, _Place.WORDS]
+    cut = not ended and reasoning(message) and not content(message).strip()
+    return [_Place.THOUGHT, _Place.WORDS] if cut else [_Place.WORDS]
+
+
 def _named(call: dict[str, Any], name: str) -> dict[str, Any]:
     written = isinstance((call.get("function") or {}).get("arguments"), str)
     return call | {"function": {"name": name, "arguments": "{}" if written else {}}}
-
-
-def _words(message: dict[str, Any]) -> bool:
-    """Whether it ends in words, and in no call."""
-    return not message.get("tool_calls")
-
-
-def _said(message: dict[str, Any]) -> bool:
-    return bool(content(message).strip() or message.get("tool_calls"))
 
 
 def _thinks(message: dict[str, Any]) -> bool:
