@@ -1,12 +1,17 @@
 """Tiny decoders, and a vocabulary of letters."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import byte_model
 import pytest
 import torch
 
+from interlock.engine.portable.engine import PortableEngine
 from interlock.models.architecture import Architecture, DefaultRope, Latent
+from interlock.models.checkpoint import load_decoder
 from interlock.models.decoder import Decoder
+from interlock.models.tokenizer import Tokenizer
 
 VOCAB = 600  # three blocks of the sampler, the last one not full
 
@@ -80,3 +85,29 @@ def prompt() -> Callable[[int], list[int]]:
         return torch.randint(0, VOCAB, (length,), generator=noise).tolist()
 
     return make
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = byte_model.make_model(tmp_path_factory.mktemp("model"))
+    byte_model.write_tokenizer(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def tokenizer(model: Path) -> Tokenizer:
+    return Tokenizer.load(model)
+
+
+@pytest.fixture(scope="module")
+def engine(model: Path, tokenizer: Tokenizer) -> PortableEngine:
+    decoder = load_decoder(model, torch.float32, torch.device("cpu"))
+    return PortableEngine(decoder, tokenizer, slots=8)
+
+
+@pytest.fixture
+def nothing_is_left(engine: PortableEngine) -> Iterator[None]:
+    yield
+    left = engine.pending
+    engine.abort("bad")
+    assert not left

@@ -1,96 +1,29 @@
-"""Logit bias, grammars and thinking budgets on the torch engine, with a token per byte."""
+"""Logit bias, thinking budgets and alternatives on the torch engine, with a token per byte."""
 
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import byte_model
 import numpy as np
 import pytest
 import torch
-from llguidance import LLMatcher
+from guided import GRAMMAR, SIZE, asked, assert_every_cut_goes_on, one
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from interlock.engine import grammars
-from interlock.engine.base import Progress, Request
-from interlock.engine.grammars import KEPT, Grammars, words
+from interlock.engine.base import Progress
+from interlock.engine.grammars import words
 from interlock.engine.guides import Guides, apply
 from interlock.engine.portable.engine import PortableEngine
 from interlock.engine.portable.schedule import Schedule
 from interlock.errors import ConfigError
 from interlock.models.checkpoint import load_decoder
 from interlock.models.tokenizer import Tokenizer
-from interlock.records.rl import Completion, FinishReason, Sampling, Segment
+from interlock.records.rl import FinishReason, Sampling, Segment
 from interlock.records.serving import Rules
 
-SCHEMA = {
-    "type": "object",
-    "properties": {
-        "name": {"type": "string", "maxLength": 5},
-        "age": {"type": "integer", "minimum": 0, "maximum": 120},
-        "likes": {"type": "array", "items": {"enum": ["tea", "rain"]}, "maxItems": 2},
-    },
-    "required": ["name", "age", "likes"],
-    "additionalProperties": False,
-}
-SIZE = 300  # the model's vocabulary: 256 bytes, the end token, and rows of no token
-
-
-def of_schema(schema: object) -> str:
-    compact = {"whitespace_flexible": False} if isinstance(schema, dict) else None
-    return LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=compact)
-
-
-GRAMMAR = of_schema(SCHEMA)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = byte_model.make_model(tmp_path_factory.mktemp("model"))
-    byte_model.write_tokenizer(directory)
-    return directory
-
-
-@pytest.fixture(scope="module")
-def tokenizer(model: Path) -> Tokenizer:
-    return Tokenizer.load(model)
-
-
-@pytest.fixture(scope="module")
-def engine(model: Path, tokenizer: Tokenizer) -> PortableEngine:
-    decoder = load_decoder(model, torch.float32, torch.device("cpu"))
-    return PortableEngine(decoder, tokenizer, slots=8)
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left(engine: PortableEngine) -> Iterator[None]:
-    yield
-    left = engine.pending
-    engine.abort("bad")
-    assert not left
-
-
-def asked(tokenizer: Tokenizer, rules: Rules, tokens: int = 120, **changes: object) -> Request:
-    rule = Sampling(max_tokens=tokens)
-    request = Request("p", tokenizer.encode("Who?"), 1, rule, seed=1, rules=rules)
-    return replace(request, **changes)
-
-
-def one(engine: PortableEngine, request: Request) -> Completion:
-    return engine.generate([request])[0][0]
-
-
-def cut(whole: Completion, at: int) -> list[Segment]:
-    return [Segment(whole.tokens[:at], whole.logprobs[:at], 0)]
-
-
-def assert_every_cut_goes_on(engine: PortableEngine, request: Request, whole: Completion) -> None:
-    cuts = range(1, len(whole.tokens))
-    again = engine.generate([replace(request, drawn=cut(whole, at)) for at in cuts])
-    assert [found.tokens for (found,) in again] == [whole.tokens] * len(cuts)
-    assert {found.finish for (found,) in again} == {whole.finish}
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 
 # Logit bias
@@ -121,54 +54,7 @@ def test_a_bias_of_a_hundred_chooses_and_of_minus_a_hundred_bans(
     assert not set(found.tokens) & set(plain.tokens)
 
 
-# Grammars
-
-
-def test_answers_keep_to_their_schema_whatever_the_model_says(
-    engine: PortableEngine, tokenizer: Tokenizer
-) -> None:
-    """A random model: without the grammar none of it is JSON."""
-    rules = Rules(grammar=GRAMMAR)
-    warm = Sampling(temperature=2.0, max_tokens=120)
-    wanted = [asked(tokenizer, rules, seed=n, sampling=warm) for n in range(40)]
-    wanted += [asked(tokenizer, rules, sampling=Sampling(temperature=0, max_tokens=120))]
-    plain = asked(tokenizer, Rules(), seed=99)
-    *found, (free,) = engine.generate([*wanted, plain])
-    texts = set()
-    for (each,) in found:
-        assert each.finish is FinishReason.STOP and each.tokens[-1] in tokenizer.eos_ids
-        answer = json.loads(each.text)
-        assert list(answer) == ["name", "age", "likes"] and len(answer["name"]) <= 5
-        assert 0 <= answer["age"] <= 120 and set(answer["likes"]) <= {"tea", "rain"}
-        texts.add(each.text)
-    assert len(texts) > 30
-    assert free.tokens == one(engine, plain).tokens, "a row saw the rules of its neighbours"
-
-
-def test_the_answers_to_one_prompt_are_guided_each_on_its_own(
-    engine: PortableEngine, tokenizer: Tokenizer
-) -> None:
-    request = asked(tokenizer, Rules(grammar=GRAMMAR), completions=11, first=2)
-    (found,) = engine.generate([request])
-    assert len({each.text for each in found}) == 11
-    for number, each in enumerate(found):
-        assert set(json.loads(each.text)) == {"name", "age", "likes"}
-        alone = replace(request, completions=1, first=2 + number)
-        assert one(engine, alone).tokens == each.tokens
-
-
-def test_the_logprobs_are_of_what_the_grammar_left(
-    engine: PortableEngine, tokenizer: Tokenizer
-) -> None:
-    """Against a mask made by hand: `a` or `b`, then the end."""
-    found = one(engine, asked(tokenizer, Rules(grammar='start: "a" | "b"', top_logprobs=4)))
-    assert len(found.tokens) == 2 and found.text in ("a", "b")
-    prompt = tokenizer.encode("Who?")
-    every = dict(engine.score([*prompt, 0], top_k=SIZE).top[-1])
-    ids = [tokenizer.encode(letter)[0] for letter in "ab"]
-    share = torch.tensor([every[token] for token in ids]).log_softmax(0)
-    assert found.logprobs[0] == pytest.approx(share[ids.index(found.tokens[0])].item(), abs=1e-5)
-    assert found.logprobs[1] == 0.0
+# Grammars and thinking
 
 
 def test_a_grammar_behind_the_thinking_begins_there(
@@ -195,6 +81,22 @@ def test_no_end_comes_before_the_grammar_has_begun(
     rules = Rules(grammar=GRAMMAR, grammar_after=after, logit_bias={eos: 100})
     found = one(engine, asked(tokenizer, rules, tokens=40))
     assert eos not in found.tokens and found.finish is FinishReason.LENGTH
+
+
+def test_an_end_token_is_drawn_where_it_is_forced_or_the_grammar_is_of_nothing(
+    engine: PortableEngine, tokenizer: Tokenizer
+) -> None:
+    """Though none may be drawn before the grammar has begun."""
+    (eos,) = tokenizer.eos_ids
+    rules = Rules(
+        grammar=GRAMMAR, grammar_after=[7, 7], thinking_end=[9, eos], thinking_budget=2, thinks=True
+    )
+    found = one(engine, asked(tokenizer, rules))
+    assert found.tokens[2:] == [9, eos] and found.logprobs[2:] == [0.0, 0.0]
+    empty = Rules(
+        grammar='start: "a"?', grammar_after=[7, 7], thinking_begin=[8], logit_bias={eos: 100}
+    )
+    assert one(engine, asked(tokenizer, empty)).tokens == [eos]
 
 
 @pytest.mark.parametrize("begins", [True, False])
@@ -280,113 +182,6 @@ def test_a_grammar_outlives_new_weights(engine: PortableEngine, tokenizer: Token
     engine.load({name: view.clone() for name, view in engine.decoder.tensors().items()}, 0)
 
 
-@pytest.mark.parametrize(
-    ("schema", "says"),
-    [
-        ({"type": "string", "pattern": "(?=a)b"}, "look-ahead"),
-        ({"$ref": "#"}, "cannot be used"),
-        ({"$ref": "http://127.0.0.1/x"}, "retrieving it failed"),
-        ({"type": "object", "unevaluatedProperties": False}, "unevaluatedProperties"),
-        ({"type": "widget"}, "widget"),
-        (False, "schema is false"),
-        ({"anyOf": [{"enum": [f"{n}-{m}" for m in range(400)]} for n in range(400)]}, "too big"),
-    ],
-)
-def test_a_grammar_that_cannot_be_kept_is_refused_when_it_is_asked_for(
-    schema: object, says: str, engine: PortableEngine, tokenizer: Tokenizer
-) -> None:
-    with pytest.raises(ConfigError, match=says) as refused:
-        engine.add("bad", asked(tokenizer, Rules(grammar=of_schema(schema))))
-    assert "\n" not in str(refused.value) and len(str(refused.value)) < 500
-    assert not engine.pending
-
-
-@pytest.mark.parametrize("grammar", ["start: (", '{"grammars": []}', "x" * 100_000])
-def test_what_is_no_grammar_is_refused(
-    grammar: str, engine: PortableEngine, tokenizer: Tokenizer
-) -> None:
-    with pytest.raises(ConfigError, match="cannot be used"):
-        engine.add("bad", asked(tokenizer, Rules(grammar=grammar)))
-
-
-def test_a_grammar_that_gives_up_ends_its_own_sequence_alone(
-    engine: PortableEngine, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An ambiguous one, whose ways of being read are more with every letter."""
-    many = 'start: a a a a a\na: "x" | "y" a | b b\nb: "z" | a "z"'
-    other = asked(tokenizer, Rules(grammar=GRAMMAR), seed=7)
-    alone = one(engine, other)
-    monkeypatch.setitem(grammars.LIMITS, "step_max_items", 40)
-    broken, whole = engine.generate([asked(tokenizer, Rules(grammar=many), tokens=200), other])
-    assert whole[0].tokens == alone.tokens and whole[0].text == alone.text
-    (found,) = broken
-    assert found.finish is FinishReason.LENGTH and found.tokens[-1] in tokenizer.eos_ids
-    assert 1 < len(found.tokens) < 200 and found.logprobs[-1] == 0.0
-    assert set(found.text) <= set("xyz")
-
-
-def test_a_lexer_that_is_full_is_replaced_under_all_who_read_with_it(
-    model: Path, engine: PortableEngine, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The states of this regular expression double with every letter behind an `a`."""
-    bomb = of_schema({"type": "string", "pattern": "^(.*a.{0,200}b)*c$"})
-    rules = Rules(grammar=bomb, logit_bias=dict.fromkeys(tokenizer.encode("ab"), 4.0))
-    wanted = [asked(tokenizer, rules, tokens=25, seed=seed) for seed in range(8)]
-    expected = [found.tokens for (found,) in engine.generate(wanted)]
-    assert all(len(tokens) == 25 for tokens in expected)
-    monkeypatch.setitem(grammars.LIMITS, "max_lexer_states", 900)
-    compiled = list[str]()
-    monkeypatch.setattr(Grammars, "_compile", counted(Grammars._compile, compiled))
-    decoder = load_decoder(model, torch.float32, torch.device("cpu"))
-    again = PortableEngine(decoder, tokenizer, slots=8).generate(wanted)
-    assert [found.tokens for (found,) in again] == expected
-    assert 1 < len(compiled) < 8, "anew, and once for all of them"
-
-
-def counted(compile_: Any, compiled: list[str]) -> Any:
-    def counting(self: Grammars, grammar: str) -> Any:
-        compiled.append(grammar)
-        return compile_(self, grammar)
-
-    return counting
-
-
-def test_a_grammar_is_compiled_once_for_all_who_ask(
-    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kept, compiled = Grammars(tokenizer, SIZE), list[str]()
-    monkeypatch.setattr(Grammars, "_compile", counted(Grammars._compile, compiled))
-    first = kept.matcher(GRAMMAR)
-    first.take(tokenizer.encode("{")[0])
-    bits = np.zeros((2, words(SIZE)), np.int32)
-    first.fill(bits[0])
-    again = kept.matcher(GRAMMAR)  # at the beginning, whatever the first has read
-    again.fill(bits[1])
-    assert compiled == [GRAMMAR]
-    flags = np.unpackbits(bits.view(np.uint8), axis=1, bitorder="little")
-    assert [np.flatnonzero(row).tolist() for row in flags] == [
-        tokenizer.encode('"'),
-        tokenizer.encode("{"),
-    ]
-    others = [f'start: "{n}"' for n in range(KEPT)]
-    for each in others:
-        kept.matcher(each)
-    kept.matcher(others[0])
-    kept.matcher(GRAMMAR)
-    assert compiled == [GRAMMAR, *others, GRAMMAR]
-
-
-def test_without_llguidance_the_remedy_is_named(
-    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "llguidance", None)
-    with pytest.raises(ConfigError, match=r"pip install 'interlock\[serve\]'"):
-        Guides(tokenizer, SIZE).check(asked(tokenizer, Rules(grammar='start: "a"')))
-
-
-# Thinking
-
-
 @pytest.mark.parametrize("budget", [0, 1, 7])
 def test_the_end_of_thinking_is_forced_at_the_limit(
     budget: int, engine: PortableEngine, tokenizer: Tokenizer
@@ -444,6 +239,58 @@ def test_rules_that_fit_no_model_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=says):
         engine.add("bad", asked(tokenizer, rules))
+
+
+MARKS = st.lists(st.sampled_from([60, 61, 62, 256]), max_size=3)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    grammar=st.sampled_from(["", 'start: "ab"* | "c"', 'start: "<"? /[=>]{2,4}/']),
+    after=MARKS,
+    begin=MARKS,
+    end=MARKS.filter(bool),
+    budget=st.one_of(st.none(), st.integers(0, 6)),
+    thinks=st.booleans(),
+    seed=st.integers(0, 10**6),
+)
+def test_some_token_may_always_be_drawn_and_what_was_drawn_says_which(
+    grammar: str,
+    after: list[int],
+    begin: list[int],
+    end: list[int],
+    budget: int | None,
+    thinks: bool,
+    seed: int,
+    request: pytest.FixtureRequest,
+) -> None:
+    """Of few tokens, so that marks come about, whole and in part, in places that nobody expects."""
+    tokenizer = request.getfixturevalue("tokenizer")
+    rules = Rules(
+        logit_bias={60: 2.0},
+        grammar=grammar,
+        grammar_after=after,
+        thinking_begin=begin,
+        thinking_end=end,
+        thinking_budget=budget,
+        thinks=thinks,
+    )
+    guides, rng = Guides(tokenizer, SIZE), np.random.default_rng(seed)
+    asks = asked(tokenizer, rules)
+    guide, drawn, rows = guides.open(asks), list[int](), list[torch.Tensor]()
+    likely = torch.full((1, SIZE), -20.0)
+    likely[0, [60, 61, 62, 64, 65, 66, 256]] = 0.0
+    for _ in range(25):
+        assert guide is not None
+        row = apply(likely.clone(), [guide])[0]
+        assert row.isfinite().any() and not row.isnan().any()
+        rows.append(row)
+        drawn.append(int(rng.choice(SIZE, p=row.double().softmax(0).numpy())))
+        guide.push(drawn[-1])
+        assert not guide.broken
+    for at in (1, 7, 24):
+        again = guides.open(replace(asks, drawn=[Segment(drawn[:at], [0.0] * at, 0)]))
+        assert apply(likely.clone(), [again])[0].equal(rows[at])
 
 
 # Alternatives

@@ -46,6 +46,9 @@ class Cells(NamedTuple):
     values: NDArray[np.float32]
 
 
+_NOTHING = Cells(np.zeros(0, np.int64), np.zeros(0, np.float32))
+
+
 class Guide:
     """The rules of one sequence, and what its tokens have made of them."""
 
@@ -70,7 +73,10 @@ class Guide:
     @property
     def added(self) -> Cells:
         """What is added to the logits."""
-        waits = self._matcher is not None and not self._holds  # for the grammar, and may not end
+        if self._forced:
+            return _NOTHING
+        # Until the grammar begins the text may not end.
+        waits = self._matcher is not None and not self._holds and not self._open
         return self._bias_without_end if waits else self._bias
 
     @property
