@@ -232,6 +232,17 @@ def test_a_stream_loses_nothing_of_a_call_that_breaks() -> None:
     assert (arguments, rest) == ('{"a": 1}', ', "b": x}</tool_call>!')
 
 
+@pytest.mark.parametrize(
+    ("text", "calls"), [(CALL, 1), (CALL[:-20], 0), (f"{CALL}{CALL[:-20]}", 1)]
+)
+def test_calls_that_broke_off_do_not_count(text: str, calls: int) -> None:
+    form, tokenizer = model("hermes")
+    reader = AnswerReader(form, OPEN, TOOLS)
+    reader.push(tokenizer.encode(text))
+    reader.finish()
+    assert reader.calls == calls == len(reader.answer.calls)
+
+
 def test_arguments_come_as_they_are_written() -> None:
     _, deltas = read("hermes", CALL, sizes=iter([1] * 99))
     assert deltas[0] == Delta(DeltaKind.CALL, id="id1", name="get_weather")

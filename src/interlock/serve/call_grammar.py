@@ -63,6 +63,7 @@ def _schema(tool: Tool, param: str) -> dict[str, Any]:
 
 def _tags(rule: str, tool: Tool, schema: dict[str, Any], param: str) -> list[str]:
     """Qwen3-Coder's: each parameter in tags, in the order of the schema."""
+    json_piece(schema, param)  # what is wrong with the whole is told of the whole
     properties, required = schema.get("properties") or {}, set(schema.get("required") or [])
     if not properties and tool.parameters is not None and "properties" not in schema:
         raise FieldError(param, "names no properties; this model's calls need their names")

@@ -46,6 +46,11 @@ class Whole:
         self._reasoning, self._content = "", ""
         self._calls: dict[int, ToolCall] = {}
 
+    @property
+    def calls(self) -> int:
+        """Those that are no content after all left out."""
+        return len(self._calls)
+
     def push(self, delta: Delta) -> None:
         match delta.kind:
             case DeltaKind.REASONING:

@@ -58,8 +58,8 @@ class AnswerReader:
 
     @property
     def calls(self) -> int:
-        """Calls of tools that were begun."""
-        return 0 if self._calls is None else self._calls.calls
+        """Calls of tools, those that broke off left out."""
+        return self._whole.calls
 
     @property
     def answer(self) -> ChatAnswer:

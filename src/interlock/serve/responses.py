@@ -88,7 +88,7 @@ def _part(part: dict[str, Any], param: str) -> dict[str, Any]:
 
 
 def _thought(item: dict[str, Any], param: str) -> str:
-    parts = item.get("content") or item.get("summary") or []
+    parts = list_of(item.get("content") or item.get("summary") or [], f"{param}.content")
     texts = [object_of(part, f"{param}.content[{i}]") for i, part in enumerate(parts)]
     return "\n".join(text_of(t.get("text"), f"{param}.content[{i}]") for i, t in enumerate(texts))
 
