@@ -12,7 +12,7 @@ from interlock.serve.call_grammar import call_rules
 from interlock.serve.choosing import ToolChoice
 from interlock.serve.families import MARKS, ToolForm
 from interlock.serve.fields import FieldError, known, object_of, one_of, text_of
-from interlock.serve.lark import check_own, choice_piece, json_piece, regex_piece
+from interlock.serve.lark import check_own, choice_piece, json_piece, literal, regex_piece
 from interlock.serve.prompting import ChatFormat, ThinkingStage
 
 _KINDS = ("regex", "choice", "json", "json_object", "grammar")
@@ -45,30 +45,46 @@ def structure_of(
     calls = ""
     if choice.required or strict or (choice.told and (body or not choice.several or narrowed)):
         calls = _calls(form, choice)
-    grammar = _grammar(form, stage, choice, body, calls)
-    if not grammar or stage is ThinkingStage.OFF:
-        return Structure(grammar)
-    assert form.family.thinking is not None
-    return Structure(grammar, form.family.thinking.end_ids)
+    marks = form.family.thinking
+    if marks is None or stage is ThinkingStage.OFF:
+        return Structure(_grammar("", choice, body, calls))
+    if len(marks.end_ids) == 1:
+        return Structure(_grammar(_BLANKS, choice, body, calls), marks.end_ids)
+    # A mark of several tokens may be written in others than these: the grammar finds its text.
+    begin = "" if stage is ThinkingStage.INSIDE else literal(marks.begin)
+    before = f"({begin} thought)? " if begin else "thought "
+    grammar = _grammar(before + _BLANKS, choice, body, calls)
+    thought = f"thought[suffix={literal(marks.end)}]: /(?s:.*)/\n"
+    return Structure(_with(grammar, thought))
 
 
-def _grammar(
-    form: ChatFormat, stage: ThinkingStage, choice: ToolChoice, body: str, calls: str
-) -> str:
-    blanks = "" if stage is ThinkingStage.OFF else r"/\n{0,2}/ "
+_BLANKS = r"/\n{0,2}/ "
+
+
+def _with(grammar: str, rule: str) -> str:
+    """The grammar with one rule more."""
+    if not grammar.startswith("{"):
+        return grammar + rule if grammar else ""
+    tree = json.loads(grammar)
+    tree["grammars"][0]["lark_grammar"] += rule
+    return json.dumps(tree)
+
+
+def _grammar(before: str, choice: ToolChoice, body: str, calls: str) -> str:
+    """What `before` stands at the beginning of; "" when nothing is asked for."""
     if body.startswith("{"):  # a grammar of the user's own
         if calls:
             raise FieldError("structured_outputs.grammar", "cannot stand beside tools")
         own = json.loads(body)["lark_grammar"]
-        main = {"name": "main", "lark_grammar": f"start: {blanks}@own\n"}
+        main = {"name": "main", "lark_grammar": f"start: {before}@own\n"}
         return json.dumps({"grammars": [main, {"name": "own", "lark_grammar": own}]})
     if not calls:
-        return f"start: {blanks}body\nbody: {body}\n" if body else ""
+        return f"start: {before}body\nbody: {body}\n" if body else ""
     if choice.required:
-        return f"start: {blanks}calls\n{calls}"
+        return f"start: {before}calls\n{calls}"
     if body:
-        return f"start: {blanks}(body | calls)\nbody: {body}\n{calls}"
-    return f"start: {blanks}WORDS (calls WORDS)?\nWORDS: /(?s:.*)/\n{calls}"
+        return f"start: {before}(body | calls)\nbody: {body}\n{calls}"
+    return f"start: {before}WORDS (calls WORDS)?\nWORDS: /(?s:.*)/\n{calls}"
 
 
 def _calls(form: ChatFormat, choice: ToolChoice) -> str:
