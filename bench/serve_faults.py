@@ -1,0 +1,337 @@
+"""Four unlike replicas under load, one of them killed every few seconds: what clients see.
+
+    python bench/serve_faults.py [--minutes 5] [--every 20] [--streams 32] [--json result.json]
+        [--vllm .venv-vllm/bin/python]
+
+    even-0, even-1   torch, float32: equal, so a greedy stream that stays on them is to be the same
+                     token for token as without any kill
+    narrow           torch, bfloat16
+    other            vLLM, eager, float32 (without --vllm: torch, float32 by another kernel)
+
+Streams ask /inference/v1/generate again and again, half of them greedily. Lost is a request that
+did not end with its tokens; broken a stream that ended in an error. Tokens of other replicas are
+scored by the model in float32 here: their k3 is to be inside of the band.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import secrets
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from environment import environment
+from interlock import mismatch as figures
+from interlock.models.fetch import find_model
+from interlock.models.tokenizer import Tokenizer
+from serve import INTERLOCK, bodies, free_port
+from workload import MODEL
+
+PROMPTS = 48
+TOKENS = 96
+EVEN = {"even-0", "even-1"}
+READY_S = 600.0
+
+TOML = """
+[limits]
+deadline_s = 900
+
+[[replica]]
+name = "even"
+count = 2
+dtype = "float32"
+kernel = "torch"
+slots = 16
+
+[[replica]]
+name = "narrow"
+dtype = "bfloat16"
+slots = 16
+{other}
+[guard]
+warn = 0.01
+quarantine = 0.1
+
+[fleet]
+kind = "local"
+failures = 1000
+"""
+VLLM = """
+[[replica]]
+name = "other"
+engine = "vllm"
+python = "{python}"
+dtype = "float32"
+slots = 16
+options = {{ max_model_len = 512 }}
+"""
+TORCH = """
+[[replica]]
+name = "other"
+dtype = "float32"
+kernel = "onednn"
+slots = 16
+"""
+
+
+@dataclass
+class Answer:
+    """One stream that came to its end, or why it did not."""
+
+    prompt: int
+    greedy: bool
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    replicas: list[str] = field(default_factory=list)
+    moved: int = 0
+    error: str = ""
+
+    @property
+    def even(self) -> bool:
+        return set(self.replicas) <= EVEN
+
+
+@contextmanager
+def serving(toml: Path, port: int, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    key = {"INTERLOCK_API_KEY": KEY}
+    command = [str(INTERLOCK), "serve", MODEL, "--config", str(toml), "--port", str(port)]
+    with (
+        log.open("wb") as out,
+        subprocess.Popen(command, stdout=out, stderr=out, env=os.environ | key) as process,
+    ):
+        try:
+            yield process
+        finally:
+            process.terminate()
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+KEY = secrets.token_urlsafe(24)
+
+
+def facts(port: int) -> list[dict[str, Any]]:
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/v1/models", headers={"Authorization": f"Bearer {KEY}"}
+    )
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        found: list[dict[str, Any]] = json.load(answer)["data"][0]["replicas"]
+    return found
+
+
+def wait_for_all(port: int, count: int) -> None:
+    until = time.monotonic() + READY_S
+    while time.monotonic() < until:
+        try:
+            states = [each["state"] for each in facts(port)]
+        except OSError:
+            states = []
+        if states.count("ready") == count:
+            return
+        time.sleep(0.5)
+    sys.exit(f"not all replicas came up: {states}")
+
+
+def workers_of(pid: int) -> list[int]:
+    """The processes of replicas below a server."""
+    found, below = [], [pid]
+    while below:
+        parent = below.pop()
+        try:
+            children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+        except OSError:
+            continue
+        for child in map(int, children):
+            below.append(child)
+            try:
+                command = Path(f"/proc/{child}/cmdline").read_bytes()
+            except OSError:
+                continue
+            if b"interlock.workers.worker" in command:
+                found.append(child)
+    return found
+
+
+async def drive(
+    port: int, prompts: list[list[int]], streams: int, seconds: float, pid: int, every: float
+) -> tuple[list[Answer], list[str]]:
+    """`streams` at a time until the time is over; with `every`, a kill so often."""
+    url = f"http://127.0.0.1:{port}/inference/v1/generate"
+    answers: list[Answer] = []
+    killed: list[str] = []
+    until = time.monotonic() + seconds
+    chosen = random.Random(0)
+    headers = {"Authorization": f"Bearer {KEY}"}
+    limits = aiohttp.TCPConnector(limit=0)
+    timeout = aiohttp.ClientTimeout(total=None, sock_read=900)
+    async with aiohttp.ClientSession(
+        connector=limits, headers=headers, timeout=timeout, read_bufsize=1 << 20
+    ) as session:
+        numbers = iter(range(10**9))
+
+        async def stream() -> None:
+            while time.monotonic() < until:
+                number = next(numbers)
+                place = number % len(prompts)
+                answers.append(await ask(session, url, place, prompts[place], number % 2 == 0))
+
+        async def kill() -> None:
+            while every and time.monotonic() + every < until:
+                await asyncio.sleep(every)
+                if found := workers_of(pid):
+                    victim = chosen.choice(found)
+                    os.kill(victim, signal.SIGKILL)
+                    killed.append(str(victim))
+
+        await asyncio.gather(kill(), *(stream() for _ in range(streams)))
+    return answers, killed
+
+
+async def ask(
+    session: aiohttp.ClientSession, url: str, place: int, prompt: list[int], greedy: bool
+) -> Answer:
+    rules = {"max_tokens": TOKENS, "temperature": 0.0 if greedy else 1.0, "seed": place}
+    rules |= {"ignore_eos": True, "logprobs": 0}
+    body = {"model": MODEL, "token_ids": prompt, "stream": True, "sampling_params": rules}
+    found, done = Answer(place, greedy), False
+    try:
+        async with session.post(url, json=body) as answer:
+            if answer.status != 200:
+                found.error = f"{answer.status}: {(await answer.text())[:200]}"
+                return found
+            async for line in answer.content:
+                if line.startswith(b"data: [DONE]"):
+                    done = True
+                elif line.startswith(b"data: "):
+                    take(json.loads(line[6:]), found)
+    except (aiohttp.ClientError, TimeoutError) as error:
+        found.error = f"{type(error).__name__}: {error}"
+    if not found.error and (not done or len(found.tokens) != TOKENS):
+        found.error = f"{len(found.tokens)} of {TOKENS} tokens, done {done}"
+    return found
+
+
+def take(event: dict[str, Any], into: Answer) -> None:
+    if "error" in event:
+        into.error = str(event["error"])[:300]
+        return
+    for choice in event["choices"]:
+        into.tokens += choice["token_ids"]
+        into.logprobs += choice["logprobs"]
+    if more := event.get("interlock"):
+        into.replicas, into.moved = more["replicas"], more["moved"]
+
+
+def mismatch(answers: list[Answer], prompts: list[list[int]], model: Path) -> dict[str, Any]:
+    """k3 of what was told of tokens not all drawn by the even ones, against float32 here."""
+    import torch
+
+    from interlock.engine.portable.engine import PortableEngine
+    from interlock.models.checkpoint import load_decoder
+
+    tokenizer = Tokenizer.load(model)
+    decoder = load_decoder(model, torch.float32, torch.device("cpu"))
+    engine = PortableEngine(decoder, tokenizer, 1)
+    theirs: list[float] = []
+    ours: list[float] = []
+    for each in answers:
+        prompt = prompts[each.prompt]
+        ours += engine.score(prompt + each.tokens).logprobs[len(prompt) - 1 :]
+        theirs += each.logprobs
+    if not ours:
+        return {"answers": 0}
+    return {"answers": len(answers), "tokens": len(ours), "k3": figures.mismatch(ours, theirs).k3}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--minutes", type=float, default=5.0)
+    parser.add_argument("--every", type=float, default=20.0)
+    parser.add_argument("--streams", type=int, default=32)
+    parser.add_argument("--vllm")
+    parser.add_argument("--log", type=Path, default=Path("runs/bench/serve-faults.log"))
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    given.log.parent.mkdir(parents=True, exist_ok=True)
+    model = find_model(MODEL, print)
+    tokenizer = Tokenizer.load(model)
+    asked = [body["messages"] for body in bodies(MODEL, PROMPTS, 0)]
+    prompts = [tokenizer.chat(messages) for messages in asked]
+    other = VLLM.format(python=Path(given.vllm).absolute()) if given.vllm else TORCH
+    toml, port = given.log.with_suffix(".toml"), free_port()
+    toml.write_text(TOML.format(other=other))
+    with serving(toml, port, given.log) as process:
+        wait_for_all(port, 4)
+        print("four replicas are ready", flush=True)
+        before = plain(asyncio.run(once(port, prompts)))
+        print(f"{len(before)} greedy answers without a kill", flush=True)
+        run = drive(port, prompts, given.streams, given.minutes * 60, process.pid, given.every)
+        answers, killed = asyncio.run(run)
+        left = [(each["name"], each["running"], each["restarts"]) for each in facts(port)]
+    result = told(answers, killed, before, prompts, model) | {"replicas_after": left}
+    print(json.dumps(result, indent=2))
+    if given.json:
+        given.json.write_text(json.dumps({"environment": environment()} | result, indent=2))
+
+
+async def once(port: int, prompts: list[list[int]]) -> list[Answer]:
+    """Every prompt greedily, until the even ones alone have answered it."""
+    url = f"http://127.0.0.1:{port}/inference/v1/generate"
+    found: dict[int, Answer] = {}
+    headers = {"Authorization": f"Bearer {KEY}"}
+    async with aiohttp.ClientSession(headers=headers, read_bufsize=1 << 20) as session:
+        for _ in range(20):
+            left = [place for place in range(len(prompts)) if place not in found]
+            asked = (ask(session, url, place, prompts[place], True) for place in left)
+            for each in await asyncio.gather(*asked):
+                if each.even and not each.error:
+                    found[each.prompt] = each
+    return list(found.values())
+
+
+def plain(answers: list[Answer]) -> dict[int, list[int]]:
+    return {each.prompt: each.tokens for each in answers}
+
+
+def told(
+    answers: list[Answer],
+    killed: list[str],
+    before: dict[int, list[int]],
+    prompts: list[list[int]],
+    model: Path,
+) -> dict[str, Any]:
+    whole = [each for each in answers if not each.error]
+    steady = [each for each in whole if each.even and each.greedy and each.prompt in before]
+    same = [each for each in steady if each.tokens == before[each.prompt]]
+    mixed = [each for each in whole if not each.even]
+    return {
+        "requests": len(answers),
+        "kills": len(killed),
+        "lost_or_broken": len(answers) - len(whole),
+        "errors": Counter(each.error for each in answers if each.error).most_common(5),
+        "moved": sum(each.moved > 0 for each in whole),
+        "moved_on_the_even_pair": sum(each.moved > 0 for each in steady),
+        "greedy_on_the_even_pair": len(steady),
+        "of_these_the_same": len(same),
+        "others": mismatch(mixed[:60], prompts, model),
+        "even": mismatch([each for each in whole if each.even][:30], prompts, model),
+    }
+
+
+if __name__ == "__main__":
+    main()
