@@ -166,6 +166,9 @@ def test_a_mark_of_several_tokens_is_found_by_its_text() -> None:
     assert takes("spelt", made.grammar, f"<think>hm {{\n</think>\n\n{good}")
     assert takes("spelt", made.grammar, good)
     assert not takes("spelt", made.grammar, "<think>hm</think>x")
+    with pytest.raises(FieldError, match="thinking_budget"):
+        plan("spelt", **asked, budget=5)
+    assert plan("hermes", **asked, budget=5).after
     _, tokenizer = model("spelt")
     opened = ChatFormat(tokenizer, thinking_marks="opened <think>")
     inside = planned(opened, **asked).grammar

@@ -110,7 +110,12 @@ def _structure(
 ) -> Structure:
     """In a thread: the largest schema that is taken is compiled in half a second."""
     return structure_of(
-        endpoint.form, prompt.stage, choice, fields.response_format, fields.structured_outputs
+        endpoint.form,
+        prompt.stage,
+        choice,
+        fields.response_format,
+        fields.structured_outputs,
+        fields.thinking_budget,
     )
 
 

@@ -31,8 +31,12 @@ def structure_of(
     choice: ToolChoice,
     response_format: Any = None,
     structured_outputs: Any = None,
+    budget: int | None = None,
 ) -> Structure:
-    """What the request asks of the answer's form. Raises FieldError on what cannot be kept to."""
+    """What the request asks of the answer's form. Raises FieldError on what cannot be kept to.
+
+    `budget` is that of thinking.
+    """
     body = _format(response_format)
     if structured_outputs is not None:
         if body:
@@ -54,6 +58,12 @@ def structure_of(
     begin = "" if stage is ThinkingStage.INSIDE else literal(marks.begin)
     before = f"({begin} thought)? " if begin else "thought "
     grammar = _grammar(before + _BLANKS, choice, body, calls)
+    if grammar and budget is not None:
+        raise FieldError(
+            "thinking_budget",
+            f"this model's {marks.end} is no token, so that thinking before an answer of a given "
+            "form has no budget; leave one of them out",
+        )
     thought = f"thought[suffix={literal(marks.end)}]: /(?s:.*)/\n"
     return Structure(_with(grammar, thought))
 
