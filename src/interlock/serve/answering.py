@@ -141,7 +141,7 @@ class Answering:
             of.replicas[piece.replica] = None
         if piece.finish is not None:
             self._finished.append(piece.finish)
-        self._watch.drew(len(piece.tokens))
+        self._watch.drew((index, piece.number), len(piece.tokens))
 
     def _ended(self, ended: Ended) -> None:
         self.provenance.moved += ended.moved

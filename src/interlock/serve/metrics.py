@@ -58,16 +58,16 @@ class Timing:
 
     def __init__(self, measured: Measured) -> None:
         self._measured, self.began = measured, time.monotonic()
-        self._last: float | None = None
+        self._last: dict[tuple[int, int], float] = {}
 
-    def drew(self, tokens: int) -> None:
-        """Some tokens came, of whichever choice."""
+    def drew(self, choice: tuple[int, int], tokens: int) -> None:
+        """Some tokens of a choice came."""
         now = time.monotonic()
-        if self._last is None:
+        if (last := self._last.get(choice)) is not None:
+            self._measured.between.observe(now - last)
+        elif not self._last:
             self._measured.first.observe(now - self.began)
-        else:
-            self._measured.between.observe(now - self._last)
-        self._last = now
+        self._last[choice] = now
         self._measured.generation_tokens.inc(tokens)
 
     def ended(self) -> float:
