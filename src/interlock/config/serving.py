@@ -47,7 +47,6 @@ class LimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     choices: Annotated[int, Meta(gt=0, le=4096)] = 512  # n times prompts
     max_tokens: NonNegative = 0  # of an answer; 0: what is left of the context
     deadline_s: Rate = 600.0  # for a whole answer, the queue included
-    schema_kb: Positive = 64  # of a response_format's, and of every tool's, JSON schema
     sessions: Positive = 4096  # that are recorded at a time
     sessions_mb: Positive = 1024  # of memory for what they record
     session_idle_s: Rate = 3600.0  # a session that nobody asks for is forgotten
