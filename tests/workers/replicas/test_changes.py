@@ -164,3 +164,18 @@ def test_no_own_weights_are_served_where_versions_are_followed() -> None:
     r.load("a")
     r.draw("a", 4)
     assert {piece.version for piece in r.pieces(ticket)} == {1}
+
+
+def test_nobody_is_left_behind_where_versions_come_fast() -> None:
+    r = Replicas("a", "b", "c").up("a", "b", "c")
+    loaded = []
+    for number in range(1, 7):
+        r.crew.changes.target = WeightVersion(number, f"{number}" * 64)
+        r.wait(1, "a", "b", "c")
+        (name,) = (name for name in "abc" if r.loads(name))
+        r.load(name)
+        loaded.append((name, number))
+        r.now += 1
+    first = [name for name, _ in loaded[:3]]
+    assert sorted(first) == ["a", "b", "c"]
+    assert sorted(r.facts(name).version or 0 for name in "abc")[0] >= 3

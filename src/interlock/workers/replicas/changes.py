@@ -84,7 +84,8 @@ class Changes:
             if free and not starting and self.loadable(weights):
                 self._bring(min(free, key=lambda each: each.running), weights, now)
                 return
-        for replica in free:
+        # By turns: where versions come faster than they are loaded, nobody is left behind.
+        for replica in sorted(free, key=lambda each: each.changed):
             others = [e for e in replicas if e is not replica and e.serves == replica.serves]
             kept = replica.serves in needed and not any(map(_free, others))
             if replica.serves != self._wanted and self.loadable(self._wanted) and not kept:

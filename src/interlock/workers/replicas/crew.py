@@ -279,6 +279,8 @@ class Crew:
             what = f"{facts.engine} on {facts.device}, {facts.dtype}"
             figures = f"k3 {facts.parity['k3']:.2g} against {facts.parity['reference']}"
             self._note("worker_started", f"{replica.name} serves: {what}; {figures}", replica.name)
+        if new:
+            replica.changed = self._clock()
         if new and weights != OWN:
             message = f"{replica.name} serves version {weights.number}"
             self._note("weights_served", message, replica.name)

@@ -63,6 +63,7 @@ class ReplicaHandle:
     dropped: list[int] = field(default_factory=list)  # asks that it is to be told to forget
     opened: bool = False  # its engine is there
     serves: WeightVersion | None = None  # proven; None: nothing yet
+    changed: float = 0.0  # when it began to serve these
     change: WeightChange | None = None
     change_after: float = 0.0  # back-off of one that could not fetch its weights
     misses: int = 0  # in a row, of weights that could not be fetched
