@@ -167,3 +167,31 @@ def test_what_is_left_when_the_time_is_over_is_told_so(live: Callable[..., Any])
     pool.pool.close(0.0)
     assert stream.end is not None
     assert stream.end.kind is EndKind.LOST
+
+
+def test_replicas_are_killed_one_after_another_and_no_stream_notices(
+    live: Callable[..., Any], endless: Path
+) -> None:
+    names = ("a", "b", "c")
+    pool = live(*names).ready(*names)
+    streams: dict[int, Any] = {}
+
+    def ended() -> int:
+        return sum(each.end is not None for each in streams.values())
+
+    for life in range(6):
+        for _ in range(12):
+            streams[len(streams)] = pool.ask(len(streams), 50 + 37 * (len(streams) % 5))
+        pool.until(lambda: ended() > 12 * life)  # noqa: B023
+        pool.ready(names[life % 3])
+        kill(pool, names[life % 3])
+    pool.until(lambda: ended() == len(streams))
+    engine = engine_of(endless)
+    for seed, stream in streams.items():
+        assert stream.end.kind is EndKind.DONE
+        assert stream.tokens() == undisturbed(engine, seed, 50 + 37 * (seed % 5))
+    assert sum(stream.end.moved for stream in streams.values()) > 0
+    pool.ready(*names)
+    facts = pool.pool.facts()
+    assert sum(each.restarts for each in facts) == 6
+    assert [(each.running, each.outstanding_tokens) for each in facts] == [(0, 0)] * 3
