@@ -80,3 +80,16 @@ def test_canaries_while_serving_and_what_ran_moves_when_they_fail() -> None:
     r.draw("a", 3)
     assert r.tokens(ticket) == answer_of(3, 0, 4)
     assert r.ended(ticket) == Ended(EndKind.DONE, moved=1)
+
+
+def test_without_a_certificate_it_is_refused_or_serves_unqualified() -> None:
+    chip = GeneratorSettings(device="npu:0", dtype="bfloat16", slots=4)
+    r = Replicas("a", "chip", chip=chip)
+    r.up("a")
+    r.open("chip")
+    assert r.facts("chip").state is ReplicaState.REFUSED
+    assert "it may not serve on npu:0: it runs on 'cpu' instead of 'npu'" in r.facts("chip").reason
+    r = Replicas("a", "chip", chip=chip, terms=msgspec.structs.replace(TERMS, unqualified=True))
+    r.up("a", "chip")
+    assert (r.facts("chip").state, r.facts("chip").trust) == (ReplicaState.READY, "unqualified")
+    assert r.kinds().count("unqualified") == 1

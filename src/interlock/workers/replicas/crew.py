@@ -277,7 +277,9 @@ class Crew:
         self._proven[replica.name] = Target(weights, found.text)
         if first:
             what = f"{facts.engine} on {facts.device}, {facts.dtype}"
-            figures = f"k3 {facts.parity['k3']:.2g} against {facts.parity['reference']}"
+            reference = facts.parity["reference"]
+            against = f"k3 {facts.parity['k3']:.2g} against {reference}"
+            figures = "the reference" if reference == replica.name else against
             self._note("worker_started", f"{replica.name} serves: {what}; {figures}", replica.name)
         if new:
             replica.changed = self._clock()
