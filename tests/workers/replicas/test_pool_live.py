@@ -1,6 +1,7 @@
 """Pools of real worker processes: what they draw is what an undisturbed engine draws."""
 
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -195,3 +196,20 @@ def test_replicas_are_killed_one_after_another_and_no_stream_notices(
     facts = pool.pool.facts()
     assert sum(each.restarts for each in facts) == 6
     assert [(each.running, each.outstanding_tokens) for each in facts] == [(0, 0)] * 3
+
+
+def test_a_run_is_followed_into_the_session_that_resumes_it(
+    live: Callable[..., Any], endless: Path, tmp_path: Path
+) -> None:
+    own = dict(load_decoder(endless, torch.float32, torch.device("cpu")).tensors())
+    sync = tmp_path / "sync"
+    Publisher(str(sync / "session-1"), 5).publish(7, {name: own[name] * 1.1 for name in own})
+    pool = live("a", follow=str(sync), poll_s=0.05).ready("a")
+    assert pool.pool.version == 7
+    shutil.rmtree(sync / "session-1")
+    Publisher(str(sync / "session-2"), 5).publish(2, {name: own[name] * 1.2 for name in own})
+    pool.until(lambda: pool.facts("a").version == 2)
+    stream = pool.ask(5, 30)
+    pool.until(lambda: stream.end)
+    assert stream.versions == {2}
+    assert stream.tokens() == undisturbed(engine_of(endless, 1.2), 5, 30)
