@@ -63,7 +63,7 @@ class Answering:
         name: str,
         then: Callable[[], None] | None = None,
     ) -> None:
-        """Raises Refusal. `name` is the request's; `then` is called when it is over."""
+        """Raises Refusal. `name` is the request's; `then` is called once it is over, or refused."""
         self._then = then
         self._endpoint, self._name, self._key = endpoint, name, generations[0].key
         self._watch = Timing(endpoint.measured)
@@ -73,7 +73,12 @@ class Answering:
         self._cached = dict.fromkeys(range(len(generations)), 0)
         self.spent = Spent(prompt=sum(len(each.prompt) for each in generations))
         self.provenance = Provenance()
-        self.hearing = endpoint.begin(generations)
+        try:
+            self.hearing = endpoint.begin(generations)
+        except BaseException:
+            if then is not None:
+                then()
+            raise
         endpoint.measured.prompt_tokens.inc(self.spent.prompt)
         if endpoint.settings.log_prompts:
             for each in generations:

@@ -11,7 +11,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from interlock.records.serving import Piece
-from interlock.serve.chatting import Chat
+from interlock.serve.chatting import Chat, message_of
 from interlock.serve.deltas import ChatAnswer, Delta, DeltaKind
 from interlock.serve.endpoint import Endpoint
 from interlock.serve.pieces import StopHold
@@ -117,11 +117,18 @@ class BlockReader:
         self.reader = AnswerReader(endpoint.form, chat.prompt.stage, chat.tools, self.hold)
         self.blocks = Blocks()
         self.cut = False  # there were no more tokens for it
+        self._keeper = chat.keeper
 
     def push(self, piece: Piece) -> list[BlockEvent]:
         """What a piece changes."""
+        if self._keeper is not None:
+            self._keeper.take(piece)
         deltas = self.reader.push(piece.tokens)
         if piece.finish is None:
             return self.blocks.push(deltas)
         self.cut = piece.finish == "length"
-        return [*self.blocks.push([*deltas, *self.reader.finish()]), *self.blocks.finish()]
+        deltas += self.reader.finish()
+        if self._keeper is not None:
+            answer = self.reader.answer
+            self._keeper.answered(piece.number, message_of(answer), answer.content or "")
+        return [*self.blocks.push(deltas), *self.blocks.finish()]

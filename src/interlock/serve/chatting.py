@@ -8,7 +8,7 @@ Whoever records a conversation gives a prompt of its own, and is told what was d
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from msgspec.structs import replace
@@ -18,7 +18,7 @@ from interlock.records.serving import Generation, Piece, PromptScores
 from interlock.serve import asking
 from interlock.serve.answering import Answering
 from interlock.serve.choosing import ToolChoice, choice_of
-from interlock.serve.deltas import Delta, DeltaKind
+from interlock.serve.deltas import ChatAnswer, Delta, DeltaKind
 from interlock.serve.endpoint import Endpoint, new_id, new_seed
 from interlock.serve.frames import Frames
 from interlock.serve.pieces import ChoiceText, DrawnToken, StopHold
@@ -55,6 +55,33 @@ class Chat(NamedTuple):
     prompt: ChatPrompt
     tools: Sequence[Tool]
     generation: Generation
+    keeper: Keeper | None = None
+
+    def answering(self, endpoint: Endpoint, name: str) -> Answering:
+        """Have it drawn. Raises Refusal."""
+        then = None if self.keeper is None else self.keeper.close
+        return Answering(endpoint, [self.generation], name, then)
+
+
+# `prepare`, or what records what that prepares.
+Prepare = Callable[[ChatRequest, Endpoint, str], Awaitable[Chat]]
+
+
+def message_of(answer: ChatAnswer) -> dict[str, Any]:
+    """The answer as a chat's message."""
+    told: dict[str, Any] = {"role": "assistant", "content": answer.content, "refusal": None}
+    if answer.reasoning is not None:
+        told["reasoning_content"] = answer.reasoning
+    if answer.calls:
+        told["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
+            for call in answer.calls
+        ]
+    return told
 
 
 def _as_it_is(conversation: Conversation) -> ChatPrompt:
@@ -194,20 +221,9 @@ class _ChatChoice:
     @property
     def message(self) -> dict[str, Any]:
         """All of it."""
-        answer = self._reader.answer
-        told: dict[str, Any] = {"role": "assistant", "content": answer.content, "refusal": None}
-        if answer.reasoning is not None:
-            told |= self._reasoning(answer.reasoning)
-        if answer.calls:
-            told["tool_calls"] = [
-                {
-                    "id": call.id,
-                    "type": "function",
-                    "function": {"name": call.name, "arguments": call.arguments},
-                }
-                for call in answer.calls
-            ]
-        return told
+        told = message_of(self._reader.answer)
+        thought = told.pop("reasoning_content", None)
+        return told if thought is None else told | self._reasoning(thought)
 
     def _reasoning(self, text: str) -> dict[str, Any]:
         if self._thought == "both":
@@ -218,9 +234,9 @@ class _ChatChoice:
 class ChatReply:
     """The choices of one request, as its answer tells them."""
 
-    def __init__(self, chat: Chat, endpoint: Endpoint, keeper: Keeper | None = None) -> None:
+    def __init__(self, chat: Chat, endpoint: Endpoint) -> None:
         self.id = new_id("chatcmpl")
-        self._chat, self._endpoint, self._keeper = chat, endpoint, keeper
+        self._chat, self._endpoint, self._keeper = chat, endpoint, chat.keeper
         kind = "chat.completion.chunk" if chat.fields.stream else "chat.completion"
         self._common: dict[str, Any] = {"id": self.id, "object": kind}
         self._common |= {"created": int(time.time()), "model": endpoint.name}

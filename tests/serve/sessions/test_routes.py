@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,36 @@ def test_an_episode_is_recorded_as_it_was_drawn(served: Loopback) -> None:
     }
     turns = [(turn["number"], turn["parent"], turn["cause"]) for turn in found["turns"]]
     assert turns == [(0, None, "first"), (1, [0, 0], "extends")]
+
+
+def test_a_session_is_recorded_whichever_route_is_asked(served: Loopback) -> None:
+    session = created(served)
+    base, talk = session["base_url"], [user("hi")]
+    with served.client() as client:
+        body: dict[str, Any] = {"model": "tiny", "max_tokens": 20, "messages": talk}
+        first = client.post(f"{base}/messages", json=body).json()
+        talk += [{"role": "assistant", "content": first["content"]}, user("and?")]
+        second = client.post(f"{base}/messages", json=body | {"stream": True})
+        items = [user("hi"), {"role": "assistant", "content": "Hé."}, user("and?")]
+        items += [{"role": "assistant", "content": "Hé."}, user("so?")]
+        third = client.post(f"{base}/responses", json={"model": "tiny", "input": items})
+        items += [*third.json()["output"], user("end")]
+        body = {"model": "tiny", "input": items, "stream": True}
+        fourth = client.post(f"{base}/responses", json=body)
+    causes = [each.headers["x-interlock-turn-cause"] for each in (second, third, fourth)]
+    assert causes == ["extends"] * 3
+    [recorded] = served.endpoint.sessions.owned("key-1")
+    prompts = [generation.prompt for generation in served.replicas.asked]
+    assert all(b[: len(a)] == a for a, b in pairwise(prompts))
+    [branch] = recorded.branches()
+    assert branch.turns == [0, 1, 2, 3] and sum(branch.completion.mask) == 20
+    served.replicas.overloaded = True
+    body = {"model": "tiny", "max_tokens": 5, "messages": [user("x")]}
+    refused = served.post(f"{base}/messages", body)
+    assert refused.status_code == 429
+    served.stop()
+    served.thread.join(20)  # so that the streams are over for the server too
+    assert recorded.open == 0
 
 
 def test_choices_and_edits_are_branches_with_a_cause(served: Loopback) -> None:

@@ -7,9 +7,8 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from interlock.errors import InterlockError
-from interlock.serve.answering import Answering
 from interlock.serve.asked import asked, documented, endpoint_of
-from interlock.serve.chatting import Chat, prepare
+from interlock.serve.chatting import Chat, Prepare, prepare
 from interlock.serve.endpoint import Endpoint
 from interlock.serve.gate import asker
 from interlock.serve.message_reply import MessageReply
@@ -33,11 +32,16 @@ Counted = TypeVar("Counted", bound=CountRequest)
 @router.post("/v1/messages", openapi_extra=documented(MessagesRequest, MESSAGES))
 async def messages(request: Request) -> Response:
     """Answer a conversation."""
+    return await answer_messages(request, prepare)
+
+
+async def answer_messages(request: Request, ready: Prepare) -> Response:
+    """An answer, or what is wrong."""
     try:
-        fields, chat = await _chat(request, MessagesRequest)
+        fields, chat = await _chat(request, MessagesRequest, ready)
         endpoint = endpoint_of(request)
         told = MessageReply(chat, endpoint)
-        answering = Answering(endpoint, [chat.generation], told.id)
+        answering = chat.answering(endpoint, told.id)
         if fields.stream:
             return await streamed(request, answering, partial(told.chunks, answering))
         return await answered(request, answering, partial(told.whole, answering))
@@ -49,21 +53,21 @@ async def messages(request: Request) -> Response:
 async def count_tokens(request: Request) -> Response:
     """How many tokens a conversation is."""
     try:
-        _, chat = await _chat(request, CountRequest)
+        _, chat = await _chat(request, CountRequest, prepare)
     except Refusal as refusal:
         return _refused(refusal)
     body = encode({"input_tokens": len(chat.prompt.tokens)})
     return Response(body, media_type="application/json")
 
 
-async def _chat(request: Request, kind: type[Counted]) -> tuple[Counted, Chat]:
+async def _chat(request: Request, kind: type[Counted], ready: Prepare) -> tuple[Counted, Chat]:
     endpoint = endpoint_of(request)
     fields = await asked(request, kind, MESSAGES)
     try:
         tree = _tree(fields, endpoint)
     except InterlockError as error:
         raise refusal_of(error) from None
-    return fields, await prepare(validated(tree, ChatRequest), endpoint, asker(request.scope))
+    return fields, await ready(validated(tree, ChatRequest), endpoint, asker(request.scope))
 
 
 def _tree(fields: CountRequest, endpoint: Endpoint) -> dict[str, Any]:

@@ -7,9 +7,8 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from interlock.errors import InterlockError
-from interlock.serve.answering import Answering
 from interlock.serve.asked import asked, documented, endpoint_of
-from interlock.serve.chatting import prepare
+from interlock.serve.chatting import Prepare, prepare
 from interlock.serve.gate import asker
 from interlock.serve.refusals import Refusal, refusal_of
 from interlock.serve.replies import answered, streamed
@@ -29,6 +28,11 @@ router = APIRouter()
 @router.post("/v1/responses", openapi_extra=documented(ResponsesRequest, RESPONSES))
 async def responses(request: Request) -> Response:
     """Answer a conversation."""
+    return await answer_responses(request, prepare)
+
+
+async def answer_responses(request: Request, ready: Prepare) -> Response:
+    """Raises Refusal."""
     endpoint = endpoint_of(request)
     fields = await asked(request, ResponsesRequest, RESPONSES)
     try:
@@ -36,12 +40,12 @@ async def responses(request: Request) -> Response:
     except InterlockError as error:
         raise refusal_of(error) from None
     try:
-        chat = await prepare(validated(tree, ChatRequest), endpoint, asker(request.scope))
+        chat = await ready(validated(tree, ChatRequest), endpoint, asker(request.scope))
     except Refusal as refusal:
         refusal.param = _own_name(refusal.param)
         raise
     told = ResponseReply(fields, chat, endpoint)
-    answering = Answering(endpoint, [chat.generation], told.id)
+    answering = chat.answering(endpoint, told.id)
     if fields.stream:
         return await streamed(request, answering, partial(told.chunks, answering))
     return await answered(request, answering, partial(told.whole, answering))

@@ -1,12 +1,13 @@
 """/sessions: episodes whose every token is recorded.
 
     POST /sessions ─> id    GET /sessions, GET /sessions/ID    DELETE /sessions/ID
-    POST /sessions/ID/v1/chat/completions: as /v1/chat/completions, for any client of that
+    POST /sessions/ID/v1/chat/completions, …/responses, …/messages: as without a session
 
 A session belongs to the key that made it; to others it is unknown.
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 import msgspec
 from fastapi import APIRouter, Request
@@ -14,16 +15,20 @@ from starlette.responses import Response
 
 from interlock.errors import InterlockError
 from interlock.serve.asked import asked, documented, endpoint_of
+from interlock.serve.chatting import Prepare
 from interlock.serve.gate import asker
 from interlock.serve.refusals import Refusal, refusal_of, wrong
 from interlock.serve.routes import models
-from interlock.serve.routes.chat import reply
-from interlock.serve.schemas import ChatRequest, SessionRequest
-from interlock.serve.sessions import chat, telling
+from interlock.serve.routes.chat import answer_chat
+from interlock.serve.routes.messages import answer_messages
+from interlock.serve.routes.responses import answer_responses
+from interlock.serve.schemas import ChatRequest, MessagesRequest, ResponsesRequest, SessionRequest
+from interlock.serve.sessions import telling
+from interlock.serve.sessions.chat import RecordedTurn
 from interlock.serve.sessions.session import PastThinking, RecordedSession, SessionTerms
 from interlock.serve.sessions.store import SessionUnknown
 from interlock.serve.streaming import encode
-from interlock.serve.unsupported import CHAT
+from interlock.serve.unsupported import CHAT, MESSAGES, RESPONSES
 
 router = APIRouter(prefix="/sessions")
 
@@ -74,17 +79,30 @@ async def model_list(request: Request, session_id: str) -> Response:
 @router.post("/{session_id}/v1/chat/completions", openapi_extra=documented(ChatRequest, CHAT))
 async def chat_completions(request: Request, session_id: str) -> Response:
     """Answer a conversation, and record it."""
-    session = _session(request, session_id, for_turn=True)
-    fields = await asked(request, ChatRequest, CHAT)
-    endpoint = endpoint_of(request)
-    ready, draft = await chat.begin(fields, endpoint, session, session.owner)
-    try:
-        response = await reply(request, ready, draft)
-    except BaseException:
-        draft.close()
-        raise
-    response.headers["x-interlock-turn"] = str(draft.number)
-    response.headers["x-interlock-turn-cause"] = draft.origin
+    return await _recorded(request, session_id, answer_chat)
+
+
+@router.post("/{session_id}/v1/responses", openapi_extra=documented(ResponsesRequest, RESPONSES))
+async def responses(request: Request, session_id: str) -> Response:
+    """As /v1/responses, and record it."""
+    return await _recorded(request, session_id, answer_responses)
+
+
+@router.post("/{session_id}/v1/messages", openapi_extra=documented(MessagesRequest, MESSAGES))
+async def messages(request: Request, session_id: str) -> Response:
+    """As /v1/messages, and record it."""
+    return await _recorded(request, session_id, answer_messages)
+
+
+async def _recorded(
+    request: Request, session_id: str, answer: Callable[[Request, Prepare], Awaitable[Response]]
+) -> Response:
+    """Raises Refusal."""
+    recording = RecordedTurn(_session(request, session_id, for_turn=True))
+    response = await answer(request, recording.prepare)
+    if (draft := recording.draft) is not None:
+        response.headers["x-interlock-turn"] = str(draft.number)
+        response.headers["x-interlock-turn-cause"] = draft.origin
     return response
 
 

@@ -1,7 +1,7 @@
 """Chat in a session: its prompt is the record's, and what is drawn is recorded.
 
-    ChatRequest ──prepare──> conversation ──begin──> Draft.prompt ──> Chat ── reply, ask
-                                                       └── take, answered <──┘
+    ChatRequest ── prepare ──> conversation ──begin──> Draft.prompt ──> Chat ──> a route, or ask
+                                                          └── take, answered <──┘
 
 `ask` is the whole route without HTTP, for environments that run in the endpoint's process:
 
@@ -13,7 +13,6 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from interlock.serve.answering import Answering
 from interlock.serve.chatting import Chat, ChatReply, prepare
 from interlock.serve.endpoint import Endpoint
 from interlock.serve.prompting import ChatPrompt, Conversation
@@ -30,27 +29,31 @@ def asked_of(conversation: Conversation) -> Asked:
     return Asked(conversation.turns, conversation.render, conversation.encode, settings)
 
 
-async def begin(
-    fields: ChatRequest, endpoint: Endpoint, session: RecordedSession, key: str
-) -> tuple[Chat, Draft]:
-    """The request, and who records it: close that one. Raises Refusal."""
-    drafts: list[Draft] = []
+class RecordedTurn:
+    """One request of a session: `prepare` is what its route has to call."""
 
-    def recorded(conversation: Conversation) -> ChatPrompt:
-        draft = session.begin(asked_of(conversation))
-        drafts.append(draft)
-        return ChatPrompt(draft.prompt, draft.text, endpoint.form.stage(draft.text))
+    def __init__(self, session: RecordedSession) -> None:
+        self._session = session
+        self.draft: Draft | None = None
 
-    try:
-        chat = await prepare(fields, endpoint, key, recorded)
-    except BaseException:
-        for draft in drafts:
-            draft.close()
-        raise
-    [draft] = drafts
-    if fields.seed is None:
-        chat = chat._replace(generation=replace(chat.generation, seed=draft.seed))
-    return chat, draft
+    async def prepare(self, fields: ChatRequest, endpoint: Endpoint, key: str) -> Chat:
+        """Its prompt is the record's, and it tells the record. Raises Refusal."""
+
+        def recorded(conversation: Conversation) -> ChatPrompt:
+            self.draft = self._session.begin(asked_of(conversation))
+            text = self.draft.text
+            return ChatPrompt(self.draft.prompt, text, endpoint.form.stage(text))
+
+        try:
+            chat = await prepare(fields, endpoint, key, recorded)
+        except BaseException:
+            if self.draft is not None:
+                self.draft.close()
+            raise
+        assert self.draft is not None
+        if fields.seed is None:
+            chat = chat._replace(generation=replace(chat.generation, seed=self.draft.seed))
+        return chat._replace(keeper=self.draft)
 
 
 async def ask(
@@ -67,16 +70,13 @@ async def ask(
     fields = validated({"model": endpoint.name} | body, ChatRequest, CHAT)
     if fields.stream:
         raise wrong("stream", "an answer in one process is no stream; leave it out")
-    chat, draft = await begin(fields, endpoint, session, key)
+    chat = await RecordedTurn(session).prepare(fields, endpoint, key)
+    told = ChatReply(chat, endpoint)
+    answering = chat.answering(endpoint, told.id)
     try:
-        told = ChatReply(chat, endpoint, draft)
-        answering = Answering(endpoint, [chat.generation], told.id)
-        try:
-            whole = await told.whole(answering)
-        except BaseException as error:
-            answering.over(error)
-            raise
-        answering.over()
-        return whole
-    finally:
-        draft.close()
+        whole = await told.whole(answering)
+    except BaseException as error:
+        answering.over(error)
+        raise
+    answering.over()
+    return whole
