@@ -63,7 +63,7 @@ format: $(VENV)/.lint  ## Rewrite the sources in the house format
 # an interrupted `make bench` goes on. vLLM takes part where `make vllm` has been run.
 FIGURES := runs/bench
 BENCHMARKS := time_to_half rollout rollout-bfloat16 decode decode-groups learner learner-long learner-bfloat16 \
-  grpo_step grpo_step-bfloat16 demo_seeds sync coordinator recovery qualify
+  grpo_step grpo_step-bfloat16 demo_seeds sync coordinator recovery qualify prefix
 MEASURED := $(shell find src bench recipes -name '*.py' -o -name '*.toml')
 VLLM_READY := $(if $(wildcard $(VLLM)/.installed),$(VLLM)/pyvenv.cfg)
 

@@ -156,7 +156,8 @@ class Engine(ABC):
         An engine may keep a slot free for some steps, to start several requests together.
 
         Returns what every sequence that was given tokens got, in no particular order; nothing when
-        nothing is pending. A sequence that is finished has left the engine.
+        nothing is pending, or while prompts are computed in parts and nothing runs beside them. A
+        sequence that is finished has left the engine.
 
         Raises TrainingError when the model's logits are not finite, or the engine gives a sequence
         up; all that was pending is then aborted.
