@@ -92,6 +92,8 @@ RESPONSES = {
     "stream_options": Inert(({"include_obfuscation": False},)),
     "presence_penalty": Inert((0,)),
     "frequency_penalty": Inert((0,)),
+    "repetition_penalty": Inert((1,)),  # a gateway in front writes both out
+    "priority": Inert((0,)),
     "user": Inert(names=True),
     "safety_identifier": Inert(names=True),
     "prompt_cache_key": Inert(names=True),
