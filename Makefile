@@ -5,6 +5,8 @@
 PYTHON ?= python3
 VENV := .venv
 VLLM := .venv-vllm
+CLIENTS := .venv-clients
+CLIENT_PYTHONS := $(patsubst requirements/clients/%.in,$(CLIENTS)/%/bin/python,$(wildcard requirements/clients/*.in))
 BIN := $(VENV)/bin
 LOCKS := $(wildcard requirements/*.txt)
 # Without dependencies: a lock has them all. Without isolation: what builds is locked and installed first.
@@ -14,7 +16,8 @@ LOCKED := $(INSTALL) --require-hashes -r requirements
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-slow test-any-cpu test-any-cpu-quick chaos gpu wheel lint format bench vllm lock clean
+.PHONY: help demo test test-slow test-any-cpu test-any-cpu-quick chaos gpu clients client-environments wheel lint \
+  format bench vllm lock clean
 
 help:  ## This list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 20
@@ -23,7 +26,7 @@ demo: $(VENV)/.demo  ## Install, fetch SmolLM2-135M-Instruct, teach it addition,
 	$(BIN)/interlock demo
 
 test: $(VENV)/.test  ## Install what tests need and run them (about a quarter of an hour on two cores)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not slow and not gpu and not chaos"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not slow and not gpu and not chaos and not clients"
 
 test-slow: $(VENV)/.test  ## The tests that `make test` leaves out for their length
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu"
@@ -41,6 +44,12 @@ DEVICE ?= cuda:0
 
 gpu: $(VENV)/.test  ## Try an accelerator in all that Interlock does on it (DEVICE=cuda:0, npu:0, …)
 	$(BIN)/interlock preflight --device $(DEVICE)
+
+clients: $(VENV)/.test  ## Real clients, each in an environment of its own, against a server (docs/clients.md; 2 GB)
+	$(MAKE) --keep-going client-environments || echo "the clients that could not be installed are skipped"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m clients tests/clients
+
+client-environments: $(CLIENT_PYTHONS:/bin/python=/.installed) $(CLIENTS)/npm/.installed
 
 wheel:  ## Build the wheel, install it in an environment of its own, and run two steps of the demo with it
 	rm -rf build
@@ -91,7 +100,7 @@ lock:  ## Write requirements/ again after a change of pins (needs uv)
 	$(PYTHON) requirements/lock.py
 
 clean:  ## Remove the virtual environments and caches; runs/ stays
-	rm -rf $(VENV) $(VLLM) build .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) $(CLIENTS) build .pytest_cache .ruff_cache .hypothesis
 
 # $(call installed,PYTHON,EXTRA): on Linux, torch from PyPI asks for CUDA's packages; its CPU build does not.
 define installed
@@ -112,7 +121,23 @@ $(VLLM)/.installed: pyproject.toml $(LOCKS) | $(VLLM)/bin/python
 	$(VLLM)/bin/python $(INSTALL) -e .
 	touch $@
 
-$(BIN)/python $(VLLM)/bin/python:
+# One of them wants torch, any; PyPI's newest would bring gigabytes of CUDA.
+$(CLIENTS)/guidellm/.installed: $(LOCKS) requirements/clients/guidellm.txt | $(CLIENTS)/guidellm/bin/python
+	$(call installed,$(CLIENTS)/guidellm/bin/python,clients/guidellm)
+	touch $@
+
+$(CLIENTS)/npm/.installed: $(wildcard requirements/clients/npm/*.json)
+	mkdir -p $(@D)
+	cp $^ $(@D)
+	npm ci --prefix $(@D) --silent --ignore-scripts
+	touch $@
+
+$(CLIENTS)/%/.installed: requirements/clients/%.txt | $(CLIENTS)/%/bin/python
+	$(CLIENTS)/$*/bin/python $(LOCKED)/build.txt
+	$(CLIENTS)/$*/bin/python $(LOCKED)/clients/$*.txt
+	touch $@
+
+$(BIN)/python $(VLLM)/bin/python $(CLIENT_PYTHONS):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Interlock needs Python 3.11 or newer; run: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 2; }
 	$(PYTHON) -m venv $(@:/bin/python=)

@@ -5,6 +5,7 @@
     build.txt <- demo.txt <- test.txt <- lint.txt, bench.txt    each has what those before it lack
     cuda.txt     what torch from PyPI asks for beside on Linux
     vllm.txt     the environment of `make vllm`, whole
+    clients/     of each client that `make clients` tries, from its NAME.in: whole, but for CUDA's
     torch-cpu.txt is written by hand: PyPI does not have PyTorch's CPU build
 
 Each pin has the hashes of all files of its version, so one lock serves Linux and macOS alike.
@@ -40,6 +41,10 @@ def main() -> None:
         _write(name, below, whole[name], whole[below].keys() | cuda)
     _write("cuda", None, of_cuda)
     _write("vllm", "torch-cpu", _vllm())
+    for client in sorted((HERE / "clients").glob("*.in")):
+        lock = _uv(f"requirements/clients/{client.name}", "--universal")
+        ours = {key: lines for key, lines in lock.items() if not NOT_OURS.search(lines)}
+        _write(f"clients/{client.stem}", None, ours, cuda)
 
 
 def _resolve(kind: str, name: str) -> Lock:
@@ -69,7 +74,11 @@ def _uv(*arguments: str, given: str | None = None) -> Lock:
         command, cwd=HERE.parent, input=given, stdout=subprocess.PIPE, text=True, check=True
     )
     entries = re.findall(r"^[^ #].*(?:\n .*)*", done.stdout, re.MULTILINE)
-    return {entry.partition("==")[0]: entry for entry in entries}
+    lock: Lock = {}
+    for entry in entries:  # one for each range of Pythons, where a package has several
+        name = entry.partition("==")[0]
+        lock[name] = f"{lock[name]}\n{entry}" if name in lock else entry
+    return lock
 
 
 def _names(constraints: str) -> set[str]:

@@ -1,5 +1,6 @@
 """The locks are the constraints with hashes, whole, and nothing else is installed."""
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -10,6 +11,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 LOCKS = {path.stem: path.read_text() for path in (ROOT / "requirements").glob("*.txt")}
+CLIENTS = {path.stem: path.read_text() for path in (ROOT / "requirements/clients").glob("*.txt")}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
@@ -42,9 +44,10 @@ def asked(extra: str) -> dict[str, Requirement]:
     return found
 
 
-@pytest.mark.parametrize("name", sorted(LOCKS))
+@pytest.mark.parametrize("name", [*sorted(LOCKS), *(f"clients/{name}" for name in sorted(CLIENTS))])
 def test_a_lock_is_pins_with_hashes_and_names_no_index(name: str) -> None:
-    text = re.sub(r"^(#|-r [\w-]+\.txt$).*\n", "", LOCKS[name], flags=re.MULTILINE)
+    lock = (ROOT / f"requirements/{name}.txt").read_text()
+    text = re.sub(r"^(#|-r [\w-]+\.txt$).*\n", "", lock, flags=re.MULTILINE)
     entry = r"[\w.-]+==[\w.+!]+( ; [\w\s'.<>=!()]+)?( \\\n    --hash=sha256:[0-9a-f]{64})+\n"
     assert text and re.fullmatch(f"({entry})+", text)
 
@@ -76,6 +79,28 @@ def test_what_builds_is_locked() -> None:
     name, _, version = backend.partition("==")
     assert locked("build")[name] == locked("vllm")[name] == version
     assert set(PROJECT["dependency-groups"]["build"]) <= locked("build").keys()
+
+
+def test_each_client_is_locked_as_it_was_asked_for() -> None:
+    asked_for = {path.stem: path for path in (ROOT / "requirements/clients").glob("*.in")}
+    assert asked_for.keys() == CLIENTS.keys() >= {"openai", "lm-eval", "inspect-ai", "guidellm"}
+    cuda = constraints("constraints-cuda")
+    for name, path in asked_for.items():
+        there = pins(CLIENTS[name])
+        for line in path.read_text().splitlines():
+            requirement = Requirement(line)
+            assert str(requirement.specifier) == f"=={there[canonicalize_name(requirement.name)]}"
+        # Where a client wants torch it is ours, whose CPU build is known; CUDA's packages never.
+        assert there.get("torch", locked("demo")["torch"]) == locked("demo")["torch"]
+        assert not there.keys() & cuda.keys()
+
+
+def test_the_clients_of_npm_are_locked_and_name_no_index() -> None:
+    directory = ROOT / "requirements/clients/npm"
+    asked_for = json.loads((directory / "package.json").read_text())["dependencies"]
+    packages = json.loads((directory / "package-lock.json").read_text())["packages"]
+    assert {name: packages[f"node_modules/{name}"]["version"] for name in asked_for} == asked_for
+    assert all("integrity" in each and "resolved" not in each for k, each in packages.items() if k)
 
 
 def test_the_makefile_installs_nothing_else() -> None:
