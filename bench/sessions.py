@@ -42,9 +42,9 @@ from interlock.records.serving import (
 )
 from interlock.serve.app import guarded, make_app
 from interlock.serve.endpoint import Endpoint
-from interlock.serve.keys import Keys
-from interlock.serve.listener import listen
-from interlock.serve.server import DrainingServer
+from interlock.serve.http.keys import Keys
+from interlock.serve.http.listener import listen
+from interlock.serve.http.server import DrainingServer
 from interlock.serve.sessions.chat import asked_of
 from interlock.workers.replicas.base import Take
 from workload import MODEL

@@ -13,8 +13,8 @@ from starlette.routing import Route
 
 from interlock.errors import ConfigError
 from interlock.serve.app import make_app
-from interlock.serve.gate import OPEN
-from interlock.serve.keys import Keys, load_keys
+from interlock.serve.http.gate import OPEN
+from interlock.serve.http.keys import Keys, load_keys
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from endpoints import Loopback, loopback, saying
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from interlock.serve.schemas import (
+from interlock.serve.requests.schemas import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
@@ -17,7 +17,7 @@ from interlock.serve.schemas import (
     RequestModel,
     TokenizeRequest,
 )
-from interlock.serve.unsupported import CHAT, COMPLETION
+from interlock.serve.requests.unsupported import CHAT, COMPLETION
 
 TALK: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 ROUTES: list[tuple[str, type[RequestModel], dict[str, Any], list[str]]] = [

@@ -6,10 +6,10 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interlock.serve import messages, responses
-from interlock.serve.choosing import choice_of
-from interlock.serve.fields import FieldError
-from interlock.serve.turns import tools_of, turns_of
+from interlock.serve.dialects import messages, responses
+from interlock.serve.prompts.fields import FieldError
+from interlock.serve.prompts.turns import tools_of, turns_of
+from interlock.serve.structure.choosing import choice_of
 
 NAMES = [
     "type",

@@ -104,7 +104,7 @@ def test_a_signal_while_it_starts_ends_it(serving: Command) -> None:
 
 
 def test_a_port_that_is_taken_is_told(model: Path) -> None:
-    from interlock.serve.listener import listen
+    from interlock.serve.http.listener import listen
 
     taken = listen("127.0.0.1", 0)
     taken.listen()

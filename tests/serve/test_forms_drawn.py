@@ -17,12 +17,12 @@ from interlock.engine.portable.engine import PortableEngine
 from interlock.models.checkpoint import load_decoder
 from interlock.models.tokenizer import Tokenizer
 from interlock.records.rl import FinishReason, Sampling
-from interlock.serve.choosing import choice_of
-from interlock.serve.deltas import ChatAnswer
-from interlock.serve.prompting import ChatFormat
-from interlock.serve.reader import AnswerReader
-from interlock.serve.structure import structure_of
-from interlock.serve.turns import tools_of
+from interlock.serve.prompts.prompting import ChatFormat
+from interlock.serve.prompts.turns import tools_of
+from interlock.serve.reading.deltas import ChatAnswer
+from interlock.serve.reading.reader import AnswerReader
+from interlock.serve.structure.choosing import choice_of
+from interlock.serve.structure.forms import structure_of
 
 PLACE = {
     "type": "object",

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interlock.serve.json_reader import ObjectReader, Reading
+from interlock.serve.reading.json_reader import ObjectReader, Reading
 
 SCALARS = (
     st.none()

@@ -9,7 +9,7 @@ from interlock.engine.sequence import Ending
 from interlock.models.tokenizer import Tokenizer
 from interlock.records.rl import FinishReason, Sampling
 from interlock.records.serving import Piece
-from interlock.serve.pieces import ChoiceText, StopHold
+from interlock.serve.reading.pieces import ChoiceText, StopHold
 
 
 @pytest.fixture(scope="module")

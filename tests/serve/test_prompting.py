@@ -10,10 +10,10 @@ from tests.support.tool_models import CALLED, DEEPSEEK, HERMES, RESULT, WEATHER,
 from transformers import AutoTokenizer
 
 from interlock.models.tokenizer import Tokenizer
-from interlock.serve.families import ToolForm
-from interlock.serve.fields import FieldError
-from interlock.serve.prompting import ChatFormat, ThinkingStage
-from interlock.serve.turns import tools_of
+from interlock.serve.prompts.families import ToolForm
+from interlock.serve.prompts.fields import FieldError
+from interlock.serve.prompts.prompting import ChatFormat, ThinkingStage
+from interlock.serve.prompts.turns import tools_of
 
 
 def made(directory: Path, template: str, **settings: str) -> tuple[ChatFormat, Tokenizer, Any]:

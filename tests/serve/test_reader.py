@@ -13,10 +13,10 @@ from tests.support.chat_models import CHATML, write_model
 from tests.support.tool_models import DEEPSEEK, HERMES, WEATHER, add_marks
 
 from interlock.models.tokenizer import Tokenizer
-from interlock.serve.deltas import ChatAnswer, Delta, DeltaKind, ToolCall
-from interlock.serve.prompting import ChatFormat, ThinkingStage
-from interlock.serve.reader import AnswerReader
-from interlock.serve.turns import Tool, tools_of
+from interlock.serve.prompts.prompting import ChatFormat, ThinkingStage
+from interlock.serve.prompts.turns import Tool, tools_of
+from interlock.serve.reading.deltas import ChatAnswer, Delta, DeltaKind, ToolCall
+from interlock.serve.reading.reader import AnswerReader
 
 TOOLS = tools_of([WEATHER, {"type": "function", "function": {"name": "now"}}])
 CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Ōsaka"}}\n</tool_call>'

@@ -9,8 +9,8 @@ from talking import talking
 from tool_models import WEATHER
 
 from interlock.records.serving import Ended, EndKind
-from interlock.serve.fields import FieldError
-from interlock.serve.responses import messages_of
+from interlock.serve.dialects.responses import messages_of
+from interlock.serve.prompts.fields import FieldError
 
 CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Bö"}}\n</tool_call>'
 SAID = f"<think>\nhm\n</think>\n\nHé.\n{CALL}"

@@ -11,13 +11,13 @@ import pytest
 from tests.serve.test_reader import model
 from tests.support.tool_models import WEATHER
 
-from interlock.serve.choosing import choice_of
-from interlock.serve.families import ToolForm
-from interlock.serve.fields import FieldError
-from interlock.serve.prompting import ChatFormat, ChatPrompt
-from interlock.serve.reader import AnswerReader
-from interlock.serve.structure import structure_of
-from interlock.serve.turns import Tool, tools_of
+from interlock.serve.prompts.families import ToolForm
+from interlock.serve.prompts.fields import FieldError
+from interlock.serve.prompts.prompting import ChatFormat, ChatPrompt
+from interlock.serve.prompts.turns import Tool, tools_of
+from interlock.serve.reading.reader import AnswerReader
+from interlock.serve.structure.choosing import choice_of
+from interlock.serve.structure.forms import structure_of
 
 ASKED = [{"role": "user", "content": "?"}]
 OFF = {"enable_thinking": False}

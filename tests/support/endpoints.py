@@ -18,9 +18,9 @@ from interlock.preflight import random_model
 from interlock.records.serving import Generation
 from interlock.serve.app import guarded, make_app
 from interlock.serve.endpoint import Endpoint
-from interlock.serve.keys import Keys
-from interlock.serve.listener import listen
-from interlock.serve.server import DrainingServer
+from interlock.serve.http.keys import Keys
+from interlock.serve.http.listener import listen
+from interlock.serve.http.server import DrainingServer
 
 KEY, ADMIN = "k" * 20, "a" * 20
 NAME = "tiny"

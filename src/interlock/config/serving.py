@@ -63,7 +63,7 @@ class ServeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     hosts: list[str] = []
     origins: list[str] = []  # of pages elsewhere ("https://chat.example") that may ask
     reasoning: Literal["both", "reasoning_content", "reasoning"] = "both"  # the field of thinking
-    # How the model writes: "auto" reads it off its template and vocabulary (serve/families.py).
+    # How the model writes: "auto" reads it off template and vocabulary (serve/prompts/families.py).
     thinking: str = "auto"
     tool_form: str = "auto"
     log_prompts: bool = False  # what was asked, beside who asked and how long it took

@@ -11,8 +11,8 @@ from typing import Any
 
 from interlock.records.serving import Ended, EndKind, Generation, Piece, PromptScores
 from interlock.serve.endpoint import Endpoint, log
+from interlock.serve.http.refusals import Refusal, refusal_of_end
 from interlock.serve.metrics import Timing
-from interlock.serve.refusals import Refusal, refusal_of_end
 from interlock.text import one_line
 
 _SHOWN = 10_000  # characters of a prompt in the log

@@ -14,11 +14,11 @@ from starlette.types import ASGIApp
 
 from interlock import __version__
 from interlock.errors import InterlockError
-from interlock.serve.documents import document
 from interlock.serve.endpoint import Endpoint
-from interlock.serve.gate import Gate
-from interlock.serve.keys import Keys
-from interlock.serve.refusals import Refusal, refusal_of
+from interlock.serve.http.documents import document
+from interlock.serve.http.gate import Gate
+from interlock.serve.http.keys import Keys
+from interlock.serve.http.refusals import Refusal, refusal_of
 from interlock.serve.routes import (
     admin,
     chat,

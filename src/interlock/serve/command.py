@@ -21,8 +21,8 @@ from interlock.errors import ConfigError, TrainingError
 from interlock.models.fetch import find_model
 from interlock.records.serving import ReplicaState
 from interlock.regular import read_regular
-from interlock.serve.keys import ADMIN_VARIABLE, API_VARIABLE, Keys, load_keys, new_key
-from interlock.serve.listener import allow_files, listen
+from interlock.serve.http.keys import ADMIN_VARIABLE, API_VARIABLE, Keys, load_keys, new_key
+from interlock.serve.http.listener import allow_files, listen
 from interlock.text import hide_credentials, one_line
 from interlock.workers.replicas.base import Replicas
 from interlock.workers.replicas.crew import PoolTerms
@@ -79,7 +79,7 @@ def _run(
     from interlock.models.tokenizer import Tokenizer
     from interlock.serve.app import guarded, make_app
     from interlock.serve.endpoint import Endpoint
-    from interlock.serve.server import DrainingServer
+    from interlock.serve.http.server import DrainingServer
 
     tokenizer = Tokenizer.load(opening.directory, settings.chat_template)
     endpoint = Endpoint(settings.names or [name_of(model)], tokenizer, settings)

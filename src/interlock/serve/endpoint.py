@@ -14,10 +14,10 @@ from interlock.engine.base import Limits
 from interlock.errors import InterlockError
 from interlock.models.tokenizer import Tokenizer
 from interlock.records.serving import Ended, EndKind, Generation
+from interlock.serve.http.refusals import Refusal, refusal_of
 from interlock.serve.listening import Hearing, Switchboard
 from interlock.serve.metrics import Measured
-from interlock.serve.prompting import ChatFormat
-from interlock.serve.refusals import Refusal, refusal_of
+from interlock.serve.prompts.prompting import ChatFormat
 from interlock.serve.sessions.store import Sessions
 from interlock.text import one_line
 from interlock.workers.replicas.base import Replicas

@@ -13,7 +13,7 @@ from endpoints import Loopback, loopback, saying
 
 from interlock.errors import Overloaded
 from interlock.records.rl import Completion, FinishReason
-from interlock.serve.refusals import Refusal
+from interlock.serve.http.refusals import Refusal
 from interlock.serve.sessions.chat import ask
 
 OTHER_KEY = "second-" * 3

@@ -8,10 +8,10 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from interlock.errors import InterlockError
-from interlock.serve.asked import asked, documented, endpoint_of
-from interlock.serve.refusals import refusal_of
-from interlock.serve.schemas import DrainRequest, PinRequest
-from interlock.serve.streaming import encode
+from interlock.serve.http.refusals import refusal_of
+from interlock.serve.http.streaming import encode
+from interlock.serve.requests.asked import asked, documented, endpoint_of
+from interlock.serve.requests.schemas import DrainRequest, PinRequest
 
 router = APIRouter(prefix="/admin")
 

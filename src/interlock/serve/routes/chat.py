@@ -5,12 +5,12 @@ from functools import partial
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from interlock.serve.asked import asked, documented, endpoint_of
-from interlock.serve.chatting import ChatReply, Prepare, prepare
-from interlock.serve.gate import asker
-from interlock.serve.replies import answered, streamed
-from interlock.serve.schemas import ChatRequest
-from interlock.serve.unsupported import CHAT
+from interlock.serve.dialects.chatting import ChatReply, Prepare, prepare
+from interlock.serve.http.gate import asker
+from interlock.serve.http.replies import answered, streamed
+from interlock.serve.requests.asked import asked, documented, endpoint_of
+from interlock.serve.requests.schemas import ChatRequest
+from interlock.serve.requests.unsupported import CHAT
 
 router = APIRouter()
 

@@ -13,20 +13,20 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from interlock.records.serving import Generation, Piece, PromptScores
-from interlock.serve import asking
 from interlock.serve.answering import Answering
-from interlock.serve.asked import asked, documented, endpoint_of
 from interlock.serve.endpoint import Endpoint, new_id, new_seed
-from interlock.serve.frames import Frames
-from interlock.serve.gate import asker
-from interlock.serve.pieces import Bit, ChoiceText
-from interlock.serve.refusals import wrong
-from interlock.serve.replies import answered, streamed, tags
-from interlock.serve.schemas import CompletionRequest
-from interlock.serve.scores import TextToken, prompt_logprobs, prompt_scored, text_logprobs
-from interlock.serve.streaming import DONE
-from interlock.serve.texts import listed, tokens_of
-from interlock.serve.unsupported import COMPLETION
+from interlock.serve.http.frames import Frames
+from interlock.serve.http.gate import asker
+from interlock.serve.http.refusals import wrong
+from interlock.serve.http.replies import answered, streamed, tags
+from interlock.serve.http.streaming import DONE
+from interlock.serve.reading.pieces import Bit, ChoiceText
+from interlock.serve.reading.scores import TextToken, prompt_logprobs, prompt_scored, text_logprobs
+from interlock.serve.requests import asking
+from interlock.serve.requests.asked import asked, documented, endpoint_of
+from interlock.serve.requests.schemas import CompletionRequest
+from interlock.serve.requests.texts import listed, tokens_of
+from interlock.serve.requests.unsupported import COMPLETION
 
 router = APIRouter()
 _TOKENS = 16  # where a request does not say

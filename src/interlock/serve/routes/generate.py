@@ -11,14 +11,14 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from interlock.records.serving import Generation, Piece, PromptScores
-from interlock.serve import asking
 from interlock.serve.answering import Answering
-from interlock.serve.asked import asked, documented, endpoint_of
 from interlock.serve.endpoint import Endpoint, new_id, new_seed
-from interlock.serve.gate import asker
-from interlock.serve.replies import answered, streamed
-from interlock.serve.schemas import GenerateRequest, GenerateSampling
-from interlock.serve.streaming import DONE, event
+from interlock.serve.http.gate import asker
+from interlock.serve.http.replies import answered, streamed
+from interlock.serve.http.streaming import DONE, event
+from interlock.serve.requests import asking
+from interlock.serve.requests.asked import asked, documented, endpoint_of
+from interlock.serve.requests.schemas import GenerateRequest, GenerateSampling
 
 router = APIRouter()
 

@@ -4,9 +4,9 @@ from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
-from interlock.serve.asked import endpoint_of
-from interlock.serve.refusals import Refusal
-from interlock.serve.streaming import encode
+from interlock.serve.http.refusals import Refusal
+from interlock.serve.http.streaming import encode
+from interlock.serve.requests.asked import endpoint_of
 
 router = APIRouter()
 

@@ -7,23 +7,23 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from interlock.errors import InterlockError
-from interlock.serve.asked import asked, documented, endpoint_of
-from interlock.serve.chatting import Chat, Prepare, prepare
-from interlock.serve.endpoint import Endpoint
-from interlock.serve.gate import asker
-from interlock.serve.message_reply import MessageReply
-from interlock.serve.messages import (
+from interlock.serve.dialects.chatting import Chat, Prepare, prepare
+from interlock.serve.dialects.message_reply import MessageReply
+from interlock.serve.dialects.messages import (
     choice_of_messages,
     format_of_messages,
     thinking_of,
     tools_of_messages,
     turns_of_messages,
 )
-from interlock.serve.refusals import Refusal, refusal_of
-from interlock.serve.replies import answered, streamed
-from interlock.serve.schemas import ChatRequest, CountRequest, MessagesRequest, validated
-from interlock.serve.streaming import encode
-from interlock.serve.unsupported import MESSAGES
+from interlock.serve.endpoint import Endpoint
+from interlock.serve.http.gate import asker
+from interlock.serve.http.refusals import Refusal, refusal_of
+from interlock.serve.http.replies import answered, streamed
+from interlock.serve.http.streaming import encode
+from interlock.serve.requests.asked import asked, documented, endpoint_of
+from interlock.serve.requests.schemas import ChatRequest, CountRequest, MessagesRequest, validated
+from interlock.serve.requests.unsupported import MESSAGES
 
 router = APIRouter()
 Counted = TypeVar("Counted", bound=CountRequest)

@@ -6,9 +6,9 @@ import msgspec
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from interlock.serve.asked import endpoint_of
 from interlock.serve.endpoint import Endpoint
-from interlock.serve.streaming import encode
+from interlock.serve.http.streaming import encode
+from interlock.serve.requests.asked import endpoint_of
 
 router = APIRouter()
 

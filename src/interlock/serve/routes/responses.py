@@ -7,20 +7,20 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from interlock.errors import InterlockError
-from interlock.serve.asked import asked, documented, endpoint_of
-from interlock.serve.chatting import Prepare, prepare
-from interlock.serve.gate import asker
-from interlock.serve.refusals import Refusal, refusal_of
-from interlock.serve.replies import answered, streamed
-from interlock.serve.response_reply import ResponseReply
-from interlock.serve.responses import (
+from interlock.serve.dialects.chatting import Prepare, prepare
+from interlock.serve.dialects.response_reply import ResponseReply
+from interlock.serve.dialects.responses import (
     choice_for_chat,
     format_for_chat,
     messages_of,
     tools_for_chat,
 )
-from interlock.serve.schemas import ChatRequest, ResponsesRequest, validated
-from interlock.serve.unsupported import RESPONSES
+from interlock.serve.http.gate import asker
+from interlock.serve.http.refusals import Refusal, refusal_of
+from interlock.serve.http.replies import answered, streamed
+from interlock.serve.requests.asked import asked, documented, endpoint_of
+from interlock.serve.requests.schemas import ChatRequest, ResponsesRequest, validated
+from interlock.serve.requests.unsupported import RESPONSES
 
 router = APIRouter()
 

@@ -14,21 +14,26 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from interlock.errors import InterlockError
-from interlock.serve.asked import asked, documented, endpoint_of
-from interlock.serve.chatting import Prepare
-from interlock.serve.gate import asker
-from interlock.serve.refusals import Refusal, refusal_of, wrong
+from interlock.serve.dialects.chatting import Prepare
+from interlock.serve.http.gate import asker
+from interlock.serve.http.refusals import Refusal, refusal_of, wrong
+from interlock.serve.http.streaming import encode
+from interlock.serve.requests.asked import asked, documented, endpoint_of
+from interlock.serve.requests.schemas import (
+    ChatRequest,
+    MessagesRequest,
+    ResponsesRequest,
+    SessionRequest,
+)
+from interlock.serve.requests.unsupported import CHAT, MESSAGES, RESPONSES
 from interlock.serve.routes import models
 from interlock.serve.routes.chat import answer_chat
 from interlock.serve.routes.messages import answer_messages
 from interlock.serve.routes.responses import answer_responses
-from interlock.serve.schemas import ChatRequest, MessagesRequest, ResponsesRequest, SessionRequest
 from interlock.serve.sessions import telling
 from interlock.serve.sessions.chat import RecordedTurn
 from interlock.serve.sessions.session import PastThinking, RecordedSession, SessionTerms
 from interlock.serve.sessions.store import SessionUnknown
-from interlock.serve.streaming import encode
-from interlock.serve.unsupported import CHAT, MESSAGES, RESPONSES
 
 router = APIRouter(prefix="/sessions")
 

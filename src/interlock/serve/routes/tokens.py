@@ -7,13 +7,13 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from interlock.errors import InterlockError
-from interlock.serve.asked import asked, documented, endpoint_of
 from interlock.serve.endpoint import Endpoint
-from interlock.serve.refusals import refusal_of, wrong
-from interlock.serve.schemas import DetokenizeRequest, TokenizeRequest
-from interlock.serve.streaming import encode
-from interlock.serve.texts import encoded
-from interlock.serve.turns import tools_of
+from interlock.serve.http.refusals import refusal_of, wrong
+from interlock.serve.http.streaming import encode
+from interlock.serve.prompts.turns import tools_of
+from interlock.serve.requests.asked import asked, documented, endpoint_of
+from interlock.serve.requests.schemas import DetokenizeRequest, TokenizeRequest
+from interlock.serve.requests.texts import encoded
 
 router = APIRouter()
 

@@ -13,14 +13,14 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from interlock.serve.chatting import Chat, ChatReply, prepare
+from interlock.serve.dialects.chatting import Chat, ChatReply, prepare
 from interlock.serve.endpoint import Endpoint
-from interlock.serve.prompting import ChatPrompt, Conversation
-from interlock.serve.refusals import wrong
-from interlock.serve.schemas import ChatRequest, validated
+from interlock.serve.http.refusals import wrong
+from interlock.serve.prompts.prompting import ChatPrompt, Conversation
+from interlock.serve.requests.schemas import ChatRequest, validated
+from interlock.serve.requests.unsupported import CHAT
 from interlock.serve.sessions.bridge import Asked
 from interlock.serve.sessions.session import Draft, RecordedSession
-from interlock.serve.unsupported import CHAT
 
 
 def asked_of(conversation: Conversation) -> Asked:
