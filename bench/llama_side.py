@@ -14,7 +14,7 @@ def main() -> None:
     model, port, streams, context, threads = sys.argv[1], *map(int, sys.argv[2:])
     given = xllamacpp.CommonParams()
     given.model.path = model
-    given.hostname, given.port = "127.0.0.1", port
+    given.hostnames, given.port = ["127.0.0.1"], port
     given.n_parallel, given.n_ctx = streams, streams * context
     given.cpuparams.n_threads = given.cpuparams_batch.n_threads = threads
     given.n_gpu_layers = 0

@@ -177,7 +177,7 @@ async def drive(
     until = time.monotonic() + seconds
     chosen = random.Random(0)
     headers = {"Authorization": f"Bearer {KEY}"}
-    limits = aiohttp.TCPConnector(limit=0)
+    limits = aiohttp.TCPConnector(limit=0, force_close=True)
     timeout = aiohttp.ClientTimeout(total=None, sock_read=900)
     async with aiohttp.ClientSession(
         connector=limits, headers=headers, timeout=timeout, read_bufsize=1 << 20

@@ -57,7 +57,7 @@ def load(url: str, key: str, streams: int, bodies: list[dict[str, Any]]) -> Seen
 async def _load(url: str, key: str, streams: int, bodies: list[dict[str, Any]]) -> Seen:
     seen, left = Seen(), list(reversed(bodies))
     headers = {"Authorization": f"Bearer {key}"}
-    connections = aiohttp.TCPConnector(limit=0)
+    connections = aiohttp.TCPConnector(limit=0, force_close=True)
     timeout = aiohttp.ClientTimeout(total=None, sock_read=_ANSWER_S)
     async with aiohttp.ClientSession(
         connector=connections, timeout=timeout, headers=headers, read_bufsize=_LINE_BYTES
