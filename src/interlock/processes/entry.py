@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import suppress
 from typing import NoReturn
 
 from interlock.processes.channel import PipeChannel, SocketChannel
@@ -38,10 +39,12 @@ def run(module: str, channel: SocketChannel | PipeChannel) -> NoReturn:
     try:
         importlib.import_module(module).serve(channel)
     except BaseException:
-        traceback.print_exc()
         code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
+        with suppress(OSError):  # the disk is full
+            traceback.print_exc()
+    for stream in sys.stdout, sys.stderr:
+        with suppress(OSError):
+            stream.flush()
     os._exit(code)  # waits neither for threads nor for exit handlers: both have been seen to hang
 
 

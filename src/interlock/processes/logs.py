@@ -27,8 +27,9 @@ def cut(log: BinaryIO) -> bool:
     if os.fstat(log.fileno()).st_size <= _MOST_BYTES:
         return False
     end = _end(log, 0)
-    os.ftruncate(log.fileno(), 0)
-    os.write(log.fileno(), _CUT + end)
+    with suppress(OSError):  # a full disk takes the end of what was printed, and nothing else
+        os.ftruncate(log.fileno(), 0)
+        os.write(log.fileno(), _CUT + end)
     return True
 
 

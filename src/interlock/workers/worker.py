@@ -16,6 +16,7 @@ learner's. It ends when its coordinator does.
 import sys
 import threading
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
@@ -307,5 +308,6 @@ def _filed(stack: Stack) -> Certificate | None:
     try:
         return certificates.find(stack)
     except RunError as error:
-        print(f"no certificate to show: {error}", file=sys.stderr, flush=True)
+        with suppress(OSError):  # on a full disk
+            print(f"no certificate to show: {error}", file=sys.stderr, flush=True)
         return None

@@ -1,6 +1,7 @@
 """Pools of real worker processes: what they draw is what an undisturbed engine draws."""
 
 import os
+import resource
 import shutil
 import signal
 from collections.abc import Callable
@@ -213,3 +214,22 @@ def test_a_run_is_followed_into_the_session_that_resumes_it(
     pool.until(lambda: stream.end)
     assert stream.versions == {2}
     assert stream.tokens() == undisturbed(engine_of(endless, 1.2), 5, 30)
+
+
+def test_a_log_that_takes_no_more_stops_nobody(
+    live: Callable[..., Any], endless: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening, "_WORKER", "talkative_worker")
+    pool = live("a").ready("a")
+    pid = pool.pool._fleet.pid("a")
+    log = tmp_path / "logs" / "a.log"
+    written = log.stat().st_size
+    assert written > 0
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, 0))  # a full disk, for one process
+    written = log.stat().st_size
+    streams = [pool.ask(seed, 100) for seed in range(4)]
+    pool.until(lambda: all(each.end for each in streams))
+    engine = engine_of(endless)
+    for seed, stream in enumerate(streams):
+        assert stream.tokens() == undisturbed(engine, seed, 100)
+    assert (pool.facts("a").restarts, log.stat().st_size) == (0, written)
