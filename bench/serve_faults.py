@@ -40,10 +40,13 @@ from interlock.models.tokenizer import Tokenizer
 from serve import INTERLOCK, bodies, free_port
 from workload import MODEL
 
-PROMPTS = 48
+PROMPTS = 32
 TOKENS = 96
 EVEN = {"even-0", "even-1"}
+OTHERS = ("narrow", "other")
+TIE = 1e-3  # between the logprobs of two tokens: a batch of other company may round them over
 READY_S = 600.0
+KEY, ADMIN = secrets.token_urlsafe(24), secrets.token_urlsafe(24)
 
 TOML = """
 [limits]
@@ -106,7 +109,7 @@ class Answer:
 
 @contextmanager
 def serving(toml: Path, port: int, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    key = {"INTERLOCK_API_KEY": KEY}
+    key = {"INTERLOCK_API_KEY": KEY, "INTERLOCK_ADMIN_KEY": ADMIN}
     command = [str(INTERLOCK), "serve", MODEL, "--config", str(toml), "--port", str(port)]
     with (
         log.open("wb") as out,
@@ -122,9 +125,6 @@ def serving(toml: Path, port: int, log: Path) -> Iterator[subprocess.Popen[bytes
                 process.kill()
 
 
-KEY = secrets.token_urlsafe(24)
-
-
 def facts(port: int) -> list[dict[str, Any]]:
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/v1/models", headers={"Authorization": f"Bearer {KEY}"}
@@ -132,6 +132,16 @@ def facts(port: int) -> list[dict[str, Any]]:
     with urllib.request.urlopen(request, timeout=10) as answer:
         found: list[dict[str, Any]] = json.load(answer)["data"][0]["replicas"]
     return found
+
+
+def drain(port: int, name: str, on: bool) -> None:
+    """Give a replica nothing more, or again something."""
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/admin/drain",
+        json.dumps({"replica": name, "on": on}).encode(),
+        {"Authorization": f"Bearer {ADMIN}", "Content-Type": "application/json"},
+    )
+    urllib.request.urlopen(request, timeout=10).close()
 
 
 def wait_for_all(port: int, count: int) -> None:
@@ -151,20 +161,20 @@ def workers_of(pid: int) -> list[int]:
     """The processes of replicas below a server."""
     found, below = [], [pid]
     while below:
-        parent = below.pop()
-        try:
-            children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-        except OSError:
-            continue
-        for child in map(int, children):
+        tasks = Path(f"/proc/{below.pop()}/task").glob("*/children")  # a thread may have started it
+        for child in [int(each) for task in tasks for each in _read(task).split()]:
             below.append(child)
-            try:
-                command = Path(f"/proc/{child}/cmdline").read_bytes()
-            except OSError:
-                continue
-            if b"interlock.workers.worker" in command:
+            if b"interlock.workers.worker" in _read(Path(f"/proc/{child}/cmdline")):
                 found.append(child)
     return found
+
+
+def _read(path: Path) -> bytes:
+    """Nothing, if the process is gone."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
 
 
 async def drive(
@@ -237,25 +247,42 @@ def take(event: dict[str, Any], into: Answer) -> None:
         into.replicas, into.moved = more["replicas"], more["moved"]
 
 
-def mismatch(answers: list[Answer], prompts: list[list[int]], model: Path) -> dict[str, Any]:
-    """k3 of what was told of tokens not all drawn by the even ones, against float32 here."""
-    import torch
+class Judge:
+    """The model in float32 here."""
 
-    from interlock.engine.portable.engine import PortableEngine
-    from interlock.models.checkpoint import load_decoder
+    def __init__(self, prompts: list[list[int]], model: Path) -> None:
+        import torch
 
-    tokenizer = Tokenizer.load(model)
-    decoder = load_decoder(model, torch.float32, torch.device("cpu"))
-    engine = PortableEngine(decoder, tokenizer, 1)
-    theirs: list[float] = []
-    ours: list[float] = []
-    for each in answers:
-        prompt = prompts[each.prompt]
-        ours += engine.score(prompt + each.tokens).logprobs[len(prompt) - 1 :]
-        theirs += each.logprobs
-    if not ours:
-        return {"answers": 0}
-    return {"answers": len(answers), "tokens": len(ours), "k3": figures.mismatch(ours, theirs).k3}
+        from interlock.engine.portable.engine import PortableEngine
+        from interlock.models.checkpoint import load_decoder
+
+        decoder = load_decoder(model, torch.float32, torch.device("cpu"))
+        self._prompts = prompts
+        self._engine = PortableEngine(decoder, Tokenizer.load(model), 1)
+
+    def mismatch(self, answers: list[Answer]) -> dict[str, Any]:
+        """k3 of what was told of their tokens."""
+        theirs: list[float] = []
+        ours: list[float] = []
+        for each in answers:
+            prompt = self._prompts[each.prompt]
+            ours += self._engine.score(prompt + each.tokens).logprobs[len(prompt) - 1 :]
+            theirs += each.logprobs
+        if not ours:
+            return {"answers": 0}
+        k3 = figures.mismatch(ours, theirs).k3
+        return {"answers": len(answers), "tokens": len(ours), "k3": k3}
+
+    def gap(self, answer: Answer, before: list[int]) -> float:
+        """How far apart the two tokens are that they differ in first."""
+        both = zip(answer.tokens, before, strict=True)
+        place = next(place for place, (mine, other) in enumerate(both) if mine != other)
+        text = self._prompts[answer.prompt] + before[:place]
+        mine, other = (
+            self._engine.score([*text, each[place]]).logprobs[-1]
+            for each in (answer.tokens, before)
+        )
+        return abs(mine - other)
 
 
 def main() -> None:
@@ -290,18 +317,18 @@ def main() -> None:
 
 
 async def once(port: int, prompts: list[list[int]]) -> list[Answer]:
-    """Every prompt greedily, until the even ones alone have answered it."""
+    """Every prompt greedily, by the even ones alone."""
     url = f"http://127.0.0.1:{port}/inference/v1/generate"
-    found: dict[int, Answer] = {}
     headers = {"Authorization": f"Bearer {KEY}"}
+    for name in OTHERS:
+        drain(port, name, True)
     async with aiohttp.ClientSession(headers=headers, read_bufsize=1 << 20) as session:
-        for _ in range(20):
-            left = [place for place in range(len(prompts)) if place not in found]
-            asked = (ask(session, url, place, prompts[place], True) for place in left)
-            for each in await asyncio.gather(*asked):
-                if each.even and not each.error:
-                    found[each.prompt] = each
-    return list(found.values())
+        asked = (ask(session, url, place, each, True) for place, each in enumerate(prompts))
+        found = await asyncio.gather(*asked)
+    for name in OTHERS:
+        drain(port, name, False)
+    assert all(each.even and not each.error for each in found), found
+    return found
 
 
 def plain(answers: list[Answer]) -> dict[int, list[int]]:
@@ -319,6 +346,8 @@ def told(
     steady = [each for each in whole if each.even and each.greedy and each.prompt in before]
     same = [each for each in steady if each.tokens == before[each.prompt]]
     mixed = [each for each in whole if not each.even]
+    judge = Judge(prompts, model)
+    gaps = [judge.gap(each, before[each.prompt]) for each in steady if each not in same]
     return {
         "requests": len(answers),
         "kills": len(killed),
@@ -328,8 +357,10 @@ def told(
         "moved_on_the_even_pair": sum(each.moved > 0 for each in steady),
         "greedy_on_the_even_pair": len(steady),
         "of_these_the_same": len(same),
-        "others": mismatch(mixed[:60], prompts, model),
-        "even": mismatch([each for each in whole if each.even][:30], prompts, model),
+        "others_differ_first_where_two_tokens_tie": sum(gap < TIE for gap in gaps),
+        "gaps": gaps,
+        "others": judge.mismatch(mixed[:60]),
+        "even": judge.mismatch([each for each in whole if each.even][:30]),
     }
 
 
