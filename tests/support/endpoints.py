@@ -71,18 +71,10 @@ class Loopback:
 
 
 @contextmanager
-def loopback(
-    directory: Path,
-    script: Callable[[Tokenizer], Script] = lambda tokenizer: saying(tokenizer, "Hello."),
-    settings: list[str] | None = None,
-    loading: bool = False,
-) -> Iterator[Loopback]:
-    """`script` is made for the tokenizer; `loading`: the replicas are not there yet."""
-    tokenizer = tokenizer_in(directory)
-    replicas = FakeReplicas(tokenizer, script(tokenizer))
-    chosen = load_serving(None, settings or [])
-    endpoint = Endpoint([NAME, "other/name"], tokenizer, chosen)
-    endpoint.replicas = None if loading else replicas
+def listening(
+    endpoint: Endpoint,
+) -> Iterator[tuple[DrainingServer, str, asyncio.AbstractEventLoop, threading.Thread]]:
+    """The server of an endpoint at its URL, in a thread that has ended afterwards."""
     app = guarded(make_app(endpoint), endpoint, Keys([KEY, "second-" * 3]), Keys([ADMIN]))
     server = DrainingServer(app, endpoint)
     listener = listen("127.0.0.1", 0)
@@ -99,13 +91,34 @@ def loopback(
     assert began.wait(20)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     listener.listen()
-    running = Loopback(endpoint, replicas, server, url, loops[0], thread)
     try:
-        yield running
+        yield server, url, loops[0], thread
     finally:
         if thread.is_alive():
-            running.stop()
-        replicas.go()
+            loops[0].call_soon_threadsafe(server.stop)
         thread.join(20)
-        replicas.close(0)
         assert not thread.is_alive()
+
+
+@contextmanager
+def loopback(
+    directory: Path,
+    script: Callable[[Tokenizer], Script] = lambda tokenizer: saying(tokenizer, "Hello."),
+    settings: list[str] | None = None,
+    loading: bool = False,
+) -> Iterator[Loopback]:
+    """`script` is made for the tokenizer; `loading`: the replicas are not there yet."""
+    tokenizer = tokenizer_in(directory)
+    replicas = FakeReplicas(tokenizer, script(tokenizer))
+    chosen = load_serving(None, settings or [])
+    endpoint = Endpoint([NAME, "other/name"], tokenizer, chosen)
+    endpoint.replicas = None if loading else replicas
+    with listening(endpoint) as (server, url, loop, thread):
+        try:
+            yield Loopback(endpoint, replicas, server, url, loop, thread)
+        finally:
+            if thread.is_alive():
+                loop.call_soon_threadsafe(server.stop)
+            replicas.go()
+            thread.join(20)
+            replicas.close(0)
