@@ -19,12 +19,12 @@ def values(tokens: list[int]) -> tuple[Tensor, Tensor]:
 
 def kept(cache: PrefixCache, tokens: list[int]) -> None:
     k, v = values(tokens)
-    cache.keep(block_names(tokens), lambda first, end: (k[:, :, first:end], v[:, :, first:end]))
+    cache.keep(block_names(tokens, ""), lambda first, end: (k[:, :, first:end], v[:, :, first:end]))
 
 
 def found(cache: PrefixCache, tokens: list[int]) -> int:
     """How many tokens are known; their keys and values are the right ones."""
-    blocks, (k, v) = cache.find(block_names(tokens)), values(tokens)
+    blocks, (k, v) = cache.find(block_names(tokens, "")), values(tokens)
     for place, (have_k, have_v) in enumerate(blocks):
         at = slice(place * BLOCK, (place + 1) * BLOCK)
         assert have_k.equal(k[:, :, at]) and have_v.equal(v[:, :, at])
@@ -35,11 +35,12 @@ def found(cache: PrefixCache, tokens: list[int]) -> int:
 
 def test_a_block_is_named_by_all_tokens_up_to_its_end() -> None:
     text = list(range(3 * BLOCK + 5))
-    names = block_names(text)
+    names = block_names(text, "")
     assert len(names) == len(set(names)) == 3
-    assert block_names(text[: 2 * BLOCK]) == names[:2]
-    assert block_names([9, *text[1:]])[2] != names[2]
-    assert block_names(text[: BLOCK - 1]) == []
+    assert block_names(text[: 2 * BLOCK], "") == names[:2]
+    assert block_names([9, *text[1:]], "")[2] != names[2]
+    assert block_names(text[: BLOCK - 1], "") == []
+    assert not set(block_names(text, "another")) & set(names), "found by who did not ask it"
 
 
 def test_a_text_is_found_as_far_as_it_begins_like_another() -> None:

@@ -72,6 +72,7 @@ class Request:
     rules: Rules = NO_RULES
     first: int = 0
     drawn: Sequence[Segment] = ()
+    owner: str = ""  # a prefix cache gives him nothing of what others asked
 
     @property
     def numbers(self) -> range:

@@ -89,4 +89,5 @@ def _request(generation: Generation) -> Request:
         generation.rules,
         generation.first,
         generation.drawn,
+        owner=generation.key,
     )

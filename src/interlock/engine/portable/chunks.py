@@ -37,7 +37,7 @@ class Started:
     def __init__(self, prompt: Prompt) -> None:
         self.prompt = prompt
         self.tokens = prompt.text
-        self.names = block_names(self.tokens)
+        self.names = block_names(self.tokens, prompt.request.owner)
         self.k = self.v = torch.empty(0)  # [Y, K, P, *], once something is stored
         self.past = 0
 
@@ -97,8 +97,8 @@ class PromptChunks(PromptsToCompute):
         self.prefixes.clear()
         self._started.clear()
 
-    def keep(self, tokens: Sequence[int], span: Span) -> None:
-        self.prefixes.keep(block_names(tokens), span)
+    def keep(self, tokens: Sequence[int], owner: str, span: Span) -> None:
+        self.prefixes.keep(block_names(tokens, owner), span)
 
     def step(self, decoder: Decoder) -> Iterator[Filled]:
         room = self._a_step

@@ -60,8 +60,8 @@ class PromptsToCompute(ABC):
         """Forget everything."""
 
     @abstractmethod
-    def keep(self, tokens: Sequence[int], span: Span) -> None:
-        """A text is finished, and its keys and values are about to go."""
+    def keep(self, tokens: Sequence[int], owner: str, span: Span) -> None:
+        """A text of `owner` is finished, and its keys and values are about to go."""
 
 
 class WholePrompts(PromptsToCompute):
@@ -110,7 +110,7 @@ class WholePrompts(PromptsToCompute):
     def clear(self) -> None:
         self._fresh.clear()
 
-    def keep(self, tokens: Sequence[int], span: Span) -> None:
+    def keep(self, tokens: Sequence[int], owner: str, span: Span) -> None:
         """Who computes anew what is not the same bits keeps nothing."""
 
 

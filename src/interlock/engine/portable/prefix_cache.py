@@ -5,7 +5,8 @@
              v        v        v
           name 0   name 1   name 2 ──> k, v of 16 tokens; the least recently used is dropped
 
-Two texts that begin alike find the same blocks as far as they do. Of weights nothing is said here:
+Two texts of one owner that begin alike find the same blocks as far as they do; those of different
+owners never, whom a quick answer would tell what others ask. Of weights nothing is said here:
 who has new ones empties the cache.
 
 Legend: Y layers, K key/value heads, S tokens, D head size, E value head size
@@ -24,9 +25,10 @@ BLOCK = 16  # tokens
 Span = Callable[[int, int], tuple[torch.Tensor, torch.Tensor]]
 
 
-def block_names(tokens: Sequence[int]) -> list[bytes]:
-    """Of all whole blocks of a text; equal names, equal tokens up to there."""
-    chain, found = hashlib.blake2b(digest_size=32), []
+def block_names(tokens: Sequence[int], owner: str) -> list[bytes]:
+    """Of all whole blocks of a text; equal names, equal tokens up to there, and one owner."""
+    chain, found = hashlib.blake2b(owner.encode("utf-8", "surrogatepass"), digest_size=32), []
+    chain.update(b"\0")
     for end in range(BLOCK, len(tokens) + 1, BLOCK):
         chain.update(array("q", tokens[end - BLOCK : end]).tobytes())
         found.append(chain.digest())

@@ -227,9 +227,9 @@ class Scheduler:
         finished = [row for row, each in enumerate(self._running) if each.finish is not None]
         for row in finished:
             each = self._running[row]
-            self._to_compute.keep(
-                [*each.prompt.text, *each.fresh[:-1]], self._stored.span(row, each.prompt)
-            )
+            text = [*each.prompt.text, *each.fresh[:-1]]
+            span = self._stored.span(row, each.prompt)
+            self._to_compute.keep(text, each.request.owner, span)
             each.prompt.unfinished -= 1
             self.pending -= 1
             if each.prompt.done:
