@@ -164,13 +164,12 @@ def main() -> None:
     with ExitStack() as up:
         ports = {side: free_port() for side in sides}
         for side in sides:
-            own = env if side != "ours" else {"INTERLOCK_API_KEY": key}
             started = server(
                 command_of(side, given, model, ports[side]),
                 ports[side],
                 key,
                 given.logs / f"{side}.log",
-                own,
+                env,
             )
             result["ready_s"][side] = up.enter_context(started)
             print(f"{side} ready after {result['ready_s'][side]:.1f} s", flush=True)
