@@ -57,7 +57,7 @@ class Matcher:
     @property
     def error(self) -> str:
         """Why it can say nothing more, as it is once a limit was reached; "" as long as it can."""
-        return _error(self._matcher)
+        return error_of(self._matcher)
 
     def take(self, token: int) -> None:
         """The next token; one that may not stand there is an error."""
@@ -114,15 +114,13 @@ class Grammars:
         return found
 
     def _compile(self, grammar: str) -> "LLMatcher":
-        library = _llguidance()
         if self._tokenizer is None:
-            self._tokenizer = self._read(library)
-        limits = library.LLParserLimits(**LIMITS)
-        made: LLMatcher = library.LLMatcher(self._tokenizer, grammar, log_level=0, limits=limits)
-        if not (error := _error(made)):
+            self._tokenizer = self._read(llguidance_here())
+        made = bounded_matcher(self._tokenizer, grammar)
+        if not (error := error_of(made)):
             first = made.deep_copy()  # that no text can be begun shows in the first step alone
             _fill(first, np.zeros(words(self._size), np.int32))
-            error = _error(first)
+            error = error_of(first)
         if error:
             raise ConfigError(
                 f"the grammar or JSON schema cannot be used: {error}; change or simplify it"
@@ -148,6 +146,14 @@ class Grammars:
         return made
 
 
+def bounded_matcher(tokenizer: "LLTokenizer", grammar: str) -> "LLMatcher":
+    """At the beginning of a grammar, within LIMITS; `error_of` says when it is none."""
+    library = llguidance_here()
+    limits = library.LLParserLimits(**LIMITS)
+    made: LLMatcher = library.LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
+    return made
+
+
 def words(size: int) -> int:
     """Words of `Bits` that a vocabulary takes."""
     return -(-size // 32)
@@ -157,13 +163,15 @@ def _fill(matcher: "LLMatcher", bits: Bits) -> None:
     matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes)
 
 
-def _error(matcher: "LLMatcher") -> str:
+def error_of(matcher: "LLMatcher") -> str:
+    """Why a matcher can say nothing more; "" as long as it can."""
     if not matcher.is_error():
         return ""
-    return one_line(matcher.get_error().removesuffix("<non-verbose/>"), _REASON)
+    return one_line(matcher.get_error().removesuffix("<non-verbose/>").strip(), _REASON)
 
 
-def _llguidance() -> Any:
+def llguidance_here() -> Any:
+    """The library, which is an extra. Raises ConfigError where it is not installed."""
     try:
         import llguidance
     except ImportError:

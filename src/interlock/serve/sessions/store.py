@@ -20,7 +20,6 @@ from interlock.serve.sessions.session import RecordedSession, SessionTerms
 
 _RETRY_S = 30.0
 _WEIGH_S = 1.0  # between two looks at how much all of them hold
-_WEIGH_S = 1.0  # between two looks at how much all of them hold
 
 
 class SessionUnknown(ConfigError):

@@ -8,10 +8,9 @@ import re
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
-from interlock.errors import ConfigError
+from interlock.engine.grammars import bounded_matcher, error_of, llguidance_here
 from interlock.serve.prompts.fields import FieldError
 from interlock.serve.structure.schema_limits import check_schema
-from interlock.text import one_line
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
@@ -23,15 +22,6 @@ MOST_CHOICE_BYTES = 64 << 10
 
 # Blanks between JSON's tokens have a bound: small models write them without end.
 _JSON = {"whitespace_flexible": True, "whitespace_pattern": r"[ \n\t]{0,32}"}
-_LIMITS = {
-    "initial_lexer_fuel": 500_000,
-    "step_lexer_fuel": 50_000,
-    "max_lexer_states": 20_000,
-    "max_grammar_size": 20_000,
-    "max_items_in_row": 5_000,
-    "verbose_errors": False,  # else a reason repeats the whole grammar
-}
-_REASON = 300  # characters of llguidance's reason
 
 
 def literal(text: str) -> str:
@@ -48,7 +38,7 @@ def json_piece(schema: dict[str, Any], param: str) -> str:
     """JSON of this schema. Raises FieldError naming what cannot be kept to."""
     check_schema(schema, param)
     written = json.dumps(schema | {"x-guidance": _JSON}, ensure_ascii=False)
-    _check(_llguidance().LLMatcher.grammar_from_json_schema(written), param)
+    _check(llguidance_here().LLMatcher.grammar_from_json_schema(written), param)
     return f"%json {written}"
 
 
@@ -98,31 +88,15 @@ def _check(grammar: str, param: str) -> None:
 @lru_cache(maxsize=256)
 def _reason(grammar: str) -> str:
     """Why the grammar cannot be kept to; "" when it can."""
-    library = _llguidance()
-    limits = library.LLParserLimits(**_LIMITS)
-    matcher = library.LLMatcher(_bytes(), grammar, log_level=0, limits=limits)
+    matcher = bounded_matcher(_bytes(), grammar)
     if not matcher.is_error():
         matcher.compute_bitmask()  # that no text can be begun shows in the first step alone
-    if not matcher.is_error():
-        return ""
-    reason: str = matcher.get_error().removesuffix("<non-verbose/>").strip()
-    if reason == "NoExtensionBias":
-        return "no value can satisfy it"
-    return one_line(reason, _REASON)
+    reason = error_of(matcher)
+    return "no value can satisfy it" if reason == "NoExtensionBias" else reason
 
 
 @cache
 def _bytes() -> "LLTokenizer":
     """A vocabulary of bytes: whether a grammar can be kept to hardly depends on the model's."""
-    made: LLTokenizer = _llguidance().LLTokenizer("byte")
+    made: LLTokenizer = llguidance_here().LLTokenizer("byte")
     return made
-
-
-def _llguidance() -> Any:
-    try:
-        import llguidance
-    except ImportError:
-        raise ConfigError(
-            "a grammar or JSON schema needs llguidance; pip install 'interlock[serve]'"
-        ) from None
-    return llguidance
