@@ -14,9 +14,9 @@ import pytest
 from byte_model import make_model, write_tokenizer
 
 from interlock.config.schema import GeneratorSettings
-from interlock.config.serving import ServeSettings
+from interlock.config.serving import ReplicaSettings, ServeSettings
 from interlock.errors import ConfigError
-from interlock.serve.command import access, name_of, replicas_of, url_of, versions_of
+from interlock.serve.command import access, name_of, url_of, versions_of
 from interlock.workers.generator import open_generator
 
 DEADLINE = 120
@@ -127,11 +127,8 @@ def test_keys_that_open_both_are_refused(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_replicas_have_names_of_their_own() -> None:
-    tables = [GeneratorSettings(count=2), GeneratorSettings(name="npu", device="npu")]
-    assert list(replicas_of(ServeSettings(replica=tables))) == ["replica-0-0", "replica-0-1", "npu"]
-    twice = [GeneratorSettings(name="a-0"), GeneratorSettings(name="a", count=2)]
-    with pytest.raises(ConfigError, match="two replicas are named 'a-0'"):
-        replicas_of(ServeSettings(replica=twice))
+    tables = [ReplicaSettings(count=2), ReplicaSettings(name="npu", device="npu")]
+    assert list(ServeSettings(replica=tables).replicas()) == ["replica-0-0", "replica-0-1", "npu"]
 
 
 def test_names_and_urls(tmp_path: Path) -> None:

@@ -28,6 +28,17 @@ def test_a_file_and_the_command_line_are_read_together(tmp_path: Path) -> None:
         ("fleet.kind=inline", 'fleet.kind = "inline": replicas are processes'),
         ("replica.sync_url=a", "replica.0.sync_url is a recipe's; remove it"),
         ("names=['']", "give names of 1 to 200 characters"),
+        ("fleet.unit=4", "fleet.unit is for a run's generators; remove it"),
+        ("fleet.qualify_s=5", "fleet.qualify_s is for a run's generators; remove it"),
+        ("guard.min_tokens=5", "guard.min_tokens is for a run's generators; remove it"),
+        ("replica.name=a/b", "replica.name = 'a/b' is to be a file name"),
+        ('replica.python="a\\u0000b"', "replica.0.python holds a NUL"),
+        ('chat_template="a\\u0000b"', "chat_template holds a NUL"),
+        ("reference=npu", "reference = 'npu' is no replica; there are replica-0"),
+        (
+            'replica=[{name="a-0"},{name="a",count=2}]',
+            "two [[replica]] tables have one name; give each its own",
+        ),
     ],
 )
 def test_a_slip_is_told_in_one_line(override: str, said: str) -> None:

@@ -9,10 +9,10 @@ concerns one stage alone is in its class (schema.py, `conflicts`).
 import datetime
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from interlock.config.schema import GeneratorSettings, Recipe, worker_settings
+from interlock.config.schema import GeneratorSettings, Recipe, by_name
 from interlock.errors import ConfigError
 from interlock.text import hide_credentials, one_line
 
@@ -31,29 +31,46 @@ def _names(recipe: Recipe) -> Iterator[str]:
             f"name = {one_line(repr(recipe.name), 40)} is to be the name of a directory; use at "
             "most 100 characters that print, no / and no . at the start"
         )
-    names = worker_settings(recipe)
-    if len(names) < sum(settings.count for settings in recipe.generator):
-        yield "two [[generator]] tables have one name; give each its own"
-    for name in names:
-        if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", name):
-            shown = one_line(repr(name), 40)
-            yield f"generator.name = {shown} is to be a file name; use letters, digits, . _ -"
+    yield from name_conflicts(recipe.generator, "generator")
 
 
 def _handed_on(recipe: Recipe) -> Iterator[str]:
     """What becomes a path, a URL or a variable of a process: none of them may hold a NUL."""
     texts = {"model.path": recipe.model.path, "model.chat_template": recipe.model.chat_template}
     texts |= {"sync.url": recipe.sync.url, "fleet.address": recipe.fleet.address}
-    for index, each in enumerate(recipe.generator):
-        where = f"generator.{index}"
+    for index, stage in enumerate(recipe.stage):
+        texts[f"stage.{index}.data"] = getattr(stage, "data", None)
+    yield from nul_conflicts(texts)
+    yield from process_conflicts(recipe.generator, "generator")
+
+
+def name_conflicts(tables: Sequence[GeneratorSettings], table: str) -> Iterator[str]:
+    """Workers are told apart by name, and have log files of it."""
+    names = by_name(tables, table)
+    if len(names) < sum(settings.count for settings in tables):
+        yield f"two [[{table}]] tables have one name; give each its own"
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", name):
+            shown = one_line(repr(name), 40)
+            yield f"{table}.name = {shown} is to be a file name; use letters, digits, . _ -"
+
+
+def process_conflicts(tables: Sequence[GeneratorSettings], table: str) -> Iterator[str]:
+    """What the process of a worker cannot be given."""
+    texts: dict[str, str | None] = {}
+    for index, each in enumerate(tables):
+        where = f"{table}.{index}"
         texts |= {f"{where}.python": each.python, f"{where}.sync_url": each.sync_url}
         texts |= {f"{where}.env.{name}": text for name, text in each.env.items()}
         if not all(
             re.fullmatch(r"[^=\0]+", name) for name in each.env
         ):  # perhaps a secret: not told
             yield f"{where}.env has a name that is empty, or holds = or NUL; use letters, digits, _"
-    for index, stage in enumerate(recipe.stage):
-        texts[f"stage.{index}.data"] = getattr(stage, "data", None)
+    yield from nul_conflicts(texts)
+
+
+def nul_conflicts(texts: Mapping[str, str | None]) -> Iterator[str]:
+    """`texts`: by the name of the setting."""
     for name, text in texts.items():
         if text is not None and "\0" in text:
             yield f"{name} holds a NUL, which ends a text; remove it"

@@ -5,7 +5,7 @@ that end in `_s` are seconds, in `_mb` megabytes of 2^20 bytes. Reading a file i
 what settings may not stand together in checks.py, but for those of one stage: `conflicts`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
@@ -358,9 +358,17 @@ class Recipe(_Section, frozen=True):
 
 def worker_settings(recipe: Recipe) -> dict[str, GeneratorSettings]:
     """The settings of every worker, by its name."""
+    return by_name(recipe.generator, "generator")
+
+
+def by_name(tables: Sequence[GeneratorSettings], table: str) -> dict[str, GeneratorSettings]:
+    """The settings of every worker, by its name; `table` names those that have none of their own.
+
+    Of workers with one name the last is there: checks.py refuses such settings.
+    """
     found: dict[str, GeneratorSettings] = {}
-    for index, settings in enumerate(recipe.generator):
-        base = settings.name or f"generator-{index}"
+    for index, settings in enumerate(tables):
+        base = settings.name or f"{table}-{index}"
         names = [base] if settings.count == 1 else [f"{base}-{i}" for i in range(settings.count)]
         found |= dict.fromkeys(names, settings)
     return found

@@ -5,13 +5,18 @@
 `[[replica]]` is a GeneratorSettings with other defaults, `[fleet]` a FleetSettings as a recipe's.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
-from interlock.config.checks import engine_conflicts
+from interlock.config.checks import (
+    engine_conflicts,
+    name_conflicts,
+    nul_conflicts,
+    process_conflicts,
+)
 from interlock.config.schema import (
     FleetSettings,
     GeneratorSettings,
@@ -19,6 +24,7 @@ from interlock.config.schema import (
     NonNegative,
     Positive,
     Rate,
+    by_name,
 )
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
@@ -77,15 +83,26 @@ class ServeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     )
     fleet: FleetSettings = FleetSettings(kind="local")
     guard: GuardSettings = GuardSettings()  # how far a replica may be from the reference
+    # The name of the replica that the others are compared with; None: see docs/replicas.md.
+    reference: str | None = None
+
+    def replicas(self) -> dict[str, GeneratorSettings]:
+        """The settings of every replica, by its name."""
+        return by_name(self.replica, "replica")
 
     def conflicts(self) -> Iterator[str]:
         """What is wrong though each setting is right: what follows the file's name, and a colon."""
         if self.fleet.kind == "inline":
             yield 'fleet.kind = "inline": replicas are processes; set "local" or "ray"'
-        named = [each.name for each in self.replica if each.name]
-        if len(set(named)) < len(named):
-            yield "two [[replica]] tables have one name; give each its own"
+        yield from _unread(self.fleet, FleetSettings(), _FLEET_OF_RUNS, "fleet")
+        yield from _unread(self.guard, GuardSettings(), _GUARD_OF_RUNS, "guard")
+        yield from name_conflicts(self.replica, "replica")
         yield from engine_conflicts(self.replica, "replica")
+        yield from process_conflicts(self.replica, "replica")
+        yield from nul_conflicts({"host": self.host, "chat_template": self.chat_template})
+        if self.reference is not None and self.reference not in self.replicas():
+            named = ", ".join(self.replicas())
+            yield f"reference = {self.reference[:64]!r} is no replica; there are {named}"
         for index, each in enumerate(self.replica):
             if each.resources and self.fleet.kind != "ray":
                 yield f'replica.{index}.resources is what Ray reserves; set fleet.kind = "ray"'
@@ -94,3 +111,16 @@ class ServeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for name in self.names:
             if not name or not name.isprintable() or len(name) > 200:
                 yield f"names holds {name[:40]!r}; give names of 1 to 200 characters that print"
+
+
+_FLEET_OF_RUNS = ("unit", "unit_s", "qualify_s", "requalify")
+_GUARD_OF_RUNS = ("min_tokens",)
+
+
+def _unread(
+    given: msgspec.Struct, usual: msgspec.Struct, names: Sequence[str], table: str
+) -> Iterator[str]:
+    """What a run reads of a table and serving does not."""
+    for name in names:
+        if getattr(given, name) != getattr(usual, name):
+            yield f"{table}.{name} is for a run's generators; remove it"

@@ -15,7 +15,6 @@ from pathlib import Path
 from socket import socket
 from typing import TYPE_CHECKING, NamedTuple
 
-from interlock.config.schema import GeneratorSettings
 from interlock.config.serving import ServeSettings
 from interlock.errors import ConfigError, TrainingError
 from interlock.models.fetch import find_model
@@ -142,7 +141,7 @@ class _Opening:
 
     def _opened(self) -> Replicas:
         settings = self._settings
-        replicas = replicas_of(settings)
+        replicas = settings.replicas()
         logs = Path(tempfile.mkdtemp(prefix="interlock-serve-"))
         self._say(f"starting {', '.join(replicas)}; their logs are in {logs}")
         return open_pool(
@@ -153,7 +152,11 @@ class _Opening:
             self._note,
             chat_template=settings.chat_template,
             band=settings.guard,
-            terms=PoolTerms(queue=settings.queue, unqualified=settings.unqualified),
+            terms=PoolTerms(
+                queue=settings.queue,
+                unqualified=settings.unqualified,
+                reference=settings.reference,
+            ),
             follow=self._follow,
         )
 
@@ -173,19 +176,6 @@ class _Opening:
             self._noted.wait(_LOOK_S)
             self._noted.clear()
         return False
-
-
-def replicas_of(settings: ServeSettings) -> dict[str, GeneratorSettings]:
-    """The settings of every replica, by its name. Raises ConfigError on two of one name."""
-    found: dict[str, GeneratorSettings] = {}
-    for index, each in enumerate(settings.replica):
-        base = each.name or f"replica-{index}"
-        names = [base] if each.count == 1 else [f"{base}-{i}" for i in range(each.count)]
-        for name in names:
-            if name in found:
-                raise ConfigError(f"two replicas are named {name!r}; give each [[replica]] a name")
-            found[name] = each
-    return found
 
 
 def versions_of(follow: str) -> str:
