@@ -12,6 +12,7 @@ from endpoints import Loopback, loopback, saying
 
 from interlock import __version__
 from interlock.records.serving import Ended, EndKind
+from interlock.serve.http.frames import Frames
 
 TALK = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 PRINT = f"interlock-{__version__}-v3"
@@ -146,6 +147,22 @@ def test_a_failure_in_mid_stream_is_one_error_frame_then_done(served: Loopback) 
         '"param":null,"code":"replica_lost"}}\n\ndata: [DONE]\n\n'
     )
     assert text.count("error") == 2
+
+
+def test_a_defect_in_mid_stream_is_one_error_frame_too(
+    served: Loopback, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: Frames, choices: Any, more: Any) -> bytes:
+        raise ZeroDivisionError("of the server's own")
+
+    monkeypatch.setattr(Frames, "closing", broken)
+    text = served.post("/v1/chat/completions", TALK | {"stream": True}).text
+    assert text.endswith(
+        '\n\ndata: {"error":{"message":"the server failed; its log says more",'
+        '"type":"server_error","param":null,"code":"internal_error"}}\n\ndata: [DONE]\n\n'
+    )
+    assert text.startswith('data: {"id"') and "own" not in text
+    served.replicas.wait_until(lambda: not served.endpoint.heard)
 
 
 @pytest.mark.parametrize(

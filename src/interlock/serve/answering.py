@@ -116,7 +116,8 @@ class Answering:
         if self._then is not None:
             self._then()
         missing = self._choices - len(self._finished)
-        kind = "error" if isinstance(error, Refusal) or self._failed is not None else "abort"
+        failed = self._failed is not None or isinstance(error, Exception)
+        kind = "error" if failed else "abort"
         for reason in self._finished + [kind] * missing:
             self._endpoint.measured.finished(reason)
         seconds = self._watch.ended()

@@ -18,7 +18,7 @@ from interlock.serve.endpoint import Endpoint
 from interlock.serve.http.documents import document
 from interlock.serve.http.gate import Gate
 from interlock.serve.http.keys import Keys
-from interlock.serve.http.refusals import Refusal, refusal_of
+from interlock.serve.http.refusals import Refusal, defect, refusal_of
 from interlock.serve.routes import (
     admin,
     chat,
@@ -99,8 +99,7 @@ async def _of_http(request: Request, error: Exception) -> Response:
 
 
 async def _bug(request: Request, error: Exception) -> Response:
-    """The traceback goes to the log, and nothing of it to the client."""
-    return _told(Refusal(500, "the server failed; its log says more", code="internal_error"))
+    return _told(defect())
 
 
 def _told(refusal: Refusal) -> Response:

@@ -55,6 +55,11 @@ def wrong(param: str | None, message: str, code: str | None = "invalid_value") -
     return Refusal(400, message, param, code)
 
 
+def defect() -> Refusal:
+    """A failure of our own: its traceback goes to the log, and nothing of it to the client."""
+    return Refusal(500, "the server failed; its log says more", code="internal_error")
+
+
 def refusal_of(error: InterlockError, serves: bool = True) -> Refusal:
     """What an error of ours means to whoever asked; `serves`: whether some replica does."""
     match error:

@@ -7,6 +7,7 @@ The status is sent with the first chunk: until something was drawn a mistake sti
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -15,9 +16,10 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from interlock.serve.http.refusals import Refusal
+from interlock.serve.http.refusals import Refusal, defect
 from interlock.serve.listening import ClientGone, Hearing
 
+log = logging.getLogger("interlock.serve")
 DONE = b"data: [DONE]\n\n"
 _HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
@@ -47,8 +49,8 @@ async def watching(receive: Receive, hearing: Hearing) -> AsyncIterator[None]:
 class EventStream(Response):
     """Sends what `chunks` yields, the first of which was waited for already.
 
-    `chunks` raises Refusal when the answer fails: it is told in one frame. `over` is called in any
-    case, once.
+    What `chunks` raises is told in one frame; `over` is called with it, or with None, in any case
+    once.
     """
 
     media_type = "text/event-stream"
@@ -58,7 +60,7 @@ class EventStream(Response):
         first: bytes,
         chunks: AsyncIterator[bytes],
         hearing: Hearing,
-        over: Callable[[], None],
+        over: Callable[[Exception | None], None],
         headers: dict[str, str],
     ) -> None:
         super().__init__(headers=_HEADERS | headers)
@@ -67,22 +69,32 @@ class EventStream(Response):
         self._over = over
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        failed: Exception | None = None
         try:
             async with watching(receive, self._hearing):
                 start: dict[str, Any] = {"type": "http.response.start", "status": 200}
                 await send(start | {"headers": self.raw_headers})
-                await self._send_all(send)
+                failed = await self._send_all(send)
         except ClientGone:
             pass
         finally:
-            self._over()
+            self._over(failed)
 
-    async def _send_all(self, send: Send) -> None:
+    async def _send_all(self, send: Send) -> Exception | None:
+        """-> what the answer failed by. Raises ClientGone."""
         part: dict[str, Any] = {"type": "http.response.body", "more_body": True}
         await send(part | {"body": self._first})
+        failed: Exception | None = None
         try:
             async for chunk in self._chunks:
                 await send(part | {"body": chunk})
-        except Refusal as refusal:
+        except ClientGone:
+            raise
+        except Exception as error:
+            failed = error
+            refusal = error if isinstance(error, Refusal) else defect()
+            if refusal is not error:
+                log.exception("an answer failed in mid-stream")
             await send(part | {"body": event(refusal.tree) + DONE})
         await send({"type": "http.response.body", "body": b""})
+        return failed
