@@ -17,7 +17,6 @@ import argparse
 import json
 import os
 import secrets
-import socket
 import subprocess
 import sys
 import time
@@ -31,13 +30,13 @@ from environment import environment
 from figures import summary
 from interlock.models.fetch import find_model
 from serving_load import Seen, load
+from serving_process import INTERLOCK, free_port
 from workload import MODEL
 
 TOKENS = 64
 CONTEXT = 512
 READY_S = 600.0
 THREADS = len(os.sched_getaffinity(0))
-INTERLOCK = Path(sys.executable).with_name("interlock")
 STORY = (
     "A train leaves the station with {a} passengers. At the next stop {b} get on and {c} leave. "
 )
@@ -98,12 +97,6 @@ def _healthy(port: int) -> bool:
             return bool(answer.status == 200)
     except OSError:
         return False
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
 
 
 def command_of(side: str, given: argparse.Namespace, model: Path, port: int) -> list[str]:

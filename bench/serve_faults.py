@@ -18,15 +18,9 @@ import asyncio
 import json
 import os
 import random
-import secrets
 import signal
-import subprocess
-import sys
 import time
-import urllib.request
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,7 +31,8 @@ from environment import environment
 from interlock import mismatch as figures
 from interlock.models.fetch import find_model
 from interlock.models.tokenizer import Tokenizer
-from serve import INTERLOCK, bodies, free_port
+from serve import bodies
+from serving_process import KEY, drain, facts, free_port, serving, wait_for_all, workers_of
 from workload import MODEL
 
 PROMPTS = 32
@@ -45,8 +40,6 @@ TOKENS = 96
 EVEN = {"even-0", "even-1"}
 OTHERS = ("narrow", "other")
 TIE = 1e-3  # between the logprobs of two tokens: a batch of other company may round them over
-READY_S = 600.0
-KEY, ADMIN = secrets.token_urlsafe(24), secrets.token_urlsafe(24)
 
 TOML = """
 [limits]
@@ -105,76 +98,6 @@ class Answer:
     @property
     def even(self) -> bool:
         return set(self.replicas) <= EVEN
-
-
-@contextmanager
-def serving(toml: Path, port: int, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    key = {"INTERLOCK_API_KEY": KEY, "INTERLOCK_ADMIN_KEY": ADMIN}
-    command = [str(INTERLOCK), "serve", MODEL, "--config", str(toml), "--port", str(port)]
-    with (
-        log.open("wb") as out,
-        subprocess.Popen(command, stdout=out, stderr=out, env=os.environ | key) as process,
-    ):
-        try:
-            yield process
-        finally:
-            process.terminate()
-            try:
-                process.wait(60)
-            except subprocess.TimeoutExpired:
-                process.kill()
-
-
-def facts(port: int) -> list[dict[str, Any]]:
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{port}/v1/models", headers={"Authorization": f"Bearer {KEY}"}
-    )
-    with urllib.request.urlopen(request, timeout=10) as answer:
-        found: list[dict[str, Any]] = json.load(answer)["data"][0]["replicas"]
-    return found
-
-
-def drain(port: int, name: str, on: bool) -> None:
-    """Give a replica nothing more, or again something."""
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{port}/admin/drain",
-        json.dumps({"replica": name, "on": on}).encode(),
-        {"Authorization": f"Bearer {ADMIN}", "Content-Type": "application/json"},
-    )
-    urllib.request.urlopen(request, timeout=10).close()
-
-
-def wait_for_all(port: int, count: int) -> None:
-    until = time.monotonic() + READY_S
-    while time.monotonic() < until:
-        try:
-            states = [each["state"] for each in facts(port)]
-        except OSError:
-            states = []
-        if states.count("ready") == count:
-            return
-        time.sleep(0.5)
-    sys.exit(f"not all replicas came up: {states}")
-
-
-def workers_of(pid: int) -> list[int]:
-    """The processes of replicas below a server."""
-    found, below = [], [pid]
-    while below:
-        tasks = Path(f"/proc/{below.pop()}/task").glob("*/children")  # a thread may have started it
-        for child in [int(each) for task in tasks for each in _read(task).split()]:
-            below.append(child)
-            if b"interlock.workers.worker" in _read(Path(f"/proc/{child}/cmdline")):
-                found.append(child)
-    return found
-
-
-def _read(path: Path) -> bytes:
-    """Nothing, if the process is gone."""
-    try:
-        return path.read_bytes()
-    except OSError:
-        return b""
 
 
 async def drive(
@@ -302,7 +225,7 @@ def main() -> None:
     other = VLLM.format(python=Path(given.vllm).absolute()) if given.vllm else TORCH
     toml, port = given.log.with_suffix(".toml"), free_port()
     toml.write_text(TOML.format(other=other))
-    with serving(toml, port, given.log) as process:
+    with serving(MODEL, toml, port, given.log) as process:
         wait_for_all(port, 4)
         print("four replicas are ready", flush=True)
         before = plain(asyncio.run(once(port, prompts)))
