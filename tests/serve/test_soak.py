@@ -10,7 +10,7 @@ import pytest
 from byte_model import make_model, write_tokenizer
 
 BENCH = Path(__file__).parents[2] / "bench" / "serve_soak.py"
-# Of what is in memory. Of half an hour 2 % is asked; half a minute is mostly warming up, and what is
+# Of what is in memory. Half an hour is to have 2 %; half a minute is mostly warming up, and what is
 # kept of every request would be seen all the same: it is a thousand of them.
 FLAT = 0.05
 
