@@ -29,7 +29,7 @@ test: $(VENV)/.test  ## Install what tests need and run them (about a quarter of
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not slow and not gpu and not chaos and not clients"
 
 test-slow: $(VENV)/.test  ## The tests that `make test` leaves out for their length
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "slow and not gpu"
 
 test-any-cpu: $(VENV)/.test  ## The numerical rooms under other CPUs' kernels, one and two threads (hours; arm64 is untried)
 	$(BIN)/python tests/any_cpu.py
