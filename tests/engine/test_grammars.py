@@ -111,7 +111,7 @@ def test_a_grammar_that_gives_up_ends_its_own_sequence_alone(
     broken, whole = engine.generate([asked(tokenizer, Rules(grammar=many), tokens=200), other])
     assert whole[0].tokens == alone.tokens and whole[0].text == alone.text
     (found,) = broken
-    assert found.finish is FinishReason.LENGTH and found.tokens[-1] in tokenizer.eos_ids
+    assert found.finish is FinishReason.BROKEN and found.tokens[-1] in tokenizer.eos_ids
     assert 1 < len(found.tokens) < 200 and found.logprobs[-1] == 0.0
     assert set(found.text) <= set("xyz")
 

@@ -19,7 +19,7 @@ A forced token is drawn from a distribution that holds nothing else, so its logp
 function of the tokens drawn so far: a sequence that goes on elsewhere is guided as it was.
 
 A grammar may give up in the middle (grammars.LIMITS): then an end token is forced, and the answer
-counts as cut off (`FinishReason.LENGTH`). The others do not notice.
+is `FinishReason.BROKEN`, which its asker is told as a mistake. The others do not notice.
 
 Legend: B sequences that sample, V vocabulary
 """

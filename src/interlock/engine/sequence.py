@@ -81,7 +81,7 @@ class LiveSequence:
         self.name, self.request, self.number = name, request, number
         self.tokens: list[int] = []
         self.finish: FinishReason | None = None
-        self.cut = False  # it breaks off with the next token, whatever that is
+        self.cut = False  # its grammar gave up: it breaks off with the next token
         self._drawn: list[_Drawn] = []
         self._ending = Ending(
             request.sampling, vocabulary, request.stop_ids, request.rules.ignore_eos
@@ -104,7 +104,7 @@ class LiveSequence:
         assert self.finish is None
         self.finish = self._take(token, logprob, version)
         if self.cut:
-            self.finish = FinishReason.LENGTH
+            self.finish = FinishReason.BROKEN
         completion = None if self.finish is None else self._completion(self.finish)
         tops = () if top is None else [top]
         return Progress(self.name, self.number, [token], [logprob], completion, tops)

@@ -43,6 +43,7 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class FinishReason(StrEnum):
     STOP = "stop"  # the end-of-turn token or a stop string
     LENGTH = "length"  # max_tokens reached
+    BROKEN = "broken"  # the grammar that it keeps to came to its limits
 
 
 class Segment(msgspec.Struct, frozen=True):

@@ -7,6 +7,7 @@ from scripted_replicas import SETTINGS, TERMS, Replicas, answer_of
 
 from interlock.errors import Overloaded
 from interlock.fleet.base import Lost
+from interlock.records.rl import FinishReason
 from interlock.records.serving import Ended, EndKind, PromptScores, ReplicaState
 from interlock.workers.protocol import Alive, Drawn, Failure, Stretch
 
@@ -231,6 +232,51 @@ def test_what_no_engine_can_serve_is_a_mistake() -> None:
         (name,) = (name for name in "vt" if r.streams(name))
         r.fail(name, *r.streams(name), kind=Failure.MISTAKE)
     assert r.ended(ticket) == Ended(EndKind.MISTAKE, "it broke")
+
+
+def test_a_grammar_that_gives_up_ends_its_request_and_blames_no_replica() -> None:
+    r = Replicas("a", "b").up("a", "b")
+    r.handle("b").put_aside = True
+    bad, good = r.ask(seed=1, choices=2, rules={"grammar": "g"}), r.ask(seed=2)
+    r.draw("a")
+    number = next(n for n, each in r.streams("a").items() if each.generation.seed == 1)
+    broken = Stretch(number, 1, [9], [0.0], FinishReason.BROKEN)
+    r.hear("a", Drawn(0, [broken, Stretch(number, 0, [5], [-0.5])]))
+    ended = r.ended(bad)
+    assert ended is not None and ended.kind is EndKind.MISTAKE
+    assert "grammar or JSON schema came to its limits with token 2" in ended.reason
+    assert ("a", number) in r.fleet.aborts and r.pieces(bad)[-1].finish is None
+    r.draw("a", 3)
+    assert r.ended(good) == DONE
+    facts = r.facts("a")
+    assert (facts.state, facts.restarts, r.handle("a").failures) == (ReplicaState.READY, 0, 0)
+    assert "worker_garbage" not in r.kinds()
+
+
+def test_an_end_by_a_grammar_that_was_not_asked_for_is_garbage() -> None:
+    r = Replicas("a").up("a")
+    r.ask()
+    (number,) = r.streams("a")
+    r.hear("a", Drawn(0, [Stretch(number, 0, [9], [0.0], FinishReason.BROKEN)]))
+    assert r.kinds()[-1] == "worker_garbage"
+
+
+def test_an_engine_that_tells_no_alternatives_is_not_restarted_for_it() -> None:
+    r = Replicas("a", "b")
+    r.engines = {"a": "vllm 1"}
+    r.up("a", "b")
+    r.handle("b").put_aside = True
+    ticket = r.ask(seed=3, max_tokens=2, rules={"top_logprobs": 1})
+    (number,) = r.streams("a")
+    r.handle("b").put_aside = False
+    r.draw("a")
+    assert ("a", number) in r.fleet.aborts
+    assert r.seeds("b") == [3] and r.pieces(ticket) == []
+    r.draw("b")  # nor does this one
+    ended = r.ended(ticket)
+    assert ended is not None and ended.kind is EndKind.MISTAKE and "no alternatives" in ended.reason
+    assert [r.facts(name).state for name in "ab"] == [ReplicaState.READY] * 2
+    assert [r.handle(name).failures for name in "ab"] == [0, 0]
 
 
 def test_keys_share_a_busy_replica() -> None:

@@ -213,7 +213,7 @@ class Crew:
         """Take it. Why it is garbage, if it is."""
         exam = replica.exam
         if exam is None or stretch.ask not in exam.drawing:
-            return self.desk.drew(replica, stretch, version)
+            return self.desk.drew(replica, stretch, version, self.replicas)
         drawn = exam.tokens.get(exam.drawing[stretch.ask], [])
         most = exam.canary.tokens - len(drawn)
         if version != exam.weights.number or stretch.number != 0:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from interlock.errors import ConfigError, Overloaded
 from interlock.fleet.base import Fleet
-from interlock.records.rl import WeightVersion
+from interlock.records.rl import FinishReason, WeightVersion
 from interlock.records.serving import Ended, EndKind, Generation, Piece, PromptScores, Told
 from interlock.text import one_line
 from interlock.workers.protocol import Complete, Prompted, Stretch
@@ -24,6 +24,7 @@ from interlock.workers.replicas.queue import FairQueue
 from interlock.workers.replicas.replica import GONE, REASON, ReplicaHandle
 
 _KEEP = 0.95  # of what was seen of earlier generations, with every one that ends
+_UNTOLD = "the engine tells no alternatives of its tokens; ask without logprobs of others"
 _SHORTEST_RETRY_S, _LONGEST_RETRY_S = 1.0, 60.0
 
 
@@ -122,7 +123,13 @@ class Desk:
             self.told.append((part.job, PromptScores(said.logprobs, top)))
         return None
 
-    def drew(self, replica: ReplicaHandle, stretch: Stretch, version: int) -> str | None:
+    def drew(
+        self,
+        replica: ReplicaHandle,
+        stretch: Stretch,
+        version: int,
+        replicas: Sequence[ReplicaHandle],
+    ) -> str | None:
         """Take what a replica drew. Why it is garbage, if it is."""
         part = replica.held.get(stretch.ask)
         if part is None:
@@ -138,7 +145,16 @@ class Desk:
         if odd := odd_stretch(stretch, replica.vocab, asked.sampling.max_tokens - begun):
             return odd
         if asked.rules.top_logprobs and len(stretch.top) != len(stretch.tokens):
-            return "no alternatives, which were asked for"
+            if part.advanced:
+                return "no alternatives, which were asked for and told before"
+            replica.dropped.append(stretch.ask)
+            self.mistake(replica, stretch.ask, _UNTOLD, replicas)  # another engine may tell them
+            return None
+        if stretch.finish is FinishReason.BROKEN:
+            if not asked.rules.grammar:
+                return "an end by a grammar, where there is none"
+            self.end(job, EndKind.MISTAKE, _broken(begun + len(stretch.tokens)), replicas)
+            return None
         first = not choice.tokens
         choice.tokens += stretch.tokens
         choice.logprobs += stretch.logprobs
@@ -232,6 +248,13 @@ class Desk:
         for replica in replicas:
             for ask in [ask for ask, part in replica.held.items() if part.job is job]:
                 replica.drop(ask)
+
+
+def _broken(tokens: int) -> str:
+    return (
+        f"the grammar or JSON schema came to its limits with token {tokens} of the answer; "
+        "simplify it, or bound what it lets follow"
+    )
 
 
 def able(part: LivePart, replicas: Sequence[ReplicaHandle]) -> list[ReplicaHandle]:
