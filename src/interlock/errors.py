@@ -9,6 +9,7 @@
     │   └── RunError        a run directory: locked, not empty, unreadable, read-only, disk full
     ├── VoidResult          it ran to its end, and nothing was learned or judged; exit code 3
     ├── Overloaded          no room for a request now; whoever asked may ask again
+    │   └── Unserved        as nobody serves, or is let to
     ├── SyncError           a weight version is missing, torn or not what it says; exit code 1
     └── TrainingError       the run cannot go on (bad steps, no generator left, …); exit code 1
 
@@ -54,6 +55,10 @@ class Overloaded(InterlockError):
     def __init__(self, message: str, retry_s: float) -> None:
         super().__init__(message)
         self.retry_s = retry_s
+
+
+class Unserved(Overloaded):
+    """Nobody serves now, or everybody who does is to take nothing more."""
 
 
 class SyncError(InterlockError):

@@ -286,6 +286,19 @@ def test_a_full_queue_is_429_with_the_time_to_wait(served: Loopback) -> None:
     assert served.post(CHAT, TALK).status_code == 200
 
 
+def test_drained_is_503_with_the_time_to_wait(served: Loopback) -> None:
+    served.replicas.drain("a", True)
+    try:
+        answer = served.post(CHAT, TALK)
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "10")
+        assert answer.json()["error"]["code"] == "no_replica"
+        with served.client() as client:
+            assert client.get("/health").status_code == 200, "what it has goes on"
+    finally:
+        served.replicas.drain("a", False)
+    assert served.post(CHAT, TALK).status_code == 200
+
+
 def test_nothing_that_was_refused_was_drawn(tmp_path: Path) -> None:
     with loopback(tmp_path) as served:
         for body in (TALK | {"n": 0}, TALK | {"model": "x"}, WRITE):

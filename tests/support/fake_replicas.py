@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from interlock.engine.base import Limits
 from interlock.engine.sequence import Ending
-from interlock.errors import ConfigError, Overloaded
+from interlock.errors import ConfigError, Overloaded, Unserved
 from interlock.models.tokenizer import Tokenizer
 from interlock.records.serving import (
     Ended,
@@ -64,6 +64,8 @@ class FakeReplicas:
         return Limits(self.tokenizer.vocab_size, self.context, 64)
 
     def begin(self, generation: Generation, take: Take, deadline_s: float) -> int:
+        if self.state is ReplicaState.DRAINING:
+            raise Unserved("all replicas are drained; let one serve again", 10.0)
         if self.overloaded:
             raise Overloaded("1024 sequences wait; ask again", 2.0)
         script = [self.script(generation, n) for n in range(generation.choices)]

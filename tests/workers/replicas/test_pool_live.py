@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from interlock.engine.base import Request
 from interlock.engine.portable.engine import PortableEngine
-from interlock.errors import ConfigError, Overloaded
+from interlock.errors import ConfigError, Unserved
 from interlock.models.checkpoint import load_decoder
 from interlock.models.tokenizer import Tokenizer
 from interlock.records.rl import Sampling
@@ -157,9 +157,13 @@ def test_a_replica_with_other_weights_is_refused(
 def test_closing_waits_for_what_runs_and_takes_nothing_more(live: Callable[..., Any]) -> None:
     pool = live("a").ready("a")
     stream = pool.ask(1, 100)
+    pool.pool.drain("a", True)
+    with pytest.raises(Unserved, match="all replicas are drained"):
+        pool.ask(2)
+    pool.pool.drain("a", False)
     pool.pool.close(60.0)
     assert stream.end == Ended(EndKind.DONE)
-    with pytest.raises(Overloaded):
+    with pytest.raises(Unserved, match="closing"):
         pool.ask(2)
 
 

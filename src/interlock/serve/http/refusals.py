@@ -9,7 +9,14 @@ import re
 
 import msgspec
 
-from interlock.errors import ConfigError, InterlockError, ModelError, Overloaded, TaskError
+from interlock.errors import (
+    ConfigError,
+    InterlockError,
+    ModelError,
+    Overloaded,
+    TaskError,
+    Unserved,
+)
 from interlock.records.serving import Ended, EndKind
 from interlock.text import error_line, one_line
 
@@ -65,7 +72,7 @@ def refusal_of(error: InterlockError, serves: bool = True) -> Refusal:
     match error:
         case Overloaded():
             headers = {"Retry-After": str(max(1, round(error.retry_s)))}
-            if serves:
+            if serves and not isinstance(error, Unserved):
                 return Refusal(429, str(error), code="overloaded", headers=headers)
             return Refusal(503, str(error), code="no_replica", headers=headers)
         case ConfigError() | ModelError() | TaskError():

@@ -29,8 +29,8 @@ class Replicas(Protocol):
     def begin(self, generation: Generation, take: Take, deadline_s: float) -> Ticket:
         """Have it drawn. From any thread; does not wait. A generation keeps to one weight version.
 
-        Raises Overloaded when the queue is full or no replica serves, ConfigError on what can
-        never be served (tokens, context); nothing is then taken.
+        Raises Overloaded when the queue is full, Unserved when no replica serves or all are put
+        aside, ConfigError on what can never be served (tokens, context); nothing is then taken.
         """
 
     def cancel(self, ticket: Ticket) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from interlock.config.schema import FleetSettings, GuardSettings
 from interlock.engine.base import Limits
-from interlock.errors import ConfigError, InterlockError, Overloaded, TrainingError
+from interlock.errors import ConfigError, InterlockError, TrainingError, Unserved
 from interlock.fleet.base import Fleet, Spec
 from interlock.records.metrics import EventKind
 from interlock.records.rl import WeightVersion
@@ -163,19 +163,19 @@ class Pool:
         self._thread.join(_CLOSING_S)
 
     def _check_open(self) -> None:
-        """Raise Overloaded unless somebody serves, or will in a moment."""
+        """Raise Unserved unless somebody serves, or will in a moment."""
         if self._closing.is_set() or self._error is not None:
-            raise Overloaded("the server is closing; ask another one", 1.0)
+            raise Unserved("the server is closing; ask another one", 1.0)
         replicas = self._crew.replicas
         if all(each.state in GONE for each in replicas):
             why = "; ".join(f"{each.name} is {each.state}: {each.reason}" for each in replicas)
-            raise Overloaded(f"no replica serves ({why})", 60.0)
+            raise Unserved(f"no replica serves ({why})", 60.0)
         # One that restarts or loads weights is waited for, one that never served is not.
         known = [each for each in replicas if each.state not in GONE and each.admitted]
         if not known:
-            raise Overloaded("no replica is up yet; ask again in a moment", 1.0)
+            raise Unserved("no replica is up yet; ask again in a moment", 1.0)
         if all(each.put_aside for each in known):
-            raise Overloaded("all replicas are drained; let one serve again", 10.0)
+            raise Unserved("all replicas are drained; let one serve again", 10.0)
 
     def _version(self, number: int) -> WeightVersion:
         """Raises ConfigError when it cannot be had."""
