@@ -13,11 +13,13 @@ import httpx2 as httpx
 import pytest
 from byte_model import make_model, write_tokenizer
 
+from interlock.config.reading import load_serving
 from interlock.config.schema import GeneratorSettings
 from interlock.config.serving import ReplicaSettings, ServeSettings
 from interlock.errors import ConfigError
-from interlock.serve.command import access, name_of, url_of, versions_of
+from interlock.serve.command import access, name_of, terms_of, url_of, versions_of
 from interlock.workers.generator import open_generator
+from interlock.workers.replicas.crew import PoolTerms
 
 DEADLINE = 120
 
@@ -150,3 +152,10 @@ def test_what_a_run_publishes_is_found(tmp_path: Path) -> None:
     assert versions_of(str(tmp_path)) == f"s3://b/w/{tmp_path.name}-1764412345"
     (tmp_path / "sync").mkdir()
     assert versions_of(str(tmp_path)) == str(tmp_path / "sync")
+
+
+def test_every_term_of_the_pool_can_be_set() -> None:
+    given = ["queue=5", "examine_s=2", "load_drain_s=3", "stall_s=4", "unqualified=true"]
+    settings = load_serving(None, [*given, "replica.count=2", "reference=replica-0-1"])
+    assert terms_of(settings) == PoolTerms(5, 2.0, 3.0, 4.0, True, "replica-0-1")
+    assert terms_of(ServeSettings()) == PoolTerms()

@@ -34,6 +34,8 @@ def test_a_file_and_the_command_line_are_read_together(tmp_path: Path) -> None:
         ("replica.name=a/b", "replica.name = 'a/b' is to be a file name"),
         ('replica.python="a\\u0000b"', "replica.0.python holds a NUL"),
         ('chat_template="a\\u0000b"', "chat_template holds a NUL"),
+        ("examine_s=0", "examine_s = 0: expected"),
+        ("load_drain_s=never", "load_drain_s"),
         ("reference=npu", "reference = 'npu' is no replica; there are replica-0"),
         (
             'replica=[{name="a-0"},{name="a",count=2}]',

@@ -75,6 +75,9 @@ class ServeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     log_prompts: bool = False  # what was asked, beside who asked and how long it took
     queue: Positive = 1024  # sequences that wait; more are refused
     drain_s: Rate = 30.0  # at the end, for what runs
+    load_drain_s: Rate = 30.0  # before other weights are loaded, for what a replica has
+    stall_s: Rate = 300.0  # without any token of a replica that has work; then it is lost
+    examine_s: Rate = 60.0  # between two canaries of a replica that serves
     chat_template: str | None = None  # a Jinja file that replaces the model's own
     unqualified: bool = False  # use devices that no certificate admits
     limits: LimitSettings = LimitSettings()

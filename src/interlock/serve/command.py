@@ -152,11 +152,7 @@ class _Opening:
             self._note,
             chat_template=settings.chat_template,
             band=settings.guard,
-            terms=PoolTerms(
-                queue=settings.queue,
-                unqualified=settings.unqualified,
-                reference=settings.reference,
-            ),
+            terms=terms_of(settings),
             follow=self._follow,
         )
 
@@ -176,6 +172,18 @@ class _Opening:
             self._noted.wait(_LOOK_S)
             self._noted.clear()
         return False
+
+
+def terms_of(settings: ServeSettings) -> PoolTerms:
+    """What the pool is held to."""
+    return PoolTerms(
+        queue=settings.queue,
+        examine_s=settings.examine_s,
+        drain_s=settings.load_drain_s,
+        stall_s=settings.stall_s,
+        unqualified=settings.unqualified,
+        reference=settings.reference,
+    )
 
 
 def versions_of(follow: str) -> str:
