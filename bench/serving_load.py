@@ -10,7 +10,6 @@ import asyncio
 import json
 import time
 from dataclasses import dataclass, field
-from statistics import median
 from typing import Any
 
 import aiohttp
@@ -33,9 +32,9 @@ class Seen:
     def figures(self) -> dict[str, Any]:
         return {
             "tokens_per_s": self.tokens / self.seconds,
-            "first_p50_s": median(self.first),
+            "first_p50_s": percentile(self.first, 50),
             "first_p99_s": percentile(self.first, 99),
-            "between_p50_s": median(self.between),
+            "between_p50_s": percentile(self.between, 50),
             "between_p99_s": percentile(self.between, 99),
             "tokens": self.tokens,
             "prompt_tokens": self.prompt_tokens,
@@ -44,7 +43,9 @@ class Seen:
 
 
 def percentile(values: list[float], share: float) -> float:
-    """The nearest-rank percentile."""
+    """The nearest-rank percentile; infinite where nothing came."""
+    if not values:
+        return float("inf")
     ranked = sorted(values)
     return ranked[min(len(ranked) - 1, int(len(ranked) * share / 100))]
 
