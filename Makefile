@@ -45,7 +45,7 @@ DEVICE ?= cuda:0
 gpu: $(VENV)/.test  ## Try an accelerator in all that Interlock does on it (DEVICE=cuda:0, npu:0, …)
 	$(BIN)/interlock preflight --device $(DEVICE)
 
-clients: $(VENV)/.test  ## Real clients, each in an environment of its own, against a server (docs/clients.md; 2 GB)
+clients: $(VENV)/.test  ## Real clients, each in an environment of its own, against a server (docs/clients.md; 3 GB)
 	$(MAKE) --keep-going client-environments || echo "the clients that could not be installed are skipped"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m clients tests/clients
 

@@ -223,3 +223,15 @@ def test_nor_do_the_scores_of_a_prompt() -> None:
     size = len(protocol.encode(said))
     room = sizes.step_bytes(generation)
     assert size - 100 < room < 1.5 * size
+
+
+def test_what_one_key_asked_another_key_does_not_find(weights: Weights) -> None:
+    worker = RealWorker()
+    opened = weights.open()
+    worker.ask(replace(opened, settings=replace(opened.settings, prefix_cache_mb=64)))
+    worker.turn()
+    prompt = list(range(1, 41))  # two blocks of 16 tokens, and some
+    for number, key in ((1, "key-1"), (2, "key-2"), (3, "key-1")):
+        worker.ask(asked(number, prompt=prompt, key=key))
+        worker.finish()
+    assert [told(worker, number)[0].cached for number in (1, 2, 3)] == [0, 0, 32]
