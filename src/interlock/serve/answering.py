@@ -65,7 +65,7 @@ class Answering:
     ) -> None:
         """Raises Refusal. `name` is the request's; `then` is called once it is over, or refused."""
         self._then = then
-        self._endpoint, self._name, self._key = endpoint, name, generations[0].key
+        self._endpoint, self.name, self._key = endpoint, name, generations[0].key
         self._watch = Timing(endpoint.measured)
         self._finished: list[str] = []
         self._choices = sum(each.choices for each in generations)
@@ -125,7 +125,7 @@ class Answering:
             of, spent = self.provenance, self.spent
             log.info(
                 "%s %s: %d + %d tokens, %.3f s, version %s, %s; %s",
-                self._name,
+                self.name,
                 self._key or "-",
                 spent.prompt,
                 spent.drawn,

@@ -1,7 +1,7 @@
 """The application: the table of routes, the gate around them, and what errors become.
 
 connection ──Gate──> ROUTERS ──> a handler ──> Endpoint
-             └───────────┴──── Refusal: OpenAI's error body
+             └───────────┴──── Refusal: OpenAI's error body, or Anthropic's
 """
 
 from collections.abc import Sequence
@@ -19,6 +19,7 @@ from interlock.serve.http.documents import document
 from interlock.serve.http.gate import Gate
 from interlock.serve.http.keys import Keys
 from interlock.serve.http.refusals import Refusal, defect, refusal_of
+from interlock.serve.http.request_ids import RequestIds
 from interlock.serve.routes import (
     admin,
     chat,
@@ -73,17 +74,17 @@ def guarded(app: FastAPI, endpoint: Endpoint, keys: Keys, admin_keys: Keys) -> A
     """What a server is given."""
     settings = endpoint.settings
     hosts = [*settings.hosts, settings.host]
-    return Gate(app, keys, admin_keys, hosts, settings.origins)
+    return RequestIds(Gate(app, keys, admin_keys, hosts, settings.origins))
 
 
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refusal)
-    return _told(error)
+    return _told(error, request)
 
 
 async def _failed(request: Request, error: Exception) -> Response:
     assert isinstance(error, InterlockError)
-    return _told(refusal_of(error))
+    return _told(refusal_of(error), request)
 
 
 async def _of_http(request: Request, error: Exception) -> Response:
@@ -95,16 +96,16 @@ async def _of_http(request: Request, error: Exception) -> Response:
     }.get(error.status_code, str(error.detail))
     code = {404: "unknown_route", 405: "method_not_allowed"}.get(error.status_code)
     headers = dict(error.headers or {})
-    return _told(Refusal(error.status_code, said, code=code, headers=headers))
+    return _told(Refusal(error.status_code, said, code=code, headers=headers), request)
 
 
 async def _bug(request: Request, error: Exception) -> Response:
-    return _told(defect())
+    return _told(defect(), request)
 
 
-def _told(refusal: Refusal) -> Response:
+def _told(refusal: Refusal, request: Request) -> Response:
     return Response(
-        refusal.body,
+        refusal.body_for(request.url.path),
         status_code=refusal.status,
         media_type="application/json",
         headers=refusal.headers,

@@ -14,6 +14,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from interlock.config.serving import LimitSettings
 from interlock.serve.http.refusals import Refusal
+from interlock.serve.http.request_ids import new_request_id
 
 _MOST_HEADERS = 100
 
@@ -103,14 +104,16 @@ class LimitedConnection(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """In our words, whatever the reason."""
         refusal = self._refusal or Refusal(400, msg, code="invalid_http")
+        body = refusal.body_for("")
         lines = [
             f"HTTP/1.1 {refusal.status} {_PHRASES[refusal.status]}",
             "content-type: application/json",
-            f"content-length: {len(refusal.body)}",
+            f"content-length: {len(body)}",
             "connection: close",
+            f"x-request-id: {new_request_id().decode()}",
         ]
         head = "".join(f"{line}\r\n" for line in lines) + "\r\n"
-        self.transport.write(head.encode() + refusal.body)
+        self.transport.write(head.encode() + body)
         self.transport.close()
 
     def _begin_head(self) -> None:

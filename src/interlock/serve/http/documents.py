@@ -97,6 +97,7 @@ def _error(path: str) -> dict[str, Any]:
         },
     }
     found = {"type": "object", "required": ["error"], "properties": {"error": error}}
-    if path.startswith(_ANTHROPIC):  # only what its own code refuses, not the gate
+    if path.endswith((_ANTHROPIC, f"{_ANTHROPIC}/count_tokens")):
+        found["required"] = ["error", "type"]
         found["properties"] = {"error": error, "type": {"const": "error"}}
     return found

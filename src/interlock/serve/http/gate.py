@@ -53,7 +53,7 @@ class Gate:
         try:
             self._check(scope)
         except Refusal as refusal:
-            await answer_refusal(refusal, send)
+            await answer_refusal(refusal, scope["path"], send)
             return
         await self._app(scope, receive, send)
 
@@ -95,16 +95,15 @@ class Gate:
 _REMEDY = "send it as Authorization: Bearer KEY"
 
 
-async def answer_refusal(refusal: Refusal, send: Send, close: bool = False) -> None:
-    """The whole response, as ASGI messages. `close`: the connection goes too."""
-    headers = {"content-type": "application/json", "content-length": str(len(refusal.body))}
+async def answer_refusal(refusal: Refusal, path: str, send: Send) -> None:
+    """The whole response, as ASGI messages."""
+    body = refusal.body_for(path)
+    headers = {"content-type": "application/json", "content-length": str(len(body))}
     headers |= {name.lower(): value for name, value in refusal.headers.items()}
-    if close:
-        headers["connection"] = "close"
     raw = [(name.encode(), value.encode()) for name, value in headers.items()]
     start: dict[str, Any] = {"type": "http.response.start", "status": refusal.status}
     await send(start | {"headers": raw})
-    await send({"type": "http.response.body", "body": refusal.body})
+    await send({"type": "http.response.body", "body": body})
 
 
 def _only(headers: list[tuple[bytes, bytes]], name: bytes) -> str | None:

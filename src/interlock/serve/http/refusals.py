@@ -1,6 +1,7 @@
 """Every answer that is no success: its status, and OpenAI's body with all four keys.
 
-    what was raised ──refusal_of──> Refusal ──body──> {"error": {message, type, param, code}}
+    what was raised ──refusal_of──> Refusal ──body_for──> {"error": {message, type, param, code}}
+                                                └── /v1/messages: {"type": "error", "error": …}
 
 400 is the asker's mistake and never a 5xx, which clients send again.
 """
@@ -26,6 +27,7 @@ _KINDS = {
     404: "not_found_error",
     429: "rate_limit_error",
 }
+_MESSAGES = re.compile(r"(/sessions/[^/]+)?/v1/messages(/.*)?", re.DOTALL)
 _LONGEST = 600  # characters of a message
 
 
@@ -52,9 +54,10 @@ class Refusal(Exception):
         told = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
         return {"error": told}
 
-    @property
-    def body(self) -> bytes:
-        return msgspec.json.encode(self.tree)
+    def body_for(self, path: str) -> bytes:
+        """As clients of a path read it."""
+        more = {"type": "error"} if _MESSAGES.fullmatch(path) else {}
+        return msgspec.json.encode(more | self.tree)
 
 
 def wrong(param: str | None, message: str, code: str | None = "invalid_value") -> Refusal:

@@ -59,6 +59,8 @@ async def streamed(
 
 def _headers(answering: Answering) -> dict[str, str]:
     of = answering.provenance
-    found = {} if of.version is None else {"x-interlock-version": str(of.version)}
+    found = {"x-request-id": answering.name}
+    if of.version is not None:
+        found["x-interlock-version"] = str(of.version)
     replicas = ",".join(of.replicas)
     return found | ({"x-interlock-replica": replicas} if replicas else {})

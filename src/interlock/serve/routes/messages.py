@@ -18,7 +18,7 @@ from interlock.serve.dialects.messages import (
 )
 from interlock.serve.endpoint import Endpoint
 from interlock.serve.http.gate import asker
-from interlock.serve.http.refusals import Refusal, refusal_of
+from interlock.serve.http.refusals import refusal_of
 from interlock.serve.http.replies import answered, streamed
 from interlock.serve.http.streaming import encode
 from interlock.serve.requests.asked import asked, documented, endpoint_of
@@ -36,26 +36,20 @@ async def messages(request: Request) -> Response:
 
 
 async def answer_messages(request: Request, ready: Prepare) -> Response:
-    """An answer, or what is wrong."""
-    try:
-        fields, chat = await _chat(request, MessagesRequest, ready)
-        endpoint = endpoint_of(request)
-        told = MessageReply(chat, endpoint)
-        answering = chat.answering(endpoint, told.id)
-        if fields.stream:
-            return await streamed(request, answering, partial(told.chunks, answering))
-        return await answered(request, answering, partial(told.whole, answering))
-    except Refusal as refusal:
-        return _refused(refusal)
+    """Raises Refusal."""
+    fields, chat = await _chat(request, MessagesRequest, ready)
+    endpoint = endpoint_of(request)
+    told = MessageReply(chat, endpoint)
+    answering = chat.answering(endpoint, told.id)
+    if fields.stream:
+        return await streamed(request, answering, partial(told.chunks, answering))
+    return await answered(request, answering, partial(told.whole, answering))
 
 
 @router.post("/v1/messages/count_tokens", openapi_extra=documented(CountRequest, MESSAGES))
 async def count_tokens(request: Request) -> Response:
     """How many tokens a conversation is."""
-    try:
-        _, chat = await _chat(request, CountRequest, prepare)
-    except Refusal as refusal:
-        return _refused(refusal)
+    _, chat = await _chat(request, CountRequest, prepare)
     body = encode({"input_tokens": len(chat.prompt.tokens)})
     return Response(body, media_type="application/json")
 
@@ -93,13 +87,3 @@ def _tree(fields: CountRequest, endpoint: Endpoint) -> dict[str, Any]:
             "top_k": fields.top_k,
         }
     return {name: value for name, value in tree.items() if value is not None}
-
-
-def _refused(refusal: Refusal) -> Response:
-    """With the member that clients of this route look for."""
-    return Response(
-        encode({"type": "error"} | refusal.tree),
-        status_code=refusal.status,
-        media_type="application/json",
-        headers=refusal.headers,
-    )
