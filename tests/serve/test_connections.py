@@ -42,3 +42,20 @@ def test_a_head_over_the_limit_is_refused(tmp_path: Path, end: bytes) -> None:
     head = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Long: " + b"a" * LIMIT
     with loopback(tmp_path, settings=SETTINGS) as running:
         assert told(running.port, head + end).startswith(b"HTTP/1.1 431 ")
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["in one chunk", "in two"])
+def test_a_head_behind_a_request_has_as_long_as_any_other(tmp_path: Path, apart: bool) -> None:
+    """Not as long as a connection that asks nothing."""
+    half = b"GET /health HTTP/1.1\r\nHost: 127.0"
+    settings = ["limits.header_s=1", "limits.keep_alive_s=3600"]
+    with (
+        loopback(tmp_path, settings=settings) as running,
+        socket.create_connection(("127.0.0.1", running.port), timeout=20) as connection,
+    ):
+        connection.sendall(ask(0, close=False) + (b"" if apart else half))
+        answer = connection.recv(1 << 16)
+        if apart:
+            connection.sendall(half)
+        answer += b"".join(iter(lambda: connection.recv(1 << 16), b""))  # until it is closed
+        assert answer.count(b"HTTP/1.1 ") == 1 and answer.startswith(b"HTTP/1.1 200 ")

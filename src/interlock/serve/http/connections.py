@@ -43,6 +43,7 @@ class LimitedConnection(HttpToolsProtocol):
         super().__init__(*args, **more)
         self._in_head, self._bytes, self._headers = True, 0, 0
         self._mixed = False  # not all that came last is of a head
+        self._begun = False  # a head has, and has not ended
         self._refusal: Refusal | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._stall: asyncio.TimerHandle | None = None
@@ -76,12 +77,19 @@ class LimitedConnection(HttpToolsProtocol):
             self._begin_head()  # of the next request
         self._mixed = not self._in_head
         super().data_received(data)
+        # Behind a whole request: a head that began in its chunk has as long as any other.
+        if self._in_head and self._begun and self._timer is None:
+            self._begin_head()
         # A header without an end is told to nobody, only kept.
         if self._in_head and not self._mixed and self.parser is not None:
             self._bytes += len(data)
             if self._bytes > self.most_bytes and not self.transport.is_closing():
                 self._refuse_head()
                 self.send_400_response("")
+
+    def on_message_begin(self) -> None:
+        self._begun = True
+        super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
@@ -93,7 +101,7 @@ class LimitedConnection(HttpToolsProtocol):
         self._check_head(sum(len(key) + len(text) for key, text in self.headers))
 
     def on_headers_complete(self) -> None:
-        self._in_head, self._mixed = False, True
+        self._in_head, self._mixed, self._begun = False, True, False
         self._end_timer()
         super().on_headers_complete()
 
