@@ -77,6 +77,27 @@ def test_what_would_not_pay_is_not_packed(
     assert Packed not in used(decoder)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_who_was_alone_is_packed_for_with_its_company(
+    dtype: torch.dtype, tiny: Callable[..., Decoder]
+) -> None:
+    if not products.offered("onednn", torch.float32, "cpu"):
+        pytest.skip("this torch packs no weights")
+    decoder = tiny().to(dtype).requires_grad_(False)
+    decoder.dtype = dtype
+    decoder.use("onednn")
+    plain, packed = used(decoder), PackedProducts(decoder, "onednn")
+    packed.begin(1, 100)
+    assert Packed not in used(decoder)
+    packed.begin(2, 100)
+    assert Packed in used(decoder)
+    kept = decoder.head_product
+    packed.begin(7, 100)
+    assert decoder.head_product is kept
+    packed.end()
+    assert used(decoder) == plain
+
+
 def test_an_engine_packs_while_it_decodes_and_never_outside(
     tiny: Callable[..., Decoder], letters: type
 ) -> None:

@@ -41,31 +41,36 @@ class PackedProducts:
     def __init__(self, decoder: Decoder, kernel: str) -> None:
         """`kernel`: what the decoder uses without them, too."""
         self._decoder, self._kernel = decoder, kernel
-        self._packed = False
+        self._packed = self._widened = False  # the projections; the vocabulary
 
     def begin(self, rows: int, steps: int) -> None:
         """From now on multiply with packed weights, if `steps` steps of `rows` rows are worth it.
 
-        The decoder's weights must not change before `end`. Does nothing when they are packed.
+        The decoder's weights must not change before `end`. Does nothing when they are packed; who
+        was alone, which packing gains nothing, may get company.
         """
-        if self._packed or steps < LEAST_STEPS:
+        if steps < LEAST_STEPS:
             return
-        self._packed = True
-        few = 1 < rows <= MOST_ROWS
-        for each in self._linears() if few and self._packs(self._decoder.dtype) else ():
-            each.product = Packed(self._kernel, each.weight, rows, each.product)
-        head = self._decoder.head.to(torch.promote_types(self._decoder.dtype, torch.float32))
-        if few and self._packs(head.dtype):
-            self._decoder.head_product = Packed(self._kernel, head, rows, wide)
-        elif head.dtype != self._decoder.head.dtype:
+        wide_dtype = torch.promote_types(self._decoder.dtype, torch.float32)
+        if 1 < rows <= MOST_ROWS and not self._packed:
+            self._packed = True
+            for each in self._linears() if self._packs(self._decoder.dtype) else ():
+                each.product = Packed(self._kernel, each.weight, rows, each.product)
+            if self._packs(wide_dtype):
+                self._widened = True
+                head = self._decoder.head.to(wide_dtype)
+                self._decoder.head_product = Packed(self._kernel, head, rows, wide)
+        if not self._widened and wide_dtype != self._decoder.head.dtype:
+            self._widened = True
+            head = self._decoder.head.to(wide_dtype)
             self._decoder.head_product = lambda x, _, bias: F.linear(x, head, bias)
 
     def end(self) -> None:
         """Multiply with the weights themselves again; the copies are freed."""
-        if self._packed:
+        if self._packed or self._widened:
             self._decoder.use(self._kernel)
             self._decoder.head_product = wide
-        self._packed = False
+        self._packed = self._widened = False
 
     def _packs(self, dtype: torch.dtype) -> bool:
         place = self._decoder.embed.device.type
