@@ -9,6 +9,7 @@ from tests.support.chat_models import CHATML, DEEPSEEK_R1, QWEN3, TALK, oracle_c
 from tests.support.tool_models import CALLED, DEEPSEEK, HERMES, RESULT, WEATHER, add_marks
 from transformers import AutoTokenizer
 
+from interlock.models import chat
 from interlock.models.tokenizer import Tokenizer
 from interlock.serve.prompts.families import ToolForm
 from interlock.serve.prompts.fields import FieldError
@@ -242,3 +243,25 @@ def test_a_template_that_refuses_says_why_and_not_where(tmp_path: Path) -> None:
     with pytest.raises(FieldError, match="only one") as caught:
         form.prompt([USER, USER])
     assert str(tmp_path) not in str(caught.value)
+
+
+def test_a_template_that_does_not_end_is_no_defect_and_does_not_say_where_it_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat, "CPU_S", 0.3)
+    loop = "{% for i in range(10000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}"
+    form, _, _ = made(tmp_path, loop)
+    with pytest.raises(FieldError, match=r"chat template needs more than 0\.3 s") as caught:
+        form.prompt([USER])
+    assert caught.value.param == "messages" and str(tmp_path) not in str(caught.value)
+
+
+def test_a_model_without_a_template_says_what_to_do_instead(tmp_path: Path) -> None:
+    made(tmp_path, CHATML)
+    (tmp_path / "chat_template.jinja").unlink(missing_ok=True)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    config.pop("chat_template", None)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(FieldError, match="no chat template: send text to") as caught:
+        ChatFormat(Tokenizer.load(tmp_path)).prompt([USER])
+    assert caught.value.param == "messages" and str(tmp_path) not in str(caught.value)

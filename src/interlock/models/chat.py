@@ -79,8 +79,16 @@ class ChatTemplate:
             raise ModelError("a conversation is nested too deep to be rendered") from None
         reply = _renderer.ask(request)
         if isinstance(reply, str):
-            raise ModelError(f"the chat template of {self._source} {reply}")
+            raise TemplateFailure(self._source, reply)
         return reply
+
+
+class TemplateFailure(ModelError):
+    """A template does not render what it was given; `reason` does not tell where it lies."""
+
+    def __init__(self, source: str, reason: str) -> None:
+        super().__init__(f"the chat template of {source} {reason}")
+        self.reason = reason
 
 
 class _Renderer:

@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from interlock.errors import ModelError
-from interlock.models.chat import Messages
+from interlock.models.chat import Messages, TemplateFailure
 from interlock.models.detokenizer import Detokenizer
 from interlock.models.tokenizer import Tokenizer
 from interlock.records.serving import Rules
@@ -232,14 +232,18 @@ class ChatFormat:
         return "", True
 
     def render(self, turns: list[dict[str, Any]], settings: dict[str, Any]) -> str:
+        """Raises FieldError, which does not tell where the template lies."""
+        if self._tokenizer.template is None:
+            raise FieldError(
+                "messages",
+                "this model has no chat template: send text to /v1/completions, or serve it with "
+                "the setting chat_template",
+            )
         try:
             return self._tokenizer.render(turns, **settings)
-        except ModelError as error:
-            # Without the template's path, which is nobody's business.
-            _, _, reason = str(error).rpartition(" failed: ")
-            raise FieldError(
-                "messages", f"the model's chat template refuses them: {reason}"
-            ) from None
+        except TemplateFailure as error:
+            said = error.reason.replace("failed:", "refuses them:", 1)
+            raise FieldError("messages", f"the model's chat template {said}") from None
 
     def encode(self, parts: list[str]) -> list[int]:
         if len(parts) > 1 and not self._joins:
