@@ -195,6 +195,7 @@ def test_choices_of_all_prompts_together_have_a_limit(served: Loopback) -> None:
         b'{"a":' * 65 + b"1" + b"}" * 65,
         b'{"a": ' + b"[" * 64 + b"]" * 64 + b"}",
         b"\x00",
+        b"\xef\xbb\xbf{}",
     ],
     ids=lambda body: repr(body[:24]),
 )
