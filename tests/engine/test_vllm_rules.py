@@ -40,6 +40,14 @@ def test_bias_min_p_and_alternatives_are_asked_of_vllm(opened: Opened, letters: 
     assert plain.logit_bias is None and plain.min_p == 0 and plain.logprobs == 0
 
 
+def test_a_prefix_cache_is_salted_with_who_asks(opened: Opened, letters: Any) -> None:
+    engine, vllm = opened(letters(frozenset({9})))
+    engine.add("p", asked(owner="key-1"))
+    engine.add("plain", asked())
+    engine.step()
+    assert vllm.salts == ["key-1", None]
+
+
 def test_alternatives_are_those_that_could_have_been_drawn_best_first(
     opened: Opened, letters: Any
 ) -> None:

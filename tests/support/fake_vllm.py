@@ -92,6 +92,7 @@ class FakeVllm:
         self.requests: dict[str, _Request] = {}
         self.steps = 0
         self.most = 0  # requests it ever held at once
+        self.salts: list[str | None] = []  # of every request, for the prefix cache
         self.ignored: list[str] = []  # tensors that a load is to leave out
         self.fault: Callable[[list[Any]], list[Any]] = _none
 
@@ -99,8 +100,9 @@ class FakeVllm:
     def weights(self) -> float:
         return sum(tensor.double().sum().item() for tensor in self.tensors.values())
 
-    def add_request(self, name: str, prompt: dict[str, list[int]], params: Any) -> None:
+    def add_request(self, name: str, prompt: dict[str, Any], params: Any) -> None:
         assert name not in self.requests
+        self.salts.append(prompt.get("cache_salt"))
         self.requests[name] = _Request(name, prompt["prompt_token_ids"], params)
         self.most = max(self.most, len(self.requests))
 

@@ -190,7 +190,10 @@ class VllmEngine(Engine):
         key = self._next_name()
         tokens = [*sequence.request.prompt_tokens, *sequence.tokens]
         params = requests.drawing(sequence, self._vocabulary.eos_ids)
-        self._engine.add_request(key, {"prompt_token_ids": tokens}, params)
+        prompt: dict[str, Any] = {"prompt_token_ids": tokens}
+        if owner := sequence.request.owner:  # its prefix cache keeps owners apart by that
+            prompt["cache_salt"] = owner
+        self._engine.add_request(key, prompt, params)
         self._running[key] = sequence
 
     def _withdraw(self, keys: Iterable[str]) -> list[LiveSequence]:
