@@ -95,7 +95,10 @@ def test_it_says_where_answers_scores_a_prompt_and_ends_at_a_signal(
     assert scored[1:-1] == pytest.approx(engine.score(ids).logprobs, abs=1e-4)
     first, second = (each["choices"][0]["message"]["content"] for each in same)
     assert first == second and first
+    logs = re.search(r"their logs are in (\S+)", "".join(serving.said))
+    assert logs and (Path(logs[1]) / "replica-0.log").is_file()
     assert serving.end(signal.SIGTERM) == 0, "".join(serving.said)
+    assert not Path(logs[1]).exists()
     assert told[2] not in "".join(serving.said[len(serving.said) - 1 :])
 
 

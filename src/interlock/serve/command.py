@@ -8,6 +8,7 @@ The replicas are started before anything of HTTP is imported, which they need no
 
 import json
 import os
+import shutil
 import tempfile
 import threading
 from collections.abc import Callable
@@ -69,6 +70,7 @@ def serve(model: str, settings: ServeSettings, who: Access, follow: str | None, 
         opening.close()
     if opening.error is not None:
         raise opening.error
+    opening.forget_logs()
 
 
 def _run(
@@ -105,6 +107,7 @@ class _Opening:
         self.ending, self._attached = threading.Event(), threading.Event()
         self.error: BaseException | None = None
         self._pool: Replicas | None = None
+        self._logs: Path | None = None
         self._thread = threading.Thread(target=self._run, name="open", daemon=True)
         self._thread.start()
 
@@ -120,6 +123,11 @@ class _Opening:
         self._thread.join(_OPENING_S)
         if self._pool is not None:
             self._pool.close(0.0)
+
+    def forget_logs(self) -> None:
+        """Of workers that came to a clean end nobody asks what they printed."""
+        if self._logs is not None:
+            shutil.rmtree(self._logs, ignore_errors=True)
 
     def _run(self) -> None:
         try:
@@ -142,7 +150,7 @@ class _Opening:
     def _opened(self) -> Replicas:
         settings = self._settings
         replicas = settings.replicas()
-        logs = Path(tempfile.mkdtemp(prefix="interlock-serve-"))
+        logs = self._logs = Path(tempfile.mkdtemp(prefix="interlock-serve-"))
         self._say(f"starting {', '.join(replicas)}; their logs are in {logs}")
         return open_pool(
             self.directory,
