@@ -11,7 +11,6 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from interlock.records.serving import ReplicaState
 from interlock.workers.replicas.base import Replicas
 
 _SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0)
@@ -99,9 +98,9 @@ class _OfReplicas(Collector):
             for each in facts:
                 family.add_metric([self._model, each.name], getattr(each, name))
             yield family
-        up = GaugeMetricFamily("interlock:replica_up", "1: it serves", labels=labels)
+        up = GaugeMetricFamily("interlock:replica_up", "1: it serves, or ends what it has", labels=labels)
         for each in facts:
-            up.add_metric([self._model, each.name], float(each.state is ReplicaState.READY))
+            up.add_metric([self._model, each.name], float(each.state.serves))
         yield up
 
     def _gauge(self, name: str, what: str, value: float) -> Metric:
