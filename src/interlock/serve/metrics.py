@@ -98,7 +98,8 @@ class _OfReplicas(Collector):
             for each in facts:
                 family.add_metric([self._model, each.name], getattr(each, name))
             yield family
-        up = GaugeMetricFamily("interlock:replica_up", "1: it serves, or ends what it has", labels=labels)
+        told = "1: it serves, or ends what it has"
+        up = GaugeMetricFamily("interlock:replica_up", told, labels=labels)
         for each in facts:
             up.add_metric([self._model, each.name], float(each.state.serves))
         yield up
