@@ -57,6 +57,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"interlock {__version__}")
     choices = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
 
+    for add in (
+        *(_add_demo, _add_train, _add_eval, _add_chat, add_serve, _add_bench, _add_doctor),
+        *(_add_qualify, _add_parity, _add_preflight, _add_export, _add_report),
+    ):
+        add(choices)
+    return parser
+
+
+def _add_demo(choices: Any) -> None:
     verb = choices.add_parser(
         "demo", help="teach a small model addition, in minutes, on this machine"
     )
@@ -67,6 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_unqualified(verb)
     verb.set_defaults(verb=verbs.demo)
 
+
+def _add_train(choices: Any) -> None:
     verb = choices.add_parser(
         "train",
         help="run a recipe",
@@ -81,8 +92,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_unqualified(verb)
     verb.set_defaults(verb=verbs.train)
 
-    _add_eval(choices)
 
+def _add_chat(choices: Any) -> None:
     verb = choices.add_parser("chat", help="talk to a model")
     verb.add_argument(
         "model", metavar="MODEL", help="a model directory, a run directory or hf:org/name"
@@ -98,20 +109,12 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--device", default="cpu", help="default: cpu")
     verb.set_defaults(verb=verbs.chat)
 
-    add_serve(choices)
-    _add_bench(choices)
-    _add_doctor(choices)
-    _add_qualify(choices)
-    _add_parity(choices)
-    _add_preflight(choices)
 
-    _add_export(choices)
-
+def _add_report(choices: Any) -> None:
     verb = choices.add_parser("report", help="write a run's report as one HTML file")
     verb.add_argument("run", type=Path, metavar="RUN", help="a run directory")
     verb.add_argument("--out", type=Path, metavar="FILE", help="default: RUN/report.html")
     verb.set_defaults(verb=verbs.report)
-    return parser
 
 
 def _add_unqualified(verb: argparse.ArgumentParser) -> None:

@@ -209,9 +209,11 @@ class WorkerHandle:
             return "worker_silent", f"without work, it asked for none for {silence_s:g} s"
         return None
 
-    def backoff(self, first_s: float) -> float:
-        doublings = min(max(0, self.failures - 1), 64)  # more are beyond a float
-        return min(_LONGEST_BACKOFF_S, first_s * 2**doublings)
+
+def backoff(first_s: float, failures: int) -> float:
+    """Seconds before the next try; they double, up to a minute."""
+    doublings = min(max(0, failures - 1), 64)  # more are beyond a float
+    return float(min(_LONGEST_BACKOFF_S, first_s * 2**doublings))
 
 
 def why_gone(workers: Sequence[WorkerHandle]) -> UserError | TrainingError:

@@ -40,6 +40,7 @@ from interlock.workers.handle import (
     HeldUnit,
     Note,
     WorkerHandle,
+    backoff,
     why_gone,
 )
 from interlock.workers.outcomes import Outcomes
@@ -323,7 +324,7 @@ class WorkerPool:
         worker.failures += 1
         if loading is not None:
             worker.loading = None
-        again = time.monotonic() + worker.backoff(self._settings.backoff_s)
+        again = time.monotonic() + backoff(self._settings.backoff_s, worker.failures)
         if worker.failures >= self._settings.failures:
             self._retire(worker, f"{worker.failures} failures in a row, last: {reason}")
         elif state is WorkerState.STARTING:
@@ -355,7 +356,9 @@ class WorkerPool:
             self._retire(worker, f"{worker.failures} failures in a row, last: {reason}")
             return
         now = time.monotonic()
-        worker.begin(WorkerState.RESTARTING, now + worker.backoff(self._settings.backoff_s))
+        worker.begin(
+            WorkerState.RESTARTING, now + backoff(self._settings.backoff_s, worker.failures)
+        )
 
     def _retire(self, worker: WorkerHandle, reason: str) -> None:
         self._end(worker, WorkerState.RETIRED, reason)

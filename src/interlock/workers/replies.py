@@ -76,8 +76,13 @@ def _odd_segment(segment: Segment, vocab: int) -> str | None:
         return f"{len(segment.logprobs)} logprobs for {count} tokens"
     if min(segment.tokens) < 0 or max(segment.tokens) >= vocab:
         return f"a token id outside the vocabulary of {vocab}"
-    for value in segment.logprobs:
-        if not _LOWEST <= value <= _ROUNDING:
+    return odd_logprobs(segment.logprobs)
+
+
+def odd_logprobs(values: Sequence[float]) -> str | None:
+    """Why these are none of drawn or given tokens."""
+    for value in values:
+        if not _LOWEST <= value <= _ROUNDING:  # so is what is no number
             return f"a log-probability of {value}"
     return None
 
@@ -107,9 +112,8 @@ def doubt(
         or not len(canary.prompts) <= drawn <= len(canary.prompts) * canary.tokens
     ):
         return "it scored another canary than it was given"
-    for value in (*loaded.text, *loaded.decode, *loaded.prefill):
-        if not _LOWEST <= value <= _ROUNDING:
-            return f"its canary has a log-probability of {value}"
+    if odd := odd_logprobs([*loaded.text, *loaded.decode, *loaded.prefill]):
+        return f"its canary has {odd}"
     if before is not None and _closer(loaded.text, before.text, target.text):
         return f"it still serves version {before.version.number} instead of {number}"
     apart = mismatch(loaded.prefill, loaded.decode).k3

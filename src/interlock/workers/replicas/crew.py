@@ -26,6 +26,7 @@ from interlock.records.serving import EndKind, ReplicaState
 from interlock.text import error_line, one_line
 from interlock.workers import protocol
 from interlock.workers.admission import admission
+from interlock.workers.handle import backoff
 from interlock.workers.protocol import (
     Alive,
     Brought,
@@ -43,7 +44,7 @@ from interlock.workers.protocol import (
 from interlock.workers.replicas.changes import OWN, Changes, examine
 from interlock.workers.replicas.desk import Desk
 from interlock.workers.replicas.parity import CanaryScores, Parity, odd_stretch, rank
-from interlock.workers.replicas.replica import GONE, OFF, REASON, Note, ReplicaHandle, backoff
+from interlock.workers.replicas.replica import GONE, OFF, REASON, Note, ReplicaHandle
 from interlock.workers.replies import Target, doubt
 
 _OWN_PAUSE_S = 5.0  # without a look at the replicas: this process was stopped, or busy

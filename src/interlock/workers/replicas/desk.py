@@ -18,10 +18,11 @@ from interlock.text import one_line
 from interlock.workers.protocol import Complete, Prompted, Stretch
 from interlock.workers.replicas.base import Take, Ticket
 from interlock.workers.replicas.jobs import LiveGeneration, LivePart, sequences
-from interlock.workers.replicas.parity import odd_logprobs, odd_stretch
+from interlock.workers.replicas.parity import odd_stretch
 from interlock.workers.replicas.placement import Seating
 from interlock.workers.replicas.queue import FairQueue
 from interlock.workers.replicas.replica import GONE, REASON, ReplicaHandle
+from interlock.workers.replies import odd_logprobs
 
 _KEEP = 0.95  # of what was seen of earlier generations, with every one that ends
 _UNTOLD = "the engine tells no alternatives of its tokens; ask without logprobs of others"

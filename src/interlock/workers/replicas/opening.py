@@ -90,7 +90,7 @@ def open_pool(
                 chat_template=chat_template and str(Path(chat_template).resolve()),
                 clock=clock,
                 settings=replace(settings, env={}),  # its process has them
-                store=None if store is None else settings.sync_url or store.store,
+                store=None if store is None else store.store,
                 canary=asked,
             ),
         )

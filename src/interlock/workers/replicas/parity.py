@@ -20,9 +20,9 @@ from interlock.mismatch import mismatch
 from interlock.records.rl import FinishReason, Sampling, WeightVersion
 from interlock.records.serving import Generation
 from interlock.workers.protocol import Canary, Complete, ScoreTexts, Stretch
+from interlock.workers.replies import odd_logprobs
 
 _VERSIONS = 16  # of which the reference's scores are kept
-_LOWEST, _ROUNDING = -1e4, 1e-3  # as in workers/replies.py
 
 
 class CanaryScores(NamedTuple):
@@ -90,14 +90,6 @@ class CanaryExam:
             prefill += continued[place][len(prompt) - 1 :]
         self.found = CanaryScores(text, decode, prefill)
         return odd_logprobs([*text, *decode, *prefill])
-
-
-def odd_logprobs(values: list[float]) -> str | None:
-    """Why these are none of drawn or given tokens."""
-    for value in values:
-        if not _LOWEST <= value <= _ROUNDING:  # so is what is no number
-            return f"a log-probability of {value}"
-    return None
 
 
 def odd_stretch(stretch: Stretch, vocab: int, most: int) -> str | None:

@@ -25,7 +25,6 @@ from interlock.workers.replicas.speed import ReplicaSpeed
 GONE = (ReplicaState.REFUSED, ReplicaState.RETIRED)
 OFF = (*GONE, ReplicaState.RESTARTING)  # no process of it runs
 REASON = 300  # characters of what a worker says of a failure
-_LONGEST_BACKOFF_S = 60.0
 
 Note = Callable[[EventKind, str, str], None]  # kind, message, replica
 
@@ -211,9 +210,3 @@ class ReplicaHandle:
         """Add to figures of its facts."""
         for name, value in more.items():
             self.counts[name] += value
-
-
-def backoff(first_s: float, failures: int) -> float:
-    """Seconds before the next try; they double, up to a minute."""
-    doublings = min(max(0, failures - 1), 64)  # more are beyond a float
-    return float(min(_LONGEST_BACKOFF_S, first_s * 2**doublings))
