@@ -18,7 +18,6 @@ import argparse
 import json
 import os
 import secrets
-import subprocess
 import sys
 import time
 import urllib.request
@@ -31,12 +30,11 @@ from environment import environment
 from figures import summary
 from interlock.models.fetch import find_model
 from serving_load import Seen, load
-from serving_process import INTERLOCK, free_port
+from serving_process import INTERLOCK, READY_S, free_port, running
 from workload import MODEL
 
 TOKENS = 64
 CONTEXT = 512
-READY_S = 600.0
 THREADS = len(os.sched_getaffinity(0))
 STORY = (
     "A train leaves the station with {a} passengers. At the next stop {b} get on and {c} leave. "
@@ -68,27 +66,15 @@ def bodies(model: str, count: int, first: int) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def server(
-    command: list[str], port: int, key: str, log: Path, env: dict[str, str]
-) -> Iterator[float]:
+def server(command: list[str], port: int, log: Path, env: dict[str, str]) -> Iterator[float]:
     """A server while the block runs; the seconds until it was ready."""
     begun = time.perf_counter()
-    with (
-        log.open("ab") as out,
-        subprocess.Popen(command, stdout=out, stderr=out, env=os.environ | env) as process,
-    ):
-        try:
-            while not _healthy(port):
-                if process.poll() is not None or time.perf_counter() - begun > READY_S:
-                    sys.exit(f"{command[:3]} did not come up; see {log}")
-                time.sleep(0.05)
-            yield time.perf_counter() - begun
-        finally:
-            process.terminate()
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                process.kill()
+    with running(command, log, env) as process:
+        while not _healthy(port):
+            if process.poll() is not None or time.perf_counter() - begun > READY_S:
+                sys.exit(f"{command[:3]} did not come up; see {log}")
+            time.sleep(0.05)
+        yield time.perf_counter() - begun
 
 
 def _healthy(port: int) -> bool:
@@ -160,7 +146,6 @@ def main() -> None:
             started = server(
                 command_of(side, given, model, ports[side]),
                 ports[side],
-                key,
                 given.logs / f"{side}.log",
                 env,
             )

@@ -34,9 +34,18 @@ def free_port() -> int:
 def serving(model: str, toml: Path, port: int, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     keys = {"INTERLOCK_API_KEY": KEY, "INTERLOCK_ADMIN_KEY": ADMIN}
     command = [str(INTERLOCK), "serve", model, "--config", str(toml), "--port", str(port)]
+    with running(command, log, keys) as process:
+        yield process
+
+
+@contextmanager
+def running(
+    command: list[str], log: Path, env: dict[str, str]
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A server's process; it is ended, by force if need be, when the block is left."""
     with (
         log.open("wb") as out,
-        subprocess.Popen(command, stdout=out, stderr=out, env=os.environ | keys) as process,
+        subprocess.Popen(command, stdout=out, stderr=out, env=os.environ | env) as process,
     ):
         try:
             yield process
