@@ -74,7 +74,9 @@ def updates(model: Path, groups: list[Any], scratch: Path) -> Callable[[], Any]:
     """Three of them, as the steps of a run."""
     import torch
 
-    from interlock.config.schema import LearnerSettings, LossSettings, OptimizerSettings
+    from interlock.config.losses import LossSettings
+    from interlock.config.schema import LearnerSettings
+    from interlock.config.stages import OptimizerSettings
     from interlock.learner.learner import Learner
     from interlock.models.checkpoint import load_decoder
     from interlock.recipes.sinks import Sink

@@ -6,15 +6,9 @@ import time
 from pathlib import Path
 
 from grpo_step import Turns
-from interlock.config.schema import (
-    EvaluationSettings,
-    GeneratorSettings,
-    Grpo,
-    LearnerSettings,
-    ModelSettings,
-    OptimizerSettings,
-    Recipe,
-)
+from interlock.config.schema import GeneratorSettings, LearnerSettings, ModelSettings, Recipe
+from interlock.config.stages import Grpo, OptimizerSettings
+from interlock.config.tasks import EvaluationSettings
 from interlock.recipes.sinks import Sink
 from interlock.recipes.train import train
 from interlock.records.metrics import StepMetrics

@@ -21,12 +21,9 @@ import torch
 
 from environment import environment
 from interlock.chips import device, heap, probe, speeds
-from interlock.config.schema import (
-    GeneratorSettings,
-    LearnerSettings,
-    LossSettings,
-    OptimizerSettings,
-)
+from interlock.config.losses import LossSettings
+from interlock.config.schema import GeneratorSettings, LearnerSettings
+from interlock.config.stages import OptimizerSettings
 from interlock.engine.base import Request
 from interlock.engine.portable.engine import open_engine
 from interlock.learner.learner import Learner

@@ -26,7 +26,9 @@ import transformers
 from environment import environment
 from figures import summary
 from interlock.chips import device, heap, probe
-from interlock.config.schema import LearnerSettings, LossSettings, OptimizerSettings
+from interlock.config.losses import LossSettings
+from interlock.config.schema import LearnerSettings
+from interlock.config.stages import OptimizerSettings
 from interlock.learner.learner import Learner
 from interlock.learner.packing import TrainingGroup
 from interlock.models.checkpoint import load_decoder

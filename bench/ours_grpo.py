@@ -11,15 +11,9 @@ from pathlib import Path
 from typing import Literal
 
 from grpo_step import Facts, Turns, peak_rss_mb
-from interlock.config.schema import (
-    EvaluationSettings,
-    GeneratorSettings,
-    Grpo,
-    LearnerSettings,
-    ModelSettings,
-    OptimizerSettings,
-    Recipe,
-)
+from interlock.config.schema import GeneratorSettings, LearnerSettings, ModelSettings, Recipe
+from interlock.config.stages import Grpo, OptimizerSettings
+from interlock.config.tasks import EvaluationSettings
 from interlock.recipes.sinks import Sink
 from interlock.recipes.train import train
 from interlock.records.metrics import StepMetrics

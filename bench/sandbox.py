@@ -22,7 +22,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from environment import environment
-from interlock.config.schema import TaskSettings
+from interlock.config.tasks import TaskSettings
 from interlock.records.rl import Problem
 from interlock.sandbox.canary import open_sandbox
 from interlock.sandbox.limits import ResourceLimits

@@ -31,7 +31,8 @@ import torch
 from torch import Tensor
 
 from environment import environment
-from interlock.config.schema import LearnerSettings, OptimizerSettings
+from interlock.config.schema import LearnerSettings
+from interlock.config.stages import OptimizerSettings
 from interlock.learner.learner import Learner
 from interlock.learner.packing import TrainingGroup
 from interlock.models.checkpoint import load_decoder

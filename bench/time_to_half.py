@@ -21,7 +21,7 @@ from typing import Any
 
 from environment import environment
 from grpo_step import Side
-from interlock.config.schema import TaskSettings
+from interlock.config.tasks import TaskSettings
 from interlock.records.rl import Sampling
 
 MODEL = "smollm2-135m-instruct"

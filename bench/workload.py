@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from interlock.config.schema import TaskSettings
+from interlock.config.tasks import TaskSettings
 from interlock.tasks.answers import last_number
 
 MODEL = "smollm2-135m-instruct"

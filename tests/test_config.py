@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from interlock.config.reading import load_recipe, parse_recipe, parse_task, to_tree
-from interlock.config.schema import Grpo, Recipe, Sft
+from interlock.config.schema import Recipe
+from interlock.config.stages import Grpo, Sft
 from interlock.errors import ConfigError
 from interlock.recipes import shipped
 

@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from msgspec import to_builtins
 
-from interlock.config.schema import LearnerSettings, LossSettings, OptimizerSettings
+from interlock.config.losses import LossSettings
+from interlock.config.schema import LearnerSettings
+from interlock.config.stages import OptimizerSettings
 from interlock.errors import TrainingError
 from interlock.learner import checkpoint
 from interlock.learner.distributed import ranks, sharding

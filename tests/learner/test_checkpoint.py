@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from interlock.config.schema import LearnerSettings, LossSettings, OptimizerSettings
+from interlock.config.losses import LossSettings
+from interlock.config.schema import LearnerSettings
+from interlock.config.stages import OptimizerSettings
 from interlock.errors import RunError
 from interlock.learner.checkpoint import load, save
 from interlock.learner.learner import Learner, StepResult

@@ -24,7 +24,9 @@ from msgspec.structs import replace
 from rounding import allowed, assert_close, in_both
 from torch import Tensor, nn
 
-from interlock.config.schema import LearnerSettings, LossSettings, OptimizerSettings
+from interlock.config.losses import LossSettings
+from interlock.config.schema import LearnerSettings
+from interlock.config.stages import OptimizerSettings
 from interlock.errors import TrainingError
 from interlock.learner.learner import Learner
 from interlock.learner.packing import TrainingGroup

@@ -10,7 +10,7 @@ from rounding import assert_close
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from interlock.config.schema import LossSettings
+from interlock.config.losses import LossSettings
 from interlock.errors import TrainingError
 from interlock.learner.loss import (
     Sums,

@@ -9,7 +9,8 @@ from learning import LENGTHS, Sampled, Tiny, assert_same, exploding, gradients, 
 from rounding import assert_close
 from torch import Tensor
 
-from interlock.config.schema import LossSettings, OptimizerSettings
+from interlock.config.losses import LossSettings
+from interlock.config.stages import OptimizerSettings
 from interlock.errors import TrainingError
 from interlock.learner.learner import learning_rate
 from interlock.models.decoder import Decoder

@@ -15,7 +15,8 @@ import torch
 import torch.distributed as dist
 from rounding import allowed, assert_close
 
-from interlock.config.schema import LearnerSettings, OptimizerSettings
+from interlock.config.schema import LearnerSettings
+from interlock.config.stages import OptimizerSettings
 from interlock.errors import ConfigError
 from interlock.learner.checkpoint import load
 from interlock.learner.distributed.ranks import Ranks, join

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from interlock.cli import arguments, devices
-from interlock.config.schema import GuardSettings, TaskSettings
+from interlock.config.schema import GuardSettings
+from interlock.config.tasks import TaskSettings
 from interlock.errors import ConfigError, VoidResult
 from interlock.models.attention import causal
 from interlock.models.checkpoint import load_decoder

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from byte_model import make_model, write_tokenizer
 
-from interlock.config.schema import GeneratorSettings, TaskSettings
+from interlock.config.schema import GeneratorSettings
+from interlock.config.tasks import TaskSettings
 from interlock.errors import TrainingError
 from interlock.models.tokenizer import Tokenizer
 from interlock.recipes.evaluate import Exam, answer_greedily, measure, room

@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interlock.config.schema import Grpo, LossSettings, TaskSettings
+from interlock.config.losses import LossSettings
+from interlock.config.stages import Grpo
+from interlock.config.tasks import TaskSettings
 from interlock.recipes.grpo import advantages, minibatches, training_groups
 from interlock.records.rl import (
     Completion,

@@ -11,12 +11,12 @@ import torch
 from interlock.config.schema import (
     FleetSettings,
     GeneratorSettings,
-    Grpo,
     GuardSettings,
     ModelSettings,
     Recipe,
-    TaskSettings,
 )
+from interlock.config.stages import Grpo
+from interlock.config.tasks import TaskSettings
 from interlock.errors import TrainingError
 from interlock.learner.learner import StepResult
 from interlock.mismatch import Mismatch

@@ -7,7 +7,8 @@ from typing import get_args
 import pytest
 
 import interlock
-from interlock.config.schema import STAGES, AnyStage, Recipe, StageSettings
+from interlock.config.schema import Recipe
+from interlock.config.stages import STAGES, AnyStage, StageSettings
 from interlock.recipes.train import recipe_of
 
 SOURCE = Path(interlock.__file__).parent
@@ -32,7 +33,7 @@ def test_only_its_recipe_knows_the_class_of_a_stage() -> None:
             names = {
                 alias.name
                 for node in ast.walk(ast.parse(path.read_text()))
-                if isinstance(node, ast.ImportFrom) and node.module == "interlock.config.schema"
+                if isinstance(node, ast.ImportFrom) and node.module == "interlock.config.stages"
                 for alias in node.names
             }
             assert kind.__name__ not in names or str(path) == own

@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 
-from interlock.config.schema import FleetSettings, Grpo, ModelSettings, Recipe, TaskSettings
+from interlock.config.schema import FleetSettings, ModelSettings, Recipe
+from interlock.config.stages import Grpo
+from interlock.config.tasks import TaskSettings
 from interlock.recipes.rollouts import Rollouts
 from interlock.recipes.sinks import Sink
 from interlock.recipes.stage import Stage

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interlock.config.schema import TaskSettings
+from interlock.config.tasks import TaskSettings
 from interlock.errors import TaskError
 from interlock.records.coding import from_bytes, to_bytes
 from interlock.records.rl import Problem

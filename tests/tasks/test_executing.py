@@ -15,7 +15,7 @@ from attacks import ATTACKS, attack
 from remains import DEADLINE_S, descendants, gone
 from ways_here import any_usable, usable
 
-from interlock.config.schema import TaskSettings
+from interlock.config.tasks import TaskSettings
 from interlock.errors import SandboxError, TaskError
 from interlock.records.rl import Problem, Verdict, VerdictStatus
 from interlock.sandbox import ways
@@ -377,7 +377,7 @@ def test_the_whole_of_reasoning_gym_has_scorers_that_do_not_raise_where_it_execu
 
 HANGING = """
 import sys
-from interlock.config.schema import TaskSettings
+from interlock.config.tasks import TaskSettings
 from interlock.records.rl import Problem
 from interlock.sandbox.ways import WAYS
 from interlock.tasks import verifier_pool

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interlock.config.schema import TaskSettings
+from interlock.config.tasks import TaskSettings
 from interlock.errors import TaskError
 from interlock.records.rl import Problem
 from interlock.tasks import open_task
@@ -59,7 +59,7 @@ def test_a_generator_with_few_questions_draws_until_they_differ() -> None:
 def test_another_process_draws_the_same_problems() -> None:
     """`list_functions` and `pool_matrix` use the global generators of Python and numpy."""
     script = (
-        "import json; from interlock.config.schema import TaskSettings\n"
+        "import json; from interlock.config.tasks import TaskSettings\n"
         "from interlock.tasks import open_task\n"
         "for name in 'list_functions', 'pool_matrix':\n"
         "    source = open_task(TaskSettings(f'reasoning-gym/{name}', held_out=1))\n"

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from interlock.config.schema import TaskSettings
+from interlock.config.tasks import TaskSettings
 from interlock.errors import TaskError
 from interlock.records.rl import Problem
 from interlock.tasks import open_task

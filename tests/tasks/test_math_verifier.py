@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from interlock.config.schema import TaskSettings
+from interlock.config.tasks import TaskSettings
 from interlock.records.rl import Problem
 from interlock.tasks import open_task
 from interlock.tasks.math_verifier import open_verifier

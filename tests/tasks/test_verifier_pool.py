@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from remains import gone
 
-from interlock.config.schema import TaskSettings
+from interlock.config.tasks import TaskSettings
 from interlock.errors import TaskError
 from interlock.records.rl import Problem, Verdict, VerdictStatus
 from interlock.tasks.verifier_pool import VerifierPool
@@ -219,7 +219,7 @@ def test_a_worker_ends_when_its_pool_does(tmp_path: Path) -> None:
 
 POOL = """
 import sys
-from interlock.config.schema import TaskSettings
+from interlock.config.tasks import TaskSettings
 from interlock.tasks.verifier_pool import VerifierPool
 options = {"path": "unused", "verifier": sys.argv[1] + ":verify"}
 with VerifierPool(TaskSettings("jsonl", options)):

@@ -3,7 +3,7 @@
     Recipe ──each of _CHECKS──> why, and the remedy ──the first──> ConfigError
 
 To add one, write a function that yields what is wrong, one line each, and name it in _CHECKS. What
-concerns one stage alone is in its class (schema.py, `conflicts`).
+concerns one stage alone is in its class (stages.py, `conflicts`).
 """
 
 import datetime

@@ -17,9 +17,11 @@ import msgspec
 import msgspec.inspect
 
 from interlock.config.checks import check_combinations
-from interlock.config.schema import STAGES, Recipe, TaskSettings
+from interlock.config.schema import Recipe
 from interlock.config.secrets import is_secret, shown_override
 from interlock.config.serving import ServeSettings
+from interlock.config.stages import STAGES
+from interlock.config.tasks import TaskSettings
 from interlock.errors import ConfigError
 from interlock.records.rl import Sampling
 from interlock.regular import read_regular
@@ -29,7 +31,7 @@ _MOST_BYTES = 1 << 20  # of a recipe
 _SHOWN = 80  # characters of a wrong value
 _KINDS = {bool: "bool", int: "int", float: "float", str: "str", list: "array", dict: "object"}
 
-Table = TypeVar("Table", bound=msgspec.Struct)
+SettingsTable = TypeVar("SettingsTable", bound=msgspec.Struct)
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -103,7 +105,7 @@ def to_tree(section: msgspec.Struct) -> dict[str, Any]:
     return msgspec.to_builtins(section)
 
 
-def _convert(tree: dict[str, Any], kind: type[Table], source: str) -> Table:
+def _convert(tree: dict[str, Any], kind: type[SettingsTable], source: str) -> SettingsTable:
     try:
         return msgspec.convert(tree, kind, strict=True)
     except msgspec.ValidationError as error:

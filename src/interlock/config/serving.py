@@ -17,15 +17,8 @@ from interlock.config.checks import (
     nul_conflicts,
     process_conflicts,
 )
-from interlock.config.schema import (
-    FleetSettings,
-    GeneratorSettings,
-    GuardSettings,
-    NonNegative,
-    Positive,
-    Rate,
-    by_name,
-)
+from interlock.config.fields import NonNegative, Positive, Rate
+from interlock.config.schema import FleetSettings, GeneratorSettings, GuardSettings, by_name
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
 

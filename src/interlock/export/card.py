@@ -13,7 +13,8 @@ from typing import Any
 
 from interlock import __version__, hub
 from interlock.config.reading import parse_recipe
-from interlock.config.schema import Recipe, StageSettings
+from interlock.config.schema import Recipe
+from interlock.config.stages import StageSettings
 from interlock.export.source import Source
 from interlock.models.fetch import SMOLLM2, cache_dir
 from interlock.models.files import read_object

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from interlock.chips import device, probe
-from interlock.config.schema import LearnerSettings, LossSettings, OptimizerSettings
+from interlock.config.losses import LossSettings
+from interlock.config.schema import LearnerSettings
+from interlock.config.stages import OptimizerSettings
 from interlock.errors import TrainingError
 from interlock.learner.distributed import sharding
 from interlock.learner.distributed.messages import (

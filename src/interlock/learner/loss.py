@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from interlock.chips.products import Product, wide
-from interlock.config.schema import LossSettings
+from interlock.config.losses import LossSettings
 from interlock.errors import TrainingError
 from interlock.mismatch import Mismatch
 

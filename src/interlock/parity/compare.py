@@ -12,7 +12,8 @@ from pathlib import Path
 
 import msgspec
 
-from interlock.config.schema import GuardSettings, TaskSettings
+from interlock.config.schema import GuardSettings
+from interlock.config.tasks import TaskSettings
 from interlock.errors import ConfigError
 from interlock.models.huggingface import read_architecture
 from interlock.models.tokenizer import Tokenizer

@@ -7,7 +7,9 @@ counted as a user counts them, prompt and completion of every row.
 
 import torch
 
-from interlock.config.schema import LearnerSettings, LossSettings, OptimizerSettings
+from interlock.config.losses import LossSettings
+from interlock.config.schema import LearnerSettings
+from interlock.config.stages import OptimizerSettings
 from interlock.learner.learner import Learner
 from interlock.learner.packing import TrainingGroup
 from interlock.models.architecture import Architecture

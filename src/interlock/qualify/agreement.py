@@ -16,7 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from interlock.config.schema import Dtype, LearnerSettings, OptimizerSettings
+from interlock.config.schema import Dtype, LearnerSettings
+from interlock.config.stages import OptimizerSettings
 from interlock.engine.base import Request
 from interlock.engine.portable.engine import PortableEngine
 from interlock.learner.learner import Learner

@@ -20,7 +20,9 @@ import torch
 from torch import Tensor
 
 from interlock.chips import device
-from interlock.config.schema import LearnerSettings, LossSettings, OptimizerSettings
+from interlock.config.losses import LossSettings
+from interlock.config.schema import LearnerSettings
+from interlock.config.stages import OptimizerSettings
 from interlock.engine.portable.kv_cache import KVCache
 from interlock.errors import UserError
 from interlock.learner.learner import Learner

@@ -32,7 +32,9 @@ from torch.utils._pytree import tree_map_only
 import interlock
 from interlock.chips import device as chips
 from interlock.chips import vendors
-from interlock.config.schema import LearnerSettings, LossSettings, OptimizerSettings
+from interlock.config.losses import LossSettings
+from interlock.config.schema import LearnerSettings
+from interlock.config.stages import OptimizerSettings
 from interlock.engine.base import Request
 from interlock.learner.learner import Learner
 from interlock.learner.packing import TrainingGroup

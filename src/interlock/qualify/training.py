@@ -21,7 +21,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from interlock.config.schema import Dtype, LearnerSettings, LossSettings, OptimizerSettings
+from interlock.config.losses import LossSettings
+from interlock.config.schema import Dtype, LearnerSettings
+from interlock.config.stages import OptimizerSettings
 from interlock.learner.learner import Learner
 from interlock.learner.packing import TrainingGroup
 from interlock.qualify import tiny_model

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from interlock.config.reading import parse_recipe
-from interlock.config.schema import GeneratorSettings, StageSettings, TaskSettings
+from interlock.config.schema import GeneratorSettings
+from interlock.config.stages import StageSettings
+from interlock.config.tasks import TaskSettings
 from interlock.errors import ConfigError, TrainingError
 from interlock.models.fetch import find_model
 from interlock.models.huggingface import read_architecture

@@ -14,7 +14,8 @@ from math import sqrt
 from statistics import fmean
 
 from interlock.chips import heap
-from interlock.config.schema import Grpo, LossSettings
+from interlock.config.losses import LossSettings
+from interlock.config.stages import Grpo
 from interlock.learner.learner import StepResult
 from interlock.learner.packing import TrainingGroup
 from interlock.models.tokenizer import Tokenizer

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 
 from msgspec.structs import replace
 
-from interlock.config.schema import Sampled, worker_settings
+from interlock.config.schema import worker_settings
+from interlock.config.stages import Sampled
 from interlock.errors import TrainingError
 from interlock.learner.learner import StepResult
 from interlock.mismatch import Mismatch

@@ -15,7 +15,7 @@ from itertools import count, groupby
 from statistics import fmean, mean
 from typing import Literal
 
-from interlock.config.schema import Sampled
+from interlock.config.stages import Sampled
 from interlock.errors import TrainingError
 from interlock.recipes.evaluate import score
 from interlock.recipes.stage import Clock, Stage

@@ -10,7 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from interlock.config.schema import Overlong, Sft
+from interlock.config.fields import Overlong
+from interlock.config.stages import Sft
 from interlock.errors import TaskError
 from interlock.learner.packing import TrainingGroup
 from interlock.models.tokenizer import Tokenizer

@@ -16,7 +16,8 @@ from typing import Generic, Literal, TypeVar
 import torch
 from msgspec.structs import replace
 
-from interlock.config.schema import Recipe, StageSettings
+from interlock.config.schema import Recipe
+from interlock.config.stages import StageSettings
 from interlock.learner import checkpoint
 from interlock.learner.learner import Learner, StepResult
 from interlock.mismatch import Mismatch

@@ -22,13 +22,8 @@ from msgspec.structs import replace
 from interlock import hub
 from interlock.chips import device, heap, probe
 from interlock.config.reading import parse_recipe, to_tree
-from interlock.config.schema import (
-    GeneratorSettings,
-    LearnerSettings,
-    OptimizerSettings,
-    Recipe,
-    StageSettings,
-)
+from interlock.config.schema import GeneratorSettings, LearnerSettings, Recipe
+from interlock.config.stages import OptimizerSettings, StageSettings
 from interlock.errors import InterlockError, RunError
 from interlock.learner import checkpoint
 from interlock.learner.distributed import sharding

@@ -151,6 +151,11 @@ class VerdictStatus(StrEnum):
     def judged(self) -> bool:
         return self is VerdictStatus.JUDGED
 
+    @property
+    def counts(self) -> bool:
+        """Whether the answer may have caused it; else it says nothing of the policy."""
+        return self is not VerdictStatus.UNAVAILABLE
+
 
 class Verdict(msgspec.Struct, frozen=True, omit_defaults=True):
     """What is known of a completion's worth once its verifier was asked.
@@ -189,6 +194,11 @@ class ScoredGroup(msgspec.Struct, frozen=True):
     @property
     def right(self) -> list[bool]:
         return [verdict.right for verdict in self.verdicts]
+
+    @property
+    def counted(self) -> list[bool]:
+        """Which completions say something of the policy; the others are in no statistic."""
+        return [verdict.status.counts for verdict in self.verdicts]
 
 
 class Score(NamedTuple):

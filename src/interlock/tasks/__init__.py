@@ -9,7 +9,7 @@ worker processes of `verifier_pool`, so the caller never imports a verifier's li
 
 import importlib
 
-from interlock.config.schema import TaskSettings
+from interlock.config.tasks import TaskSettings
 from interlock.errors import TaskError
 from interlock.tasks.options import unknown
 from interlock.tasks.sources import TaskSource, Unfit, fits

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from interlock import thinking
-from interlock.config.schema import TaskSettings
+from interlock.config.tasks import TaskSettings
 from interlock.errors import TaskError
 from interlock.records.rl import Problem
 from interlock.tasks import answers

@@ -9,7 +9,7 @@ judged wrong unseen.
 
 import re
 
-from interlock.config.schema import TaskSettings
+from interlock.config.tasks import TaskSettings
 
 # tests/tasks/test_executing.py reads reasoning-gym's sources for more.
 EXECUTING = frozenset(

@@ -14,7 +14,7 @@ from random import Random
 import msgspec
 
 from interlock import hub
-from interlock.config.schema import TaskSettings
+from interlock.config.tasks import TaskSettings
 from interlock.errors import TaskError
 from interlock.records.rl import Problem
 from interlock.tasks import user_verifier

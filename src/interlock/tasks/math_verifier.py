@@ -16,7 +16,7 @@ import math_verify
 from latex2sympy2_extended import NormalizationConfig
 
 from interlock import thinking
-from interlock.config.schema import TaskSettings
+from interlock.config.tasks import TaskSettings
 from interlock.records.rl import Problem
 from interlock.tasks import answers, numeric
 from interlock.tasks.jsonl import options_of

@@ -7,7 +7,7 @@ from typing import TypeVar
 import msgspec
 
 from interlock.config.reading import explain
-from interlock.config.schema import TaskSettings
+from interlock.config.tasks import TaskSettings
 from interlock.errors import TaskError
 
 Options = TypeVar("Options", bound=msgspec.Struct)

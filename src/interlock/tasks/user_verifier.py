@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from interlock.config.schema import TaskSettings
+from interlock.config.tasks import TaskSettings
 from interlock.errors import TaskError
 from interlock.records.rl import Problem
 

@@ -20,7 +20,7 @@ from types import TracebackType
 
 import msgspec
 
-from interlock.config.schema import TaskSettings
+from interlock.config.tasks import TaskSettings
 from interlock.errors import TaskError
 from interlock.processes.child import Child, ChildEnded, ChildGarbage, ChildLate, bare
 from interlock.processes.scratch import Scratch

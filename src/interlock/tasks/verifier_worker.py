@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from interlock.config.schema import TaskSettings
+from interlock.config.tasks import TaskSettings
 from interlock.errors import TaskError
 from interlock.processes.channel import Channel
 from interlock.processes.deadline import ProcessDeadline

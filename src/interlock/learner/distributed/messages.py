@@ -4,7 +4,9 @@ from typing import Literal
 
 import msgspec
 
-from interlock.config.schema import LearnerSettings, LossSettings, OptimizerSettings
+from interlock.config.losses import LossSettings
+from interlock.config.schema import LearnerSettings
+from interlock.config.stages import OptimizerSettings
 from interlock.learner.packing import TrainingGroup
 from interlock.models.architecture import Architecture
 

@@ -1,0 +1,167 @@
+"""`[[stage]]`: the settings of every kind of stage, and what may not stand together in one."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Literal, Union
+
+import msgspec
+from msgspec import Meta
+
+from interlock.config.fields import (
+    Concurrent,
+    Decay,
+    NonNegative,
+    Overlong,
+    Positive,
+    Rate,
+    SettingsTable,
+    Share,
+    Weight,
+)
+from interlock.config.losses import LossSettings
+from interlock.config.tasks import EvaluationSettings, TaskSettings
+from interlock.records.rl import Sampling
+
+
+class OptimizerSettings(SettingsTable, frozen=True):
+    """`[stage.optimizer]`: AdamW on fp32 masters; linear warm-up to `lr`, then `schedule`."""
+
+    lr: Rate = 1e-5  # the peak
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
+    eps: Rate = 1e-8
+    weight_decay: Weight = 0.0
+    warmup_steps: NonNegative = 0  # optimizer steps
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    final_lr: Share = 0.1  # share of lr left at the last step of a linear or cosine schedule
+    clip_norm: Rate = 1.0  # of the whole gradient; a longer one is scaled down to it
+
+
+class StageSettings(SettingsTable, frozen=True, kw_only=True, tag_field="kind"):
+    """What every stage has; `kind` in the TOML tells which it is.
+
+    A new kind is a class here, its place in STAGES, and recipes/<kind>.py (docs/recipes.md). What
+    the rest of the house asks a stage is asked by the properties below, never by its class.
+    """
+
+    steps: Positive
+    task: TaskSettings | None = None  # when given, held-out accuracy is measured before and after
+    sampling: Sampling = Sampling(temperature=0.0)  # an evaluation takes only its limits
+    eval: EvaluationSettings = EvaluationSettings()
+
+    @property
+    def kind(self) -> str:
+        return str(self.__struct_config__.tag)
+
+    @property
+    def generates(self) -> bool:
+        """Whether it needs generators, be it for an evaluation only."""
+        return self.task is not None
+
+    @property
+    def staleness(self) -> int | None:
+        """Weight versions that what it samples may be behind; None: as the fleet allows."""
+        return 0
+
+    @property
+    def optimizer(self) -> OptimizerSettings | None:
+        """None: it learns nothing."""
+        return None
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps of the whole stage."""
+        return 0 if self.optimizer is None else self.steps
+
+    @property
+    def keeps_reference(self) -> bool:
+        """Whether the loss needs the weights that the stage began with."""
+        return False
+
+    def conflicts(self) -> Iterator[str]:
+        """Why its settings, each right, do not go together: what follows "stage.0." in a message.
+
+        A kind with rules of its own yields these after those of `super().conflicts()`.
+        """
+        if self.optimizer is not None and self.optimizer.warmup_steps >= self.updates:
+            yield (
+                f"optimizer.warmup_steps = {self.optimizer.warmup_steps} leaves none of the "
+                f"{self.updates} optimizer steps for training; lower it"
+            )
+        if self.optimizer is not None and self.optimizer.lr * self.optimizer.weight_decay >= 1:
+            yield (
+                f"optimizer.weight_decay = {self.optimizer.weight_decay} times lr = "
+                f"{self.optimizer.lr} takes all of every weight away at a step; lower one of them"
+            )
+        if self.task is not None and self.eval.problems > self.task.held_out:
+            yield (
+                f"eval.problems = {self.eval.problems} is more than task.held_out = "
+                f"{self.task.held_out}; lower the one or raise the other"
+            )
+
+
+class Sampled(StageSettings, frozen=True, kw_only=True):
+    """A stage whose every step samples groups of completions on a task's problems."""
+
+    task: TaskSettings
+    problems_per_step: Positive = 8
+    completions: Concurrent = 8  # G, per problem
+    # Weight versions a group may be behind when it is used; older ones are dropped and made again.
+    # 0: generation waits for every update, and runs are exact. None: see Recipe.staleness.
+    staleness: NonNegative | None = None
+    sampling: Sampling = Sampling()
+
+
+class Grpo(Sampled, frozen=True, kw_only=True, tag="grpo"):
+    # The group inside which rewards are compared.
+    completions: Annotated[int, Meta(ge=2, le=2**16)] = 8
+    updates_per_step: Positive = 1  # optimizer steps on one batch of groups
+    loss: LossSettings = LossSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+
+    @property
+    def updates(self) -> int:
+        return self.steps * self.updates_per_step
+
+    @property
+    def keeps_reference(self) -> bool:
+        return self.loss.kl_beta > 0
+
+    def conflicts(self) -> Iterator[str]:
+        yield from super().conflicts()
+        if self.sampling.temperature == 0:
+            yield (
+                "sampling.temperature = 0 makes all completions of a group equal; GRPO needs a "
+                "temperature above 0"
+            )
+        if self.updates_per_step > self.problems_per_step:
+            yield (
+                f"updates_per_step = {self.updates_per_step} is more than problems_per_step = "
+                f"{self.problems_per_step}; an update needs a group"
+            )
+
+
+class Sft(StageSettings, frozen=True, kw_only=True, tag="sft"):
+    """Supervised fine-tuning on `data`, a JSONL file.
+
+    A row is {"messages": […]} (loss on the assistant's tokens) or {"text": …} (on all of them).
+    """
+
+    data: str
+    batch_size: Positive = 16  # rows per optimizer step
+    max_tokens: Positive = 1024  # of a row, and no more than the model's context
+    overlong: Overlong = "refuse"  # a longer row
+    optimizer: OptimizerSettings = OptimizerSettings()
+
+    def conflicts(self) -> Iterator[str]:
+        yield from super().conflicts()
+        defaults = {field.name: field.default for field in msgspec.structs.fields(Sft)}
+        for name in ("eval", "sampling"):
+            if self.task is None and getattr(self, name) != defaults[name]:
+                yield f"{name} says how to evaluate, but on what: add a [stage.task], or remove it"
+
+
+# Every kind of stage. The recipe of "sft" is recipes/sft.py; of "a-b", recipes/a_b.py.
+STAGES: tuple[type[StageSettings], ...] = (Grpo, Sft)
+if TYPE_CHECKING:
+    AnyStage = StageSettings
+else:
+    AnyStage = Union[STAGES]  # noqa: UP007  what msgspec tells apart by `kind`

@@ -1,0 +1,42 @@
+"""`[stage.task]` and `[stage.eval]`: where problems come from, and how a model is measured."""
+
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
+
+from interlock.config.fields import (
+    NonNegative,
+    Overlong,
+    Positive,
+    Processes,
+    Rate,
+    Seed,
+    SettingsTable,
+)
+
+
+class TaskSettings(SettingsTable, frozen=True):
+    """`[stage.task]`: a source of problems and its verifier."""
+
+    name: str  # "arithmetic", "gsm8k", "jsonl", or "reasoning-gym/<generator>"
+    options: dict[str, Any] = {}  # the task's own, which it checks (docs/recipes.md)
+    seed: Seed = 0  # of the problems and their order
+    # Problems kept away from training.
+    held_out: Annotated[int, Meta(gt=0, le=1_000_000)] = 128
+    overlong: Overlong = "refuse"  # a prompt that leaves no room for sampling.max_tokens
+    system: str | None = None  # a system turn put before every problem
+    workers: Processes = 1  # verifier processes
+    timeout_s: Rate = 5.0  # to judge one answer
+    memory_mb: Positive = 1024  # address space that judging may add to the process's own
+    # What judges runs isolated: "auto", when it executes what the model wrote; "always"; or "none",
+    # which is kept in the run's record.
+    sandbox: Literal["auto", "always", "none"] = "auto"
+
+
+class EvaluationSettings(SettingsTable, frozen=True):
+    """`[stage.eval]`: greedy accuracy on held-out problems, before the first step and after the
+    last, and in between.
+    """
+
+    every: NonNegative = 0  # steps; 0: only before and after
+    problems: Positive = 128  # of the task's held_out
