@@ -10,6 +10,7 @@
     ├── VoidResult          it ran to its end, and nothing was learned or judged; exit code 3
     ├── Overloaded          no room for a request now; whoever asked may ask again
     │   └── Unserved        as nobody serves, or is let to
+    ├── Unavailable         what judges an answer is not there: it says nothing of the answer
     ├── SyncError           a weight version is missing, torn or not what it says; exit code 1
     └── TrainingError       the run cannot go on (bad steps, no generator left, …); exit code 1
 
@@ -47,6 +48,14 @@ class VoidResult(InterlockError):
 
 class SandboxError(UserError):
     """Nothing on this machine isolates what a model wrote, or a sandbox does not start."""
+
+
+class Unavailable(InterlockError):
+    """What judges an answer is not there: a service that is down, a process that does not start.
+
+    A verifier raises it for what no answer can have caused. The answer is then judged again, and at
+    last left out of every figure, never scored 0 (docs/recipes.md).
+    """
 
 
 class Overloaded(InterlockError):

@@ -150,6 +150,7 @@ def test_metrics_by_hand(run: RunDir) -> None:
         staleness_mean=1.0,  # 3, 1, 0, 0
         staleness_max=3,
         verifier_errors=0,
+        discarded=0,
         completions=8,
     )
     assert s.metrics == expected

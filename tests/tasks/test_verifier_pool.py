@@ -317,6 +317,33 @@ def test_a_verifier_that_no_longer_loads_costs_its_answers_only(tmp_path: Path) 
         assert lost.status is VerdictStatus.UNAVAILABLE
 
 
+UNAVAILABLE = """
+from pathlib import Path
+from interlock.errors import Unavailable
+def verify(problem, answer):
+    tried = Path(problem["id"])
+    before = len(tried.read_text()) if tried.exists() else 0
+    tried.write_text("x" * (before + 1))
+    if before < int(problem["answer"]):
+        raise Unavailable(f"the service is\\ndown ({before})")
+    return 0.5
+"""
+
+
+def test_what_is_not_there_is_asked_again_and_then_left_out(tmp_path: Path) -> None:
+    with _pool(tmp_path, UNAVAILABLE, timeout_s=10.0) as pool:
+        process = pool._workers[0]._child
+        asked = [_problem(str(fails), f"p{fails}") for fails in (0, 1, 3, 4, 99)]
+        verdicts = pool.verify([(problem, "") for problem in asked])
+        lost = Verdict.failed(VerdictStatus.UNAVAILABLE, "the service is down (3)")
+        assert verdicts == [Verdict(0.5)] * 3 + [lost, lost]
+        assert [(tmp_path / f"p{fails}").read_text() for fails in (0, 1, 3, 4, 99)] == [
+            "x" * tries for tries in (1, 2, 4, 4, 4)
+        ]
+        assert (pool.errors, pool.retried) == (2, 4 + 3 + 3)
+        assert pool._workers[0]._child is process  # nothing was started anew for it
+
+
 def test_arithmetic_answers_take_milliseconds() -> None:
     pairs = [(_problem("46"), f"12 + 34 = {number}") for number in range(64)]
     with VerifierPool(TaskSettings("arithmetic")) as pool:

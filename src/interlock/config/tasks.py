@@ -27,6 +27,10 @@ class TaskSettings(SettingsTable, frozen=True):
     system: str | None = None  # a system turn put before every problem
     workers: Processes = 1  # verifier processes
     timeout_s: Rate = 5.0  # to judge one answer
+    # Times that it is tried again to judge answers when it failed through no fault of theirs (what
+    # judges did not start, had no processor, could not be reached); then they are left out.
+    retries: Annotated[int, Meta(ge=0, le=100)] = 3
+    retry_s: Rate = 60.0  # within which a new attempt at the answers of a step may begin
     memory_mb: Positive = 1024  # address space that judging may add to the process's own
     # What judges runs isolated: "auto", when it executes what the model wrote; "always"; or "none",
     # which is kept in the run's record.

@@ -95,10 +95,19 @@ def _parts(a: Sequence[int], b: Sequence[int]) -> int | None:
 
 
 def task_result(task: str, a: Sequence[Verdict], b: Sequence[Verdict]) -> TaskResult:
-    """Of what the answers of each side were found to be, problem by problem."""
+    """Of what the answers of each side were found to be, problem by problem.
+
+    Problems are left out of which an answer could not be judged through no fault of its own.
+    """
+    failed = why_failed([*a, *b])
+    both = [pair for pair in zip(a, b, strict=True) if all(each.status.counts for each in pair)]
+    if both:
+        a, b = zip(*both, strict=True)
+    else:
+        failed = next(each.cause for each in (*a, *b) if not each.status.counts)
     only_a = sum(x.right > y.right for x, y in zip(a, b, strict=True))
     only_b = sum(x.right < y.right for x, y in zip(a, b, strict=True))
-    p, failed = mcnemar(only_a, only_b), why_failed([*a, *b])
+    p = mcnemar(only_a, only_b)
     return TaskResult(task, len(a), _accuracy(a), _accuracy(b), only_a, only_b, p, failed)
 
 

@@ -30,10 +30,21 @@ _UNIT = 256  # no setting: a larger part changes no answer, and is lost with a w
 
 
 def score(groups: Sequence[Group], verifier: VerifierPool) -> list[ScoredGroup]:
-    """Judge every completion of every group, in order."""
+    """Judge every completion of every group, in order.
+
+    What failed through no fault of an answer was tried again by the verifiers; where it never went
+    well, the verdict says so and counts nowhere. Raises TrainingError when that holds of all: then
+    nothing is learned or recorded, and a run can go on later.
+    """
     answers = [(group.problem, turn) for group in groups for turn in group.turns]
-    verdicts = iter(verifier.verify(answers))
-    return [ScoredGroup(group, [next(verdicts) for _ in group.completions]) for group in groups]
+    verdicts = verifier.verify(answers)
+    if verdicts and not any(verdict.status.counts for verdict in verdicts):
+        raise TrainingError(
+            f"none of {len(verdicts)} answers could be judged: {verdicts[0].cause}; mend that, "
+            "then go on with --resume"
+        )
+    left = iter(verdicts)
+    return [ScoredGroup(group, [next(left) for _ in group.completions]) for group in groups]
 
 
 def answer_greedily(

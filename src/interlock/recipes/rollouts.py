@@ -47,6 +47,7 @@ class Rollouts:
         self._ordered: set[int] = set()  # not finished
         self.stale = 0
         self.set_aside = 0
+        self.retried: int | None = None  # None: the step was judged in an earlier session
 
     @property
     def activity(self) -> Literal["wait", "generate"]:
@@ -81,8 +82,10 @@ class Rollouts:
         """The groups of one step: taken, judged by the verifier, and durable."""
         with clock(self.activity):
             sequences, groups = zip(*self.take(step), strict=True)
+        before = verifier.retried
         with clock("verify"):
             scored = score(groups, verifier)
+        self.retried = verifier.retried - before
         self._stage.note_not_judged(step, scored)
         self._ledger.record(self._stage.index, step, scored, sequences)
         return scored
@@ -115,7 +118,9 @@ class Rollouts:
             groups_set_aside=self.set_aside,
             staleness_mean=fmean(behind),
             staleness_max=max(behind),
-            verifier_errors=sum(not verdict.status.judged for verdict in verdicts),
+            verifier_errors=sum(each.status.counts and not each.status.judged for each in verdicts),
+            discarded=sum(not each.status.counts for each in verdicts),
+            retried=self.retried,
         )
 
     def _keep(self, groups: Sequence[tuple[int, Group]]) -> None:

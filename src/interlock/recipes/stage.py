@@ -150,11 +150,15 @@ class Stage(Generic[Settings]):
             self.event("rows_left_out", f"{rows} rows are too long: left out")
 
     def note_not_judged(self, step: int, scored: Sequence[ScoredGroup]) -> None:
-        """Keep an event when the verifier failed on some answers."""
-        causes = [v.cause for group in scored for v in group.verdicts if not v.status.judged]
-        if causes:
-            message = f"step {step}: {len(causes)} answers score 0: {causes[0]}"
-            self.event("verifier_error", message)
+        """Keep an event when the verifier failed on some answers, and when it was not there."""
+        failed = [v for group in scored for v in group.verdicts if not v.status.judged]
+        zeros = [verdict.cause for verdict in failed if verdict.status.counts]
+        left_out = [verdict.cause for verdict in failed if not verdict.status.counts]
+        if zeros:
+            self.event("verifier_error", f"step {step}: {len(zeros)} answers score 0: {zeros[0]}")
+        if left_out:
+            message = f"step {step}: {len(left_out)} answers are left out: {left_out[0]}"
+            self.event("answers_discarded", message)
 
     def note_bad(self, step: int, updates: Sequence[StepResult]) -> None:
         """Keep an event for each update that was not finite and therefore changed nothing."""

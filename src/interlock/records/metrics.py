@@ -76,7 +76,10 @@ class RolloutMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tr
     groups_set_aside: int | None = None  # problems that the workers failed on
     staleness_mean: float | None = None  # versions, over the groups used
     staleness_max: int | None = None  # versions
-    verifier_errors: int | None = None  # completions that could not be judged
+    verifier_errors: int | None = None  # completions that the verifier failed on, and score 0
+    # Completions that what judges was not there for: in none of the means of rewards.
+    discarded: int | None = None
+    retried: int | None = None  # times that one of them was tried again; of this session
 
 
 class UpdateMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -161,6 +164,7 @@ EventKind = Literal[
     "rows_left_out",
     "turns_unclosed",  # the template ends them with no token that generation could stop at
     "verifier_error",
+    "answers_discarded",  # what judges was not there: no zeros, and in no statistic
     "bad_step",  # not finite: skipped
     "groups_stale",
     "problem_set_aside",

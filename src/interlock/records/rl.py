@@ -10,6 +10,7 @@ really sampled from (after temperature, min-p, top-k and top-p), one per sampled
 
 from collections.abc import Sequence
 from enum import StrEnum
+from math import nan
 from statistics import fmean, mean
 from typing import Annotated, Any, NamedTuple
 
@@ -145,7 +146,8 @@ class VerdictStatus(StrEnum):
     TIMEOUT = "timeout"  # no verdict in time
     CRASHED = "crashed"  # the verifier's process ended
     ERROR = "error"  # the verifier raised, or returned what is no verdict
-    UNAVAILABLE = "unavailable"  # the verifier did not start or had no processor: nobody's fault
+    # What judges did not start, had no processor, could not be reached: nobody's fault.
+    UNAVAILABLE = "unavailable"
 
     @property
     def judged(self) -> bool:
@@ -202,18 +204,21 @@ class ScoredGroup(msgspec.Struct, frozen=True):
 
 
 class Score(NamedTuple):
-    """What all completions of some groups are worth: two figures that need not go together."""
+    """What the completions of some groups are worth: two figures that need not go together."""
 
     accuracy: float  # share that is right (Verdict.right)
     reward: float  # mean; any finite number
-    completions: int
+    completions: int  # that count
 
     @classmethod
     def of(cls, scored: Sequence[ScoredGroup]) -> "Score":
-        right = [each for group in scored for each in group.right]
-        rewards = [each for group in scored for each in group.rewards]
+        """Of the completions that count (VerdictStatus.counts); not a number where none does."""
+        verdicts = [each for group in scored for each in group.verdicts if each.status.counts]
+        if not verdicts:
+            return cls(nan, nan, 0)
         # `mean` is exact: the sum that fmean takes overflows near the largest float.
-        return cls(fmean(right), mean(rewards), len(right))
+        rewards = mean(verdict.reward for verdict in verdicts)
+        return cls(fmean(verdict.right for verdict in verdicts), rewards, len(verdicts))
 
 
 class WeightVersion(msgspec.Struct, frozen=True):

@@ -84,7 +84,8 @@ def evaluations(run: RunView, metrics: Metrics) -> list[Evaluation]:
     for place in sorted(logged.keys() | recorded):
         if place in recorded:
             worth = Score.of(run.ledger.read_evaluation(*place))
-            found.append(Evaluation(*place, worth.accuracy, worth.completions, worth.reward))
+            if worth.completions:  # else nothing is known of it
+                found.append(Evaluation(*place, worth.accuracy, worth.completions, worth.reward))
         elif (accuracy := logged[place].accuracy) is not None:
             found.append(Evaluation(*place, accuracy, None, logged[place].held_out_reward))
     return found
@@ -142,9 +143,12 @@ def void(run: RunView) -> list[str]:
     for stage, lines in stages.items():
         began, version = version, max(line.weight_version or 0 for line in lines)
         asked = total(lines, lambda m: m.rollout.completions)
+        left_out = total(lines, lambda m: m.rollout.discarded) or 0
         failed = total(lines, lambda m: m.rollout.verifier_errors)
         held_out = run.ledger.read_evaluation(stage, lines[-1].step)
-        cause = not_judged(held_out) or (asked and failed == asked and _last_failure(run))
+        cause = not_judged(held_out) or (
+            asked and failed == asked - left_out and _last_failure(run)
+        )
         if cause:
             found.append(f"stage {stage}: the verifier failed on every answer: {cause}")
         elif version == began and lines[-1].step:

@@ -13,6 +13,7 @@ model wrote, or any whose task asks for it, runs in a sandbox (docs/security.md)
 import logging
 import tempfile
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -31,6 +32,7 @@ from interlock.sandbox.limits import ResourceLimits
 from interlock.sandbox.slots import Slot
 from interlock.sandbox.ways import Way
 from interlock.tasks.executing import executes
+from interlock.tasks.retries import judged_again
 from interlock.tasks.user_verifier import split_verifier
 from interlock.tasks.verifier_worker import (
     MAX_REPLY_BYTES,
@@ -57,11 +59,11 @@ class VerifierPool:
 
     Entering raises TaskError when the verifier cannot be loaded, opening SandboxError when it would
     execute what the model wrote and nothing here isolates. `errors` counts the answers that
-    could not be judged.
+    could not be judged, `retried` how often it was tried again (retries.py).
     """
 
     def __init__(self, task: TaskSettings) -> None:
-        self.errors = 0
+        self.errors = self.retried = 0
         self._task = task
         self._sandbox = sandbox_of(task)
 
@@ -95,8 +97,18 @@ class VerifierPool:
 
         An answer has `task.timeout_s` seconds of its verifier's own time. One whose verifier hangs,
         crashes, raises or returns what is no verdict (returned.py) gets reward 0, and its status
-        and cause tell.
+        and cause tell. One whose verifier is not there is judged again, and at last does not count.
         """
+        task = self._task
+        judged, again = judged_again(self._once, pairs, task.retries, task.retry_s)
+        self.retried += again
+        for (problem, _), verdict in zip(pairs, judged, strict=True):
+            if not verdict.status.judged:
+                self.errors += 1
+                logger.warning("verifier failed on %s: %s", problem.id, verdict.cause)
+        return judged
+
+    def _once(self, pairs: Sequence[tuple[Problem, str]]) -> list[Verdict]:
         verdicts: list[Verdict | None] = [None] * len(pairs)
         waiting = deque(range(len(pairs)))
 
@@ -110,10 +122,6 @@ class VerifierPool:
             waiting.clear()  # after an interrupt the threads end with the answer in hand
         judged = [verdict for verdict in verdicts if verdict is not None]
         assert len(judged) == len(pairs)
-        for (problem, _), verdict in zip(pairs, judged, strict=True):
-            if not verdict.status.judged:
-                self.errors += 1
-                logger.warning("verifier failed on %s: %s", problem.id, verdict.cause)
         return judged
 
 

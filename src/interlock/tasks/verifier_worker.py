@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from interlock.config.tasks import TaskSettings
-from interlock.errors import TaskError
+from interlock.errors import TaskError, Unavailable
 from interlock.processes.channel import Channel
 from interlock.processes.deadline import ProcessDeadline
 from interlock.records.coding import from_bytes, to_bytes
@@ -90,6 +90,9 @@ def verified(verify: Verifier, request: VerifierRequest) -> VerifierReply:
     answer = request.answer.decode("utf-8", "surrogatepass")
     try:
         return VerifierReply(request.number, verdict_of(verify(request.problem, answer)))
+    except Unavailable as error:
+        cause = one_line(str(error), _ERROR_CHARACTERS)
+        return VerifierReply(request.number, Verdict.failed(VerdictStatus.UNAVAILABLE, cause))
     except BaseException as error:
         last = isinstance(error, MemoryError) or not isinstance(error, Exception)
         return VerifierReply(request.number, _failure(error), last=last)
