@@ -38,6 +38,18 @@ def test_a_file_and_the_command_line_are_read_together(tmp_path: Path) -> None:
         ("load_drain_s=never", "load_drain_s"),
         ("reference=npu", "reference = 'npu' is no replica; there are replica-0"),
         (
+            "replica=[{engine='vllm', prefix_cache_mb=64}]",
+            "replica.prefix_cache_mb = 64 is of the torch engine, and replica.engine is 'vllm', "
+            "which decides that its own way; remove it, or set "
+            "replica.options.enable_prefix_caching",
+        ),
+        (
+            "replica=[{engine='vllm', prefill_chunk=0}]",
+            "remove it, or set replica.options.max_num_batched_tokens",
+        ),
+        ("replica=[{engine='vllm', patience=8}]", "decides that its own way; remove it"),
+        ("replica=[{engine='vllm', kernel='mkl'}]", "decides that its own way; remove it"),
+        (
             'replica=[{name="a-0"},{name="a",count=2}]',
             "two [[replica]] tables have one name; give each its own",
         ),
@@ -47,3 +59,8 @@ def test_a_slip_is_told_in_one_line(override: str, said: str) -> None:
     with pytest.raises(ConfigError) as told:
         load_serving(None, [override])
     assert said in str(told.value)
+
+
+def test_what_the_defaults_of_a_replica_say_is_no_wish_of_a_vllm_replica() -> None:
+    (replica,) = load_serving(None, ["replica=[{engine='vllm', patience=0}]"]).replica
+    assert (replica.engine, replica.prefix_cache_mb) == ("vllm", 512)

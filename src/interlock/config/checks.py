@@ -84,13 +84,32 @@ def engine_conflicts(tables: Sequence[GeneratorSettings], table: str) -> Iterato
                 f"{table}.options sets {min(settings.options)!r}, but the torch engine has no "
                 "options; remove it"
             )
-        of_ours = {"kernel": "auto", "fused_attention_above": 0, "graphs": "auto"}
-        for name, unset in of_ours.items() if settings.engine != "torch" else ():
-            if (value := getattr(settings, name)) != unset:
-                yield (
-                    f"{table}.{name} = {value!r} is of the torch engine, and {table}.engine is "
-                    f"{settings.engine!r}, which has kernels of its own; remove it"
-                )
+        if settings.engine != "torch":
+            yield from _of_torch(settings, table)
+
+
+# Settings of the torch engine alone, each with the place of the same thing among vLLM's.
+_OF_TORCH = {
+    "kernel": None,
+    "fused_attention_above": None,
+    "graphs": None,
+    "patience": None,
+    "prefill_chunk": "max_num_batched_tokens",
+    "prefix_cache_mb": "enable_prefix_caching",
+}
+
+
+def _of_torch(settings: GeneratorSettings, table: str) -> Iterator[str]:
+    """What was set, as it differs from the table's own default, and would be dropped."""
+    usual = type(settings)()
+    for name, of_vllm in _OF_TORCH.items():
+        if (value := getattr(settings, name)) == getattr(usual, name):
+            continue
+        other = f"remove it, or set {table}.options.{of_vllm}" if of_vllm else "remove it"
+        yield (
+            f"{table}.{name} = {value!r} is of the torch engine, and {table}.engine is "
+            f"{settings.engine!r}, which decides that its own way; {other}"
+        )
 
 
 def _engines(recipe: Recipe) -> Iterator[str]:
