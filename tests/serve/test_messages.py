@@ -9,6 +9,7 @@ from talking import talking
 from tool_models import WEATHER
 
 from interlock.records.serving import Ended, EndKind
+from interlock.serve.dialects.blocks import BlockEvent, Blocks
 from interlock.serve.dialects.messages import thinking_of, turns_of_messages
 from interlock.serve.prompts.fields import FieldError
 
@@ -110,6 +111,26 @@ def test_a_failure_in_a_stream_is_one_event(served: Loopback) -> None:
         text += "".join(lines)
     last = events(text)[-1]
     assert (last["type"], last["error"]["message"]) == ("error", "all replicas died")
+
+
+def test_a_defect_in_a_stream_is_the_same_event(
+    served: Loopback, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: Blocks) -> list[BlockEvent]:
+        raise ZeroDivisionError("of the server's own")
+
+    monkeypatch.setattr(Blocks, "finish", broken)
+    told = events(served.post("/v1/messages", ASKED | {"stream": True, "max_tokens": 8}).text)
+    assert told[0]["type"] == "message_start"
+    error = {
+        "message": "the server failed; its log says more",
+        "type": "server_error",
+        "param": None,
+        "code": "internal_error",
+    }
+    assert told[-1] == {"type": "error", "error": error}
+    assert [each["type"] for each in told].count("error") == 1
+    served.replicas.wait_until(lambda: not served.endpoint.heard)
 
 
 def test_tokens_are_counted_as_they_are_drawn_from(served: Loopback) -> None:

@@ -9,6 +9,7 @@ from talking import talking
 from tool_models import WEATHER
 
 from interlock.records.serving import Ended, EndKind
+from interlock.serve.dialects.blocks import BlockEvent, Blocks
 from interlock.serve.dialects.responses import messages_of
 from interlock.serve.prompts.fields import FieldError
 
@@ -117,6 +118,24 @@ def test_a_failure_in_a_stream_is_told_and_ends_it(served: Loopback) -> None:
     told = events(text)
     assert [each["type"] for each in told[-2:]] == ["error", "response.failed"]
     assert told[-1]["response"]["error"]["message"] == "all replicas died"
+
+
+def test_a_defect_in_a_stream_ends_it_in_the_same_way(
+    served: Loopback, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: Blocks) -> list[BlockEvent]:
+        raise ZeroDivisionError("of the server's own")
+
+    monkeypatch.setattr(Blocks, "finish", broken)
+    body = ASKED | {"stream": True, "max_output_tokens": 16}
+    told = events(served.post("/v1/responses", body).text)
+    error = {"code": "internal_error", "message": "the server failed; its log says more"}
+    last = told[-2] | {"sequence_number": None}
+    assert last == {"type": "error", "sequence_number": None, **error, "param": None}
+    assert (told[-1]["type"], told[-1]["response"]["error"]) == ("response.failed", error)
+    assert told[-1]["response"]["status"] == "failed"
+    assert "own" not in json.dumps(told)
+    served.replicas.wait_until(lambda: not served.endpoint.heard)
 
 
 def test_items_become_messages() -> None:

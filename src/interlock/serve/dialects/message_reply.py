@@ -1,7 +1,7 @@
 """The answer to /v1/messages: the message whole, or its events.
 
 message_start ── content_block_start ── content_block_delta* ── content_block_stop, …
-              ── message_delta: why it stopped, usage ── message_stop
+              ── message_delta: why it stopped, usage ── message_stop; or error
 """
 
 import json
@@ -23,7 +23,7 @@ from interlock.serve.dialects.chatting import Chat
 from interlock.serve.endpoint import Endpoint
 from interlock.serve.http.refusals import Refusal
 from interlock.serve.http.replies import tags
-from interlock.serve.http.streaming import encode
+from interlock.serve.http.streaming import named_event
 
 
 class MessageReply:
@@ -68,20 +68,16 @@ class MessageReply:
             **tags(answering.provenance, moved=False),
         }
         yield _event("message_start", message=begun)
-        try:
-            while heard:
-                out = b"".join(
-                    _told(event)
-                    for _, told in heard
-                    if isinstance(told, Piece)
-                    for event in self._read.push(told)
-                )
-                if out:
-                    yield out
-                heard = await answering.next()
-        except Refusal as refusal:
-            yield _event("error", error=refusal.tree["error"])
-            return
+        while heard:
+            out = b"".join(
+                _told(event)
+                for _, told in heard
+                if isinstance(told, Piece)
+                for event in self._read.push(told)
+            )
+            if out:
+                yield out
+            heard = await answering.next()
         called = any(b.kind is BlockKind.CALL and b.whole for b in self._read.blocks.all)
         yield _event(
             "message_delta",
@@ -89,6 +85,11 @@ class MessageReply:
             usage=_usage(answering),
             interlock=answering.provenance.tree,
         ) + _event("message_stop")
+
+    @staticmethod
+    def failed(refusal: Refusal) -> bytes:
+        """The end of a stream that fails: Anthropic's clients know no [DONE]."""
+        return _event("error", **refusal.tree)
 
     def _stop(self, called: bool) -> dict[str, Any]:
         """Why it stopped."""
@@ -151,5 +152,4 @@ def _usage(answering: Answering) -> dict[str, Any]:
 
 
 def _event(kind: str, /, **members: Any) -> bytes:
-    tree = {"type": kind, **members}
-    return b"event: " + kind.encode() + b"\ndata: " + encode(tree) + b"\n\n"
+    return named_event(kind, members)

@@ -1,6 +1,6 @@
 """The answer to /v1/responses: the response whole, or its events in the order of the spec.
 
-created, in_progress ── item added ── part added ── delta* ── done … ── completed, [DONE]
+created, in_progress ── item added ── part added ── delta* ── done … ── completed or failed, [DONE]
 """
 
 import secrets
@@ -23,7 +23,7 @@ from interlock.serve.dialects.chatting import Chat
 from interlock.serve.endpoint import Endpoint
 from interlock.serve.http.refusals import Refusal
 from interlock.serve.http.replies import tags
-from interlock.serve.http.streaming import DONE, encode
+from interlock.serve.http.streaming import DONE, named_event
 from interlock.serve.requests.schemas import ResponsesRequest
 
 _PREFIX = {BlockKind.THINKING: "rs", BlockKind.TEXT: "msg", BlockKind.CALL: "fc"}
@@ -56,20 +56,16 @@ class ResponseReply:
         yield self._event("response.created", response=begun) + self._event(
             "response.in_progress", response=begun
         )
-        try:
-            while heard:
-                out = b"".join(
-                    self._told(event)
-                    for _, told in heard
-                    if isinstance(told, Piece)
-                    for event in self._read.push(told)
-                )
-                if out:
-                    yield out
-                heard = await answering.next()
-        except Refusal as refusal:
-            yield self._failed(refusal, answering) + DONE
-            return
+        while heard:
+            out = b"".join(
+                self._told(event)
+                for _, told in heard
+                if isinstance(told, Piece)
+                for event in self._read.push(told)
+            )
+            if out:
+                yield out
+            heard = await answering.next()
         items = [self._item(block) for block in self._read.blocks.all]
         response = self._response(self._status, items, answering)
         yield self._event(f"response.{self._status}", response=response) + DONE
@@ -144,18 +140,20 @@ class ResponseReply:
             return {"type": "reasoning_text", "text": block.text}
         return {"type": "output_text", "text": block.text, "annotations": [], "logprobs": []}
 
-    def _failed(self, refusal: Refusal, answering: Answering) -> bytes:
+    def failed(self, answering: Answering, refusal: Refusal) -> bytes:
+        """The end of a stream that fails: the error, and the response as far as it came."""
         told = refusal.tree["error"]
         error = {"code": told["code"] or "server_error", "message": told["message"]}
         items = [self._item(block) for block in self._read.blocks.all]
         response = self._response("failed", items, answering) | {"error": error}
-        return self._event("error", **error, param=None) + self._event(
-            "response.failed", response=response
+        events = (
+            self._event("error", **error, param=None),
+            self._event("response.failed", response=response),
         )
+        return b"".join(events) + DONE
 
     def _event(self, kind: str, /, **members: Any) -> bytes:
-        tree = {"type": kind, "sequence_number": next(self._numbers), **members}
-        return b"event: " + kind.encode() + b"\ndata: " + encode(tree) + b"\n\n"
+        return named_event(kind, {"sequence_number": next(self._numbers), **members})
 
     def _response(
         self, status: str, items: list[dict[str, Any]], answering: Answering | None

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from interlock import __version__
 from interlock.serve.answering import Answering, Provenance, gone
-from interlock.serve.http.streaming import EventStream, encode, watching
+from interlock.serve.http.streaming import EventStream, LastWords, encode, error_and_done, watching
 from interlock.serve.listening import ClientGone
 
 
@@ -41,9 +41,12 @@ async def answered(
 
 
 async def streamed(
-    request: Request, answering: Answering, chunks: Callable[[], AsyncIterator[bytes]]
+    request: Request,
+    answering: Answering,
+    chunks: Callable[[], AsyncIterator[bytes]],
+    last_words: LastWords = error_and_done,
 ) -> Response:
-    """Raises Refusal while nothing was drawn."""
+    """`last_words`: how a failure in mid-stream is told. Raises Refusal while nothing was drawn."""
     events = chunks()
     try:
         async with watching(request.receive, answering.hearing):
@@ -54,7 +57,9 @@ async def streamed(
     except BaseException as error:
         answering.over(error)
         raise
-    return EventStream(first, events, answering.hearing, answering.over, _headers(answering))
+    return EventStream(
+        first, events, answering.hearing, answering.over, _headers(answering), last_words
+    )
 
 
 def _headers(answering: Answering) -> dict[str, str]:

@@ -26,8 +26,22 @@ _HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 encode = msgspec.json.Encoder().encode
 
 
+LastWords = Callable[[Refusal], bytes]  # what a stream ends with that fails
+
+
 def event(tree: Any) -> bytes:
+    """One event of a stream, as OpenAI's clients read it: it has no name."""
     return b"data: " + encode(tree) + b"\n\n"
+
+
+def named_event(kind: str, tree: dict[str, Any]) -> bytes:
+    """One event that has a name, which its data repeat as "type"."""
+    return b"event: " + kind.encode() + b"\ndata: " + encode({"type": kind} | tree) + b"\n\n"
+
+
+def error_and_done(refusal: Refusal) -> bytes:
+    """The last words to OpenAI's clients, but for those of the Responses API."""
+    return event(refusal.tree) + DONE
 
 
 @asynccontextmanager
@@ -49,8 +63,8 @@ async def watching(receive: Receive, hearing: Hearing) -> AsyncIterator[None]:
 class EventStream(Response):
     """Sends what `chunks` yields, the first of which was waited for already.
 
-    What `chunks` raises is told in one frame; `over` is called with it, or with None, in any case
-    once.
+    What `chunks` raises is told as `last_words` writes it; `over` is called with it, or with None,
+    in any case once.
     """
 
     media_type = "text/event-stream"
@@ -62,11 +76,12 @@ class EventStream(Response):
         hearing: Hearing,
         over: Callable[[Exception | None], None],
         headers: dict[str, str],
+        last_words: LastWords,
     ) -> None:
         super().__init__(headers=_HEADERS | headers)
         del self.headers["content-length"]
         self._first, self._chunks, self._hearing = first, chunks, hearing
-        self._over = over
+        self._over, self._last_words = over, last_words
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         failed: Exception | None = None
@@ -95,6 +110,6 @@ class EventStream(Response):
             refusal = error if isinstance(error, Refusal) else defect()
             if refusal is not error:
                 log.exception("an answer failed in mid-stream")
-            await send(part | {"body": event(refusal.tree) + DONE})
+            await send(part | {"body": self._last_words(refusal)})
         await send({"type": "http.response.body", "body": b""})
         return failed

@@ -42,7 +42,8 @@ async def answer_messages(request: Request, ready: Prepare) -> Response:
     told = MessageReply(chat, endpoint)
     answering = chat.answering(endpoint, told.id)
     if fields.stream:
-        return await streamed(request, answering, partial(told.chunks, answering))
+        chunks = partial(told.chunks, answering)
+        return await streamed(request, answering, chunks, told.failed)
     return await answered(request, answering, partial(told.whole, answering))
 
 

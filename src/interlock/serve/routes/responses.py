@@ -47,7 +47,8 @@ async def answer_responses(request: Request, ready: Prepare) -> Response:
     told = ResponseReply(fields, chat, endpoint)
     answering = chat.answering(endpoint, told.id)
     if fields.stream:
-        return await streamed(request, answering, partial(told.chunks, answering))
+        chunks, last_words = partial(told.chunks, answering), partial(told.failed, answering)
+        return await streamed(request, answering, chunks, last_words)
     return await answered(request, answering, partial(told.whole, answering))
 
 
