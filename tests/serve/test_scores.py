@@ -43,10 +43,20 @@ def test_token_ids_one_token_and_echo_are_what_evaluations_send(served: Loopback
     assert [g.prompt for g in served.replicas.asked[-2:]] == [ids, ids[:2]]
 
 
-def test_echo_alone_draws_nothing_that_is_told(served: Loopback) -> None:
-    ask = {"model": "tiny", "prompt": "ab", "echo": True, "logprobs": 0, "max_tokens": 0}
-    (choice,) = served.post(TEXT, ask).json()["choices"]
-    assert (choice["text"], choice["logprobs"]["tokens"]) == ("ab", ["a", "b"])
+@pytest.mark.parametrize("said", ["Hé", ""])
+def test_echo_alone_draws_nothing_that_is_told(tmp_path: Path, said: str) -> None:
+    ask = {"model": "tiny", "prompt": ["ab", "c"], "echo": True, "logprobs": 0, "max_tokens": 0}
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    with loopback(tmp_path, lambda tokenizer: saying(tokenizer, said)) as served:
+        tree = served.post(TEXT, ask).json()
+        text = served.post(TEXT, ask | {"stream": True, "stream_options": options}).text
+    told = [(c["text"], c["logprobs"]["tokens"], c["finish_reason"]) for c in tree["choices"]]
+    assert told == [("ab", ["a", "b"], "length"), ("c", ["c"], "length")]
+    chunks = [json.loads(line[6:]) for line in text.split("\n\n") if line.startswith("data: {")]
+    assert len(chunks) == 3
+    for usage in (tree["usage"], *(chunk["usage"] for chunk in chunks)):
+        counted = [usage[f"{kind}_tokens"] for kind in ("prompt", "completion", "total")]
+        assert counted == [3, 0, 3]
 
 
 def test_a_stream_tells_the_same_piece_by_piece(served: Loopback) -> None:

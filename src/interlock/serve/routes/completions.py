@@ -6,12 +6,14 @@ prompt(s) ──tokens──> a Generation each ──> choices, numbered prompt
 
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from interlock.records.rl import FinishReason
 from interlock.records.serving import Generation, Piece, PromptScores
 from interlock.serve.answering import Answering
 from interlock.serve.endpoint import Endpoint, new_id, new_seed
@@ -132,7 +134,7 @@ class CompletionReply:
                     bits[place].append(self._bit(place, told))
         choices = [self._choice(place, each) for place, each in enumerate(bits)]
         common = self._common | tags(answering.provenance)
-        return common | {"choices": choices, "usage": answering.spent.tree}
+        return common | {"choices": choices, "usage": self._spent(answering)}
 
     async def chunks(self, answering: Answering) -> AsyncIterator[bytes]:
         """The answer as events."""
@@ -159,9 +161,9 @@ class CompletionReply:
                     while await answering.next():  # its Ended, which says whether it was moved
                         pass
                     more = {"interlock": answering.provenance.tree}
-                    out += frames.closing([choice], more | _usage(answering, always))
+                    out += frames.closing([choice], more | self._usage(answering, always))
                 elif always:
-                    out += frames.closing([choice], _usage(answering, always))
+                    out += frames.closing([choice], self._usage(answering, always))
                 else:
                     out += frames.chunk(choice)
             if out:
@@ -169,7 +171,7 @@ class CompletionReply:
             heard = await answering.next()
         if usage:
             more = {"interlock": answering.provenance.tree}
-            yield frames.closing([], _usage(answering, True) | more)
+            yield frames.closing([], self._usage(answering, True) | more)
         yield DONE
 
     def _place(self, index: int, piece: Piece) -> int:
@@ -177,9 +179,20 @@ class CompletionReply:
 
     def _bit(self, place: int, piece: Piece) -> Bit:
         bit = self._choices[place].push(piece)
-        if self._fields.max_tokens == 0:  # one was drawn, as an engine cannot draw none
-            return Bit("", [], bit.finish)
+        if self._echo_alone:  # one was drawn, as an engine cannot draw none
+            return Bit("", [], None if bit.finish is None else FinishReason.LENGTH)
         return bit
+
+    @property
+    def _echo_alone(self) -> bool:
+        return self._fields.max_tokens == 0
+
+    def _usage(self, answering: Answering, told: bool) -> dict[str, Any]:
+        return {"usage": self._spent(answering)} if told else {}
+
+    def _spent(self, answering: Answering) -> dict[str, Any]:
+        spent = answering.spent
+        return (replace(spent, drawn=0) if self._echo_alone else spent).tree
 
     def _echo(self, place: int) -> tuple[str, list[TextToken]]:
         """The prompt as it is told before a choice."""
@@ -222,7 +235,3 @@ class CompletionReply:
             ]
             logprobs = text_logprobs(tokens, self._tokenizer, self._fields.logprobs)
         return {"index": place, "text": text, "logprobs": logprobs, "finish_reason": finish}
-
-
-def _usage(answering: Answering, told: bool) -> dict[str, Any]:
-    return {"usage": answering.spent.tree} if told else {}
