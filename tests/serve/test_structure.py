@@ -221,6 +221,60 @@ def test_a_strict_function_keeps_to_its_schema_where_it_is_called() -> None:
     assert not takes("hermes", grammar, HERMES_CALL.format("get_weather", '{"town": "x"}'))
 
 
+def test_a_strict_call_keeps_to_its_schema_where_its_marks_are_text() -> None:
+    assert model("spelt")[1].token_id("<tool_call>") is None
+    grammar = plan("spelt", tools=[STRICT, NOW]).grammar
+    good = HERMES_CALL.format("get_weather", '{"city": "x"}')
+    free = HERMES_CALL.format("now", '{"anything": "<tool_call>"}')
+    bad = HERMES_CALL.format("get_weather", '{"town": "x"}')
+    for text in ("", "Words, <tool> or <tool_call not.", f"Words.\n{good}", f"{good}\n{free}\nSo."):
+        assert takes("spelt", grammar, text), text
+        assert takes("spelt", grammar, f"<think>\nI {bad}\n</think>\n\n{text}"), text
+    assert not takes("spelt", grammar, bad)
+    assert not takes("spelt", grammar, f"{good}\n<tool_call>")
+    assert not takes("spelt", grammar, f"<think>\nhm\n</think>\n\n{bad}")
+    assert not takes("spelt", grammar, "<think>never ended")
+    quiet = plan("spelt", tools=[STRICT], chat_template_kwargs=OFF).grammar
+    assert takes("spelt", quiet, f"So: {good}") and not takes("spelt", quiet, f"So: {bad}")
+    one = plan("spelt", tools=[STRICT], parallel_tool_calls=False).grammar
+    assert takes("spelt", one, f"So: {good} <b>") and not takes("spelt", one, f"{good}\n{good}")
+    _, tokenizer = model("spelt")
+    opened = ChatFormat(tokenizer, thinking_marks="opened <think>")
+    inside = planned(opened, [STRICT]).grammar
+    assert takes("spelt", inside, f"{bad}</think>{good}")
+    assert not takes("spelt", inside, f"{good}</think>{bad}")
+
+
+def test_calls_that_stand_together_are_held_to_a_form_where_their_marks_are_text() -> None:
+    _, tokenizer = model("spelt")
+    form = ChatFormat(tokenizer, thinking_marks="none", tool_form=ToolForm.DEEPSEEK)
+    grammar = planned(form, [STRICT]).grammar
+    call = (
+        "<｜tool▁call▁begin｜>function<｜tool▁sep｜>get_weather\n```json\n{}\n```"
+        "<｜tool▁call▁end｜>"
+    )
+    all_of = "<｜tool▁calls▁begin｜>{}<｜tool▁calls▁end｜>"
+    good, bad = call.format('{"city": "x"}'), call.format('{"town": "x"}')
+    for text in ("Words.", f"Words.{all_of.format(good)}", all_of.format(f"{good}\n{good}")):
+        assert takes("spelt", grammar, text), text
+    assert not takes("spelt", grammar, all_of.format(bad))
+    assert not takes("spelt", grammar, all_of.format(f"{good}\n{bad}"))
+
+
+@pytest.mark.parametrize("kind", ["hermes", "spelt"])
+def test_what_thinking_says_of_a_call_is_neither_held_to_a_form_nor_read(kind: str) -> None:
+    made = plan(kind, tools=[STRICT])
+    text = "Words. " + HERMES_CALL.format("get_weather", '{"city": "x"}')
+    thought = "<think>\n<tool_call>\n</think>\n\n"
+    assert takes(kind, made.grammar, text if made.after else thought + text)
+    reader = made.reader()
+    reader.push(model(kind)[1].encode(thought + text))
+    reader.finish()
+    (call,) = reader.answer.calls
+    assert (call.name, call.arguments) == ("get_weather", '{"city": "x"}')
+    assert (reader.answer.reasoning, reader.answer.content) == ("<tool_call>", "Words.")
+
+
 def test_one_call_alone_and_a_form_beside_calls() -> None:
     call = HERMES_CALL.format("now", "{}")
     one = plan("hermes", tools=[NOW], parallel_tool_calls=False).grammar
@@ -228,6 +282,9 @@ def test_one_call_alone_and_a_form_beside_calls() -> None:
     both = plan("hermes", tools=[NOW], response_format={"type": "json_object"}).grammar
     assert takes("hermes", both, call) and takes("hermes", both, "{}")
     assert not takes("hermes", both, "words")
+    spelt = plan("spelt", tools=[NOW], response_format={"type": "json_object"}).grammar
+    assert takes("spelt", spelt, call) and takes("spelt", spelt, "{}")
+    assert not takes("spelt", spelt, "words")
 
 
 def test_no_tool_is_told_where_none_may_be_called() -> None:

@@ -1,6 +1,7 @@
 """The grammar of calls, as each form writes them.
 
-tools that may be called ──call_rules──> Lark: rule `calls`
+tools that may be called ──call_rules──> Lark: rules `calls`, `behind`
+                     opening mark ──free_rules──> rule `free`: words, and calls among them
 """
 
 import json
@@ -22,7 +23,8 @@ def call_rules(
     several: bool,
     everything: bool,
 ) -> str:
-    """Rules of which `calls` is one call of some tool, or several.
+    """Rules of which `calls` is one call of some tool, or several, and `behind` what follows an
+    opening mark in it.
 
     Args:
         everything: the arguments keep to every tool's schema, not to that of strict tools alone.
@@ -34,6 +36,7 @@ def call_rules(
     names = " | ".join(f"tool_{i}" for i in range(len(tools)))
     more = r"(/\n?/ call)*" if several else ""
     rules = [f"call: {begin} ({names}) {end}", f"calls: {first} call {more} {last}"]
+    rules.append(f"behind: call {more} {last}" if first else f"behind: ({names}) {end}")
     for i, tool in enumerate(tools):
         param = f"tools[{tool.name}].function.parameters"
         schema = _schema(tool, param) if everything or tool.strict else {"type": "object"}
@@ -51,6 +54,41 @@ def call_rules(
             case ToolForm.DEEPSEEK_V31:
                 before = f"{literal(tool.name)} {separator}"
                 rules.append(f"tool_{i}: {before} {json_piece(schema, param)}")
+    return "\n".join(rules) + "\n"
+
+
+def free_rules(
+    form: ToolForm, token_id: Callable[[str], int | None], several: bool, thinking: str = ""
+) -> str:
+    """Rules of which `free` is any text with calls in it; they stand beside those of `call_rules`.
+
+    No words hold an opening mark: behind one only a call may stand, wherever it is written.
+
+    Args:
+        thinking: the text of a mark that is no token; `unthinking` is as `free`, but for what
+            begins with it. "": there is no such rule.
+    """
+    marks = MARKS[form]
+    opening = marks.calls_begin or marks.begin
+    if token_id(opening) is not None:
+        rules = ["WORDS: /(?s:.*)/", "free: WORDS (calls WORDS)?"]
+        other, words = "unthinking: OTHER (calls WORDS)?", "WORDS"
+    else:
+        # Marks around all calls stand in an answer once; marks of each call, as often as there are.
+        again = several and not marks.calls_begin
+        words = f"(/(?s:.*)/ & ~(/(?s:.*)/ {literal(opening)} /(?s:.*)/))"
+        rules = [
+            f"WORDS: {words}",
+            f"opened[suffix={literal(opening)}]: /(?s:.*)/",
+            f"rest: {'(opened behind)* ' if again else ''}WORDS",
+            "free: opened behind rest | WORDS",
+        ]
+        other = "unthinking: other_opened behind rest | OTHER"
+        if thinking:
+            rules.append(f"UNOPENED: /(?s:.*)/ & ~({literal(thinking)} /(?s:.*)/)")
+            rules.append(f"other_opened[suffix={literal(opening)}]: UNOPENED")
+    if thinking:
+        rules += [f"OTHER: WORDS & ~({literal(thinking)} /(?s:.*)/)", other]
     return "\n".join(rules) + "\n"
 
 

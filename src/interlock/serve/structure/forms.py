@@ -8,10 +8,10 @@ tool_choice, tools┘
 import json
 from typing import Any, NamedTuple
 
-from interlock.serve.prompts.families import MARKS, ToolForm
+from interlock.serve.prompts.families import ToolForm
 from interlock.serve.prompts.fields import FieldError, known, object_of, one_of, text_of
 from interlock.serve.prompts.prompting import ChatFormat, ThinkingStage
-from interlock.serve.structure.call_grammar import call_rules
+from interlock.serve.structure.call_grammar import call_rules, free_rules
 from interlock.serve.structure.choosing import ToolChoice
 from interlock.serve.structure.lark import check_own, choice_piece, json_piece, literal, regex_piece
 
@@ -46,18 +46,24 @@ def structure_of(
         body = _structured(structured_outputs)
     strict = any(tool.strict for tool in choice.callable)
     narrowed = len(choice.callable) < len(choice.told)
+    marks = form.family.thinking
+    spelt = marks is not None and stage is not ThinkingStage.OFF and len(marks.end_ids) > 1
+    begin = marks.begin if marks is not None and spelt and stage is not ThinkingStage.INSIDE else ""
     calls = ""
     if choice.required or strict or (choice.told and (body or not choice.several or narrowed)):
-        calls = _calls(form, choice)
-    marks = form.family.thinking
+        calls = _calls(form, choice, begin)
     if marks is None or stage is ThinkingStage.OFF:
         return Structure(_grammar("", choice, body, calls))
-    if len(marks.end_ids) == 1:
+    if not spelt:
         return Structure(_grammar(_BLANKS, choice, body, calls), marks.end_ids)
     # A mark of several tokens may be written in others than these: the grammar finds its text.
-    begin = "" if stage is ThinkingStage.INSIDE else literal(marks.begin)
-    before = f"({begin} thought)? " if begin else "thought "
-    grammar = _grammar(before + _BLANKS, choice, body, calls)
+    thinks = f"{literal(begin)} thought" if begin else "thought"
+    if begin and calls and not (choice.required or body):
+        # Else the words of `free` would take the thinking too, as the longest that may stand there.
+        grammar = f"start: {thinks} {_BLANKS}free | unthinking\n{calls}"
+    else:
+        before = f"({thinks})? " if begin else f"{thinks} "
+        grammar = _grammar(before + _BLANKS, choice, body, calls)
     if grammar and budget is not None:
         raise FieldError(
             "thinking_budget",
@@ -94,22 +100,16 @@ def _grammar(before: str, choice: ToolChoice, body: str, calls: str) -> str:
         return f"start: {before}calls\n{calls}"
     if body:
         return f"start: {before}(body | calls)\nbody: {body}\n{calls}"
-    return f"start: {before}WORDS (calls WORDS)?\nWORDS: /(?s:.*)/\n{calls}"
+    return f"start: {before}free\n{calls}"
 
 
-def _calls(form: ChatFormat, choice: ToolChoice) -> str:
-    if form.family.tools is ToolForm.NONE:
+def _calls(form: ChatFormat, choice: ToolChoice, thinking: str) -> str:
+    """`thinking`: a mark of it that the grammar finds by its text."""
+    tools = form.family.tools
+    if tools is ToolForm.NONE:
         raise FieldError("tools", "this model's chat template knows no tools; serve one that does")
-    begin = MARKS[form.family.tools].begin
-    if not choice.required and form.token_id(begin) is None:
-        raise FieldError(
-            "tools",
-            f"this model writes {begin} as text, where calls cannot be held to a form; leave out "
-            "strict and parallel_tool_calls, or send tool_choice 'required'",
-        )
-    return call_rules(
-        form.family.tools, choice.callable, form.token_id, choice.several, choice.required
-    )
+    calls = call_rules(tools, choice.callable, form.token_id, choice.several, choice.required)
+    return calls + free_rules(tools, form.token_id, choice.several, thinking)
 
 
 def _format(value: Any) -> str:
