@@ -140,14 +140,14 @@ def test_a_cache_keeps_its_rows_when_it_grows_and_moves_them_whole() -> None:
     assert cache.v[0, 0, 0, :2, 0].tolist() == [-5, -6]
 
 
-def test_rows_of_which_half_would_do_are_cut() -> None:
+def test_rows_of_which_a_quarter_would_do_are_cut() -> None:
     k = torch.arange(1.0, 7.0).view(1, 3, 1, 2, 1)
     cache = KVCache(k, -k)
     cache.append(0, k, -k)
-    cache.reserve(3, 33)  # 48
-    cache.trim(25)
-    assert cache.length == 48  # of 32, most is used
-    cache.trim(2)
+    cache.reserve(3, 65)  # 80
+    cache.trim(17)
+    assert cache.length == 80  # of 64, more than a quarter
+    cache.trim(16)
     assert cache.length == 16 and cache.k.shape[1] == 3
     assert cache.k[0, :, 0, :2, 0].tolist() == [[1, 2], [3, 4], [5, 6]]
     assert cache.v[0, 2, 0, :3, 0].tolist() == [-5, -6, 0]

@@ -70,15 +70,19 @@ class RMSNorm(nn.Module):
 
 def swiglu(gate_up: Tensor) -> Tensor:
     """silu(gate) * up, [N, 2I] -> [N, I]. Of what backward needs, only gate_up is kept."""
-    return _SwiGlu.apply(gate_up)
+    return _SwiGlu.apply(gate_up) if torch.is_grad_enabled() else _gated(gate_up)
+
+
+def _gated(gate_up: Tensor) -> Tensor:
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate).mul_(up)
 
 
 class _SwiGlu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate_up: Tensor) -> Tensor:
         ctx.save_for_backward(gate_up)
-        gate, up = gate_up.chunk(2, dim=-1)
-        return F.silu(gate).mul_(up)
+        return _gated(gate_up)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:

@@ -45,30 +45,33 @@ class KVCache:
     def reserve(self, rows: int, length: int) -> None:
         """Make room for `rows` rows of `length` tokens; what is stored stays.
 
-        Rows at least double and lengths grow by an eighth, so that copying stays cheap. A row is no
-        longer than that: attention reads all of it, since cutting it would cost a copy.
+        Rows at least double and lengths grow by half, so that copying stays cheap: it takes the
+        time of a decoding step.
         """
         have_rows, have = self.k.shape[1], self.length
         if rows > have_rows:
             rows = max(rows, 2 * have_rows)
         if length > have:
-            block = max(_BLOCK, have // 8)
-            length = -(-length // block) * block
+            length = _blocks(max(length, have + have // 2), _BLOCK)
         if rows > have_rows or length > have:
             rows, length = max(rows, have_rows), max(length, have)
             self.k = _grown(self.k.mT, (rows, self.k.shape[4], length)).mT
             self.v = _grown(self.v, (rows, length, self.v.shape[4]))
 
     def trim(self, length: int) -> None:
-        """Cut rows of which the first half is enough; the longest has `length` tokens.
-
-        Attention reads whole rows: one long completion would slow down all that come after it.
-        """
-        enough = max(1, -(-length // _BLOCK)) * _BLOCK
-        if 2 * enough <= self.length:
+        """Cut rows of which the first quarter is enough; the longest has `length` tokens."""
+        enough = _blocks(max(1, length), _BLOCK)
+        if 4 * enough <= self.length:
             k, v = self.k[:, :, :, :enough], self.v[:, :, :, :enough]
             self.k, self.v = self.k[:, :0, :, :0], self.v[:, :0, :, :0]
             self.append(0, k, v)
+
+    def read(self, length: int) -> int:
+        """How far rows are read, the longest of which has `length` tokens.
+
+        A little further, so that a few steps on end are of one shape (recorded_steps.py).
+        """
+        return min(self.length, _blocks(length, max(_BLOCK, 1 << max(0, length.bit_length() - 4))))
 
     def append(self, rows: int, k: Tensor, v: Tensor) -> None:
         """Store k [Y, n, K, P, D] and v [Y, n, K, P, E] behind the first `rows` rows."""
@@ -85,6 +88,11 @@ class KVCache:
         """Copy whole rows."""
         self.k[:, list(targets)] = self.k[:, list(sources)]
         self.v[:, list(targets)] = self.v[:, list(sources)]
+
+
+def _blocks(length: int, block: int) -> int:
+    """`length` in whole blocks."""
+    return -(-length // block) * block
 
 
 def _grown(x: Tensor, to: tuple[int, int, int]) -> Tensor:
@@ -148,11 +156,11 @@ class SharedPrompts:
         """
         device, most = cache.k.device, max(len(rows) for rows in members)
         padded = [[*rows, *[0] * (most - len(rows))] for rows in members]
-        rows = slice(first, first + len(prompts))
-        self.k, self.v = cache.k[:, rows], cache.v[:, rows]
+        rows, span = slice(first, first + len(prompts)), cache.read(max(prompts))
+        self.k, self.v = cache.k[:, rows, :, :span], cache.v[:, rows, :, :span]
         self.members = members
         self.rows = torch.tensor(padded, device=device)  # [A, C]
-        self.mask = _seen(prompts, cache.length, device)  # [A, 1, 1, P]
+        self.mask = _seen(prompts, span, device)  # [A, 1, 1, P]
 
 
 class Decode:
@@ -168,7 +176,8 @@ class Decode:
         """`lengths`: tokens of each completion that are in `own` already."""
         device = own.k.device
         self._own, self._shared = own, shared
-        self._mask = _seen([length + 1 for length in lengths], own.length, device)  # [B, 1, 1, S]
+        self._span = own.read(max(lengths) + 1)  # S
+        self._mask = _seen([length + 1 for length in lengths], self._span, device)  # [B, 1, 1, S]
         self._rows = torch.arange(len(lengths), device=device)
         self._at = torch.tensor(lengths, device=device)  # [B], the new token's place in its row
         nowhere = sum(part.rows.numel() for part in shared)
@@ -210,9 +219,11 @@ class Decode:
         own_k[self._rows, :, self._at] = k
         own_v[self._rows, :, self._at] = v
         q = (q * scale).unflatten(1, (kv_heads, -1))  # [B, K, H/K, D]
-        own, own_lse = _attend(q, own_k[:count], own_v[:count], self._mask)
+        seen_k, seen_v = own_k[:count, :, : self._span], own_v[:count, :, : self._span]
         if not self._shared:
-            return own.flatten(1, 2)
+            weights = _scores(q, seen_k, self._mask).softmax(-1)
+            return (weights.to(v.dtype) @ seen_v).flatten(1, 2)
+        own, own_lse = _attend(q, seen_k, seen_v, self._mask)
         parts = [_attend_shared(q, shared, layer) for shared in self._shared]
         if self._alone:  # a place behind all others, without weight
             parts.append((torch.zeros_like(own[:1]), torch.full_like(own_lse[:1], -torch.inf)))
@@ -236,10 +247,15 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> tuple[Tensor, Tens
     """q [*, K, M, D] (scaled), k [*, K, S, D], v [*, K, S, E], mask [*, 1, 1, S] fp32, 0 or -inf
     -> out [*, K, M, E] and the log-sum-exp of the scores [*, K, M] fp32. Softmax in fp32.
     """
-    scores = (q @ k.mT).float().add_(mask)
+    scores = _scores(q, k, mask)
     weights = scores.log_softmax(-1)
     lse = scores[..., 0] - weights[..., 0]  # the first key is always seen
     return weights.exp_().to(v.dtype) @ v, lse
+
+
+def _scores(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
+    """[*, K, M, S] fp32, of tensors as `_attend` has them."""
+    return (q @ k.mT).float().add_(mask)
 
 
 def _seen(lengths: Sequence[int], width: int, device: torch.device) -> Tensor:

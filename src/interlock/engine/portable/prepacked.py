@@ -2,10 +2,10 @@
 
     W ──once──> W in the order the kernel reads it ──> x Wᵀ, step after step
 
-With few rows, half of a product's time goes into bringing W into that order. A packed copy takes
-the memory of the weights and the time of a few decoding steps; it is made when an engine begins to
-decode and dropped when nothing runs or the weights change, so it is never stale and never there in
-an update. Of a vocabulary narrower than its logits, a wide copy is kept as long.
+With few rows, half of a product's time goes into bringing W into that order, with the 256 of a
+part of a prompt still a sixth. A packed copy takes the memory of the weights and the time of a few
+decoding steps; it is made when an engine begins to decode and dropped when nothing runs or the
+weights change, so it is never stale and never there in an update. Of a vocabulary narrower than its logits, a wide copy is kept as long.
 What a kernel packs, and whether there is one, says chips/products.py.
 """
 
@@ -17,7 +17,7 @@ from interlock.chips.products import Product, offered, pack, wide
 from interlock.models.decoder import Decoder
 from interlock.models.layers import Linear
 
-MOST_ROWS = 96  # of a product; from here on packing W costs little beside the product itself
+MOST_ROWS = 512  # of a product; from here on packing W costs little beside the product itself
 LEAST_STEPS = 16  # packing takes the time that about eight steps gain
 
 

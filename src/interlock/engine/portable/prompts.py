@@ -23,7 +23,7 @@ from interlock.records.serving import Alternatives
 SHORTEST_CLASS = 32  # prompts up to this length share a cache
 # A prompt of one completion, if no longer than this, is kept in the sequence's own row: one
 # attention instead of two that are merged. All rows are as long as the longest, hence the bound.
-LONE_PROMPT = 128
+LONE_PROMPT = 192
 CROWD = 4  # sequences on one shared beginning, from which on it is attended to by itself
 
 Item = TypeVar("Item", "Kept", "Running")
