@@ -5,7 +5,8 @@
 With few rows, half of a product's time goes into bringing W into that order, with the 256 of a
 part of a prompt still a sixth. A packed copy takes the memory of the weights and the time of a few
 decoding steps; it is made when an engine begins to decode and dropped when nothing runs or the
-weights change, so it is never stale and never there in an update. Of a vocabulary narrower than its logits, a wide copy is kept as long.
+weights change, so it is never stale and never there in an update. Of a vocabulary narrower than its
+logits, a wide copy is kept as long.
 What a kernel packs, and whether there is one, says chips/products.py.
 """
 
