@@ -29,7 +29,7 @@ from time_to_half import (
 def recipe(seed: int, steps: int) -> Recipe:
     """One step more than is taken: the side is stopped when that would begin."""
     stage = Grpo(
-        task=task(seed),
+        task=[task(seed)],
         steps=steps + 1,
         problems_per_step=PROBLEMS,
         completions=COMPLETIONS,

@@ -24,7 +24,7 @@ from workload import COMPLETIONS, LEARNING_RATE, MAX_TOKENS, MODEL, PROBLEMS, TE
 def recipe(steps: int, dtype: Literal["float32", "bfloat16"], directory: Path) -> Recipe:
     """The workload. One step more than is taken, for the last one ends with an evaluation."""
     stage = Grpo(
-        task=task(directory),
+        task=[task(directory)],
         steps=steps + 1,
         problems_per_step=PROBLEMS,
         completions=COMPLETIONS,

@@ -1,5 +1,6 @@
 """Recipes: what they mean, and what is said of a wrong one."""
 
+import re
 from datetime import datetime
 from pathlib import Path
 
@@ -46,9 +47,9 @@ def test_defaults_and_kinds(tmp_path: Path) -> None:
     grpo, sft = recipe.stage
     assert isinstance(grpo, Grpo) and isinstance(sft, Sft)
     assert (grpo.kind, sft.kind) == ("grpo", "sft")
-    assert grpo.task.options == {"digits": 2}
+    assert grpo.task[0].options == {"digits": 2}
     assert (grpo.completions, grpo.loss.tis_cap, grpo.optimizer.lr) == (8, 2.0, 1e-5)
-    assert sft.task is None
+    assert sft.task == []
 
 
 def test_overrides_reach_tables_lists_and_free_options(tmp_path: Path) -> None:
@@ -64,7 +65,7 @@ def test_overrides_reach_tables_lists_and_free_options(tmp_path: Path) -> None:
     grpo, sft = recipe.stage
     assert isinstance(grpo, Grpo) and isinstance(sft, Sft)
     assert (recipe.seed, grpo.optimizer.lr, sft.data) == (7, 3e-5, "other.jsonl")
-    assert grpo.task.options == {"digits": 2, "operators": ["+", "-"]}
+    assert grpo.task[0].options == {"digits": 2, "operators": ["+", "-"]}
     assert recipe.model.path == "a b"
 
 
@@ -292,3 +293,53 @@ def test_an_override_without_end_is_a_wrong_value(tmp_path: Path) -> None:
     for value in ("9" * 5000, "[" * 5000 + "]" * 5000):
         with pytest.raises(ConfigError, match=r"seed = .*expected int, got str"):
             load(tmp_path, BASE, f"seed={value}")
+
+
+TWO_TASKS = """
+[[stage]]
+kind = "grpo"
+steps = 3
+
+[[stage.task]]
+name = "arithmetic"
+weight = 3.0
+
+[[stage.task]]
+name = "arithmetic"
+label = "long"
+options.digits = 4
+"""
+
+
+def test_a_lone_task_is_a_list_of_one_and_several_are_told_apart(tmp_path: Path) -> None:
+    lone = load(tmp_path, BASE, "stage.task.seed=4")
+    assert [(task.called, task.seed) for task in lone.stage[0].task] == [("arithmetic", 4)]
+    model = BASE.partition("[[stage]]")[0]
+    two = load(tmp_path, model + TWO_TASKS, "stage.task.1.seed=4")
+    assert [(task.called, task.weight, task.seed) for task in two.stage[0].task] == [
+        ("arithmetic", 3.0, 0),
+        ("long", 1.0, 4),
+    ]
+    assert parse_recipe(to_tree(two)) == two
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("stage.task.1.label=arithmetic", "task: 2 are called 'arithmetic'; give each a label"),
+        ("stage.task.1.held_out=8", "is more than task.1.held_out = 8"),
+        ("stage.task.0.weight=0", "stage.0.task.0.weight = 0: expected float > 0"),
+        ("stage.task.1.options.digits=inf", "stage.0.task.1.options.digits = inf"),
+        ("stage.task.seed=1", "cannot set stage.task.seed: give an index from 0 to 1"),
+        ("stage.task.0.sed=1", "unknown setting 'stage.0.task.0.sed'"),
+    ],
+)
+def test_mistakes_in_one_of_several_tasks(tmp_path: Path, override: str, complaint: str) -> None:
+    model = BASE.partition("[[stage]]")[0]
+    with pytest.raises(ConfigError, match=re.escape(complaint)):
+        load(tmp_path, model + TWO_TASKS, override)
+
+
+def test_a_weight_needs_another_task(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"task\.weight = 2\.0 is against other tasks"):
+        load(tmp_path, BASE, "stage.task.weight=2.0")

@@ -54,7 +54,7 @@ def test_a_run_is_measured_on_what_it_held_out_at_the_time_it_was_told(tmp_path:
     (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     options = {"path": f"{tmp_path}/rows.jsonl", "verifier": f"{tmp_path}/judge.py:judge"}
     task = TaskSettings("jsonl", options=options, held_out=6, overlong="leave_out", workers=1)
-    own = Exam(task, 6, Sampling(max_tokens=100), 100, datetime(1999, 12, 31))
+    own = Exam([task], 6, Sampling(max_tokens=100), 100, datetime(1999, 12, 31))
 
     def measured(exam: Exam) -> list[Group]:
         scored = measure(str(tmp_path), exam, GeneratorSettings(dtype="float32"), Sink())

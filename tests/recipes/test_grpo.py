@@ -36,7 +36,7 @@ def scored(rewards: Sequence[float], lengths: Sequence[int]) -> ScoredGroup:
 
 def settings(updates: int = 1, **loss: object) -> Grpo:
     return Grpo(
-        task=TaskSettings(name="arithmetic"),
+        task=[TaskSettings(name="arithmetic")],
         steps=1,
         updates_per_step=updates,
         sampling=Sampling(max_tokens=10),

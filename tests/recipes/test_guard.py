@@ -103,7 +103,7 @@ class Scene:
     def __init__(
         self, run: RunDir, *names: str, kind: Any = "local", sampling: Sampling | None = None
     ) -> None:
-        task = TaskSettings(name="arithmetic")
+        task = [TaskSettings(name="arithmetic")]
         grpo = Grpo(task=task, steps=1, sampling=sampling or Sampling())
         guard = GuardSettings(warn=0.001, quarantine=0.01)
         fleet = FleetSettings(kind=kind)

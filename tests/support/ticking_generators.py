@@ -173,7 +173,7 @@ def open_stage(
     cap: int | None,
     unit: int = 0,
 ) -> Stage[Grpo]:
-    task = TaskSettings(name="arithmetic")
+    task = [TaskSettings(name="arithmetic")]
     grpo = Grpo(task=task, steps=steps, problems_per_step=problems, completions=2, staleness=cap)
     recipe = Recipe(
         model=ModelSettings("m"), stage=[grpo], fleet=FleetSettings(kind="local", unit=unit), seed=5

@@ -88,7 +88,7 @@ def evaluate(given: argparse.Namespace) -> None:
         worth = Score.of(scored)
         low, high = wilson(worth.accuracy, worth.completions)
         figures = {"accuracy": worth.accuracy, "low": low, "high": high, "reward": worth.reward}
-        of = {"problems": worth.completions, "model": given.model, "task": to_tree(exam.task)}
+        of = {"problems": worth.completions, "model": given.model, "task": to_tree(exam.task[0])}
         print(json.dumps(figures | of))
     else:
         terminal.print_accuracy(console, scored, given.show)
@@ -103,7 +103,7 @@ def _what_to_measure(given: argparse.Namespace) -> "Exam":
     if given.task:
         limit, count = given.max_tokens or 256, given.problems or 128
         task = parse_task(given.task, count, given.settings)
-        return Exam(task, count, parse_sampling(0.0, limit, given.stop or []), limit)
+        return Exam([task], count, parse_sampling(0.0, limit, given.stop or []), limit)
     if not (Path(given.model) / "manifest.json").is_file():
         name = one_line(repr(given.model), 80)
         known = f"{name} is no run" if Path(given.model).is_dir() else f"there is no run at {name}"
@@ -115,10 +115,8 @@ def _what_to_measure(given: argparse.Namespace) -> "Exam":
         raise ConfigError(f"{given.settings[0]} would change the run's own task; give --task too")
     own = practised(Path(given.model))
     count = given.problems or own.problems
-    if count > own.task.held_out:
-        raise ConfigError(
-            f"--problems {count}: the run held out {own.task.held_out}; choose from those"
-        )
+    if count > (most := min(task.held_out for task in own.task)):
+        raise ConfigError(f"--problems {count}: the run held out {most}; choose from those")
     limit = given.max_tokens or own.sampling.max_tokens
     sampling = parse_sampling(0.0, limit, given.stop or own.sampling.stop)
     return own._replace(problems=count, sampling=sampling)

@@ -178,9 +178,12 @@ def _learner(recipe: Recipe) -> Iterator[str]:
 def _options(recipe: Recipe) -> Iterator[str]:
     """What is passed on as it stands must survive the run's record and the way to a process."""
     tables = {f"generator.{i}": each.options for i, each in enumerate(recipe.generator)}
-    tables |= {
-        f"stage.{i}.task": each.task.options for i, each in enumerate(recipe.stage) if each.task
-    }
+    for i, stage in enumerate(recipe.stage):
+        lone = len(stage.task) == 1
+        tables |= {
+            f"stage.{i}.task" if lone else f"stage.{i}.task.{place}": task.options
+            for place, task in enumerate(stage.task)
+        }
     for name, options in tables.items():
         yield from _unrecordable(f"{name}.options", options)
 

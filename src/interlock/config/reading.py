@@ -95,7 +95,7 @@ def parse_sampling(temperature: float, max_tokens: int, stop: list[str]) -> Samp
 
 def parse_recipe(tree: dict[str, Any], source: str = "recipe") -> Recipe:
     """Turn a plain tree into a Recipe. Raises ConfigError on any unknown key or wrong value."""
-    recipe = _convert(tree, Recipe, source)
+    recipe = _convert(tree, Recipe, source, _listed(tree))
     check_combinations(recipe, source)
     return recipe
 
@@ -105,9 +105,32 @@ def to_tree(section: msgspec.Struct) -> dict[str, Any]:
     return msgspec.to_builtins(section)
 
 
-def _convert(tree: dict[str, Any], kind: type[SettingsTable], source: str) -> SettingsTable:
+def _listed(tree: dict[str, Any]) -> dict[str, Any]:
+    """With a list of tasks in every stage, where [stage.task] stands for a list of one."""
+    stages = tree.get("stage")
+    if not isinstance(stages, list):
+        return tree
+    return tree | {"stage": [_with_tasks(stage) for stage in stages]}
+
+
+def _with_tasks(stage: Any) -> Any:
+    if not isinstance(stage, dict) or "task" not in stage:
+        return stage
+    task = stage["task"]
+    if isinstance(task, dict):
+        return stage | {"task": [task]}
+    return stage if task is not None else stage | {"task": []}
+
+
+def _convert(
+    tree: dict[str, Any],
+    kind: type[SettingsTable],
+    source: str,
+    listed: dict[str, Any] | None = None,
+) -> SettingsTable:
+    """`listed`: the tree to convert, where it is not the one that was written."""
     try:
-        return msgspec.convert(tree, kind, strict=True)
+        return msgspec.convert(tree if listed is None else listed, kind, strict=True)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{source}: {explain(str(error), tree, kind)}") from None
 
@@ -187,6 +210,8 @@ def _where(tree: Any, keys: Sequence[str], complaint: str) -> str:
     path: list[str] = []
     for key in keys:
         inside = _lookup(tree, ".".join(path))
+        if isinstance(inside, dict) and key.isdigit() and key not in inside:
+            continue  # of the list that a lone table stands for
         if key == "..." and got and isinstance(inside, dict):
             wrong = [name for name, value in inside.items() if _KINDS.get(type(value)) == got[1]]
             key = wrong[0] if wrong else key

@@ -18,7 +18,7 @@ from interlock.config.fields import (
     Weight,
 )
 from interlock.config.losses import LossSettings
-from interlock.config.tasks import EvaluationSettings, TaskSettings
+from interlock.config.tasks import EvaluationSettings, TaskSettings, task_conflicts
 from interlock.records.rl import Sampling
 
 
@@ -43,7 +43,9 @@ class StageSettings(SettingsTable, frozen=True, kw_only=True, tag_field="kind"):
     """
 
     steps: Positive
-    task: TaskSettings | None = None  # when given, held-out accuracy is measured before and after
+    # When there is one, held-out accuracy is measured before and after. `[stage.task]` is one of
+    # them, `[[stage.task]]` are several.
+    task: list[TaskSettings] = []
     sampling: Sampling = Sampling(temperature=0.0)  # an evaluation takes only its limits
     eval: EvaluationSettings = EvaluationSettings()
 
@@ -54,7 +56,7 @@ class StageSettings(SettingsTable, frozen=True, kw_only=True, tag_field="kind"):
     @property
     def generates(self) -> bool:
         """Whether it needs generators, be it for an evaluation only."""
-        return self.task is not None
+        return bool(self.task)
 
     @property
     def staleness(self) -> int | None:
@@ -91,17 +93,20 @@ class StageSettings(SettingsTable, frozen=True, kw_only=True, tag_field="kind"):
                 f"optimizer.weight_decay = {self.optimizer.weight_decay} times lr = "
                 f"{self.optimizer.lr} takes all of every weight away at a step; lower one of them"
             )
-        if self.task is not None and self.eval.problems > self.task.held_out:
-            yield (
-                f"eval.problems = {self.eval.problems} is more than task.held_out = "
-                f"{self.task.held_out}; lower the one or raise the other"
-            )
+        yield from task_conflicts(self.task)
+        for place, task in enumerate(self.task):
+            which = "task" if len(self.task) == 1 else f"task.{place}"
+            if self.eval.problems > task.held_out:
+                yield (
+                    f"eval.problems = {self.eval.problems} is more than {which}.held_out = "
+                    f"{task.held_out}; lower the one or raise the other"
+                )
 
 
 class Sampled(StageSettings, frozen=True, kw_only=True):
-    """A stage whose every step samples groups of completions on a task's problems."""
+    """A stage whose every step samples groups of completions on problems of its tasks."""
 
-    task: TaskSettings
+    task: Annotated[list[TaskSettings], Meta(min_length=1)]
     problems_per_step: Positive = 8
     completions: Concurrent = 8  # G, per problem
     # Weight versions a group may be behind when it is used; older ones are dropped and made again.
@@ -155,7 +160,7 @@ class Sft(StageSettings, frozen=True, kw_only=True, tag="sft"):
         yield from super().conflicts()
         defaults = {field.name: field.default for field in msgspec.structs.fields(Sft)}
         for name in ("eval", "sampling"):
-            if self.task is None and getattr(self, name) != defaults[name]:
+            if not self.task and getattr(self, name) != defaults[name]:
                 yield f"{name} says how to evaluate, but on what: add a [stage.task], or remove it"
 
 

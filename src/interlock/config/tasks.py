@@ -1,5 +1,10 @@
-"""`[stage.task]` and `[stage.eval]`: where problems come from, and how a model is measured."""
+"""`[stage.task]` and `[stage.eval]`: where problems come from, and how a model is measured.
 
+One table is one task; of several, `[[stage.task]]`, a step mixes problems by their `weight`.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta
@@ -16,10 +21,12 @@ from interlock.config.fields import (
 
 
 class TaskSettings(SettingsTable, frozen=True):
-    """`[stage.task]`: a source of problems and its verifier."""
+    """`[stage.task]`, or one of several `[[stage.task]]`: a source of problems and its verifier."""
 
     name: str  # "arithmetic", "gsm8k", "jsonl", or "reasoning-gym/<generator>"
     options: dict[str, Any] = {}  # the task's own, which it checks (docs/recipes.md)
+    label: str = ""  # what figures and teachers call it; "": its name
+    weight: Rate = 1.0  # of several: its share of a step's problems, against the others' weights
     seed: Seed = 0  # of the problems and their order
     # Problems kept away from training.
     held_out: Annotated[int, Meta(gt=0, le=1_000_000)] = 128
@@ -36,6 +43,20 @@ class TaskSettings(SettingsTable, frozen=True):
     # which is kept in the run's record.
     sandbox: Literal["auto", "always", "none"] = "auto"
 
+    @property
+    def called(self) -> str:
+        """What its problems carry as their task."""
+        return self.label or self.name
+
+
+def task_conflicts(tasks: Sequence[TaskSettings]) -> Iterator[str]:
+    """Why the tasks of one stage do not go together; as StageSettings.conflicts."""
+    for called, times in Counter(each.called for each in tasks).items():
+        if times > 1:
+            yield f"task: {times} are called {called!r}; give each a label of its own"
+    if len(tasks) == 1 and tasks[0].weight != 1:
+        yield f"task.weight = {tasks[0].weight} is against other tasks, and there is one; remove it"
+
 
 class EvaluationSettings(SettingsTable, frozen=True):
     """`[stage.eval]`: greedy accuracy on held-out problems, before the first step and after the
@@ -43,4 +64,4 @@ class EvaluationSettings(SettingsTable, frozen=True):
     """
 
     every: NonNegative = 0  # steps; 0: only before and after
-    problems: Positive = 128  # of the task's held_out
+    problems: Positive = 128  # of each task's held_out

@@ -129,9 +129,9 @@ def _stages(recipe: Recipe) -> list[tuple[str, ...]]:
 
 def _data(stage: StageSettings) -> str:
     parts = [Path(data).name] if (data := getattr(stage, "data", None)) else []
-    if stage.task is not None:
-        options = json.dumps(_without_places(stage.task.options), ensure_ascii=False)
-        parts.append(f"{stage.task.name} {options}, seed {stage.task.seed}")
+    for task in stage.task:
+        options = json.dumps(_without_places(task.options), ensure_ascii=False)
+        parts.append(f"{task.called} {options}, seed {task.seed}")
     return "; ".join(parts) or "none"
 
 

@@ -18,9 +18,8 @@ from interlock.recipes.sinks import Sink
 from interlock.recipes.stage import Stage
 from interlock.records.rl import Group, Problem, Sampling, Score, ScoredGroup
 from interlock.rundir import RunDir
-from interlock.tasks import open_task
+from interlock.tasks.mixture import Verifiers, open_tasks
 from interlock.tasks.sources import Unfit
-from interlock.tasks.verifier_pool import VerifierPool
 from interlock.workers.generator import open_generator
 from interlock.workers.generators import Generators, Outcome, Purpose, Work
 from interlock.workers.inline import Inline
@@ -29,7 +28,7 @@ _LOOK_S = 0.5  # the longest wait at a time
 _UNIT = 256  # no setting: a larger part changes no answer, and is lost with a worker as a whole
 
 
-def score(groups: Sequence[Group], verifier: VerifierPool) -> list[ScoredGroup]:
+def score(groups: Sequence[Group], verifier: Verifiers) -> list[ScoredGroup]:
     """Judge every completion of every group, in order.
 
     What failed through no fault of an answer was tried again by the verifiers; where it never went
@@ -50,7 +49,7 @@ def score(groups: Sequence[Group], verifier: VerifierPool) -> list[ScoredGroup]:
 def answer_greedily(
     problems: Sequence[Problem],
     generators: Generators,
-    verifier: VerifierPool,
+    verifier: Verifiers,
     sampling: Sampling,
     sink: Sink,
     unit: int = 0,
@@ -92,8 +91,8 @@ class Exam(NamedTuple):
     limits, so that a run's own stay what they are when answers are given others.
     """
 
-    task: TaskSettings
-    problems: int
+    task: Sequence[TaskSettings]
+    problems: int  # of each task
     sampling: Sampling  # its limits are those of an answer
     room: int  # tokens of an answer, for which a problem that is held out must leave room
     clock: datetime | None = None  # what a chat template is told; None: the present
@@ -107,26 +106,26 @@ def practised(directory: Path) -> Exam:
     with closing(RunDir.read(directory)) as run:
         recipe = parse_recipe(run.config, source=f"{directory}/config.json")
     for stage in reversed(recipe.stage):
-        if stage.task is not None:
+        if stage.task:
             limit = stage.sampling.max_tokens
             return Exam(stage.task, stage.eval.problems, stage.sampling, limit, recipe.model.clock)
     raise ConfigError(f"{directory} is a run without a task; say which with --task")
 
 
 def measure(model: str, exam: Exam, settings: GeneratorSettings, sink: Sink) -> list[ScoredGroup]:
-    """Greedy answers of a model to the first held-out problems of a task.
+    """Greedy answers of a model to the first held-out problems of each task.
 
     Raises UserError when the model, the task or the device is not fit.
     """
     directory = find_model(model, sink.note)
     context = read_architecture(directory).context
     tokenizer = Tokenizer.load(directory, clock=exam.clock)
-    source = open_task(exam.task, room(exam.room, tokenizer, context))
+    source = open_tasks(exam.task, room(exam.room, tokenizer, context))
     generator = open_generator(settings, directory, None, "eval", exam.clock)
     generators = Inline(generator)
     generators.progress = sink.advance
     problems = source.held_out(exam.problems)
-    with VerifierPool(exam.task) as verifier:
+    with Verifiers(exam.task) as verifier:
         return answer_greedily(problems, generators, verifier, exam.sampling, sink)
 
 
@@ -155,7 +154,7 @@ def is_due(stage: Stage[StageSettings], step: int) -> bool:
 
 
 def held_out_score(
-    stage: Stage[StageSettings], step: int, problems: Sequence[Problem], verifier: VerifierPool
+    stage: Stage[StageSettings], step: int, problems: Sequence[Problem], verifier: Verifiers
 ) -> Score | None:
     """What greedy answers are worth after `step` updates when an evaluation is due then, else None.
 

@@ -24,21 +24,21 @@ from interlock.recipes.guard import Guard, label
 from interlock.recipes.rollouts import Rollouts
 from interlock.recipes.stage import Clock, Stage, update_metrics
 from interlock.records.rl import Completion, Group, ScoredGroup
-from interlock.tasks import TaskSource, open_task
-from interlock.tasks.verifier_pool import VerifierPool
+from interlock.tasks import TaskSource
+from interlock.tasks.mixture import Verifiers, open_tasks
 
 MOST_ADVANTAGE = 10**9
 
 
 def prepare(settings: Grpo, tokenizer: Tokenizer, context: int) -> TaskSource:
-    """Open the task, and try it: its problems, its verifier, and whether prompts fit the model.
+    """Open the tasks, and try each: its problems, its verifier, and whether prompts fit the model.
 
     Raises UserError when the stage could not even take its first step.
     """
-    task = open_task(settings.task, room(settings.sampling.max_tokens, tokenizer, context))
+    task = open_tasks(settings.task, room(settings.sampling.max_tokens, tokenizer, context))
     task.held_out(settings.eval.problems)
     task.check(settings.steps, settings.problems_per_step)
-    with VerifierPool(settings.task):
+    with Verifiers(settings.task):
         return task
 
 
@@ -46,7 +46,7 @@ def run(stage: Stage[Grpo], task: TaskSource) -> None:
     """Run the stage from where it stands to its last step."""
     settings = stage.settings
     held_out = task.held_out(settings.eval.problems)
-    with VerifierPool(settings.task) as verifier:
+    with Verifiers(settings.task) as verifier:
         if stage.done == 0:
             stage.note_rows(task)
             stage.begin(held_out_score(stage, 0, held_out, verifier))

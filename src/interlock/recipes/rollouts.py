@@ -19,10 +19,10 @@ from interlock.config.stages import Sampled
 from interlock.errors import TrainingError
 from interlock.recipes.evaluate import score
 from interlock.recipes.stage import Clock, Stage
-from interlock.records.metrics import RolloutMetrics
-from interlock.records.rl import FinishReason, Group, Problem, Score, ScoredGroup
+from interlock.records.metrics import RolloutMetrics, TaskMetrics
+from interlock.records.rl import FinishReason, Group, Problem, Score, ScoredGroup, of_tasks
 from interlock.tasks import TaskSource
-from interlock.tasks.verifier_pool import VerifierPool
+from interlock.tasks.mixture import Verifiers
 from interlock.workers.generators import Purpose, Work
 
 _LOOK_S = 0.5  # between two looks at the workers while waiting
@@ -78,7 +78,7 @@ class Rollouts:
         self._spent.update(taken)
         return [(sequence, self._buffer.pop(sequence)) for sequence in taken]
 
-    def judged(self, step: int, verifier: VerifierPool, clock: Clock) -> list[ScoredGroup]:
+    def judged(self, step: int, verifier: Verifiers, clock: Clock) -> list[ScoredGroup]:
         """The groups of one step: taken, judged by the verifier, and durable."""
         with clock(self.activity):
             sequences, groups = zip(*self.take(step), strict=True)
@@ -121,6 +121,7 @@ class Rollouts:
             verifier_errors=sum(each.status.counts and not each.status.judged for each in verdicts),
             discarded=sum(not each.status.counts for each in verdicts),
             retried=self.retried,
+            tasks=_each_task(used),
         )
 
     def _keep(self, groups: Sequence[tuple[int, Group]]) -> None:
@@ -227,6 +228,25 @@ class Rollouts:
             else:
                 self._buffer[sequence] = group
         self._stage.sinks.workers(self._generators.facts())
+
+
+def _each_task(used: Sequence[ScoredGroup]) -> dict[str, TaskMetrics]:
+    """Of each task, where there are several."""
+    tasks = of_tasks(used)
+    if len(tasks) < 2:
+        return {}
+    found = {}
+    for name, own in tasks.items():
+        lengths = [sum(answer.mask) for each in own for answer in each.group.completions]
+        worth = Score.of(own)
+        found[name] = TaskMetrics(
+            reward=worth.reward,
+            correct=worth.accuracy,
+            length=fmean(lengths),
+            groups=len(own),
+            completions=len(lengths),
+        )
+    return found
 
 
 def _means(found: Iterable[Mapping[str, float]]) -> dict[str, float]:

@@ -18,9 +18,9 @@ from interlock.models.tokenizer import Tokenizer
 from interlock.recipes.evaluate import held_out_score, room
 from interlock.recipes.stage import Clock, Stage, update_metrics
 from interlock.records.rl import Score
-from interlock.tasks import TaskSource, open_task
+from interlock.tasks import TaskSource
+from interlock.tasks.mixture import Verifiers, open_tasks
 from interlock.tasks.rows import read_rows, row_errors
-from interlock.tasks.verifier_pool import VerifierPool
 
 
 class Row(NamedTuple):
@@ -43,11 +43,11 @@ def prepare(settings: Sft, tokenizer: Tokenizer, context: int) -> Data:
     limit = min(settings.max_tokens, context)
     path = Path(settings.data)
     rows, left_out = read(path, tokenizer, limit, settings.overlong)
-    if settings.task is None:
+    if not settings.task:
         return Data(rows, left_out, None, tokenizer.unclosed, [path])
-    task = open_task(settings.task, room(settings.sampling.max_tokens, tokenizer, context))
+    task = open_tasks(settings.task, room(settings.sampling.max_tokens, tokenizer, context))
     task.held_out(settings.eval.problems)
-    with VerifierPool(settings.task):
+    with Verifiers(settings.task):
         return Data(rows, left_out, task, tokenizer.unclosed, [path, *task.files])
 
 
@@ -177,9 +177,9 @@ def training_groups(rows: Sequence[Row]) -> list[TrainingGroup]:
 
 def _evaluation(stage: Stage[Sft], data: Data, stack: ExitStack) -> Callable[[int], Score | None]:
     """The held-out score after a step, where the stage has a task."""
-    if data.task is None or stage.settings.task is None:
+    if data.task is None:
         return lambda step: None
     problems = data.task.held_out(stage.settings.eval.problems)
-    verifier = stack.enter_context(VerifierPool(stage.settings.task))
+    verifier = stack.enter_context(Verifiers(stage.settings.task))
 
     return lambda step: held_out_score(stage, step, problems, verifier)

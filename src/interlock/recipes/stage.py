@@ -29,6 +29,7 @@ from interlock.records.metrics import (
     RolloutMetrics,
     StepMetrics,
     StepSeconds,
+    TaskMetrics,
     UpdateMetrics,
     WorkerMetrics,
 )
@@ -209,7 +210,12 @@ class Stage(Generic[Settings]):
 
     def _log(self, metrics: StepMetrics, held_out: Score | None) -> None:
         if held_out is not None:
-            metrics = replace(metrics, accuracy=held_out.accuracy, held_out_reward=held_out.reward)
+            metrics = replace(
+                metrics,
+                accuracy=held_out.accuracy,
+                held_out_reward=held_out.reward,
+                held_out={name: _of_task(score) for name, score in held_out.tasks.items()},
+            )
         self.sinks.step(self.run.log(metrics))
 
     def _note_threads(self, step: int, workers: Mapping[str, WorkerMetrics]) -> None:
@@ -244,6 +250,10 @@ class Stage(Generic[Settings]):
     def _moves(self) -> tuple[int, int]:
         """Changes with every update, applied or skipped."""
         return self.learner.steps, self.learner.bad_steps
+
+
+def _of_task(score: Score) -> TaskMetrics:
+    return TaskMetrics(reward=score.reward, correct=score.accuracy, completions=score.completions)
 
 
 def _publications(published: Sequence[Published]) -> PublishMetrics:

@@ -302,7 +302,7 @@ def _note_untried(uses: Sequence[Use], sizes: Sizes, run: RunDir, sinks: Sink) -
 
 
 def _note_isolation(recipe: Recipe, run: RunDir, sinks: Sink) -> None:
-    for task in (stage.task for stage in recipe.stage if stage.task is not None):
+    for task in (task for stage in recipe.stage for task in stage.task):
         if (way := sandbox_of(task)) is not None:
             message = f"answers to {task.name} are judged in a sandbox of {way.name}"
             sinks.event(run.event("sandboxed", message, way=way.name))

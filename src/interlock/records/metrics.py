@@ -60,6 +60,16 @@ class WorkerMetrics(msgspec.Struct):
     mismatch: dict[int, Mismatch] = {}
 
 
+class TaskMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """Of one task, in a stage that has several. Means are over the completions."""
+
+    reward: float | None = None  # mean
+    correct: float | None = None  # share of right answers
+    length: float | None = None  # mean, tokens; of what was sampled to learn from
+    groups: int | None = None  # used
+    completions: int | None = None
+
+
 class RolloutMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """What a step sampled and used. Means are over its completions unless said otherwise."""
 
@@ -80,6 +90,7 @@ class RolloutMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tr
     # Completions that what judges was not there for: in none of the means of rewards.
     discarded: int | None = None
     retried: int | None = None  # times that one of them was tried again; of this session
+    tasks: dict[str, TaskMetrics] = {}  # of each, where there are several
 
 
 class UpdateMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -130,6 +141,7 @@ class StepMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
     kind: str = ""  # of the stage
     accuracy: float | None = None  # share of right answers to held-out problems after the step
     held_out_reward: float | None = None  # mean reward of the same answers
+    held_out: dict[str, TaskMetrics] = {}  # of these answers by task, where there are several
     weight_version: int | None = None  # of the weights after the step
     rollout: RolloutMetrics = RolloutMetrics()
     update: UpdateMetrics = UpdateMetrics()

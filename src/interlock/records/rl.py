@@ -8,10 +8,11 @@ Token ids are plain lists of int. Log-probabilities are natural logs of the dist
 really sampled from (after temperature, min-p, top-k and top-p), one per sampled token.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from math import nan
 from statistics import fmean, mean
+from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
@@ -25,6 +26,7 @@ class Problem(msgspec.Struct, frozen=True):
     messages: list[dict[str, str]]  # chat turns, {"role": …, "content": …}
     answer: str  # the reference answer, in whatever form the task's verifier reads
     meta: dict[str, Any] = {}
+    task: str = ""  # what its stage calls the task that it is of
 
 
 class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -209,16 +211,31 @@ class Score(NamedTuple):
     accuracy: float  # share that is right (Verdict.right)
     reward: float  # mean; any finite number
     completions: int  # that count
+    tasks: Mapping[str, "Score"] = MappingProxyType({})  # of each, where there are several
 
     @classmethod
     def of(cls, scored: Sequence[ScoredGroup]) -> "Score":
         """Of the completions that count (VerdictStatus.counts); not a number where none does."""
         verdicts = [each for group in scored for each in group.verdicts if each.status.counts]
         if not verdicts:
-            return cls(nan, nan, 0)
+            return cls(nan, nan, 0, _by_task(scored))
         # `mean` is exact: the sum that fmean takes overflows near the largest float.
         rewards = mean(verdict.reward for verdict in verdicts)
-        return cls(fmean(verdict.right for verdict in verdicts), rewards, len(verdicts))
+        accuracy = fmean(verdict.right for verdict in verdicts)
+        return cls(accuracy, rewards, len(verdicts), _by_task(scored))
+
+
+def of_tasks(scored: Sequence[ScoredGroup]) -> dict[str, list[ScoredGroup]]:
+    """The groups of each task, in the order in which they first come."""
+    found: dict[str, list[ScoredGroup]] = {}
+    for each in scored:
+        found.setdefault(each.group.problem.task, []).append(each)
+    return found
+
+
+def _by_task(scored: Sequence[ScoredGroup]) -> dict[str, Score]:
+    tasks = of_tasks(scored)
+    return {} if len(tasks) < 2 else {name: Score.of(own) for name, own in tasks.items()}
 
 
 class WeightVersion(msgspec.Struct, frozen=True):

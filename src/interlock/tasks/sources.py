@@ -36,6 +36,15 @@ class TaskSource(Protocol):
         """`count` different training problems, the same for the same (task, step, count)."""
         ...
 
+    def stretch(self, step: int, first: int, count: int, most: int) -> list[Problem]:
+        """`count` different training problems for a step that does not always want as many.
+
+        Args:
+            first: how many problems the steps before it wanted in all.
+            most: what a step ever wants.
+        """
+        ...
+
     def check(self, steps: int, count: int) -> None:
         """Raise TaskError when there are not `count` problems for each of so many steps, or one
         does not fit.
@@ -67,6 +76,7 @@ class ListSource:
         self._training = training
         self._held_out = held_out
         self._seed = seed
+        self._spaced: dict[int, _SpacedOrders] = {}  # by window
 
     def train(self, step: int, count: int) -> list[Problem]:
         self.check(step, count)
@@ -76,6 +86,15 @@ class ListSource:
             self._training[_epoch_order(self._seed, epoch, size, count)[place]]
             for epoch, place in places
         ]
+
+    def stretch(self, step: int, first: int, count: int, most: int) -> list[Problem]:
+        self.check(step, most)
+        size = len(self._training)
+        if most not in self._spaced:
+            self._spaced[most] = _SpacedOrders(self._seed, size, most)
+        orders = self._spaced[most]
+        places = (divmod(at, size) for at in range(first, first + count))
+        return [self._training[orders.of(epoch)[place]] for epoch, place in places]
 
     def check(self, steps: int, count: int) -> None:
         if count > len(self._training):
@@ -118,6 +137,9 @@ class ProceduralSource:
     def train(self, step: int, count: int) -> list[Problem]:
         rng = Random(f"{self._seed}/train/{step}")
         return list(self._distinct(rng, count, taken=self._held_out).values())
+
+    def stretch(self, step: int, first: int, count: int, most: int) -> list[Problem]:
+        return self.train(step, count) if count else []
 
     def check(self, steps: int, count: int) -> None:
         for step in range(1, 1 + min(steps, max(1, _CHECKED // count))):
@@ -183,3 +205,30 @@ def _epoch_order(seed: int, epoch: int, size: int, count: int) -> list[int]:
         first = [index for index in drawn if index not in before][: -begun % count]
         order = first + [index for index in drawn if index not in set(first)]
     return order
+
+
+class _SpacedOrders:
+    """Orders of epochs in which no `window` problems in a row are twice the same one, those that
+    begin in the epoch before included. `window` is no more than `size`.
+    """
+
+    def __init__(self, seed: int, size: int, window: int) -> None:
+        self._seed, self._size, self._window = seed, size, window
+        self._known: dict[int, list[int]] = {}  # the last few, by epoch
+
+    def of(self, epoch: int) -> list[int]:
+        nearest = max((each for each in self._known if each <= epoch), default=-1)
+        order = self._known.get(nearest, [])
+        for each in range(nearest + 1, epoch + 1):
+            order = self._known[each] = self._following(order, each)
+            self._known.pop(each - 2, None)
+        return order
+
+    def _following(self, order: list[int], epoch: int) -> list[int]:
+        left = Random(f"{self._seed}/spaced/{epoch}").sample(range(self._size), self._size)
+        recent = order[self._size - self._window + 1 :] if order and self._window > 1 else []
+        first = []
+        for place in range(len(recent)):
+            near = set(recent[place:])
+            first.append(left.pop(next(at for at, one in enumerate(left) if one not in near)))
+        return first + left

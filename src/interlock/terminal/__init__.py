@@ -88,6 +88,8 @@ class PlainWatch(Sink):
     def evaluated(self, step: int, score: Score) -> None:
         worth = f"accuracy {score.accuracy:.1%}, mean reward {score.reward:.4g}"
         self._print(f"step {step}: {worth} on {score.completions} held-out problems")
+        for name, own in score.tasks.items():
+            self._print(f"    {visible(name)}: accuracy {own.accuracy:.1%} on {own.completions}")
 
     def step(self, metrics: StepMetrics) -> None:
         if metrics.step:

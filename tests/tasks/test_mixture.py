@@ -1,0 +1,128 @@
+"""Several tasks in one stage: proportions, order, names, and who judges what."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from interlock.config.tasks import TaskSettings
+from interlock.errors import TaskError
+from interlock.records.rl import Problem
+from interlock.tasks.mixture import Mixture, Verifiers, open_tasks, shares
+from interlock.tasks.sources import ListSource
+
+WEIGHTS = st.lists(st.floats(0.01, 100), min_size=1, max_size=5)
+
+
+def listed(name: str, size: int, seed: int = 0) -> ListSource:
+    training = [Problem(f"{name}{number}", [], "") for number in range(size)]
+    return ListSource(training, [Problem(f"{name}-out", [], "")], seed)
+
+
+def mixed(sizes: list[int], weights: list[float], seed: int = 0) -> Mixture:
+    names = "abcde"[: len(sizes)]
+    tasks = [
+        TaskSettings("jsonl", label=name, weight=weight, seed=seed)
+        for name, weight in zip(names, weights, strict=True)
+    ]
+    return Mixture(tasks, [listed(n, size, seed) for n, size in zip(names, sizes, strict=True)])
+
+
+@given(weights=WEIGHTS, seed=st.integers(0, 2**64 - 1), count=st.integers(1, 40))
+def test_a_step_has_the_whole_number_below_or_above_what_is_due(
+    weights: list[float], seed: int, count: int
+) -> None:
+    due = [count * weight / sum(weights) for weight in weights]
+    for step in (1, 2, 3, 10**6):
+        numbers = shares(weights, seed, step, count)
+        assert sum(numbers) == count
+        assert all(abs(n - each) < 1 + 1e-9 for n, each in zip(numbers, due, strict=True))
+
+
+@given(weights=WEIGHTS, seed=st.integers(0, 2**64 - 1), count=st.integers(1, 7))
+def test_over_many_steps_every_task_has_had_what_is_due(
+    weights: list[float], seed: int, count: int
+) -> None:
+    steps, had = 300, [0] * len(weights)
+    for step in range(1, steps + 1):
+        had = [a + b for a, b in zip(had, shares(weights, seed, step, count), strict=True)]
+    for number, weight in zip(had, weights, strict=True):
+        # Of the golden ratio's multiples no stretch is further off than about its logarithm.
+        assert abs(number - steps * count * weight / sum(weights)) < 5
+
+
+def test_three_to_one_is_six_and_two_of_eight() -> None:
+    source = mixed([50, 50], [3, 1])
+    for step in range(1, 20):
+        problems = source.train(step, 8)
+        assert Counter(problem.task for problem in problems) == {"a": 6, "b": 2}
+        assert all(problem.id.startswith(f"{problem.task}: ") for problem in problems)
+    orders = {tuple(problem.task for problem in source.train(step, 8)) for step in range(1, 9)}
+    assert len(orders) > 4  # not all of one task first
+
+
+@given(
+    sizes=st.lists(st.integers(7, 20), min_size=2, max_size=3),
+    weights=st.lists(st.floats(0.1, 10), min_size=3, max_size=3),
+    count=st.integers(1, 7),
+    seed=st.integers(0, 5),
+)
+def test_no_step_has_a_problem_twice_and_every_epoch_of_each_task_shows_all(
+    sizes: list[int], weights: list[float], count: int, seed: int
+) -> None:
+    source = mixed(sizes, weights[: len(sizes)], seed)
+    shown: dict[str, list[str]] = {name: [] for name in source.names}
+    steps = [source.train(step, count) for step in range(1, 80)]
+    for problems in steps:
+        assert len({problem.id for problem in problems}) == count
+        for problem in problems:
+            shown[problem.task].append(problem.id)
+    for name, size in zip(source.names, sizes, strict=True):
+        for epoch in range(len(shown[name]) // size):
+            # Within a step the order is the mixture's, so an epoch may end in one with the next.
+            seen = Counter(shown[name][: (epoch + 1) * size])
+            assert max(seen.values()) <= epoch + 2
+            assert sum(seen.values()) == (epoch + 1) * size
+    again = mixed(sizes, weights[: len(sizes)], seed)  # begins in the middle, and knows nothing
+    assert again.train(60, count) == steps[59]
+    assert again.train(3, count) == steps[2]
+
+
+def test_a_lone_task_is_as_it_is_without_a_mixture() -> None:
+    source, plain = mixed([20], [1.0], seed=3), listed("a", 20, seed=3)
+    assert [p.id for p in source.train(4, 6)] == [p.id for p in plain.train(4, 6)]
+    assert {p.task for p in source.train(4, 6)} == {"a"}
+    assert [p.id for p in source.held_out(1)] == ["a-out"]
+
+
+def test_too_few_problems_name_the_task() -> None:
+    with pytest.raises(TaskError, match="b: a step of 4 problems needs more than the 3 training"):
+        mixed([20, 3], [1, 1]).check(1, 8)
+
+
+def test_each_answer_is_judged_by_its_own_tasks_verifier(tmp_path: Path) -> None:
+    (tmp_path / "judge.py").write_text(
+        "def one(problem, answer):\n    return 1.0\n\ndef length(problem, answer):\n"
+        "    return float(len(answer))\n"
+    )
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(f'{{"question": "{n}", "answer": "{n}"}}\n' for n in range(8)))
+    tasks = [
+        TaskSettings(
+            "jsonl",
+            {"path": str(rows), "verifier": f"{tmp_path}/judge.py:{name}"},
+            label=name,
+            held_out=2,
+        )
+        for name in ("one", "length")
+    ]
+    source = open_tasks(tasks)
+    problems = source.held_out(2)
+    assert [problem.task for problem in problems] == ["one", "one", "length", "length"]
+    asked = [problems[place] for place in (2, 0, 3, 1)]
+    with Verifiers(tasks) as verifiers:
+        verdicts = verifiers.verify([(problem, "four") for problem in asked])
+        assert [verdict.reward for verdict in verdicts] == [4.0, 1.0, 4.0, 1.0]
+        assert (verifiers.errors, verifiers.retried) == (0, 0)
