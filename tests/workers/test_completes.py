@@ -1,13 +1,17 @@
 """What a real worker draws token by token, beside whatever else it is asked."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from byte_model import make_model, write_tokenizer
 from msgspec.structs import replace
 from real_workers import RealWorker, Weights
 
 from interlock.engine.base import Request
-from interlock.errors import TrainingError
+from interlock.engine.grammars import Grammars
+from interlock.errors import ConfigError, TrainingError
+from interlock.models.tokenizer import Tokenizer
 from interlock.records.rl import FinishReason, Problem, Sampling, Segment
 from interlock.records.serving import Generation, Rules
 from interlock.workers import protocol, sizes
@@ -21,6 +25,7 @@ from interlock.workers.protocol import (
     Failure,
     Generate,
     Loaded,
+    Opened,
     Prompted,
     Scored,
     ScoreTexts,
@@ -235,3 +240,51 @@ def test_what_one_key_asked_another_key_does_not_find(weights: Weights) -> None:
         worker.ask(asked(number, prompt=prompt, key=key))
         worker.finish()
     assert [told(worker, number)[0].cached for number in (1, 2, 3)] == [0, 0, 32]
+
+
+def test_a_vocabulary_is_read_for_grammars_before_a_worker_that_serves_is_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tokenizer(tmp_path)
+    weights = Weights(make_model(tmp_path), tmp_path / "store")
+    worker, read = RealWorker(), []
+    plain = Grammars._read
+
+    def counted(grammars: Grammars, library: Any) -> Any:
+        read.append(len(worker.raw))
+        return plain(grammars, library)
+
+    monkeypatch.setattr(Grammars, "_read", counted)
+    worker.ask(replace(weights.open(), serves=True))
+    worker.turn()
+    assert read == [0], "before it said anything"
+    worker.ask(asked(2, rules=Rules(grammar='start: "ab"')))
+    worker.finish()
+    assert tokens(worker, 2)[:2] == Tokenizer.load(tmp_path).encode("ab")
+    assert read == [0]
+
+
+def test_a_worker_that_does_not_serve_reads_no_vocabulary(
+    weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Grammars, "_read", lambda *_: pytest.fail("read"))
+    worker = RealWorker()
+    worker.ask(weights.open())
+    worker.turn()
+    assert of(worker, Opened)
+
+
+def test_a_vocabulary_without_grammars_opens_all_the_same(
+    weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any) -> Any:
+        raise ConfigError("grammars cannot be used with this model's tokenizer")
+
+    monkeypatch.setattr(Grammars, "_read", refused)
+    worker = RealWorker()
+    worker.ask(replace(weights.open(), serves=True))
+    worker.ask(asked(2, rules=Rules(grammar='start: "ab"')), asked(3))
+    worker.finish()
+    (failed,) = of(worker, Failed)
+    assert failed.ids == [2] and "cannot be used" in failed.reason
+    assert len(tokens(worker, 3)) == 5

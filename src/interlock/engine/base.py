@@ -140,6 +140,9 @@ class Engine(ABC):
         """The fewest of torch's on a CPU since something was pending; None: not known."""
         return None
 
+    def prepare(self) -> None:  # noqa: B027  most have nothing to prepare
+        """Make now what the first request of its kind would have all others wait for."""
+
     @abstractmethod
     def add(self, name: str, request: Request) -> None:
         """Take a request; nothing is computed before the next step.

@@ -163,6 +163,10 @@ class Guides:
         self._grammars = Grammars(vocabulary, size)
         self._end_ids = sorted(vocabulary.eos_ids)
 
+    def prepare(self) -> None:
+        """Have grammars of the vocabulary made ready, where there can be any."""
+        self._grammars.prepare()
+
     def check(self, request: Request) -> None:
         """Raise ConfigError unless the request can be guided, with what it has drawn before."""
         if request.rules.grammar:

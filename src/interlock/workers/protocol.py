@@ -66,6 +66,7 @@ class Open(_Ask, frozen=True, tag="open"):
     store: str | None = None  # fsspec URL of the weight versions; None: Load will not be asked
     canary: Canary | None = None  # as `store`
     clock: datetime | None = None  # that the template is told; None: it asks its own machine
+    serves: bool = False  # Completes will come: what a first one would wait for is made before
 
 
 class Load(_Ask, frozen=True, tag="load"):

@@ -152,6 +152,8 @@ class Worker:
             asked.settings, Path(asked.model), asked.chat_template, asked.name, asked.clock
         )
         engine = opened.engine
+        if asked.serves:
+            engine.prepare()
         if asked.store is not None:
             assert asked.canary is not None
             self._loader = WeightLoader(engine, asked.store, asked.canary, self._inbox.put)

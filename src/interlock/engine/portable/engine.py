@@ -78,6 +78,9 @@ class PortableEngine(Engine):
     def pending(self) -> int:
         return self._scheduler.pending
 
+    def prepare(self) -> None:
+        self._scheduler.prepare()
+
     def add(self, name: str, request: Request) -> None:
         check_request(request, self.limits)
         self._scheduler.add(name, request)

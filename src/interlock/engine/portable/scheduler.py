@@ -92,6 +92,10 @@ class Scheduler:
         """Tokens that any pending sequence may at most be given."""
         return max((p.request.sampling.max_tokens for p in self._prompts.values()), default=0)
 
+    def prepare(self) -> None:
+        """What the first grammar would have all that runs wait for."""
+        self._guides.prepare()
+
     def add(self, name: str, request: Request) -> None:
         assert name not in self._prompts, name
         self._added += 1

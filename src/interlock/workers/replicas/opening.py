@@ -72,32 +72,34 @@ def open_pool(
     tokenizer = Tokenizer.load(model, chat_template, clock)
     arch = read_architecture(model)
     limits = Limits(arch.vocab, arch.context, 0)
-    asked = canary(tokenizer, limits)
     logs.mkdir(parents=True, exist_ok=True)
-    workers = {
-        name: (
-            Spec(
-                name=name,
-                module=_WORKER,
-                log=logs / f"{name}.log",
-                python=settings.python,
-                env=settings.env,
-                resources=settings.resources,
-            ),
-            Open(
-                name=name,
-                model=str(model.resolve()),
-                chat_template=chat_template and str(Path(chat_template).resolve()),
-                clock=clock,
-                settings=replace(settings, env={}),  # its process has them
-                store=None if store is None else store.store,
-                canary=asked,
-            ),
-        )
-        for name, settings in replicas.items()
-    }
+    opening = Open(
+        name="",
+        model=str(model.resolve()),
+        chat_template=chat_template and str(Path(chat_template).resolve()),
+        clock=clock,
+        settings=GeneratorSettings(),
+        store=None if store is None else store.store,
+        canary=canary(tokenizer, limits),
+        serves=True,
+    )
+    workers = {name: _worker(name, each, logs, opening) for name, each in replicas.items()}
     opener = _FLEETS["local" if fleet.kind == "inline" else fleet.kind]
     return Pool(lambda: opener(fleet), workers, fleet, band, limits, note, terms, store, poll_s)
+
+
+def _worker(name: str, settings: GeneratorSettings, logs: Path, opening: Open) -> tuple[Spec, Open]:
+    """`opening`: what all are asked."""
+    spec = Spec(
+        name=name,
+        module=_WORKER,
+        log=logs / f"{name}.log",
+        python=settings.python,
+        env=settings.env,
+        resources=settings.resources,
+    )
+    # Its process has the variables.
+    return spec, replace(opening, name=name, settings=replace(settings, env={}))
 
 
 def check_replicas(
