@@ -6,6 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Literal, Union
 import msgspec
 from msgspec import Meta
 
+from interlock.config.distilling import (
+    Alternatives,
+    DistillLoss,
+    TeacherSettings,
+    teacher_conflicts,
+)
 from interlock.config.fields import (
     Concurrent,
     Decay,
@@ -144,6 +150,34 @@ class Grpo(Sampled, frozen=True, kw_only=True, tag="grpo"):
             )
 
 
+class Distill(Sampled, frozen=True, kw_only=True, tag="distill"):
+    """On-policy distillation: the student samples, its teachers score (learner/distillation.py)."""
+
+    teacher: Annotated[list[TeacherSettings], Meta(min_length=1)]
+    completions: Concurrent = 1  # per problem
+    # "jsd": over the whole vocabulary; "topk": over the teacher's top_k tokens, and the rest as
+    # one; "policy_gradient": on the sampled tokens alone.
+    loss: DistillLoss = "jsd"
+    # Of "jsd" and "topk": 0 the forward KL (student covers teacher), 1 the reverse (student keeps
+    # to teacher), between them the generalised Jensen-Shannon divergence (arXiv 2306.13649).
+    beta: Share = 1.0
+    top_k: Alternatives = 16  # also of the sets whose overlap is measured
+    # Of "policy_gradient", for the sampler's probability; as in [stage.loss] of grpo.
+    correction: Literal["truncated", "masked", "off"] = "truncated"
+    optimizer: OptimizerSettings = OptimizerSettings()
+
+    def conflicts(self) -> Iterator[str]:
+        yield from super().conflicts()
+        if self.sampling.temperature == 0:
+            yield "sampling.temperature = 0 is no distribution to compare; set one above 0"
+        tasks = [task.called for task in self.task]
+        yield from teacher_conflicts(self.teacher, tasks, self.loss, self.sampling.temperature)
+        defaults = {field.name: field.default for field in msgspec.structs.fields(Distill)}
+        name = "beta" if self.loss == "policy_gradient" else "correction"
+        if getattr(self, name) != defaults[name]:
+            yield f"{name} is not for loss = {self.loss!r}; remove it"
+
+
 class Sft(StageSettings, frozen=True, kw_only=True, tag="sft"):
     """Supervised fine-tuning on `data`, a JSONL file.
 
@@ -165,7 +199,7 @@ class Sft(StageSettings, frozen=True, kw_only=True, tag="sft"):
 
 
 # Every kind of stage. The recipe of "sft" is recipes/sft.py; of "a-b", recipes/a_b.py.
-STAGES: tuple[type[StageSettings], ...] = (Grpo, Sft)
+STAGES: tuple[type[StageSettings], ...] = (Grpo, Sft, Distill)
 if TYPE_CHECKING:
     AnyStage = StageSettings
 else:

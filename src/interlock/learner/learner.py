@@ -9,7 +9,7 @@ It knows nothing of rewards, advantages or tasks: what to learn stands in the gr
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 import torch
@@ -162,7 +162,7 @@ class Learner:
         """
         if loss is not None:
             _check_sampled(groups)
-        batches = self._pack(groups)
+        batches = self.pack(groups)
         if not batches:
             raise TrainingError("no token of the step's groups has a weight; leave the step out")
         behaviour = None if old is None else torch.cat([part for group in old for part in group])
@@ -171,6 +171,27 @@ class Learner:
         told = None if behaviour is None else behaviour.numpy().tobytes()
         with self.ranks.broadcast(TrainStep(list(groups), loss, temperature, told)):
             return self._step(groups, batches, loss, temperature, behaviour)
+
+    def update(
+        self, groups: Sequence[TrainingGroup], accumulate: Callable[[MicroBatch], Sums]
+    ) -> StepResult:
+        """One optimizer step on the gradients that `accumulate` adds for each micro-batch.
+
+        For a loss that needs more than the tokens' log-probabilities (distillation.py), in one
+        process. Raises TrainingError as `step` does.
+        """
+        batches = self.pack(groups)
+        if self.ranks.size > 1 or not batches:
+            why = "several processes" if batches else "no token"
+            raise TrainingError(f"a step of this loss has {why}; it needs one, and some")
+        total = sum(map(accumulate, batches), Sums())
+        lr = learning_rate(self._schedule, self.steps, self._total_steps)
+        grad_norm, skipped = self._apply(total.loss, lr)
+        result = _result(
+            *(total, grad_norm, lr, skipped, batches[0], LossSettings()), labels_of(groups)
+        )
+        none_of = {"clipped_share": None, "corrected_share": None, "vetoed": None}
+        return msgspec.structs.replace(result, **none_of)
 
     @torch.no_grad()
     def logprobs(
@@ -183,7 +204,7 @@ class Learner:
         """
         lengths = [[len(completion) for completion in group.completions] for group in groups]
         flat = torch.zeros(sum(map(sum, lengths)))
-        batches = self._pack(groups, every_token=True)
+        batches = self.pack(groups, every_token=True)
         with self.ranks.broadcast(ComputeLogprobs(list(groups), temperature)):
             for batch in self.ranks.shard(batches):
                 flat[batch.source.cpu()] = self._logprobs(self.decoder, batch, temperature).cpu()
@@ -249,7 +270,8 @@ class Learner:
         grad_norm, skipped = self._apply(total.loss, lr)
         return _result(total, grad_norm, lr, skipped, batches[0], loss, labels_of(groups))
 
-    def _pack(self, groups: Sequence[TrainingGroup], every_token: bool = False) -> list[MicroBatch]:
+    def pack(self, groups: Sequence[TrainingGroup], every_token: bool = False) -> list[MicroBatch]:
+        """The micro-batches of some groups, as packing.pack. Raises TrainingError."""
         limit, vocab = self._settings.micro_batch_tokens, self.decoder.arch.vocab
         fused_above = self._settings.fused_attention_above
         return pack(groups, limit, vocab, self.device, every_token, fused_above)
@@ -258,7 +280,7 @@ class Learner:
         """One token without weight: all ranks must make as many passes as the busiest of them."""
         kl_weights = None if like.kl_weights is None else [[0.0]]
         group = TrainingGroup([0], [[0]], weights=[[0.0]], kl_weights=kl_weights)
-        return self._pack([group], every_token=True)[0]
+        return self.pack([group], every_token=True)[0]
 
     def _accumulate(
         self,

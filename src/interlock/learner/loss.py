@@ -25,7 +25,7 @@ from interlock.errors import TrainingError
 from interlock.mismatch import Mismatch
 
 # Elements of the softmax worked on at a time on a CPU: their fp32 copies stay in its cache.
-_CACHED = 2**19
+CACHED = 2**19
 
 
 @dataclass(frozen=True)
@@ -259,13 +259,14 @@ def token_logprobs(
     """logprobs [M] and entropy [M] as of `chunked_loss`, without gradients."""
     weight = head.to(dtype or hidden.dtype)
     logprobs, entropy = hidden.new_empty((2, len(targets)), dtype=torch.float32)
-    for rows in _slices(len(targets), chunk):
-        logits = _logits(hidden[rows], weight, product)  # [m, V]
+    for rows in slices(len(targets), chunk):
+        logits = project(hidden[rows], weight, product)  # [m, V]
         logprobs[rows], entropy[rows] = _to_probabilities(logits, targets[rows], temperature)
     return logprobs, entropy
 
 
-def _logits(hidden: Tensor, weight: Tensor, product: Product) -> Tensor:
+def project(hidden: Tensor, weight: Tensor, product: Product) -> Tensor:
+    """hidden [m, d], weight [V, d] -> logits [m, V] in hidden's dtype."""
     return (product if weight.dtype == hidden.dtype else wide)(hidden, weight, None)
 
 
@@ -287,8 +288,8 @@ class _ChunkedLoss(torch.autograd.Function):
         loss = hidden.new_zeros((), dtype=torch.float32)
         d_hidden = torch.empty_like(hidden)
         d_head = torch.zeros_like(head, dtype=torch.float32)
-        for rows in _slices(len(targets), chunk):
-            logits = _logits(hidden[rows], weight, product)  # [m, V]
+        for rows in slices(len(targets), chunk):
+            logits = project(hidden[rows], weight, product)  # [m, V]
             logprobs[rows], entropy[rows] = _to_probabilities(logits, targets[rows], temperature)
             part, slope = _value_and_slope(loss_of, logprobs[rows], rows)
             loss += part
@@ -300,7 +301,7 @@ class _ChunkedLoss(torch.autograd.Function):
             logits.scatter_(1, targets[rows, None], at_target[:, None].to(logits.dtype))
             logits = logits.to(dtype)
             d_hidden[rows] = product(logits, weight.mT, None)
-            _add_product(d_head, logits.mT, hidden[rows].to(dtype))
+            add_product(d_head, logits.mT, hidden[rows].to(dtype))
         ctx.save_for_backward(d_hidden, d_head)
         ctx.head_dtype = head.dtype
         ctx.mark_non_differentiable(logprobs, entropy)
@@ -314,7 +315,7 @@ class _ChunkedLoss(torch.autograd.Function):
         return (d_hidden * scale).to(d_hidden.dtype), d_head, *[None] * 6
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """total += left @ right, without a copy of the product where the dtypes allow."""
     if left.dtype == total.dtype:
         total.addmm_(left, right)
@@ -322,7 +323,8 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         total += left @ right
 
 
-def _slices(length: int, chunk: int) -> list[slice]:
+def slices(length: int, chunk: int) -> list[slice]:
+    """Those of `chunk` rows that are `length` rows together."""
     return [slice(start, min(start + chunk, length)) for start in range(0, length, chunk)]
 
 
@@ -333,8 +335,8 @@ def _to_probabilities(logits: Tensor, targets: Tensor, temperature: float) -> tu
     """
     logprobs, entropy = logits.new_empty((2, len(targets)), dtype=torch.float32)
     on_cpu = logits.device.type == "cpu"
-    block_rows = max(1, _CACHED // logits.shape[1]) if on_cpu else len(targets)
-    for rows in _slices(len(targets), block_rows):
+    block_rows = max(1, CACHED // logits.shape[1]) if on_cpu else len(targets)
+    for rows in slices(len(targets), block_rows):
         block = logits[rows] if temperature == 1 else logits[rows].float() / temperature
         log_p = F.log_softmax(block, dim=-1, dtype=torch.float32)
         logprobs[rows] = log_p.gather(1, targets[rows, None])[:, 0]

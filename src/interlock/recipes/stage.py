@@ -30,6 +30,7 @@ from interlock.records.metrics import (
     StepMetrics,
     StepSeconds,
     TaskMetrics,
+    TeacherMetrics,
     UpdateMetrics,
     WorkerMetrics,
 )
@@ -184,6 +185,7 @@ class Stage(Generic[Settings]):
         held_out: Score | None,
         rollout: RolloutMetrics | None = None,
         update: UpdateMetrics | None = None,
+        teachers: Mapping[str, TeacherMetrics] | None = None,
         workers: Mapping[str, WorkerMetrics] | None = None,
     ) -> None:
         """Log one step, and keep a checkpoint when one is due."""
@@ -197,6 +199,7 @@ class Stage(Generic[Settings]):
                 update=update or UpdateMetrics(),
                 seconds=seconds,
                 published=_publications(self._published),
+                teachers=dict(teachers or {}),
                 workers=dict(workers or {}),
             ),
             held_out,

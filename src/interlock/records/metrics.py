@@ -109,6 +109,23 @@ class UpdateMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tru
     bad_steps: int | None = None  # optimizer steps that were not finite, and changed nothing
 
 
+class TeacherMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """What one teacher said of a step. Means are over the sampled tokens that it scored."""
+
+    tokens: int | None = None
+    # Mean, nats per token, of the student against it: over the whole vocabulary where the loss has
+    # that ("jsd"), else estimated on the sampled tokens.
+    reverse_kl: float | None = None
+    divergence: float | None = None  # mean, nats per token; what the loss makes smaller
+    overlap: float | None = None  # mean; share of its top_k tokens that are the student's, too
+    # Mean; how much likelier it finds those common tokens than the student does, log nu - log pi
+    # weighted by the student's probabilities among them.
+    overlap_advantage: float | None = None
+    seconds: float | None = None  # that it took to score
+    asked_tokens: int | None = None  # that an endpoint was given to read, prompts included
+    retries: int | None = None  # requests that an endpoint was sent again
+
+
 class StepSeconds(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """Where the time of one step went, in seconds; `step` is all of it."""
 
@@ -147,6 +164,7 @@ class StepMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
     update: UpdateMetrics = UpdateMetrics()
     seconds: StepSeconds = StepSeconds()
     published: PublishMetrics = PublishMetrics()
+    teachers: dict[str, TeacherMetrics] = {}  # of a distill stage, by name
     workers: dict[str, WorkerMetrics] = {}
 
     def scalars(self) -> dict[str, float]:
@@ -178,6 +196,8 @@ EventKind = Literal[
     "verifier_error",
     "answers_discarded",  # what judges was not there: no zeros, and in no statistic
     "bad_step",  # not finite: skipped
+    "teacher_held",  # in the learner's process, and in how much memory
+    "teacher_late",  # an endpoint is asked again
     "groups_stale",
     "problem_set_aside",
     "unqualified",  # a device is used without a certificate

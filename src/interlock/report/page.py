@@ -18,6 +18,7 @@ from interlock.config.schema import GuardSettings
 from interlock.records.metrics import Event, StepMetrics
 from interlock.report import fleet, plots, sheet, summary
 from interlock.report.fleet_plots import fleet_plots
+from interlock.report.teacher_plots import teacher_plots
 from interlock.rundir import RunDir, RunView
 
 _HERE = Path(__file__).parent
@@ -42,7 +43,7 @@ def _render(run: RunView) -> str:
     pair = summary.before_after(run, found)
     timeline = plots.Timeline(metrics, found)
     guard = _guard(run)
-    shown = plots.plots(metrics, found, timeline)
+    shown = plots.plots(metrics, found, timeline) + teacher_plots(metrics, timeline)
     # An inline generator is part of the learner's process: there is no fleet to tell of.
     inline = (run.config.get("fleet") or {}).get("kind") == "inline"
     of_fleet = [] if inline else fleet_plots(metrics, events, guard, timeline)

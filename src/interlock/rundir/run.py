@@ -10,6 +10,7 @@
     workers/        the output of each generator process
     sync/           weight versions on their way to generators; emptied when a session begins
     checkpoints/    stage00-step000020/ …: all it takes to go on; only the newest are kept
+    teachers/       what endpoints said of a distill stage's texts, until a checkpoint is past it
     weights/        the final model in the Hugging Face layout
     report.html     written from the above by `report`
 

@@ -1,0 +1,272 @@
+"""A teacher behind an OpenAI-compatible URL: it reads texts, and tells log-probabilities.
+
+    texts ── POST /v1/completions, prompt_logprobs = k, each ──> own [T], ids, logprobs [T, k]
+              └─ what may pass (no connection, too late, 429, 5xx): again, later, until patience_s
+
+`interlock serve` and vLLM tell log-probabilities of prompts so, at temperature 1. Whether the
+endpoint has the student's tokenizer is tried on a text with many scripts and the special tokens.
+
+Legend: T completion tokens of all texts, k alternatives
+"""
+
+import json
+import math
+import os
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from interlock.config.distilling import TeacherSettings
+from interlock.errors import ConfigError, ModelError, TrainingError
+from interlock.models.tokenizer import Tokenizer
+from interlock.processes.deadline import Deadline
+from interlock.text import error_line, hide_credentials, one_line
+from interlock.workers.handle import backoff
+
+if TYPE_CHECKING:
+    import httpx2
+
+_PASSES = frozenset({408, 425, 429, 500, 502, 503, 504})
+_CHECK_S = 30.0  # that an endpoint is waited for before the run begins
+_LOOK_S = 0.5  # between two looks at what the requests had to say
+_LONGEST_PAUSE_S = 60.0  # that an endpoint may ask for
+_ROUNDING = 1e-3  # by which a log-probability may be above 0
+_PROBE = (
+    "The quick brown fox jumps over 13 lazy dogs.\n\n\tdef f(x):\n        return x**2  # 3.14e-2\n"
+    "naïve café — “π ≈ 22/7”; Привет, мир! 你好世界。 こんにちは 안녕하세요 "
+    "مرحبا שלום हिन्दी 🙂🚀 "
+    "\\frac{a}{b} <think> 1234567890 HTTPResponse snake_case   trailing  "
+)
+
+
+class Read(NamedTuple):
+    """A text: what was given, and the completion whose tokens are to be scored."""
+
+    given: list[int]
+    completion: list[int]
+
+
+class Said(NamedTuple):
+    """Of a completion of N tokens: own [N], and the k likeliest of each place, likeliest first."""
+
+    own: list[float]
+    ids: list[list[int]]
+    logprobs: list[list[float]]
+
+
+class _Passing(Exception):
+    """A failure after which the same request may succeed, in `retry_s` seconds or later."""
+
+    def __init__(self, why: str, retry_s: float = 0.0) -> None:
+        super().__init__(why)
+        self.retry_s = retry_s
+
+
+class ScoringClient:
+    """Asks one endpoint; closed when it is no longer needed.
+
+    tokens, retries: how many tokens it was given to read, and how often it was asked again.
+    """
+
+    def __init__(self, name: str, settings: TeacherSettings) -> None:
+        """Raises ConfigError when the key or the package is missing."""
+        assert settings.url is not None
+        self.name, self._settings = name, settings
+        self._base = settings.url.rstrip("/").removesuffix("/v1")
+        self._shown = hide_credentials(self._base)
+        self._model = settings.served
+        self._client = _client(name, settings)
+        self._stop = threading.Event()
+        self._notes: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self.tokens = self.retries = 0
+
+    def check(self, tokenizer: Tokenizer) -> int:
+        """Find the endpoint's model, and compare tokenizers. -> tokens of the longest text
+
+        Raises ModelError when it has another one, and as `score` does.
+        """
+        if self._model is None:
+            told = self._ask("GET", "/v1/models", None)
+            with _told(self, "no model"):
+                self._model = str(told["data"][0]["id"])
+        probe = _PROBE + "".join(dict.fromkeys(tokenizer.roles.values()))
+        body = {"model": self._model, "prompt": probe, "add_special_tokens": False}
+        told = self._ask("POST", "/tokenize", body)
+        with _told(self, "no tokens"):
+            theirs, longest = list(told["tokens"]), int(told["max_model_len"])
+        if theirs != tokenizer.encode(probe):
+            raise ModelError(
+                f"teacher {self.name!r} at {self._shown} has another tokenizer than the student; "
+                "take a teacher of the student's family, or train on its answers (sft)"
+            )
+        return longest - 1  # a token is drawn behind each text
+
+    def score(self, texts: Sequence[Read], k: int, note: Callable[[str], None]) -> list[Said]:
+        """What the model says of some texts; `note` is told once that the endpoint is late.
+
+        Raises TrainingError when one is not scored within patience_s, or is refused.
+        """
+        told = False
+        with ThreadPoolExecutor(self._settings.concurrent) as pool:
+            asked = [pool.submit(self._score, text, k) for text in texts]
+            left: set[Future[Said]] = set(asked)
+            try:
+                while left:
+                    done, left = wait(left, _LOOK_S, FIRST_EXCEPTION)
+                    while not self._notes.empty():
+                        if (why := self._notes.get()) and not told:
+                            note(why)
+                            told = True
+                    for each in done:
+                        each.result()
+            except BaseException:
+                self._stop.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        return [each.result() for each in asked]
+
+    def close(self) -> None:
+        self._stop.set()
+        self._client.close()
+
+    def _score(self, text: Read, k: int) -> Said:
+        tokens = text.given + text.completion
+        body = {
+            "model": self._model,
+            "prompt": tokens,
+            "max_tokens": 1,
+            "temperature": 1.0,
+            "prompt_logprobs": k,
+        }
+        told = self._ask("POST", "/v1/completions", body)
+        with _told(self, "no log-probabilities of the prompt"):
+            places = told["choices"][0]["prompt_logprobs"]
+            if len(places) != len(tokens):
+                raise ValueError(f"{len(places)} places of {len(tokens)}")
+            found = [
+                _place(place, token, k)
+                for place, token in zip(places[len(text.given) :], text.completion, strict=True)
+            ]
+        with self._lock:
+            self.tokens += len(tokens)
+        return Said(*([part[n] for part in found] for n in range(3)))  # type: ignore[arg-type]
+
+    def _ask(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
+        """The answer to a request, sent again while what fails may pass."""
+        allowed = self._settings.patience_s
+        if body is None or "prompt_logprobs" not in body:  # before the run: nobody is told to wait
+            allowed = min(allowed, _CHECK_S)
+        deadline, failures = Deadline(allowed), 0
+        while True:
+            try:
+                return self._once(method, path, body, deadline)
+            except _Passing as error:
+                failures += 1
+                pause = max(backoff(self._settings.backoff_s, failures), error.retry_s)
+                why = f"teacher {self.name!r} at {self._shown}: {error}"
+            if pause >= deadline.left:
+                raise TrainingError(
+                    f"{why}; not answered within {allowed:g} s: see to it, and go on with --resume"
+                )
+            with self._lock:
+                self.retries += 1
+            self._notes.put(f"{why}; asked again")
+            if self._stop.wait(pause):
+                raise TrainingError(f"{why}; given up with the others")
+
+    def _once(self, method: str, path: str, body: dict[str, Any] | None, deadline: Deadline) -> Any:
+        import httpx2
+
+        allowed = min(self._settings.timeout_s, max(deadline.left, 0.001))
+        own, content, most = Deadline(allowed), bytearray(), self._settings.most_mb << 20
+        try:
+            with self._client.stream(
+                method, f"{self._base}{path}", json=body, timeout=allowed
+            ) as response:
+                for part in response.iter_bytes():
+                    content += part
+                    if len(content) > most:
+                        raise TrainingError(
+                            f"teacher {self.name!r} answers with more than {most >> 20} MB; raise "
+                            "most_mb, or lower top_k"
+                        )
+                    if own.over or self._stop.is_set():
+                        raise _Passing(f"no whole answer within {allowed:.3g} s")
+        except httpx2.TimeoutException:
+            raise _Passing(f"no answer within {allowed:.3g} s") from None
+        except httpx2.TransportError as error:
+            raise _Passing(one_line(error_line(error), 120)) from None
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            raise TrainingError(f"teacher {self.name!r}: {one_line(error_line(error))}") from None
+        if response.status_code in _PASSES:
+            asked = response.headers.get("retry-after", "")
+            pause = min(_LONGEST_PAUSE_S, float(asked)) if asked.isdecimal() else 0.0
+            raise _Passing(f"status {response.status_code}: {_said(content)}", pause)
+        if response.status_code != 200:
+            raise TrainingError(
+                f"teacher {self.name!r} at {self._shown} refuses {path} with status "
+                f"{response.status_code}: {_said(content)}"
+            )
+        with _told(self, "no JSON"):
+            return json.loads(content)
+
+
+class _told:
+    """Whatever an answer lacks inside of it becomes one error that says who gave it."""
+
+    def __init__(self, client: ScoringClient, what: str) -> None:
+        self._name, self._what = client.name, what
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
+        if isinstance(error, LookupError | TypeError | ValueError | AttributeError):
+            raise TrainingError(
+                f"teacher {self._name!r} tells {self._what} ({one_line(str(error), 80)}); its "
+                "endpoint must have /tokenize, and /v1/completions with prompt_logprobs, as "
+                "interlock serve and vLLM do"
+            ) from None
+
+
+def _place(told: Any, token: int, k: int) -> tuple[float, list[int], list[float]]:
+    """One place of prompt_logprobs: {"17": {"logprob": -0.1, …}, …}, its own token among them."""
+    found = {int(name): float(entry["logprob"]) for name, entry in told.items()}
+    wrong = [value for value in found.values() if math.isnan(value) or value > _ROUNDING]
+    if wrong:
+        raise ValueError(f"{wrong[0]} is no log-probability")
+    ranked = sorted(found.items(), key=lambda each: (-each[1], each[0]))[:k]
+    if len(ranked) < k:
+        raise ValueError(f"{len(ranked)} alternatives of {k}")
+    return found[token], [each for each, _ in ranked], [value for _, value in ranked]
+
+
+def _client(name: str, settings: TeacherSettings) -> "httpx2.Client":
+    headers = {}
+    if (variable := settings.key_variable) is not None:
+        key = os.environ.get(variable, "")
+        if not key or not key.isascii() or not key.isprintable():
+            raise ConfigError(
+                f"teacher {name!r}: the environment variable {variable} holds no key; set it"
+            )
+        headers["Authorization"] = f"Bearer {key}"
+    try:
+        import httpx2
+    except ImportError:
+        raise ConfigError(
+            f"teacher {name!r} with url needs the package 'httpx2': pip install 'interlock[remote]'"
+        ) from None
+    limits = httpx2.Limits(max_connections=settings.concurrent)
+    return httpx2.Client(headers=headers, limits=limits)
+
+
+def _said(content: bytes | bytearray) -> str:
+    """What an endpoint says of a failure, in one line."""
+    text = bytes(content[:4000]).decode("utf-8", "replace")
+    with suppress(ValueError, LookupError, TypeError):
+        told = json.loads(text)
+        text = str(told["error"]["message"] if "error" in told else told["message"])
+    return one_line(text, 200) or "no word"

@@ -1,0 +1,518 @@
+"""Whole distill stages of tiny random models, and what a teacher may be."""
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from byte_model import make_model, write_tokenizer
+from running import finish, kill_during, start, weights
+from safetensors.torch import load_file, save_file
+from scoring_endpoint import ScoringEndpoint, scoring
+
+from interlock.config.distilling import TeacherSettings, teacher_of
+from interlock.config.reading import load_recipe
+from interlock.config.stages import Distill
+from interlock.config.tasks import TaskSettings
+from interlock.errors import ConfigError, ModelError, TrainingError
+from interlock.models.attention import causal
+from interlock.models.checkpoint import load_decoder
+from interlock.models.tokenizer import Tokenizer
+from interlock.recipes.distill import lesson_of
+from interlock.recipes.served_teacher import Read, ScoringClient
+from interlock.recipes.teachers import compare
+from interlock.recipes.train import train
+from interlock.records.metrics import StepMetrics
+from interlock.records.rl import (
+    Completion,
+    FinishReason,
+    Group,
+    Problem,
+    ScoredGroup,
+    Segment,
+    Verdict,
+)
+from interlock.rundir import RunDir
+
+RECIPE = """
+checkpoint_every = 2
+model.path = "{student}"
+learner.dtype = "float32"
+
+[[generator]]
+dtype = "float32"
+slots = 16
+
+[[stage]]
+kind = "distill"
+steps = 4
+problems_per_step = 4
+completions = 2
+sampling.max_tokens = 10
+optimizer = {{ lr = 1e-2 }}
+eval.problems = 2
+{more}
+
+[stage.task]
+name = "arithmetic"
+held_out = 8
+
+[[stage.teacher]]
+{teacher}
+"""
+SOON = "patience_s = 0.3\nbackoff_s = 0.01\n"
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return a_model(tmp_path_factory.mktemp("models") / "student")
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return a_model(tmp_path_factory.mktemp("models") / "teacher", hidden_size=48)
+
+
+def a_model(directory: Path, **changes: object) -> Path:
+    directory.mkdir()
+    make_model(directory, **changes)
+    write_tokenizer(directory)
+    return directory
+
+
+def a_recipe(directory: Path, student: Path, teacher: str, more: str = "") -> Path:
+    path = directory / "recipe.toml"
+    path.write_text(RECIPE.format(student=student, teacher=teacher, more=more))
+    return path
+
+
+def distilled(recipe: Path, run: Path, *overrides: str, resume: bool = False) -> list[StepMetrics]:
+    train(load_recipe(recipe, list(overrides)), run, resume=resume)
+    return [line for line in RunDir.read(run).metrics() if line.step]
+
+
+def logprobs(model: Path, group: Group) -> torch.Tensor:
+    """Of what follows each token of the first completion, [N, V]."""
+    decoder = load_decoder(model, torch.float32, torch.device("cpu"))
+    tokens = torch.tensor(group.prompt_tokens + group.completions[0].tokens)
+    attend = causal(len(tokens), tokens.device)
+    with torch.no_grad():
+        found = decoder.logits(decoder(tokens, attend.positions, attend)).log_softmax(-1)
+    return found[len(group.prompt_tokens) - 1 : -1]
+
+
+def reverse_kl(model: Path, teacher: Path, groups: Sequence[ScoredGroup]) -> float:
+    """Nats per token, over the whole vocabulary."""
+    ours, theirs = (
+        torch.cat([logprobs(each, scored.group) for scored in groups]) for each in (model, teacher)
+    )
+    return (ours.exp() * (ours - theirs)).sum(-1).mean().item()
+
+
+@pytest.mark.parametrize(
+    ("more", "steps", "left"),
+    [
+        ("", 4, 0.8),
+        ("beta = 0.0", 4, 0.8),
+        ("beta = 0.5\nsampling.temperature = 0.8", 4, 0.85),
+        ('loss = "topk"\nbeta = 0.0', 4, 0.85),
+        ('loss = "policy_gradient"\nproblems_per_step = 32', 12, 0.9),
+    ],
+)
+def test_a_stage_brings_the_student_towards_its_teacher(
+    student: Path, teacher: Path, tmp_path: Path, more: str, steps: int, left: float
+) -> None:
+    text = RECIPE.replace(
+        "problems_per_step = 4\n", "" if "problems_per_step" in more else "\\g<0>"
+    )
+    path = tmp_path / "recipe.toml"
+    text = re.sub(r"\\g<0>", "problems_per_step = 4\n", text)
+    path.write_text(text.format(student=student, teacher=f'model = "{teacher}"', more=more))
+    logged = distilled(path, tmp_path / "run", f"stage.steps={steps}")
+    first = RunDir.read(tmp_path / "run").ledger.read(0, 1)
+    before = reverse_kl(student, teacher, first)
+    after = reverse_kl(tmp_path / "run" / "weights", teacher, first)
+    assert after < left * before
+    told = logged[0].teachers["teacher-0"]
+    tokens = sum(len(each.tokens) for scored in first for each in scored.group.completions)
+    assert told.tokens == tokens
+    assert told.reverse_kl is not None
+    if "temperature" not in more and "topk" not in more and "policy" not in more:
+        assert told.reverse_kl == pytest.approx(before, rel=0.4)  # of twice as many texts
+        assert logged[0].scalars()["teachers/teacher-0/reverse_kl"] == told.reverse_kl
+        assert told.overlap is not None and 0 < told.overlap < 1
+    (held,) = [e for e in RunDir.read(tmp_path / "run").events() if e.kind == "teacher_held"]
+    assert re.fullmatch(r"1 teachers held in float32: 0\.\d MB", held.message)
+
+
+def test_a_served_teacher_teaches_what_the_same_one_in_the_process_does(
+    student: Path, teacher: Path, tmp_path: Path
+) -> None:
+    loss = 'loss = "topk"'
+    local = a_recipe(tmp_path, student, f'model = "{teacher}"', loss)
+    ours = distilled(local, tmp_path / "local")
+    with scoring(teacher) as endpoint:
+        recipe = a_recipe(tmp_path, student, f'url = "{endpoint.url}/v1"', loss)
+        served = distilled(recipe, tmp_path / "served")
+        assert endpoint.asked == 4 * 8
+    for here, there in zip(ours, served, strict=True):
+        one, other = here.teachers["teacher-0"], there.teachers["teacher-0"]
+        assert one.divergence == pytest.approx(other.divergence, abs=1e-4)
+        assert one.reverse_kl == pytest.approx(other.reverse_kl, abs=1e-4)
+    first = RunDir.read(tmp_path / "served").ledger.read(0, 1)
+    read = sum(
+        len(scored.group.prompt_tokens) + len(each.tokens)
+        for scored in first
+        for each in scored.group.completions
+    )
+    assert served[0].teachers["teacher-0"].asked_tokens == read
+    # A checkpoint is past all that was said.
+    kept = sorted(path.name for path in (tmp_path / "served" / "teachers").iterdir())
+    assert kept == ["stage00-step000003-0.msgpack", "stage00-step000004-0.msgpack"]
+
+
+@pytest.mark.parametrize("loss", ["topk", "policy_gradient"])
+def test_a_run_whose_teacher_went_down_goes_on_to_the_same_weights(
+    student: Path, teacher: Path, tmp_path: Path, loss: str
+) -> None:
+    def down(path: str, number: int) -> tuple[int, bytes] | None:
+        return (503, b'{"error": {"message": "no room"}}') if number >= 20 else None
+
+    with scoring(teacher) as endpoint:
+        more = f'url = "{endpoint.url}"\n{SOON}'
+        recipe = a_recipe(tmp_path, student, more, f'loss = "{loss}"')
+        distilled(recipe, tmp_path / "undisturbed")
+        endpoint.asked, endpoint.fault = 0, down
+        with pytest.raises(TrainingError) as raised:
+            distilled(recipe, tmp_path / "down")
+        assert re.fullmatch(
+            rf"teacher 'teacher-0' at {endpoint.url}: status 503: no room; not answered within "
+            r"0\.3 s: see to it, and go on with --resume",
+            str(raised.value),
+        )
+        run = RunDir.read(tmp_path / "down")
+        newest = run.latest_checkpoint()
+        assert newest is not None and newest.step == 2
+        assert len(run.ledger.read(0, 3)) == 4  # what was sampled is kept
+        late = [event.message for event in run.events() if event.kind == "teacher_late"]
+        assert len(late) == 1 and late[0].startswith("step 3: teacher 'teacher-0' at http")
+        endpoint.asked, endpoint.fault = 0, lambda path, number: None
+        distilled(recipe, tmp_path / "down", resume=True)
+        assert endpoint.asked == 2 * 8  # of steps 3 and 4
+    assert weights(tmp_path / "down") == weights(tmp_path / "undisturbed")
+
+
+def test_what_a_teacher_said_is_not_asked_again(
+    student: Path, teacher: Path, tmp_path: Path
+) -> None:
+    with scoring(teacher) as endpoint:
+        more = f'url = "{endpoint.url}"\n'
+        recipe = a_recipe(tmp_path, student, more, 'loss = "topk"')
+        distilled(recipe, tmp_path / "run", "checkpoint_every=0", "stage.steps=2")
+        before = weights(tmp_path / "run")
+        again = tmp_path / "again"
+        distilled(recipe, again, "checkpoint_every=0", "stage.steps=2")
+        for path in (again / "checkpoints").glob("*/*"):
+            path.unlink()
+        for path in (again / "checkpoints").iterdir():
+            path.rmdir()
+        asked = endpoint.asked
+        distilled(recipe, again, "checkpoint_every=0", "stage.steps=2", resume=True)
+        assert endpoint.asked == asked and weights(again) == before
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_to_the_same_weights(
+    student: Path, teacher: Path, tmp_path: Path
+) -> None:
+    recipe = a_recipe(tmp_path, student, f'model = "{teacher}"')
+    finish(start(recipe, tmp_path / "undisturbed"))
+    process = start(recipe, tmp_path / "killed")
+    kill_during(process, tmp_path / "killed", 2, 0.0)
+    finish(start(recipe, tmp_path / "killed", "--resume"))
+    assert weights(tmp_path / "killed") == weights(tmp_path / "undisturbed")
+
+
+def test_an_endpoint_that_fails_for_a_moment_is_asked_again_and_its_key_is_told_nobody(
+    student: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("A_TEACHERS_KEY", "very-secret-key")
+
+    def busy(path: str, number: int) -> tuple[int, bytes] | None:
+        late = path == "/v1/completions" and number in (0, 1, 12)
+        return (429, b"slowly") if late else None
+
+    with scoring(teacher, busy) as endpoint:
+        more = f'url = "{endpoint.url}"\nkey_variable = "A_TEACHERS_KEY"\nbackoff_s = 0.01\n'
+        recipe = a_recipe(tmp_path, student, more, 'loss = "policy_gradient"')
+        logged = distilled(recipe, tmp_path / "run", "stage.steps=2")
+    told = [line.teachers["teacher-0"].retries for line in logged]
+    assert told == [2, 1]
+    assert endpoint.keys == {"Bearer very-secret-key"}
+    for path in (tmp_path / "run").rglob("*"):
+        assert not path.is_file() or b"very-secret-key" not in path.read_bytes()
+
+
+def the_client(endpoint: ScoringEndpoint, **more: Any) -> ScoringClient:
+    return ScoringClient("t", TeacherSettings(url=endpoint.url, backoff_s=0.01, **more))
+
+
+def test_scores_of_a_text_are_the_decoders(teacher: Path) -> None:
+    with scoring(teacher) as endpoint:
+        client = the_client(endpoint)
+        assert client.check(endpoint.tokenizer) == 255
+        said = client.score([Read([5, 6, 7], [8, 9]), Read([1], [2])], 3, print)
+        client.close()
+    tokens = torch.tensor([5, 6, 7, 8, 9])
+    attend = causal(5, tokens.device)
+    with torch.no_grad():
+        rows = endpoint.decoder.logits(endpoint.decoder(tokens, attend.positions, attend))
+    exact = rows.log_softmax(-1)[2:4]
+    assert said[0].own == pytest.approx([exact[0, 8].item(), exact[1, 9].item()])
+    assert said[0].ids == exact.topk(3).indices.tolist()
+    assert said[0].logprobs[1] == pytest.approx(exact[1].topk(3).values.tolist())
+    assert len(said[1].own) == 1 and client.tokens == 7 and client.retries == 0
+
+
+ANSWERS = {
+    "no log-probabilities of the prompt": [
+        b'{"choices": []}',
+        b'{"choices": [{"text": "x"}]}',
+        b'{"choices": [{"prompt_logprobs": null}]}',
+        b'{"choices": [{"prompt_logprobs": [null]}]}',
+        b'{"choices": [{"prompt_logprobs": [null, {"3": {"logprob": -1}}]}]}',
+        b'{"choices": [{"prompt_logprobs": [null, {"2": {"logprob": NaN}}]}]}',
+        b'{"choices": [{"prompt_logprobs": [null, {"2": {"logprob": 0.5}}]}]}',
+        b"[1]",
+    ],
+    "no JSON": [b"<html>", b"\xff"],
+}
+
+
+@pytest.mark.parametrize(
+    ("what", "content"), [(what, each) for what, found in ANSWERS.items() for each in found]
+)
+def test_an_answer_that_is_none_is_one_error(teacher: Path, what: str, content: bytes) -> None:
+    with scoring(teacher, lambda path, number: (200, content)) as endpoint:
+        client = the_client(endpoint, served="the-teacher")
+        with pytest.raises(TrainingError, match=f"teacher 't' tells {what}"):
+            client.score([Read([1], [2])], 0, print)
+        client.close()
+
+
+def test_a_refusal_is_told_at_once_and_a_long_answer_is_cut(teacher: Path) -> None:
+    with scoring(teacher) as endpoint:
+        client = the_client(endpoint, served="the-teacher", most_mb=1)
+        endpoint.fault = lambda path, number: (401, b'{"error": {"message": "whose key?"}}')
+        with pytest.raises(TrainingError, match=r"refuses /v1/completions with status 401: whose"):
+            client.score([Read([1], [2])], 0, print)
+        assert client.retries == 0
+        client.close()
+        client = the_client(endpoint, served="the-teacher", most_mb=1)
+        endpoint.fault = lambda path, number: (200, b" " * (2 << 20))
+        with pytest.raises(TrainingError, match="more than 1 MB; raise most_mb"):
+            client.score([Read([1], [2])], 0, print)
+        assert client.retries == 0
+        client.close()
+
+
+def test_a_teacher_that_is_not_there_is_one_error_after_its_patience(
+    student: Path, tmp_path: Path
+) -> None:
+    recipe = a_recipe(tmp_path, student, f'url = "http://127.0.0.1:9"\n{SOON}', 'loss = "topk"')
+    with pytest.raises(TrainingError, match=r"'teacher-0' at http://127\.0\.0\.1:9: .*within 0\.3"):
+        train(load_recipe(recipe, []), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def another_tokenizer(teacher: Path, directory: Path) -> Path:
+    directory.mkdir()
+    for path in teacher.iterdir():
+        (directory / path.name).write_bytes(path.read_bytes())
+    content = json.loads((directory / "tokenizer.json").read_text())
+    words = content["model"]["vocab"]
+    first, second = list(words)[:2]
+    words[first], words[second] = words[second], words[first]
+    (directory / "tokenizer.json").write_text(json.dumps(content))
+    return directory
+
+
+def test_a_teacher_with_another_tokenizer_is_refused(
+    student: Path, teacher: Path, tmp_path: Path
+) -> None:
+    other = another_tokenizer(teacher, tmp_path / "other")
+    recipe = a_recipe(tmp_path, student, f'model = "{other}"')
+    with pytest.raises(ModelError, match=r"'teacher-0' has another tokenizer: its token 0 is '.*'"):
+        train(load_recipe(recipe, []), tmp_path / "run")
+    with scoring(other) as endpoint:
+        recipe = a_recipe(tmp_path, student, f'url = "{endpoint.url}"', 'loss = "topk"')
+        with pytest.raises(ModelError, match=r"'teacher-0' at http.* has another tokenizer than"):
+            train(load_recipe(recipe, []), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    compare("same", Tokenizer.load(teacher), Tokenizer.load(student))
+
+
+def conflicts(teachers: Sequence[dict[str, Any]], **more: Any) -> list[str]:
+    stage = Distill(
+        steps=1,
+        task=[TaskSettings(name="arithmetic")],
+        teacher=[TeacherSettings(**each) for each in teachers],
+        **more,
+    )
+    return list(stage.conflicts())
+
+
+@pytest.mark.parametrize(
+    ("teachers", "more", "found"),
+    [
+        ([{}], {}, "teacher.0: give either model or url"),
+        ([{"model": "a", "url": "http://b"}], {}, "teacher.0: give either model or url"),
+        ([{"url": "http://b"}], {}, 'needs; take "topk"'),
+        ([{"url": "ftp://b"}], {"loss": "topk"}, "no http:// or https:// URL"),
+        ([{"url": "http://b", "dtype": "float32"}], {"loss": "topk"}, "dtype says nothing of a te"),
+        (
+            [{"model": "a", "patience_s": 3.0}],
+            {},
+            "patience_s says nothing of a teacher with model",
+        ),
+        ([{"model": "a"}, {"model": "b"}], {}, "several name no tasks"),
+        ([{"model": "a", "tasks": ["gsm8k"]}], {}, "'gsm8k' is no task of the stage, which has ar"),
+        ([{"model": "a", "tasks": ["arithmetic"]}] * 2, {}, "2 teach 'arithmetic'"),
+        ([{"model": "a", "name": "x"}, {"model": "b", "name": "x"}], {}, "2 are named 'x'"),
+        ([{"model": "a"}], {"loss": "policy_gradient", "beta": 0.5}, "beta is not for loss"),
+        ([{"model": "a"}], {"correction": "off"}, "correction is not for loss = 'jsd'"),
+    ],
+)
+def test_what_does_not_go_together_is_told(
+    teachers: list[dict[str, Any]], more: dict[str, Any], found: str
+) -> None:
+    assert any(found in each for each in conflicts(teachers, **more))
+    assert conflicts([{"model": "a"}]) == []
+
+
+def test_a_served_teacher_scores_at_temperature_1_alone(tmp_path: Path, student: Path) -> None:
+    more = 'loss = "topk"\nsampling.temperature = 0.7'
+    recipe = a_recipe(tmp_path, student, 'url = "http://127.0.0.1:9"', more)
+    with pytest.raises(ConfigError, match=r"scores at temperature 1, not at sampling\.temp"):
+        load_recipe(recipe, [])
+
+
+TWO_TASKS = """
+[[stage.task]]
+name = "arithmetic"
+label = "sums"
+held_out = 8
+options = { operators = ["+"] }
+
+[[stage.task]]
+name = "arithmetic"
+label = "products"
+held_out = 8
+options = { operators = ["*"] }
+
+"""
+
+
+def sure(model: Path) -> Path:
+    """The same model, three times as sure of everything."""
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.norm.weight"] *= 3
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    return model
+
+
+def test_two_specialists_are_merged_each_on_its_own_task(student: Path, tmp_path: Path) -> None:
+    teacher = sure(a_model(tmp_path / "one", hidden_size=48))
+    other = sure(a_model(tmp_path / "other", hidden_size=40))
+    parts = f'model = "{teacher}"\ntasks = ["products"]\nname = "p"\n\n[[stage.teacher]]\n'
+    parts += f'model = "{other}"\nname = "s"'
+    text = a_recipe(tmp_path, student, parts).read_text()
+    head, _, tail = text.partition("[stage.task]\n")
+    recipe = tmp_path / "two.toml"
+    recipe.write_text(head + TWO_TASKS + tail[tail.index("[[stage.teacher]]") :])
+    logged = distilled(recipe, tmp_path / "run", "stage.steps=40", "stage.problems_per_step=8")
+    run = RunDir.read(tmp_path / "run")
+    after = tmp_path / "run" / "weights"
+    for task, its, another, name in (
+        ("products", teacher, other, "p"),
+        ("sums", other, teacher, "s"),
+    ):
+        groups = [each for each in run.ledger.read(0, 1) if each.group.problem.task == task]
+        before, now = (reverse_kl(each, its, groups) for each in (student, after))
+        assert now < 0.85 * before
+        old, new = (reverse_kl(each, another, groups) for each in (student, after))
+        assert now / before < new / old - 0.1  # it is its own that it went to
+        tokens = sum(len(each.tokens) for one in groups for each in one.group.completions)
+        assert logged[0].teachers[name].tokens == tokens
+
+
+def test_whose_task_it_is() -> None:
+    math, code, rest = ({"model": "m", "tasks": tasks} for tasks in (["math"], ["code"], []))
+    teachers = [TeacherSettings(**each) for each in (rest, math, code)]
+    assert [teacher_of(teachers, task) for task in ("math", "code", "prose")] == [1, 2, 0]
+    assert teacher_of(teachers[1:], "prose") is None
+
+
+def test_every_sampled_token_has_the_same_share_and_groups_go_by_teacher() -> None:
+    def scored(name: str, *texts: Completion) -> ScoredGroup:
+        problem = Problem(name, [{"role": "user", "content": name}], "", task=name)
+        return ScoredGroup(Group(problem, [1], list(texts), "w"), [Verdict(0.0)] * len(texts))
+
+    plain = Completion.sampled([5, 6], [-0.5, -0.25], FinishReason.STOP, "x", 0)
+    tool = Completion(
+        [Segment([7], [-1.0], 0), Segment([8, 9]), Segment([10], [-2.0], 0)], FinishReason.STOP, "y"
+    )
+    teachers: Any = SimpleNamespace(of=lambda task: {"b": 0, "a": 1}[task])
+    lesson = lesson_of([scored("a", plain), scored("b", tool)], teachers, lambda _: 3)
+    assert [group.weights for group in lesson.groups] == [[[0.25, 0, 0, 0.25]], [[0.25, 0.25]]]
+    assert lesson.owners.tolist() == [0] * 4 + [1] * 2
+    assert [group.label for group in lesson.groups] == ["w/3", "w/3"]
+    assert math.isclose(sum(w for g in lesson.groups for t in g.weights for w in t), 1)
+
+
+@pytest.mark.slow
+def test_interlock_serve_tells_what_the_decoder_in_the_process_does(teacher: Path) -> None:
+    command = [sys.executable, "-m", "interlock.cli", "serve", str(teacher), "--port", "0"]
+    clean = {k: v for k, v in os.environ.items() if k != "INTERLOCK_API_KEY"}
+    key = {"INTERLOCK_API_KEY": "k" * 24}
+    process = subprocess.Popen(
+        [*command, "--dtype", "float32", "replica.slots=4"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=clean | key,
+    )
+    try:
+        assert process.stderr is not None
+        line = next(line for line in process.stderr if "is served at" in line)
+        found = re.search(r"http://127\.0\.0\.1:\d+", line)
+        assert found is not None
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("A_KEY", "k" * 24)
+            client = ScoringClient("t", TeacherSettings(url=found[0], key_variable="A_KEY"))
+        assert client.check(Tokenizer.load(teacher)) > 0
+        texts = [Read(list(range(10, 10 + n)), list(range(100, 100 + 2 * n))) for n in (1, 5, 20)]
+        said = client.score(texts, 8, print)
+        client.close()
+    finally:
+        process.kill()
+        process.wait(60)
+    decoder = load_decoder(teacher, torch.float32, torch.device("cpu"))
+    for text, told in zip(texts, said, strict=True):
+        tokens = torch.tensor(text.given + text.completion)
+        attend = causal(len(tokens), tokens.device)
+        with torch.no_grad():
+            rows = decoder.logits(decoder(tokens, attend.positions, attend)).log_softmax(-1)
+        exact = rows[len(text.given) - 1 : -1]
+        own = exact.gather(1, torch.tensor(text.completion)[:, None])[:, 0]
+        assert told.own == pytest.approx(own.tolist(), abs=1e-4)
+        for ids, values, row in zip(told.ids, told.logprobs, exact, strict=True):
+            assert values == pytest.approx(row.topk(8).values.tolist(), abs=1e-4)
+            assert values == pytest.approx(row[torch.tensor(ids)].tolist(), abs=1e-4)
