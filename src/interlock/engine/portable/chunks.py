@@ -23,6 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from interlock.engine.portable.passes import Forward
 from interlock.engine.portable.prefilling import PREFILL_TOKENS, Filled, PromptsToCompute
 from interlock.engine.portable.prefix_cache import BLOCK, PrefixCache, Span, block_names
 from interlock.engine.portable.prompts import Prompt
@@ -100,13 +101,13 @@ class PromptChunks(PromptsToCompute):
     def keep(self, tokens: Sequence[int], owner: str, span: Span) -> None:
         self.prefixes.keep(block_names(tokens, owner), span)
 
-    def step(self, decoder: Decoder) -> Iterator[Filled]:
+    def step(self, decoder: Decoder, forward: Forward) -> Iterator[Filled]:
         room = self._a_step
         while room and self._started:
             for each in self._started:
                 self._reuse(each, decoder)
             parts = self._parts(min(room, PREFILL_TOKENS))
-            self._compute(decoder, parts)
+            self._compute(decoder, forward, parts)
             room -= sum(part.length for part in parts)
             whole = [part.of for part in parts if not part.of.left]
             self._started = [each for each in self._started if each.left]
@@ -145,14 +146,14 @@ class PromptChunks(PromptsToCompute):
                 taken |= {each.next_block} - {None}
         return [PromptPart(oldest, min(oldest.left, for_oldest + room)), *parts]
 
-    def _compute(self, decoder: Decoder, parts: Sequence[PromptPart]) -> None:
+    def _compute(self, decoder: Decoder, forward: Forward, parts: Sequence[PromptPart]) -> None:
         """One forward pass."""
         for part in parts:
             self._make_room(part.of, decoder)
         place = decoder.embed.device
         attend = Further(parts, place, self._fused_above)
         stream = [token for each, n in parts for token in each.tokens[each.past : each.past + n]]
-        hidden = decoder(torch.tensor(stream, device=place), attend.positions, attend)
+        hidden = forward(torch.tensor(stream, device=place), attend.positions, attend)
         at = 0
         for each, count in parts:
             at += count

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 
 from interlock.engine.portable.kv_cache import Prefill
+from interlock.engine.portable.passes import Forward
 from interlock.engine.portable.prefix_cache import Span
 from interlock.engine.portable.prompts import Prompt, length_class
 from interlock.models.decoder import Decoder
@@ -44,8 +45,10 @@ class PromptsToCompute(ABC):
     def add(self, prompt: Prompt) -> None: ...
 
     @abstractmethod
-    def step(self, decoder: Decoder) -> Iterator[Filled]:
-        """Compute as much as belongs into one step, and hand over what is whole."""
+    def step(self, decoder: Decoder, forward: Forward) -> Iterator[Filled]:
+        """Compute as much as belongs into one step, and hand over what is whole. `forward` is the
+        decoder's, or what takes others along (passes.py).
+        """
 
     @abstractmethod
     def forget(self, prompt: Prompt) -> None:
@@ -78,7 +81,7 @@ class WholePrompts(PromptsToCompute):
     def add(self, prompt: Prompt) -> None:
         self._fresh.append(prompt)
 
-    def step(self, decoder: Decoder) -> Iterator[Filled]:
+    def step(self, decoder: Decoder, forward: Forward) -> Iterator[Filled]:
         fresh, self._fresh = self._fresh, []
         classes: dict[int, list[Prompt]] = defaultdict(list)
         for prompt in fresh:
@@ -86,9 +89,9 @@ class WholePrompts(PromptsToCompute):
         for longest, members in classes.items():
             together = max(1, PREFILL_TOKENS // longest)
             for start in range(0, len(members), together):
-                yield self._compute(decoder, members[start : start + together])
+                yield self._compute(decoder, forward, members[start : start + together])
 
-    def _compute(self, decoder: Decoder, fresh: Sequence[Prompt]) -> Filled:
+    def _compute(self, decoder: Decoder, forward: Forward, fresh: Sequence[Prompt]) -> Filled:
         """One forward pass over prompts of similar length."""
         texts = [prompt.text for prompt in fresh]
         common = _common(texts)
@@ -96,7 +99,7 @@ class WholePrompts(PromptsToCompute):
         place = decoder.embed.device
         attend = Prefill(common, [len(rest) for rest in rests], place, self._fused_above)
         stream = torch.tensor([*texts[0][:common], *itertools.chain(*rests)], device=place)
-        hidden = decoder(stream, attend.positions, attend)  # [N, d]
+        hidden = forward(stream, attend.positions, attend)  # [N, d]
         for prompt, last in zip(fresh, hidden[attend.last], strict=True):
             prompt.hidden = last
         return Filled(fresh, *attend.stored())

@@ -8,7 +8,8 @@
 
 Computed are: each prompt once, and what prompts prefilled together begin with (a system turn, say)
 once for all of them; one row per sequence and token but the last; the vocabulary projection of just
-the rows that sample. A prompt is prefilled when the first of its sequences gets a slot and
+the rows that sample. Where prompts are computed in parts, what runs goes along with a part in one
+pass (passes.py). A prompt is prefilled when the first of its sequences gets a slot and
 forgotten with the last, so memory is bounded by the slots, not by the requests.
 
 Between two steps nothing but keys and values depends on the weights: `recompute` makes them anew
@@ -19,14 +20,15 @@ Legend: B sequences that sample, d hidden size, N tokens of the stream
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from interlock.engine import guides
 from interlock.engine.base import Progress, Request, Vocabulary
 from interlock.engine.portable.chunks import PromptChunks
-from interlock.engine.portable.kv_cache import Decode, KVCache, Prefill
+from interlock.engine.portable.kv_cache import KVCache, Prefill
+from interlock.engine.portable.passes import DecodeStep, Forward, WithRunning
 from interlock.engine.portable.prefilling import (
     PREFILL_TOKENS,
     PromptsToCompute,
@@ -58,9 +60,8 @@ class Scheduler:
         schedule: Schedule = EXACT,
     ) -> None:
         self._decoder, self._vocabulary, self._slots = decoder, vocabulary, slots
-        self._decode_step: Callable[[torch.Tensor, torch.Tensor, Decode], torch.Tensor] = (
-            RecordedSteps(decoder) if graphs and recordable(decoder) else decoder
-        )
+        recorded = graphs and recordable(decoder)
+        self._decode_step: DecodeStep = RecordedSteps(decoder) if recorded else decoder
         self._fused_above, self._schedule = fused_above, schedule
         self._guides = guides.Guides(vocabulary, decoder.arch.vocab)
         self._to_compute: PromptsToCompute = (
@@ -121,8 +122,12 @@ class Scheduler:
 
     def step(self, version: int) -> list[Progress]:
         """Draw the next token of all that run, with the decoder's weights, those of `version`."""
-        hidden = [self._decode()] if self._running else []
-        if started := self._admit():
+        running = self._newest() if self._running else None
+        if running is not None and not self._schedule.prefill_chunk:
+            running.hidden()  # by itself: in company it would round otherwise
+        self._compute_prompts(running or self._decoder)
+        hidden = [] if running is None else [running.hidden()]
+        if started := self._start():
             hidden.append(torch.stack([each.prompt.hidden for each in started]))
         if not self._running:
             return []
@@ -173,17 +178,21 @@ class Scheduler:
             found[row] = k[:, *part], v[:, *part]
         return found, shared
 
-    def _admit(self) -> list[Running]:
-        """Give the free slots to sequences, computing as many prompts as that takes."""
+    def _compute_prompts(self, forward: Forward) -> None:
+        """As many as the free slots take."""
         free = self._slots - len(self._running)
         self._choose(free - len(self._starting) - self._to_compute.sequences)
         computed: list[Prompt] = []
-        for filled in self._to_compute.step(self._decoder):
+        for filled in self._to_compute.step(self._decoder, forward):
             self._stored.put(*filled)
             computed += filled.prompts
         for prompt in sorted(computed, key=lambda each: each.number):
             numbers = prompt.request.numbers
             self._starting += [self._begin(prompt, number) for number in numbers]
+
+    def _start(self) -> list[Running]:
+        """Give the free slots to sequences whose prompts are computed."""
+        free = self._slots - len(self._running)
         started = [self._starting.popleft() for _ in range(min(free, len(self._starting)))]
         for each in started:
             self._stored.start(len(self._running), each.prompt)
@@ -249,12 +258,13 @@ class Scheduler:
         else:
             self._rest()
 
-    def _decode(self) -> torch.Tensor:
-        """Run the newest token of every running sequence through the decoder -> [B, d]."""
+    def _newest(self) -> WithRunning:
+        """The newest token of every running sequence, on its way through the decoder."""
         attend = self._stored.decode(self._running, self._prompts.values())
         tokens = self._tensor([each.tokens[-1] for each in self._running])
         positions = [each.prompt.length + len(each.fresh) - 1 for each in self._running]
-        return self._decode_step(tokens, self._tensor(positions), attend)
+        alone = self._decode_step
+        return WithRunning(self._decoder, tokens, self._tensor(positions), attend, alone)
 
     def _tensor(self, values: Sequence[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.long, device=self._device)
