@@ -32,6 +32,8 @@ class TaskSettings(SettingsTable, frozen=True):
     held_out: Annotated[int, Meta(gt=0, le=1_000_000)] = 128
     overlong: Overlong = "refuse"  # a prompt that leaves no room for sampling.max_tokens
     system: str | None = None  # a system turn put before every problem
+    # What the chat template is told with every problem; what a row says itself goes before it.
+    template: dict[str, Any] = {}  # { enable_thinking = false }
     workers: Processes = 1  # verifier processes
     timeout_s: Rate = 5.0  # to judge one answer
     # Times that it is tried again to judge answers when it failed through no fault of theirs (what

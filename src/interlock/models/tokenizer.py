@@ -37,7 +37,8 @@ class Tokenizer:
 
     eos_ids: every token that ends a turn or a text, by any of the model's files, and the one with
         which the chat template closes an assistant's turn: what is learned as the end must stop.
-    unclosed: what the template closes such a turn with when that is no token, which nothing stops.
+    closing: what the template closes such a turn with, white space apart.
+    unclosed: the same when that is no token, which nothing stops.
     eos_id: the tokenizer's own end token, to close a plain text with; None when it has none.
     vocab_size: one more than the largest token id.
     roles: bos_token, eos_token, … as they are written.
@@ -56,7 +57,7 @@ class Tokenizer:
         self._directory = directory
         self.roles: dict[str, str] = {}
         self.eos_id = eos_id
-        closing = "" if template is None else _closing(template)
+        closing = self.closing = "" if template is None else _closing(template)
         added = backend.get_added_tokens_decoder()
         first = backend.encode(closing, add_special_tokens=False).ids[:1] if closing else []
         closes = frozenset(first) & added.keys()
@@ -117,13 +118,18 @@ class Tokenizer:
         """Token ids of a plain text to train on: framed as the tokenizer frames texts (a BOS, if it
         puts one), and closed with `eos_id`. Neither is doubled where the text has it already.
         """
-        ids = self._encoding(text, framed=True).ids
-        first = self._encoding("", framed=True).ids[:1]
+        return self.completed("", text)[0]
+
+    def completed(self, prompt: str, text: str) -> tuple[list[int], list[bool]]:
+        """The `document` of both in a row, and of each token whether it is of the second alone."""
+        encoding, first = self._encoding(prompt + text, framed=True), self.framed("")[:1]
+        start = len(prompt)
+        ids, mask = encoding.ids, [_within(o, start, start + len(text)) for o in encoding.offsets]
         if first and ids[:2] == 2 * first:
-            ids = ids[1:]
+            ids, mask = ids[1:], mask[1:]
         if self.eos_id is not None and ids[-1:] != [self.eos_id]:
-            ids.append(self.eos_id)
-        return ids
+            ids, mask = [*ids, self.eos_id], [*mask, True]
+        return ids, mask
 
     def entries(self) -> dict[int, tuple[str, AddedToken | None]]:
         """Every token by its id, as the vocabulary spells it; and what was added to it, as that."""
@@ -187,14 +193,14 @@ class Tokenizer:
         """The token ids of `render`. Raises ModelError."""
         return self.encode(self.render(messages, add_generation_prompt, **more))
 
-    def opening(self, messages: Messages) -> str:
+    def opening(self, messages: Messages, **more: Any) -> str:
         """The thinking that the template itself begins the answer with: "<think>\\n"; as a rule "".
 
         It is written as answers are decoded. Raises ModelError.
         """
         if not thinking.since(self.template or ""):
             return ""
-        asked, told = self.render(messages), self.render(messages, add_generation_prompt=False)
+        asked, told = self.render(messages, **more), self.render(messages, False, **more)
         apart = next((n for n, (a, b) in enumerate(zip(asked, told, strict=False)) if a != b), None)
         begun = thinking.since(asked[len(told) if apart is None else apart :])
         return self.decode(self.encode(begun))
@@ -218,6 +224,16 @@ class Tokenizer:
             for i, offsets in enumerate(encoding.offsets):
                 mask[i] |= _within(offsets, start, end)
         return encoding.ids, mask
+
+    def continued(self, before: str, text: str) -> tuple[list[int], list[bool]]:
+        """The ids of two texts in a row, and for each whether it is of the second.
+
+        Those of the first are the ones that it has alone, as when a model goes on behind it.
+        """
+        given, ids = self.encode(before), self.encode(before + text)
+        if ids[: len(given)] != given:  # a token spans both
+            ids = given + self.encode(text)
+        return ids, [place >= len(given) for place in range(len(ids))]
 
     def save(self, directory: Path) -> None:
         """Copy the tokenizer's files to `directory`, a replaced chat template included."""

@@ -119,7 +119,7 @@ def _problems(question: Question) -> tuple[list[Problem], int, int]:
     room = context - question.sampling.max_tokens
 
     def fits(problem: Problem) -> bool:
-        return len(tokenizer.chat(problem.messages)) < room
+        return len(tokenizer.chat(problem.messages, **problem.template)) < room
 
     shipped = prompts()
     kept = [problem for problem in shipped if fits(problem)]
@@ -215,7 +215,10 @@ def _bisect(
         prompt, answer = group.prompt_tokens, group.completions[0].tokens
     else:  # a side could not even answer
         tokenizer = Tokenizer.load(question.model)
-        texts = [tokenizer.chat(problem.messages) for problem in _problems(question)[0]]
+        texts = [
+            tokenizer.chat(problem.messages, **problem.template)
+            for problem in _problems(question)[0]
+        ]
         prompt = max(texts, key=len)
         prompt, answer = prompt[:-8], prompt[-8:]
     whole = prompt + answer

@@ -1,16 +1,16 @@
 """Greedy accuracy on problems that training never sees."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from interlock.config.reading import parse_recipe
 from interlock.config.schema import GeneratorSettings
 from interlock.config.stages import StageSettings
 from interlock.config.tasks import TaskSettings
-from interlock.errors import ConfigError, TrainingError
+from interlock.errors import ConfigError, TaskError, TrainingError
 from interlock.models.fetch import find_model
 from interlock.models.huggingface import read_architecture
 from interlock.models.tokenizer import Tokenizer
@@ -20,10 +20,12 @@ from interlock.records.rl import Group, Problem, Sampling, Score, ScoredGroup
 from interlock.rundir import RunDir
 from interlock.tasks.mixture import Verifiers, open_tasks
 from interlock.tasks.sources import Unfit
+from interlock.text import one_line
 from interlock.workers.generator import open_generator
 from interlock.workers.generators import Generators, Outcome, Purpose, Work
 from interlock.workers.inline import Inline
 
+_RENDERED = ("messages", "add_generation_prompt", "tools")  # what a template is told anyway
 _LOOK_S = 0.5  # the longest wait at a time
 _UNIT = 256  # no setting: a larger part changes no answer, and is lost with a worker as a whole
 
@@ -133,7 +135,8 @@ def room(max_tokens: int, tokenizer: Tokenizer, context: int) -> Unfit:
     """What tells why a prompt and its answer would not fit into the model's context, if so."""
 
     def unfit(problem: Problem) -> str | None:
-        length = len(tokenizer.chat(problem.messages))
+        told(tokenizer, problem.template)
+        length = len(tokenizer.chat(problem.messages, **problem.template))
         if length == 0:
             return "the chat template makes nothing of it; mend the template, or the row"
         if length + max_tokens <= context:
@@ -145,6 +148,16 @@ def room(max_tokens: int, tokenizer: Tokenizer, context: int) -> Unfit:
         )
 
     return unfit
+
+
+def told(tokenizer: Tokenizer, template: Mapping[str, Any]) -> None:
+    """Raise TaskError where a chat template is told what it does not ask for."""
+    for name in template:
+        if name in _RENDERED or name not in (tokenizer.template or ""):
+            raise TaskError(
+                f"the chat template knows no {one_line(name, 40)!r}, which stage.task.template or "
+                "a row tells it; remove that, or give [model] chat_template one that does"
+            )
 
 
 def is_due(stage: Stage[StageSettings], step: int) -> bool:

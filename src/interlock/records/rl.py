@@ -27,6 +27,7 @@ class Problem(msgspec.Struct, frozen=True):
     answer: str  # the reference answer, in whatever form the task's verifier reads
     meta: dict[str, Any] = {}
     task: str = ""  # what its stage calls the task that it is of
+    template: dict[str, Any] = {}  # what the chat template is told: {"enable_thinking": False}
 
 
 class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -60,6 +60,7 @@ def open_source(task: TaskSettings, unfit: Unfit = fits) -> ProceduralSource:
             messages=prompt(task, options.template.format(a=a, op=op, b=b)),
             answer=str(_OPERATIONS[op](a, b)),
             meta={"a": a, "op": op, "b": b},
+            template=task.template,
         )
 
     operands = 10**most - (10 ** (fewest - 1) if fewest > 1 else 0)

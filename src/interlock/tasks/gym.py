@@ -55,6 +55,7 @@ def open_source(task: TaskSettings, unfit: Unfit = fits) -> ProceduralSource:
             messages=prompt(task, entry["question"]),
             answer="" if entry["answer"] is None else str(entry["answer"]),
             meta={"entry": pack(entry)},
+            template=task.template,
         )
 
     families = len(dataset)

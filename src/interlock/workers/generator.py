@@ -77,7 +77,7 @@ class Generator:
 
         def group(index: int, answers: list[Completion]) -> Group:
             asked = pending[index]
-            opening = self.tokenizer.opening(asked.problem.messages)
+            opening = self.tokenizer.opening(asked.problem.messages, **asked.problem.template)
             prompt = asked.request.prompt_tokens
             return Group(asked.problem, prompt, answers, self.name, opening)
 
@@ -92,7 +92,7 @@ class Generator:
         self, problem: Problem, completions: int, sampling: Sampling, seed: int
     ) -> PendingGroup:
         """A problem, to be given to the engine. Raises ModelError when the template refuses it."""
-        prompt = self.tokenizer.chat(problem.messages)
+        prompt = self.tokenizer.chat(problem.messages, **problem.template)
         stop_ids = self.tokenizer.special_ids(sampling.stop)
         request = Request(problem.id, prompt, completions, sampling, seed, stop_ids)
         return PendingGroup(problem, request)

@@ -22,11 +22,11 @@ class Reader:
 
     def prompt(self, problem: Problem) -> list[int]:
         """Raises ModelError when the chat template refuses it."""
-        return self._tokenizer.chat(problem.messages)
+        return self._tokenizer.chat(problem.messages, **problem.template)
 
     def opening(self, problem: Problem) -> str:
         """What that prompt says for the assistant already: see Group."""
-        return self._tokenizer.opening(problem.messages)
+        return self._tokenizer.opening(problem.messages, **problem.template)
 
     def read(self, drawn: Sequence[Completion], sampling: Sampling) -> list[Completion] | None:
         """The completions with the text and the end that their tokens have; None when the tokens
