@@ -21,7 +21,8 @@ _BARE = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?:@[\w./-]+)?")
 
 
 def fetch(address: str, kind: Literal["model", "dataset"], files: Sequence[str]) -> Path:
-    """The repository's `files`, patterns of names in its root, in the hub's cache.
+    """The repository's `files` in the hub's cache: patterns of names in its root, or of paths where
+    one of them has a folder.
 
     Raises UserError when it is no such address, or when the hub does not give it.
     """
@@ -41,7 +42,7 @@ def fetch(address: str, kind: Literal["model", "dataset"], files: Sequence[str])
             repo_type=kind,
             revision=place[2],
             allow_patterns=list(files),
-            ignore_patterns=["*/*"],
+            ignore_patterns=None if any("/" in each for each in files) else ["*/*"],
         )
     except Exception as error:  # the client raises its own, its HTTP library's, OSError, ValueError
         raise UserError(

@@ -80,7 +80,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_row(
         ('{"text": "a", "n": NaN}', "NaN is no number"),
         ('{"text": "\\ud800"}', "half of a surrogate pair"),
         ({"messages": CHAT["messages"][::-1]}, "the first turn is the assistant's"),
-        ({"text": 3}, "a row is"),
+        ({"text": 3}, "the column 'text' is 3"),
         ({"text": ""}, "the text is empty"),
         ({"text": "a b", "messages": []}, "messages or text, not both"),
         ({"messages": [{"role": "user"}]}, "a message needs a role and a content"),
@@ -97,7 +97,7 @@ def test_a_bad_row_is_named(
 
 
 def test_missing_and_empty_files_are_named(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    with pytest.raises(TaskError, match="no data at"):
+    with pytest.raises(TaskError, match="there is no"):
         read(tmp_path / "none.jsonl", tokenizer, 10)
     with pytest.raises(TaskError, match=r"empty\.jsonl: the file is empty"):
         read(write(tmp_path / "empty.jsonl"), tokenizer, 10)

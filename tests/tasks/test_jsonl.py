@@ -155,9 +155,15 @@ def test_files_are_those_that_problems_and_verdicts_hang_on(
         ('{"question": "a", "answer": 1e999999999}', "too many digits"),
         ('{"question": "a", "answer": ' + "9" * 5000 + "}", "a number of 5000 digits"),
         ("[1]", "expected a JSON object"),
-        ('{"question": "a"}', "no field 'answer'; the row has 'question'"),
+        (
+            '{"question": "a"}',
+            "no field 'answer', 'solution' or 'ground_truth'; the row has 'question'",
+        ),
         ('{"question": "", "answer": "1"}', "the field 'question' is \"\""),
-        ('{"question": ["a"], "answer": "1"}', "the field 'question' is [\"a\"]"),
+        (
+            '{"question": ["a"], "answer": "1"}',
+            "a message needs a role and a content, not 'a' (in the column 'question')",
+        ),
         ('{"question": "a", "answer": true}', "the field 'answer' is true"),
         ('{"question": "a", "answer": null}', "the field 'answer' is null"),
         ('{"question": "\\ud800", "answer": "1"}', "half of a surrogate pair"),

@@ -16,6 +16,8 @@ Weight = Annotated[float, Meta(ge=0, le=1e9)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Decay = Annotated[float, Meta(ge=0, lt=1)]  # of a running mean, which 1 would never move
 
+# How a row's model is told whether it thinks: recipes/texts.py.
+ThinkingSwitch = Literal["template", "tags"]
 Overlong = Literal["refuse", "leave_out"]  # what is done about data that does not fit
 
 

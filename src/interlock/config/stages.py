@@ -21,6 +21,7 @@ from interlock.config.fields import (
     Rate,
     SettingsTable,
     Share,
+    ThinkingSwitch,
     Weight,
 )
 from interlock.config.losses import LossSettings
@@ -179,15 +180,18 @@ class Distill(Sampled, frozen=True, kw_only=True, tag="distill"):
 
 
 class Sft(StageSettings, frozen=True, kw_only=True, tag="sft"):
-    """Supervised fine-tuning on `data`, a JSONL file.
+    """Supervised fine-tuning on `data`: JSONL, Parquet or a saved data set (tasks/data.py).
 
-    A row is {"messages": […]} (loss on the assistant's tokens) or {"text": …} (on all of them).
+    A row is {"messages": […]} (loss on the assistant's tokens), {"text": …} (on all of them) or
+    {"prompt": …, "completion": …} (on the completion's): tasks/columns.py.
     """
 
     data: str
     batch_size: Positive = 16  # rows per optimizer step
     max_tokens: Positive = 1024  # of a row, and no more than the model's context
     overlong: Overlong = "refuse"  # a longer row
+    # How rows with `thinking` tell the model: by the template's enable_thinking, or /no_think.
+    thinking_switch: ThinkingSwitch = "template"
     optimizer: OptimizerSettings = OptimizerSettings()
 
     def conflicts(self) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """Supervised fine-tuning: on chats (loss on the assistant's tokens) or plain text (pretraining).
 
-JSONL -> token rows -> shuffled epochs -> learner.step -> log
+data -> token rows (texts.py) -> shuffled epochs -> learner.step -> log
 """
 
 import random
@@ -8,26 +8,21 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from interlock.config.fields import Overlong
+from interlock.config.fields import Overlong, ThinkingSwitch
 from interlock.config.stages import Sft
 from interlock.errors import TaskError
 from interlock.learner.packing import TrainingGroup
 from interlock.models.tokenizer import Tokenizer
 from interlock.recipes.evaluate import held_out_score, room
 from interlock.recipes.stage import Clock, Stage, update_metrics
+from interlock.recipes.texts import Row, texts
 from interlock.records.rl import Score
 from interlock.tasks import TaskSource
+from interlock.tasks.data import find, rows_of
 from interlock.tasks.mixture import Verifiers, open_tasks
-from interlock.tasks.rows import read_rows, row_errors
-
-
-class Row(NamedTuple):
-    """One training text: `learned[i]` tells whether token i is to be predicted."""
-
-    tokens: list[int]
-    learned: list[bool]
+from interlock.tasks.rows import row_errors
 
 
 class Data(NamedTuple):
@@ -41,14 +36,16 @@ class Data(NamedTuple):
 def prepare(settings: Sft, tokenizer: Tokenizer, context: int) -> Data:
     """Read and tokenise the data, and try the task. Raises UserError, with file and line."""
     limit = min(settings.max_tokens, context)
-    path = Path(settings.data)
-    rows, left_out = read(path, tokenizer, limit, settings.overlong)
+    files = find(settings.data).train
+    rows, left_out = read(
+        settings.data, tokenizer, limit, settings.overlong, settings.thinking_switch
+    )
     if not settings.task:
-        return Data(rows, left_out, None, tokenizer.unclosed, [path])
+        return Data(rows, left_out, None, tokenizer.unclosed, files)
     task = open_tasks(settings.task, room(settings.sampling.max_tokens, tokenizer, context))
     task.held_out(settings.eval.problems)
     with Verifiers(settings.task):
-        return Data(rows, left_out, task, tokenizer.unclosed, [path, *task.files])
+        return Data(rows, left_out, task, tokenizer.unclosed, [*files, *task.files])
 
 
 def run(stage: Stage[Sft], data: Data) -> None:
@@ -84,57 +81,33 @@ def run(stage: Stage[Sft], data: Data) -> None:
 
 
 def read(
-    path: Path, tokenizer: Tokenizer, max_tokens: int, overlong: Overlong = "refuse"
+    path: str | Path,
+    tokenizer: Tokenizer,
+    max_tokens: int,
+    overlong: Overlong = "refuse",
+    switch: ThinkingSwitch = "template",
 ) -> tuple[list[Row], int]:
-    """The rows of a JSONL file, and how many longer than `max_tokens` were left out.
+    """The training texts of a data set, and how many longer than `max_tokens` were left out.
 
-    {"messages": [{"role": …, "content": …}, …]}: a chat; only the assistant's tokens are learned.
-    {"text": …}: plain text; every token but the first is learned, and the end of the text.
-
-    Raises TaskError with file and line, for a longer row too unless `overlong` is "leave_out".
+    What a row may be is in tasks/columns.py, what becomes of it in texts.py. Raises TaskError with
+    file and line, for a longer text too unless `overlong` is "leave_out".
     """
     rows, left_out = [], 0
-    for number, content in read_rows(path):
-        with row_errors(path, number):
-            row = _row(content, tokenizer)
-            fits = len(row.tokens) <= max_tokens
-            if not fits and overlong == "refuse":
-                raise TaskError(
-                    f"{len(row.tokens)} tokens are more than max_tokens = {max_tokens}; raise "
-                    'max_tokens, or leave such rows out: overlong = "leave_out"'
-                )
-        if fits:
-            rows.append(row)
-        else:
-            left_out += 1
+    for file, number, content in rows_of(find(str(path)).train):
+        with row_errors(file, number):
+            for row in texts(content, tokenizer, switch):
+                if len(row.tokens) <= max_tokens:
+                    rows.append(row)
+                elif overlong == "refuse":
+                    raise TaskError(
+                        f"{len(row.tokens)} tokens are more than max_tokens = {max_tokens}; raise "
+                        'max_tokens, or leave such rows out: overlong = "leave_out"'
+                    )
+                else:
+                    left_out += 1
     if not rows:
         raise TaskError(f"{path} has no usable row: all {left_out} are longer than {max_tokens}")
     return rows, left_out
-
-
-def _row(content: Any, tokenizer: Tokenizer) -> Row:
-    match content:
-        case {"messages": _, "text": _}:
-            raise TaskError("a row has messages or text, not both; take one of them out")
-        case {"messages": [*messages]}:
-            for message in messages:
-                match message:
-                    case {"role": str(), "content": str()}:
-                        pass
-                    case _:
-                        raise TaskError(
-                            f"a message needs a role and a content, not {message!r:.80}"
-                        )
-            tokens, learned = tokenizer.assistant_mask(messages)
-            if not any(learned[1:]):
-                raise TaskError("no assistant turn to learn from")
-            return Row(tokens, learned)
-        case {"text": str(text)}:
-            tokens = tokenizer.document(text)
-            if len(tokens) < 2:
-                raise TaskError("the text is empty")
-            return Row(tokens, [True] * len(tokens))
-    raise TaskError('a row is {"messages": [{"role": …, "content": …}, …]} or {"text": …}')
 
 
 def draw(rows: Sequence[Row], count: int, step: int, seed: int) -> list[Row]:

@@ -61,6 +61,8 @@ def plain(number: int | float) -> str:
     if isinstance(number, int):
         return str(number)
     exact = Decimal(number.text if isinstance(number, WrittenFloat) else repr(number))
+    if not exact.is_finite():
+        raise ValueError(f"{exact} is no number that an answer can be")
     if abs(exact.adjusted()) > _MOST_DIGITS:
         raise ValueError(f"the number {exact} has too many digits; give it as a text")
     return format(exact, "f")

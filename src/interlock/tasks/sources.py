@@ -177,10 +177,14 @@ class ProceduralSource:
         return found
 
 
-def prompt(task: TaskSettings, question: str) -> list[dict[str, str]]:
-    """The chat turns of a problem: the task's system turn, if it has one, and the question."""
+def prompt(
+    task: TaskSettings, question: str, before: Sequence[dict[str, str]] = ()
+) -> list[dict[str, str]]:
+    """The chat turns of a problem: the task's system turn, if it has one, those before the question
+    and the question.
+    """
     system = [] if task.system is None else [{"role": "system", "content": task.system}]
-    return [*system, {"role": "user", "content": question}]
+    return [*system, *before, {"role": "user", "content": question}]
 
 
 def _first(held_out: list[Problem], count: int) -> list[Problem]:
