@@ -156,6 +156,13 @@ class Desk:
                 return "an end by a grammar, where there is none"
             self.end(job, EndKind.MISTAKE, _broken(begun + len(stretch.tokens)), replicas)
             return None
+        self._take(replica, part, stretch)
+        return None
+
+    def _take(self, replica: ReplicaHandle, part: LivePart, stretch: Stretch) -> None:
+        """Tell what a replica drew of one of its parts, and whether that ends it."""
+        job, choice = part.job, part.job.choices[stretch.number]
+        assert replica.serves is not None
         first = not choice.tokens
         choice.tokens += stretch.tokens
         choice.logprobs += stretch.logprobs
@@ -163,13 +170,12 @@ class Desk:
         job.weights, part.origin = replica.serves, replica.kind
         part.advanced, part.strikes = True, 0
         replica.count(generated_tokens=len(stretch.tokens), cached_tokens=stretch.cached)
-        top = stretch.top if asked.rules.top_logprobs else []
         piece = Piece(
-            number,
+            stretch.number,
             stretch.tokens,
             stretch.logprobs,
-            top,
-            version,
+            stretch.top if job.generation.rules.top_logprobs else [],
+            replica.serves.number,
             stretch.finish,
             replica.name,
             stretch.cached if first else 0,
@@ -182,7 +188,6 @@ class Desk:
             replica.failures = 0
             replica.count(served=1)
             self._ended(job)
-        return None
 
     def mistake(
         self, replica: ReplicaHandle, ask: int, reason: str, replicas: Sequence[ReplicaHandle]

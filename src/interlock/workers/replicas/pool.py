@@ -68,34 +68,41 @@ class Pool:
         self._ending = threading.Event()
         self._error: BaseException | None = None
         self._idle = threading.Condition(self._lock)
-        opened = threading.Event()
+        self._opened = threading.Event()
 
-        def work() -> None:
-            try:
-                with closing(open_fleet()) as self._fleet:
-                    given = self._fleet, workers, settings, band, terms, limits.vocab
-                    self._crew = Crew(*given, lambda *said: self._notes.append(said))
-                    self._crew.changes.target = self._newest
-                    if newest is not None:
-                        self._crew.changes.stores[newest.version] = newest.url
-                    opened.set()
-                    self._work()
-            except BaseException as error:
-                self._error = error
-                raise
-            finally:
-                self._lose_all()
-                opened.set()
+        def crew(fleet: Fleet) -> Crew:
+            given = fleet, workers, settings, band, terms, limits.vocab
+            made = Crew(*given, lambda *said: self._notes.append(said))
+            made.changes.target = self._newest
+            if newest is not None:
+                made.changes.stores[newest.version] = newest.url
+            return made
 
-        self._thread = threading.Thread(target=work, name="replicas", daemon=True)
+        self._thread = threading.Thread(
+            target=self._run, args=(open_fleet, crew), name="replicas", daemon=True
+        )
         self._thread.start()
-        if not opened.wait(_OPENING_S):
+        if not self._opened.wait(_OPENING_S):
             self._ending.set()
             raise TrainingError(f"the fleet did not open within {_OPENING_S:g} s")
         if self._error is not None:
             raise self._error
         if store is not None:
             threading.Thread(target=self._follow, name="follow", daemon=True).start()
+
+    def _run(self, open_fleet: Callable[[], Fleet], crew: Callable[[Fleet], Crew]) -> None:
+        """The pool's own thread, from the fleet's opening to its end."""
+        try:
+            with closing(open_fleet()) as self._fleet:
+                self._crew = crew(self._fleet)
+                self._opened.set()
+                self._work()
+        except BaseException as error:
+            self._error = error
+            raise
+        finally:
+            self._lose_all()
+            self._opened.set()
 
     @property
     def limits(self) -> Limits:
