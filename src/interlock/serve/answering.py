@@ -50,6 +50,7 @@ class Provenance:
 
     @property
     def tree(self) -> dict[str, Any]:
+        """As answers tell it."""
         return {"version": self.version, "replicas": list(self.replicas), "moved": self.moved}
 
 

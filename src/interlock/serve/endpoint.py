@@ -74,6 +74,7 @@ class Endpoint:
 
     @property
     def limits(self) -> Limits:
+        """Of the model, as the replicas that serve have them."""
         return self.pool().limits
 
     def begin(self, generations: Sequence[Generation]) -> Hearing:
@@ -106,6 +107,7 @@ class Endpoint:
 
 
 def new_id(prefix: str) -> str:
+    """A name that no other request has."""
     return f"{prefix}-{secrets.token_hex(12)}"
 
 

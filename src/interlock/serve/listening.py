@@ -81,6 +81,7 @@ class Hearing:
         return bool(self._tickets or self._box)
 
     def hear(self, index: int, told: Told) -> None:
+        """Take what was told of a generation."""
         if index not in self._tickets:
             return  # it was ended here already
         self._box.append((index, told))

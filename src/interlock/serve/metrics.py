@@ -49,6 +49,7 @@ class Measured:
         self._ended.labels(self._model, reason).inc()
 
     def text(self) -> bytes:
+        """In Prometheus' format."""
         return generate_latest(self._registry)
 
 

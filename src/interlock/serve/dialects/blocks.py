@@ -19,6 +19,8 @@ from interlock.serve.reading.reader import AnswerReader
 
 
 class BlockKind(Enum):
+    """What stands in a block."""
+
     THINKING = "thinking"
     TEXT = "text"
     CALL = "call"
@@ -26,6 +28,8 @@ class BlockKind(Enum):
 
 @dataclass
 class AnswerBlock:
+    """A stretch of an answer that is one thing: thought, said or called."""
+
     kind: BlockKind
     number: int  # among the answer's blocks
     text: str = ""  # of a call: its arguments' JSON
@@ -35,12 +39,16 @@ class AnswerBlock:
 
 
 class BlockEventKind(Enum):
+    """What happens to a block."""
+
     BEGIN = "begin"
     MORE = "more"
     END = "end"
 
 
 class BlockEvent(NamedTuple):
+    """One thing that happens to a block, with what it adds."""
+
     kind: BlockEventKind
     block: AnswerBlock
     text: str = ""  # what there is more of it

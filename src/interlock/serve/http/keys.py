@@ -39,6 +39,7 @@ class Keys:
         return found
 
     def overlaps(self, other: "Keys") -> bool:
+        """Whether some key opens both."""
         return any(other.whose(key) is not None for key, _ in self._keys)
 
 
@@ -78,4 +79,5 @@ def _lines(file: Path) -> list[str]:
 
 
 def new_key() -> str:
+    """A key that nobody guesses."""
     return secrets.token_urlsafe(24)

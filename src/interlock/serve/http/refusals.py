@@ -49,6 +49,7 @@ class Refusal(Exception):
 
     @property
     def tree(self) -> dict[str, dict[str, str | None]]:
+        """OpenAI's body, all four keys."""
         default = "server_error" if self.status >= 500 else "invalid_request_error"
         kind = _KINDS.get(self.status, default)
         told = {"message": self.message, "type": kind, "param": self.param, "code": self.code}

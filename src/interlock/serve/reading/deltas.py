@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 
 class DeltaKind(StrEnum):
+    """What a delta adds to."""
+
     REASONING = "reasoning"
     CONTENT = "content"
     CALL = "call"  # one begins: id, name
@@ -16,6 +18,8 @@ class DeltaKind(StrEnum):
 
 
 class Delta(NamedTuple):
+    """What an answer grew by."""
+
     kind: DeltaKind
     text: str = ""
     number: int = 0  # of the call
@@ -25,6 +29,8 @@ class Delta(NamedTuple):
 
 
 class ToolCall(NamedTuple):
+    """A call that the answer makes."""
+
     id: str
     name: str
     arguments: str  # JSON
@@ -52,6 +58,7 @@ class Whole:
         return len(self._calls)
 
     def push(self, delta: Delta) -> None:
+        """Take what was added."""
         match delta.kind:
             case DeltaKind.REASONING:
                 self._reasoning += delta.text
@@ -70,6 +77,7 @@ class Whole:
                 self._content = ""
 
     def answer(self, reasoning_tokens: int = 0) -> ChatAnswer:
+        """All that was added, as one answer."""
         calls = [call for _, call in sorted(self._calls.items())]
         reasoning, content = self._reasoning or None, self._content or None
         if reasoning is None and not calls:

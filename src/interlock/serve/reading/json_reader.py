@@ -18,6 +18,8 @@ _LONGEST_SCALAR = 400
 
 
 class Reading(Enum):
+    """How far a text is read."""
+
     MORE = "more"
     DONE = "done"  # it ended with this character
     BAD = "bad"

@@ -16,12 +16,16 @@ from interlock.serve.reading.lexer import Item, Mark
 
 
 class PortionKind(Enum):
+    """Where a portion belongs."""
+
     THOUGHT = "thought"
     ANSWER = "answer"
     RETRACTED = "retracted"  # all that was told as answer was thought
 
 
 class Portion(NamedTuple):
+    """A piece of an answer with its place."""
+
     kind: PortionKind
     item: Item = ""
 

@@ -18,6 +18,7 @@ from interlock.serve.reading.lexer import Item, Mark
 
 
 def new_id() -> str:
+    """A name that no other call has."""
     return f"call_{secrets.token_hex(12)}"
 
 

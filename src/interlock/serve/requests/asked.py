@@ -16,6 +16,7 @@ Fields = TypeVar("Fields", bound=RequestModel)
 
 
 def endpoint_of(request: Request) -> Endpoint:
+    """The endpoint that a request came to."""
     found = request.app.state.endpoint
     assert isinstance(found, Endpoint)
     return found

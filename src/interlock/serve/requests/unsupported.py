@@ -19,6 +19,7 @@ class Inert(NamedTuple):
     pairs: bool = False  # an object of short texts, likewise
 
     def allows(self, value: Any) -> bool:
+        """Whether the value asks for nothing."""
         if value is None or any(type(value) is not bool and value == v for v in self.values):
             return True
         if isinstance(value, bool):

@@ -104,6 +104,7 @@ class Sessions:
 
     @property
     def held_bytes(self) -> int:
+        """Of memory, of all sessions."""
         with self._lock:
             return sum(session.held_bytes for session, _ in self._sessions.values())
 

@@ -11,6 +11,8 @@ from interlock.serve.prompts.turns import Tool
 
 
 class ToolChoice(NamedTuple):
+    """Which tools are told, and which may or must be called."""
+
     told: Sequence[Tool]  # the model is told of them, and its calls are read
     callable: Sequence[Tool]  # of these
     required: bool  # at least one must be called

@@ -18,6 +18,8 @@ Ticket = int
 
 
 class Replicas(Protocol):
+    """What an endpoint needs of replicas."""
+
     @property
     def limits(self) -> Limits:
         """What every replica can take; `slots` is the sum of those that serve."""
@@ -40,7 +42,8 @@ class Replicas(Protocol):
         others. Nothing happens if it has ended.
         """
 
-    def facts(self) -> list[ReplicaFacts]: ...
+    def facts(self) -> list[ReplicaFacts]:
+        """Of every replica, as it is now."""
 
     @property
     def waiting(self) -> int:

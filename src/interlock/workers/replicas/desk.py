@@ -47,6 +47,7 @@ class Desk:
 
     @property
     def waiting(self) -> int:
+        """Sequences that no replica has."""
         return self.queue.sequences + sequences(self.moving)
 
     def accept(

@@ -49,6 +49,7 @@ class LiveGeneration:
 
     @property
     def done(self) -> bool:
+        """Whether every choice has its end."""
         return all(choice.ended for choice in self.choices.values())
 
 
@@ -70,6 +71,7 @@ class LivePart:
 
     @property
     def left(self) -> list[int]:
+        """Numbers of its choices that have no end yet."""
         return [number for number in self.numbers if not self.job.choices[number].ended]
 
     @property
@@ -126,4 +128,5 @@ class LivePart:
 
 
 def sequences(parts: Sequence[LivePart]) -> int:
+    """How many are open in some parts."""
     return sum(len(part.left) for part in parts)

@@ -26,12 +26,16 @@ _VERSIONS = 16  # of which the reference's scores are kept
 
 
 class CanaryScores(NamedTuple):
+    """What a replica says of the canary."""
+
     text: list[float]  # logprobs of canary.text[1:], through prefill
     decode: list[float]  # of the continuations as they were drawn
     prefill: list[float]  # of the same tokens, through prefill
 
 
 class Judgement(NamedTuple):
+    """Whether a replica is inside its band, and why not."""
+
     refused: str  # why it may not serve; "": it may
     warning: str
     facts: dict[str, Any]

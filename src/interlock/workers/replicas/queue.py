@@ -27,9 +27,11 @@ class FairQueue:
 
     @property
     def sequences(self) -> int:
+        """How many wait."""
         return sum(len(part.numbers) for part in self)
 
     def add(self, part: LivePart) -> None:
+        """Behind all of the same key."""
         asked = part.job.generation
         self._given[asked.key] = max(self._given.get(asked.key, 0.0), self._level_for(asked.key))
         self._waiting.setdefault(asked.priority, {}).setdefault(asked.key, deque()).append(part)
@@ -49,6 +51,7 @@ class FairQueue:
         self.remove(part)
 
     def remove(self, part: LivePart) -> None:
+        """Take it out, wherever it waits."""
         asked = part.job.generation
         keys = self._waiting[asked.priority]
         keys[asked.key].remove(part)

@@ -42,6 +42,8 @@ class WeightChange:
 
 @dataclass(eq=False)
 class ReplicaHandle:
+    """One replica as the pool knows it."""
+
     spec: Spec
     open: Open
     rank: tuple[bool, bool] = (True, True)  # see parity.py
@@ -91,10 +93,12 @@ class ReplicaHandle:
 
     @property
     def up(self) -> bool:
+        """Whether its worker runs."""
         return self.state not in OFF
 
     @property
     def running(self) -> int:
+        """Sequences that it has."""
         return sequences(list(self.held.values()))
 
     @property

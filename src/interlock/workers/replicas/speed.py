@@ -15,6 +15,8 @@ _PROMPT_KEEP = 0.9
 
 @dataclass(eq=False)
 class ReplicaSpeed:
+    """How fast a replica draws, by how many at a time."""
+
     steps: float = 0.0  # decayed count, and sums over them
     sequences: float = 0.0
     squares: float = 0.0
