@@ -52,12 +52,12 @@ def plain() -> dict[str, Any]:
 
 
 def with_tool() -> dict[str, Any]:
-    """strict_tools off: this model writes the marks of a call as text, which strict refuses beside
-    tool_choice auto, and that is what inspect-ai asks for once a call that was forced is done.
+    """Its tools are strict, as it marks all of them: beside tool_choice auto too, which it asks for
+    once a call that was forced is done.
     """
     solver = [use_tools(add(), tool_choice=ToolFunction(name="add")), generate(tool_calls="loop")]
     rows = [Sample(input="What is 12 + 30?", target="42")]
-    log = _run(Task(dataset=rows, solver=solver, message_limit=6), 96, strict_tools=False)
+    log = _run(Task(dataset=rows, solver=solver, message_limit=6), 96)
     (sample,) = log.samples or []
     return {
         "status": log.status,
