@@ -177,6 +177,24 @@ def test_of_the_top_k_it_is_the_divergence_of_the_words_and_the_rest(
     assert (value <= whole + 1e-6).all()  # some of what differs is not seen
 
 
+@pytest.mark.parametrize("k", [1, 4])
+def test_of_the_top_k_it_is_trls_with_a_tail(k: int) -> None:
+    trl = pytest.importorskip("trl.experimental.iw_opd.iw_opd_trainer").IWOPDTrainer
+    noise = torch.Generator().manual_seed(k)
+    logits, theirs = (torch.randn(1, 6, 11, generator=noise, dtype=torch.float64) for _ in range(2))
+    logits.requires_grad_()
+    labels = torch.zeros(1, 6, dtype=torch.int64)
+    expected = trl.generalized_jsd_loss(
+        *(logits, theirs, labels), beta=0.0, reduction="sum", top_k=k, add_tail=True
+    )
+    (slopes,) = torch.autograd.grad(expected, logits)
+    top = theirs[0].log_softmax(-1).topk(k)
+    log_p = logits.detach()[0].log_softmax(-1)
+    value, slope, _ = bucketed(log_p, top.indices, top.values, 0.0)
+    assert value.sum().item() == pytest.approx(expected.item(), abs=1e-6)
+    assert (slope - slopes[0]).abs().max().item() < 1e-6
+
+
 def test_a_teachers_mass_that_rounding_made_more_than_all_stays_finite() -> None:
     log_p = torch.tensor([[0.5, 0.5 - 1e-30, 1e-30]]).log()
     log_q = torch.tensor([[0.6, 0.4001]]).log()
@@ -364,6 +382,25 @@ def test_a_step_hands_adamw_the_gradients_of_the_plain_loop(
     mu = torch.cat([flat(group.sampler_logprobs) for group in groups])
     assert result.mismatch is not None and result.clipped_share is None
     assert result.mismatch.max == pytest.approx((pi - mu).abs().max().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_in_bfloat16_the_gradients_are_those_of_float32_but_for_rounding(
+    tiny: Callable[..., Decoder], sampled: Callable[..., list[TrainingGroup]], told: bool
+) -> None:
+    groups, how = shares(sampled(LENGTHS)), Divergence(0.5, top_k=8)
+    found = []
+    for dtype in ("float32", "bfloat16"):
+        teacher, learner = tiny(1), make(tiny(0), dtype=dtype)
+        teacher.dtype = learner.decoder.dtype
+        target = LocalTarget(teacher, 61, how)
+        if told:
+            target = ToldTarget(tops(teacher, learner, groups, 1.0, 4, 8, 61), how)  # type: ignore
+        owners = torch.zeros(17, dtype=torch.int64)
+        result, (measured,) = distil(learner, groups, owners, [target], how, 4, 61)
+        found.append((result.loss, result.grad_norm, measured.reverse_kl))
+    assert found[1] == pytest.approx(found[0], rel=0.02)
+    assert found[1] != found[0]
 
 
 def test_what_a_local_teacher_says_of_tokens(

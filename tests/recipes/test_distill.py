@@ -478,7 +478,6 @@ def test_every_sampled_token_has_the_same_share_and_groups_go_by_teacher() -> No
     assert math.isclose(sum(w for g in lesson.groups for t in g.weights for w in t), 1)
 
 
-@pytest.mark.slow
 def test_interlock_serve_tells_what_the_decoder_in_the_process_does(teacher: Path) -> None:
     command = [sys.executable, "-m", "interlock.cli", "serve", str(teacher), "--port", "0"]
     clean = {k: v for k, v in os.environ.items() if k != "INTERLOCK_API_KEY"}
