@@ -18,12 +18,13 @@ from interlock.config.fields import (
     Seed,
     SettingsTable,
 )
+from interlock.config.judging import JudgeSettings
 
 
 class TaskSettings(SettingsTable, frozen=True):
     """`[stage.task]`, or one of several `[[stage.task]]`: a source of problems and its verifier."""
 
-    name: str  # "arithmetic", "gsm8k", "jsonl", or "reasoning-gym/<generator>"
+    name: str  # "arithmetic", "code", "gsm8k", "jsonl", or "reasoning-gym/<generator>"
     options: dict[str, Any] = {}  # the task's own, which it checks (docs/recipes.md)
     label: str = ""  # what figures and teachers call it; "": its name
     weight: Rate = 1.0  # of several: its share of a step's problems, against the others' weights
@@ -44,6 +45,7 @@ class TaskSettings(SettingsTable, frozen=True):
     # What judges runs isolated: "auto", when it executes what the model wrote; "always"; or "none",
     # which is kept in the run's record.
     sandbox: Literal["auto", "always", "none"] = "auto"
+    judge: JudgeSettings | None = None  # a model that scores the answers, in the verifier's stead
 
     @property
     def called(self) -> str:
@@ -56,6 +58,13 @@ def task_conflicts(tasks: Sequence[TaskSettings]) -> Iterator[str]:
     for called, times in Counter(each.called for each in tasks).items():
         if times > 1:
             yield f"task: {times} are called {called!r}; give each a label of its own"
+    for task in tasks:
+        if task.judge is None:
+            continue
+        for conflict in task.judge.conflicts():
+            yield f"task.judge.{conflict}"
+        if "verifier" in task.options:
+            yield "task.judge and task.options.verifier both say who scores; remove one"
     if len(tasks) == 1 and tasks[0].weight != 1:
         yield f"task.weight = {tasks[0].weight} is against other tasks, and there is one; remove it"
 

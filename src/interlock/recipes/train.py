@@ -42,7 +42,8 @@ from interlock.recipes.sinks import Sink, Sinks
 from interlock.recipes.stage import Stage
 from interlock.records.trust import Role, Sizes
 from interlock.rundir import Checkpoint, RunDir
-from interlock.tasks.executing import executes
+from interlock.sandbox.canary import open_sandbox
+from interlock.tasks.executing import executes, judges_outside
 from interlock.tasks.verifier_pool import sandbox_of
 from interlock.workers.generators import Generators
 from interlock.workers.inline import Inline
@@ -303,7 +304,8 @@ def _note_untried(uses: Sequence[Use], sizes: Sizes, run: RunDir, sinks: Sink) -
 
 def _note_isolation(recipe: Recipe, run: RunDir, sinks: Sink) -> None:
     for task in (task for stage in recipe.stage for task in stage.task):
-        if (way := sandbox_of(task)) is not None:
+        way = open_sandbox() if judges_outside(task) else sandbox_of(task)
+        if way is not None:
             message = f"answers to {task.name} are judged in a sandbox of {way.name}"
             sinks.event(run.event("sandboxed", message, way=way.name))
         elif executes(task):

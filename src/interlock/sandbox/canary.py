@@ -11,15 +11,18 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 import msgspec
 
 from interlock.errors import SandboxError
 from interlock.processes.scratch import Scratch
 from interlock.sandbox.limits import ResourceLimits
-from interlock.sandbox.running import NotStarted, Ran, run
+from interlock.sandbox.running import NotStarted, run
 from interlock.sandbox.slots import Slot
 from interlock.sandbox.ways import WAYS, Way
+
+Started = TypeVar("Started")
 
 _PAUSES_S = (0.05, 0.5)
 _REMEDY = (
@@ -92,7 +95,7 @@ def fault(way: Way) -> str | None:
     return f"what runs in it {' and '.join(escaped)}" if escaped else None
 
 
-def retried(start: Callable[[], Ran]) -> Ran:
+def retried(start: Callable[[], Started]) -> Started:
     """Try a start again that failed through no fault of the program's. Raises NotStarted."""
     for pause_s in _PAUSES_S:
         with contextlib.suppress(NotStarted):

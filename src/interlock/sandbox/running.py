@@ -25,7 +25,7 @@ from interlock.text import last_line
 _START_S = 60.0  # on a busy machine
 _END_S = 5.0  # from SIGKILL to the end of all that ran
 _PIECE_BYTES = 1 << 16
-_ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": "/tmp"}
+ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": "/tmp"}
 
 
 class EndedBy(StrEnum):
@@ -79,7 +79,7 @@ def run(
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                env=_ENVIRONMENT,
+                env=ENVIRONMENT,
                 cwd="/",
                 pass_fds=around.inherited,
                 start_new_session=True,

@@ -13,9 +13,9 @@ import resource
 import shutil
 import site
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from interlock.sandbox import inside, landlock, seccomp
 from interlock.sandbox.limits import ResourceLimits
@@ -26,6 +26,18 @@ _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix
 _SETTINGS = ("/etc/ld.so.cache", "/etc/alternatives", "/etc/localtime")
 _OWN = ("/dev/urandom", "/dev/zero", "/proc/self/statm")
 _PACKAGE = Path(__file__).parents[1]
+
+
+class Scene(NamedTuple):
+    """What can be seen in a sandbox beside the system's libraries and the interpreter.
+
+    `visible`: files, and directories with all below them. `hidden`: what of all that cannot be seen
+    after all; code of ours always can. `packages`: whether the installed ones can be imported.
+    """
+
+    visible: Sequence[Path] = ()
+    hidden: Sequence[Path] = ()
+    packages: bool = True
 
 
 class Way(Protocol):
@@ -41,12 +53,14 @@ class Way(Protocol):
         limits: ResourceLimits,
         visible: Iterable[Path] = (),
         scratch: str | None = None,
+        scene: Scene | None = None,
     ) -> "Around":
         """What to start a command with that is to run in it; without one, source is run.
 
         Args:
             visible: what can be read too, beside the interpreter and the packages installed with
                 it: files, and directories with all below them.
+            scene: the same and more; in its stead.
             scratch: a directory that code of ours may write to where there is no /tmp of its own;
                 nothing limits how much.
         """
@@ -97,6 +111,7 @@ class Bubblewrap:
         limits: ResourceLimits,
         visible: Iterable[Path] = (),
         scratch: str | None = None,
+        scene: Scene | None = None,
     ) -> "Around":
         assert self._program is not None
         resources = limits.resources()
@@ -111,8 +126,10 @@ class Bubblewrap:
             place = found.scratch = "/tmp"
             size = str(limits.scratch_mb << 20)
             found.command += ["--perms", "1777", "--size", size, "--tmpfs", place]
-        for path in (*_SETTINGS, *_needed(visible)):
+        scene = scene or Scene(tuple(visible))
+        for path in (*_SETTINGS, *_needed(scene)):
             found.command += [*_entered(path), "--ro-bind-try", path, path]
+        found.command += _masks(scene)
         # Root without capabilities may still write the settings of the kernel, which are its own.
         found.command += ["--proc", "/proc", "--remount-ro", "/proc"]
         found.command += ["--dev", "/dev", "--remount-ro", "/dev"]
@@ -142,13 +159,16 @@ class Landlock:
         limits: ResourceLimits,
         visible: Iterable[Path] = (),
         scratch: str | None = None,
+        scene: Scene | None = None,
     ) -> "Around":
         found = Around()
         found.scratch = scratch
+        scene = scene or Scene(tuple(visible))
+        seen, cut = _without([*_SYSTEM, *_SETTINGS, *_needed(scene)], scene.hidden)
         opens = {
-            "readable": [*_SYSTEM, *_SETTINGS, *_needed(visible), *_OWN],
+            "readable": [*seen, str(_PACKAGE), *_OWN],
             "writable": ["/dev/null", *([] if scratch is None else [scratch])],
-            "listed": [str(_PACKAGE.parent)],
+            "listed": [str(_PACKAGE.parent), *cut],
         }
         rights = {"alone": limits.processes == 1, "still": scratch is None, "opens": opens}
         found.command = _inside(found.ready, limits.resources(), **rights)
@@ -176,11 +196,14 @@ def _inside(ready: int, limits: list[tuple[int, int]], **rights: Any) -> list[st
     return [python, *flags, inside.__file__, marshal.dumps(rights).hex()]
 
 
-def _needed(visible: Iterable[Path]) -> list[str]:
+def _needed(scene: Scene) -> list[str]:
     """The interpreter, what it can import, this package, and what was asked for."""
-    paths = [sys.base_prefix, sys.prefix, *site.getsitepackages(), site.getusersitepackages()]
-    paths += [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if _apart(path)]
-    paths += [str(_PACKAGE), *map(str, visible)]
+    paths = [sys.base_prefix]
+    if scene.packages:
+        searched = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+        paths += [sys.prefix, *site.getsitepackages(), site.getusersitepackages()]
+        paths += [path for path in searched if _apart(path)]
+    paths += [str(_PACKAGE), *map(str, scene.visible)]
     found: list[str] = []
     for path in paths:
         if os.path.exists(path) and not any(
@@ -188,6 +211,39 @@ def _needed(visible: Iterable[Path]) -> list[str]:
         ):
             found.append(path)
     return found
+
+
+def _masks(scene: Scene) -> list[str]:
+    """Of bubblewrap: nothing where something hidden is; and this package, should it lie there."""
+    words: list[str] = []
+    for path in map(os.path.realpath, scene.hidden):
+        if os.path.isdir(path):
+            words += ["--tmpfs", path]
+            if _PACKAGE.is_relative_to(path):
+                words += ["--ro-bind", str(_PACKAGE), str(_PACKAGE)]
+            words += ["--remount-ro", path]
+        elif os.path.exists(path):
+            words += ["--ro-bind", os.devnull, path]
+    return words
+
+
+def _without(paths: Iterable[str], hidden: Sequence[Path]) -> tuple[list[str], list[str]]:
+    """What of these files and directories is left without the hidden ones, and the directories that
+    lead to these: Landlock opens whole trees, and takes nothing of one away but its files' content.
+    """
+    away = [Path(os.path.realpath(each)) for each in hidden]
+    found, above, left = [], [], [os.path.realpath(path) for path in paths if os.path.exists(path)]
+    while left:
+        path = left.pop()
+        if any(Path(path).is_relative_to(each) for each in away):
+            continue
+        if any(each.is_relative_to(path) for each in away):
+            above.append(path)
+            # Links are not followed: what they lead to is opened where it lies, or hidden.
+            left += [each.path for each in os.scandir(path) if not each.is_symlink()]
+        else:
+            found.append(path)
+    return found, above
 
 
 def _apart(path: str) -> bool:

@@ -16,6 +16,7 @@ from interlock.tasks.sources import TaskSource, Unfit, fits
 
 _SOURCES = {
     "arithmetic": "interlock.tasks.arithmetic",
+    "code": "interlock.tasks.code.problems",
     "gsm8k": "interlock.tasks.jsonl",
     "jsonl": "interlock.tasks.jsonl",
     "reasoning-gym": "interlock.tasks.gym",

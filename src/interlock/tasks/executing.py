@@ -33,9 +33,16 @@ _NUMBER = re.compile(r"(?<!\w)\d+(?:\.\d*)?(?:[eE][-+]?\d+)?")
 _ATTRIBUTE = re.compile(r"\.\s*[A-Za-z_]")
 
 
+def judges_outside(task: TaskSettings) -> bool:
+    """Whether its verifier keeps what answers do away from itself, with limits of its own: then no
+    answer can make it fail, and what ends it is nobody's fault.
+    """
+    return task.name == "code" and task.judge is None
+
+
 def executes(task: TaskSettings) -> bool:
-    """Whether judging an answer to this task executes it."""
-    return task.name.partition("/")[2] in EXECUTING
+    """Whether judging an answer to this task executes it in the verifier's own process."""
+    return task.judge is None and task.name.partition("/")[2] in EXECUTING
 
 
 def harmless(answer: str) -> bool:

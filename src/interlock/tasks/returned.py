@@ -25,11 +25,13 @@ def verdict_of(value: Any) -> Verdict:
         value: a finite number, the reward; a bool, that the answer is right (reward 1) or not (0);
             or a dict or object with `reward`, `correct` and `parts`, of which all but one of the
             first two may be missing. Without a reward it is 1 or 0, as `correct` says. Scalars and
-            arrays of one element of numpy and torch are what they hold.
+            arrays of one element of numpy and torch are what they hold. Or a Verdict that failed.
 
     Raises:
         TypeError, ValueError: it is none of these.
     """
+    if isinstance(value, Verdict) and not value.status.judged:
+        return value  # one that tells why there is none
     value = _held(value)
     if isinstance(value, bool):
         return Verdict(float(value), value)

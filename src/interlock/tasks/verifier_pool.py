@@ -31,7 +31,7 @@ from interlock.sandbox.canary import open_sandbox
 from interlock.sandbox.limits import ResourceLimits
 from interlock.sandbox.slots import Slot
 from interlock.sandbox.ways import Way
-from interlock.tasks.executing import executes
+from interlock.tasks.executing import executes, judges_outside
 from interlock.tasks.retries import judged_again
 from interlock.tasks.user_verifier import split_verifier
 from interlock.tasks.verifier_worker import (
@@ -44,6 +44,7 @@ from interlock.tasks.verifier_worker import (
 
 START_TIMEOUT_S = 60.0  # importing a verifier's libraries on a busy machine
 _GRACE_S = 5.0  # for a sandboxed verifier to tell of an answer that took its whole time
+_STARTS_S = 2 * START_TIMEOUT_S  # for a verifier to start two sandboxes of its own
 _ATTEMPTS = 3  # to start a process
 _MODULE = "interlock.tasks.verifier_worker"
 # Of the process that loads, which limits its memory itself once it has (verifier_worker.py). What
@@ -189,12 +190,14 @@ class VerifierProcess:
                 return Verdict.failed(VerdictStatus.UNAVAILABLE, str(error))
         self._number += 1
         request = VerifierRequest(self._number, problem, answer.encode("utf-8", "surrogatepass"))
-        grace_s = 0.0 if self._sandbox is None else _GRACE_S
+        outside = judges_outside(self._task)
+        grace_s = _STARTS_S if outside else 0.0 if self._sandbox is None else _GRACE_S
         try:
             reply = self._ask(request, self._task.timeout_s + grace_s)
         except _NoVerdict as error:
             self.stop()
-            return Verdict.failed(error.status, str(error))
+            status = VerdictStatus.UNAVAILABLE if outside else error.status
+            return Verdict.failed(status, str(error))
         if reply.last:
             self.stop()
         return reply.verdict

@@ -35,6 +35,7 @@ _FORGED = "what judged the answer wrote into its own pipe"
 
 _VERIFIERS = {
     "arithmetic": "interlock.tasks.arithmetic",
+    "code": "interlock.tasks.code.verifier",
     "gsm8k": "interlock.tasks.math_verifier",
     "jsonl": "interlock.tasks.math_verifier",
     "reasoning-gym": "interlock.tasks.gym",
