@@ -48,6 +48,7 @@ class Rollouts:
         self.stale = 0
         self.set_aside = 0
         self.retried: int | None = None  # None: the step was judged in an earlier session
+        self.spent: dict[str, float] = {}
 
     @property
     def activity(self) -> Literal["wait", "generate"]:
@@ -85,7 +86,7 @@ class Rollouts:
         before = verifier.retried
         with clock("verify"):
             scored = score(groups, verifier)
-        self.retried = verifier.retried - before
+        self.retried, self.spent = verifier.retried - before, verifier.spent()
         self._stage.note_not_judged(step, scored)
         self._ledger.record(self._stage.index, step, scored, sequences)
         return scored
@@ -121,6 +122,7 @@ class Rollouts:
             verifier_errors=sum(each.status.counts and not each.status.judged for each in verdicts),
             discarded=sum(not each.status.counts for each in verdicts),
             retried=self.retried,
+            judge=self.spent,
             tasks=_each_task(used),
         )
 

@@ -90,6 +90,9 @@ class RolloutMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tr
     # Completions that what judges was not there for: in none of the means of rewards.
     discarded: int | None = None
     retried: int | None = None  # times that one of them was tried again; of this session
+    # What a model as the judge cost since the step before, evaluations included, by name: requests,
+    # retries, prompt_tokens, completion_tokens, seconds, money. Of this session.
+    judge: dict[str, float] = {}
     tasks: dict[str, TaskMetrics] = {}  # of each, where there are several
 
 

@@ -10,6 +10,7 @@ The Art of Computer Programming 3, section 6.4).
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -19,6 +20,7 @@ from math import ceil
 from pathlib import Path
 from random import Random
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
@@ -29,8 +31,24 @@ from interlock.tasks import open_task
 from interlock.tasks.sources import TaskSource, Unfit, fits
 from interlock.tasks.verifier_pool import VerifierPool
 
+if TYPE_CHECKING:
+    from interlock.tasks.judge.panel import Judge
+
 _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio
 _WHOLE = 1 << 64
+
+
+def judge_of(task: TaskSettings) -> "Judge":
+    """The model that scores a task's answers. Raises TaskError."""
+    assert task.judge is not None
+    try:
+        from interlock.tasks.judge.panel import Judge
+    except ModuleNotFoundError as error:
+        raise TaskError(
+            f"task {task.name!r} with a judge needs the package {error.name!r}; "
+            "pip install 'interlock[remote]'"
+        ) from None
+    return Judge(task.judge)
 
 
 def open_tasks(tasks: Sequence[TaskSettings], unfit: Unfit = fits) -> "Mixture":
@@ -127,7 +145,10 @@ class Verifiers:
     """The verifiers of all tasks of a stage, alive inside the `with` block; as a VerifierPool."""
 
     def __init__(self, tasks: Sequence[TaskSettings]) -> None:
-        self._pools = {task.called: VerifierPool(task) for task in tasks}
+        self._pools: dict[str, VerifierPool | Judge] = {
+            task.called: VerifierPool(task) if task.judge is None else judge_of(task)
+            for task in tasks
+        }
 
     @property
     def errors(self) -> int:
@@ -137,10 +158,20 @@ class Verifiers:
     def retried(self) -> int:
         return sum(pool.retried for pool in self._pools.values())
 
+    def spent(self) -> dict[str, float]:
+        """What models as judges cost since this was last asked; nothing without any."""
+        found: Counter[str] = Counter()
+        for pool in self._pools.values():
+            if not isinstance(pool, VerifierPool):
+                found.update(pool.cost().figures())
+        return dict(found)
+
     def __enter__(self) -> "Verifiers":
         with ExitStack() as stack:
             for pool in self._pools.values():
                 stack.enter_context(pool)
+                if not isinstance(pool, VerifierPool):
+                    pool.try_out()
             threads = ThreadPoolExecutor(len(self._pools), thread_name_prefix="verifiers")
             self._threads = stack.enter_context(threads)
             self._stack = stack.pop_all()
