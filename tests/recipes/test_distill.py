@@ -150,7 +150,7 @@ def test_a_stage_brings_the_student_towards_its_teacher(
         assert logged[0].scalars()["teachers/teacher-0/reverse_kl"] == told.reverse_kl
         assert told.overlap is not None and 0 < told.overlap < 1
     (held,) = [e for e in RunDir.read(tmp_path / "run").events() if e.kind == "teacher_held"]
-    assert re.fullmatch(r"1 teachers held in float32: 0\.\d MB", held.message)
+    assert re.fullmatch(r"teachers held in float32: 1, of 0\.\d MB", held.message)
 
 
 def test_a_served_teacher_teaches_what_the_same_one_in_the_process_does(

@@ -116,7 +116,7 @@ class Teachers:
         if self.decoders:
             size = sum(p.numel() * p.element_size() for d in self.decoders for p in d.parameters())
             dtypes = ", ".join(sorted({str(d.dtype).removeprefix("torch.") for d in self.decoders}))
-            message = f"{len(self.decoders)} teachers held in {dtypes}: {size / 2**20:.1f} MB"
+            message = f"teachers held in {dtypes}: {len(self.decoders)}, of {size / 2**20:.1f} MB"
             stage.event("teacher_held", message)
 
     def __enter__(self) -> "Teachers":
