@@ -78,7 +78,7 @@ def test_imports_only_from_lower_floors(path: Path) -> None:
 
 
 def test_the_check_can_fail() -> None:
-    source = "def f():\n    from interlock.learner.loss import policy_loss\n    import vllm\n"
+    source = "def f():\n    from interlock.learner.losses import policy\n    import vllm\n"
     assert len(violations("engine", imports(ast.parse(source)))) == 1
     assert len(violations("models", imports(ast.parse(source)))) == 2
     assert violations("recipes", imports(ast.parse("from interlock import learner, config"))) == []

@@ -12,17 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from interlock.config.losses import LossSettings
 from interlock.errors import TrainingError
-from interlock.learner.loss import (
-    Sums,
-    Terms,
-    chunked_loss,
-    completion_ratio,
-    k3,
-    mismatches,
-    policy_loss,
-    sums,
-    token_logprobs,
-)
+from interlock.learner.losses.corrections import completion_ratio
+from interlock.learner.losses.policy import Sums, mismatches, policy_loss, sums
+from interlock.learner.losses.projection import chunked_loss, token_logprobs
+from interlock.learner.losses.terms import Terms, k3
 from interlock.mismatch import Mismatch, mismatch
 
 PPO = LossSettings(clip_low=0.2, clip_high=0.28, tis_cap=2.0, tis_veto=1e-4)

@@ -4,7 +4,7 @@
     teacher's hidden [M, e] ─ head ─> logits [chunk, V] ─ log nu ─┴─> divergence, and at once its
     or a served one's top k tokens ──────── log nu [chunk, k] ────┘   slope by the student's logits
 
-As in loss.py the gradient of a chunk is taken in the forward pass. Its closed forms are written
+As in losses/projection.py the gradient of a chunk is taken in the forward pass. Its closed forms are written
 below, with p of the student, q of the teacher, both softmax(logits / temperature), and m = beta q +
 (1 - beta) p (generalised Jensen-Shannon divergence: GKD, arXiv 2306.13649, eq. 1 and below it):
 
@@ -38,7 +38,8 @@ from torch import Tensor
 from interlock.chips.products import Product
 from interlock.errors import TrainingError
 from interlock.learner.learner import Learner, StepResult
-from interlock.learner.loss import CACHED, Sums, add_product, mismatches, project, slices
+from interlock.learner.losses.policy import Sums, mismatches
+from interlock.learner.losses.projection import CACHED, add_product, project, slices
 from interlock.learner.packing import MicroBatch, TrainingGroup
 from interlock.mismatch import Mismatch
 from interlock.models.attention import repeated

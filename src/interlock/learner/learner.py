@@ -10,6 +10,7 @@ It knows nothing of rewards, advantages or tasks: what to learn stands in the gr
 import copy
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import msgspec
 import torch
@@ -25,19 +26,15 @@ from interlock.learner.distributed.messages import (
     BeginStage,
     ComputeLogprobs,
     PublishWeights,
+    RenewReference,
     ScoreText,
     TrainStep,
 )
 from interlock.learner.distributed.ranks import Ranks
-from interlock.learner.loss import (
-    Sums,
-    Terms,
-    chunked_loss,
-    completion_ratio,
-    policy_loss,
-    sums,
-    token_logprobs,
-)
+from interlock.learner.losses.constants import Constants, of_completions
+from interlock.learner.losses.policy import Sums, policy_loss, sums
+from interlock.learner.losses.projection import chunked_loss, token_logprobs
+from interlock.learner.losses.terms import Terms
 from interlock.learner.packing import MicroBatch, TrainingGroup, described, labels_of, pack
 from interlock.mismatch import Mismatch
 from interlock.models.attention import causal, repeated
@@ -59,6 +56,9 @@ class StepResult(msgspec.Struct, frozen=True):
     vetoed: int | None  # tokens whose factor is 0 because pi / mu is below tis_veto
     kl: float | None  # k3 against the reference
     by_label: dict[str, Mismatch]  # the same, of the tokens under each label
+    # Of the tokens with a weight, those that gave no gradient: by the rule or the factor.
+    masked_share: float | None = None
+    effective_share: float | None = None  # (sum r)^2 / (n sum r^2), r = pi / mu of those n tokens
 
 
 def learning_rate(settings: OptimizerSettings, step: int, total_steps: int) -> float:
@@ -244,6 +244,15 @@ class Learner:
         with self.ranks.broadcast(PublishWeights(name)):
             return self.version, dict(sharding.published(self.decoder, self.ranks, dtype))
 
+    @torch.no_grad()
+    def renew_reference(self) -> None:
+        """Make the weights as they are now the reference, in the place of the one that is kept."""
+        assert self.reference is not None
+        with self.ranks.broadcast(RenewReference()):
+            pairs = zip(self.reference.parameters(), self.decoder.parameters(), strict=True)
+            for kept, own in pairs:
+                sharding.local_shard(kept).copy_(sharding.local_shard(own))
+
     def _step(
         self,
         groups: Sequence[TrainingGroup],
@@ -252,23 +261,24 @@ class Learner:
         temperature: float,
         behaviour: Tensor | None,
     ) -> StepResult:
-        completion = None
-        if loss is not None and loss.correction == "geometric":
-            lengths = [len(tokens) for group in groups for tokens in group.completions]
-            if behaviour is None:
-                first = self.logprobs(groups, temperature)
-                behaviour = torch.cat([part for group in first for part in group])
-            completion = completion_ratio(behaviour, _sampler(groups), lengths)
+        constants = Constants(behaviour)
+        if loss is not None:
+            now = partial(self._flat_logprobs, groups, temperature)
+            constants = of_completions(groups, loss, behaviour, now)
         total = Sums()
         for batch in self.ranks.shard(batches):
-            total += self._accumulate(batch, loss, temperature, behaviour, completion)
+            total += self._accumulate(batch, loss, temperature, constants)
         if self.ranks.needs_padding(batches):
-            self._accumulate(self._empty(batches[0]), None, temperature, None, None)
+            self._accumulate(self._empty(batches[0]), None, temperature, Constants())
             sharding.discount_last_pass(self.decoder)
         total = sum(self.ranks.all_gather(total), Sums())
         lr = learning_rate(self._schedule, self.steps, self._total_steps)
         grad_norm, skipped = self._apply(total.loss, lr)
         return _result(total, grad_norm, lr, skipped, batches[0], loss, labels_of(groups))
+
+    def _flat_logprobs(self, groups: Sequence[TrainingGroup], temperature: float) -> Tensor:
+        """What `logprobs` gives, [T]."""
+        return torch.cat([part for each in self.logprobs(groups, temperature) for part in each])
 
     def pack(self, groups: Sequence[TrainingGroup], every_token: bool = False) -> list[MicroBatch]:
         """The micro-batches of some groups, as packing.pack. Raises TrainingError."""
@@ -287,20 +297,20 @@ class Learner:
         batch: MicroBatch,
         loss: LossSettings | None,
         temperature: float,
-        old: Tensor | None,
-        completion: Tensor | None,
+        constants: Constants,
     ) -> Sums:
-        """Add the gradients of one micro-batch to those of the step; old, completion: [T], CPU."""
+        """Add the gradients of one micro-batch to those of the step."""
         reference = None
         if self.reference is not None and batch.kl_weights is not None:
             reference = self._logprobs(self.reference, batch, temperature)
         terms = Terms(
             weights=batch.weights,
             sampler=batch.sampler_logprobs,
-            old=_of(batch, old),
+            old=_of(batch, constants.old),
             reference=reference,
             kl_weights=batch.kl_weights,
-            completion=_of(batch, completion),
+            completion=_of(batch, constants.completion),
+            sequence=_of(batch, constants.sequence),
             labels=batch.labels,
         )
         value, logprobs, entropy = chunked_loss(
@@ -390,12 +400,6 @@ def _check_sampled(groups: Sequence[TrainingGroup]) -> None:
             )
 
 
-def _sampler(groups: Sequence[TrainingGroup]) -> Tensor:
-    """log mu of every completion token, fp32 [T]."""
-    columns = [values for group in groups for values in group.sampler_logprobs or ()]
-    return torch.tensor([value for values in columns for value in values], dtype=torch.float32)
-
-
 def _adamw(parameters: dict[str, nn.Parameter], settings: OptimizerSettings) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter, arXiv 1711.05101); norms and biases do not decay."""
     matrices = [parameter for parameter in parameters.values() if parameter.ndim > 1]
@@ -444,4 +448,12 @@ def _result(
         vetoed=total.vetoed if sampled else None,
         kl=None if batch.kl_weights is None else total.kl / tokens,
         by_label={labels[place]: found for place, found in total.by_label.items()},
+        masked_share=total.masked / total.learned if total.learned else None,
+        effective_share=_effective(total) if sampled else None,
     )
+
+
+def _effective(total: Sums) -> float | None:
+    """The effective sample size of pi / mu, over the size; VCPO, arXiv 2602.17616, watches it."""
+    squares = total.learned * total.ratio_squared
+    return total.ratio**2 / squares if squares else None

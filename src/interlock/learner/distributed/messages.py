@@ -50,6 +50,10 @@ class ComputeLogprobs(_CommandBase, frozen=True):
     temperature: float
 
 
+class RenewReference(_CommandBase, frozen=True):
+    """Make the weights as they are now the KL's reference."""
+
+
 class ScoreText(_CommandBase, frozen=True):
     """The log-probabilities of one text's tokens."""
 
@@ -83,6 +87,7 @@ RankCommand = (
     | BeginStage
     | TrainStep
     | ComputeLogprobs
+    | RenewReference
     | ScoreText
     | PublishWeights
     | GatherState

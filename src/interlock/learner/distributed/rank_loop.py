@@ -12,6 +12,7 @@ from interlock.learner.distributed.messages import (
     GatherState,
     PublishWeights,
     RankCommand,
+    RenewReference,
     RestoreState,
     ScoreText,
     ShardDecoder,
@@ -58,6 +59,8 @@ def _execute(learner: Learner, command: RankCommand) -> None:
             learner.step(groups, loss, temperature, None if flat is None else [[flat]])
         case ComputeLogprobs(groups, temperature):
             learner.logprobs(groups, temperature)
+        case RenewReference():
+            learner.renew_reference()
         case ScoreText(tokens):
             learner.score(tokens)
         case PublishWeights(name):
