@@ -126,6 +126,8 @@ class Grpo(Sampled, frozen=True, kw_only=True, tag="grpo"):
     # The group inside which rewards are compared.
     completions: Annotated[int, Meta(ge=2, le=2**16)] = 8
     updates_per_step: Positive = 1  # optimizer steps on one batch of groups
+    # Groups that a step may make in place of those that teach nothing (DAPO's dynamic sampling).
+    extra_groups: NonNegative = 0
     loss: LossSettings = LossSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
 
@@ -139,6 +141,12 @@ class Grpo(Sampled, frozen=True, kw_only=True, tag="grpo"):
 
     def conflicts(self) -> Iterator[str]:
         yield from super().conflicts()
+        yield from (f"loss.{each}" for each in self.loss.conflicts())
+        if self.loss.overlong_zone > self.sampling.max_tokens:
+            yield (
+                f"loss.overlong_zone = {self.loss.overlong_zone} is more than sampling.max_tokens "
+                f"= {self.sampling.max_tokens}; lower it"
+            )
         if self.sampling.temperature == 0:
             yield (
                 "sampling.temperature = 0 makes all completions of a group equal; GRPO needs a "

@@ -4,9 +4,10 @@
     teacher's hidden [M, e] ─ head ─> logits [chunk, V] ─ log nu ─┴─> divergence, and at once its
     or a served one's top k tokens ──────── log nu [chunk, k] ────┘   slope by the student's logits
 
-As in losses/projection.py the gradient of a chunk is taken in the forward pass. Its closed forms are written
-below, with p of the student, q of the teacher, both softmax(logits / temperature), and m = beta q +
-(1 - beta) p (generalised Jensen-Shannon divergence: GKD, arXiv 2306.13649, eq. 1 and below it):
+As in losses/projection.py a chunk's gradient is taken in the forward pass. Its closed forms are
+written below, with p of the student, q of the teacher, both softmax(logits / temperature), and m =
+beta q + (1 - beta) p (generalised Jensen-Shannon divergence: GKD, arXiv 2306.13649, eq. 1 and below
+it):
 
     beta    divergence                               temperature times its slope by a word's logit
     0       KL(q || p) = sum q (log q - log p)       p - q

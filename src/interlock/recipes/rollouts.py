@@ -7,10 +7,14 @@
 
 With staleness 0 no more than a step's problems are ever ordered, so generation waits for every
 update. With a cap of n, generators work up to n steps ahead.
+
+Where others are to be made in place of groups that teach nothing (dynamic sampling: DAPO, arXiv
+2503.14476, section 3.2), they are the next of the same stream, and the step keeps them all: from
+its ledger a resumed run learns the same. What was not yet recorded is among the arrivals.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import count, groupby
 from statistics import fmean, mean
 from typing import Literal
@@ -32,16 +36,22 @@ class Rollouts:
     """Supplies every step of one stage with groups. `stale` and `set_aside` count for the step.
 
     A problem is known by its sequence number, its place in the stage's stream of problems.
+    `extra`: groups of a step, at most, that may be made in place of others.
     """
 
-    def __init__(self, stage: Stage[Sampled], task: TaskSource) -> None:
+    def __init__(self, stage: Stage[Sampled], task: TaskSource, extra: int = 0) -> None:
         assert stage.generators is not None
         self._stage, self._task, self._generators = stage, task, stage.generators
         self._ledger, self._settings = stage.run.ledger, stage.settings
         self._cap = stage.staleness
+        self._extra = extra
         self._step = 0
         self._last: tuple[int, Sequence[Problem]] = (0, ())
-        self._spent = self._ledger.used(stage.index) | set(self._ledger.set_asides(stage.index))
+        used = self._ledger.used(stage.index)
+        self._spent = used | set(self._ledger.set_asides(stage.index))
+        steps = sum(at == stage.index for at, _ in self._ledger.steps())
+        # Groups that were used beyond a step's problems: so far is the stream ahead of the steps.
+        self._ahead = max(0, len(used) - steps * self._settings.problems_per_step)
         self._generators.keep, self._generators.forget = self._keep, self._forget
         self._buffer = dict(self._ledger.arrivals(stage.index))  # finished, not used
         self._ordered: set[int] = set()  # not finished
@@ -62,30 +72,52 @@ class Rollouts:
         Raises TrainingError when no generator or no problem is left.
         """
         self._step, self.stale, self.set_aside = step, 0, 0
-        wanted = self._settings.problems_per_step
+        taken = self._take(self._settings.problems_per_step)
+        if not taken:
+            raise TrainingError(f"step {step}: every problem left was set aside; see the events")
+        return taken
+
+    def _take(self, wanted: int) -> list[tuple[int, Group]]:
+        """As many groups of this step, or as are left."""
         self._stage.sinks.phase("generating", wanted)
         self._drop()
         if self._ordered:  # what came meanwhile may be older than what is at hand
             self._receive(0.0)
         while True:
             self._drop()
-            self._order()
+            self._order(wanted)
             if len(self._buffer) >= wanted or not self._ordered:
                 break
             self._receive(_LOOK_S)
         taken = sorted(self._buffer)[:wanted]
-        if not taken:
-            raise TrainingError(f"step {step}: every problem left was set aside; see the events")
         self._spent.update(taken)
         return [(sequence, self._buffer.pop(sequence)) for sequence in taken]
 
-    def judged(self, step: int, verifier: Verifiers, clock: Clock) -> list[ScoredGroup]:
-        """The groups of one step: taken, judged by the verifier, and durable."""
+    def judged(
+        self,
+        step: int,
+        verifier: Verifiers,
+        clock: Clock,
+        teaches: Callable[[ScoredGroup], bool] = lambda _: True,
+    ) -> list[ScoredGroup]:
+        """The groups of one step: taken, judged by the verifier, and durable.
+
+        Those that do not teach are among them; as many more are made, up to `extra`.
+        """
+        before, wanted = verifier.retried, self._settings.problems_per_step
+        sequences: list[int] = []
+        scored: list[ScoredGroup] = []
         with clock(self.activity):
-            sequences, groups = zip(*self.take(step), strict=True)
-        before = verifier.retried
-        with clock("verify"):
-            scored = score(groups, verifier)
+            taken = self.take(step)
+        while taken:
+            sequences += [sequence for sequence, _ in taken]
+            with clock("verify"):
+                scored += score([group for _, group in taken], verifier)
+            lacking = wanted - sum(map(teaches, scored)) if self._extra else 0
+            more = min(lacking, wanted + self._extra - len(scored))
+            with clock(self.activity):
+                taken = self._take(more) if more > 0 else []
+        self._ahead += max(0, len(scored) - wanted)
         self.retried, self.spent = verifier.retried - before, verifier.spent()
         self._stage.note_not_judged(step, scored)
         self._ledger.record(self._stage.index, step, scored, sequences)
@@ -115,6 +147,9 @@ class Rollouts:
             groups=len(used),
             completions=len(answers),
             groups_skipped=skipped,
+            groups_extra=max(0, len(used) - self._settings.problems_per_step)
+            if self._extra
+            else None,
             groups_stale=self.stale,
             groups_set_aside=self.set_aside,
             staleness_mean=fmean(behind),
@@ -158,14 +193,15 @@ class Rollouts:
         if unusable:
             self._ledger.discard(self._stage.index, sorted(unusable))
 
-    def _order(self) -> None:
-        """Order the oldest problems that are not under way, as far ahead as staleness allows.
+    def _order(self, wanted: int) -> None:
+        """Order the oldest problems that are not under way, as far ahead of the `wanted` ones as
+        staleness allows.
 
         A unit is the same problems of the same step whenever it is ordered, so that a resumed run
         repeats it (unless a problem was set aside meanwhile).
         """
         settings, run = self._settings, self._stage.recipe
-        ahead = (1 + self._cap) * settings.problems_per_step
+        ahead = wanted + self._cap * settings.problems_per_step
         room = ahead - len(self._buffer) - len(self._ordered)
         if room <= 0:
             return
@@ -190,7 +226,7 @@ class Rollouts:
                     settings.sampling,
                     self._stage.seed(step + 1),
                     self._stage.exact,
-                    self._since(step + 1),
+                    self._since(1 + max(0, keys[0] - self._ahead) // settings.problems_per_step),
                 )
             )
             self._ordered.update(keys)
@@ -205,7 +241,7 @@ class Rollouts:
 
     def _missing(self, limit: int) -> Iterator[int]:
         """The first sequence numbers that are neither used, finished nor under way."""
-        total = self._settings.steps * self._settings.problems_per_step
+        total = self._settings.steps * (self._settings.problems_per_step + self._extra)
         total += min(total, len(self._ledger.set_asides(self._stage.index)))  # which are replaced
         busy = self._spent | self._buffer.keys() | self._ordered
         missing = (sequence for sequence in count() if sequence not in busy)

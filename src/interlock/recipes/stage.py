@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from msgspec.structs import replace
@@ -75,6 +75,8 @@ def update_metrics(updates: Sequence[StepResult]) -> UpdateMetrics:
         kl=_mean(update.kl for update in updates),
         mismatch=sum(gaps, Mismatch()) if gaps else None,
         clipped_share=_mean(update.clipped_share for update in updates),
+        masked_share=_mean(update.masked_share for update in updates),
+        effective_share=_mean(update.effective_share for update in updates),
         corrected_share=_mean(update.corrected_share for update in updates),
         vetoed=sum(vetoed) if vetoed else None,
         tokens=sum(update.tokens for update in updates),
@@ -102,6 +104,9 @@ class Stage(Generic[Settings]):
 
     def __post_init__(self) -> None:
         self._settled = self._moves()
+        # What a recipe must find again when it is resumed, as JSON has it: in the checkpoints. To
+        # be changed when a step's updates are done.
+        self.memory: dict[str, Any] = {}
         self._published: list[Published] = []  # since the last step was logged
         self._threads: dict[str, int] = {}  # of each worker, in the step before
         self.threads = UpdateThreads(self.index, self.learner, self.run, self.sinks)
@@ -248,7 +253,8 @@ class Stage(Generic[Settings]):
     def _checkpoint(self) -> None:
         self.sinks.phase("saving a checkpoint")
         with self.run.checkpoint(self.index, self.done, self.recipe.keep_checkpoints) as directory:
-            checkpoint.save(self.learner, directory, {"stage": self.index, "step": self.done})
+            where = {"stage": self.index, "step": self.done}
+            checkpoint.save(self.learner, directory, where | {"memory": self.memory})
 
     def _moves(self) -> tuple[int, int]:
         """Changes with every update, applied or skipped."""

@@ -320,4 +320,5 @@ def _restore(stage: Stage[Any], newest: Checkpoint) -> None:
             f"{newest.path} holds stage {kept['stage']} step {kept['step']}; "
             "remove it to resume from the one before"
         )
+    stage.memory.update(kept.get("memory", {}))
     stage.restored(newest.step)

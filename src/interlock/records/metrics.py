@@ -82,6 +82,7 @@ class RolloutMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tr
     groups: int | None = None  # used
     completions: int | None = None  # in these
     groups_skipped: int | None = None  # of these, the ones that teach nothing: all rewards equal
+    groups_extra: int | None = None  # of `groups`, made in place of such ones
     groups_stale: int | None = None  # dropped while the step waited: of too old a version
     groups_set_aside: int | None = None  # problems that the workers failed on
     staleness_mean: float | None = None  # versions, over the groups used
@@ -106,6 +107,12 @@ class UpdateMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tru
     kl: float | None = None  # mean; k3 against the reference, nats per token
     mismatch: Mismatch | None = None  # learner against sampler on the sampler's tokens
     clipped_share: float | None = None  # mean; of the tokens
+    # Mean; of the tokens with a weight, those that gave no gradient: by the rule or the correction.
+    masked_share: float | None = None
+    # Mean; (sum r)^2 / (n sum r^2) of r = pi / mu over the n tokens with a weight: 1 on-policy.
+    effective_share: float | None = None
+    off_policy_share: float | None = None  # of the answers, left out for being off-policy
+    off_policy_threshold: float | None = None  # for that; nats per token
     corrected_share: float | None = None  # mean; of the tokens: factor truncated or masked
     vetoed: int | None = None  # tokens: pi / mu is below tis_veto
     tokens: int | None = None  # trained on
@@ -201,6 +208,9 @@ EventKind = Literal[
     "bad_step",  # not finite: skipped
     "teacher_held",  # in the learner's process, and in how much memory
     "teacher_late",  # an endpoint is asked again
+    "reference_replaced",  # what the KL is against
+    "sample_size_fell",  # few tokens carry the gradient
+    "mask_loosened",  # fewer tokens are masked while learner and sampler move apart
     "groups_stale",
     "problem_set_aside",
     "unqualified",  # a device is used without a certificate

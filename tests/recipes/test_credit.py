@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from interlock.config.losses import LossSettings
 from interlock.config.stages import Grpo
 from interlock.config.tasks import TaskSettings
-from interlock.recipes.grpo import advantages, minibatches, training_groups
+from interlock.learner.packing import TrainingGroup
+from interlock.recipes.credit import Credit, Credited, advantages, overlong_penalty
 from interlock.records.rl import (
     Completion,
     FinishReason,
@@ -20,6 +21,7 @@ from interlock.records.rl import (
     ScoredGroup,
     Segment,
     Verdict,
+    VerdictStatus,
 )
 
 
@@ -46,6 +48,34 @@ def settings(updates: int = 1, **loss: object) -> Grpo:
 
 def fresh(_: Group) -> int:
     return 0
+
+
+def weighed(groups: Sequence[ScoredGroup], given: Grpo) -> list[TrainingGroup]:
+    credit = credit_of(given)
+    return credit.training_groups(credit.of(groups), fresh)
+
+
+def credit_of(given: Grpo) -> Credit:
+    return Credit(given.loss, given.sampling.max_tokens)
+
+
+def minibatches(groups: Sequence[ScoredGroup], given: Grpo) -> list[list[TrainingGroup]]:
+    return credit_of(given).minibatches(groups, given.updates_per_step, fresh)
+
+
+def teaches(group: ScoredGroup, given: Grpo) -> bool:
+    return credit_of(given).teaches(group)
+
+
+def credited(groups: Sequence[ScoredGroup], given: Grpo) -> list[Credited]:
+    return credit_of(given).of(groups)
+
+
+def lost(group: ScoredGroup, *places: int) -> ScoredGroup:
+    """The group with answers whose judge was not there."""
+    gone = Verdict.failed(VerdictStatus.UNAVAILABLE, "no judge")
+    verdicts = [gone if i in places else each for i, each in enumerate(group.verdicts)]
+    return ScoredGroup(group.group, verdicts)
 
 
 def test_advantages_by_hand() -> None:
@@ -93,13 +123,13 @@ def test_advantages_are_centred_and_of_unit_spread(rewards: list[float]) -> None
 
 def test_a_group_of_equal_rewards_is_left_out_and_changes_no_share() -> None:
     taught, equal = scored([1, 0], [2, 3]), scored([1, 1], [7, 7])
-    alone = training_groups([taught], settings(), fresh)
-    assert minibatches([equal, taught, equal], settings(), fresh) == [alone]
-    assert minibatches([equal], settings(), fresh) == []
+    alone = weighed([taught], settings())
+    assert minibatches([equal, taught, equal], settings()) == [alone]
+    assert minibatches([equal], settings()) == []
 
 
 def test_every_token_weighs_the_same() -> None:
-    groups = training_groups([scored([1, 0], [2, 3]), scored([0, 1], [1, 4])], settings(), fresh)
+    groups = weighed([scored([1, 0], [2, 3]), scored([0, 1], [1, 4])], settings())
     # Ten tokens in all; advantages are +1 and -1.
     assert groups[0].weights == [pytest.approx([0.1] * 2), pytest.approx([-0.1] * 3)]
     assert groups[1].weights == [pytest.approx([-0.1]), pytest.approx([0.1] * 4)]
@@ -109,16 +139,14 @@ def test_every_token_weighs_the_same() -> None:
 
 
 def test_every_completion_weighs_the_same() -> None:
-    groups = training_groups([scored([1, 0], [2, 4])], settings(normalize="sequence"), fresh)
+    groups = weighed([scored([1, 0], [2, 4])], settings(normalize="sequence"))
     # Two completions: 1/2 each, spread over 2 and 4 tokens.
     assert groups[0].weights == [pytest.approx([1 / 4] * 2), pytest.approx([-1 / 8] * 4)]
 
 
 def test_dr_grpo_divides_by_a_constant_and_not_by_the_spread() -> None:
-    groups = training_groups(
-        [scored([1, 0, 0, 0], [1, 2, 3, 4])],
-        settings(normalize="constant", advantage="mean"),
-        fresh,
+    groups = weighed(
+        [scored([1, 0, 0, 0], [1, 2, 3, 4])], settings(normalize="constant", advantage="mean")
     )
     # Four completions of at most ten tokens: 1/40 a token, times 3/4 or -1/4.
     assert groups[0].weights[0] == pytest.approx([3 / 160])
@@ -126,7 +154,7 @@ def test_dr_grpo_divides_by_a_constant_and_not_by_the_spread() -> None:
 
 
 def test_the_kl_term_has_the_same_share_and_no_sign() -> None:
-    groups = training_groups([scored([1, 0], [2, 3])], settings(kl_beta=0.5), fresh)
+    groups = weighed([scored([1, 0], [2, 3])], settings(kl_beta=0.5))
     assert groups[0].kl_weights == [pytest.approx([0.1] * 2), pytest.approx([0.1] * 3)]
 
 
@@ -149,7 +177,7 @@ def test_what_was_given_is_read_and_not_learned(
     ]
     own = Group(Problem("p", [], ""), [1], answers, "w")
     group = ScoredGroup(own, [Verdict(1.0), Verdict(0.0)])
-    (found,) = training_groups([group], settings(normalize=normalize, kl_beta=0.5), fresh)
+    (found,) = weighed([group], settings(normalize=normalize, kl_beta=0.5))
     assert found.completions == [[5, 6, 1, 2, 3, 7], [8, 9]]
     assert found.weights == [
         pytest.approx([first, first, 0, 0, 0, first]),
@@ -161,9 +189,89 @@ def test_what_was_given_is_read_and_not_learned(
 
 def test_each_optimizer_step_has_the_whole_weight() -> None:
     groups = [scored([1, 0], [1 + i, 2]) for i in range(5)]
-    parts = minibatches(groups, settings(updates=2), fresh)
+    parts = minibatches(groups, settings(updates=2))
     assert [len(part) for part in parts] == [3, 2]
     for part in parts:
         shares = [abs(w) for group in part for answer in group.weights for w in answer]
         assert sum(shares) == pytest.approx(1)  # advantages are +1 and -1
-    assert len(minibatches(groups[:1], settings(updates=2), fresh)) == 1
+    assert len(minibatches(groups[:1], settings(updates=2))) == 1
+
+
+def test_leave_one_out_by_hand() -> None:
+    # Against the mean of the others: 1 - 0 and 0 - 1/3.
+    assert advantages([1, 0, 0, 0], "leave_one_out") == pytest.approx([1] + [-1 / 3] * 3)
+    assert advantages([3, 1], "leave_one_out") == [2.0, -2.0]
+
+
+@given(st.lists(st.floats(-5, 5), min_size=2, max_size=9), st.data())
+def test_what_does_not_count_is_as_if_it_were_not_there(
+    rewards: list[float], data: st.DataObject
+) -> None:
+    size = len(rewards)
+    counted = data.draw(st.lists(st.booleans(), min_size=size, max_size=size))
+    own = [reward for reward, counts in zip(rewards, counted, strict=True) if counts]
+    for kind in ("mean_std", "mean", "leave_one_out"):
+        found = advantages(rewards, kind, counted)
+        assert [a for a, counts in zip(found, counted, strict=True) if not counts] == [0.0] * (
+            size - len(own)
+        )
+        alone = advantages(own, kind) if len(own) > 1 else [0.0] * len(own)
+        assert [a for a, counts in zip(found, counted, strict=True) if counts] == alone
+
+
+def test_a_lost_answer_is_no_zero() -> None:
+    # Of 1, 0 and a lost one: +1 and -1 as of two, tokens 2 + 3 of the step, and no weight.
+    group = lost(scored([1, 0, 0], [2, 3, 7]), 2)
+    for normalize, first, second in (
+        ("token", 1 / 5, 1 / 5),
+        ("sequence", 1 / 4, 1 / 6),
+        ("constant", 1 / 20, 1 / 20),
+    ):
+        (found,) = weighed([group], settings(normalize=normalize, kl_beta=1.0))
+        assert found.weights == [
+            pytest.approx([first] * 2),
+            pytest.approx([-second] * 3),
+            [0.0] * 7,
+        ]
+        assert found.kl_weights is not None and found.kl_weights[2] == [0.0] * 7
+        assert found.kl_weights[0] == pytest.approx([first] * 2)
+
+
+def test_with_fewer_than_two_that_count_a_group_teaches_nothing() -> None:
+    group = lost(scored([1, 0, 0], [2, 3, 7]), 0, 2)
+    assert not teaches(group, settings())
+    assert minibatches([group], settings()) == []
+    assert teaches(lost(scored([1, 0, 0], [2, 3, 7]), 2), settings())
+    # A lost answer's 0 is no difference from the others' 1.
+    assert not teaches(lost(scored([1, 1, 0], [1, 1, 1]), 2), settings())
+
+
+def test_the_spread_of_the_whole_step_by_hand() -> None:
+    # Rewards 1 0 | 1 1 | 0 0, whose mean is 1/2 and deviation 1/2; each less its group's mean.
+    groups = [scored(rewards, [1, 1]) for rewards in ([1, 0], [1, 1], [0, 0])]
+    found = credited(groups, settings(advantage="batch_std"))
+    assert [each.advantages for each in found] == [[1.0, -1.0], [0.0, 0.0], [0.0, 0.0]]
+    # 4 0 | 1 1, and a lost one: mean 3/2, variance (25 + 9 + 1 + 1) / 16 = 9/4.
+    groups = [scored([4, 0], [1, 1]), lost(scored([1, 1, 9], [1, 1, 1]), 2)]
+    found = credited(groups, settings(advantage="batch_std"))
+    assert found[0].advantages == pytest.approx([4 / 3, -4 / 3])
+    assert found[1].advantages == [0.0] * 3
+    same = credited([scored([1, 1], [1, 1])], settings(advantage="batch_std"))
+    assert same == [Credited(scored([1, 1], [1, 1]), [0.0, 0.0])]
+
+
+@pytest.mark.parametrize(
+    ("length", "penalty"), [(1, 0.0), (6, 0.0), (7, -0.25), (9, -0.75), (10, -1.0), (12, -1.0)]
+)
+def test_overlong_answers_lose_linearly(length: int, penalty: float) -> None:
+    assert overlong_penalty(length, max_tokens=10, zone=4) == penalty
+    assert overlong_penalty(length, max_tokens=10, zone=0) == 0.0
+
+
+def test_the_length_teaches_where_it_costs() -> None:
+    # Both right; 1 and, at max_tokens = 10, 1 - 1.
+    group = scored([1, 1], [5, 10])
+    assert not teaches(group, settings())
+    shaped = settings(overlong_zone=4)
+    assert teaches(group, shaped)
+    assert credited([group], shaped)[0].advantages == pytest.approx([1.0, -1.0])

@@ -1,0 +1,84 @@
+"""Alarms: what the ratios of learner to sampler say of a run before its accuracy does.
+
+    UpdateMetrics of every step ── first steps: the early level ─┬─> events
+                                └─ last steps ───────────────────┘
+
+The figures of earlier steps are read from the run's own log: a resumed run goes on watching.
+"""
+
+from collections.abc import Iterator, Sequence
+from statistics import fmean
+
+from interlock.config.stages import StageSettings
+from interlock.recipes.stage import Stage
+from interlock.records.metrics import EventKind, UpdateMetrics
+
+EARLY = 8  # steps that make up the early level
+RECENT = 8  # and those that are held against it
+_LEAST_SHARE = 0.5  # of the early effective sample size
+_FELL, _ROSE = 0.5, 2.0  # masked share and k3, against their early levels
+_MASKED = 1e-3  # less than that share early is no mask at work
+_NOTABLE_K3 = 1e-4  # nats per token; below it is rounding
+
+
+class RatioAlarms:
+    """Watches one stage. Each alarm is one event, and another only after it was over."""
+
+    def __init__(self, stage: Stage[StageSettings]) -> None:
+        self._stage = stage
+        self._seen = [
+            line.update
+            for line in stage.run.metrics()
+            if line.stage == stage.index and 0 < line.step <= stage.done
+        ]
+        self._raised = set(dict(alarms(self._seen)))
+
+    def look(self, step: int, update: UpdateMetrics) -> None:
+        """Take in one step, and keep an event for each alarm that begins with it."""
+        self._seen.append(update)
+        now = dict(alarms(self._seen))
+        for kind, message in now.items():
+            if kind not in self._raised:
+                self._stage.event(kind, f"step {step}: {message}")
+        self._raised = set(now)
+
+
+def alarms(seen: Sequence[UpdateMetrics]) -> Iterator[tuple[EventKind, str]]:
+    """The alarms after the last of these steps, each with its message.
+
+    "sample_size_fell": the effective sample size of pi / mu, as a share of the tokens, is below
+    half of its early level: few tokens carry the gradient (VCPO, arXiv 2602.17616).
+    "mask_loosened": a smaller share of tokens is masked while the learner and the sampler move
+    apart: the mask no longer meets what it is for (Ant Group's KPop note of May 2026).
+    """
+    sizes = _levels([(each.effective_share,) for each in seen])
+    if sizes is not None:
+        (early,), (late,) = sizes
+        if late < _LEAST_SHARE * early:
+            yield (
+                "sample_size_fell",
+                f"effective sample size {late:.2g} of the tokens, {early:.2g} at first: few carry "
+                "the gradient; lower the staleness or the learning rate",
+            )
+    k3s = [None if each.mismatch is None else each.mismatch.k3 for each in seen]
+    masks = _levels([(each.masked_share, k3) for each, k3 in zip(seen, k3s, strict=True)])
+    if masks is not None:
+        (masked_early, k3_early), (masked, k3) = masks
+        apart = k3 > max(_ROSE * k3_early, _NOTABLE_K3)
+        if masked_early > _MASKED and masked < _FELL * masked_early and apart:
+            yield (
+                "mask_loosened",
+                f"{masked:.2g} of the tokens are masked, {masked_early:.2g} at first, while k3 "
+                f"rose from {k3_early:.2g} to {k3:.2g}; narrow the mask, or lower the staleness",
+            )
+
+
+def _levels(
+    rows: Sequence[tuple[float | None, ...]],
+) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """The means of the first and of the last steps that have all the figures; None: too few do."""
+    whole = [tuple(v for v in row if v is not None) for row in rows if None not in row]
+    if len(whole) < EARLY + RECENT:
+        return None
+    early, late = zip(*whole[:EARLY], strict=True), zip(*whole[-RECENT:], strict=True)
+    return tuple(map(fmean, early)), tuple(map(fmean, late))

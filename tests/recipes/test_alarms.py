@@ -1,0 +1,97 @@
+"""The alarms of the ratios, on figures worked out by hand."""
+
+import random
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from interlock.mismatch import Mismatch
+from interlock.recipes.alarms import EARLY, RECENT, RatioAlarms, alarms
+from interlock.records.metrics import StepMetrics, UpdateMetrics
+
+
+def update(size: float | None = 1.0, masked: float | None = 0.0, k3: float = 1e-5) -> UpdateMetrics:
+    return UpdateMetrics(
+        effective_share=size, masked_share=masked, mismatch=Mismatch(tokens=100, k3=k3)
+    )
+
+
+def kinds(seen: list[UpdateMetrics]) -> list[str]:
+    return [kind for kind, _ in alarms(seen)]
+
+
+def test_the_sample_size_against_its_early_level() -> None:
+    early = [update(0.9)] * EARLY
+    assert kinds([*early, *[update(0.46)] * RECENT]) == []
+    assert kinds([*early, *[update(0.44)] * RECENT]) == ["sample_size_fell"]
+    assert kinds([*early, *[update(0.44)] * (RECENT - 1)]) == []  # too few steps to tell
+    # Steps without an update say nothing.
+    assert kinds([*early, update(None), *[update(0.44)] * RECENT]) == ["sample_size_fell"]
+
+
+@pytest.mark.parametrize(
+    ("masked", "k3", "raised"),
+    [
+        (0.009, 3e-4, True),
+        (0.011, 3e-4, False),  # the mask still works
+        (0.009, 1.5e-4, False),  # k3 has not doubled
+        (0.05, 3e-3, False),  # more apart, and more is masked: as it should be
+    ],
+)
+def test_a_mask_that_loosens_while_k3_rises(masked: float, k3: float, raised: bool) -> None:
+    seen = [update(masked=0.02, k3=1e-4)] * EARLY + [update(masked=masked, k3=k3)] * RECENT
+    assert kinds(seen) == ["mask_loosened"] * raised
+
+
+def test_rounding_and_masks_that_did_nothing_raise_none() -> None:
+    faint = [update(masked=0.02, k3=1e-8)] * EARLY + [update(masked=0.0, k3=9e-5)] * RECENT
+    assert kinds(faint) == []
+    idle = [update(masked=5e-4, k3=1e-4)] * EARLY + [update(masked=0.0, k3=1e-2)] * RECENT
+    assert kinds(idle) == []
+
+
+def test_a_steady_run_with_noise_raises_none() -> None:
+    noise = random.Random(0)
+    seen = []
+    for _ in range(300):
+        figures = noise.gauss(0.9, 0.05), noise.gauss(0.02, 0.004), noise.gauss(5e-4, 1e-4)
+        seen.append(update(*figures))
+        assert kinds(seen) == []
+
+
+class Watched:
+    """What the alarms ask of a stage."""
+
+    index, done = 1, 0
+
+    def __init__(self, lines: list[StepMetrics]) -> None:
+        self.run: Any = SimpleNamespace(metrics=lambda: lines)
+        self.events: list[tuple[str, str]] = []
+
+    def event(self, kind: str, message: str) -> None:
+        self.events.append((kind, message))
+
+
+def test_each_alarm_is_one_event_also_of_a_resumed_run() -> None:
+    seen = [update(0.9)] * EARLY + [update(0.3)] * (RECENT + 3)
+    stage: Any = Watched([])
+    watch = RatioAlarms(stage)
+    for step, each in enumerate(seen, 1):
+        watch.look(step, each)
+    assert [kind for kind, _ in stage.events] == ["sample_size_fell"]
+    assert stage.events[0][1].startswith("step 16: effective sample size 0.3 of the tokens, 0.9")
+    # Of another stage, of step 0, of steps that are done again: none of these is history.
+    lines = [StepMetrics(stage=0, step=1, update=update(0.1)), StepMetrics(stage=1, step=0)]
+    lines += [StepMetrics(stage=1, step=s, update=each) for s, each in enumerate(seen, 1)]
+    again: Any = Watched(lines)
+    again.done = 13
+    watch = RatioAlarms(again)
+    for step, each in enumerate(seen[13:], 14):
+        watch.look(step, each)
+    assert again.events == stage.events
+    again = Watched(lines)
+    again.done = 17
+    watch = RatioAlarms(again)
+    watch.look(18, seen[17])
+    assert again.events == []
