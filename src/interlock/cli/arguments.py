@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 from interlock import __version__
 from interlock.cli import devices, verbs
 from interlock.cli.serving import add_serve
+from interlock.cli.starting import add_init, add_tasks
 from interlock.config.reading import nearest
 from interlock.errors import ConfigError
 
@@ -58,7 +59,17 @@ def _parser() -> argparse.ArgumentParser:
     choices = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
 
     for add in (
-        *(_add_demo, _add_train, _add_eval, _add_chat, add_serve, _add_bench, _add_doctor),
+        *(
+            _add_demo,
+            add_init,
+            add_tasks,
+            _add_train,
+            _add_eval,
+            _add_chat,
+            add_serve,
+            _add_bench,
+            _add_doctor,
+        ),
         *(_add_qualify, _add_parity, _add_preflight, _add_export, _add_report),
     ):
         add(choices)
@@ -89,6 +100,11 @@ def _add_train(choices: Any) -> None:
     )
     verb.add_argument("--run", type=Path, metavar="DIR", help="run directory (default: runs/NAME…)")
     verb.add_argument("--resume", action="store_true", help="go on with the run in --run DIR")
+    verb.add_argument(
+        "--check",
+        action="store_true",
+        help="open all that it needs, run nothing, tell what is wrong",
+    )
     _add_unqualified(verb)
     verb.set_defaults(verb=verbs.train)
 

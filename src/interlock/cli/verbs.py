@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from interlock.cli import starting
 from interlock.config.reading import load_recipe, parse_sampling, parse_task, to_tree
 from interlock.config.schema import GeneratorSettings
 from interlock.config.secrets import shown_override
@@ -30,7 +31,7 @@ def demo(given: argparse.Namespace) -> None:
     """The shipped demo recipe, then what it changed."""
     from interlock.recipes.shipped import DEMO
 
-    given.recipe, given.resume = str(DEMO), False
+    given.recipe, given.resume, given.check = str(DEMO), False, False
     train(given)
 
 
@@ -42,6 +43,9 @@ def train(given: argparse.Namespace) -> None:
     recipe = load_recipe(Path(given.recipe), given.settings)
     if given.resume and given.run is None:
         raise ConfigError("--resume needs --run DIR, the run to go on with")
+    if given.check:
+        starting.check(recipe, given.run or _free_directory(recipe.name))
+        return
 
     from interlock import terminal
     from interlock.recipes.train import train as run_recipe

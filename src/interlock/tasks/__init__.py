@@ -23,6 +23,11 @@ _SOURCES = {
 }
 
 
+def kinds() -> set[str]:
+    """What a task's name may be, or may be before its "/"."""
+    return set(_SOURCES)
+
+
 def open_task(task: TaskSettings, unfit: Unfit = fits) -> TaskSource:
     """Open the task's problems and set its held-out ones aside.
 

@@ -1,0 +1,137 @@
+"""Opens everything that a recipe needs, and runs nothing: `interlock train RECIPE --check`.
+
+    Recipe ──> devices, model, stages, workers, disk, each on its own ──> Checked(plan, mistakes)
+
+What a run would meet only after a while is found here, all of it and not the first alone. Nothing
+is written but what is fetched: a model's files go to the cache, as they would for the run.
+"""
+
+import os
+import shutil
+from collections.abc import Callable
+from math import ceil, prod
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from interlock.config.schema import Recipe
+from interlock.config.stages import Sampled, StageSettings
+from interlock.errors import InterlockError, UserError
+from interlock.learner.distributed.ranks import join
+from interlock.models.checkpoint import StoredWeights
+from interlock.models.fetch import find_model
+from interlock.models.huggingface import read_architecture
+from interlock.models.tokenizer import Tokenizer
+from interlock.recipes import fleet, gate, sft
+from interlock.recipes.train import recipe_of
+from interlock.text import hide_credentials
+
+Found = TypeVar("Found")
+_MASTERS = 16  # bytes a weight while it learns: fp32 master, gradient and two moments
+_CHECKPOINT = 12  # bytes a weight: the same without the gradient
+
+
+class Checked(NamedTuple):
+    plan: list[str]  # what would run, a line each
+    mistakes: list[str]  # why it would not, a line each
+
+
+def check(recipe: Recipe, directory: Path) -> Checked:
+    """Try all that a run in `directory` would need."""
+    found = Checked([], [])
+
+    def tried(work: Callable[[], Found], where: str = "") -> Found | None:
+        try:
+            return work()
+        except (InterlockError, OSError) as error:
+            line = hide_credentials(f"{where}{error}")
+            if line not in found.mistakes:
+                found.mistakes.append(line)
+            return None
+
+    tried(lambda: _devices(recipe))
+    tried(lambda: fleet.check(recipe))
+    model = tried(lambda: find_model(recipe.model.path))
+    if model is None:
+        return found
+    settings = recipe.model
+    tokenizer = tried(lambda: Tokenizer.load(model, settings.chat_template, settings.clock))
+    arch = tried(lambda: read_architecture(model))
+    weights = tried(lambda: _weights(model))
+    if weights is not None:
+        found.plan.append(_size(recipe, weights))
+        tried(lambda: _room(recipe, weights, directory))
+    if tokenizer is None or arch is None:
+        return found
+    for index, stage in enumerate(recipe.stage):
+        module = recipe_of(stage.kind)
+        data = tried(
+            lambda: module.prepare(stage, tokenizer, arch.context),  # noqa: B023  called at once
+            f"stage {index} ({stage.kind}): ",
+        )
+        if data is not None:
+            found.plan.append(f"stage {index}: {_stage(stage, data)}")
+    return found
+
+
+def _devices(recipe: Recipe) -> None:
+    """Whether they are here, and may be used. Raises UserError."""
+    with join(recipe.learner.device) as ranks:
+        uses = [gate.learner(recipe.learner.device, ranks)]
+    if recipe.fleet.kind == "inline" and any(stage.generates for stage in recipe.stage):
+        uses.append(gate.inline(recipe.generator[0].device))
+    gate.check(uses, recipe.unqualified)
+
+
+def _weights(model: Path) -> int:
+    """How many there are, by the headers of the files."""
+    return sum(map(prod, StoredWeights(model).shapes.values()))
+
+
+def _size(recipe: Recipe, weights: int) -> str:
+    reference = 4 * any(stage.keeps_reference for stage in recipe.stage)
+    memory = weights * (_MASTERS + reference) / 2**30
+    return (
+        f"model {recipe.model.path}: {weights:,} weights; learning takes {memory:.1f} GB for them "
+        "and what is kept of each, and more for activations"
+    )
+
+
+def _room(recipe: Recipe, weights: int, directory: Path) -> None:
+    """Raise UserError where the disk has no room for checkpoints and the result."""
+    place = directory.absolute()
+    while not place.exists():
+        place = place.parent
+    # A new checkpoint is whole before an old one goes.
+    wanted = weights * (_CHECKPOINT * (1 + max(1, recipe.keep_checkpoints)) + 4)
+    free = shutil.disk_usage(place).free
+    if wanted > free:
+        raise UserError(
+            f"the disk of {directory} has {free / 2**30:.1f} GB, and the run takes "
+            f"{wanted / 2**30:.1f} for checkpoints and weights; give another --run, or lower "
+            "keep_checkpoints"
+        )
+    if not os.access(place, os.W_OK):
+        raise UserError(f"cannot write to {place}; give another --run")
+
+
+def _stage(settings: StageSettings, data: object) -> str:
+    """What the stage would do."""
+    told = f"{settings.kind}, {settings.steps:,} steps"
+    if isinstance(data, sft.Data):
+        tokens = sum(len(row.tokens) for row in data.rows)
+        learned = sum(sum(row.learned) for row in data.rows)
+        told += f"; {len(data.rows):,} texts of {tokens:,} tokens, {learned:,} of them learned"
+        told += f", {data.left_out:,} left out" * bool(data.left_out)
+        if batch := getattr(settings, "batch_size", 0):
+            told += f"; {settings.steps * batch / len(data.rows):.1f} times through them"
+    if isinstance(settings, Sampled):
+        answers = settings.steps * settings.problems_per_step * settings.completions
+        told += (
+            f" of {settings.problems_per_step} problems × {settings.completions} answers: "
+            f"{answers:,} answers of at most {settings.sampling.max_tokens:,} tokens"
+        )
+    for task in settings.task:
+        told += f"; task {task.name}, {settings.eval.problems} of {task.held_out} held-out problems"
+        every = settings.eval.every
+        told += f" answered {2 + (ceil(settings.steps / every) - 1 if every else 0)} times"
+    return told

@@ -1,0 +1,109 @@
+"""What tasks there are, each with one problem and the verdict on a right answer to it.
+
+    names ──> example(name) ──open_task──> Problem ──the task's own verifier──> TaskExample
+
+For tasks that need data, a row of data is made up, which shows what one looks like.
+"""
+
+import importlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from interlock.config.tasks import TaskSettings
+from interlock.errors import InterlockError, TaskError
+from interlock.processes.scratch import Scratch
+from interlock.records.rl import Problem
+from interlock.tasks import degenerate, kinds, open_task
+from interlock.tasks.returned import verdict_of
+from interlock.tasks.verifier_pool import VerifierPool
+from interlock.text import error_headline
+
+_GYM = "reasoning-gym/"
+_ROWS = {
+    "gsm8k": [
+        {
+            "question": "A box holds 6 eggs. How many are in 7 boxes?",
+            "answer": "6 * 7 = 42\n#### 42",
+        },
+        {"question": "Half of 18 birds fly away. How many stay?", "answer": "18 / 2 = 9\n#### 9"},
+    ],
+    "jsonl": [
+        {"question": "What is 6 times 7?", "answer": "42"},
+        {"question": "What is the capital of France?", "answer": "Paris"},
+    ],
+}
+
+
+class TaskExample(msgspec.Struct, frozen=True):
+    """A task by one of its problems."""
+
+    name: str
+    needs: str = ""  # what must be given for it, "" nothing
+    problem: str = ""
+    answer: str = ""
+    reward: float | None = None  # of the answer; None: it was not judged
+    why: str = ""  # one line, why there is no problem or no verdict
+
+
+def names() -> list[str]:
+    """Every task that can be opened here; reasoning-gym's generators if it is installed."""
+    found = sorted(kinds() - {"reasoning-gym"})
+    try:
+        from reasoning_gym.factory import DATASETS
+    except ImportError:
+        return [*found, f"{_GYM}<generator>"]
+    return [*found, *(f"{_GYM}{each}" for each in sorted(DATASETS))]
+
+
+def example(name: str) -> TaskExample:
+    """One problem of a task, and what its verifier says of the reference answer.
+
+    Raises TaskError for a name that there is not.
+    """
+    if name.endswith("<generator>"):
+        return TaskExample(name, why="not installed; pip install 'interlock[tasks]'")
+    if name in _ROWS:
+        return _of_rows(name)
+    if name in kinds() - {"arithmetic"}:
+        return TaskExample(name, "data", why="it is shown where its data is: docs/recipes.md")
+    options: dict[str, Any] = {"size": 40} if name.startswith(_GYM) else {}
+    task = TaskSettings(name, options, held_out=degenerate.PROBLEMS)
+    module = "interlock.tasks.gym" if options else "interlock.tasks.arithmetic"
+    try:
+        problem = open_task(task).held_out(1)[0]
+        judge: Callable[[Problem, str], Any] = importlib.import_module(module).open_verifier(task)
+        verdict = verdict_of(judge(problem, problem.answer)) if problem.answer else None
+    except TaskError as error:
+        if str(error).startswith("unknown"):
+            raise
+        return TaskExample(name, why=str(error))
+    except Exception as error:  # a generator's own; the others are told all the same
+        return TaskExample(name, why=error_headline(error, 120))
+    why = "" if verdict else "it has no reference answer: its scorer judges any"
+    return _told(task, problem, None if verdict is None else verdict.reward, why)
+
+
+def _of_rows(name: str) -> TaskExample:
+    """Judged where verifiers always are: in a process of their own."""
+    with Scratch("interlock-tasks-") as scratch:
+        path = Path(scratch) / "train.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in _ROWS[name]), encoding="utf-8")
+        task = TaskSettings(name, {"path": str(path)}, held_out=1)
+        problem = open_task(task).train(1, 1)[0]
+        try:
+            with VerifierPool(task) as verifier:
+                verdict = verifier.verify([(problem, problem.answer)])[0]
+        except InterlockError as error:
+            return _told(task, problem, None, str(error))
+    return _told(task, problem, verdict.reward, verdict.cause or "")
+
+
+def _told(task: TaskSettings, problem: Problem, reward: float | None, why: str) -> TaskExample:
+    needs = "options = { path = … }" if task.name in _ROWS else ""
+    return TaskExample(
+        task.name, needs, problem.messages[-1]["content"], problem.answer, reward, why
+    )

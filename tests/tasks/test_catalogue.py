@@ -1,0 +1,25 @@
+"""The list of tasks: a problem of each, and what its verifier says of the right answer."""
+
+import pytest
+
+from interlock.errors import TaskError
+from interlock.tasks.catalogue import example, names
+
+
+@pytest.mark.parametrize("name", ["arithmetic", "gsm8k", "jsonl", "reasoning-gym/chain_sum"])
+def test_a_right_answer_is_right(name: str) -> None:
+    pytest.importorskip("reasoning_gym")
+    assert name in names()
+    found = example(name)
+    assert found.problem and found.answer and found.reward == 1 and not found.why
+    assert bool(found.needs) is (name in ("gsm8k", "jsonl"))
+    assert found == example(name), "the same whenever it is asked"
+
+
+def test_what_teaches_nothing_or_is_not_there_is_said() -> None:
+    pytest.importorskip("reasoning_gym")
+    assert "Must specify at least one dataset" in example("reasoning-gym/composite").why
+    assert "pip install" in example("reasoning-gym/<generator>").why
+    for name in ("arithmetik", "reasoning-gym/chain_sun", "code/x"):
+        with pytest.raises(TaskError, match="unknown"):
+            example(name)
