@@ -42,6 +42,7 @@ def test_every_combination_parses(tmp_path: Path, device: str) -> None:
         assert recipe.model.path == 'a "model"' and recipe.learner.device == device
         assert stage.kind == ("sft" if what.get("data") in data[:3] else "grpo")
         assert path.read_text().count("#") > 8
+        assert "lr = " in path.read_text()
 
 
 @pytest.mark.parametrize("kind", [*ROWS, "arithmetic"])
