@@ -19,6 +19,7 @@ from interlock.config.fields import (
     SettingsTable,
 )
 from interlock.config.judging import JudgeSettings
+from interlock.config.rewards import AnyReward, reward_conflicts
 
 
 class TaskSettings(SettingsTable, frozen=True):
@@ -46,6 +47,7 @@ class TaskSettings(SettingsTable, frozen=True):
     # which is kept in the run's record.
     sandbox: Literal["auto", "always", "none"] = "auto"
     judge: JudgeSettings | None = None  # a model that scores the answers, in the verifier's stead
+    reward: list[AnyReward] = []  # [[stage.task.reward]]; []: what its verifier gives
 
     @property
     def called(self) -> str:
@@ -59,6 +61,10 @@ def task_conflicts(tasks: Sequence[TaskSettings]) -> Iterator[str]:
         if times > 1:
             yield f"task: {times} are called {called!r}; give each a label of its own"
     for task in tasks:
+        for why in reward_conflicts(task.reward):
+            yield f"task.{why}"
+        if task.judge is not None and task.reward:
+            yield "task.judge scores in the verifier's stead, and task.reward too; remove one"
         if task.judge is None:
             continue
         for conflict in task.judge.conflicts():

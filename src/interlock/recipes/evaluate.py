@@ -16,7 +16,7 @@ from interlock.models.huggingface import read_architecture
 from interlock.models.tokenizer import Tokenizer
 from interlock.recipes.sinks import Sink
 from interlock.recipes.stage import Stage
-from interlock.records.rl import Group, Problem, Sampling, Score, ScoredGroup
+from interlock.records.rl import Attempt, Group, Problem, Sampling, Score, ScoredGroup
 from interlock.rundir import RunDir
 from interlock.tasks.mixture import Verifiers, open_tasks
 from interlock.tasks.sources import Unfit
@@ -30,14 +30,20 @@ _LOOK_S = 0.5  # the longest wait at a time
 _UNIT = 256  # no setting: a larger part changes no answer, and is lost with a worker as a whole
 
 
-def score(groups: Sequence[Group], verifier: Verifiers) -> list[ScoredGroup]:
+def score(
+    groups: Sequence[Group], verifier: Verifiers, max_tokens: int | None = None
+) -> list[ScoredGroup]:
     """Judge every completion of every group, in order.
 
     What failed through no fault of an answer was tried again by the verifiers; where it never went
     well, the verdict says so and counts nowhere. Raises TrainingError when that holds of all: then
     nothing is learned or recorded, and a run can go on later.
     """
-    answers = [(group.problem, turn) for group in groups for turn in group.turns]
+    answers = [
+        Attempt(group.problem, turn, sum(each.mask), each.finish, max_tokens)
+        for group in groups
+        for turn, each in zip(group.turns, group.completions, strict=True)
+    ]
     verdicts = verifier.verify(answers)
     if verdicts and not any(verdict.status.counts for verdict in verdicts):
         raise TrainingError(
@@ -85,7 +91,7 @@ def answer_greedily(
             f"all {len(problems)} held-out problems were set aside: workers fail on every one; "
             "see the events"
         )
-    return score(groups, verifier)
+    return score(groups, verifier, sampling.max_tokens)
 
 
 class Exam(NamedTuple):

@@ -105,6 +105,7 @@ class Rollouts:
         Those that do not teach are among them; as many more are made, up to `extra`.
         """
         before, wanted = verifier.retried, self._settings.problems_per_step
+        limit = self._settings.sampling.max_tokens
         sequences: list[int] = []
         scored: list[ScoredGroup] = []
         with clock(self.activity):
@@ -112,7 +113,7 @@ class Rollouts:
         while taken:
             sequences += [sequence for sequence, _ in taken]
             with clock("verify"):
-                scored += score([group for _, group in taken], verifier)
+                scored += score([group for _, group in taken], verifier, limit)
             lacking = wanted - sum(map(teaches, scored)) if self._extra else 0
             more = min(lacking, wanted + self._extra - len(scored))
             with clock(self.activity):

@@ -142,6 +142,16 @@ class Group(msgspec.Struct, frozen=True):
         return [self.opening + completion.text for completion in self.completions]
 
 
+class Attempt(NamedTuple):
+    """One completion as it is judged. The figures are None where only the text is known."""
+
+    problem: Problem
+    text: str  # of the whole turn, with what the prompt's end says for the assistant already
+    tokens: int | None = None  # sampled
+    finish: FinishReason | None = None
+    max_tokens: int | None = None  # that it might have had
+
+
 class VerdictStatus(StrEnum):
     """How it went to judge a completion."""
 

@@ -26,8 +26,9 @@ from msgspec.structs import replace
 
 from interlock.config.tasks import TaskSettings
 from interlock.errors import TaskError
-from interlock.records.rl import Problem, Verdict
+from interlock.records.rl import Attempt, Problem, Verdict
 from interlock.tasks import open_task
+from interlock.tasks.retries import Pair
 from interlock.tasks.sources import TaskSource, Unfit, fits
 from interlock.tasks.verifier_pool import VerifierPool
 
@@ -185,10 +186,10 @@ class Verifiers:
     ) -> None:
         self._stack.close()
 
-    def verify(self, pairs: list[tuple[Problem, str]]) -> list[Verdict]:
+    def verify(self, pairs: Sequence[Pair | Attempt]) -> list[Verdict]:
         """One verdict per (problem, answer), in order, each by its task's verifier."""
         places: dict[str, list[int]] = {}
-        for index, (problem, _) in enumerate(pairs):
+        for index, (problem, *_) in enumerate(pairs):
             places.setdefault(problem.task, []).append(index)
 
         def judge(task: str) -> list[Verdict]:

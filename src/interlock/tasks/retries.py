@@ -9,19 +9,21 @@ answer judged again would have it judged until it is right.
 import time
 from collections.abc import Callable, Sequence
 from itertools import count
+from typing import Any, TypeVar
 
 from interlock.processes.deadline import Deadline
 from interlock.records.rl import Problem, Verdict
 
 Pair = tuple[Problem, str]
+Judged = TypeVar("Judged", bound=tuple[Any, ...])
 
 _PAUSE_S = 0.1  # before the first attempt; doubles
 _MOST_PAUSE_S = 5.0
 
 
 def judged_again(
-    judge: Callable[[Sequence[Pair]], list[Verdict]],
-    pairs: Sequence[Pair],
+    judge: Callable[[Sequence[Judged]], list[Verdict]],
+    pairs: Sequence[Judged],
     retries: int,
     seconds: float,
     sleep: Callable[[float], None] = time.sleep,

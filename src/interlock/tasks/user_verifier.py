@@ -46,11 +46,18 @@ def sources(verifier: str) -> list[Path]:
 
 
 def open_verifier(task: TaskSettings) -> Callable[[Problem, str], Any]:
-    path, name = split_verifier(task.options["verifier"])
+    path, function = split_verifier(task.options["verifier"])
     path = path.resolve()
     os.chdir(path.parent)
+    return loaded(f"{path}:{function}", "user_verifier")
+
+
+def loaded(verifier: str, called: str) -> Callable[[Problem, str], Any]:
+    """The function of "file.py:function", whose module is then `called`. Raises TaskError."""
+    path, name = split_verifier(verifier)
+    path = path.resolve()
     sys.path.insert(0, str(path.parent))
-    spec = importlib.util.spec_from_file_location("user_verifier", path)
+    spec = importlib.util.spec_from_file_location(called, path)
     if spec is None or spec.loader is None:
         raise TaskError(f"verifier file {path}: its name must end in .py")
     module = importlib.util.module_from_spec(spec)

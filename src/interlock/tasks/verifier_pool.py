@@ -21,18 +21,19 @@ from types import TracebackType
 
 import msgspec
 
+from interlock.config.rewards import AnyReward, PythonReward
 from interlock.config.tasks import TaskSettings
 from interlock.errors import TaskError
 from interlock.processes.child import Child, ChildEnded, ChildGarbage, ChildLate, bare
 from interlock.processes.scratch import Scratch
 from interlock.records.coding import from_bytes
-from interlock.records.rl import Problem, Verdict, VerdictStatus
+from interlock.records.rl import Attempt, Verdict, VerdictStatus
 from interlock.sandbox.canary import open_sandbox
 from interlock.sandbox.limits import ResourceLimits
 from interlock.sandbox.slots import Slot
 from interlock.sandbox.ways import Way
 from interlock.tasks.executing import executes, judges_outside
-from interlock.tasks.retries import judged_again
+from interlock.tasks.retries import Pair, judged_again
 from interlock.tasks.user_verifier import split_verifier
 from interlock.tasks.verifier_worker import (
     MAX_REPLY_BYTES,
@@ -93,8 +94,8 @@ class VerifierPool:
             worker.stop()
         self._directory.cleanup()
 
-    def verify(self, pairs: list[tuple[Problem, str]]) -> list[Verdict]:
-        """One verdict per (problem, answer), in order. One call at a time.
+    def verify(self, pairs: Sequence[Pair | Attempt]) -> list[Verdict]:
+        """One verdict per attempt or (problem, answer), in order. One call at a time.
 
         An answer has `task.timeout_s` seconds of its verifier's own time. One whose verifier hangs,
         crashes, raises or returns what is no verdict (returned.py) gets reward 0, and its status
@@ -103,19 +104,19 @@ class VerifierPool:
         task = self._task
         judged, again = judged_again(self._once, pairs, task.retries, task.retry_s)
         self.retried += again
-        for (problem, _), verdict in zip(pairs, judged, strict=True):
+        for (problem, *_), verdict in zip(pairs, judged, strict=True):
             if not verdict.status.judged:
                 self.errors += 1
                 logger.warning("verifier failed on %s: %s", problem.id, verdict.cause)
         return judged
 
-    def _once(self, pairs: Sequence[tuple[Problem, str]]) -> list[Verdict]:
+    def _once(self, pairs: Sequence[Pair | Attempt]) -> list[Verdict]:
         verdicts: list[Verdict | None] = [None] * len(pairs)
         waiting = deque(range(len(pairs)))
 
         def work(worker: VerifierProcess) -> None:
             while (index := _pop(waiting)) is not None:
-                verdicts[index] = worker.verify(*pairs[index])
+                verdicts[index] = worker.verify(Attempt(*pairs[index]))
 
         try:
             list(self._threads.map(work, self._workers))
@@ -182,14 +183,14 @@ class VerifierProcess:
             setup = VerifierSetup(task, around.scratch, sandboxed=True)
             return self._ask(setup, START_TIMEOUT_S).verdict.cause
 
-    def verify(self, problem: Problem, answer: str) -> Verdict:
+    def verify(self, attempt: Attempt) -> Verdict:
         if self._child is None:
             try:
                 self.start()
             except TaskError as error:
                 return Verdict.failed(VerdictStatus.UNAVAILABLE, str(error))
         self._number += 1
-        request = VerifierRequest(self._number, problem, answer.encode("utf-8", "surrogatepass"))
+        request = VerifierRequest.of(self._number, attempt)
         outside = judges_outside(self._task)
         grace_s = _STARTS_S if outside else 0.0 if self._sandbox is None else _GRACE_S
         try:
@@ -245,17 +246,33 @@ def sandbox_of(task: TaskSettings) -> Way | None:
 
 def _movable(task: TaskSettings) -> tuple[TaskSettings, list[Path]]:
     """The task as it can be opened in a sandbox, and what has to be seen there."""
-    if "verifier" not in task.options:
-        return task, []
-    path, function = split_verifier(task.options["verifier"])
+    reward: list[AnyReward] = []
+    visible: list[Path] = []
+    for each in task.reward:
+        if isinstance(each, PythonReward):
+            function, folder = _placed(each.function)
+            each = msgspec.structs.replace(each, function=function)
+            visible.append(folder)
+        reward.append(each)
+    options = task.options
+    if "verifier" in options:
+        verifier, folder = _placed(options["verifier"])
+        options = {**options, "verifier": verifier}
+        visible.append(folder)
+    moved = msgspec.structs.replace(task, options=options, reward=reward)
+    return moved, list(dict.fromkeys(visible))
+
+
+def _placed(verifier: str) -> tuple[str, Path]:
+    """A user's "file.py:function" by its whole path, and the folder that a sandbox shows of it."""
+    path, function = split_verifier(verifier)
     path = path.resolve()
     if any(place.is_relative_to(path.parent) for place in (Path.home(), *_PUBLIC)):
         raise TaskError(
             f"verifier file {path}: a sandbox shows it what lies beside it, and that is all of "
             f"{path.parent}; move it into a directory of its own"
         )
-    options = {**task.options, "verifier": f"{path}:{function}"}
-    return msgspec.structs.replace(task, options=options), [path.parent]
+    return f"{path}:{function}", path.parent
 
 
 def _pop(waiting: deque[int]) -> int | None:

@@ -14,18 +14,20 @@ import os
 import resource
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
+from interlock.config.rewards import PythonReward
 from interlock.config.tasks import TaskSettings
 from interlock.errors import TaskError, Unavailable
 from interlock.processes.channel import Channel
 from interlock.processes.deadline import ProcessDeadline
 from interlock.records.coding import from_bytes, to_bytes
-from interlock.records.rl import Problem, Verdict, VerdictStatus
+from interlock.records.rl import Attempt, FinishReason, Problem, Verdict, VerdictStatus
 from interlock.sandbox.forks import AnswerLate, NoAnswer, apart
-from interlock.tasks.returned import is_sound, verdict_of
+from interlock.tasks.returned import is_sound
+from interlock.tasks.rewards import earned, open_rewards
 from interlock.text import described, one_line
 
 MAX_FILE_BYTES = 1 << 20
@@ -41,7 +43,7 @@ _VERIFIERS = {
     "reasoning-gym": "interlock.tasks.gym",
 }
 
-Verifier = Callable[[Problem, str], Any]
+Judge = Callable[[Attempt], Verdict]
 
 
 class VerifierSetup(msgspec.Struct, frozen=True):
@@ -54,6 +56,20 @@ class VerifierRequest(msgspec.Struct, frozen=True):
     number: int
     problem: Problem
     answer: bytes  # UTF-8 with lone surrogates passed through, which msgpack's text refuses
+    tokens: int | None = None  # as Attempt has them
+    finish: FinishReason | None = None
+    max_tokens: int | None = None
+
+    @classmethod
+    def of(cls, number: int, attempt: Attempt) -> "VerifierRequest":
+        answer = attempt.text.encode("utf-8", "surrogatepass")
+        figures = attempt.tokens, attempt.finish, attempt.max_tokens
+        return cls(number, attempt.problem, answer, *figures)
+
+    @property
+    def attempt(self) -> Attempt:
+        text = self.answer.decode("utf-8", "surrogatepass")
+        return Attempt(self.problem, text, self.tokens, self.finish, self.max_tokens)
 
 
 class VerifierReply(msgspec.Struct, frozen=True):
@@ -70,7 +86,7 @@ def serve(channel: Channel) -> None:
         return
     setup = msgspec.msgpack.decode(data, type=VerifierSetup)
     try:
-        verify = _load(setup)
+        loaded = _load(setup)
     except BaseException as error:
         channel.send(msgspec.msgpack.encode(VerifierReply(0, _failure(error), last=True)))
         return
@@ -78,7 +94,7 @@ def serve(channel: Channel) -> None:
     owner = os.getpid()
     judge = functools.partial(verified_apart, setup.task.timeout_s) if setup.sandboxed else verified
     while (data := channel.receive()) is not None:
-        reply = judge(verify, msgspec.msgpack.decode(data, type=VerifierRequest))
+        reply = judge(loaded, msgspec.msgpack.decode(data, type=VerifierRequest))
         if os.getpid() != owner:  # the verifier forked and let its child return
             os._exit(0)
         channel.send(msgspec.msgpack.encode(reply))
@@ -86,11 +102,10 @@ def serve(channel: Channel) -> None:
             return
 
 
-def verified(verify: Verifier, request: VerifierRequest) -> VerifierReply:
+def verified(judge: Judge, request: VerifierRequest) -> VerifierReply:
     """What the verifier says of one answer. A process out of memory or told to exit is given up."""
-    answer = request.answer.decode("utf-8", "surrogatepass")
     try:
-        return VerifierReply(request.number, verdict_of(verify(request.problem, answer)))
+        return VerifierReply(request.number, judge(request.attempt))
     except Unavailable as error:
         cause = one_line(str(error), _ERROR_CHARACTERS)
         return VerifierReply(request.number, Verdict.failed(VerdictStatus.UNAVAILABLE, cause))
@@ -99,14 +114,14 @@ def verified(verify: Verifier, request: VerifierRequest) -> VerifierReply:
         return VerifierReply(request.number, _failure(error), last=last)
 
 
-def verified_apart(timeout_s: float, verify: Verifier, request: VerifierRequest) -> VerifierReply:
+def verified_apart(timeout_s: float, judge: Judge, request: VerifierRequest) -> VerifierReply:
     """The same from a fork, which the answer may have taken over: it meets no other answer."""
 
     def fail(status: VerdictStatus, cause: str) -> VerifierReply:
         return VerifierReply(request.number, Verdict.failed(status, cause))
 
     def work() -> bytes:
-        return to_bytes(verified(verify, request).verdict)
+        return to_bytes(verified(judge, request).verdict)
 
     try:
         verdict: Verdict = from_bytes(apart(work, timeout_s, MAX_REPLY_BYTES), Verdict)
@@ -137,7 +152,7 @@ def _failure(error: BaseException) -> Verdict:
     return Verdict.failed(VerdictStatus.ERROR, described(error, _ERROR_CHARACTERS))
 
 
-def _load(setup: VerifierSetup) -> Verifier:
+def _load(setup: VerifierSetup) -> Judge:
     """Import the verifier's libraries, then set the limits, then run the user's own code if any."""
     name = _VERIFIERS[setup.task.name.partition("/")[0]]
     if "verifier" in setup.task.options:
@@ -146,11 +161,16 @@ def _load(setup: VerifierSetup) -> Verifier:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise TaskError(f"needs {error.name!r}; pip install 'interlock[tasks]'") from None
+    # Those that bring a library's data have it before the limits; a user's own code has limits.
+    plain = [each for each in setup.task.reward if not isinstance(each, PythonReward)]
+    rewards = open_rewards(replace(setup.task, reward=plain))
     _limit_resources(setup.task.memory_mb)
+    own = [each for each in setup.task.reward if isinstance(each, PythonReward)]
+    rewards += open_rewards(replace(setup.task, reward=own))
     if "verifier" not in setup.task.options:
         os.chdir(setup.directory)
-    verify: Verifier = module.open_verifier(setup.task)
-    return verify
+    verify = module.open_verifier(setup.task)
+    return lambda attempt: earned(attempt, verify, rewards)
 
 
 def _limit_resources(memory_mb: int) -> None:

@@ -15,9 +15,10 @@ from typing import Any
 
 from interlock.config.judging import JudgeSettings
 from interlock.errors import TaskError, Unavailable
-from interlock.records.rl import Problem, Verdict, VerdictStatus
+from interlock.records.rl import Attempt, Problem, Verdict, VerdictStatus
 from interlock.tasks.judge import questions
 from interlock.tasks.judge.client import JudgeClient, JudgeCost, JudgeRefusal
+from interlock.tasks.retries import Pair
 from interlock.text import one_line
 
 logger = logging.getLogger(__name__)
@@ -57,10 +58,10 @@ class Judge:
         if not verdict.status.judged:
             raise TaskError(f"{verdict.cause}; mend url, model, key_env or body of the judge")
 
-    def verify(self, pairs: Sequence[tuple[Problem, str]]) -> list[Verdict]:
+    def verify(self, pairs: Sequence[Pair | Attempt]) -> list[Verdict]:
         """One verdict per (problem, answer), in order; rewards from 0 to 1."""
-        verdicts = list(self._threads.map(lambda pair: self.judged(*pair), pairs))
-        for (problem, _), verdict in zip(pairs, verdicts, strict=True):
+        verdicts = list(self._threads.map(lambda pair: self.judged(*pair[:2]), pairs))
+        for (problem, *_), verdict in zip(pairs, verdicts, strict=True):
             if not verdict.status.judged:
                 self.errors += 1
                 logger.warning("no grade of %s: %s", problem.id, verdict.cause)

@@ -1,0 +1,122 @@
+"""`[[stage.task.reward]]`: what an answer earns, as a weighted list; each kind a table of its own.
+
+A task without any has its verifier alone, as it stands. docs/rewards.md has every formula.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from interlock.config.fields import NonNegative, Positive, SettingsTable, Weight
+
+Bound = Annotated[float, Meta(ge=-1e6, le=1e6)]
+
+
+class RewardSettings(SettingsTable, frozen=True, kw_only=True, tag_field="kind"):
+    """Base of every kind of reward."""
+
+    weight: Weight = 1.0  # of its value in the sum
+    name: str = ""  # what figures call it; "": its kind
+
+    @property
+    def called(self) -> str:
+        return self.name or str(self.__struct_config__.tag)
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The least and the most that it gives, before its weight."""
+        return 0.0, 1.0
+
+    def conflicts(self) -> Iterator[str]:
+        """Why its settings do not go together."""
+        low, high = self.bounds
+        if low >= high:
+            yield f"low = {low} is not below high = {high}"
+
+
+class AccuracyReward(RewardSettings, frozen=True, kw_only=True, tag="accuracy"):
+    """What the task's own verifier gives."""
+
+    low: Bound = 0.0
+    high: Bound = 1.0
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        return self.low, self.high
+
+
+class FormatReward(RewardSettings, frozen=True, kw_only=True, tag="format"):
+    """1 for thinking that is ended once, then one final answer; else 0."""
+
+    # "text": anything; "boxed": one \\boxed{…}; "tag": <answer>…</answer> and nothing else.
+    answer: Literal["text", "boxed", "tag"] = "text"
+
+
+class LengthReward(RewardSettings, frozen=True, kw_only=True, tag="length"):
+    """0 up to `free` tokens, falling evenly to -1 at `most`."""
+
+    free: NonNegative
+    most: Positive
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        return -1.0, 0.0
+
+    def conflicts(self) -> Iterator[str]:
+        if self.free >= self.most:
+            yield f"free = {self.free} is not below most = {self.most}"
+
+
+class OverlongReward(RewardSettings, frozen=True, kw_only=True, tag="overlong"):
+    """0 up to `zone` tokens before sampling.max_tokens, falling evenly to -1 there (DAPO)."""
+
+    zone: Positive
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        return -1.0, 0.0
+
+
+class RepetitionReward(RewardSettings, frozen=True, kw_only=True, tag="repetition"):
+    """Minus the share of an answer's n-grams of words that it has already said."""
+
+    n: Annotated[int, Meta(ge=1, le=100)] = 4
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        return -1.0, 0.0
+
+
+class PythonReward(RewardSettings, frozen=True, kw_only=True, tag="python"):
+    """What a function of the user's gives."""
+
+    function: str  # "path/to/file.py:function", called with the row and the answer's text
+    low: Bound = 0.0
+    high: Bound = 1.0
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        return self.low, self.high
+
+
+AnyReward = (
+    AccuracyReward | FormatReward | LengthReward | OverlongReward | RepetitionReward | PythonReward
+)
+
+
+def reward_conflicts(rewards: Sequence[AnyReward]) -> Iterator[str]:
+    """Why the rewards of one task do not go together."""
+    for called, times in Counter(each.called for each in rewards).items():
+        if times > 1:
+            yield f"reward: {times} are called {called!r}; give each a name of its own"
+    for each in rewards:
+        if not isinstance(each, AccuracyReward) and each.called == "accuracy":
+            yield f'reward: a {type(each).__name__} is called "accuracy"; give it another name'
+        for why in each.conflicts():
+            yield f"reward.{each.called}.{why}"
+    if sum(isinstance(each, AccuracyReward) for each in rewards) > 1:
+        yield "reward: a task has one verifier; remove one of kind accuracy"
+    if rewards and not any(each.weight for each in rewards):
+        yield "reward: every weight is 0, so that nothing is taught; raise one"
