@@ -12,7 +12,7 @@ from ticking_generators import STAGE, FakeGenerators, FakeTask, Killed, constant
 from interlock.recipes.rollouts import Rollouts
 from interlock.recipes.stage import Clock
 from interlock.records.metrics import RolloutMetrics
-from interlock.records.rl import Problem, ScoredGroup, Verdict
+from interlock.records.rl import Attempt, Problem, ScoredGroup, Verdict
 from interlock.rundir import RunDir
 
 PROBLEMS = 4
@@ -26,10 +26,10 @@ class Judge:
     def __init__(self, barren: Collection[int]) -> None:
         self.barren = barren
 
-    def verify(self, answers: Sequence[tuple[Problem, str]]) -> list[Verdict]:
+    def verify(self, answers: Sequence[Attempt]) -> list[Verdict]:
         return [
             Verdict(float(place % 2 == 0 and number(problem) not in self.barren))
-            for place, (problem, _) in enumerate(answers)
+            for place, (problem, *_) in enumerate(answers)
         ]
 
     def spent(self) -> dict[str, float]:
