@@ -11,6 +11,7 @@ from msgspec import Meta
 
 from interlock.config.fields import NonNegative, Positive, SettingsTable, Weight
 
+Language = Annotated[str, Meta(pattern="^[a-z]{2,3}$")]  # ISO 639
 Bound = Annotated[float, Meta(ge=-1e6, le=1e6)]
 
 
@@ -89,6 +90,17 @@ class RepetitionReward(RewardSettings, frozen=True, kw_only=True, tag="repetitio
         return -1.0, 0.0
 
 
+class LanguageReward(RewardSettings, frozen=True, kw_only=True, tag="language"):
+    """The share of an answer's words that are of one language."""
+
+    language: Language = "en"
+    among: list[Language] = []  # what else it may be taken for; []: any that is known
+
+    def conflicts(self) -> Iterator[str]:
+        if self.among and (self.language not in self.among or len(set(self.among)) < 2):
+            yield f"among = {self.among} is to name {self.language!r} and another"
+
+
 class PythonReward(RewardSettings, frozen=True, kw_only=True, tag="python"):
     """What a function of the user's gives."""
 
@@ -102,7 +114,13 @@ class PythonReward(RewardSettings, frozen=True, kw_only=True, tag="python"):
 
 
 AnyReward = (
-    AccuracyReward | FormatReward | LengthReward | OverlongReward | RepetitionReward | PythonReward
+    AccuracyReward
+    | FormatReward
+    | LanguageReward
+    | LengthReward
+    | OverlongReward
+    | RepetitionReward
+    | PythonReward
 )
 
 

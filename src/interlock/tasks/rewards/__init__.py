@@ -23,6 +23,7 @@ Verify = Callable[[Any, str], Any]
 
 _KINDS = {
     "format": "interlock.tasks.rewards.form",
+    "language": "interlock.tasks.rewards.language",
     "length": "interlock.tasks.rewards.length",
     "overlong": "interlock.tasks.rewards.length",
     "repetition": "interlock.tasks.rewards.repetition",
