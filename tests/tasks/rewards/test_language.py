@@ -53,7 +53,7 @@ def test_the_share_of_real_sentences(text: str, english: float, german: float) -
 
 
 def test_a_language_that_nobody_knows_is_refused_by_name() -> None:
-    with pytest.raises(TaskError, match="knows no language 'qq'; it knows .*, en, "):
+    with pytest.raises(TaskError, match=r"knows no language 'qq'; it knows .*, en, "):
         value("", language="qq")
     settings = LanguageReward(language="en", among=["de", "fr"])
     assert list(reward_conflicts([settings])) == [
