@@ -128,3 +128,5 @@ def test_ahead_of_the_learner_no_group_is_used_twice_or_too_late(run: RunDir, se
         assert len(taught) == PROBLEMS or len(own) == PROBLEMS + 4
         assert life.metrics is not None and (life.metrics.staleness_max or 0) <= 2
     assert len(used) == len(set(used))
+    # Nothing is under way when the stage ends: the next one would be given it.
+    assert life.generators.unfinished == set()

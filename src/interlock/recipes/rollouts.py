@@ -196,13 +196,15 @@ class Rollouts:
 
     def _order(self, wanted: int) -> None:
         """Order the oldest problems that are not under way, as far ahead of the `wanted` ones as
-        staleness allows.
+        staleness allows, and no further than the stage's last step: what came after that would be
+        handed to the next stage, as if it were of its problems.
 
         A unit is the same problems of the same step whenever it is ordered, so that a resumed run
         repeats it (unless a problem was set aside meanwhile).
         """
         settings, run = self._settings, self._stage.recipe
-        ahead = wanted + self._cap * settings.problems_per_step
+        later = min(self._cap, settings.steps - self._step)
+        ahead = wanted + later * settings.problems_per_step
         room = ahead - len(self._buffer) - len(self._ordered)
         if room <= 0:
             return
