@@ -12,7 +12,7 @@ from ticking_generators import STAGE, FakeGenerators, FakeTask, Killed, constant
 from interlock.recipes.rollouts import Rollouts
 from interlock.recipes.stage import Clock
 from interlock.records.metrics import RolloutMetrics
-from interlock.records.rl import Attempt, Problem, ScoredGroup, Verdict
+from interlock.records.rl import Attempt, Problem, ScoredGroup, Verdict, VerdictStatus
 from interlock.rundir import RunDir
 
 PROBLEMS = 4
@@ -89,6 +89,25 @@ def test_no_more_than_the_bound_is_made_and_every_step_has_it(run: RunDir) -> No
 def test_without_it_nothing_is_replaced(run: RunDir) -> None:
     life = Life(run, FakeGenerators(constant(0)), range(1000), extra=0)
     assert [life.step(step) for step in (1, 2)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+class Outage(Judge):
+    """Reaches nobody from the second time on that it is asked."""
+
+    asked = 0
+
+    def verify(self, answers: Sequence[Attempt]) -> list[Verdict]:
+        self.asked += 1
+        gone = Verdict.failed(VerdictStatus.UNAVAILABLE, "the judge is down")
+        return [gone] * len(answers) if self.asked > 1 else super().verify(answers)
+
+
+def test_a_step_that_was_judged_needs_none_of_those_made_in_place_of_others(run: RunDir) -> None:
+    life = Life(run, FakeGenerators(constant(0)), {1, 2}, extra=3)
+    life.judge = Outage({1, 2})
+    assert life.step(1) == [0, 1, 2, 3, 4, 5, 6]
+    assert life.metrics is not None
+    assert (life.metrics.discarded, life.metrics.reward) == (6, pytest.approx(2 / 8))
 
 
 BARREN = {1, 2, 4, 5, 9, 10, 12, 13, 14, 15, 16}

@@ -35,22 +35,33 @@ def score(
 ) -> list[ScoredGroup]:
     """Judge every completion of every group, in order.
 
+    As `grade`, but raises TrainingError when no answer could be judged: then nothing is learned or
+    recorded, and a run can go on later.
+    """
+    scored = grade(groups, verifier, max_tokens)
+    verdicts = [verdict for each in scored for verdict in each.verdicts]
+    if verdicts and not any(verdict.status.counts for verdict in verdicts):
+        raise TrainingError(
+            f"none of {len(verdicts)} answers could be judged: {verdicts[0].cause}; mend that, "
+            "then go on with --resume"
+        )
+    return scored
+
+
+def grade(
+    groups: Sequence[Group], verifier: Verifiers, max_tokens: int | None = None
+) -> list[ScoredGroup]:
+    """Judge every completion of every group, in order.
+
     What failed through no fault of an answer was tried again by the verifiers; where it never went
-    well, the verdict says so and counts nowhere. Raises TrainingError when that holds of all: then
-    nothing is learned or recorded, and a run can go on later.
+    well, the verdict says so and counts nowhere.
     """
     answers = [
         Attempt(group.problem, turn, sum(each.mask), each.finish, max_tokens)
         for group in groups
         for turn, each in zip(group.turns, group.completions, strict=True)
     ]
-    verdicts = verifier.verify(answers)
-    if verdicts and not any(verdict.status.counts for verdict in verdicts):
-        raise TrainingError(
-            f"none of {len(verdicts)} answers could be judged: {verdicts[0].cause}; mend that, "
-            "then go on with --resume"
-        )
-    left = iter(verdicts)
+    left = iter(verifier.verify(answers))
     return [ScoredGroup(group, [next(left) for _ in group.completions]) for group in groups]
 
 

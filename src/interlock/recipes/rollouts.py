@@ -21,7 +21,7 @@ from typing import Literal
 
 from interlock.config.stages import Sampled
 from interlock.errors import TrainingError
-from interlock.recipes.evaluate import score
+from interlock.recipes.evaluate import grade, score
 from interlock.recipes.stage import Clock, Stage
 from interlock.records.metrics import RolloutMetrics, TaskMetrics
 from interlock.records.rl import FinishReason, Group, Problem, Score, ScoredGroup, of_tasks
@@ -112,8 +112,9 @@ class Rollouts:
             taken = self.take(step)
         while taken:
             sequences += [sequence for sequence, _ in taken]
+            judge = grade if scored else score  # a step that was judged needs no more of them
             with clock("verify"):
-                scored += score([group for _, group in taken], verifier, limit)
+                scored += judge([group for _, group in taken], verifier, limit)
             lacking = wanted - sum(map(teaches, scored)) if self._extra else 0
             more = min(lacking, wanted + self._extra - len(scored))
             with clock(self.activity):
