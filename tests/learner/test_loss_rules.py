@@ -219,6 +219,17 @@ def test_gspo_of_the_learner_is_the_sequence_form(tiny: Tiny, sampled: Sampled) 
         ({"cispo_cap": 4.0}, "cispo_cap is of rule = 'cispo'"),
         ({"rule": "dppo"}, "would count the sampler twice"),
         ({"reference_every": 400}, "reference_every says how the KL is taken"),
+        (
+            {"correction": "masked", "tis_cap": 3.0},
+            "tis_cap is of correction = 'truncated' or 'geo",
+        ),
+        ({"correction": "off", "tis_veto": 0.1}, "tis_veto is of correction = 'truncated' or 'geo"),
+        ({"mask_low": 0.4}, "mask_low is of correction = 'masked', and that is 'truncated'"),
+        ({"correction": "geometric", "mask_high": 4.0}, "mask_high is of correction = 'masked'"),
+        ({"tis_veto": 1.0}, "tis_veto = 1.0 leaves out tokens whose ratio is 1"),
+        ({"correction": "masked", "mask_low": 1.1}, "leave out tokens whose ratio is 1"),
+        ({"correction": "masked", "mask_high": 0.9}, "leave out tokens whose ratio is 1"),
+        ({"off_policy_least": 0.1}, "off_policy_least is of a mask, and off_policy_quantile is 0"),
         ({"kl_estimate": "unbiased"}, "kl_estimate says how the KL is taken"),
     ],
 )
@@ -231,6 +242,9 @@ def test_what_does() -> None:
     for settings in (
         LossSettings(),
         LossSettings(rule="dppo", correction="bypass", dppo_low=0.1),
+        LossSettings(correction="geometric", tis_cap=3.0, tis_veto=0.1),
+        LossSettings(correction="masked", mask_low=0.4, mask_high=1.0),
+        LossSettings(off_policy_quantile=0.9, off_policy_least=0.1),
         LossSettings(kl_beta=0.1, kl_estimate="unbiased", reference_every=400),
     ):
         assert list(settings.conflicts()) == []

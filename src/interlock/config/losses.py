@@ -25,6 +25,15 @@ _OF_RULE: dict[str, RuleName] = {
 }
 
 
+# And those that some corrections alone read.
+_OF_CORRECTION = {
+    "tis_cap": ("truncated", "geometric"),
+    "tis_veto": ("truncated", "geometric"),
+    "mask_low": ("masked",),
+    "mask_high": ("masked",),
+}
+
+
 class LossSettings(SettingsTable, frozen=True):
     """`[stage.loss]`: the policy-gradient loss.
 
@@ -74,6 +83,24 @@ class LossSettings(SettingsTable, frozen=True):
         for name, rule in _OF_RULE.items():
             if self.rule != rule and getattr(self, name) != defaults[name]:
                 yield f"{name} is of rule = {rule!r}, and the rule is {self.rule!r}; remove it"
+        for name, some in _OF_CORRECTION.items():
+            if self.correction not in some and getattr(self, name) != defaults[name]:
+                yield (
+                    f"{name} is of correction = {' or '.join(map(repr, some))}, and that is "
+                    f"{self.correction!r}; remove it"
+                )
+        if self.tis_veto >= 1:
+            yield f"tis_veto = {self.tis_veto} leaves out tokens whose ratio is 1; set one below"
+        if not self.mask_low <= 1 <= self.mask_high:
+            yield (
+                f"mask_low = {self.mask_low} and mask_high = {self.mask_high} leave out tokens "
+                "whose ratio is 1; set one below and one above"
+            )
+        if not self.off_policy_quantile and self.off_policy_least != defaults["off_policy_least"]:
+            yield (
+                "off_policy_least is of a mask, and off_policy_quantile is 0, which is none; set "
+                "that, or remove it"
+            )
         if self.rule == "dppo" and self.correction != "bypass":
             yield (
                 f"correction = {self.correction!r} would count the sampler twice, which dppo's "
