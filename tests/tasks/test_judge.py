@@ -199,6 +199,7 @@ def test_a_service_that_is_not_there() -> None:
         (formatdate(time.time() + 1e5, usegmt=True), 9e4, 1e5),
         (formatdate(0, usegmt=True), 0.0, 0.0),
         ("soon", 0.5, 0.5),
+        ("\u00b2", 0.5, 0.5),  # a digit to Python, and no number
     ],
 )
 def test_retry_after_is_kept(header: str, least: float, most: float) -> None:

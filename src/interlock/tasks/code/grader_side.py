@@ -84,6 +84,9 @@ def examined(given: dict[str, Any], candidate: Candidate) -> tuple[str, str]:
 def _error(name: str, words: str) -> BaseException:
     kind = getattr(builtins, name, None)
     if isinstance(kind, type) and issubclass(kind, BaseException):
+        # These would end a loop of the tests over map(candidate, …) as if all had been well.
+        if issubclass(kind, StopIteration | StopAsyncIteration):
+            return RaisedByProgram(f"{name}: {words}")
         if not issubclass(kind, Exception):
             return NoValue(f"it raised {name}")
         try:

@@ -27,6 +27,7 @@ from interlock.sandbox.ways import Scene, Way
 from interlock.tasks.code import grader_side, program_side, wire
 
 _MOST_BYTES = 1 << 20  # of one call, or of what one returns
+_MOST_LOADED = 1 << 14  # of what it says before any call, which is read outside of all sandboxes
 _MOST_CALLS = 100_000
 
 
@@ -108,7 +109,7 @@ class _Sitting:
         """What is wrong with it before any test."""
         setup = {"variants": self._exam.variants, "entry": self._exam.entry}
         try:
-            match wire.loaded(self._asked(wire.dumped(setup))):
+            match wire.loaded(self._asked(wire.dumped(setup), _MOST_LOADED)):
                 case {"value": None}:
                     return None
                 case {"raised": [str(name), str(words)]}:
@@ -138,10 +139,10 @@ class _Sitting:
             return Graded(ProgramEnd.BROKEN, f"the tests ended without an outcome ({error})")
         return Graded(ProgramEnd.BROKEN, f"the tests make more than {_MOST_CALLS:,} calls")
 
-    def _asked(self, message: bytes) -> bytes:
+    def _asked(self, message: bytes, most: int = _MOST_BYTES) -> bytes:
         """What the program says to it. Raises DialogueOver, DialogueLate."""
         self._program.send(message, self._deadline)
-        return self._program.receive(self._deadline, _MOST_BYTES)
+        return self._program.receive(self._deadline, most)
 
     def _outcome(self, said: bytes) -> Graded:
         try:

