@@ -170,6 +170,17 @@ def test_a_lone_stage_needs_no_index(tmp_path: Path) -> None:
         ("learner.dtype=float16", 'learner.dtype = "float16" rounds the gradients'),
         ("model.clock=noon", "model.clock = 'noon'"),
         ("stage.kind=ppo", "stage.0.kind = 'ppo': the kinds of stage are grpo, sft"),
+        ("stage.task.reward=[{kind='rite'}]", "'rite': the kinds of reward are accuracy, format"),
+        ("stage.task.reward=[{kind='accuracy',name='a/b'}]", "reward.0.name = 'a/b': expected str"),
+        (
+            "stage.task.reward=[{kind='overlong',zone=1000}]",
+            "zone = 1000 is more than sampling",
+        ),
+        ("stage.task.template={day=2026-11-28}", "task.template.day = 2026-11-28: a date"),
+        (
+            "stage.task.judge={url='http://h/v1',model='m',body={p=nan}}",
+            "task.judge.body.p = nan: give a finite number",
+        ),
         ("stage.sampling.temperature=0", "GRPO needs a temperature above 0"),
         ("stage.completions=1", "stage.0.completions = 1: expected int >= 2"),
         ("stage.eval.problems=1000", "more than task.held_out = 128"),

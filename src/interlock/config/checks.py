@@ -177,15 +177,16 @@ def _learner(recipe: Recipe) -> Iterator[str]:
 
 def _options(recipe: Recipe) -> Iterator[str]:
     """What is passed on as it stands must survive the run's record and the way to a process."""
-    tables = {f"generator.{i}": each.options for i, each in enumerate(recipe.generator)}
+    tables = {f"generator.{i}.options": each.options for i, each in enumerate(recipe.generator)}
     for i, stage in enumerate(recipe.stage):
         lone = len(stage.task) == 1
-        tables |= {
-            f"stage.{i}.task" if lone else f"stage.{i}.task.{place}": task.options
-            for place, task in enumerate(stage.task)
-        }
+        for place, task in enumerate(stage.task):
+            where = f"stage.{i}.task" if lone else f"stage.{i}.task.{place}"
+            tables |= {f"{where}.options": task.options, f"{where}.template": task.template}
+            if task.judge is not None:
+                tables[f"{where}.judge.body"] = task.judge.body
     for name, options in tables.items():
-        yield from _unrecordable(f"{name}.options", options)
+        yield from _unrecordable(name, options)
 
 
 def _unrecordable(name: str, value: Any) -> Iterator[str]:

@@ -11,12 +11,13 @@ import re
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import msgspec
 import msgspec.inspect
 
 from interlock.config.checks import check_combinations
+from interlock.config.rewards import AnyReward
 from interlock.config.schema import Recipe
 from interlock.config.secrets import is_secret, shown_override
 from interlock.config.serving import ServeSettings
@@ -193,8 +194,9 @@ def explain(message: str, tree: Any, kind: type[msgspec.Struct]) -> str:
         return f"there is one {where or 'table'}; write its heading in one bracket: [{where}]"
     complaint = complaint[0].lower() + complaint[1:].replace("`", "").replace("object", "a table")
     if where.startswith("stage") and where.endswith(".kind"):
-        kinds = [str(stage.__struct_config__.tag) for stage in STAGES]
-        complaint = f"the kinds of stage are {', '.join(kinds)}"
+        what, tables = ("reward", get_args(AnyReward)) if ".reward" in where else ("stage", STAGES)
+        kinds = [str(table.__struct_config__.tag) for table in tables]
+        complaint = f"the kinds of {what} are {', '.join(kinds)}"
     if not complaint.startswith("expected array") and (choices := _choices(where, kind)):
         complaint = f"choose one of {choices}"
     shown = one_line(hide_credentials(repr(value)), _SHOWN)

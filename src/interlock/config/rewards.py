@@ -12,6 +12,7 @@ from msgspec import Meta
 from interlock.config.fields import NonNegative, Positive, SettingsTable, Weight
 
 Language = Annotated[str, Meta(pattern="^[a-z]{2,3}$")]  # ISO 639
+RewardName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{0,64}\Z")]  # within a figure's name
 Bound = Annotated[float, Meta(ge=-1e6, le=1e6)]
 
 
@@ -19,7 +20,7 @@ class RewardSettings(SettingsTable, frozen=True, kw_only=True, tag_field="kind")
     """Base of every kind of reward."""
 
     weight: Weight = 1.0  # of its value in the sum
-    name: str = ""  # what figures call it; "": its kind
+    name: RewardName = ""  # what figures call it; "": its kind
 
     @property
     def called(self) -> str:
@@ -138,3 +139,13 @@ def reward_conflicts(rewards: Sequence[AnyReward]) -> Iterator[str]:
         yield "reward: a task has one verifier; remove one of kind accuracy"
     if rewards and not any(each.weight for each in rewards):
         yield "reward: every weight is 0, so that nothing is taught; raise one"
+
+
+def room_conflicts(rewards: Sequence[AnyReward], max_tokens: int) -> Iterator[str]:
+    """What does not go with the tokens that an answer may have: it would punish every answer."""
+    for each in rewards:
+        if isinstance(each, OverlongReward) and each.zone > max_tokens:
+            yield (
+                f"reward.{each.called}.zone = {each.zone} is more than sampling.max_tokens = "
+                f"{max_tokens}; lower it"
+            )

@@ -25,6 +25,7 @@ from interlock.config.fields import (
     Weight,
 )
 from interlock.config.losses import LossSettings
+from interlock.config.rewards import room_conflicts
 from interlock.config.tasks import EvaluationSettings, TaskSettings, task_conflicts
 from interlock.records.rl import Sampling
 
@@ -103,6 +104,8 @@ class StageSettings(SettingsTable, frozen=True, kw_only=True, tag_field="kind"):
         yield from task_conflicts(self.task)
         for place, task in enumerate(self.task):
             which = "task" if len(self.task) == 1 else f"task.{place}"
+            for why in room_conflicts(task.reward, self.sampling.max_tokens):
+                yield f"{which}.{why}"
             if self.eval.problems > task.held_out:
                 yield (
                     f"eval.problems = {self.eval.problems} is more than {which}.held_out = "
