@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from interlock.config.rewards import PythonReward
 from interlock.config.tasks import TaskSettings
 from interlock.errors import TaskError
 from interlock.records.rl import Problem
@@ -126,3 +127,14 @@ def test_each_answer_is_judged_by_its_own_tasks_verifier(tmp_path: Path) -> None
         verdicts = verifiers.verify([(problem, "four") for problem in asked])
         assert [verdict.reward for verdict in verdicts] == [4.0, 1.0, 4.0, 1.0]
         assert (verifiers.errors, verifiers.retried) == (0, 0)
+
+
+def test_a_reward_of_the_users_is_among_the_files(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("import near\n")
+    (tmp_path / "near.py").write_text("")
+    task = TaskSettings("jsonl", reward=[PythonReward(function=f"{tmp_path / 'mine.py'}:f")])
+    mixture = Mixture([task], [listed("a", 3)])
+    assert mixture.files == [tmp_path / "mine.py", tmp_path / "near.py"]
+    (tmp_path / "mine.py").unlink()
+    with pytest.raises(TaskError, match=r"reward 'python': .* there is no file .*mine\.py"):
+        Mixture([task], [listed("a", 3)])

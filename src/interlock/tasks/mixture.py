@@ -11,7 +11,7 @@ The Art of Computer Programming 3, section 6.4).
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from fractions import Fraction
@@ -24,10 +24,11 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from interlock.config.rewards import PythonReward
 from interlock.config.tasks import TaskSettings
 from interlock.errors import TaskError
 from interlock.records.rl import Attempt, Problem, Verdict
-from interlock.tasks import open_task
+from interlock.tasks import open_task, user_verifier
 from interlock.tasks.retries import Pair
 from interlock.tasks.sources import TaskSource, Unfit, fits
 from interlock.tasks.verifier_pool import VerifierPool
@@ -57,6 +58,16 @@ def open_tasks(tasks: Sequence[TaskSettings], unfit: Unfit = fits) -> "Mixture":
     return Mixture(tasks, [open_task(task, unfit) for task in tasks])
 
 
+def _written(task: TaskSettings) -> Iterator[Path]:
+    """The files of its rewards that are functions of the user's. Raises TaskError."""
+    for each in task.reward:
+        if isinstance(each, PythonReward):
+            try:
+                yield from user_verifier.sources(each.function)
+            except TaskError as error:
+                raise TaskError(f"reward {each.called!r}: {error}") from None
+
+
 def shares(weights: Sequence[float], seed: int, step: int, count: int) -> list[int]:
     """How many of a step's `count` problems are of each task; all of them add up to `count`.
 
@@ -78,8 +89,9 @@ class Mixture:
         assert len(tasks) == len(sources) > 0
         self.dropped = sum(source.dropped for source in sources)
         self.left_out = sum(source.left_out for source in sources)
+        own = [path for task in tasks for path in _written(task)]
         self.files: Sequence[Path] = list(
-            dict.fromkeys(path for source in sources for path in source.files)
+            dict.fromkeys([*(path for source in sources for path in source.files), *own])
         )
         self.names = [task.called for task in tasks]
         self._sources = sources
