@@ -29,7 +29,7 @@ from interlock.models.tokenizer import Tokenizer
 from interlock.recipes.distill import lesson_of
 from interlock.recipes.served_teacher import Read, ScoringClient
 from interlock.recipes.teachers import compare
-from interlock.recipes.train import train
+from interlock.recipes.train import check_processes, train
 from interlock.records.metrics import StepMetrics
 from interlock.records.rl import (
     Completion,
@@ -396,6 +396,18 @@ def test_what_does_not_go_together_is_told(
 ) -> None:
     assert any(found in each for each in conflicts(teachers, **more))
     assert conflicts([{"model": "a"}]) == []
+
+
+def test_several_processes_are_refused_before_any_stage_has_run(
+    student: Path, tmp_path: Path
+) -> None:
+    path = a_recipe(tmp_path, student, 'model = "m"')
+    grpo = '[[stage]]\nkind = "grpo"\nsteps = 1\ntask = { name = "arithmetic" }\n\n[[stage]]'
+    path.write_text(path.read_text().replace("[[stage]]", grpo, 1))
+    recipe = load_recipe(path, [])
+    check_processes(recipe, 1)
+    with pytest.raises(ConfigError, match="stage 1: a distill stage learns in one process, .* 2;"):
+        check_processes(recipe, 2)
 
 
 def test_a_served_teacher_scores_at_temperature_1_alone(tmp_path: Path, student: Path) -> None:

@@ -86,6 +86,11 @@ class StageSettings(SettingsTable, frozen=True, kw_only=True, tag_field="kind"):
         """Whether the loss needs the weights that the stage began with."""
         return False
 
+    @property
+    def learns_alone(self) -> bool:
+        """Whether its learner must be one process."""
+        return False
+
     def conflicts(self) -> Iterator[str]:
         """Why its settings, each right, do not go together: what follows "stage.0." in a message.
 
@@ -177,6 +182,10 @@ class Distill(Sampled, frozen=True, kw_only=True, tag="distill"):
     # Of "policy_gradient", for the sampler's probability; as in [stage.loss] of grpo.
     correction: Literal["truncated", "masked", "off"] = "truncated"
     optimizer: OptimizerSettings = OptimizerSettings()
+
+    @property
+    def learns_alone(self) -> bool:
+        return True
 
     def conflicts(self) -> Iterator[str]:
         yield from super().conflicts()

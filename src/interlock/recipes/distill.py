@@ -20,7 +20,6 @@ from msgspec.structs import replace
 from interlock.chips import heap
 from interlock.config.losses import LossSettings
 from interlock.config.stages import Distill
-from interlock.errors import ConfigError
 from interlock.learner.distillation import (
     Divergence,
     LocalTarget,
@@ -84,11 +83,6 @@ def prepare(settings: Distill, tokenizer: Tokenizer, context: int) -> DistillDat
 def run(stage: Stage[Distill], data: DistillData) -> None:
     """Run the stage from where it stands to its last step."""
     settings, task = stage.settings, data.task
-    if stage.learner.ranks.size > 1:
-        raise ConfigError(
-            f"a distill stage learns in one process, and this learner has "
-            f"{stage.learner.ranks.size}; start it without torchrun"
-        )
     held_out = task.held_out(settings.eval.problems)
     how = settings.teacher, data.found, settings.sampling.temperature
     with Verifiers(settings.task) as verifier, Teachers(stage, *how) as teachers:

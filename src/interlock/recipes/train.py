@@ -24,7 +24,7 @@ from interlock.chips import device, heap, probe
 from interlock.config.reading import parse_recipe, to_tree
 from interlock.config.schema import GeneratorSettings, LearnerSettings, Recipe
 from interlock.config.stages import OptimizerSettings, StageSettings
-from interlock.errors import InterlockError, RunError
+from interlock.errors import ConfigError, InterlockError, RunError
 from interlock.learner import checkpoint
 from interlock.learner.distributed import sharding
 from interlock.learner.distributed.rank_loop import run_rank
@@ -98,6 +98,7 @@ def _run_rank0(
     if recipe.fleet.kind == "inline" and _generates(recipe):
         uses.append(gate.inline(recipe.generator[0].device))
     gate.check(uses, recipe.unqualified)
+    check_processes(recipe, ranks.size)
     recipe = _settled(recipe, directory if resume else None)
     sinks.phase("opening the model")
     model = find_model(recipe.model.path, sinks.note)
@@ -135,6 +136,16 @@ def _run_rank0(
             tokenizer.save(path)
         if recipe.keep_checkpoints == 0:
             run.prune_checkpoints(keep=0)
+
+
+def check_processes(recipe: Recipe, size: int) -> None:
+    """Raise ConfigError where a stage, be it the last, cannot learn in `size` processes."""
+    for index, stage in enumerate(recipe.stage):
+        if size > 1 and stage.learns_alone:
+            raise ConfigError(
+                f"stage {index}: a {stage.kind} stage learns in one process, and this learner has "
+                f"{size}; start it without torchrun"
+            )
 
 
 def _prepare(recipe: Recipe, tokenizer: Tokenizer, context: int) -> list[Prepared]:
