@@ -162,7 +162,7 @@ def test_a_served_teacher_teaches_what_the_same_one_in_the_process_does(
     with scoring(teacher) as endpoint:
         recipe = a_recipe(tmp_path, student, f'url = "{endpoint.url}/v1"', loss)
         served = distilled(recipe, tmp_path / "served")
-        assert endpoint.asked == 4 * 8
+        assert endpoint.asked == 1 + 4 * 8  # before the run, and in it
     for here, there in zip(ours, served, strict=True):
         one, other = here.teachers["teacher-0"], there.teachers["teacher-0"]
         assert one.divergence == pytest.approx(other.divergence, abs=1e-4)
@@ -184,7 +184,7 @@ def test_a_run_whose_teacher_went_down_goes_on_to_the_same_weights(
     student: Path, teacher: Path, tmp_path: Path, loss: str
 ) -> None:
     def down(path: str, number: int) -> tuple[int, bytes] | None:
-        return (503, b'{"error": {"message": "no room"}}') if number >= 20 else None
+        return (503, b'{"error": {"message": "no room"}}') if number > 20 else None
 
     with scoring(teacher) as endpoint:
         more = f'url = "{endpoint.url}"\n{SOON}'
@@ -206,7 +206,7 @@ def test_a_run_whose_teacher_went_down_goes_on_to_the_same_weights(
         assert len(late) == 1 and late[0].startswith("step 3: teacher 'teacher-0' at http")
         endpoint.asked, endpoint.fault = 0, lambda path, number: None
         distilled(recipe, tmp_path / "down", resume=True)
-        assert endpoint.asked == 2 * 8  # of steps 3 and 4
+        assert endpoint.asked == 1 + 2 * 8  # of steps 3 and 4
     assert weights(tmp_path / "down") == weights(tmp_path / "undisturbed")
 
 
@@ -226,7 +226,7 @@ def test_what_a_teacher_said_is_not_asked_again(
             path.rmdir()
         asked = endpoint.asked
         distilled(recipe, again, "checkpoint_every=0", "stage.steps=2", resume=True)
-        assert endpoint.asked == asked and weights(again) == before
+        assert endpoint.asked == asked + 1 and weights(again) == before
 
 
 @pytest.mark.slow
@@ -247,7 +247,7 @@ def test_an_endpoint_that_fails_for_a_moment_is_asked_again_and_its_key_is_told_
     monkeypatch.setenv("A_TEACHERS_KEY", "very-secret-key")
 
     def busy(path: str, number: int) -> tuple[int, bytes] | None:
-        late = path == "/v1/completions" and number in (0, 1, 12)
+        late = path == "/v1/completions" and number in (0, 2, 3, 14)
         return (429, b"slowly") if late else None
 
     with scoring(teacher, busy) as endpoint:
@@ -268,7 +268,7 @@ def the_client(endpoint: ScoringEndpoint, **more: Any) -> ScoringClient:
 def test_scores_of_a_text_are_the_decoders(teacher: Path) -> None:
     with scoring(teacher) as endpoint:
         client = the_client(endpoint)
-        assert client.check(endpoint.tokenizer) == 255
+        assert client.check(endpoint.tokenizer, 3) == 255
         said = client.score([Read([5, 6, 7], [8, 9]), Read([1], [2])], 3, print)
         client.close()
     tokens = torch.tensor([5, 6, 7, 8, 9])
@@ -330,6 +330,20 @@ def test_a_teacher_that_is_not_there_is_one_error_after_its_patience(
     recipe = a_recipe(tmp_path, student, f'url = "http://127.0.0.1:9"\n{SOON}', 'loss = "topk"')
     with pytest.raises(TrainingError, match=r"'teacher-0' at http://127\.0\.0\.1:9: .*within 0\.3"):
         train(load_recipe(recipe, []), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_endpoint_that_tells_too_few_alternatives_is_met_before_the_run(
+    student: Path, teacher: Path, tmp_path: Path
+) -> None:
+    def few(path: str, number: int) -> tuple[int, bytes] | None:
+        refused = b'{"error": {"message": "16 are more than 5 prompt_logprobs"}}'
+        return (400, refused) if path == "/v1/completions" else None
+
+    with scoring(teacher, few) as endpoint:
+        recipe = a_recipe(tmp_path, student, f'url = "{endpoint.url}"', 'loss = "topk"')
+        with pytest.raises(TrainingError, match=r"refuses /v1/completions .* 16 are more than 5"):
+            train(load_recipe(recipe, []), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -406,7 +420,7 @@ def test_several_processes_are_refused_before_any_stage_has_run(
     path.write_text(path.read_text().replace("[[stage]]", grpo, 1))
     recipe = load_recipe(path, [])
     check_processes(recipe, 1)
-    with pytest.raises(ConfigError, match="stage 1: a distill stage learns in one process, .* 2;"):
+    with pytest.raises(ConfigError, match=r"stage 1: a distill stage learns in one process, .* 2;"):
         check_processes(recipe, 2)
 
 
@@ -508,7 +522,7 @@ def test_interlock_serve_tells_what_the_decoder_in_the_process_does(teacher: Pat
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("A_KEY", "k" * 24)
             client = ScoringClient("t", TeacherSettings(url=found[0], key_variable="A_KEY"))
-        assert client.check(Tokenizer.load(teacher)) > 0
+        assert client.check(Tokenizer.load(teacher), 3) > 0
         texts = [Read(list(range(10, 10 + n)), list(range(100, 100 + 2 * n))) for n in (1, 5, 20)]
         said = client.score(texts, 8, print)
         client.close()

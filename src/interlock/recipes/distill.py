@@ -72,7 +72,7 @@ def prepare(settings: Distill, tokenizer: Tokenizer, context: int) -> DistillDat
     Raises UserError when the stage could not even take its first step, TrainingError when a
     teacher's endpoint does not answer.
     """
-    found = find_teachers(settings.teacher, tokenizer, context)
+    found = find_teachers(settings.teacher, tokenizer, context, settings.top_k)
     task = open_tasks(settings.task, room(settings.sampling.max_tokens, tokenizer, found.context))
     task.held_out(settings.eval.problems)
     task.check(settings.steps, settings.problems_per_step)

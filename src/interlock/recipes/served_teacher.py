@@ -84,18 +84,20 @@ class ScoringClient:
         self._lock = threading.Lock()
         self.tokens = self.retries = 0
 
-    def check(self, tokenizer: Tokenizer) -> int:
-        """Find the endpoint's model, and compare tokenizers. -> tokens of the longest text
+    def check(self, tokenizer: Tokenizer, k: int) -> int:
+        """Find the endpoint's model, compare tokenizers, and have it score a token with k
+        alternatives, as endpoints allow few or none. -> tokens of the longest text
 
-        Raises ModelError when it has another one, and as `score` does.
+        Raises ModelError when it has another tokenizer, and as `score` does.
         """
+        allowed = min(self._settings.patience_s, _CHECK_S)
         if self._model is None:
-            told = self._ask("GET", "/v1/models", None)
+            told = self._ask("GET", "/v1/models", None, allowed)
             with _told(self, "no model"):
                 self._model = str(told["data"][0]["id"])
         probe = _PROBE + "".join(dict.fromkeys(tokenizer.roles.values()))
         body = {"model": self._model, "prompt": probe, "add_special_tokens": False}
-        told = self._ask("POST", "/tokenize", body)
+        told = self._ask("POST", "/tokenize", body, allowed)
         with _told(self, "no tokens"):
             theirs, longest = list(told["tokens"]), int(told["max_model_len"])
         if theirs != tokenizer.encode(probe):
@@ -103,6 +105,8 @@ class ScoringClient:
                 f"teacher {self.name!r} at {self._shown} has another tokenizer than the student; "
                 "take a teacher of the student's family, or train on its answers (sft)"
             )
+        self._score(Read(theirs[:1], theirs[1:2]), k, allowed)
+        self.tokens = self.retries = 0  # those of the run
         return longest - 1  # a token is drawn behind each text
 
     def score(self, texts: Sequence[Read], k: int, note: Callable[[str], None]) -> list[Said]:
@@ -112,7 +116,8 @@ class ScoringClient:
         """
         told = False
         with ThreadPoolExecutor(self._settings.concurrent) as pool:
-            asked = [pool.submit(self._score, text, k) for text in texts]
+            patience = self._settings.patience_s
+            asked = [pool.submit(self._score, text, k, patience) for text in texts]
             left: set[Future[Said]] = set(asked)
             try:
                 while left:
@@ -133,7 +138,7 @@ class ScoringClient:
         self._stop.set()
         self._client.close()
 
-    def _score(self, text: Read, k: int) -> Said:
+    def _score(self, text: Read, k: int, allowed: float) -> Said:
         tokens = text.given + text.completion
         body = {
             "model": self._model,
@@ -142,7 +147,7 @@ class ScoringClient:
             "temperature": 1.0,
             "prompt_logprobs": k,
         }
-        told = self._ask("POST", "/v1/completions", body)
+        told = self._ask("POST", "/v1/completions", body, allowed)
         with _told(self, "no log-probabilities of the prompt"):
             places = told["choices"][0]["prompt_logprobs"]
             if len(places) != len(tokens):
@@ -155,11 +160,8 @@ class ScoringClient:
             self.tokens += len(tokens)
         return Said(*([part[n] for part in found] for n in range(3)))  # type: ignore[arg-type]
 
-    def _ask(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
-        """The answer to a request, sent again while what fails may pass."""
-        allowed = self._settings.patience_s
-        if body is None or "prompt_logprobs" not in body:  # before the run: nobody is told to wait
-            allowed = min(allowed, _CHECK_S)
+    def _ask(self, method: str, path: str, body: dict[str, Any] | None, allowed: float) -> Any:
+        """The answer to a request, sent again while what fails may pass, for `allowed` seconds."""
         deadline, failures = Deadline(allowed), 0
         while True:
             try:

@@ -49,9 +49,10 @@ class FoundTeachers(NamedTuple):
 
 
 def find_teachers(
-    teachers: Sequence[TeacherSettings], tokenizer: Tokenizer, context: int
+    teachers: Sequence[TeacherSettings], tokenizer: Tokenizer, context: int, k: int
 ) -> FoundTeachers:
-    """Look all of them up, and see that they have the student's tokenizer.
+    """Look all of them up, and see that they have the student's tokenizer, and that endpoints tell
+    k alternatives.
 
     Raises UserError when one is not there or has another; TrainingError when an endpoint does not
     answer.
@@ -61,7 +62,7 @@ def find_teachers(
     for name, settings in zip(teacher_names(teachers), teachers, strict=True):
         if settings.model is None:
             client = ScoringClient(name, settings)
-            context = min(context, client.check(tokenizer))
+            context = min(context, client.check(tokenizer, k))
             places.append(client)
             continue
         directory = find_model(settings.model)
