@@ -167,6 +167,25 @@ def test_a_grammar_is_compiled_once_for_all_who_ask(
     assert compiled == [GRAMMAR, *others, GRAMMAR]
 
 
+def test_an_end_token_that_the_tokenizer_has_not_takes_no_grammar_away(
+    model: Path, tokenizer: Tokenizer
+) -> None:
+    """As a generation_config.json names one: a row of the embedding that stands for no token."""
+    known, beyond = tokenizer.eos_ids, tokenizer.vocab_size + 7
+    assert beyond < SIZE
+    padded = Tokenizer.load(model)
+    padded.eos_ids = known | {beyond}
+    decoder = load_decoder(model, torch.float32, torch.device("cpu"))
+    for ends in (known, padded.eos_ids):
+        padded.eos_ids = ends
+        found = one(PortableEngine(decoder, padded, slots=2), asked(padded, Rules(grammar=GRAMMAR)))
+        assert found.finish is FinishReason.STOP and found.tokens[-1] in known
+        assert set(json.loads(found.text)) == {"name", "age", "likes"}
+    padded.eos_ids = frozenset({beyond})
+    with pytest.raises(ConfigError, match="no end token that its tokenizer knows"):
+        Grammars(padded, SIZE).matcher(GRAMMAR)
+
+
 def test_without_llguidance_the_remedy_is_named(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

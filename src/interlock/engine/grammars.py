@@ -9,7 +9,7 @@ or gives up.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -140,21 +140,29 @@ class Grammars:
         return self._tokenizer
 
     def _read(self, library: Any) -> "LLTokenizer":
-        ends: Sequence[int] = sorted(self._vocabulary.eos_ids)
-        if not ends:
-            raise ConfigError(
-                "a grammar says where an answer ends, but the model has no end token; name one as "
-                "eos_token_id in its generation_config.json"
-            )
+        ends = sorted(self._vocabulary.eos_ids)
+        read = partial(library.LLTokenizer, self._vocabulary.definition())
+        made: LLTokenizer
         try:
-            made: LLTokenizer = library.LLTokenizer(
-                self._vocabulary.definition(), n_vocab=self._size, eos_token=list(ends)
-            )
+            try:
+                made = read(n_vocab=self._size, eos_token=ends or [0])
+            except ValueError:
+                # It refuses them all for one beyond the tokenizer's own tokens, as a generation
+                # config may name a row of the embedding that stands for none. Such a one is no text
+                # of any grammar. To ask first how many tokens there are would take as long again.
+                known = read(eos_token=[0], slices=[]).vocab_size
+                ends = [token for token in ends if token < known]
+                made = read(n_vocab=self._size, eos_token=ends or [0])
         except Exception as error:  # whatever the library does not like about a tokenizer
             raise ConfigError(
                 "grammars cannot be used with this model's tokenizer: "
                 f"{error_line(error, _REASON)}; ask without response format"
             ) from None
+        if not ends:
+            raise ConfigError(
+                "a grammar says where an answer ends, but the model has no end token that its "
+                "tokenizer knows; name one as eos_token_id in its generation_config.json"
+            )
         return made
 
 
