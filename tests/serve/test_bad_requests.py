@@ -111,6 +111,7 @@ def test_a_bad_value_is_400_and_its_field_is_named(
         ("messages", [{"role": "user", "content": None}], "messages[0].content"),
         ("messages", [{"role": "user"}], "messages[0].content"),
         ("messages", [{"role": "user", "content": 3}], "messages[0].content"),
+        ("messages", [{"role": "user", "content": []}], "messages[0].content"),
         ("messages", [{"role": "user", "content": "x", "odd": 1}], "messages[0].odd"),
         (
             "messages",

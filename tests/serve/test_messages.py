@@ -205,6 +205,7 @@ def test_thinking_is_asked_of_models_that_think() -> None:
     [
         ({"max_tokens": None}, "max_tokens"),
         ({"messages": [{"role": "system", "content": "a"}]}, "messages[0].role"),
+        ({"messages": [{"role": "user", "content": []}]}, "messages[0].content"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
             "messages[0].content[0].type",

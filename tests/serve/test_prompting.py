@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 import tokenizers
-from tests.support.chat_models import CHATML, DEEPSEEK_R1, QWEN3, TALK, oracle_chat, write_model
-from tests.support.tool_models import CALLED, DEEPSEEK, HERMES, RESULT, WEATHER, add_marks
+from tests.support.chat_models import TALK, oracle_chat, write_model
+from tests.support.chat_templates import CHATML, DEEPSEEK, DEEPSEEK_R1, HERMES, QWEN3
+from tests.support.tool_models import CALLED, RESULT, WEATHER, add_marks
 from transformers import AutoTokenizer
 
 from interlock.models import chat
@@ -202,6 +203,9 @@ USER = {"role": "user", "content": "?"}
         ([{"role": "nobody", "content": "a"}], "messages[0].role"),
         ([{"role": "user", "content": None}], "messages[0].content"),
         ([{"role": "user", "content": 3}], "messages[0].content"),
+        ([{"role": "user", "content": []}], "messages[0].content"),
+        ([{"role": "system", "content": []}, USER], "messages[0].content"),
+        ([USER, {"role": "assistant", "content": []}, USER], "messages[1].content"),
         ([{"role": "user", "content": "\ud800"}], "messages[0].content"),
         ([{"role": "user", "content": [{"type": "image_url"}]}], "messages[0].content[0].type"),
         ([{**USER, "tool_calls": CALLED["tool_calls"]}], "messages[0].tool_calls"),

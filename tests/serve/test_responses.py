@@ -180,6 +180,7 @@ def test_items_become_messages() -> None:
     [
         ([{"type": "item_reference", "id": "x"}], "input[0].type"),
         ([{"role": "user", "content": [{"type": "input_image"}]}], "input[0].content[0].type"),
+        ([{"role": "user", "content": []}], "input[0].content"),
         ([{"type": "function_call_output", "output": 3}], "input[0].output"),
         ([{"role": "user", "content": "a", "weight": 2}], "input[0].weight"),
         ([{"type": "reasoning", "encrypted_content": "x"}], "input[0].encrypted_content"),

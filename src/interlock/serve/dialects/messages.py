@@ -7,7 +7,15 @@ tools, tool_choice, thinking ──> those of the chat
 import json
 from typing import Any
 
-from interlock.serve.prompts.fields import FieldError, known, list_of, object_of, one_of, text_of
+from interlock.serve.prompts.fields import (
+    FieldError,
+    known,
+    list_of,
+    not_empty,
+    object_of,
+    one_of,
+    text_of,
+)
 
 Turns = list[dict[str, Any]]
 
@@ -27,12 +35,15 @@ def turns_of_messages(system: Any, messages: Any) -> Turns:
         known(message, {"role", "content"}, param)
         role, content = message.get("role"), message.get("content")
         one_of(role, ("user", "assistant"), f"{param}.role")
+        where = f"{param}.content"
         if isinstance(content, str):
             found.append({"role": role, "content": content})
-        elif role == "user":
-            found += _user(list_of(content, f"{param}.content"), f"{param}.content")
+            continue
+        not_empty(list_of(content, where), where)
+        if role == "user":
+            found += _user(content, where)
         else:
-            found.append(_assistant(list_of(content, f"{param}.content"), f"{param}.content"))
+            found.append(_assistant(content, where))
     return found
 
 

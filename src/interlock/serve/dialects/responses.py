@@ -6,7 +6,7 @@ function_call(_output)┘
 
 from typing import Any
 
-from interlock.serve.prompts.fields import FieldError, known, list_of, object_of, text_of
+from interlock.serve.prompts.fields import FieldError, known, list_of, not_empty, object_of, text_of
 
 _TEXTS = ("input_text", "output_text", "text")
 _ITEM = {"id", "status", "type"}  # what every item may have; ids of what is not kept say nothing
@@ -32,10 +32,13 @@ def _add(found: list[dict[str, Any]], item: dict[str, Any], param: str) -> None:
     match kind:
         case "message":
             known(item, _ITEM | {"role", "content", "phase"}, param)
-            role, content = item.get("role"), _content(item.get("content"), f"{param}.content")
+            where = f"{param}.content"
+            role, content = item.get("role"), _content(item.get("content"), where)
             if role == "assistant":
-                _assistant(found, "content")["content"] = content
+                _assistant(found, "content")["content"] = content or ""
             else:
+                if isinstance(content, list):
+                    not_empty(content, where)
                 found.append({"role": role, "content": content})
         case "reasoning":
             known(item, _ITEM | {"summary", "content", "encrypted_content"}, param)
@@ -50,7 +53,7 @@ def _add(found: list[dict[str, Any]], item: dict[str, Any], param: str) -> None:
             _assistant(found, "").setdefault("tool_calls", []).append(call)
         case "function_call_output":
             known(item, _ITEM | {"call_id", "output"}, param)
-            content = _content(item.get("output"), f"{param}.output")
+            content = _content(item.get("output"), f"{param}.output") or ""
             found.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": content})
         case _:
             raise FieldError(f"{param}.type", f"{ascii(kind)[:60]} is not supported; leave it out")

@@ -41,6 +41,12 @@ def list_of(value: Any, param: str) -> list[Any]:
     return value
 
 
+def not_empty(content: list[Any], param: str) -> None:
+    """Raise FieldError on a message's content that is a list of nothing."""
+    if not content:
+        raise FieldError(param, "is an empty list; send a text, or at least one part")
+
+
 def known(value: dict[str, Any], names: set[str], param: str) -> None:
     """Raise FieldError on a member that is not among `names`; null is the same as not sent."""
     for name, member in value.items():

@@ -8,7 +8,15 @@ import json
 import re
 from typing import Any, NamedTuple
 
-from interlock.serve.prompts.fields import FieldError, known, list_of, object_of, one_of, text_of
+from interlock.serve.prompts.fields import (
+    FieldError,
+    known,
+    list_of,
+    not_empty,
+    object_of,
+    one_of,
+    text_of,
+)
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MOST_TOOLS = 128
@@ -67,6 +75,7 @@ def _content(content: Any, role: str, calls: bool, param: str) -> str | None:
             raise FieldError(param, f"is null; a {role} message needs text")
         return None if calls else ""
     if isinstance(content, list):
+        not_empty(content, param)
         parts = [_part(part, f"{param}[{i}]") for i, part in enumerate(content)]
         return "\n".join(parts)
     return text_of(content, param)
