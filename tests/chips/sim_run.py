@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from expert_models import ROUTING
+from msgspec.structs import replace
 from torch import Tensor
 
 from interlock.chips import device
@@ -17,7 +19,7 @@ from interlock.engine.base import Request
 from interlock.engine.portable.engine import PortableEngine
 from interlock.learner.learner import Learner
 from interlock.learner.packing import TrainingGroup
-from interlock.models.architecture import Architecture, DefaultRope, Latent, Routing
+from interlock.models.architecture import Architecture, DefaultRope, Latent
 from interlock.models.attention import FUSED_ABOVE
 from interlock.models.decoder import Decoder
 from interlock.records.rl import Sampling
@@ -25,20 +27,7 @@ from interlock.records.rl import Sampling
 CPU = torch.device("cpu")
 SIM = device.claim("sim")
 VOCAB = 150
-MOE = Routing(
-    layers=frozenset({1}),
-    experts=4,
-    per_token=2,
-    inner=8,
-    shared_inner=8,
-    gate="sigmoid",
-    corrected=True,
-    groups=1,
-    kept_groups=1,
-    group_top=1,
-    normalize=True,
-    scale=1.0,
-)
+MOE = replace(ROUTING, shared_inner=8, gate="sigmoid", corrected=True)
 KINDS: dict[str, dict[str, Any]] = {
     "llama": {"family": "llama"},
     "moe": {"family": "deepseek_v3", "routing": MOE, "tied": False},

@@ -10,6 +10,7 @@ import pytest
 import torch
 from draws import Drawn, assert_drawn
 from engine_contract import Collector, alone, reloaded
+from expert_models import ROUTING
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rounding import assert_close, in_float64
@@ -23,26 +24,11 @@ from interlock.engine.portable.prompts import CROWD, LONE_PROMPT, Prompt
 from interlock.engine.portable.schedule import SERVING, Schedule
 from interlock.engine.portable.stored import SPILL
 from interlock.errors import TrainingError
-from interlock.models.architecture import Routing
 from interlock.models.decoder import Decoder
 from interlock.records.rl import Sampling, Segment
 
 Tiny = Callable[..., Decoder]
 Text = Callable[[int], list[int]]
-ROUTING = Routing(
-    layers=frozenset([1]),
-    experts=4,
-    per_token=2,
-    inner=8,
-    shared_inner=0,
-    gate="softmax",
-    corrected=False,
-    groups=1,
-    kept_groups=1,
-    group_top=1,
-    normalize=True,
-    scale=1.0,
-)
 KNOWN = Schedule(patience=0, prefix_cache_mb=1)
 
 

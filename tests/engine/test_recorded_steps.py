@@ -9,13 +9,13 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from expert_models import ROUTING
 from recorder import Recorder, recording
 
 from interlock.engine.base import Progress, Request
 from interlock.engine.portable import recorded_steps
 from interlock.engine.portable.engine import PortableEngine
 from interlock.errors import ConfigError
-from interlock.models.architecture import Routing
 from interlock.models.decoder import Decoder
 from interlock.records.rl import Sampling
 
@@ -121,21 +121,7 @@ def test_what_cannot_be_recorded_is_told_with_the_remedy(
 def test_experts_decide_on_the_host_and_are_not_recorded(
     tiny: Tiny, prompt: Prompt, letters: Any, recorded: list[Recorder]
 ) -> None:
-    routing = Routing(
-        layers=frozenset([1]),
-        experts=4,
-        per_token=2,
-        inner=8,
-        shared_inner=0,
-        gate="softmax",
-        corrected=False,
-        groups=1,
-        kept_groups=1,
-        group_top=1,
-        normalize=True,
-        scale=1.0,
-    )
-    decoder = Decoder(msgspec.structs.replace(tiny().arch, routing=routing))
+    decoder = Decoder(msgspec.structs.replace(tiny().arch, routing=ROUTING))
     with torch.no_grad():
         for parameter in decoder.parameters():
             parameter.fill_(0.1)

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from chat_models import CHATML, write_model
+from chat_models import write_model
+from chat_templates import CHATML
 from safetensors.torch import save_file
 
 from interlock.export import pretokenizers

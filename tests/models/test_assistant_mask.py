@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from chat_models import CHATML, DEEPSEEK_R1, QWEN3, REPLY, TALK, oracle_chat, write_model
+from chat_models import REPLY, TALK, oracle_chat, write_model
+from chat_templates import CHATML, DEEPSEEK_R1, QWEN3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import processors

@@ -6,7 +6,8 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from chat_models import CHATML, DEEPSEEK_R1, QWEN3, REPLY, TALK, oracle_chat, write_model
+from chat_models import REPLY, TALK, oracle_chat, write_model
+from chat_templates import CHATML, DEEPSEEK_R1, QWEN3
 from transformers import AutoTokenizer
 
 from interlock.errors import ModelError

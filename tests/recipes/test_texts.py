@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_models import CHATML, DEEPSEEK_R1, QWEN3, write_model
+from chat_models import write_model
+from chat_templates import CHATML, DEEPSEEK_R1, QWEN3
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -9,8 +9,9 @@ import jsonschema
 import pytest
 import torch
 from chat_models import write_model
+from chat_templates import DEEPSEEK, HERMES
 from msgspec.structs import replace
-from tool_models import DEEPSEEK, HERMES, WEATHER, add_marks
+from tool_models import WEATHER, add_marks
 
 from interlock.engine.base import Request
 from interlock.engine.portable.engine import PortableEngine

@@ -9,8 +9,9 @@ from tempfile import mkdtemp
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support.chat_models import CHATML, write_model
-from tests.support.tool_models import DEEPSEEK, HERMES, WEATHER, add_marks
+from tests.support.chat_models import write_model
+from tests.support.chat_templates import CHATML, DEEPSEEK, HERMES
+from tests.support.tool_models import WEATHER, add_marks
 
 from interlock.models.tokenizer import Tokenizer
 from interlock.serve.prompts.prompting import ChatFormat, ThinkingStage

@@ -10,61 +10,6 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase
 
-# Qwen3's behaviour in brief: past reasoning is dropped, the latest kept, and enable_thinking=False
-# opens the answer with an empty think block.
-QWEN3 = """\
-{%- set ns = namespace(last=-1) %}
-{%- for message in messages %}
-    {%- if message.role == "user" %}
-        {%- set ns.last = loop.index0 %}
-    {%- endif %}
-{%- endfor %}
-{%- for message in messages %}
-    {%- set content = message.content if message.content is string else '' %}
-    {%- if message.role != "assistant" %}
-        {{- '<|im_start|>' + message.role + '\\n' + content + '<|im_end|>\\n' }}
-    {%- else %}
-        {%- set thought = '' %}
-        {%- if message.reasoning_content is string %}
-            {%- set thought = message.reasoning_content %}
-        {%- elif '</think>' in content %}
-            {%- set thought = content.split('</think>')[0].rstrip('\\n').split('<think>')[-1] %}
-            {%- set content = content.split('</think>')[-1].lstrip('\\n') %}
-        {%- endif %}
-        {{- '<|im_start|>assistant\\n' }}
-        {%- if loop.index0 > ns.last and (loop.last or thought) %}
-            {{- '<think>\\n' + thought.strip('\\n') + '\\n</think>\\n\\n' + content.lstrip('\\n') }}
-        {%- else %}
-            {{- content }}
-        {%- endif %}
-        {{- '<|im_end|>\\n' }}
-    {%- endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '<|im_start|>assistant\\n' }}
-    {%- if enable_thinking is defined and enable_thinking is false %}
-        {{- '<think>\\n\\n</think>\\n\\n' }}
-    {%- endif %}
-{%- endif %}
-"""
-# DeepSeek-R1's: no line ends, every past thought cut off, and generation begins inside <think>.
-DEEPSEEK_R1 = (
-    "{{ bos_token }}{% for message in messages %}"
-    "{% if message['role'] == 'system' %}{{ message['content'] }}{% endif %}"
-    "{% if message['role'] == 'user' %}{{ '<｜User｜>' + message['content'] }}{% endif %}"
-    "{% if message['role'] == 'assistant' %}"
-    "{{ '<｜Assistant｜>' + message['content'].split('</think>')[-1] + eos_token }}"
-    "{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<｜Assistant｜><think>\\n' }}{% endif %}"
-)
-CHATML = """\
-{% for message in messages %}
-<|im_start|>{{ message.role }}
-{{ message.content }}<|im_end|>
-{% endfor %}
-{% if add_generation_prompt %}<|im_start|>assistant
-{% endif %}
-"""
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"]
 PLAIN_ADDED = ["<think>", "</think>", "<｜User｜>", "<｜Assistant｜>"]
 TALK = [

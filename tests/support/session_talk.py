@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from chat_models import CHATML, DEEPSEEK_R1, QWEN3, write_model
-from tool_templates import LLAMA31, QWEN3_TOOLS, QWEN25_TOOLS, SMOLLM2
+from chat_models import write_model
+from chat_templates import CHATML, DEEPSEEK_R1, LLAMA31, QWEN3, QWEN3_TOOLS, QWEN25_TOOLS, SMOLLM2
 
 from interlock.models.tokenizer import Tokenizer
 from interlock.records.rl import FinishReason

@@ -7,7 +7,8 @@ from pathlib import Path
 import endpoints
 import pytest
 from chat_models import write_model
-from tool_models import HERMES, add_marks
+from chat_templates import HERMES
+from tool_models import add_marks
 
 from interlock.models.tokenizer import Tokenizer
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 from chat_models import write_model
+from chat_templates import DEEPSEEK
 from session_talk import Talk, call
-from tool_models import DEEPSEEK, add_marks
+from tool_models import add_marks
 
 from interlock.models.tokenizer import Tokenizer
 from interlock.records.rl import FinishReason
