@@ -32,11 +32,16 @@ def protocol_of(limits: LimitSettings) -> type[HttpToolsProtocol]:
 
 
 class LimitedConnection(HttpToolsProtocol):
-    """One connection."""
+    """One connection of a client, with requests one after another.
 
-    most_bytes: int
-    seconds: float
-    stall_s: float
+    What is over a limit is answered once (send_400_response) and the connection closed; a head that
+    is too slow, or an answer that is not taken, is closed without a word. Methods are called by
+    uvicorn, asyncio and httptools, in their names; all in the event loop.
+    """
+
+    most_bytes: int  # of a line and its headers
+    seconds: float  # for a head, from its first moment
+    stall_s: float  # in which a full buffer is to be taken
     most: int  # connections
 
     def __init__(self, *args: Any, **more: Any) -> None:
@@ -49,6 +54,7 @@ class LimitedConnection(HttpToolsProtocol):
         self._stall: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin the time of the first head; one connection too many is told 503."""
         super().connection_made(transport)  # type: ignore[arg-type]
         if len(self.connections) > self.most:
             said = f"there are {self.most} connections; come again"
@@ -58,21 +64,25 @@ class LimitedConnection(HttpToolsProtocol):
         self._begin_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """End both timers: nothing may call a connection that is no more."""
         self._end_timer()
         self._end_stall()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
+        """The client takes less than it is sent: from now on it has `stall_s`."""
         super().pause_writing()
         self._end_stall()
         # To close it would wait for the buffer to be taken.
         self._stall = self.loop.call_later(self.stall_s, self.transport.abort)
 
     def resume_writing(self) -> None:
+        """It has taken what there was."""
         self._end_stall()
         super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
+        """Parse what came, and count what is of a head though the parser tells nothing of it."""
         if self._in_head and self._timer is None:
             self._begin_head()  # of the next request
         self._mixed = not self._in_head
@@ -88,29 +98,38 @@ class LimitedConnection(HttpToolsProtocol):
                 self.send_400_response("")
 
     def on_message_begin(self) -> None:
+        """A head begins, perhaps behind a whole request in the same bytes."""
         self._begun = True
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
+        """A part of the request's target."""
         super().on_url(url)
         self._check_head(len(self.url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        """One header, whole."""
         super().on_header(name, value)
         self._headers += 1
         self._check_head(sum(len(key) + len(text) for key, text in self.headers))
 
     def on_headers_complete(self) -> None:
+        """The head is in time and within its limits; the request begins."""
         self._in_head, self._mixed, self._begun = False, True, False
         self._end_timer()
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
+        """What comes next is another head."""
         self._in_head, self._bytes, self._headers = True, 0, 0
         super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
-        """In our words, whatever the reason."""
+        """Answer what cannot be read as a request, in our words whatever the reason, and close.
+
+        Args:
+            msg: the parser's, told where no limit of ours is the reason.
+        """
         refusal = self._refusal or Refusal(400, msg, code="invalid_http")
         body = refusal.body_for("")
         lines = [

@@ -24,10 +24,13 @@ _VALUE_END = "</parameter>"
 
 
 class CallBody(Protocol):
-    name: str | None
+    """A call that is being read, whatever its form."""
+
+    name: str | None  # of the function, once it is known
 
     @property
-    def arguments(self) -> list[str]: ...
+    def arguments(self) -> list[str]:
+        """Pieces of their JSON so far; it only grows."""
 
     @property
     def takes_marks(self) -> bool:
@@ -41,7 +44,11 @@ class CallBody(Protocol):
 
 
 class HermesBody:
-    """A JSON object with the name and the arguments."""
+    """A JSON object with the name and the arguments, in either order, and any other members.
+
+    Their JSON is told as it is written. BAD: a name that is no text or is missing, arguments that
+    are no object, or arguments under both of their names.
+    """
 
     def __init__(self) -> None:
         self.name: str | None = None
@@ -72,7 +79,11 @@ class HermesBody:
 
 
 class DeepseekBody:
-    """Both of DeepSeek's ways: what stands before the separator tells which it is."""
+    """Both of DeepSeek's ways: what stands before the separator tells which it is.
+
+    Their JSON is told as it is written. BAD: another mark than one separator, a head of more than
+    _LONGEST_HEAD characters, or no name where the arguments begin.
+    """
 
     def __init__(self) -> None:
         self.name: str | None = None
@@ -114,9 +125,14 @@ class DeepseekBody:
 
 
 class XmlBody:
-    """Tags with bare values, which are what the tool's schema says they are."""
+    """Tags with bare values, which are what the tool's schema says they are.
+
+    A parameter is told as JSON once its end tag is there. BAD: any other tag, text between tags, or
+    a parameter that comes twice.
+    """
 
     def __init__(self, tools: Sequence[Tool]) -> None:
+        """`tools`: those of the request, for the types of their parameters."""
         self.name: str | None = None
         self.arguments: list[str] = []
         self._tools = {tool.name: tool.parameters or {} for tool in tools}
@@ -188,7 +204,7 @@ def _typed(value: str, schema: Mapping[str, Any]) -> Any:
 
 
 def body_of(form: ToolForm, tools: Sequence[Tool]) -> CallBody:
-    """A reader for the next call."""
+    """A reader for the next call in this form; `tools` are those of the request."""
     match form:
         case ToolForm.HERMES:
             return HermesBody()
