@@ -20,7 +20,7 @@ from interlock.records.serving import (
 from interlock.workers.replicas.opening import open_pool
 from interlock.workers.replicas.pool import Pool
 
-DEADLINE_S = 60.0  # of every wait of a test
+DEADLINE_S = 200.0  # of every wait of a test
 # Nothing is left to a measurement: replicas of a test are to have the same bits.
 EXACT = GeneratorSettings(
     dtype="float32",

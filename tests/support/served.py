@@ -43,7 +43,7 @@ silence_s = 5
 def settings(replicas: dict[str, str], more: str = "") -> str:
     """A serve.toml with replicas of these dtypes; `more`: what stands before all tables."""
     tables = [REPLICA.format(name=name, dtype=dtype) for name, dtype in replicas.items()]
-    return more + "".join(tables) + FLEET
+    return f"drain_s = {DEADLINE_S}\n" + more + "".join(tables) + FLEET
 
 
 class Served:
