@@ -168,6 +168,20 @@ def test_a_bad_completion_is_400(served: Loopback, field: str, value: Any, param
     assert (status, error["param"]) == (400, param)
 
 
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (json.dumps(TALK | {"stop": ["a"] * 5}).encode(), "at most 4 items"),
+        (json.dumps(TALK | {"stop": ["a"] * 4 + [1]}).encode(), "at most 4 items"),
+        (json.dumps(TALK | {"stop": 3}).encode(), "a valid string"),
+        (b"\xef\xbb\xbf" + json.dumps(TALK).encode(), "a byte order mark"),
+    ],
+)
+def test_what_is_wrong_is_said(served: Loopback, body: bytes, says: str) -> None:
+    status, error = error_of(served, CHAT, body)
+    assert status == 400 and says in error["message"]
+
+
 def test_choices_of_all_prompts_together_have_a_limit(served: Loopback) -> None:
     body = json.dumps(WRITE | {"prompt": ["a", "b"], "n": 101}).encode()
     assert error_of(served, TEXT, body)[1]["param"] == "n"

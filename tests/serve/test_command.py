@@ -147,6 +147,9 @@ def test_names_and_urls(tmp_path: Path) -> None:
 def test_what_a_run_publishes_is_found(tmp_path: Path) -> None:
     assert versions_of("s3://bucket/x") == "s3://bucket/x"
     assert versions_of(str(tmp_path)) == str(tmp_path)
+    with pytest.raises(ConfigError, match=r"nothing to follow at .*/typo': give the directory"):
+        versions_of(str(tmp_path / "typo"))
+    assert not (tmp_path / "typo").exists()
     (tmp_path / "manifest.json").write_text(json.dumps({"created": 1764412345.4}))
     (tmp_path / "config.json").write_text(json.dumps({"sync": {"url": None}}))
     with pytest.raises(ConfigError, match="publishes no weights"):

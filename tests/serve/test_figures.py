@@ -85,7 +85,7 @@ def test_admin_pins_unpins_and_drains(served: Loopback) -> None:
         told = client.post("/admin/drain", json={"replica": "a", "on": False}).json()
         assert told["replicas"][0]["state"] == "ready"
         answer = client.post("/admin/drain", json={"replica": "b"})
-        assert answer.status_code == 400
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "replica")
         assert client.post("/admin/pin", json={"version": -1}).json()["error"]["param"] == "version"
 
 

@@ -11,6 +11,7 @@ from interlock.cli import devices, verbs
 from interlock.cli.serving import add_serve
 from interlock.cli.starting import add_init, add_tasks
 from interlock.config.reading import nearest
+from interlock.config.schema import Recipe
 from interlock.errors import ConfigError
 
 
@@ -19,18 +20,18 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = _parser()
     given, rest = parser.parse_known_args(arguments)
     if rest and not (hasattr(given, "settings") and all("=" in x and x[0] != "-" for x in rest)):
-        parser.error(_unrecognized(rest, hasattr(given, "settings")))
+        parser.error(_unrecognized(rest, given))
     if rest:
         given.settings += rest
     return given
 
 
-def _unrecognized(rest: Sequence[str], settings: bool) -> str:
+def _unrecognized(rest: Sequence[str], given: argparse.Namespace) -> str:
     dashed = next((each for each in rest if each.startswith("--")), None)
-    if dashed is None or not settings:
+    if dashed is None or not hasattr(given, "settings"):
         return f"unrecognized arguments: {' '.join(rest)}"
     name, _, value = dashed.lstrip("-").replace("-", "_").partition("=")
-    meant = nearest(name) or name
+    meant = nearest(name, getattr(given, "settings_of", Recipe)) or name
     return f"{dashed} is no option; a setting is written without dashes: {meant}={value or '…'}"
 
 

@@ -1,6 +1,8 @@
 """`interlock serve`, and its options."""
 
 import argparse
+import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,7 @@ def add_serve(choices: Any) -> None:
     verb.add_argument(
         "--unqualified", action="store_true", help="use devices without a valid certificate"
     )
-    verb.set_defaults(verb=serve)
+    verb.set_defaults(verb=serve, settings_of=ServeSettings)
 
 
 def serve(given: argparse.Namespace) -> None:
@@ -56,7 +58,7 @@ def _settings(given: argparse.Namespace) -> ServeSettings:
     for name in ("host", "port", "device", "dtype", "count"):
         if (value := getattr(given, name)) is not None:
             setting = name if name in ("host", "port") else f"replica.{name}"
-            written = value if value.isdigit() else f'"{value}"'
+            written = value if re.fullmatch(r"-?\d+", value) else json.dumps(value)
             overrides.append(f"{setting}={written}")
     if given.unqualified:
         overrides.append("unqualified=true")

@@ -199,7 +199,12 @@ def versions_of(follow: str) -> str:
 
     Raises ConfigError.
     """
-    directory = Path(follow)
+    directory, shown = Path(follow), one_line(repr(follow), 80)
+    if "://" not in follow and not directory.is_dir():
+        raise ConfigError(
+            f"nothing to follow at {shown}: give the directory of a run, or the directory or URL "
+            "that it publishes to"
+        )
     if "://" in follow or not (directory / "manifest.json").is_file():
         return follow
     if (directory / "sync").is_dir():
@@ -209,7 +214,6 @@ def versions_of(follow: str) -> str:
         created = json.loads(read_regular(directory / "manifest.json", 1 << 22))["created"]
         # Below the URL, which runs may share: see recipes/fleet.py.
         return f"{url.rstrip('/')}/{directory.resolve().name}-{created:.0f}"
-    shown = one_line(repr(follow), 80)
     raise ConfigError(
         f"the run {shown} publishes no weights: its generator is inline; give a run whose "
         'fleet.kind is "local" or "ray"'

@@ -39,11 +39,12 @@ def turns_of_messages(system: Any, messages: Any) -> Turns:
         if isinstance(content, str):
             found.append({"role": role, "content": content})
             continue
-        not_empty(list_of(content, where), where)
+        blocks = list_of(content, where)
+        not_empty(blocks, where)
         if role == "user":
-            found += _user(content, where)
+            found += _user(blocks, where)
         else:
-            found.append(_assistant(content, where))
+            found.append(_assistant(blocks, where))
     return found
 
 

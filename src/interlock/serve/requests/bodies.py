@@ -50,6 +50,9 @@ def parse(body: bytes) -> dict[str, Any]:
     """The object that a body is. Raises Refusal."""
     try:
         text = body.decode("utf-8")
+        if text.startswith("\ufeff"):
+            said = "the body begins with a byte order mark; leave it out"
+            raise wrong(None, said, "invalid_json")
         tree = json.loads(
             text,
             object_pairs_hook=_object,

@@ -268,7 +268,7 @@ def _explained(error: ValidationError) -> Refusal:
     found = error.errors(include_url=False, include_input=False, include_context=False)
     first = found[0]["loc"][0] if found[0]["loc"] else None
     same = [each for each in found if each["loc"][:1] == (first,)]
-    worst = max(same, key=lambda each: sum(_names_a_place(part) for part in each["loc"]))
+    worst = max(same, key=_got_far)
     param = _path(worst["loc"])
     match worst["type"]:
         case "extra_forbidden":
@@ -277,6 +277,11 @@ def _explained(error: ValidationError) -> Refusal:
             return wrong(param, f"{param!r} is missing", "missing_parameter")
     said = worst["msg"].removeprefix("Value error, ")
     return wrong(param, f"{param}: {said[:1].lower()}{said[1:]}")
+
+
+def _got_far(error: Any) -> tuple[int, bool]:
+    """Places that were passed; of equals, one whose kind of value was the right one."""
+    return sum(map(_names_a_place, error["loc"])), not error["type"].endswith("_type")
 
 
 def _names_a_place(part: int | str) -> bool:
