@@ -1,6 +1,7 @@
 """The prompts of /v1/completions: a text, texts, token ids or lists of these, as token ids."""
 
 import asyncio
+from functools import partial
 from typing import Any
 
 from interlock.config.serving import LimitSettings
@@ -40,7 +41,15 @@ async def tokens_of(
 
 
 async def encoded(text: str, tokenizer: Tokenizer, framed: bool) -> list[int]:
-    encode = tokenizer.framed if framed else tokenizer.encode
+    """Token ids of a text. `framed`: with a BOS, if the tokenizer puts one and the text has none:
+    one that somebody rendered by the model's template has it, and no model was trained on two.
+    """
+    encode = partial(_framed, tokenizer) if framed else tokenizer.encode
     if len(text) > _LONG:
         return await asyncio.to_thread(encode, text)
     return encode(text)
+
+
+def _framed(tokenizer: Tokenizer, text: str) -> list[int]:
+    ids, first = tokenizer.framed(text), tokenizer.framed("")[:1]
+    return ids[1:] if first and ids[:2] == 2 * first else ids
