@@ -143,6 +143,17 @@ def test_statistics_of_ratios_by_hand() -> None:
     assert found.ratio**2 / (found.learned * found.ratio_squared) == pytest.approx(7 / 9, rel=1e-6)
 
 
+@pytest.mark.parametrize("sampler", [-400.0, -9999.0])  # one whose square, one that is no float
+def test_one_ratio_beyond_any_float_is_a_sample_of_one(
+    tiny: Tiny, sampled: Sampled, sampler: float
+) -> None:
+    (group,) = sampled([[4, 3]])
+    told = [[-1.0] * 4, [-1.0, -1.0, sampler]]
+    group = type(group)(group.prompt, group.completions, [[0.1] * 4, [-0.1] * 3], told)
+    found = make(tiny()).step([group], LossSettings())
+    assert not found.skipped and found.effective_share == pytest.approx(1 / 7)
+
+
 @given(
     st.sampled_from(["clip", "gspo", "cispo", "sapo", "dppo"]),
     st.floats(-2, 2, width=32),

@@ -51,6 +51,15 @@ def test_rounding_and_masks_that_did_nothing_raise_none() -> None:
     assert kinds(idle) == []
 
 
+def test_an_off_policy_mask_without_a_threshold() -> None:
+    off, idle = UpdateMetrics(), UpdateMetrics(off_policy_share=0.0)
+    works = UpdateMetrics(off_policy_share=0.0, off_policy_threshold=0.01)
+    assert kinds([idle] * (EARLY + RECENT - 1)) == []
+    assert kinds([off] * 5 + [idle] * (EARLY + RECENT)) == ["off_policy_idle"]
+    assert kinds([idle] * (EARLY + RECENT) + [works]) == []
+    assert kinds([off] * 40) == []
+
+
 def test_a_steady_run_with_noise_raises_none() -> None:
     noise = random.Random(0)
     seen = []

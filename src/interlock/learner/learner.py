@@ -456,4 +456,6 @@ def _result(
 def _effective(total: Sums) -> float | None:
     """The effective sample size of pi / mu, over the size; VCPO, arXiv 2602.17616, watches it."""
     squares = total.learned * total.ratio_squared
+    if math.isinf(squares):  # of a token whose ratio no float holds, beside which no other counts
+        return 1 / total.learned
     return total.ratio**2 / squares if squares else None

@@ -50,6 +50,8 @@ def alarms(seen: Sequence[UpdateMetrics]) -> Iterator[tuple[EventKind, str]]:
     half of its early level: few tokens carry the gradient (VCPO, arXiv 2602.17616).
     "mask_loosened": a smaller share of tokens is masked while the learner and the sampler move
     apart: the mask no longer meets what it is for (Ant Group's KPop note of May 2026).
+    "off_policy_idle": off-policy masking was asked for, and has had no threshold for so many steps:
+    where groups are always late, hardly any answer is of the learner's own weights.
     """
     sizes = _levels([(each.effective_share,) for each in seen])
     if sizes is not None:
@@ -60,6 +62,13 @@ def alarms(seen: Sequence[UpdateMetrics]) -> Iterator[tuple[EventKind, str]]:
                 f"effective sample size {late:.2g} of the tokens, {early:.2g} at first: few carry "
                 "the gradient; lower the staleness or the learning rate",
             )
+    asked = [each for each in seen if each.off_policy_share is not None]
+    if len(asked) >= EARLY + RECENT and asked[-1].off_policy_threshold is None:
+        yield (
+            "off_policy_idle",
+            f"off_policy_quantile leaves nothing out: in {len(asked)} steps too few answers were "
+            "sampled with the learner's own weights to tell a threshold; lower the staleness",
+        )
     k3s = [None if each.mismatch is None else each.mismatch.k3 for each in seen]
     masks = _levels([(each.masked_share, k3) for each, k3 in zip(seen, k3s, strict=True)])
     if masks is not None:

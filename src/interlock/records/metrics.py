@@ -211,6 +211,7 @@ EventKind = Literal[
     "reference_replaced",  # what the KL is against
     "sample_size_fell",  # few tokens carry the gradient
     "mask_loosened",  # fewer tokens are masked while learner and sampler move apart
+    "off_policy_idle",  # off-policy masking knows no threshold
     "groups_stale",
     "problem_set_aside",
     "unqualified",  # a device is used without a certificate
