@@ -1,5 +1,6 @@
 """First recipes: every combination of wishes is one that parses, and that `--check` has tried."""
 
+import errno
 import io
 import itertools
 import json
@@ -79,6 +80,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
         ({}, "give --task NAME or --data PATH"),
         ({"task": "arithmetic", "data": "x"}, "give --task NAME or --data PATH"),
         ({"task": "gsm8k"}, "give --data PATH alone"),
+        ({"task": "arithmetik"}, "did you mean arithmetic"),
         ({"task": "arithmetic", "stage": "sft"}, "--stage sft learns from data"),
         ({"data": "none.jsonl"}, "there is no none.jsonl"),
     ],
@@ -88,6 +90,22 @@ def test_wishes_that_make_no_recipe_write_none(
 ) -> None:
     with pytest.raises(UserError, match=complaint):
         write(Wishes(**wishes), tmp_path / "recipe.toml")
+    assert not (tmp_path / "recipe.toml").exists()
+
+
+def test_a_place_that_cannot_be_is_named_and_half_a_recipe_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"file is no directory; give another name"):
+        write(Wishes(task="arithmetic"), tmp_path / "file" / "recipe.toml")
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("interlock.recipes.starting.load_recipe", full)
+    with pytest.raises(RunError, match=r"cannot write .* \(No space left on device\)"):
+        write(Wishes(task="arithmetic"), tmp_path / "recipe.toml")
     assert not (tmp_path / "recipe.toml").exists()
 
 

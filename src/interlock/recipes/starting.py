@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 from interlock.config.reading import load_recipe
 from interlock.errors import ConfigError, RunError
 from interlock.models.fetch import SMOLLM2
+from interlock.tasks import known
 from interlock.tasks.columns import asked, example
 from interlock.tasks.data import find, rows_of
 
@@ -63,18 +64,22 @@ def place(given: Path | None) -> Path:
 def write(wishes: Wishes, path: Path) -> None:
     """Write the recipe. Raises UserError for wishes that go together to none."""
     text = recipe_text(wishes, path)
+    made = False
     try:
+        if path.parent.exists() and not path.parent.is_dir():
+            raise RunError(f"cannot write {path}: {path.parent} is no directory; give another name")
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("x", encoding="utf-8") as file:
+            made = True
             file.write(text)
-    except FileExistsError:
-        raise RunError(f"{path} is there already, and is not overwritten") from None
-    except OSError as error:
-        raise RunError(f"cannot write {path} ({error.strerror}); give another name") from None
-    try:
         load_recipe(path, [])
-    except ConfigError:
-        path.unlink()
+    except BaseException as error:
+        if made:  # half of it, or one that cannot be read, would be in the way of the next
+            path.unlink(missing_ok=True)
+        if isinstance(error, FileExistsError):
+            raise RunError(f"{path} is there already, and is not overwritten") from None
+        if isinstance(error, OSError):
+            raise RunError(f"cannot write {path} ({error.strerror}); give another name") from None
         raise
 
 
@@ -84,6 +89,8 @@ def recipe_text(wishes: Wishes, path: Path) -> str:
         raise ConfigError("a recipe has a task or data: give --task NAME or --data PATH")
     if wishes.task in ("gsm8k", "jsonl"):
         raise ConfigError(f"--task {wishes.task} reads data; give --data PATH alone")
+    if wishes.task is not None:
+        known(wishes.task)
     data = None if wishes.data is None else _looked_at(wishes.data, wishes.stage)
     kind = wishes.stage or ("grpo" if data is None else data.kind)
     if kind == "sft" and data is None:

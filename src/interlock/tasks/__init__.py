@@ -28,6 +28,15 @@ def kinds() -> set[str]:
     return set(_SOURCES)
 
 
+def known(name: str) -> str:
+    """The kind of a task, by its name. Raises TaskError where there is none such."""
+    kind, slash, _ = name.partition("/")
+    if kind not in _SOURCES or bool(slash) != (kind == "reasoning-gym"):
+        names = {*_SOURCES, "reasoning-gym/<generator>"} - {"reasoning-gym"}
+        raise unknown("task", name, names)
+    return kind
+
+
 def open_task(task: TaskSettings, unfit: Unfit = fits) -> TaskSource:
     """Open the task's problems and set its held-out ones aside.
 
@@ -38,10 +47,7 @@ def open_task(task: TaskSettings, unfit: Unfit = fits) -> TaskSource:
     Raises TaskError for an unknown name or option, for data that cannot be read or does not fit,
     for too few problems, and for a missing package.
     """
-    kind, slash, _ = task.name.partition("/")
-    if kind not in _SOURCES or bool(slash) != (kind == "reasoning-gym"):
-        names = {*_SOURCES, "reasoning-gym/<generator>"} - {"reasoning-gym"}
-        raise unknown("task", task.name, names)
+    kind = known(task.name)
     try:
         module = importlib.import_module(_SOURCES[kind])
     except ModuleNotFoundError as error:
