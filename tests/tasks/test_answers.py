@@ -73,3 +73,40 @@ def test_boxed(text: str, contents: list[str]) -> None:
 def test_marked_reads_to_the_end_of_the_line() -> None:
     assert answers.marked("a\n#### 18 \nmore\n####19", "####") == ["18", "19"]
     assert answers.marked("18", "####") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "is_undecided"),
+    [
+        ("45 or 46", True),
+        ("45, 47 or 46.", True),
+        ("It is **45**, or perhaps **46**", True),
+        ("$45$ or $46$", True),
+        ("45? Or 46?", False),  # a new sentence may correct the one before it
+        ("1,000 or 2,000", True),
+        ("4 or -4", True),
+        ("$5 or $6", True),
+        ("46 or 46", False),
+        ("1,000 or 1000", False),
+        ("1000 or 10^3", False),
+        ("1/2 or 0.5", False),
+        ("12.5 or 13", False),
+        ("12 + 34 or 46", False),
+        ("12 * 34 or 408", False),
+        (r"12 \times 34 or 408", False),
+        ("12-5 or 7", False),
+        ("x^2 or 4", False),
+        ("a_2 or 4", False),
+        ("1 hour or 60 minutes", False),
+        ("$5 or 500 cents", False),
+        ("60 minutes, or 1 hour", False),
+        ("45 or 46, so 47", False),
+        ("for 4 it is 46", False),
+        ("46", False),
+        ("or 46", False),
+        ("9" * 5000 + " or 1", False),
+        ("", False),
+    ],
+)
+def test_undecided(text: str, is_undecided: bool) -> None:
+    assert answers.undecided(text) is is_undecided

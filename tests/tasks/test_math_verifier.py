@@ -44,6 +44,8 @@ def _problem(answer: str) -> Problem:
         ("18", r"\boxed{17, 18}", 0.0),
         ("18", r"\boxed{17 or 18}", 0.0),
         ("18", r"\boxed{\{17, 18\}}", 0.0),
+        ("18", "It is 17, 19 or 18.", 0.0),
+        ("18", r"17 or 18, so \boxed{18}", 1.0),
         ("18", r"\boxed{}", 0.0),
         # Only what follows the thinking counts.
         ("18", r"<think>\boxed{17}</think>\boxed{18}", 1.0),

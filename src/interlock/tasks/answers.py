@@ -23,6 +23,11 @@ _VALUE = re.compile(
     """,
     re.VERBOSE,
 )
+# Between two numbers of which neither is chosen: "45 or 46", "**45**, or perhaps **46**".
+_OR = re.compile(r"[\s*$)}\]?!,;]*\bor\b(?:\s+(?:maybe|perhaps|possibly))?[\s*$({\[]*")
+# What makes a number part of a formula: "12 + 34 or 46" says one thing twice.
+_OPERATOR = re.compile(r"(?:[-+/^_×·÷\N{MINUS SIGN}]\s*|(?<!\*)\*\s*|\\[A-Za-z]+\s*|[\w.])\Z")
+_WHOLE = re.compile(r"(?P<sign>-?)(?P<money>[$€£]?)(?P<digits>[0-9]{1,1000})")
 _FORMULA = re.compile(r"\$\$(.+?)\$\$|\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 _WORD = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{3}")
 _BOX = re.compile(r"\\boxed\s*\{")
@@ -66,6 +71,24 @@ def last_value(text: str) -> str | None:
         if formula.start() < found[-1].end() <= formula.end() and not _WORD.search(inside):
             return inside.strip()
     return found[-1][0].replace("\N{MINUS SIGN}", "-")
+
+
+def undecided(text: str) -> bool:
+    """Whether the text ends by naming several whole numbers, of which it chooses none ("45 or 46").
+
+    Formulas, fractions, decimals and numbers with units are not looked at: "12 + 34 or 46", "1/2 or
+    0.5", "1 hour or 60 minutes" say one thing twice.
+    """
+    found = list(_VALUE.finditer(text))[-2:]
+    if len(found) < 2 or not _OR.fullmatch(text, found[0].end(), found[1].start()):
+        return False
+    if _OPERATOR.search(text[max(0, found[0].start() - 20) : found[0].start()]):
+        return False
+    plain = (ungrouped(each[0]).replace("\N{MINUS SIGN}", "-") for each in found)
+    first, last = map(_WHOLE.fullmatch, plain)
+    if first is None or last is None or first["money"] != last["money"]:
+        return False
+    return int(first["sign"] + first["digits"]) != int(last["sign"] + last["digits"])
 
 
 def ungrouped(text: str) -> str:

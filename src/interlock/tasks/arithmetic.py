@@ -74,7 +74,8 @@ def open_verifier(task: TaskSettings) -> Callable[[Problem, str], bool]:
 
 def verify(problem: Problem, answer: str) -> bool:
     """Whether the last number in the answer is the right one."""
-    number = answers.last_number(thinking.after(answer))
+    text = thinking.after(answer)
+    number = None if answers.undecided(text) else answers.last_number(text)
     return number is not None and Decimal(number) == Decimal(problem.answer)
 
 

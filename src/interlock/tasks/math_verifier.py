@@ -2,9 +2,10 @@ r"""Judges the final answer of a completion against the reference, by math-verif
 
 The final answer is, in this order, what stands in \boxed{…}; what follows the task's own mark
 ("####"); the last number, fraction or formula. Several boxed or marked answers must all be right:
-naming every candidate earns nothing. Texts of three letters and more are compared as words, since
-to a computer algebra system "Paris" and "pairs" are the same product; dates too, which are
-differences to it. A unit may be missing on one side, and must be the same where both have one.
+naming every candidate earns nothing, and nor does an end such as "45 or 46". Texts of three letters
+and more are compared as words, since to a computer algebra system "Paris" and "pairs" are the same
+product; dates too, which are differences to it. A unit may be missing on one side, and must be the
+same where both have one.
 """
 
 import functools
@@ -83,7 +84,7 @@ def final_answers(text: str, marker: str | None) -> list[str]:
         return found
     if marker is not None and (found := answers.marked(text, marker)):
         return found
-    value = answers.last_value(text)
+    value = None if answers.undecided(text) else answers.last_value(text)
     return [] if value is None else [value]
 
 
