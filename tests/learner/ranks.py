@@ -212,6 +212,25 @@ def updates(runs: Runs) -> dict[str, Any]:
     return found
 
 
+def renewed(runs: Runs) -> dict[str, Any]:
+    """Two updates per step by whole answers' ratios, and another reference after two steps."""
+    loss = LossSettings(
+        rule="gspo", gspo_low=0.9, gspo_high=9.0, kl_beta=0.05, kl_estimate="unbiased"
+    )
+    found: dict[str, Any] = {}
+    for who in EACH:
+        learner = runs.learner(who, reference=True)
+        results = []
+        for step in range(STEPS):
+            groups = make_groups(step, kl=True)
+            old = learner.logprobs(groups, 0.8)
+            results += [learner.step(groups, loss, 0.8, old) for _ in range(2)]
+            if step == 1:
+                learner.renew_reference()
+        found[who] = {"results": written(results), "masters": masters(learner)}
+    return found
+
+
 def skipped(runs: Runs) -> dict[str, Any]:
     """A step that is not finite changes nothing on any rank, also where only one rank meets it."""
     found: dict[str, Any] = {}
@@ -303,6 +322,7 @@ def equal(together: ranks.Ranks, directory: Path) -> dict[str, Any]:
         "bfloat16": lambda: same_steps(half, kl=True),
         "stages": lambda: stages(tied),
         "updates": lambda: updates(untied),
+        "renewed": lambda: renewed(untied),
         "skipped": lambda: skipped(experts),
         "published": lambda: published(half),
         "crossed": lambda: crossed(experts, directory),

@@ -115,6 +115,7 @@ def apart(found: dict[str, Any]) -> tuple[Any, Any, list[Any]]:
         "bfloat16",
         "stages",
         "updates",
+        "renewed",
     ],
 )
 def test_many_processes_learn_what_one_learns(found: dict[str, Any], kind: str) -> None:
@@ -127,6 +128,13 @@ def test_many_processes_learn_what_one_learns(found: dict[str, Any], kind: str) 
     assert ("worker 1" in results[0]["by_label"]) == (kind not in ("tied sft", "stages"))
     if "score" in alone:
         assert max(map(abs, map(float.__sub__, alone["score"], alone["rescore"]))) > 0.01
+
+
+def test_a_reference_is_renewed_on_every_rank(found: dict[str, Any]) -> None:
+    """Right after it the KL is nothing, and at the second update it is something again."""
+    kl = [result["kl"] for result in found["renewed"]["together"]["results"]]
+    assert kl[0] == pytest.approx(0, abs=1e-9) and kl[4] == pytest.approx(0, abs=1e-9)
+    assert min(kl[1:4] + kl[5:]) > 1e-5
 
 
 def test_experts_are_balanced_by_the_load_of_all(found: dict[str, Any]) -> None:
