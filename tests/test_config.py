@@ -6,11 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from interlock.config.losses import LossSettings
 from interlock.config.reading import load_recipe, parse_recipe, parse_task, to_tree
+from interlock.config.rewards import AccuracyReward, OverlongReward
 from interlock.config.schema import Recipe
 from interlock.config.stages import Grpo, Sft
+from interlock.config.tasks import TaskSettings
 from interlock.errors import ConfigError
 from interlock.recipes import shipped
+from interlock.records.rl import Sampling
 
 SHIPPED = Path(shipped.__file__).parent
 
@@ -84,6 +88,16 @@ def test_an_evaluation_of_nothing_is_refused(tmp_path: Path) -> None:
         load(tmp_path, BASE + SECOND, "stage.1.eval.every=2")
     with pytest.raises(ConfigError, match=r"stage\.1\.sampling says how to evaluate"):
         load(tmp_path, BASE + SECOND, "stage.1.sampling.max_tokens=9")
+
+
+def test_long_answers_are_not_made_to_lose_twice() -> None:
+    task = TaskSettings(name="arithmetic", reward=[AccuracyReward(), OverlongReward(zone=8)])
+    sampling = Sampling(max_tokens=32)
+    [found] = Grpo(
+        steps=1, task=[task], sampling=sampling, loss=LossSettings(overlong_zone=8)
+    ).conflicts()
+    assert "'overlong' both take from long answers" in found
+    assert list(Grpo(steps=1, task=[task], sampling=sampling).conflicts()) == []
 
 
 def test_what_a_stage_is_asked(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from interlock.config.fields import (
     Weight,
 )
 from interlock.config.losses import LossSettings
-from interlock.config.rewards import room_conflicts
+from interlock.config.rewards import OverlongReward, room_conflicts
 from interlock.config.tasks import EvaluationSettings, TaskSettings, task_conflicts
 from interlock.records.rl import Sampling
 
@@ -154,6 +154,12 @@ class Grpo(Sampled, frozen=True, kw_only=True, tag="grpo"):
             yield (
                 f"loss.overlong_zone = {self.loss.overlong_zone} is more than sampling.max_tokens "
                 f"= {self.sampling.max_tokens}; lower it"
+            )
+        rewards = [reward for task in self.task for reward in task.reward]
+        if self.loss.overlong_zone and any(isinstance(r, OverlongReward) for r in rewards):
+            yield (
+                f"loss.overlong_zone = {self.loss.overlong_zone} and a task.reward of kind "
+                "'overlong' both take from long answers; remove one"
             )
         if self.sampling.temperature == 0:
             yield (
