@@ -4,6 +4,7 @@ import errno
 import io
 import itertools
 import json
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from interlock.cli.arguments import parse
 from interlock.config.reading import load_recipe
 from interlock.errors import ConfigError, RunError, TaskError, UserError
+from interlock.models.checkpoint import StoredWeights
 from interlock.recipes.check import check
 from interlock.recipes.starting import Wishes, place, write
 
@@ -149,6 +151,14 @@ def test_a_missing_model_and_a_full_disk_are_told(
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("interlock.recipes.check.shutil.disk_usage", lambda _: usage)
     recipe = load_recipe(path, [f'model.path="{tiny_model}"'])
+    [mistake] = check(recipe, tmp_path / "run").mistakes
+    assert "lower keep_checkpoints" in mistake
+    # Room for all of it, but for the KL's reference, which is in every checkpoint.
+    headers = StoredWeights(tiny_model).shapes.values()
+    needed = sum(map(prod, headers)) * (12 * (1 + max(1, recipe.keep_checkpoints)) + 4)
+    usage.free = needed
+    assert check(recipe, tmp_path / "run").mistakes == []
+    recipe = load_recipe(path, [f'model.path="{tiny_model}"', "stage.loss.kl_beta=0.1"])
     [mistake] = check(recipe, tmp_path / "run").mistakes
     assert "lower keep_checkpoints" in mistake
 

@@ -28,6 +28,7 @@ from interlock.text import hide_credentials
 Found = TypeVar("Found")
 _MASTERS = 16  # bytes a weight while it learns: fp32 master, gradient and two moments
 _CHECKPOINT = 12  # bytes a weight: the same without the gradient
+_REFERENCE = 4  # bytes a weight of the KL's reference, in memory and in checkpoints, at most
 
 
 class Checked(NamedTuple):
@@ -88,7 +89,7 @@ def _weights(model: Path) -> int:
 
 
 def _size(recipe: Recipe, weights: int) -> str:
-    reference = 4 * any(stage.keeps_reference for stage in recipe.stage)
+    reference = _REFERENCE * any(stage.keeps_reference for stage in recipe.stage)
     memory = weights * (_MASTERS + reference) / 2**30
     return (
         f"model {recipe.model.path}: {weights:,} weights; learning takes {memory:.1f} GB for them "
@@ -102,7 +103,8 @@ def _room(recipe: Recipe, weights: int, directory: Path) -> None:
     while not place.exists():
         place = place.parent
     # A new checkpoint is whole before an old one goes.
-    wanted = weights * (_CHECKPOINT * (1 + max(1, recipe.keep_checkpoints)) + 4)
+    kept = _CHECKPOINT + _REFERENCE * any(stage.keeps_reference for stage in recipe.stage)
+    wanted = weights * (kept * (1 + max(1, recipe.keep_checkpoints)) + 4)
     free = shutil.disk_usage(place).free
     if wanted > free:
         raise UserError(
