@@ -117,11 +117,13 @@ def test_in_expectation_the_unbiased_kl_has_the_gradient_of_the_reverse_kl() -> 
     def slope(value: Tensor, leaf: Tensor) -> list[float]:
         return torch.autograd.grad(value, leaf)[0].tolist()
 
-    def estimated(kind: Any) -> list[float]:
+    def estimated(kind: Any, stale: bool = False, correction: Any = "off") -> list[float]:
+        """`stale`: `old` is mu alone, and pi_old the policy as it is."""
         leaf = logits.clone().requires_grad_()
         pi = leaf.log_softmax(0)
-        terms = Terms(torch.zeros(4), old, old, reference=ref, kl_weights=old.exp())
-        settings = LossSettings(kl_estimate=kind, kl_beta=1.0)
+        before = pi.detach() if stale else old
+        terms = Terms(torch.zeros(4), old, before, reference=ref, kl_weights=old.exp())
+        settings = LossSettings(kl_estimate=kind, kl_beta=1.0, correction=correction)
         return slope(policy_loss(pi, terms, settings).sum(), leaf)
 
     leaf = logits.clone().requires_grad_()
@@ -129,6 +131,8 @@ def test_in_expectation_the_unbiased_kl_has_the_gradient_of_the_reverse_kl() -> 
     exact = slope((pi.exp() * (pi - ref)).sum(), leaf)
     assert estimated("unbiased") == pytest.approx(exact, abs=1e-12)
     assert estimated("k3") != pytest.approx(exact, abs=1e-2)
+    assert estimated("unbiased", True, "bypass") == pytest.approx(exact, abs=1e-12)
+    assert estimated("unbiased", True, "truncated") != pytest.approx(exact, abs=1e-2)
 
 
 def test_statistics_of_ratios_by_hand() -> None:

@@ -82,7 +82,8 @@ def _kl(logprobs: Tensor, terms: Terms, settings: LossSettings | None) -> Tensor
     "bypass", through which the gradient goes, too (DeepSeek-V3.2, arXiv 2512.02556, section 3.1).
 
     k3 alone has its expectation under pi, but the tokens were drawn from pi_old, and its gradient
-    is that of the forward KL. The ratio is the token's in every rule.
+    is that of the forward KL. The ratio is the token's in every rule. What was drawn from an older
+    mu is corrected for with "bypass" alone: the factor of the other corrections is the rule's.
     """
     if terms.reference is None:
         raise TrainingError("the batch has KL weights, but the learner holds no reference policy")
