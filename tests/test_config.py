@@ -190,6 +190,10 @@ def test_a_lone_stage_needs_no_index(tmp_path: Path) -> None:
             "stage.task.reward=[{kind='overlong',zone=1000}]",
             "zone = 1000 is more than sampling",
         ),
+        (
+            "stage.task={name='jsonl',retries=9,judge={url='http://h/v1',model='m'}}",
+            "task.retries is a verifier's, and task.judge scores in its stead; remove it, or",
+        ),
         ("stage.task.template={day=2026-11-28}", "task.template.day = 2026-11-28: a date"),
         (
             "stage.task.judge={url='http://h/v1',model='m',body={p=nan}}",

@@ -55,6 +55,17 @@ class TaskSettings(SettingsTable, frozen=True):
         return self.label or self.name
 
 
+# Settings of a task that a judge has no use for, each with its own of the kind.
+_OF_VERIFIERS = {
+    "workers": "concurrency",
+    "timeout_s": "timeout_s",
+    "retries": "attempts",
+    "retry_s": "deadline_s",
+    "memory_mb": None,
+    "sandbox": None,
+}
+
+
 def task_conflicts(tasks: Sequence[TaskSettings]) -> Iterator[str]:
     """Why the tasks of one stage do not go together; as StageSettings.conflicts."""
     for called, times in Counter(each.called for each in tasks).items():
@@ -71,6 +82,11 @@ def task_conflicts(tasks: Sequence[TaskSettings]) -> Iterator[str]:
             yield f"task.judge.{conflict}"
         if "verifier" in task.options:
             yield "task.judge and task.options.verifier both say who scores; remove one"
+        usual = TaskSettings(task.name)
+        for name, of_judge in _OF_VERIFIERS.items():
+            if getattr(task, name) != getattr(usual, name):
+                other = f"remove it, or set task.judge.{of_judge}" if of_judge else "remove it"
+                yield f"task.{name} is a verifier's, and task.judge scores in its stead; {other}"
     if len(tasks) == 1 and tasks[0].weight != 1:
         yield f"task.weight = {tasks[0].weight} is against other tasks, and there is one; remove it"
 
