@@ -280,6 +280,10 @@ def test_a_lone_task_takes_the_same_overrides() -> None:
     assert (task.held_out, task.options, task.system) == (64, {"digits": 3}, "Be brief.")
     with pytest.raises(ConfigError, match="unknown setting 'digits'"):
         parse_task("arithmetic", 64, ["digits=3"])
+    with pytest.raises(ConfigError, match=r"task arithmetic: task\.template\.day = 2026-11-28: a"):
+        parse_task("arithmetic", 64, ["template={day=2026-11-28}"])
+    with pytest.raises(ConfigError, match="2 are called 'format'"):
+        parse_task("arithmetic", 64, ["reward=[{kind='format'},{kind='format'}]"])
 
 
 @pytest.mark.parametrize(

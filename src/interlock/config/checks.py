@@ -10,9 +10,11 @@ import datetime
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from interlock.config.schema import GeneratorSettings, Recipe, by_name
+from interlock.config.tasks import TaskSettings, task_conflicts
 from interlock.errors import ConfigError
 from interlock.text import hide_credentials, one_line
 
@@ -22,6 +24,12 @@ def check_combinations(recipe: Recipe, source: str) -> None:
     for check in _CHECKS:
         for conflict in check(recipe):
             raise ConfigError(f"{source}: {hide_credentials(conflict)}")
+
+
+def check_task(task: TaskSettings, source: str) -> None:
+    """The same of a task without a recipe, which an evaluation has."""
+    for conflict in chain(task_conflicts([task]), _free_tables("task", task)):
+        raise ConfigError(f"{source}: {hide_credentials(conflict)}")
 
 
 def _names(recipe: Recipe) -> Iterator[str]:
@@ -182,11 +190,16 @@ def _options(recipe: Recipe) -> Iterator[str]:
         lone = len(stage.task) == 1
         for place, task in enumerate(stage.task):
             where = f"stage.{i}.task" if lone else f"stage.{i}.task.{place}"
-            tables |= {f"{where}.options": task.options, f"{where}.template": task.template}
-            if task.judge is not None:
-                tables[f"{where}.judge.body"] = task.judge.body
+            yield from _free_tables(where, task)
     for name, options in tables.items():
         yield from _unrecordable(name, options)
+
+
+def _free_tables(where: str, task: TaskSettings) -> Iterator[str]:
+    yield from _unrecordable(f"{where}.options", task.options)
+    yield from _unrecordable(f"{where}.template", task.template)
+    if task.judge is not None:
+        yield from _unrecordable(f"{where}.judge.body", task.judge.body)
 
 
 def _unrecordable(name: str, value: Any) -> Iterator[str]:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar, get_args
 import msgspec
 import msgspec.inspect
 
-from interlock.config.checks import check_combinations
+from interlock.config.checks import check_combinations, check_task
 from interlock.config.rewards import AnyReward
 from interlock.config.schema import Recipe
 from interlock.config.secrets import is_secret, shown_override
@@ -85,7 +85,9 @@ def parse_task(name: str, held_out: int, overrides: Sequence[str] = ()) -> TaskS
     tree: dict[str, Any] = {"name": name, "held_out": held_out}
     for override in overrides:
         _apply(tree, override)
-    return _convert(tree, TaskSettings, source=f"task {name}")
+    task = _convert(tree, TaskSettings, source=f"task {name}")
+    check_task(task, f"task {name}")
+    return task
 
 
 def parse_sampling(temperature: float, max_tokens: int, stop: list[str]) -> Sampling:
