@@ -25,7 +25,7 @@ from statistics import fmean, stdev
 from environment import environment
 from interlock.config.reading import load_recipe
 from interlock.recipes.train import train
-from interlock.records.rl import Problem, Verdict, VerdictStatus
+from interlock.records.rl import Attempt, Problem, Verdict, VerdictStatus
 from interlock.rundir import RunDir
 from interlock.tasks.arithmetic import verify
 from interlock.tasks.verifier_pool import VerifierProcess
@@ -34,7 +34,7 @@ RECIPE = Path(__file__).parent.parent / "recipes" / "demo.toml"
 INTERLOCK = Path(sys.executable).with_name("interlock")
 ARMS = ("clean", "left_out", "zeros")
 CAUSE = "a planted fault"
-Judge = Callable[[VerifierProcess, Problem, str], Verdict]
+Judge = Callable[[VerifierProcess, Attempt], Verdict]
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,9 @@ def planted(arm: str, share: float, judge: Judge) -> Judge:
     lost = Verdict.failed(VerdictStatus.UNAVAILABLE, CAUSE)
     instead = Verdict(0.0) if arm == "zeros" else lost
 
-    def faulty(self: VerifierProcess, problem: Problem, answer: str) -> Verdict:
-        return instead if is_planted(problem, answer, share) else judge(self, problem, answer)
+    def faulty(self: VerifierProcess, attempt: Attempt) -> Verdict:
+        hit = is_planted(attempt.problem, attempt.text, share)
+        return instead if hit else judge(self, attempt)
 
     return judge if arm == "clean" else faulty
 
