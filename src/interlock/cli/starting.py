@@ -92,7 +92,7 @@ def _answers(said: dict[str, Any]) -> dict[str, Any]:
         found["data" if looks_like_data else "task"] = what
     if "device" not in said or "length" not in said:
         where, _, long = _ask(
-            "Where and how long? cpu, cuda:0, …; short or long", "cpu short"
+            "Where (a device of interlock doctor) and how long (short or long)?", "cpu short"
         ).partition(" ")
         found["device"] = said.get("device", where)
         found["length"] = said.get("length", long.strip() or "short")
