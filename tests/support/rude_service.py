@@ -23,14 +23,21 @@ class Request(BaseHTTPRequestHandler):
             number = len(self.server.asked)
             self.server.asked.append({"path": self.path, "body": body, "headers": self.headers})
             self.server.at_once += 1
+            self.counted = True
             self.server.most_at_once = max(self.server.most_at_once, self.server.at_once)
         try:
             self.server.manners[min(number, len(self.server.manners) - 1)](self)
         finally:
-            with self.server.counting:
-                self.server.at_once -= 1
+            self._count_off()
+
+    def _count_off(self) -> None:
+        """Once: before the answer, for whoever has it may ask again at once."""
+        with self.server.counting:
+            self.server.at_once -= self.counted
+        self.counted = False
 
     def reply(self, status: int, data: bytes, length: int | None = None, **headers: str) -> None:
+        self._count_off()
         self.send_response(status)
         self.send_header("Content-Length", str(len(data) if length is None else length))
         for name, value in headers.items():

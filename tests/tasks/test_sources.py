@@ -137,7 +137,7 @@ def test_the_prompt_puts_the_system_turn_first() -> None:
         ("arithmetc", "unknown task: 'arithmetc'; did you mean arithmetic?"),
         ("arithmetic/2", "unknown task: 'arithmetic/2'"),
         ("reasoning-gym", "did you mean reasoning-gym/<generator>"),
-        ("", "known: arithmetic, gsm8k, jsonl, reasoning-gym/<generator>"),
+        ("", "known: arithmetic, code, gsm8k, jsonl, reasoning-gym/<generator>"),
     ],
 )
 def test_unknown_tasks_are_named(name: str, complaint: str) -> None:

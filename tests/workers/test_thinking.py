@@ -10,7 +10,7 @@ import pytest
 from real_workers import SETTINGS, SLOTS, House, Weights
 
 from interlock.recipes.evaluate import score
-from interlock.records.rl import Group, Problem, Sampling, Verdict
+from interlock.records.rl import Attempt, Group, Problem, Sampling, Verdict
 from interlock.tasks import arithmetic
 from interlock.workers.generator import open_generator
 from interlock.workers.generators import Purpose, Work
@@ -54,9 +54,9 @@ def test_a_group_knows_what_its_prompt_began(thinker: Path, make: Any) -> None:
     assert group.turns == [f"<think>\n{each.text}" for each in group.completions]
     asked: list[tuple[Problem, str]] = []
 
-    def verify(pairs: Sequence[tuple[Problem, str]]) -> list[Verdict]:
-        asked.extend(pairs)
-        return [Verdict(0.0) for _ in pairs]
+    def verify(attempts: Sequence[Attempt]) -> list[Verdict]:
+        asked.extend((each.problem, each.text) for each in attempts)
+        return [Verdict(0.0) for _ in attempts]
 
     verifier: Any = type("Verifier", (), {"verify": staticmethod(verify)})
     score([group], verifier)
