@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from distilling import a_model
 
 from interlock.rundir import RunDir
 
@@ -31,3 +32,13 @@ def two_generators(tiny_recipe: Path) -> Path:
     path = tiny_recipe.with_name("two.toml")
     path.write_text(text.replace('kind = "grpo"\n', 'kind = "grpo"\nstaleness = 0\n'))
     return path
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return a_model(tmp_path_factory.mktemp("models") / "student")
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return a_model(tmp_path_factory.mktemp("models") / "teacher", hidden_size=48)

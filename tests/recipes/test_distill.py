@@ -2,10 +2,7 @@
 
 import json
 import math
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,24 +10,20 @@ from typing import Any
 
 import pytest
 import torch
-from byte_model import make_model, write_tokenizer
+from distilling import SOON, a_model, a_recipe, distilled, logprobs
 from running import finish, kill_during, start, weights
 from safetensors.torch import load_file, save_file
-from scoring_endpoint import ScoringEndpoint, scoring
+from scoring_endpoint import scoring
 
 from interlock.config.distilling import TeacherSettings, teacher_of
 from interlock.config.reading import load_recipe
 from interlock.config.stages import Distill
 from interlock.config.tasks import TaskSettings
 from interlock.errors import ConfigError, ModelError, TrainingError
-from interlock.models.attention import causal
-from interlock.models.checkpoint import load_decoder
 from interlock.models.tokenizer import Tokenizer
 from interlock.recipes.distill import lesson_of
-from interlock.recipes.served_teacher import Read, ScoringClient
 from interlock.recipes.teachers import compare
 from interlock.recipes.train import check_processes, train
-from interlock.records.metrics import StepMetrics
 from interlock.records.rl import (
     Completion,
     FinishReason,
@@ -42,72 +35,6 @@ from interlock.records.rl import (
 )
 from interlock.rundir import RunDir
 
-RECIPE = """
-checkpoint_every = 2
-model.path = "{student}"
-learner.dtype = "float32"
-
-[[generator]]
-dtype = "float32"
-slots = 16
-
-[[stage]]
-kind = "distill"
-steps = 4
-problems_per_step = 4
-completions = 2
-sampling.max_tokens = 10
-optimizer = {{ lr = 1e-2 }}
-eval.problems = 2
-{more}
-
-[stage.task]
-name = "arithmetic"
-held_out = 8
-
-[[stage.teacher]]
-{teacher}
-"""
-SOON = "patience_s = 0.3\nbackoff_s = 0.01\n"
-
-
-@pytest.fixture(scope="module")
-def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return a_model(tmp_path_factory.mktemp("models") / "student")
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return a_model(tmp_path_factory.mktemp("models") / "teacher", hidden_size=48)
-
-
-def a_model(directory: Path, **changes: object) -> Path:
-    directory.mkdir()
-    make_model(directory, **changes)
-    write_tokenizer(directory)
-    return directory
-
-
-def a_recipe(directory: Path, student: Path, teacher: str, more: str = "") -> Path:
-    path = directory / "recipe.toml"
-    path.write_text(RECIPE.format(student=student, teacher=teacher, more=more))
-    return path
-
-
-def distilled(recipe: Path, run: Path, *overrides: str, resume: bool = False) -> list[StepMetrics]:
-    train(load_recipe(recipe, list(overrides)), run, resume=resume)
-    return [line for line in RunDir.read(run).metrics() if line.step]
-
-
-def logprobs(model: Path, group: Group) -> torch.Tensor:
-    """Of what follows each token of the first completion, [N, V]."""
-    decoder = load_decoder(model, torch.float32, torch.device("cpu"))
-    tokens = torch.tensor(group.prompt_tokens + group.completions[0].tokens)
-    attend = causal(len(tokens), tokens.device)
-    with torch.no_grad():
-        found = decoder.logits(decoder(tokens, attend.positions, attend)).log_softmax(-1)
-    return found[len(group.prompt_tokens) - 1 : -1]
-
 
 def reverse_kl(model: Path, teacher: Path, groups: Sequence[ScoredGroup]) -> float:
     """Nats per token, over the whole vocabulary."""
@@ -118,25 +45,20 @@ def reverse_kl(model: Path, teacher: Path, groups: Sequence[ScoredGroup]) -> flo
 
 
 @pytest.mark.parametrize(
-    ("more", "steps", "left"),
+    ("more", "overrides", "left"),
     [
-        ("", 4, 0.8),
-        ("beta = 0.0", 4, 0.8),
-        ("beta = 0.5\nsampling.temperature = 0.8", 4, 0.85),
-        ('loss = "topk"\nbeta = 0.0', 4, 0.85),
-        ('loss = "policy_gradient"\nproblems_per_step = 32', 12, 0.9),
+        ("", [], 0.8),
+        ("beta = 0.0", [], 0.8),
+        ("beta = 0.5\nsampling.temperature = 0.8", [], 0.85),
+        ('loss = "topk"\nbeta = 0.0', [], 0.85),
+        ('loss = "policy_gradient"', ["stage.steps=12", "stage.problems_per_step=32"], 0.9),
     ],
 )
 def test_a_stage_brings_the_student_towards_its_teacher(
-    student: Path, teacher: Path, tmp_path: Path, more: str, steps: int, left: float
+    student: Path, teacher: Path, tmp_path: Path, more: str, overrides: list[str], left: float
 ) -> None:
-    text = RECIPE.replace(
-        "problems_per_step = 4\n", "" if "problems_per_step" in more else "\\g<0>"
-    )
-    path = tmp_path / "recipe.toml"
-    text = re.sub(r"\\g<0>", "problems_per_step = 4\n", text)
-    path.write_text(text.format(student=student, teacher=f'model = "{teacher}"', more=more))
-    logged = distilled(path, tmp_path / "run", f"stage.steps={steps}")
+    recipe = a_recipe(tmp_path, student, f'model = "{teacher}"', more)
+    logged = distilled(recipe, tmp_path / "run", *overrides)
     first = RunDir.read(tmp_path / "run").ledger.read(0, 1)
     before = reverse_kl(student, teacher, first)
     after = reverse_kl(tmp_path / "run" / "weights", teacher, first)
@@ -239,112 +161,6 @@ def test_a_killed_run_goes_on_to_the_same_weights(
     kill_during(process, tmp_path / "killed", 2, 0.0)
     finish(start(recipe, tmp_path / "killed", "--resume"))
     assert weights(tmp_path / "killed") == weights(tmp_path / "undisturbed")
-
-
-def test_an_endpoint_that_fails_for_a_moment_is_asked_again_and_its_key_is_told_nobody(
-    student: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("A_TEACHERS_KEY", "very-secret-key")
-
-    def busy(path: str, number: int) -> tuple[int, bytes] | None:
-        late = path == "/v1/completions" and number in (0, 2, 3, 14)
-        return (429, b"slowly") if late else None
-
-    with scoring(teacher, busy) as endpoint:
-        more = f'url = "{endpoint.url}"\nkey_variable = "A_TEACHERS_KEY"\nbackoff_s = 0.01\n'
-        recipe = a_recipe(tmp_path, student, more, 'loss = "policy_gradient"')
-        logged = distilled(recipe, tmp_path / "run", "stage.steps=2")
-    told = [line.teachers["teacher-0"].retries for line in logged]
-    assert told == [2, 1]
-    assert endpoint.keys == {"Bearer very-secret-key"}
-    for path in (tmp_path / "run").rglob("*"):
-        assert not path.is_file() or b"very-secret-key" not in path.read_bytes()
-
-
-def the_client(endpoint: ScoringEndpoint, **more: Any) -> ScoringClient:
-    return ScoringClient("t", TeacherSettings(url=endpoint.url, backoff_s=0.01, **more))
-
-
-def test_scores_of_a_text_are_the_decoders(teacher: Path) -> None:
-    with scoring(teacher) as endpoint:
-        client = the_client(endpoint)
-        assert client.check(endpoint.tokenizer, 3) == 255
-        said = client.score([Read([5, 6, 7], [8, 9]), Read([1], [2])], 3, print)
-        client.close()
-    tokens = torch.tensor([5, 6, 7, 8, 9])
-    attend = causal(5, tokens.device)
-    with torch.no_grad():
-        rows = endpoint.decoder.logits(endpoint.decoder(tokens, attend.positions, attend))
-    exact = rows.log_softmax(-1)[2:4]
-    assert said[0].own == pytest.approx([exact[0, 8].item(), exact[1, 9].item()])
-    assert said[0].ids == exact.topk(3).indices.tolist()
-    assert said[0].logprobs[1] == pytest.approx(exact[1].topk(3).values.tolist())
-    assert len(said[1].own) == 1 and client.tokens == 7 and client.retries == 0
-
-
-ANSWERS = {
-    "no log-probabilities of the prompt": [
-        b'{"choices": []}',
-        b'{"choices": [{"text": "x"}]}',
-        b'{"choices": [{"prompt_logprobs": null}]}',
-        b'{"choices": [{"prompt_logprobs": [null]}]}',
-        b'{"choices": [{"prompt_logprobs": [null, {"3": {"logprob": -1}}]}]}',
-        b'{"choices": [{"prompt_logprobs": [null, {"2": {"logprob": NaN}}]}]}',
-        b'{"choices": [{"prompt_logprobs": [null, {"2": {"logprob": 0.5}}]}]}',
-        b"[1]",
-    ],
-    "no JSON": [b"<html>", b"\xff"],
-}
-
-
-@pytest.mark.parametrize(
-    ("what", "content"), [(what, each) for what, found in ANSWERS.items() for each in found]
-)
-def test_an_answer_that_is_none_is_one_error(teacher: Path, what: str, content: bytes) -> None:
-    with scoring(teacher, lambda path, number: (200, content)) as endpoint:
-        client = the_client(endpoint, served="the-teacher")
-        with pytest.raises(TrainingError, match=f"teacher 't' tells {what}"):
-            client.score([Read([1], [2])], 0, print)
-        client.close()
-
-
-def test_a_refusal_is_told_at_once_and_a_long_answer_is_cut(teacher: Path) -> None:
-    with scoring(teacher) as endpoint:
-        client = the_client(endpoint, served="the-teacher", most_mb=1)
-        endpoint.fault = lambda path, number: (401, b'{"error": {"message": "whose key?"}}')
-        with pytest.raises(TrainingError, match=r"refuses /v1/completions with status 401: whose"):
-            client.score([Read([1], [2])], 0, print)
-        assert client.retries == 0
-        client.close()
-        client = the_client(endpoint, served="the-teacher", most_mb=1)
-        endpoint.fault = lambda path, number: (200, b" " * (2 << 20))
-        with pytest.raises(TrainingError, match="more than 1 MB; raise most_mb"):
-            client.score([Read([1], [2])], 0, print)
-        assert client.retries == 0
-        client.close()
-
-
-def test_a_teacher_that_is_not_there_is_one_error_after_its_patience(
-    student: Path, tmp_path: Path
-) -> None:
-    recipe = a_recipe(tmp_path, student, f'url = "http://127.0.0.1:9"\n{SOON}', 'loss = "topk"')
-    with pytest.raises(TrainingError, match=r"'teacher-0' at http://127\.0\.0\.1:9: .*within 0\.3"):
-        train(load_recipe(recipe, []), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
-def test_an_endpoint_that_tells_too_few_alternatives_is_met_before_the_run(
-    student: Path, teacher: Path, tmp_path: Path
-) -> None:
-    def few(path: str, number: int) -> tuple[int, bytes] | None:
-        refused = b'{"error": {"message": "16 are more than 5 prompt_logprobs"}}'
-        return (400, refused) if path == "/v1/completions" else None
-
-    with scoring(teacher, few) as endpoint:
-        recipe = a_recipe(tmp_path, student, f'url = "{endpoint.url}"', 'loss = "topk"')
-        with pytest.raises(TrainingError, match=r"refuses /v1/completions .* 16 are more than 5"):
-            train(load_recipe(recipe, []), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
 
 
 def another_tokenizer(teacher: Path, directory: Path) -> Path:
@@ -502,42 +318,3 @@ def test_every_sampled_token_has_the_same_share_and_groups_go_by_teacher() -> No
     assert lesson.owners.tolist() == [0] * 4 + [1] * 2
     assert [group.label for group in lesson.groups] == ["w/3", "w/3"]
     assert math.isclose(sum(w for g in lesson.groups for t in g.weights for w in t), 1)
-
-
-def test_interlock_serve_tells_what_the_decoder_in_the_process_does(teacher: Path) -> None:
-    command = [sys.executable, "-m", "interlock.cli", "serve", str(teacher), "--port", "0"]
-    clean = {k: v for k, v in os.environ.items() if k != "INTERLOCK_API_KEY"}
-    key = {"INTERLOCK_API_KEY": "k" * 24}
-    process = subprocess.Popen(
-        [*command, "--dtype", "float32", "replica.slots=4"],
-        stderr=subprocess.PIPE,
-        text=True,
-        env=clean | key,
-    )
-    try:
-        assert process.stderr is not None
-        line = next(line for line in process.stderr if "is served at" in line)
-        found = re.search(r"http://127\.0\.0\.1:\d+", line)
-        assert found is not None
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("A_KEY", "k" * 24)
-            client = ScoringClient("t", TeacherSettings(url=found[0], key_variable="A_KEY"))
-        assert client.check(Tokenizer.load(teacher), 3) > 0
-        texts = [Read(list(range(10, 10 + n)), list(range(100, 100 + 2 * n))) for n in (1, 5, 20)]
-        said = client.score(texts, 8, print)
-        client.close()
-    finally:
-        process.kill()
-        process.wait(60)
-    decoder = load_decoder(teacher, torch.float32, torch.device("cpu"))
-    for text, told in zip(texts, said, strict=True):
-        tokens = torch.tensor(text.given + text.completion)
-        attend = causal(len(tokens), tokens.device)
-        with torch.no_grad():
-            rows = decoder.logits(decoder(tokens, attend.positions, attend)).log_softmax(-1)
-        exact = rows[len(text.given) - 1 : -1]
-        own = exact.gather(1, torch.tensor(text.completion)[:, None])[:, 0]
-        assert told.own == pytest.approx(own.tolist(), abs=1e-4)
-        for ids, values, row in zip(told.ids, told.logprobs, exact, strict=True):
-            assert values == pytest.approx(row.topk(8).values.tolist(), abs=1e-4)
-            assert values == pytest.approx(row[torch.tensor(ids)].tolist(), abs=1e-4)
