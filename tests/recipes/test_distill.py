@@ -116,7 +116,7 @@ def test_a_run_whose_teacher_went_down_goes_on_to_the_same_weights(
         with pytest.raises(TrainingError) as raised:
             distilled(recipe, tmp_path / "down")
         assert re.fullmatch(
-            rf"teacher 'teacher-0' at {endpoint.url}: status 503: no room; not answered within "
+            rf"teacher 'teacher-0' at {endpoint.url}: HTTP 503: no room; not answered within "
             r"0\.3 s: see to it, and go on with --resume",
             str(raised.value),
         )

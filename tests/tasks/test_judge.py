@@ -181,7 +181,7 @@ def test_a_service_that_hangs_is_left(manner: Any) -> None:
     with RudeService(manner) as service:
         verdict = one(service, attempts=2, timeout_s=0.3)
         assert verdict.status is VerdictStatus.UNAVAILABLE
-        assert "no answer within 0.3 s" in str(verdict.cause) and len(service.asked) == 2
+        assert "no whole answer within 0.3 s" in str(verdict.cause) and len(service.asked) == 2
 
 
 def test_a_service_that_is_not_there() -> None:

@@ -1,7 +1,7 @@
 """A teacher behind an OpenAI-compatible URL: it reads texts, and tells log-probabilities.
 
     texts ── POST /v1/completions, prompt_logprobs = k, each ──> own [T], ids, logprobs [T, k]
-              └─ what may pass (no connection, too late, 429, 5xx): again, later, until patience_s
+              └─ what may pass (interlock.remote): again, later, until patience_s
 
 `interlock serve` and vLLM tell log-probabilities of prompts so, at temperature 1. Whether the
 endpoint has the student's tokenizer is tried on a text with many scripts and the special tokens.
@@ -16,20 +16,19 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from interlock.config.distilling import TeacherSettings
 from interlock.errors import ConfigError, ModelError, TrainingError
 from interlock.models.tokenizer import Tokenizer
 from interlock.processes.deadline import Deadline
+from interlock.remote import OverlongAnswer, Passing, exchange
 from interlock.text import error_line, hide_credentials, one_line
 from interlock.workers.handle import backoff
 
 if TYPE_CHECKING:
     import httpx2
 
-_PASSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 _CHECK_S = 30.0  # that an endpoint is waited for before the run begins
 _LOOK_S = 0.5  # between two looks at what the requests had to say
 _LONGEST_PAUSE_S = 60.0  # that an endpoint may ask for
@@ -55,14 +54,6 @@ class Said(NamedTuple):
     own: list[float]
     ids: list[list[int]]
     logprobs: list[list[float]]
-
-
-class _Passing(Exception):
-    """A failure after which the same request may succeed, in `retry_s` seconds or later."""
-
-    def __init__(self, why: str, retry_s: float = 0.0) -> None:
-        super().__init__(why)
-        self.retry_s = retry_s
 
 
 class ScoringClient:
@@ -166,10 +157,11 @@ class ScoringClient:
         while True:
             try:
                 return self._once(method, path, body, deadline)
-            except _Passing as error:
+            except Passing as error:
                 failures += 1
-                pause = max(backoff(self._settings.backoff_s, failures), error.retry_s)
-                why = f"teacher {self.name!r} at {self._shown}: {error}"
+                asked = min(_LONGEST_PAUSE_S, error.pause_s or 0.0)
+                pause = max(backoff(self._settings.backoff_s, failures), asked)
+                why = f"teacher {self.name!r} at {self._shown}: {one_line(str(error), 200)}"
             if pause >= deadline.left:
                 raise TrainingError(
                     f"{why}; not answered within {allowed:g} s: see to it, and go on with --resume"
@@ -183,38 +175,24 @@ class ScoringClient:
     def _once(self, method: str, path: str, body: dict[str, Any] | None, deadline: Deadline) -> Any:
         import httpx2
 
-        allowed = min(self._settings.timeout_s, max(deadline.left, 0.001))
-        own, content, most = Deadline(allowed), bytearray(), self._settings.most_mb << 20
+        seconds = min(self._settings.timeout_s, max(deadline.left, 0.001))
+        most, url = self._settings.most_mb << 20, f"{self._base}{path}"
         try:
-            with self._client.stream(
-                method, f"{self._base}{path}", json=body, timeout=allowed
-            ) as response:
-                for part in response.iter_bytes():
-                    content += part
-                    if len(content) > most:
-                        raise TrainingError(
-                            f"teacher {self.name!r} answers with more than {most >> 20} MB; raise "
-                            "most_mb, or lower top_k"
-                        )
-                    if own.over or self._stop.is_set():
-                        raise _Passing(f"no whole answer within {allowed:.3g} s")
-        except httpx2.TimeoutException:
-            raise _Passing(f"no answer within {allowed:.3g} s") from None
-        except httpx2.TransportError as error:
-            raise _Passing(one_line(error_line(error), 120)) from None
+            found = exchange(self._client, method, url, body, seconds, most, self._stop.is_set)
+        except OverlongAnswer:
+            raise TrainingError(
+                f"teacher {self.name!r} answers with more than {most >> 20} MB; raise most_mb, or "
+                "lower top_k"
+            ) from None
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise TrainingError(f"teacher {self.name!r}: {one_line(error_line(error))}") from None
-        if response.status_code in _PASSES:
-            asked = response.headers.get("retry-after", "")
-            pause = min(_LONGEST_PAUSE_S, float(asked)) if asked.isdecimal() else 0.0
-            raise _Passing(f"status {response.status_code}: {_said(content)}", pause)
-        if response.status_code != 200:
+        if found.status != 200:
             raise TrainingError(
-                f"teacher {self.name!r} at {self._shown} refuses {path} with status "
-                f"{response.status_code}: {_said(content)}"
+                f"teacher {self.name!r} at {self._shown} refuses {path}, HTTP {found.status}: "
+                f"{one_line(found.words, 200)}"
             )
         with _told(self, "no JSON"):
-            return json.loads(content)
+            return json.loads(found.content)
 
 
 class _told:
@@ -263,12 +241,3 @@ def _client(name: str, settings: TeacherSettings) -> "httpx2.Client":
         ) from None
     limits = httpx2.Limits(max_connections=settings.concurrent)
     return httpx2.Client(headers=headers, limits=limits)
-
-
-def _said(content: bytes | bytearray) -> str:
-    """What an endpoint says of a failure, in one line."""
-    text = bytes(content[:4000]).decode("utf-8", "replace")
-    with suppress(ValueError, LookupError, TypeError):
-        told = json.loads(text)
-        text = str(told["error"]["message"] if "error" in told else told["message"])
-    return one_line(text, 200) or "no word"

@@ -1,16 +1,14 @@
 """Asking an OpenAI-compatible URL for one chat completion: retried, bounded, counted.
 
     complete(body) ── attempt ──> JudgeSaid
-         ^               │ no connection, cut, late, 408, 409, 425, 429, 5xx, no chat completion
+         ^               │ what may pass (interlock.remote), no chat completion
          └── pause ──────┘ (Retry-After, else doubling, with a random part; within the deadline)
 
 What the service may have refused because of what it was sent (400, 413, 422) is not tried again.
 """
 
-import email.utils
 import json
 import random
-import re
 import threading
 import time
 from collections.abc import Callable
@@ -22,14 +20,14 @@ import msgspec
 from interlock.config.judging import JudgeSettings
 from interlock.errors import Unavailable
 from interlock.processes.deadline import Deadline
+from interlock.remote import Passing, exchange
 from interlock.text import one_line
 
 _MOST_BYTES = 1 << 20  # of an answer of the service
 _CONNECT_S = 10.0
 _PAUSE_S, _MOST_PAUSE_S = 0.5, 30.0
-_TRANSIENT = frozenset({408, 409, 425, 429})  # and all from 500 on
 _OF_WHAT_WAS_SENT = frozenset({400, 413, 422})
-_WORDS = 200
+_WORDS = 240
 
 
 class JudgeRefusal(Exception):
@@ -61,14 +59,6 @@ class JudgeCost(msgspec.Struct):
 class JudgeSaid(msgspec.Struct, frozen=True):
     text: str
     finish: str
-
-
-class _Again(Exception):
-    """It may go well another time."""
-
-    def __init__(self, why: str, pause_s: float | None = None) -> None:
-        super().__init__(why)
-        self.pause_s = pause_s
 
 
 class JudgeClient:
@@ -111,8 +101,8 @@ class JudgeClient:
         for attempt in range(settings.attempts):
             try:
                 return self._timed(body, deadline)
-            except _Again as error:
-                why = str(error)
+            except Passing as error:
+                why = self._safe(str(error))
                 doubling = min(_PAUSE_S * 2**attempt, _MOST_PAUSE_S) * (0.5 + self._drawn() / 2)
                 pause_s = doubling if error.pause_s is None else error.pause_s
             if attempt + 1 == settings.attempts or pause_s >= deadline.left:
@@ -125,37 +115,25 @@ class JudgeClient:
         self._count(requests=1)
         began = time.monotonic()
         try:
-            return self._once(body, Deadline(min(self._settings.timeout_s, deadline.left)))
+            return self._once(body, min(self._settings.timeout_s, max(deadline.left, 0.001)))
         finally:
             self._count(seconds=time.monotonic() - began)
 
-    def _once(self, body: dict[str, Any], deadline: Deadline) -> JudgeSaid:
-        """One request. Raises _Again, Unavailable, JudgeRefusal."""
+    def _once(self, body: dict[str, Any], seconds: float) -> JudgeSaid:
+        """One request. Raises Passing, Unavailable, JudgeRefusal."""
         try:
-            with self._http.stream("POST", self._url, json=body) as response:
-                found = bytearray()
-                for piece in response.iter_bytes():
-                    found += piece
-                    if len(found) > _MOST_BYTES:
-                        raise _Again(f"it said more than {_MOST_BYTES:,} bytes")
-                    if deadline.over:
-                        raise _Again(f"no answer within {self._settings.timeout_s:g} s")
-                status, again = response.status_code, response.headers.get("retry-after")
-        except httpx2.TimeoutException:
-            raise _Again(f"no answer within {self._settings.timeout_s:g} s") from None
-        except httpx2.HTTPError as error:
-            raise _Again(f"{type(error).__name__}: {one_line(str(error), _WORDS)}") from None
-        if status == 200:
-            return self._read(bytes(found))
-        words = one_line(self._safe(bytes(found[:4096]).decode(errors="replace")), _WORDS)
-        if status in _TRANSIENT or status >= 500:
-            raise _Again(f"HTTP {status}: {words}", _seconds(again))
-        if status in _OF_WHAT_WAS_SENT:
-            raise JudgeRefusal(f"the judge refused the request, HTTP {status}: {words}")
-        raise Unavailable(f"the judge at {self._settings.url}: HTTP {status}: {words}")
+            found = exchange(self._http, "POST", self._url, body, seconds, _MOST_BYTES)
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            raise Passing(f"{type(error).__name__}: {one_line(str(error), _WORDS)}") from None
+        if found.status == 200:
+            return self._read(found.content)
+        words = f"HTTP {found.status}: {self._safe(found.words)}"
+        if found.status in _OF_WHAT_WAS_SENT:
+            raise JudgeRefusal(f"the judge refused the request, {words}")
+        raise Unavailable(f"the judge at {self._settings.url}: {words}")
 
     def _read(self, data: bytes) -> JudgeSaid:
-        """Raises _Again: a service that answers with something else is not in order."""
+        """Raises Passing: a service that answers with something else is not in order."""
         try:
             tree = json.loads(data)
             choice = tree["choices"][0]
@@ -167,13 +145,13 @@ class JudgeClient:
             ):
                 raise TypeError
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            raise _Again("it answered with no chat completion") from None
+            raise Passing("it answered with no chat completion") from None
         self._count(prompt_tokens=spent[0], completion_tokens=spent[1])
         return JudgeSaid(text, finish)
 
     def _safe(self, words: str) -> str:
-        """Without the key, which services have been seen to quote."""
-        return words.replace(self._key, "…") if self._key else words
+        """In one line and without the key, which services have been seen to quote."""
+        return one_line(words.replace(self._key, "…") if self._key else words, _WORDS)
 
     def _count(self, **more: float) -> None:
         settings, cost = self._settings, self._cost
@@ -188,15 +166,3 @@ class JudgeClient:
 
 def _free(settings: JudgeSettings) -> bool:
     return settings.price_in is None and settings.price_out is None
-
-
-def _seconds(retry_after: str | None) -> float | None:
-    """Of the header: a number of seconds, or a date (RFC 9110, 10.2.3); None: neither."""
-    if retry_after is None:
-        return None
-    if re.fullmatch(r"\s*[0-9]+\s*", retry_after):
-        return float(retry_after)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time())
-    except (ValueError, OverflowError):
-        return None
