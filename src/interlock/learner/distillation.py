@@ -40,7 +40,7 @@ from interlock.chips.products import Product
 from interlock.errors import TrainingError
 from interlock.learner.learner import Learner, StepResult
 from interlock.learner.losses.policy import Sums, mismatches
-from interlock.learner.losses.projection import CACHED, add_product, project, slices
+from interlock.learner.losses.projection import CACHED, add_product, kept_gradients, project, slices
 from interlock.learner.packing import MicroBatch, TrainingGroup
 from interlock.mismatch import Mismatch
 from interlock.models.attention import repeated
@@ -320,10 +320,7 @@ class _ChunkedDivergence(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        d_hidden, d_head = ctx.saved_tensors
-        scale = grads[0]
-        d_head = d_head.mul_(scale).to(ctx.head_dtype)  # in place: it is as large as the head
-        return (d_hidden * scale).to(d_hidden.dtype), d_head, *[None] * 7
+        return *kept_gradients(ctx, grads[0]), *[None] * 7
 
 
 def distil(

@@ -109,10 +109,14 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        d_hidden, d_head = ctx.saved_tensors
-        scale = grads[0]
-        d_head = d_head.mul_(scale).to(ctx.head_dtype)  # in place: it is as large as the head
-        return (d_hidden * scale).to(d_hidden.dtype), d_head, *[None] * 6
+        return *kept_gradients(ctx, grads[0]), *[None] * 6
+
+
+def kept_gradients(ctx: Any, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Those of hidden and head that a forward pass has taken, times `scale`, that of its loss."""
+    d_hidden, d_head = ctx.saved_tensors
+    d_head = d_head.mul_(scale).to(ctx.head_dtype)  # in place: it is as large as the head
+    return (d_hidden * scale).to(d_hidden.dtype), d_head
 
 
 def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
