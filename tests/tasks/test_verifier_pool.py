@@ -390,6 +390,7 @@ def test_a_missing_verifier_package_says_what_to_install(
     (tmp_path / "math_verify.py").write_text(missing)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     task = TaskSettings("jsonl", options={"path": str(tmp_path / "rows.jsonl")})
-    says = r"does not load: TaskError: needs 'math_verify'; pip install 'interlock\[tasks\]'$"
+    needs = r"it needs the package 'math_verify'; pip install 'interlock\[tasks\]'$"
+    says = f"does not load: TaskError: {needs}"
     with pytest.raises(TaskError, match=says), VerifierPool(task):
         pass

@@ -7,11 +7,9 @@ A task's module offers `open_source(task, unfit) -> TaskSource`. Its verifier is
 worker processes of `verifier_pool`, so the caller never imports a verifier's libraries.
 """
 
-import importlib
-
 from interlock.config.tasks import TaskSettings
-from interlock.errors import TaskError
 from interlock.tasks.options import unknown
+from interlock.tasks.packages import module_of
 from interlock.tasks.sources import TaskSource, Unfit, fits
 
 _SOURCES = {
@@ -48,11 +46,6 @@ def open_task(task: TaskSettings, unfit: Unfit = fits) -> TaskSource:
     for too few problems, and for a missing package.
     """
     kind = known(task.name)
-    try:
-        module = importlib.import_module(_SOURCES[kind])
-    except ModuleNotFoundError as error:
-        raise TaskError(
-            f"task {task.name!r} needs the package {error.name!r}; pip install 'interlock[tasks]'"
-        ) from None
+    module = module_of(_SOURCES[kind], f"task {task.name!r}")
     source: TaskSource = module.open_source(task, unfit)
     return source

@@ -9,7 +9,6 @@ only loads the verifier; every answer is judged in a fork.
 """
 
 import functools
-import importlib
 import os
 import resource
 from collections.abc import Callable
@@ -20,12 +19,13 @@ from msgspec.structs import replace
 
 from interlock.config.rewards import PythonReward
 from interlock.config.tasks import TaskSettings
-from interlock.errors import TaskError, Unavailable
+from interlock.errors import Unavailable
 from interlock.processes.channel import Channel
 from interlock.processes.deadline import ProcessDeadline
 from interlock.records.coding import from_bytes, to_bytes
 from interlock.records.rl import Attempt, FinishReason, Problem, Verdict, VerdictStatus
 from interlock.sandbox.forks import AnswerLate, NoAnswer, apart
+from interlock.tasks.packages import module_of
 from interlock.tasks.returned import is_sound
 from interlock.tasks.rewards import earned, open_rewards
 from interlock.text import described, one_line
@@ -157,10 +157,7 @@ def _load(setup: VerifierSetup) -> Judge:
     name = _VERIFIERS[setup.task.name.partition("/")[0]]
     if "verifier" in setup.task.options:
         name = "interlock.tasks.user_verifier"
-    try:
-        module = importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise TaskError(f"needs {error.name!r}; pip install 'interlock[tasks]'") from None
+    module = module_of(name, "it")
     # Those that bring a library's data have it before the limits; a user's own code has limits.
     plain = [each for each in setup.task.reward if not isinstance(each, PythonReward)]
     rewards = open_rewards(replace(setup.task, reward=plain))

@@ -7,15 +7,14 @@ A kind's module offers `open_reward(settings, task) -> Reward`. They run where t
 Parts hold every value before its weight; whether an answer is right is the verifier's to say alone.
 """
 
-import importlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from interlock.config.rewards import AnyReward
 from interlock.config.tasks import TaskSettings
-from interlock.errors import TaskError
 from interlock.records.rl import Attempt, Verdict
+from interlock.tasks.packages import module_of
 from interlock.tasks.returned import verdict_of
 
 Reward = Callable[[Attempt], float]
@@ -65,11 +64,6 @@ def _opened(settings: AnyReward, task: TaskSettings) -> Reward | None:
     kind = str(settings.__struct_config__.tag)
     if kind == "accuracy":
         return None
-    try:
-        module = importlib.import_module(_KINDS[kind])
-    except ModuleNotFoundError as error:
-        raise TaskError(
-            f"reward {settings.called!r} needs {error.name!r}; pip install 'interlock[tasks]'"
-        ) from None
+    module = module_of(_KINDS[kind], f"reward {settings.called!r}")
     reward: Reward = module.open_reward(settings, task)
     return reward
