@@ -29,6 +29,7 @@ from interlock.config.tasks import TaskSettings
 from interlock.errors import TaskError
 from interlock.records.rl import Attempt, Problem, Verdict
 from interlock.tasks import open_task, user_verifier
+from interlock.tasks.packages import module_of
 from interlock.tasks.retries import Pair
 from interlock.tasks.sources import TaskSource, Unfit, fits
 from interlock.tasks.verifier_pool import VerifierPool
@@ -43,14 +44,10 @@ _WHOLE = 1 << 64
 def judge_of(task: TaskSettings) -> "Judge":
     """The model that scores a task's answers. Raises TaskError."""
     assert task.judge is not None
-    try:
-        from interlock.tasks.judge.panel import Judge
-    except ModuleNotFoundError as error:
-        raise TaskError(
-            f"task {task.name!r} with a judge needs the package {error.name!r}; "
-            "pip install 'interlock[remote]'"
-        ) from None
-    return Judge(task.judge)
+    who = f"task {task.name!r} with a judge"
+    panel = module_of("interlock.tasks.judge.panel", who, "remote")
+    judge: Judge = panel.Judge(task.judge)
+    return judge
 
 
 def open_tasks(tasks: Sequence[TaskSettings], unfit: Unfit = fits) -> "Mixture":

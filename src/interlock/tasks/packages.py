@@ -6,11 +6,14 @@ from types import ModuleType
 from interlock.errors import TaskError
 
 
-def module_of(name: str, who: str) -> ModuleType:
-    """The module `name`; `who` needs it. Raises TaskError for a package that is not installed."""
+def module_of(name: str, who: str, extra: str = "tasks") -> ModuleType:
+    """The module `name`, which `who` needs; `extra` of interlock brings its packages.
+
+    Raises TaskError for one that is not installed.
+    """
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise TaskError(
-            f"{who} needs the package {error.name!r}; pip install 'interlock[tasks]'"
+            f"{who} needs the package {error.name!r}; pip install 'interlock[{extra}]'"
         ) from None
