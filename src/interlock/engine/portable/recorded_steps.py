@@ -5,8 +5,8 @@
     more of them ─────────────────> replayed
 
 Steps are of a kind when they have as many rows, and keys and values in the same places: until a
-sequence ends or begins, or rows grow, which is every sixteenth step at the most. No shape is
-padded for it. Weights are changed in place, so a recorded step has the new ones.
+sequence ends or begins, or rows are read further, which is every sixteenth step at the most. No
+shape is padded for it. Weights are changed in place, so a recorded step has the new ones.
 """
 
 import torch
