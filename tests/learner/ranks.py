@@ -23,8 +23,9 @@ from interlock.errors import TrainingError
 from interlock.learner import checkpoint
 from interlock.learner.distributed import ranks, sharding
 from interlock.learner.distributed.rank_loop import run_rank
-from interlock.learner.learner import Learner, StepResult
+from interlock.learner.learner import Learner
 from interlock.learner.packing import TrainingGroup
+from interlock.learner.step_result import StepResult
 from interlock.models.architecture import Architecture, DefaultRope, Routing
 from interlock.models.decoder import Decoder
 

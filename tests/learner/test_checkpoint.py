@@ -12,8 +12,9 @@ from interlock.config.schema import LearnerSettings
 from interlock.config.stages import OptimizerSettings
 from interlock.errors import RunError
 from interlock.learner.checkpoint import load, save
-from interlock.learner.learner import Learner, StepResult
+from interlock.learner.learner import Learner
 from interlock.learner.packing import TrainingGroup
+from interlock.learner.step_result import StepResult
 from interlock.models.decoder import Decoder
 
 Tiny = Callable[..., Decoder]

@@ -17,19 +17,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from interlock.config.stages import OptimizerSettings
 from interlock.errors import TrainingError
 from interlock.learner.distillation import (
-    LEAST,
-    Divergence,
     LocalTarget,
     ToldTarget,
-    Tops,
     WholeVocabulary,
-    bucketed,
     chunked_divergence,
     distil,
+    tops,
+)
+from interlock.learner.losses.divergences import (
+    LEAST,
+    Divergence,
+    Tops,
+    bucketed,
     divergence,
     overlapping,
     shared,
-    tops,
 )
 from interlock.learner.packing import TrainingGroup
 from interlock.models.attention import causal

@@ -12,7 +12,7 @@ from torch import Tensor
 from interlock.config.losses import LossSettings
 from interlock.config.stages import OptimizerSettings
 from interlock.errors import TrainingError
-from interlock.learner.learner import learning_rate
+from interlock.learner.optimizer import learning_rate
 from interlock.models.decoder import Decoder
 
 

@@ -18,7 +18,7 @@ from interlock.config.schema import (
 from interlock.config.stages import Grpo
 from interlock.config.tasks import TaskSettings
 from interlock.errors import TrainingError
-from interlock.learner.learner import StepResult
+from interlock.learner.step_result import StepResult
 from interlock.mismatch import Mismatch
 from interlock.recipes.guard import Guard, buckets, label, numerics
 from interlock.recipes.sinks import Sink

@@ -35,51 +35,11 @@ from interlock.learner.losses.constants import Constants, of_completions
 from interlock.learner.losses.policy import Sums, policy_loss, sums
 from interlock.learner.losses.projection import chunked_loss, token_logprobs
 from interlock.learner.losses.terms import Terms
+from interlock.learner.optimizer import adamw, learning_rate
 from interlock.learner.packing import MicroBatch, TrainingGroup, described, labels_of, pack
-from interlock.mismatch import Mismatch
+from interlock.learner.step_result import StepResult, step_result
 from interlock.models.attention import causal, repeated
 from interlock.models.decoder import Decoder
-
-
-class StepResult(msgspec.Struct, frozen=True):
-    """One optimizer step. Means are over `tokens`; None where the step had no such thing."""
-
-    loss: float  # the sum over tokens: the weights hold the normalisation
-    grad_norm: float  # before clipping
-    lr: float
-    tokens: int  # whose log-probabilities were computed
-    skipped: bool  # loss or gradient not finite: nothing was updated
-    entropy: float
-    mismatch: Mismatch | None  # learner against sampler, on the sampler's tokens; SFT has none
-    clipped_share: float | None
-    corrected_share: float | None  # share of tokens whose factor was truncated or masked
-    vetoed: int | None  # tokens whose factor is 0 because pi / mu is below tis_veto
-    kl: float | None  # k3 against the reference
-    by_label: dict[str, Mismatch]  # the same, of the tokens under each label
-    # Of the tokens with a weight, those that gave no gradient: by the rule or the factor.
-    masked_share: float | None = None
-    effective_share: float | None = None  # (sum r)^2 / (n sum r^2), r = pi / mu of those n tokens
-
-
-def learning_rate(settings: OptimizerSettings, step: int, total_steps: int) -> float:
-    """The rate of `step`, counted from 0: linear warm-up to lr, then the schedule's way down.
-
-    With lr 1, two steps of warm-up and a linear schedule to 0 over six steps in all, the rates are
-    1/2, 1, 1, 2/3, 1/3, 0. The last step of a linear or cosine schedule, and any after it, has
-    final_lr * lr.
-    """
-    if step < settings.warmup_steps:
-        return settings.lr * (step + 1) / settings.warmup_steps
-    way = total_steps - 1 - settings.warmup_steps
-    progress = min(1.0, (step - settings.warmup_steps) / way) if way > 0 else 1.0
-    match settings.schedule:
-        case "constant":
-            left = 1.0
-        case "linear":
-            left = 1.0 - progress
-        case "cosine":
-            left = (1 + math.cos(math.pi * progress)) / 2
-    return settings.lr * (settings.final_lr + (1 - settings.final_lr) * left)
 
 
 class Learner:
@@ -131,7 +91,7 @@ class Learner:
         self.bad_in_row = 0
         self.version = version  # of the weights last published, or of the first ones to be
         self.unpublished = False  # the weights have moved since the last publication
-        self.optimizer = _adamw(parameters, optimizer)
+        self.optimizer = adamw(parameters, optimizer)
         self._settings = settings
         self._schedule = optimizer
         self._total_steps = total_steps
@@ -187,7 +147,7 @@ class Learner:
         total = sum(map(accumulate, batches), Sums())
         lr = learning_rate(self._schedule, self.steps, self._total_steps)
         grad_norm, skipped = self._apply(total.loss, lr)
-        result = _result(
+        result = step_result(
             *(total, grad_norm, lr, skipped, batches[0], LossSettings()), labels_of(groups)
         )
         none_of = {"clipped_share": None, "corrected_share": None, "vetoed": None}
@@ -274,7 +234,7 @@ class Learner:
         total = sum(self.ranks.all_gather(total), Sums())
         lr = learning_rate(self._schedule, self.steps, self._total_steps)
         grad_norm, skipped = self._apply(total.loss, lr)
-        return _result(total, grad_norm, lr, skipped, batches[0], loss, labels_of(groups))
+        return step_result(total, grad_norm, lr, skipped, batches[0], loss, labels_of(groups))
 
     def _flat_logprobs(self, groups: Sequence[TrainingGroup], temperature: float) -> Tensor:
         """What `logprobs` gives, [T]."""
@@ -400,20 +360,6 @@ def _check_sampled(groups: Sequence[TrainingGroup]) -> None:
             )
 
 
-def _adamw(parameters: dict[str, nn.Parameter], settings: OptimizerSettings) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter, arXiv 1711.05101); norms and biases do not decay."""
-    matrices = [parameter for parameter in parameters.values() if parameter.ndim > 1]
-    vectors = [parameter for parameter in parameters.values() if parameter.ndim <= 1]
-    groups = [
-        {"params": matrices, "weight_decay": settings.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    fused = True if device.has_fused_adamw(matrices[0].device) else None
-    return torch.optim.AdamW(
-        groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=fused
-    )
-
-
 def _frozen_copy(decoder: Decoder, ranks: Ranks) -> Decoder:
     """The decoder as it is now, in its compute dtype, to which every weight is cast at its use."""
     if ranks.size > 1:
@@ -423,39 +369,3 @@ def _frozen_copy(decoder: Decoder, ranks: Ranks) -> Decoder:
         if parameter.requires_grad:  # the others stay fp32, see models/decoder.py
             parameter.data = parameter.data.to(decoder.dtype)
     return frozen.requires_grad_(False)
-
-
-def _result(
-    total: Sums,
-    grad_norm: float,
-    lr: float,
-    skipped: bool,
-    batch: MicroBatch,
-    loss: LossSettings | None,
-    labels: Sequence[str],
-) -> StepResult:
-    tokens, sampled = total.tokens, loss is not None
-    return StepResult(
-        loss=total.loss,
-        grad_norm=grad_norm,
-        lr=lr,
-        tokens=tokens,
-        skipped=skipped,
-        entropy=total.entropy / tokens,
-        mismatch=total.mismatch if sampled else None,
-        clipped_share=total.clipped / tokens if sampled else None,
-        corrected_share=total.corrected / tokens if sampled else None,
-        vetoed=total.vetoed if sampled else None,
-        kl=None if batch.kl_weights is None else total.kl / tokens,
-        by_label={labels[place]: found for place, found in total.by_label.items()},
-        masked_share=total.masked / total.learned if total.learned else None,
-        effective_share=_effective(total) if sampled else None,
-    )
-
-
-def _effective(total: Sums) -> float | None:
-    """The effective sample size of pi / mu, over the size; VCPO, arXiv 2602.17616, watches it."""
-    squares = total.learned * total.ratio_squared
-    if math.isinf(squares):  # of a token whose ratio no float holds, beside which no other counts
-        return 1 / total.learned
-    return total.ratio**2 / squares if squares else None

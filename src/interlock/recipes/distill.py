@@ -21,17 +21,16 @@ from interlock.chips import heap
 from interlock.config.losses import LossSettings
 from interlock.config.stages import Distill
 from interlock.learner.distillation import (
-    Divergence,
     LocalTarget,
     TeacherSums,
     TeacherTarget,
     ToldTarget,
     distil,
-    shared,
     tops,
 )
-from interlock.learner.learner import StepResult
+from interlock.learner.losses.divergences import Divergence, shared
 from interlock.learner.packing import TrainingGroup
+from interlock.learner.step_result import StepResult
 from interlock.models.tokenizer import Tokenizer
 from interlock.recipes.evaluate import held_out_score, room
 from interlock.recipes.guard import Guard, label

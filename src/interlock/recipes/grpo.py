@@ -13,8 +13,8 @@ from collections.abc import Sequence
 
 from interlock.chips import heap
 from interlock.config.stages import Grpo
-from interlock.learner.learner import StepResult
 from interlock.learner.packing import TrainingGroup
+from interlock.learner.step_result import StepResult
 from interlock.models.tokenizer import Tokenizer
 from interlock.recipes.alarms import RatioAlarms
 from interlock.recipes.credit import Credit

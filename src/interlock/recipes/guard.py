@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from interlock.config.schema import worker_settings
 from interlock.config.stages import Sampled
 from interlock.errors import TrainingError
-from interlock.learner.learner import StepResult
+from interlock.learner.step_result import StepResult
 from interlock.mismatch import Mismatch
 from interlock.recipes.stage import Stage
 from interlock.records.metrics import WorkerMetrics

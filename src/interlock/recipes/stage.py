@@ -19,7 +19,8 @@ from msgspec.structs import replace
 from interlock.config.schema import Recipe
 from interlock.config.stages import StageSettings
 from interlock.learner import checkpoint
-from interlock.learner.learner import Learner, StepResult
+from interlock.learner.learner import Learner
+from interlock.learner.step_result import StepResult
 from interlock.mismatch import Mismatch
 from interlock.recipes.sinks import Sink
 from interlock.recipes.update_threads import UpdateThreads

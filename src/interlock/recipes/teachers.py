@@ -23,7 +23,8 @@ from interlock.chips import device
 from interlock.config.distilling import TeacherSettings, teacher_names, teacher_of
 from interlock.config.stages import StageSettings
 from interlock.errors import ModelError, RunError, TrainingError
-from interlock.learner.distillation import TeacherSums, Tops, tops
+from interlock.learner.distillation import TeacherSums, tops
+from interlock.learner.losses.divergences import Tops
 from interlock.learner.packing import TrainingGroup
 from interlock.models.checkpoint import load_decoder
 from interlock.models.decoder import Decoder
