@@ -9,6 +9,7 @@ concerns one stage alone is in its class (stages.py, `conflicts`).
 import datetime
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -40,6 +41,9 @@ def _names(recipe: Recipe) -> Iterator[str]:
             "most 100 characters that print, no / and no . at the start"
         )
     yield from name_conflicts(recipe.generator, "generator")
+    for name, count in Counter(recipe.log).items():
+        if count > 1:
+            yield f'log names "{name}" {count} times; once is enough'
 
 
 def _handed_on(recipe: Recipe) -> Iterator[str]:

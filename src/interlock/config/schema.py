@@ -31,6 +31,7 @@ from interlock.config.stages import AnyStage, StageSettings
 EngineName = Literal["torch", "vllm"]  # the modules are named in workers/generator.py
 # "auto", and 0 where it says so: as measured on the device (chips/probe.py); the run records it.
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+TrackerName = Literal["tensorboard", "trackio", "wandb"]  # recipes/trackers.py
 Kernel = Literal["auto", "torch", "mkl", "onednn"]  # what multiplies: chips/products.py
 
 
@@ -145,6 +146,7 @@ class Recipe(SettingsTable, frozen=True):
     guard: GuardSettings = GuardSettings()
     unqualified: bool = False  # use devices that no certificate admits; kept in the run's record
     checkpoint_every: NonNegative = 20  # steps; 0: only at the end of a stage
+    log: list[TrackerName] = []  # where every step's figures and events go as well
     # The newest, for --resume: 12 bytes a weight each. 0: one, until the run is finished.
     keep_checkpoints: NonNegative = 1
 

@@ -21,7 +21,7 @@ from interlock.models.checkpoint import StoredWeights
 from interlock.models.fetch import find_model
 from interlock.models.huggingface import read_architecture
 from interlock.models.tokenizer import Tokenizer
-from interlock.recipes import fleet, gate, sft
+from interlock.recipes import fleet, gate, sft, trackers
 from interlock.recipes.train import recipe_of
 from interlock.text import hide_credentials
 
@@ -51,6 +51,7 @@ def check(recipe: Recipe, directory: Path) -> Checked:
 
     tried(lambda: _devices(recipe))
     tried(lambda: fleet.check(recipe))
+    tried(lambda: trackers.check(recipe))
     model = tried(lambda: find_model(recipe.model.path))
     if model is None:
         return found

@@ -40,6 +40,7 @@ from interlock.recipes import fleet, gate, inputs
 from interlock.recipes.gate import Use
 from interlock.recipes.sinks import Sink, Sinks
 from interlock.recipes.stage import Stage
+from interlock.recipes.trackers import trackers_of
 from interlock.records.trust import Role, Sizes
 from interlock.rundir import Checkpoint, RunDir
 from interlock.sandbox.canary import open_sandbox
@@ -83,7 +84,7 @@ def train(
         if ranks.rank > 0:
             run_rank(ranks)
             return
-        told = Sinks(sinks)
+        told = Sinks([*sinks, *trackers_of(recipe, directory)])
         try:
             _run_rank0(ranks, trains, recipe, directory, resume, told)
         finally:

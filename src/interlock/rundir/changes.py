@@ -16,6 +16,7 @@ from interlock.text import one_line
 FREE_TO_CHANGE = frozenset(
     {
         "name",
+        "log",
         "checkpoint_every",
         "keep_checkpoints",
         "generator",

@@ -1,0 +1,183 @@
+"""Trackers have what metrics.jsonl has, and cost a run nothing, whatever they do."""
+
+import sqlite3
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from interlock.config.reading import load_recipe
+from interlock.errors import ConfigError
+from interlock.recipes import trackers
+from interlock.recipes.sinks import Sinks
+from interlock.recipes.trackers import Tracker, TrackerBackend
+from interlock.recipes.train import train
+from interlock.records.metrics import Event, RolloutMetrics, StepMetrics
+from interlock.rundir import RunDir
+
+SHORT = ["stage.steps=2", "stage.eval.every=0"]
+
+
+class Kept(TrackerBackend):
+    """Keeps what it is told; `wait` and `fail` come before that."""
+
+    def __init__(self) -> None:
+        self.said: list[tuple[int, object]] = []
+        self.closed = False
+        self.before: Callable[[], None] = lambda: None
+
+    def log(self, step: int, scalars: dict[str, float]) -> None:
+        self.before()
+        self.said.append((step, scalars))
+
+    def tell(self, step: int, event: Event) -> None:
+        self.said.append((step, event.kind))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def step(stage: int, number: int, reward: float = 0.5) -> StepMetrics:
+    return StepMetrics(stage=stage, step=number, rollout=RolloutMetrics(reward=reward))
+
+
+def test_steps_of_all_stages_are_counted_on() -> None:
+    backend, firsts = Kept(), []
+
+    def opening(first: int) -> TrackerBackend:
+        firsts.append(first)
+        return backend
+
+    tracker = Tracker("kept", [4, 3], opening)
+    tracker.stage(1, "grpo", 2, 3)  # resumed there
+    tracker.event(Event(0.0, "resumed", "resumed from stage 1 step 2"))
+    tracker.step(step(1, 3, 0.25))
+    tracker.done()
+    assert firsts == [6] and backend.closed
+    assert backend.said == [(6, "resumed"), (7, {"rollout/reward": 0.25, "stage": 1.0})]
+
+
+def test_one_that_hangs_is_dropped_and_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trackers, "_ROOM", 3)
+    monkeypatch.setattr(trackers, "_DONE_S", 0.05)
+    backend, taken, free = Kept(), threading.Event(), threading.Event()
+
+    def hang() -> None:
+        taken.set()
+        free.wait()
+
+    backend.before = hang
+    tracker = Tracker("slow", [20], lambda first: backend)
+    with RunDir.create(tmp_path / "run", {}, {}) as run:
+        sinks = Sinks([tracker])
+        with sinks.of(run):
+            sinks.stage(0, "grpo", 0, 20)
+            sinks.step(step(0, 0))
+            assert taken.wait(60)
+            for number in range(1, 11):  # three wait, seven find no room
+                sinks.step(step(0, number))
+            sinks.done()
+        told = [event.message for event in run.events()]
+    free.set()
+    assert tracker.dropped == 7
+    assert told == [
+        "the sink Tracker raised BufferError: slow is slower than the run: points are dropped",
+        "the sink Tracker raised 8 times",
+    ]
+
+
+def test_what_a_tracker_raises_is_told_and_the_next_point_is_tried() -> None:
+    backend, both = Kept(), threading.Event()
+
+    def refuse() -> None:
+        assert both.wait(60)
+        backend.before = lambda: None
+        raise ConnectionError("no route")
+
+    backend.before = refuse
+    tracker = Tracker("far", [9], lambda first: backend)
+    tracker.stage(0, "grpo", 0, 9)
+    tracker.step(step(0, 1))
+    tracker.step(step(0, 2))
+    both.set()
+    with pytest.raises(RuntimeError, match=r"^far: ConnectionError: no route$"):
+        tracker.done()
+    assert [place for place, _ in backend.said] == [2] and backend.closed
+
+
+def test_one_that_cannot_be_opened_costs_a_run_nothing(
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(place: trackers.TrackedRun) -> TrackerBackend:
+        raise PermissionError("not yours")
+
+    monkeypatch.setitem(trackers.BACKENDS, "tensorboard", broken)
+    monkeypatch.setattr(trackers, "find_spec", lambda name: object())
+    train(load_recipe(tiny_recipe, [*SHORT, 'log=["tensorboard"]']), tmp_path / "run")
+    view = RunDir.read(tmp_path / "run")
+    assert view.status == "finished"
+    (event, *_) = [event for event in view.events() if event.kind == "sink_failed"]
+    assert event.message.endswith("tensorboard: PermissionError: not yours")
+
+
+def test_tensorboard_reads_what_was_logged(tiny_recipe: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = tmp_path / "run"
+    train(load_recipe(tiny_recipe, [*SHORT, 'log=["tensorboard"]']), run)
+    read = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
+    read.Reload()
+    for name in ("rollout/reward", "update/grad_norm"):
+        logged = [
+            (line.step, pytest.approx(line.scalars()[name], rel=1e-6))
+            for line in RunDir.read(run).metrics()
+            if name in line.scalars()
+        ]
+        assert [(point.step, point.value) for point in read.Scalars(name)] == logged != []
+
+
+def test_trackio_has_every_step_and_a_resumed_run_goes_on_in_it(
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trackio = pytest.importorskip("trackio")
+    for module in (trackio, trackio.utils, trackio.sqlite_storage):
+        if hasattr(module, "TRACKIO_DIR"):
+            monkeypatch.setattr(module, "TRACKIO_DIR", tmp_path / "trackio")
+    run, told = tmp_path / "run", ['log=["trackio"]', "name=tracked"]
+    train(load_recipe(tiny_recipe, [*SHORT, *told]), run)
+    recipe = load_recipe(tiny_recipe, ["stage.steps=3", "stage.eval.every=0", *told])
+    train(recipe, run, resume=True)
+    (database,) = (tmp_path / "trackio").glob("*.db")
+    with sqlite3.connect(database) as connection:
+        rows = connection.execute("select run_name, step, metrics from metrics order by id")
+        found = [(name, at, msgspec.json.decode(text)) for name, at, text in rows]
+    logged = RunDir.read(run).metrics()
+    assert [(name, at) for name, at, _ in found] == [("run", line.step) for line in logged]
+    for (_, _, scalars), line in zip(found, logged, strict=True):
+        assert scalars == line.scalars() | {"stage": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("log", "why"),
+    [
+        ('["wandb", "wandb"]', 'log names "wandb" 2 times; once is enough'),
+        ('["mlflow"]', "tensorboard, trackio, wandb"),
+    ],
+)
+def test_mistakes_in_log(tiny_recipe: Path, log: str, why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        load_recipe(tiny_recipe, [f"log={log}"])
+
+
+def test_a_tracker_that_is_not_installed(
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trackers, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r'pip install "interlock\[wandb\]"'):
+        train(load_recipe(tiny_recipe, ['log=["wandb"]']), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
