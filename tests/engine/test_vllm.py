@@ -17,12 +17,13 @@ from safetensors.torch import load_file, save_file
 
 from interlock.config.schema import GeneratorSettings
 from interlock.engine.base import check_weights
-from interlock.engine.vllm.engine import NO_VERSION
+from interlock.engine.vllm.engine import NO_VERSION, VllmEngine
 from interlock.engine.vllm.options import check_options, settle
 from interlock.engine.vllm.parameters import places
 from interlock.engine.vllm.requests import noise_seed
 from interlock.errors import ConfigError, ModelError
 from interlock.models.checkpoint import load_decoder
+from interlock.models.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
@@ -123,6 +124,15 @@ VllmEngine(Path({str(smollm2)!r}), GeneratorSettings(engine="vllm"), None)
     last = run.stderr.strip().splitlines()[-1]
     assert last.startswith('interlock.errors.ConfigError: engine = "vllm" cannot be started here')
     assert "make vllm" in last
+
+
+def test_a_model_in_fp8_is_refused(smollm2: Path, tmp_path: Path) -> None:
+    form = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    config = json.loads((smollm2 / "config.json").read_text()) | {"quantization_config": form}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    vocabulary = Tokenizer.load(smollm2)
+    with pytest.raises(ModelError, match=r"stored in fp8.*interlock export --to hf"):
+        VllmEngine(tmp_path, GeneratorSettings(engine="vllm"), vocabulary)
 
 
 @pytest.fixture(scope="module")

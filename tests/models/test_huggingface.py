@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from interlock.errors import ModelError
 from interlock.models.architecture import DefaultRope, LinearRope, Llama3Rope, YarnRope
+from interlock.models.decoder import Decoder
 from interlock.models.huggingface import read_architecture
 
 LLAMA: dict[str, Any] = {
@@ -66,6 +68,12 @@ V3 = LLAMA | {
     "topk_method": "noaux_tc",
     "v_head_dim": 12,
 }
+FP8 = {
+    "activation_scheme": "dynamic",
+    "fmt": "e4m3",
+    "quant_method": "fp8",
+    "weight_block_size": [128, 128],
+}
 V2 = V3 | {
     "model_type": "deepseek_v2",
     "norm_topk_prob": False,
@@ -95,6 +103,38 @@ def test_deepseek_v3_as_published(tmp_path: Path) -> None:
     assert routing is not None and routing.layers == {1} and routing.corrected
     assert (routing.groups, routing.kept_groups, routing.group_top) == (4, 2, 2)
     assert routing.shared_inner == 16
+
+
+def test_deepseek_v3_and_r1_have_the_parameters_that_are_published(tmp_path: Path) -> None:
+    """671 thousand million, of which a token passes 37 (arXiv 2412.19437, section 4.2)."""
+    published = V3 | {
+        "vocab_size": 129280,
+        "hidden_size": 7168,
+        "intermediate_size": 18432,
+        "num_hidden_layers": 61,
+        "num_attention_heads": 128,
+        "num_key_value_heads": 128,
+        "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 163840,
+        "first_k_dense_replace": 3,
+        "kv_lora_rank": 512,
+        "moe_intermediate_size": 2048,
+        "n_group": 8,
+        "n_routed_experts": 256,
+        "num_experts_per_tok": 8,
+        "q_lora_rank": 1536,
+        "qk_nope_head_dim": 128,
+        "qk_rope_head_dim": 64,
+        "topk_group": 4,
+        "v_head_dim": 128,
+        "quantization_config": FP8,
+    }
+    arch = read_architecture(write(tmp_path, published))
+    with torch.device("meta"):
+        total = sum(parameter.numel() for parameter in Decoder(arch).parameters())
+    idle = (256 - 8) * 58 * 3 * 7168 * 2048
+    assert total // 10**9 == 671
+    assert (total - idle) // 10**9 == 37
 
 
 @pytest.mark.parametrize(
@@ -146,7 +186,14 @@ def test_both_spellings_of_rope(tmp_path: Path, keys: dict[str, Any], rope: Any)
         ("{", "cannot read"),
         ("[1]", "no JSON object"),
         ("[" * 100_000, "cannot read"),
-        (LLAMA | {"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
+        (LLAMA | {"quantization_config": {"quant_method": "fp8"}}, "`weight_block_size`"),
+        (LLAMA | {"quantization_config": FP8 | {"quant_method": "awq"}}, "'awq'"),
+        (LLAMA | {"quantization_config": FP8 | {"fmt": "e5m2"}}, "'e5m2'"),
+        (LLAMA | {"quantization_config": FP8 | {"weight_block_size": [128]}}, "length 2"),
+        (LLAMA | {"quantization_config": FP8 | {"weight_block_size": [0, 128]}}, ">= 1"),
+        (LLAMA | {"quantization_config": FP8 | {"weight_block_size": [128.5, 1]}}, "float"),
+        (LLAMA | {"quantization_config": FP8 | {"weight_block_size": None}}, "null"),
+        (LLAMA | {"quantization_config": [1]}, "quantization_config"),
         (LLAMA | {"auto_map": {"AutoModel": "modeling_evil.Model"}}, "modeling_evil"),
         (LLAMA | {"auto_map": {"AutoModel": "modeling_deepseek.Model"}}, "modeling_deepseek"),
         (V3 | {"auto_map": {"AutoModel": "else/where--modeling_deepseek.Model"}}, "where"),

@@ -2,43 +2,42 @@
 
     config.json ──> Decoder on the meta device ──┐ names, shapes and dtypes compared
     *.safetensors ── headers only ───────────────┴──> memory ── tensor by tensor ──> Decoder
+                                                               fp8 with its scales (blocks.py)
 
-Nothing is allocated before every header has been read and found right: each tensor of the files has
-its place, each parameter its tensor. Only safetensors files of the directory are opened, nothing is
-unpickled and no code of the model is run. The `safetensors` library checks lengths and offsets.
+Nothing is allocated before every header has been read and found right (stored.py). No code of the
+model is run.
 """
 
 import json
 import logging
-import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from interlock.errors import ModelError
 from interlock.models.architecture import Architecture
+from interlock.models.blocks import read_blocks
 from interlock.models.decoder import Decoder
-from interlock.models.files import copy, inside, read_object
+from interlock.models.files import copy, read_object
 from interlock.models.huggingface import read_architecture
-from interlock.text import error_line
+from interlock.models.stored import (
+    INDEX,
+    WHOLE,
+    Files,
+    StoredTensors,
+    opened,
+    sort_tensors,
+    weight_files,
+)
 
 _log = logging.getLogger(__name__)
 
-_WHOLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
-_PICKLED = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
-_DTYPES = {"F32", "F16", "BF16"}
 _NAMED = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-_ROTARY_TABLE = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 _SHARD_BYTES = 4 * 2**30
-
-Files = dict[Path, list[str]]  # safetensors file -> the tensors read from it
 
 
 def load_decoder(
@@ -55,37 +54,39 @@ def load_decoder(
     Raises:
         ModelError: the model is unsupported, unsafe, damaged or incomplete.
     """
-    decoder, used, spare = _laid_out(directory)
+    decoder, stored = _laid_out(directory)
     _allocate(decoder, dtype, device)
     decoder.dtype = compute or dtype
-    _fill(decoder, used)
-    _check_spare(lambda: decoder.embed.detach(), spare)
+    stored.fill(decoder.tensors())
+    _check_spare(lambda: decoder.embed.detach(), stored.spare)
     return decoder
 
 
 class StoredWeights:
     """The weights of a model directory as they are stored, found whole, and read one by one.
 
-    arch: what config.json says. shapes: of every tensor, by Hugging Face name, as the files have
-    them. exact: the tensors that are kept in float32, whatever the others are in.
+    arch: what config.json says. shapes: of every tensor, by Hugging Face name, in the files' order.
+    exact: the tensors that are kept in float32, whatever the others are in.
     """
 
     def __init__(self, directory: Path) -> None:
         """Reads headers only. Raises ModelError as load_decoder does."""
-        decoder, used, spare = _laid_out(directory)
+        decoder, self._stored = _laid_out(directory)
         self.arch = decoder.arch
-        self._places = {name: path for path, names in used.items() for name in names}
+        self._places = {n: path for path, names in self._stored.used.items() for n in names}
         sizes = {name: list(view.shape) for name, view in decoder.tensors().items()}
         self.shapes = {name: sizes[name] for name in self._places}
         layout = decoder.layout()
         self.exact = {name for name in sizes if layout[name][0].endswith("router.correction")}
-        _check_spare(lambda: self.read("model.embed_tokens.weight"), spare)
+        _check_spare(lambda: self.read("model.embed_tokens.weight"), self._stored.spare)
 
     def read(self, name: str) -> Tensor:
-        """The tensor, in the dtype of its file. Raises ModelError if it is not finite."""
+        """The tensor, in the dtype of its file; one that is stored in fp8, in float32.
+
+        Raises ModelError if it is not finite.
+        """
         path = self._places[name]
-        with _opened(path) as file:
-            tensor: Tensor = file.get_tensor(name)
+        tensor = self._stored.read(name, path)
         if not bool(tensor.isfinite().all()):
             raise ModelError(
                 f"{path}: {name} holds values that are not finite; take an earlier checkpoint"
@@ -98,8 +99,14 @@ def stored_dtype(directory: Path) -> torch.dtype | None:
 
     Raises ModelError.
     """
-    config = read_object(directory, "config.json") or {}
+    config = _config(directory)
     return _NAMED.get(str(config.get("dtype") or config.get("torch_dtype")))
+
+
+def in_blocks(directory: Path) -> bool:
+    """Whether the weights of a model are stored in fp8. Raises ModelError."""
+    read_architecture(directory)
+    return read_blocks(_config(directory)) is not None
 
 
 def save_model(
@@ -112,62 +119,36 @@ def save_model(
     (rundir.atomic_directory). Raises OSError, or SafetensorError, when the disk refuses.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    config = read_object(source, "config.json") or {}
+    config = _config(source)
     config.pop("auto_map", None)  # names code, which is not copied
     config.pop("torch_dtype", None)
+    config.pop("quantization_config", None)  # of the source's files; these are not in fp8
+    if "num_nextn_predict_layers" in config:
+        config["num_nextn_predict_layers"] = 0  # that head was left out when the source was loaded
     _write_json(directory / "config.json", config | {"dtype": str(dtype).removeprefix("torch.")})
     copy(source, directory)
     _write_tensors(tensors, directory)
 
 
-def _laid_out(directory: Path) -> tuple[Decoder, Files, Files]:
-    """The decoder without memory, the files that have its tensors, and what those hold besides."""
-    arch, files = read_architecture(directory), _weight_files(directory)
+def _laid_out(directory: Path) -> tuple[Decoder, StoredTensors]:
+    """The decoder without memory, and the files that have its tensors."""
+    arch, files = read_architecture(directory), weight_files(directory)
     _check_experts(arch, sum(map(len, files.values())), directory)
     with torch.device("meta"):
         decoder = Decoder(arch)
     shapes = {name: list(view.shape) for name, view in decoder.tensors().items()}
-    used, spare = _sort_tensors(files, shapes, arch)
-    if missing := sorted(shapes.keys() - {name for names in used.values() for name in names}):
+    stored = sort_tensors(files, shapes, arch, read_blocks(_config(directory)))
+    found = {name for names in stored.used.values() for name in names}
+    if missing := sorted(shapes.keys() - found):
         raise ModelError(
             f"{directory} lacks {len(missing)} of {len(shapes)} tensors, {missing[0]} first; "
             "fetch the model again"
         )
-    return decoder, used, spare
+    return decoder, stored
 
 
-def _weight_files(directory: Path) -> Files:
-    """The files that hold the weights, and what they hold; every file is inside the model."""
-    if path := inside(directory, _WHOLE):
-        with _opened(path) as file:
-            return {path: list(file.keys())}
-    index = _read_index(directory)
-    if index is None:
-        pickled = sorted(p.name for p in directory.iterdir() if p.suffix in _PICKLED)
-        if pickled:
-            raise ModelError(
-                f"{directory} has only pickled weights ({pickled[0]}), which can run code when "
-                "opened; convert them to safetensors"
-            )
-        raise ModelError(f"{directory} has no {_WHOLE} and no {_INDEX}; fetch the model again")
-    files: Files = {}
-    for shard in sorted(set(index.values())):
-        if Path(shard).name != shard or not shard.endswith(".safetensors"):
-            raise ModelError(
-                f"{directory}: {shard!r} is not the name of a safetensors file beside it"
-            )
-        path = inside(directory, shard) or directory / shard
-        with _opened(path) as file:
-            files[path] = list(file.keys())
-        for name in files[path]:
-            if index.pop(name, None) != shard:
-                raise ModelError(
-                    f"{path} holds {name}, but {_INDEX} does not place it there; fetch both again"
-                )
-    if index:
-        name, shard = min(index.items())
-        raise ModelError(f"{directory / shard} lacks {name}, which {_INDEX} places there")
-    return files
+def _config(directory: Path) -> dict[str, Any]:
+    return read_object(directory, "config.json") or {}
 
 
 def _check_experts(arch: Architecture, stored: int, directory: Path) -> None:
@@ -179,75 +160,13 @@ def _check_experts(arch: Architecture, stored: int, directory: Path) -> None:
         )
 
 
-def _read_index(directory: Path) -> dict[str, str] | None:
-    """Tensor name -> file name; None: there is no index."""
-    tree = read_object(directory, _INDEX)
-    if tree is None:
-        return None
-    index = tree.get("weight_map")
-    if not isinstance(index, dict) or not all(isinstance(file, str) for file in index.values()):
-        raise ModelError(f"the weight_map of {directory / _INDEX} is no table of file names")
-    return index
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except (SafetensorError, OSError) as error:
-        raise ModelError(
-            f"{path} cannot be read ({error_line(error)}); fetch the model again"
-        ) from None
-
-
-def _sort_tensors(
-    files: Files, shapes: dict[str, list[int]], arch: Architecture
-) -> tuple[Files, Files]:
-    """Those that have a place in the decoder, and those that it may do without.
-
-    Raises ModelError for any other name, and for a shape or dtype that is not as it must be.
-    """
-    used: Files = {}
-    spare: Files = {}
-    for path, names in files.items():
-        with _opened(path) as file:
-            for name in names:
-                if name not in shapes and _may_be_spare(name, arch):
-                    spare.setdefault(path, []).append(name)
-                    continue
-                if problem := _problem(file.get_slice(name), shapes.get(name)):
-                    raise ModelError(
-                        f"{path}: {name} {problem}; use the config.json that came with the weights"
-                    )
-                used.setdefault(path, []).append(name)
-    return used, spare
-
-
-def _problem(stored: Any, shape: list[int] | None) -> str | None:
-    """What is wrong with the header of a tensor that should have this shape, if anything."""
-    if shape is None:
-        return "has no place in a model of this config.json"
-    if stored.get_shape() != shape:
-        return f"has shape {stored.get_shape()}, where config.json asks for {shape}"
-    if stored.get_dtype() not in _DTYPES:
-        return f"is stored as {stored.get_dtype()}, and only {', '.join(sorted(_DTYPES))} are read"
-    return None
-
-
-def _may_be_spare(name: str, arch: Architecture) -> bool:
-    # The layer behind the last one is DeepSeek-V3's head for multi-token prediction.
-    extra = arch.family == "deepseek_v3" and name.startswith(f"model.layers.{arch.layers}.")
-    return extra or name == "lm_head.weight" or _ROTARY_TABLE.fullmatch(name) is not None
-
-
 def _check_spare(embedding: Callable[[], Tensor], spare: Files) -> None:
     """Raise ModelError if a tied model brings a vocabulary projection that is not its embedding."""
     for path, names in spare.items():
         _log.info("%s: %d tensors are not used, %s first", path, len(names), names[0])
         if "lm_head.weight" not in names:
             continue
-        with _opened(path) as file:
+        with opened(path) as file:
             embed = embedding()
             head = file.get_tensor("lm_head.weight").to(embed)
         if not torch.equal(head, embed):
@@ -267,15 +186,6 @@ def _allocate(decoder: Decoder, dtype: torch.dtype, device: torch.device) -> Non
             setattr(module, name, nn.Parameter(memory, requires_grad=trained))
 
 
-def _fill(decoder: Decoder, files: Files) -> None:
-    views = decoder.tensors()
-    for path, names in files.items():
-        with _opened(path) as file:
-            for name in names:
-                views.pop(name).copy_(file.get_tensor(name))
-    assert not views
-
-
 def _write_tensors(tensors: Iterable[tuple[str, Tensor]], directory: Path) -> None:
     """One file, or several and an index when one would pass _SHARD_BYTES."""
     names: list[list[str]] = []
@@ -285,14 +195,14 @@ def _write_tensors(tensors: Iterable[tuple[str, Tensor]], directory: Path) -> No
         names.append(list(shard))
         total += sum(tensor.nbytes for tensor in shard.values())
     if len(names) == 1:
-        (directory / "shard-0").rename(directory / _WHOLE)
+        (directory / "shard-0").rename(directory / WHOLE)
         return
     index: dict[str, str] = {}
     for number, stored in enumerate(names):
         file = f"model-{number + 1:05d}-of-{len(names):05d}.safetensors"
         (directory / f"shard-{number}").rename(directory / file)
         index |= dict.fromkeys(stored, file)
-    _write_json(directory / _INDEX, {"metadata": {"total_size": total}, "weight_map": index})
+    _write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": index})
 
 
 def _shards(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:

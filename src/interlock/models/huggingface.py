@@ -18,6 +18,7 @@ from msgspec import Meta
 
 from interlock.errors import ModelError
 from interlock.models.architecture import Architecture, Latent, Llama3Rope, Rope, Routing
+from interlock.models.blocks import read_blocks
 from interlock.models.files import read_object
 from interlock.text import one_line
 
@@ -34,7 +35,6 @@ _SUPPORTED: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
     "mlp_bias": (False, None),
     "partial_rotary_factor": (1, None),
-    "quantization_config": (None,),
     "use_sliding_window": (False, None),
 }
 _SUPPORTED_BY_FAMILY: dict[str, dict[str, tuple[Any, ...]]] = {
@@ -156,6 +156,13 @@ def _refuse_unsupported(config: dict[str, Any], family: str, path: Path) -> None
         if key in config and config[key] not in allowed:
             value = one_line(json.dumps(config[key]), 60)
             raise ModelError(f"{path}: {key} {value} is not supported; choose a model without it")
+    try:
+        read_blocks(config)
+    except msgspec.ValidationError as error:
+        raise ModelError(
+            f"{path}: quantization_config: {one_line(str(error).replace('$.', ''), 120)}; only fp8 "
+            "with a weight_block_size is read, choose a model with that or without quantisation"
+        ) from None
     kinds = config.get("layer_types") or []
     if any(kind != "full_attention" for kind in (kinds if isinstance(kinds, list) else [kinds])):
         raise ModelError(

@@ -39,6 +39,7 @@ from interlock.engine.base import (
 from interlock.engine.sequence import LiveSequence
 from interlock.engine.vllm import options, parameters, requests
 from interlock.errors import ConfigError, ModelError, SyncError, TrainingError
+from interlock.models.checkpoint import in_blocks
 from interlock.models.decoder import Decoder
 from interlock.models.huggingface import read_architecture
 from interlock.text import error_line
@@ -61,8 +62,13 @@ class VllmEngine(Engine):
         """Start vLLM on the weights in the directory `model`, as version 0; takes a minute.
 
         Raises ConfigError when vLLM is not installed, is too old, or refuses a setting; ModelError
-        when the model is of a family that Interlock does not know.
+        when the model is of a family that Interlock does not know, or stored in fp8.
         """
+        if in_blocks(model):  # vLLM keeps fp8, into which no published weights go
+            raise ModelError(
+                f"{model} is stored in fp8, whose weights vLLM cannot replace; write it out first "
+                "(interlock export --to hf), and give that directory"
+            )
         with torch.device("meta"):
             decoder = Decoder(read_architecture(model))
         self._shapes = {name: list(view.shape) for name, view in decoder.tensors().items()}
