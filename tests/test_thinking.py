@@ -32,6 +32,20 @@ def test_after(turn: str, answer: str) -> None:
     assert thinking.after(turn) == answer
 
 
+@pytest.mark.parametrize(
+    ("turn", "open_"),
+    [
+        ("<think>5", True),
+        ("<think>5</think>6<think>7", True),
+        ("5</think>6", False),
+        ("<think>5</think>", False),
+        ("5", False),
+    ],
+)
+def test_is_open(turn: str, open_: bool) -> None:
+    assert thinking.is_open(turn) is open_
+
+
 def test_since() -> None:
     assert thinking.since("<|assistant|>\n<think>\nSo") == "<think>\nSo"
     assert thinking.since("<think>\n\n</think>\n\n") == "<think>\n\n</think>\n\n"

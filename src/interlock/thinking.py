@@ -27,10 +27,22 @@ def after(turn: str) -> str:
 
     All of it when nothing was thought, and nothing when it was never ended.
     """
+    start, end = answer_span(turn)
+    return turn[start:end]
+
+
+def answer_span(turn: str) -> tuple[int, int]:
+    """The characters of `after(turn)`, [start, end); all others are thinking, with its marks."""
     ends = [tag.end() for tag in _TAG.finditer(turn) if tag["ends"] or tag["over"]]
-    answer = turn[ends[-1] :] if ends else turn
-    begun = _TAG.search(answer)
-    return answer[: begun.start()] if begun else answer
+    start = ends[-1] if ends else 0
+    begun = _TAG.search(turn, start)
+    return start, begun.start() if begun else len(turn)
+
+
+def is_open(turn: str) -> bool:
+    """Whether the last thinking that begins is never ended."""
+    tags = list(_TAG.finditer(turn))
+    return bool(tags) and not (tags[-1]["ends"] or tags[-1]["over"])
 
 
 def since(text: str) -> str:

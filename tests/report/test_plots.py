@@ -109,6 +109,14 @@ def test_reward_has_a_trailing_mean_that_begins_anew_with_each_stage(grpo_step: 
     assert traces(metrics[:19])["reward"].keys() == {"each step", "right"}
 
 
+def test_thinking_stands_beside_the_answer_where_a_model_thinks(grpo_step: Step) -> None:
+    thinks = {"thinking_length": 15.0, "answer_length": 7.0}
+    shown = traces([grpo_step(0, 1, rollout=thinks), grpo_step(0, 2)])["length"]
+    assert (shown["thinking"]["y"], shown["answer"]["y"]) == ([15.0, None], [7.0, None])
+    plain = {"thinking_length": 0.0, "answer_length": 21.0}
+    assert traces([grpo_step(0, 1, rollout=plain)])["length"].keys() == {"length", "share cut"}
+
+
 def test_missing_numbers_are_gaps(grpo_step: Step) -> None:
     metrics = [
         grpo_step(0, 1, update={"entropy": None}, seconds={"generate": 0.0}),

@@ -21,7 +21,9 @@ from typing import Literal
 
 from interlock.config.stages import Sampled
 from interlock.errors import TrainingError
+from interlock.recipes.earnings import earnings
 from interlock.recipes.evaluate import grade, score
+from interlock.recipes.lengths import mean_lengths
 from interlock.recipes.stage import Clock, Stage
 from interlock.records.metrics import RolloutMetrics, TaskMetrics
 from interlock.records.rl import FinishReason, Group, Problem, Score, ScoredGroup, of_tasks
@@ -139,11 +141,21 @@ class Rollouts:
         worth = Score.of(used)
         lengths = [sum(answer.mask) for answer in answers]
         behind = [self.staleness(scored.group) for scored in used]
+        decode, paid = self._stage.decode, earnings(used, self._settings.task)
+        apart = mean_lengths([scored.group for scored in used], decode) if decode else None
         return RolloutMetrics(
             reward=worth.reward,
             correct=worth.accuracy,
             parts=_means(verdict.parts for verdict in verdicts),
+            rewards=paid.rewards,
+            verdict=paid.verdict,
             length=fmean(lengths),
+            thinking_length=apart and apart.thinking,
+            answer_length=apart and apart.answer,
+            thinking_open=apart and apart.open,
+            length_slope=paid.length_slope,
+            length_share=paid.length_share,
+            length_tie=paid.length_tie,
             truncated=fmean(answer.finish is FinishReason.LENGTH for answer in answers),
             tokens=sum(lengths),
             groups=len(used),

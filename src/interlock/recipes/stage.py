@@ -7,7 +7,7 @@ What is learned, and in which order, stands in the recipe itself.
 import hashlib
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import fmean
@@ -102,6 +102,8 @@ class Stage(Generic[Settings]):
     generators: Generators | None  # None when no stage generates anything
     sinks: Sink
     done: int = 0
+    # The text of tokens; None where nobody can tell, and then no thinking is told from an answer.
+    decode: Callable[[list[int]], str] | None = None
 
     def __post_init__(self) -> None:
         self._settled = self._moves()

@@ -8,7 +8,7 @@ again, not generated again, so it goes exactly where the interrupted one was goi
 
 import importlib
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from datetime import datetime
 from importlib import metadata
@@ -128,7 +128,9 @@ def _run_rank0(
             stack.enter_context(closing(generators))
         if generators is not None:
             generators.progress = sinks.advance
-        learner = _run_stages(recipe, prepared, run, decoder, ranks, generators, sinks)
+        learner = _run_stages(
+            recipe, prepared, run, decoder, ranks, generators, sinks, tokenizer.decode
+        )
         sinks.phase("saving the weights")
         with run.weights() as path:
             dtype = stored_dtype(model) or decoder.dtype
@@ -166,6 +168,7 @@ def _run_stages(
     ranks: Ranks,
     generators: Generators | None,
     sinks: Sinks,
+    decode: Callable[[list[int]], str],
 ) -> Learner:
     """One stage after another, from the newest checkpoint on. -> the learner of the last"""
     newest, version = run.latest_checkpoint(), 0
@@ -174,7 +177,9 @@ def _run_stages(
     for index in range(newest.stage if newest else 0, len(recipe.stage)):
         settings = recipe.stage[index]
         learner = _learner(recipe, settings, decoder, ranks, version)
-        stage: Stage[Any] = Stage(index, settings, recipe, run, learner, generators, sinks)
+        stage: Stage[Any] = Stage(
+            index, settings, recipe, run, learner, generators, sinks, decode=decode
+        )
         if newest and newest.stage == index:
             _restore(stage, newest)
         sinks.stage(index, settings.kind, stage.done, settings.steps)

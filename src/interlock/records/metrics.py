@@ -70,6 +70,24 @@ class TaskMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
     completions: int | None = None
 
 
+class RewardMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """One reward of a weighted list in one step. Figures "within groups" compare the completions
+    of one problem with one another alone, as an advantage does: recipes/earnings.py.
+    """
+
+    weight: float | None = None  # mean, where tasks differ
+    low: float | None = None  # the least that it may give, as declared
+    high: float | None = None
+    mean: float | None = None  # of the completions that have it, before its weight
+    earned: float | None = None  # mean over all of weight * value: these add up to the reward
+    # Of the variance of rewards within groups: cov(weight * value, reward) / var(reward). Those of
+    # a list add up to 1; one that pays against the others is below 0.
+    share: float | None = None
+    tie: float | None = None  # correlation within groups with the verifier's own verdict, -1 to 1
+    at_low: float | None = None  # share of the completions that are at the bound
+    at_high: float | None = None
+
+
 class RolloutMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """What a step sampled and used. Means are over its completions unless said otherwise."""
 
@@ -77,6 +95,16 @@ class RolloutMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tr
     correct: float | None = None  # share of right answers (Verdict.right)
     parts: dict[str, float] = {}  # of the rewards, by name; mean of the completions that have it
     length: float | None = None  # mean, tokens
+    thinking_length: float | None = None  # mean, tokens; with answer_length it is the length
+    answer_length: float | None = None
+    thinking_open: float | None = None  # share whose thinking never ends: all of it is thinking
+    rewards: dict[str, RewardMetrics] = {}  # of a weighted list, by name
+    verdict: float | None = None  # mean of what the verifier itself gives, whatever else is paid
+    # Within groups: reward per 100 tokens; the share of the rewards' variance that length explains,
+    # those that are declared to be about length left out; and its correlation with the verdict.
+    length_slope: float | None = None
+    length_share: float | None = None
+    length_tie: float | None = None
     truncated: float | None = None  # share that ended by max_tokens
     tokens: int | None = None  # sampled, of all completions
     groups: int | None = None  # used

@@ -150,14 +150,15 @@ def _learning(draw: "Drawing") -> list[Plot]:
 
 
 def _policy(draw: "Drawing") -> list[Plot]:
-    length = draw.line("length", BLUE, lambda m: m.rollout.length)
+    length = [*draw.line("length", BLUE, lambda m: m.rollout.length), *_apart(draw)]
     cut = draw.line("share cut", ORANGE, lambda m: m.rollout.truncated)
     entropy = draw.line("entropy", GREEN, lambda m: m.update.entropy)
     return [
         Plot(
             "length",
             "Completion length",
-            "Mean length, and the share of completions cut at max_tokens.",
+            "Mean length, of models that think also what thinks and what answers; and the share of "
+            "completions cut at max_tokens.",
             [Panel("tokens", length, _FROM_ZERO), Panel("share cut", cut, _PERCENT)],
         ),
         Plot(
@@ -176,6 +177,14 @@ def _policy(draw: "Drawing") -> list[Plot]:
             ],
         ),
     ]
+
+
+def _apart(draw: "Drawing") -> list[Trace]:
+    """Thinking and answer; nothing where nobody ever thought."""
+    thinking = draw.line("thinking", VIOLET, lambda m: m.rollout.thinking_length)
+    answer = draw.line("answer", TEAL, lambda m: m.rollout.answer_length)
+    thought = any(y for trace in thinking for y in trace["y"])
+    return [*thinking, *answer] if thought else []
 
 
 def _cost(draw: "Drawing") -> list[Plot]:

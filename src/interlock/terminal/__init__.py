@@ -35,6 +35,7 @@ _FIGURES: tuple[tuple[str, str, Callable[[StepMetrics], float | None]], ...] = (
     ("reward", "{:.3g}", lambda m: m.rollout.reward),
     ("right", "{:.1%}", lambda m: m.rollout.correct),
     ("length", "{:.0f}", lambda m: m.rollout.length),
+    ("thinking", "{:.0f}", lambda m: m.rollout.thinking_length or None),
     ("entropy", "{:.2f}", lambda m: m.update.entropy),
     ("gradient", "{:.2f}", lambda m: m.update.grad_norm),
     ("mismatch", "{:.1e}", lambda m: m.update.mismatch.k3 if m.update.mismatch else None),
