@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from interlock.errors import ModelError
 from interlock.models.attention import causal
-from interlock.models.blocks import Blocks, dequantise
+from interlock.models.blocks import ScaledBlocks, dequantise
 from interlock.models.checkpoint import StoredWeights, load_decoder, save_model
 
 CPU = torch.device("cpu")
@@ -147,7 +147,7 @@ def test_every_block_takes_its_own_scale(
     stored = torch.randn(rows, columns, generator=noise).to(torch.float8_e4m3fn)
     scale = torch.rand(-(-rows // r), -(-columns // c), generator=noise)
     out = torch.full((rows, columns), torch.nan, dtype=dtype)
-    dequantise(stored, scale, Blocks("fp8", (r, c)), out)
+    dequantise(stored, scale, ScaledBlocks("fp8", (r, c)), out)
     assert torch.equal(out, by_hand(stored, scale, r, c).to(dtype))
 
 

@@ -24,7 +24,7 @@ _SUFFIX = "_scale_inv"
 _Edge = Annotated[int, Meta(gt=0, le=2**24)]
 
 
-class Blocks(msgspec.Struct, frozen=True):
+class ScaledBlocks(msgspec.Struct, frozen=True):
     """`quantization_config` of a config.json. Keys not here say how activations are rounded while
     products run in fp8, and which weights are not fp8, which the files say themselves."""
 
@@ -37,13 +37,13 @@ class Blocks(msgspec.Struct, frozen=True):
         return [-(-size // edge) for size, edge in zip(shape, self.weight_block_size, strict=True)]
 
 
-def read_blocks(config: dict[str, Any]) -> Blocks | None:
+def read_blocks(config: dict[str, Any]) -> ScaledBlocks | None:
     """How the weights beside a config.json are stored; None: as they are.
 
     Raises msgspec.ValidationError for a quantisation that is not this one.
     """
     given = config.get("quantization_config")
-    return None if given is None else msgspec.convert(given, Blocks)
+    return None if given is None else msgspec.convert(given, ScaledBlocks)
 
 
 def scale_of(name: str) -> str:
@@ -56,7 +56,7 @@ def owner_of(name: str) -> str | None:
     return name.removesuffix(_SUFFIX) if name.endswith(f".weight{_SUFFIX}") else None
 
 
-def problem(blocks: Blocks | None, shape: list[int], scale: Any) -> str | None:
+def problem(blocks: ScaledBlocks | None, shape: list[int], scale: Any) -> str | None:
     """What is wrong with a weight that is stored in fp8, if anything.
 
     `scale`: the safetensors slice of its scales, of which headers are read; None: there are none.
@@ -79,7 +79,7 @@ def problem(blocks: Blocks | None, shape: list[int], scale: Any) -> str | None:
 
 
 @torch.no_grad()
-def dequantise(stored: Tensor, scale: Tensor, blocks: Blocks, out: Tensor) -> None:
+def dequantise(stored: Tensor, scale: Tensor, blocks: ScaledBlocks, out: Tensor) -> None:
     """Write the weight [R, C] into `out`, of any float dtype, a row of blocks at a time.
 
     stored [R, C] float8_e4m3fn, scale [ceil(R/r), ceil(C/c)]. Products are rounded once, in fp32,

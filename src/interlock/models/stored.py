@@ -22,7 +22,7 @@ from torch import Tensor
 from interlock.errors import ModelError
 from interlock.models import blocks
 from interlock.models.architecture import Architecture
-from interlock.models.blocks import Blocks
+from interlock.models.blocks import ScaledBlocks
 from interlock.models.files import inside, read_object
 from interlock.text import error_line
 
@@ -41,7 +41,7 @@ class StoredTensors(msgspec.Struct, frozen=True):
     used: Files
     spare: Files  # what the model may do without
     scales: dict[str, Path]  # of those in fp8: the file of its scales
-    blocks: Blocks | None
+    blocks: ScaledBlocks | None
 
     def fill(self, views: dict[str, Tensor]) -> None:
         """Write every tensor into its view, in the view's dtype and on its device.
@@ -141,7 +141,7 @@ def opened(path: Path) -> Iterator[Any]:
 
 
 def sort_tensors(
-    files: Files, shapes: dict[str, list[int]], arch: Architecture, form: Blocks | None
+    files: Files, shapes: dict[str, list[int]], arch: Architecture, form: ScaledBlocks | None
 ) -> StoredTensors:
     """Those that have a place in the decoder, and those that it may do without.
 
