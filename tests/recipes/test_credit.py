@@ -179,6 +179,7 @@ def test_what_was_given_is_read_and_not_learned(
     group = ScoredGroup(own, [Verdict(1.0), Verdict(0.0)])
     (found,) = weighed([group], settings(normalize=normalize, kl_beta=0.5))
     assert found.completions == [[5, 6, 1, 2, 3, 7], [8, 9]]
+    assert found.sampled == [[True, True, False, False, False, True], [True, True]]
     assert found.weights == [
         pytest.approx([first, first, 0, 0, 0, first]),
         pytest.approx([-second, -second]),

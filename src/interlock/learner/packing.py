@@ -13,7 +13,7 @@ Legend: N tokens of the stream, M tokens whose log-probability is needed, T comp
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, chain
+from itertools import accumulate, chain, repeat
 from typing import NamedTuple
 
 import msgspec
@@ -48,6 +48,8 @@ class TrainingGroup(msgspec.Struct, frozen=True):
     sampler_logprobs: list[list[float]] | None = None  # None: the text was not sampled (SFT)
     kl_weights: list[list[float]] | None = None  # beta times normalisation; None: no KL term
     label: str = ""  # groups of one label share their mismatch statistics
+    # Of sampled text: which tokens the policy drew; None: all. The others are read, nothing else.
+    sampled: list[list[bool]] | None = None
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,8 @@ def pack(
 
     A group is split only when it is larger than a micro-batch, and a completion never: one that is
     too long goes alone. Tokens with neither a weight nor a sampler's log-probability are context
-    and no targets; a micro-batch without any target is left out.
+    and no targets, and so are those that were given amid a sampled text; a micro-batch without any
+    target is left out.
 
     Args:
         micro_batch_tokens: tokens of a micro-batch's stream, at most.
@@ -156,6 +159,17 @@ def _check(group: TrainingGroup, name: str, vocab: int) -> None:
                 raise TrainingError(f"{name}: {field} holds {value}, which is not finite")
             if field == "sampler_logprobs" and value > _ROUNDING:
                 raise TrainingError(f"{name}: {field} holds {value}; no probability is above 1")
+    if group.sampled is not None:
+        _check_given(group, group.sampled, name)
+
+
+def _check_given(group: TrainingGroup, sampled: list[list[bool]], name: str) -> None:
+    if [len(flags) for flags in sampled] != [len(tokens) for tokens in group.completions]:
+        raise TrainingError(f"{name}: sampled does not say of every token whether it was")
+    for column in (group.weights, group.kl_weights or ()):
+        pairs = zip(chain.from_iterable(column), chain.from_iterable(sampled), strict=False)
+        if any(weight and not drawn for weight, drawn in pairs):
+            raise TrainingError(f"{name}: a token that was given and not sampled has a weight")
 
 
 def _columns(groups: Sequence[TrainingGroup], every_token: bool) -> _Columns:
@@ -173,8 +187,10 @@ def _columns(groups: Sequence[TrainingGroup], every_token: bool) -> _Columns:
             group.kl_weights or [[0.0] * len(tokens) for tokens in group.completions]
             for group in groups
         )
-    if every_token or sampled:
+    if every_token:
         needed = torch.ones(len(weights), dtype=torch.bool)
+    elif sampled:
+        needed = torch.tensor([drawn for group in groups for drawn in _drawn(group)])
     else:
         needed = weights != 0 if kl_weights is None else (weights != 0) | (kl_weights != 0)
     return _Columns(
@@ -185,6 +201,14 @@ def _columns(groups: Sequence[TrainingGroup], every_token: bool) -> _Columns:
         labels=_labels(groups) if sampled else None,
         needed=needed,
     )
+
+
+def _drawn(group: TrainingGroup) -> Iterator[bool]:
+    """Of each completion token, whether it was sampled."""
+    if group.sampled is not None:
+        yield from chain.from_iterable(group.sampled)
+    else:
+        yield from repeat(True, sum(map(len, group.completions)))
 
 
 def _labels(groups: Sequence[TrainingGroup]) -> Tensor:

@@ -187,7 +187,14 @@ def _training_group(
         if kl_beta
         else None,
         label=name,
+        sampled=drawn(taught.scored.group),
     )
+
+
+def drawn(group: Group) -> list[list[bool]] | None:
+    """Which tokens of its completions were sampled; None: all of them."""
+    masks = [answer.mask for answer in group.completions]
+    return None if all(map(all, masks)) else masks
 
 
 def _label(group: Group, staleness: Callable[[Group], int]) -> str:

@@ -32,6 +32,7 @@ from interlock.learner.losses.divergences import Divergence, shared
 from interlock.learner.packing import TrainingGroup
 from interlock.learner.step_result import StepResult
 from interlock.models.tokenizer import Tokenizer
+from interlock.recipes.credit import drawn
 from interlock.recipes.evaluate import held_out_score, room
 from interlock.recipes.guard import Guard, label
 from interlock.recipes.rollouts import Rollouts
@@ -128,6 +129,7 @@ def lesson_of(
                 weights=[[share * own for own in answer.mask] for answer in group.completions],
                 sampler_logprobs=[answer.logprobs for answer in group.completions],
                 label=label(group.worker, staleness(group)),
+                sampled=drawn(group),
             ),
         )
         for group in groups
