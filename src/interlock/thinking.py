@@ -22,6 +22,11 @@ PAIRS = (
 )
 
 
+def pair(text: str) -> tuple[str, str]:
+    """The marks whose end stands in a chat template or among a model's tokens, else the usual."""
+    return next((each for each in PAIRS if each[1] in text), PAIRS[0])
+
+
 def after(turn: str) -> str:
     """What stands behind the last thinking that was ended, up to the next that begins.
 

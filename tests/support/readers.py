@@ -18,5 +18,7 @@ class Believer(Reader):
     def opening(self, problem: Problem) -> str:
         return ""
 
-    def read(self, drawn: Sequence[Completion], sampling: Sampling) -> list[Completion] | None:
+    def read(
+        self, drawn: Sequence[Completion], sampling: Sampling, problem: Problem
+    ) -> list[Completion] | None:
         return list(drawn)

@@ -7,10 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from interlock.models.tokenizer import Tokenizer
-from interlock.records.rl import Completion, FinishReason, Sampling, Segment
+from interlock.records.rl import Completion, FinishReason, Problem, Sampling, Segment
 from interlock.workers.reading import Reader
 
 SAMPLING = Sampling(max_tokens=8, stop=["\n"])
+PROBLEM = Problem("p", [{"role": "user", "content": "1 + 3?"}], "4")
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def claimed(tokens: list[int], text: str = "42", finish: str = "stop") -> Comple
 
 
 def read(tokenizer: Tokenizer, claim: Completion) -> Completion | None:
-    found = Reader(tokenizer, tokenizer.vocab_size).read([claim], SAMPLING)
+    found = Reader(tokenizer, tokenizer.vocab_size).read([claim], SAMPLING, PROBLEM)
     return None if found is None else found[0]
 
 
@@ -58,3 +59,33 @@ def test_any_tokens_are_read_or_refused(tokenizer: Tokenizer, data: st.DataObjec
     found = read(tokenizer, claimed(tokens))
     if found is not None:
         assert found.tokens == tokens and "\n" not in found.text
+
+
+def test_given_tokens_are_those_that_its_budget_wants_or_the_answer_is_refused(
+    tokenizer: Tokenizer,
+) -> None:
+    rule = Sampling(max_tokens=60, thinking_budget=4)
+    reader = Reader(tokenizer, tokenizer.vocab_size)
+    close = tokenizer.encode("\n</think>\n\n")
+
+    def read(*parts: tuple[list[int], bool], sampling: Sampling = rule) -> bool:
+        segments = [
+            Segment(part, [-1.0] * len(part), 3) if drawn else Segment(part)
+            for part, drawn in parts
+        ]
+        answer = Completion(segments, FinishReason.STOP, "")
+        return reader.read([answer], sampling, PROBLEM) is not None
+
+    (eos, *_) = tokenizer.eos_ids
+    thought, rest = tokenizer.encode("<think>1234"), [*tokenizer.encode("42"), eos]
+    assert read((thought, True), (close, False), (rest, True))
+    assert read((tokenizer.encode("<think>12</think>"), True), (rest, True))
+    assert read((rest, True))
+    # Given too late, too early, in part, otherwise, as if drawn, or twice.
+    assert not read(([*thought, 50], True), (close, False), (rest, True))
+    assert not read((thought[:-1], True), (close, False), (rest, True))
+    assert not read((thought, True), (close[:-1], False), (rest, True))
+    assert not read((thought, True), ([*close[:-1], 50], False), (rest, True))
+    assert not read(([*thought, *close, *rest], True))
+    assert not read((thought, True), ([*close, *close], False), (rest, True))
+    assert not read((thought, True), (close, False), (rest, True), sampling=Sampling(max_tokens=60))

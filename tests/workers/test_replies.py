@@ -126,6 +126,22 @@ def test_a_wrong_answer_is_refused(fault: str) -> None:
     assert (FAULTS | SEGMENTS_FAULTS | SEGMENT_FAULTS)[fault][1] in found
 
 
+def test_given_tokens_are_refused_but_where_thinking_has_a_budget() -> None:
+    """Whether they are those of it is looked at when the answer is read (test_reading.py)."""
+    plain = make_work(1, 1)
+    budget = dataclasses.replace(plain, sampling=Sampling(max_tokens=LONGEST, thinking_budget=1))
+    amid = completion(segment([1]), Segment([2, 3]), segment([4], 10))
+    assert why(answered(plain, 0, amid), plain) == "problem 'p0': tokens that nobody sampled"
+    assert why(answered(budget, 0, amid), budget) is None
+    alone = completion(Segment([1, 2]))
+    assert why(answered(budget, 0, alone), budget) == "problem 'p0': tokens that nobody sampled"
+    weighed = completion(segment([1]), segment([2, 3], None), segment([4]))
+    assert (
+        why(answered(budget, 0, weighed), budget)
+        == "problem 'p0': logprobs of tokens that were given"
+    )
+
+
 def test_with_one_version_the_refusal_names_it() -> None:
     work = make_work(1, 1)
     answer = answered(work, 0, completion(segment([1], 8)))

@@ -107,6 +107,7 @@ class StageSettings(SettingsTable, frozen=True, kw_only=True, tag_field="kind"):
                 f"{self.optimizer.lr} takes all of every weight away at a step; lower one of them"
             )
         yield from task_conflicts(self.task)
+        yield from _thinking_conflicts(self.sampling)
         for place, task in enumerate(self.task):
             which = "task" if len(self.task) == 1 else f"task.{place}"
             for why in room_conflicts(task.reward, self.sampling.max_tokens):
@@ -116,6 +117,20 @@ class StageSettings(SettingsTable, frozen=True, kw_only=True, tag_field="kind"):
                     f"eval.problems = {self.eval.problems} is more than {which}.held_out = "
                     f"{task.held_out}; lower the one or raise the other"
                 )
+
+
+def _thinking_conflicts(sampling: Sampling) -> Iterator[str]:
+    budget = sampling.thinking_budget
+    if budget is None and sampling.thinking_words:
+        yield (
+            "sampling.thinking_words are said where a budget ends the thinking, and there is none; "
+            "set sampling.thinking_budget, or remove them"
+        )
+    if budget is not None and budget >= sampling.max_tokens:
+        yield (
+            f"sampling.thinking_budget = {budget} leaves nothing of max_tokens = "
+            f"{sampling.max_tokens} for an answer; lower it, or raise max_tokens"
+        )
 
 
 class Sampled(StageSettings, frozen=True, kw_only=True):

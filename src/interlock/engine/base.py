@@ -32,6 +32,8 @@ from interlock.records.serving import Alternatives, Rules
 if TYPE_CHECKING:  # whoever serves or dispatches has no use for torch itself
     from torch import Tensor
 
+    from interlock.engine.budget import ThinkingBudget
+
 # Called with the index of a request, once all of its completions are there.
 OnFinished = Callable[[int, list[Completion]], None]
 Shapes = dict[str, list[int]]  # of a model's tensors, by Hugging Face name
@@ -73,6 +75,7 @@ class Request:
     first: int = 0
     drawn: Sequence[Segment] = ()
     owner: str = ""  # a prefix cache gives him nothing of what others asked
+    budget: "ThinkingBudget | None" = None  # not beside rules that guide
 
     @property
     def numbers(self) -> range:
@@ -90,8 +93,8 @@ class Progress(NamedTuple):
 
     name: str  # under which its request was added
     number: int  # of the sequence: one of request.numbers
-    tokens: list[int]  # drawn in this step, at least one
-    logprobs: list[float]  # of these, under the distribution they were drawn from
+    tokens: list[int]  # drawn in this step, or given (Request.budget); at least one
+    logprobs: list[float]  # of these, under the distribution they were drawn from; 0.0 of given
     completion: Completion | None  # all of it, when these tokens ended it
     top: Sequence[Alternatives] = ()  # of each token, if Rules.top_logprobs asked
     cached: int = 0  # tokens of the prompt that were in the prefix cache; told with the first token
@@ -249,6 +252,8 @@ def check_request(request: Request, limits: Limits) -> None:
     if request.drawn:
         _check_drawn(request, limits)
     _check_rules(name, request.rules, limits)
+    if request.budget is not None:
+        check_tokens(f"the end of thinking of problem {name!r}", request.budget.close, limits)
 
 
 def _check_drawn(request: Request, limits: Limits) -> None:

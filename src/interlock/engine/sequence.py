@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from interlock.engine.base import Progress, Request, Vocabulary
+from interlock.engine.budget import ThinkingMeter
 from interlock.errors import ConfigError
 from interlock.records.rl import Completion, FinishReason, Sampling, Segment
 from interlock.records.serving import Alternatives
@@ -83,6 +84,8 @@ class LiveSequence:
         self.finish: FinishReason | None = None
         self.cut = False  # its grammar gave up: it breaks off with the next token
         self._drawn: list[_Drawn] = []
+        assert request.budget is None or not request.rules.guided
+        self._meter = None if request.budget is None else ThinkingMeter(request.budget, vocabulary)
         self._ending = Ending(
             request.sampling, vocabulary, request.stop_ids, request.rules.ignore_eos
         )
@@ -94,14 +97,37 @@ class LiveSequence:
                         f"{len(self.tokens)}; nothing goes on behind that"
                     )
 
+    @property
+    def owed(self) -> Sequence[int]:
+        """What it is to be given before it draws on: the end of its thinking."""
+        return () if self._meter is None else self._meter.owed
+
     def push(
         self, token: int, logprob: float, version: int, top: Alternatives | None = None
     ) -> Progress:
         """Take the next token, drawn from the weights of `version`; the last one sets `finish`.
 
-        `top`: its alternatives, where they are to be told.
+        `top`: its alternatives, where they are to be told. Where something is owed, that is taken
+        instead, and what was drawn is forgotten.
         """
         assert self.finish is None
+        if self.owed:
+            return self._next(self.owed[0], 0.0, None, None)
+        return self._next(token, logprob, version, top)
+
+    def give(self) -> Progress:
+        """Take all that is owed, instead of drawing it."""
+        made = self._next(self.owed[0], 0.0, None, None)
+        while self.owed and self.finish is None:
+            more = self._next(self.owed[0], 0.0, None, None)
+            made = more._replace(
+                tokens=made.tokens + more.tokens, logprobs=made.logprobs + more.logprobs
+            )
+        return made
+
+    def _next(
+        self, token: int, logprob: float, version: int | None, top: Alternatives | None
+    ) -> Progress:
         self.finish = self._take(token, logprob, version)
         if self.cut:
             self.finish = FinishReason.BROKEN
@@ -116,6 +142,8 @@ class LiveSequence:
         self._drawn[-1].tokens.append(token)
         if version is not None:
             self._drawn[-1].logprobs.append(logprob)
+        if self._meter is not None:
+            self._meter.push(token)
         return self._ending.push(token)
 
     def _completion(self, finish: FinishReason) -> Completion:

@@ -151,6 +151,11 @@ class Tokenizer:
         """The chat template's text."""
         return None if self._template is None else self._template.text
 
+    @property
+    def thinking_marks(self) -> tuple[str, str]:
+        """Begin and end of thinking: those in the template or among the tokens, else the usual."""
+        return thinking.pair("\n".join([self.template or "", *self.added]))
+
     def framed(self, text: str) -> list[int]:
         """Token ids of the beginning of a text: with a BOS, if the tokenizer puts one."""
         return self._encoding(text, framed=True).ids
@@ -198,12 +203,15 @@ class Tokenizer:
 
         It is written as answers are decoded. Raises ModelError.
         """
+        return self.decode(self.encode(self.begun(messages, **more)))
+
+    def begun(self, messages: Messages, **more: Any) -> str:
+        """The same as the template writes it, with the model's special tokens. Raises ModelError"""
         if not thinking.since(self.template or ""):
             return ""
         asked, told = self.render(messages, **more), self.render(messages, False, **more)
         apart = next((n for n, (a, b) in enumerate(zip(asked, told, strict=False)) if a != b), None)
-        begun = thinking.since(asked[len(told) if apart is None else apart :])
-        return self.decode(self.encode(begun))
+        return thinking.since(asked[len(told) if apart is None else apart :])
 
     def assistant_mask(self, messages: Messages, **more: Any) -> tuple[list[int], list[bool]]:
         """The ids of a whole conversation, and for each whether the assistant wrote it.

@@ -165,7 +165,7 @@ class Sides:
             found[name] = []
             for place, problem in enumerate(problems):
                 answer = by_place[place]
-                read = reader.read(answer.completions, asked[name].sampling)
+                read = reader.read(answer.completions, asked[name].sampling, problem)
                 if read is None or len(read) != asked[name].completions:
                     raise self._nonsense(name)
                 opening = reader.opening(problem)

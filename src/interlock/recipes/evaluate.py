@@ -81,7 +81,13 @@ def answer_greedily(
     workers fail on again and again is left out; the run's events name it. Raises TrainingError when
     none is left.
     """
-    greedy = Sampling(temperature=0.0, max_tokens=sampling.max_tokens, stop=sampling.stop)
+    greedy = Sampling(
+        temperature=0.0,
+        max_tokens=sampling.max_tokens,
+        stop=sampling.stop,
+        thinking_budget=sampling.thinking_budget,
+        thinking_words=sampling.thinking_words,
+    )
     sink.phase("evaluating", len(problems))
     unit = unit or min(_UNIT, -(-len(problems) // generators.size))
     for first in range(0, len(problems), unit):

@@ -26,7 +26,15 @@ from interlock.recipes.evaluate import grade, score
 from interlock.recipes.lengths import mean_lengths
 from interlock.recipes.stage import Clock, Stage
 from interlock.records.metrics import RolloutMetrics, TaskMetrics
-from interlock.records.rl import FinishReason, Group, Problem, Score, ScoredGroup, of_tasks
+from interlock.records.rl import (
+    Completion,
+    FinishReason,
+    Group,
+    Problem,
+    Score,
+    ScoredGroup,
+    of_tasks,
+)
 from interlock.tasks import TaskSource
 from interlock.tasks.mixture import Verifiers
 from interlock.workers.generators import Purpose, Work
@@ -47,6 +55,7 @@ class Rollouts:
         self._ledger, self._settings = stage.run.ledger, stage.settings
         self._cap = stage.staleness
         self._extra = extra
+        self._budget = stage.settings.sampling.thinking_budget is not None
         self._step = 0
         self._last: tuple[int, Sequence[Problem]] = (0, ())
         used = self._ledger.used(stage.index)
@@ -158,6 +167,7 @@ class Rollouts:
             length_tie=paid.length_tie,
             truncated=fmean(answer.finish is FinishReason.LENGTH for answer in answers),
             tokens=sum(lengths),
+            thinking_cut=_cut(answers) if self._budget else None,
             groups=len(used),
             completions=len(answers),
             groups_skipped=skipped,
@@ -172,7 +182,7 @@ class Rollouts:
             discarded=sum(not each.status.counts for each in verdicts),
             retried=self.retried,
             judge=self.spent,
-            tasks=_each_task(used),
+            tasks=_each_task(used, self._budget),
         )
 
     def _keep(self, groups: Sequence[tuple[int, Group]]) -> None:
@@ -284,19 +294,26 @@ class Rollouts:
         self._stage.sinks.workers(self._generators.facts())
 
 
-def _each_task(used: Sequence[ScoredGroup]) -> dict[str, TaskMetrics]:
-    """Of each task, where there are several."""
+def _cut(answers: Iterable[Completion]) -> int:
+    """How many have had their thinking ended by its budget."""
+    return sum(not all(answer.mask) for answer in answers)
+
+
+def _each_task(used: Sequence[ScoredGroup], budget: bool) -> dict[str, TaskMetrics]:
+    """Of each task, where there are several; `budget`: thinking has one."""
     tasks = of_tasks(used)
     if len(tasks) < 2:
         return {}
     found = {}
     for name, own in tasks.items():
-        lengths = [sum(answer.mask) for each in own for answer in each.group.completions]
+        answers = [answer for each in own for answer in each.group.completions]
+        lengths = [sum(answer.mask) for answer in answers]
         worth = Score.of(own)
         found[name] = TaskMetrics(
             reward=worth.reward,
             correct=worth.accuracy,
             length=fmean(lengths),
+            thinking_cut=_cut(answers) if budget else None,
             groups=len(own),
             completions=len(lengths),
         )

@@ -20,7 +20,6 @@ A row may say whether it thinks (`thinking`). There are two ways to tell the mod
 
 import re
 from collections.abc import Iterator, Mapping
-from itertools import chain
 from typing import Any, NamedTuple
 
 from interlock import thinking
@@ -98,7 +97,7 @@ def _whole(chat: ChatRow, tokenizer: Tokenizer) -> Row:
 
 def _turn_by_turn(chat: ChatRow, tokenizer: Tokenizer, switch: ThinkingSwitch) -> Iterator[Row]:
     """Each of the assistant's turns behind those before it."""
-    begin, end = _marks(tokenizer)
+    begin, end = tokenizer.thinking_marks
     for place, turn in enumerate(chat.turns):
         if turn["role"] != "assistant":
             continue
@@ -203,10 +202,3 @@ def _said(turn: Mapping[str, Any]) -> _Said:
     if (mark and before.strip()) or begin in inside or end in answer:
         raise TaskError(f"a turn is to begin with one {begin}…{end}, and this one has it elsewhere")
     return _Said((inside if mark else thought).strip("\n"), answer.lstrip("\n"))
-
-
-def _marks(tokenizer: Tokenizer) -> tuple[str, str]:
-    """The model's own of thinking: those in its template or among its tokens, else the usual."""
-    known = chain([tokenizer.template or ""], tokenizer.added)
-    text = "\n".join(known)
-    return next((pair for pair in thinking.PAIRS if pair[1] in text), thinking.PAIRS[0])

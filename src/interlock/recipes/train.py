@@ -24,6 +24,7 @@ from interlock.chips import device, heap, probe
 from interlock.config.reading import parse_recipe, to_tree
 from interlock.config.schema import GeneratorSettings, LearnerSettings, Recipe
 from interlock.config.stages import OptimizerSettings, StageSettings
+from interlock.engine.budget import budget_of
 from interlock.errors import ConfigError, InterlockError, RunError
 from interlock.learner import checkpoint
 from interlock.learner.distributed import sharding
@@ -155,6 +156,8 @@ def _prepare(recipe: Recipe, tokenizer: Tokenizer, context: int) -> list[Prepare
     """The recipe and the data of every stage, tried before anything is written."""
     found = []
     for settings in recipe.stage:
+        if settings.generates:
+            budget_of(settings.sampling, tokenizer)
         module = recipe_of(settings.kind)
         found.append(Prepared(module, module.prepare(settings, tokenizer, context)))
     return found

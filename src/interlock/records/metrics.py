@@ -66,6 +66,7 @@ class TaskMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
     reward: float | None = None  # mean
     correct: float | None = None  # share of right answers
     length: float | None = None  # mean, tokens; of what was sampled to learn from
+    thinking_cut: int | None = None  # completions whose thinking its budget ended
     groups: int | None = None  # used
     completions: int | None = None
 
@@ -107,6 +108,7 @@ class RolloutMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tr
     length_tie: float | None = None
     truncated: float | None = None  # share that ended by max_tokens
     tokens: int | None = None  # sampled, of all completions
+    thinking_cut: int | None = None  # completions whose thinking its budget ended
     groups: int | None = None  # used
     completions: int | None = None  # in these
     groups_skipped: int | None = None  # of these, the ones that teach nothing: all rewards equal

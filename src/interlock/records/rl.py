@@ -42,6 +42,9 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     min_p: Annotated[float, Meta(ge=0, le=1)] = 0.0
     max_tokens: Annotated[int, Meta(gt=0, le=10**9)] = 64
     stop: list[Annotated[str, Meta(min_length=1)]] = []
+    # Tokens of thinking, after which a completion is given the end of it; None: as many as it likes
+    thinking_budget: Annotated[int, Meta(ge=0, le=10**9)] | None = None
+    thinking_words: Annotated[str, Meta(max_length=1000)] = ""  # what that end says before its mark
 
 
 class FinishReason(StrEnum):
@@ -53,7 +56,8 @@ class FinishReason(StrEnum):
 class Segment(msgspec.Struct, frozen=True):
     """A stretch of tokens [n] that one weight version sampled, or that was given.
 
-    Given is what the policy did not write: a tool's result, a user's turn. It is read, not learned.
+    Given is what the policy did not write: a tool's result, a user's turn, the end of a thinking
+    that had used its budget. It is read, not learned.
     """
 
     tokens: list[int]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from interlock.config.schema import EngineName, GeneratorSettings
 from interlock.engine.base import Engine, Progress, Request, in_order
+from interlock.engine.budget import budget_of
 from interlock.errors import ConfigError
 from interlock.models.decoder import Decoder
 from interlock.models.tokenizer import Tokenizer
@@ -91,10 +92,13 @@ class Generator:
     def pending(
         self, problem: Problem, completions: int, sampling: Sampling, seed: int
     ) -> PendingGroup:
-        """A problem, to be given to the engine. Raises ModelError when the template refuses it."""
+        """A problem, to be given to the engine. Raises ModelError when the template refuses it,
+        ConfigError when its thinking cannot be ended as `sampling` has it.
+        """
         prompt = self.tokenizer.chat(problem.messages, **problem.template)
         stop_ids = self.tokenizer.special_ids(sampling.stop)
-        request = Request(problem.id, prompt, completions, sampling, seed, stop_ids)
+        budget = budget_of(sampling, self.tokenizer, problem.messages, problem.template)
+        request = Request(problem.id, prompt, completions, sampling, seed, stop_ids, budget=budget)
         return PendingGroup(problem, request)
 
     def recent(self, messages: list[dict[str, str]], most: int) -> tuple[list[dict[str, str]], int]:

@@ -66,7 +66,7 @@ class Inline:
         self._facts.seconds_generating += time.monotonic() - began
         self._facts.threads = self._generator.engine.threads
         self._facts.groups += len(groups)
-        self._facts.tokens += sum(len(c.tokens) for group in groups for c in group.completions)
+        self._facts.tokens += sum(sum(c.mask) for group in groups for c in group.completions)
         found = list(zip(unit.keys, groups, strict=True))
         if purpose is Purpose.TRAIN:
             self.keep(found)

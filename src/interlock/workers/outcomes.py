@@ -68,4 +68,4 @@ class Outcomes:
             worker.evaluated.append(work.part(places))
         self.uncollected[work.purpose] += [Outcome(key, group) for key, group in found]
         facts.groups += len(found)
-        facts.tokens += sum(len(c.tokens) for _, group in found for c in group.completions)
+        facts.tokens += sum(sum(c.mask) for _, group in found for c in group.completions)

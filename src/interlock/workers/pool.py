@@ -286,7 +286,7 @@ class WorkerPool:
             versions = worker.versions_since(held.served)
             why = refusal(reply, work, self._reader.prompt(problem), versions, self._reader.vocab)
             if why is None:
-                read = self._reader.read(reply.completions, work.sampling)
+                read = self._reader.read(reply.completions, work.sampling, problem)
                 why = None if read else f"{problem.id!r:.80}: tokens behind its end, or no end"
         if why or read is None:
             self._garbage(worker, f"{why}; {hint(worker.open.settings, _GARBAGE)}")

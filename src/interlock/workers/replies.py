@@ -45,7 +45,7 @@ def refusal(
         count, most = len(completion.tokens), work.sampling.max_tokens
         if not 0 < count <= most:
             return f"{at}: a completion of {count} tokens, not 1 to {most}"
-        if found := _odd_versions(completion, versions):
+        if found := _odd_versions(completion, versions, work.sampling.thinking_budget is not None):
             return f"{at}: {found}"
         for segment in completion.segments:
             if found := _odd_segment(segment, vocab):
@@ -53,11 +53,17 @@ def refusal(
     return None
 
 
-def _odd_versions(completion: Completion, versions: Sequence[int]) -> str | None:
-    """An engine samples all of a completion, from ever newer weights, each of which was proven."""
+def _odd_versions(completion: Completion, versions: Sequence[int], budget: bool) -> str | None:
+    """An engine samples all of a completion, from ever newer weights, each of which was proven;
+    with a `budget` of thinking, but for the end of that, which is looked at when it is read.
+    """
     before = versions[0]
+    if not completion.weight_versions:
+        return "tokens that nobody sampled"
     for segment in completion.segments:
         version = segment.weight_version
+        if version is None and budget:
+            continue
         if version is None:
             return "tokens that nobody sampled"
         if version not in versions:
@@ -72,7 +78,9 @@ def _odd_segment(segment: Segment, vocab: int) -> str | None:
     count = len(segment.tokens)
     if not count:
         return "a stretch of no tokens"
-    if len(segment.logprobs) != count:
+    if not segment.sampled and segment.logprobs:
+        return "logprobs of tokens that were given"
+    if segment.sampled and len(segment.logprobs) != count:
         return f"{len(segment.logprobs)} logprobs for {count} tokens"
     if min(segment.tokens) < 0 or max(segment.tokens) >= vocab:
         return f"a token id outside the vocabulary of {vocab}"

@@ -103,8 +103,9 @@ class VllmEngine(Engine):
         check_request(request, self.limits)
         requests.check_temperature(request)
         requests.check_rules(request)
-        numbers = request.numbers
-        self._waiting += [LiveSequence(name, request, n, self._vocabulary) for n in numbers]
+        added = [LiveSequence(name, request, n, self._vocabulary) for n in request.numbers]
+        self._waiting += added
+        self._early |= {(name, each.number): each.give() for each in added if each.owed}
 
     def step(self) -> list[Progress]:
         if self._early:
@@ -237,6 +238,10 @@ class VllmEngine(Engine):
                 )
             top = requests.alternatives(entry, sequence.request.rules)
             made = _then(made, sequence.push(token, logprob, self.version, top))
+            if sequence.owed and sequence.finish is None:
+                made = _then(made, sequence.give())
+                self._go_on(output, sequence)
+                return made
             if sequence.finish is not None:
                 break
         if sequence.finish is not None:
@@ -249,6 +254,14 @@ class VllmEngine(Engine):
                 f"{len(sequence.tokens)} tokens ({answer.finish_reason})"
             )
         return made
+
+    def _go_on(self, output: Any, sequence: LiveSequence) -> None:
+        """It was given tokens, of which vLLM knows nothing: begin anew behind them."""
+        del self._running[output.request_id]
+        if not output.finished:
+            self._engine.abort_request([output.request_id])
+        if sequence.finish is None:
+            self._waiting.appendleft(sequence)
 
     def _prefilled(self, key: str) -> list[Any]:
         """Step until the text of a request is computed; what vLLM says of its tokens."""
