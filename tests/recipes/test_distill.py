@@ -19,7 +19,7 @@ from interlock.config.distilling import TeacherSettings, teacher_of
 from interlock.config.reading import load_recipe
 from interlock.config.stages import Distill
 from interlock.config.tasks import TaskSettings
-from interlock.errors import ConfigError, ModelError, TrainingError
+from interlock.errors import ConfigError, ModelError, RunError, TrainingError
 from interlock.models.tokenizer import Tokenizer
 from interlock.recipes.distill import lesson_of
 from interlock.recipes.teachers import compare
@@ -117,7 +117,7 @@ def test_a_run_whose_teacher_went_down_goes_on_to_the_same_weights(
             distilled(recipe, tmp_path / "down")
         assert re.fullmatch(
             rf"teacher 'teacher-0' at {endpoint.url}: HTTP 503: no room; not answered within "
-            r"0\.3 s: see to it, and go on with --resume",
+            r"3 s: see to it, and go on with --resume",
             str(raised.value),
         )
         run = RunDir.read(tmp_path / "down")
@@ -318,3 +318,15 @@ def test_every_sampled_token_has_the_same_share_and_groups_go_by_teacher() -> No
     assert lesson.owners.tolist() == [0] * 4 + [1] * 2
     assert [group.label for group in lesson.groups] == ["w/3", "w/3"]
     assert math.isclose(sum(w for g in lesson.groups for t in g.weights for w in t), 1)
+
+
+def test_a_run_goes_on_with_its_own_teacher_alone(student: Path, tmp_path: Path) -> None:
+    teacher = a_model(tmp_path / "other", hidden_size=48)
+    recipe = a_recipe(tmp_path, student, f'model = "{teacher}"')
+    distilled(recipe, tmp_path / "run", "stage.steps=2")
+    before = (teacher / "model.safetensors").read_bytes()
+    sure(teacher)
+    with pytest.raises(RunError, match=r"began with another stage 0: model\.safetensors "):
+        distilled(recipe, tmp_path / "run", "stage.steps=2", resume=True)
+    (teacher / "model.safetensors").write_bytes(before)
+    distilled(recipe, tmp_path / "run", "stage.steps=2", resume=True)

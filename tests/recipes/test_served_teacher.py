@@ -18,7 +18,9 @@ from interlock.errors import TrainingError
 from interlock.models.attention import causal
 from interlock.models.checkpoint import load_decoder
 from interlock.models.tokenizer import Tokenizer
+from interlock.recipes import served_teacher
 from interlock.recipes.served_teacher import Read, ScoringClient
+from interlock.recipes.teachers import find_teachers
 from interlock.recipes.train import train
 
 
@@ -47,11 +49,10 @@ def the_client(endpoint: ScoringEndpoint, **more: Any) -> ScoringClient:
 
 
 def test_scores_of_a_text_are_the_decoders(teacher: Path) -> None:
-    with scoring(teacher) as endpoint:
-        client = the_client(endpoint)
+    with scoring(teacher) as endpoint, the_client(endpoint) as client:
         assert client.check(endpoint.tokenizer, 3) == 255
+        asked = client.tokens
         said = client.score([Read([5, 6, 7], [8, 9]), Read([1], [2])], 3, print)
-        client.close()
     tokens = torch.tensor([5, 6, 7, 8, 9])
     attend = causal(5, tokens.device)
     with torch.no_grad():
@@ -60,7 +61,7 @@ def test_scores_of_a_text_are_the_decoders(teacher: Path) -> None:
     assert said[0].own == pytest.approx([exact[0, 8].item(), exact[1, 9].item()])
     assert said[0].ids == exact.topk(3).indices.tolist()
     assert said[0].logprobs[1] == pytest.approx(exact[1].topk(3).values.tolist())
-    assert len(said[1].own) == 1 and client.tokens == 7 and client.retries == 0
+    assert len(said[1].own) == 1 and client.tokens == asked + 7 and client.retries == 0
 
 
 ANSWERS = {
@@ -72,6 +73,8 @@ ANSWERS = {
         b'{"choices": [{"prompt_logprobs": [null, {"3": {"logprob": -1}}]}]}',
         b'{"choices": [{"prompt_logprobs": [null, {"2": {"logprob": NaN}}]}]}',
         b'{"choices": [{"prompt_logprobs": [null, {"2": {"logprob": 0.5}}]}]}',
+        b'{"choices": [{"prompt_logprobs": [null, {"2": {"logprob": -Infinity}}]}]}',
+        b'{"choices": [{"prompt_logprobs": [null, {"2": {"logprob": -1e999}}]}]}',
         b"[1]",
     ],
     "no JSON": [b"<html>", b"\xff"],
@@ -82,34 +85,33 @@ ANSWERS = {
     ("what", "content"), [(what, each) for what, found in ANSWERS.items() for each in found]
 )
 def test_an_answer_that_is_none_is_one_error(teacher: Path, what: str, content: bytes) -> None:
-    with scoring(teacher, lambda path, number: (200, content)) as endpoint:
-        client = the_client(endpoint, served="the-teacher")
-        with pytest.raises(TrainingError, match=f"teacher 't' tells {what}"):
-            client.score([Read([1], [2])], 0, print)
-        client.close()
+    with (
+        scoring(teacher, lambda path, number: (200, content)) as endpoint,
+        the_client(endpoint, served="the-teacher") as client,
+        pytest.raises(TrainingError, match=f"teacher 't' tells {what}"),
+    ):
+        client.score([Read([1], [2])], 0, print)
 
 
 def test_a_refusal_is_told_at_once_and_a_long_answer_is_cut(teacher: Path) -> None:
     with scoring(teacher) as endpoint:
-        client = the_client(endpoint, served="the-teacher", most_mb=1)
-        endpoint.fault = lambda path, number: (401, b'{"error": {"message": "whose key?"}}')
-        with pytest.raises(TrainingError, match=r"refuses /v1/completions, HTTP 401: whose"):
-            client.score([Read([1], [2])], 0, print)
-        assert client.retries == 0
-        client.close()
-        client = the_client(endpoint, served="the-teacher", most_mb=1)
-        endpoint.fault = lambda path, number: (200, b" " * (2 << 20))
-        with pytest.raises(TrainingError, match="more than 1 MB; raise most_mb"):
-            client.score([Read([1], [2])], 0, print)
-        assert client.retries == 0
-        client.close()
+        faults = {
+            r"refuses /v1/completions, HTTP 401: whose": (401, b'{"error": {"message": "whose?"}}'),
+            "more than 1 MB; raise most_mb": (200, b" " * (2 << 20)),
+        }
+        for words, told in faults.items():
+            endpoint.fault = lambda path, number, told=told: told
+            with the_client(endpoint, served="the-teacher", most_mb=1) as client:
+                with pytest.raises(TrainingError, match=words):
+                    client.score([Read([1], [2])], 0, print)
+                assert client.retries == 0
 
 
 def test_a_teacher_that_is_not_there_is_one_error_after_its_patience(
     student: Path, tmp_path: Path
 ) -> None:
     recipe = a_recipe(tmp_path, student, f'url = "http://127.0.0.1:9"\n{SOON}', 'loss = "topk"')
-    with pytest.raises(TrainingError, match=r"'teacher-0' at http://127\.0\.0\.1:9: .*within 0\.3"):
+    with pytest.raises(TrainingError, match=r"'teacher-0' at http://127\.0\.0\.1:9: .*within 3 s"):
         train(load_recipe(recipe, []), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -145,11 +147,11 @@ def test_interlock_serve_tells_what_the_decoder_in_the_process_does(teacher: Pat
         assert found is not None
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("A_KEY", "k" * 24)
-            client = ScoringClient("t", TeacherSettings(url=found[0], key_variable="A_KEY"))
-        assert client.check(Tokenizer.load(teacher), 3) > 0
+            opened = ScoringClient("t", TeacherSettings(url=found[0], key_variable="A_KEY"))
         texts = [Read(list(range(10, 10 + n)), list(range(100, 100 + 2 * n))) for n in (1, 5, 20)]
-        said = client.score(texts, 8, print)
-        client.close()
+        with opened as client:
+            assert client.check(Tokenizer.load(teacher), 3) > 0
+            said = client.score(texts, 8, print)
     finally:
         process.kill()
         process.wait(60)
@@ -165,3 +167,25 @@ def test_interlock_serve_tells_what_the_decoder_in_the_process_does(teacher: Pat
         for ids, values, row in zip(told.ids, told.logprobs, exact, strict=True):
             assert values == pytest.approx(row.topk(8).values.tolist(), abs=1e-4)
             assert values == pytest.approx(row[torch.tensor(ids)].tolist(), abs=1e-4)
+
+
+def test_no_connection_stays_open_behind_a_check_that_fails(
+    student: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clients: list[Any] = []
+    opened = served_teacher._client
+
+    def kept(*given: Any) -> Any:
+        clients.append(opened(*given))
+        return clients[-1]
+
+    monkeypatch.setattr(served_teacher, "_client", kept)
+    words = Tokenizer.load(student)
+    with scoring(teacher) as endpoint:
+        there = TeacherSettings(url=endpoint.url)
+        found = find_teachers([there], words, 64, 3)
+        assert found.places == ["the-teacher"] and [each.is_closed for each in clients] == [True]
+        lost = TeacherSettings(url="http://127.0.0.1:9", patience_s=0.1, backoff_s=0.01)
+        with pytest.raises(TrainingError, match="teacher-1"):
+            find_teachers([there, lost], words, 64, 3)
+    assert [each.is_closed for each in clients] == [True] * 3

@@ -1,9 +1,9 @@
-"""What a run hangs on besides its settings: data, verifiers, chat template, by their content.
+"""What a run hangs on besides its settings: data, verifiers, chat template, teachers, by content.
 
     files of the stages, model ──identify──> {"stage 0: rows.jsonl": "sha256 …"} ──> manifest
 
-A resumed run must find the same. Of a hub's repository the revision is kept too. A model's weights
-are not read for this: a resumed run takes its own.
+A resumed run must find the same. Of a hub's repository the revision is kept too. Weights among the
+files are a teacher's; those of the model are not read for this: a resumed run takes its own.
 """
 
 import hashlib
@@ -13,6 +13,9 @@ from pathlib import Path
 
 from interlock.models.tokenizer import Tokenizer
 
+_BLOCK = 1 << 20  # bytes
+_WHOLE = 1 << 10  # blocks of a file of weights that is read whole
+_SAMPLED = 64  # blocks of a longer one: a step of training changes nearly every weight
 _REVISION = re.compile(r"/(models|datasets)--([^/]+)/snapshots/([0-9a-f]{40})(?:/|$)")
 
 
@@ -26,13 +29,30 @@ def identify(model: Path, tokenizer: Tokenizer, stages: Sequence[Sequence[Path]]
             name = f"stage {index}: {path.name}"
             while name in found:
                 name += " (another)"
-            found[name] = _sha256(path.read_bytes())
+            found[name] = (
+                _of_weights(path) if path.suffix == ".safetensors" else _sha256(path.read_bytes())
+            )
             found |= _revision(path)
     return found
 
 
 def _sha256(content: bytes) -> str:
     return f"sha256 {hashlib.sha256(content).hexdigest()}"
+
+
+def _of_weights(path: Path) -> str:
+    """Of a file that may be longer than memory; of a very long one, its size and blocks of it."""
+    size = path.stat().st_size
+    blocks = -(-size // _BLOCK)
+    places = range(blocks)
+    if blocks > _WHOLE:  # the first has the header; the last may be a part of one
+        places = [at * (blocks - 1) // (_SAMPLED - 1) for at in range(_SAMPLED)]
+    digest = hashlib.sha256() if blocks <= _WHOLE else hashlib.sha256(f"{size} ".encode())
+    with path.open("rb") as file:
+        for place in places:
+            file.seek(place * _BLOCK)
+            digest.update(file.read(_BLOCK))
+    return f"sha256 {digest.hexdigest()}" + (f" of {_SAMPLED} blocks" if blocks > _WHOLE else "")
 
 
 def _revision(path: Path) -> dict[str, str]:

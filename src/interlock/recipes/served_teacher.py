@@ -57,23 +57,32 @@ class Said(NamedTuple):
 
 
 class ScoringClient:
-    """Asks one endpoint; closed when it is no longer needed.
+    """Asks one endpoint; its connections are closed at the end of its `with`.
 
     tokens, retries: how many tokens it was given to read, and how often it was asked again.
     """
 
-    def __init__(self, name: str, settings: TeacherSettings) -> None:
-        """Raises ConfigError when the key or the package is missing."""
+    def __init__(self, name: str, settings: TeacherSettings, model: str | None = None) -> None:
+        """`model`: by its name there, where it is known. Raises ConfigError when the key or the
+        package is missing.
+        """
         assert settings.url is not None
         self.name, self._settings = name, settings
         self._base = settings.url.rstrip("/").removesuffix("/v1")
         self._shown = hide_credentials(self._base)
-        self._model = settings.served
+        self.model = model or settings.served  # None: found by `check`
         self._client = _client(name, settings)
         self._stop = threading.Event()
         self._notes: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self.tokens = self.retries = 0
+
+    def __enter__(self) -> "ScoringClient":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._client.close()
 
     def check(self, tokenizer: Tokenizer, k: int) -> int:
         """Find the endpoint's model, compare tokenizers, and have it score a token with k
@@ -82,12 +91,12 @@ class ScoringClient:
         Raises ModelError when it has another tokenizer, and as `score` does.
         """
         allowed = min(self._settings.patience_s, _CHECK_S)
-        if self._model is None:
+        if self.model is None:
             told = self._ask("GET", "/v1/models", None, allowed)
             with _told(self, "no model"):
-                self._model = str(told["data"][0]["id"])
+                self.model = str(told["data"][0]["id"])
         probe = _PROBE + "".join(dict.fromkeys(tokenizer.roles.values()))
-        body = {"model": self._model, "prompt": probe, "add_special_tokens": False}
+        body = {"model": self.model, "prompt": probe, "add_special_tokens": False}
         told = self._ask("POST", "/tokenize", body, allowed)
         with _told(self, "no tokens"):
             theirs, longest = list(told["tokens"]), int(told["max_model_len"])
@@ -97,7 +106,6 @@ class ScoringClient:
                 "take a teacher of the student's family, or train on its answers (sft)"
             )
         self._score(Read(theirs[:1], theirs[1:2]), k, allowed)
-        self.tokens = self.retries = 0  # those of the run
         return longest - 1  # a token is drawn behind each text
 
     def score(self, texts: Sequence[Read], k: int, note: Callable[[str], None]) -> list[Said]:
@@ -125,14 +133,10 @@ class ScoringClient:
                 raise
         return [each.result() for each in asked]
 
-    def close(self) -> None:
-        self._stop.set()
-        self._client.close()
-
     def _score(self, text: Read, k: int, allowed: float) -> Said:
         tokens = text.given + text.completion
         body = {
-            "model": self._model,
+            "model": self.model,
             "prompt": tokens,
             "max_tokens": 1,
             "temperature": 1.0,
@@ -215,7 +219,8 @@ class _told:
 def _place(told: Any, token: int, k: int) -> tuple[float, list[int], list[float]]:
     """One place of prompt_logprobs: {"17": {"logprob": -0.1, …}, …}, its own token among them."""
     found = {int(name): float(entry["logprob"]) for name, entry in told.items()}
-    wrong = [value for value in found.values() if math.isnan(value) or value > _ROUNDING]
+    # -inf too: of a sampled token it is no finite loss, and no softmax of finite logits gives it.
+    wrong = [each for each in found.values() if not math.isfinite(each) or each > _ROUNDING]
     if wrong:
         raise ValueError(f"{wrong[0]} is no log-probability")
     ranked = sorted(found.items(), key=lambda each: (-each[1], each[0]))[:k]

@@ -13,6 +13,7 @@ checkpoint has behind it are removed.
 import json
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,9 +45,9 @@ _MOST_KEPT = 1 << 32  # bytes of one step
 class FoundTeachers(NamedTuple):
     """The teachers of a stage, before any weight is read."""
 
-    places: list[Path | ScoringClient]  # of each, in order
+    places: list[Path | str]  # of each, in order: its directory, or what its endpoint calls it
     context: int  # tokens of a text that all of them can read
-    files: list[Path]  # that they hang on, the weights apart
+    files: list[Path]  # that they hang on
 
 
 def find_teachers(
@@ -58,18 +59,20 @@ def find_teachers(
     Raises UserError when one is not there or has another; TrainingError when an endpoint does not
     answer.
     """
-    places: list[Path | ScoringClient] = []
+    places: list[Path | str] = []
     files: list[Path] = []
     for name, settings in zip(teacher_names(teachers), teachers, strict=True):
         if settings.model is None:
-            client = ScoringClient(name, settings)
-            context = min(context, client.check(tokenizer, k))
-            places.append(client)
+            with ScoringClient(name, settings) as client:
+                context = min(context, client.check(tokenizer, k))
+                assert client.model is not None
+                places.append(client.model)
             continue
         directory = find_model(settings.model)
         context = min(context, read_architecture(directory).context)
         compare(name, Tokenizer.load(directory), tokenizer)
         files += [directory / "config.json", directory / "tokenizer.json"]
+        files += sorted(directory.glob("*.safetensors"))
         places.append(directory)
     return FoundTeachers(places, context, files)
 
@@ -105,13 +108,17 @@ class Teachers:
         found: FoundTeachers,
         temperature: float,
     ) -> None:
-        """Reads the weights. Raises ModelError."""
+        """Reads the weights. Raises ModelError, and ConfigError where a key is gone."""
         self.names = teacher_names(settings)
         self._stage, self._settings, self._temperature = stage, settings, temperature
-        self._asked = [
-            place if isinstance(place, ScoringClient) else _held(stage, each, place)
-            for each, place in zip(settings, found.places, strict=True)
-        ]
+        with ExitStack() as stack:
+            self._asked: list[Decoder | ScoringClient] = [
+                _held(stage, each, place)
+                if isinstance(place, Path)
+                else stack.enter_context(ScoringClient(name, each, place))
+                for name, each, place in zip(self.names, settings, found.places, strict=True)
+            ]
+            self._open = stack.pop_all()
         self.decoders = [each for each in self._asked if isinstance(each, Decoder)]
         rows = [decoder.arch.vocab for decoder in (stage.learner.decoder, *self.decoders)]
         self.vocab = min(rows)
@@ -125,9 +132,7 @@ class Teachers:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for each in self._asked:
-            if isinstance(each, ScoringClient):
-                each.close()
+        self._open.close()
 
     def of(self, task: str) -> int:
         """Who teaches a task: a place in `names`."""
