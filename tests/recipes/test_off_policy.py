@@ -1,6 +1,7 @@
 """Which answers off-policy sequence masking leaves out, and by which threshold."""
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,8 +9,10 @@ import torch
 
 from interlock.config.losses import LossSettings
 from interlock.learner.packing import TrainingGroup
+from interlock.recipes import grpo
 from interlock.recipes.off_policy import ENOUGH, WINDOW, OffPolicy, gaps_of, threshold
 from interlock.records.metrics import UpdateMetrics
+from interlock.records.rl import Sampling
 
 SETTINGS = LossSettings(off_policy_quantile=0.99, off_policy_least=0.01)
 
@@ -55,7 +58,7 @@ def test_the_threshold_is_a_quantile_of_what_was_measured() -> None:
 
 def test_what_is_bad_and_far_off_is_left_out() -> None:
     mask = masks({"on_policy_gaps": [0.02] * ENOUGH})
-    (found,) = mask.kept([group()], [logprobs(0.03, 0.9, 0.01)], first=True)
+    (found,) = mask.kept([group()], *[[logprobs(0.03, 0.9, 0.01)]] * 2)
     assert found.weights == [[0.0, 0.0], [0.5], [-0.5, 0.0, -0.5]]
     assert found.kl_weights == group().kl_weights
     assert found.completions == group().completions
@@ -66,7 +69,7 @@ def test_what_is_bad_and_far_off_is_left_out() -> None:
 
 def test_too_little_is_known_at_first() -> None:
     mask = masks()
-    assert mask.kept([group()], [logprobs(9.0, 9.0, 9.0)], first=True) == [group()]
+    assert mask.kept([group()], *[[logprobs(9.0, 9.0, 9.0)]] * 2) == [group()]
     metrics = mask.finish(UpdateMetrics())
     assert (metrics.off_policy_share, metrics.off_policy_threshold) == (0.0, None)
 
@@ -74,13 +77,54 @@ def test_too_little_is_known_at_first() -> None:
 def test_only_on_policy_answers_are_measured_and_only_finished_steps_count() -> None:
     memory: dict[str, Any] = {}
     mask = masks(memory)
-    mask.kept([group("w/0"), group("w/10")], [logprobs(0.5, 0.25, 0.75), logprobs(7, 7, 7)], True)
-    mask.kept([group("w/0")], [logprobs(8, 8, 8)], False)
+    both = [logprobs(0.5, 0.25, 0.75), logprobs(7, 7, 7)]
+    mask.kept([group("w/0"), group("w/10")], both, both)
     assert memory == {}
     mask.finish(UpdateMetrics())
     assert memory["on_policy_gaps"] == pytest.approx([0.5, 0.25, 0.75])
     memory["on_policy_gaps"] = [0.0] * WINDOW
-    mask.kept([group()], [logprobs(0.5, 0.25, 0.75)], True)
+    mask.kept([group()], *[[logprobs(0.5, 0.25, 0.75)]] * 2)
     mask.finish(UpdateMetrics())
     assert len(memory["on_policy_gaps"]) == WINDOW
     assert memory["on_policy_gaps"][-3:] == pytest.approx([0.5, 0.25, 0.75])
+
+
+def test_a_later_update_masks_by_the_policy_of_now_and_measures_by_that_of_before() -> None:
+    memory: dict[str, Any] = {"on_policy_gaps": [0.02] * ENOUGH}
+    mask = masks(memory)
+    now, before = [logprobs(0.01, 0.0, 0.5)], [logprobs(0.03, 0.0, -0.25)]
+    (found,) = mask.kept([group()], now, before)
+    assert found.weights == [[-0.5, -0.5], [0.5], [0.0, 0.0, 0.0]]
+    mask.finish(UpdateMetrics())
+    assert memory["on_policy_gaps"][ENOUGH:] == pytest.approx([0.03, 0.0, -0.25])
+
+
+class OneMove:
+    """A learner whose every update moves all log-probabilities by one nat."""
+
+    def __init__(self) -> None:
+        self.moved = 0.0
+        self.stepped: list[list[list[float]]] = []
+
+    def logprobs(self, batch: list[TrainingGroup], temperature: float) -> list[list[torch.Tensor]]:
+        return [logprobs(*[0.01 + self.moved] * 3) for _ in batch]
+
+    def step(self, batch: list[TrainingGroup], *_: Any) -> None:
+        self.stepped += [list(map(list, each.weights)) for each in batch]
+        self.moved += 1.0
+
+
+@pytest.mark.parametrize("updates", [1, 3])
+def test_each_of_several_updates_is_measured_as_it_began(updates: int) -> None:
+    learner, memory = OneMove(), {"on_policy_gaps": [0.02] * ENOUGH}
+    sampling = Sampling(temperature=1.0)
+    settings = SimpleNamespace(loss=SETTINGS, sampling=sampling)
+    sinks = SimpleNamespace(phase=lambda _: None)
+    stage: Any = SimpleNamespace(learner=learner, settings=settings, sinks=sinks)
+    mask = masks(memory)
+    grpo._update(stage, [[group()]] * updates, mask)
+    # The first update sees what was sampled; at each later one the bad answers are far off.
+    assert [weights[0][0] for weights in learner.stepped] == [-0.5, 0.0, 0.0][:updates]
+    share = mask.finish(UpdateMetrics()).off_policy_share
+    assert share == pytest.approx(2 * (updates - 1) / (3 * updates))
+    assert memory["on_policy_gaps"][ENOUGH:] == pytest.approx([0.01] * 3 * updates)

@@ -253,6 +253,21 @@ def test_costs_are_counted() -> None:
         assert judge.cost().money is None
 
 
+def test_a_judge_that_is_down_is_left_alone_and_tried_again() -> None:
+    manners = [status(503)] * 3 + [say(grade(7))]
+    more = {"attempts": 1, "concurrency": 1, "outage_after": 3, "outage_s": 1e6}
+    with RudeService(*manners) as service, judge_of(service, **more) as judge:
+        verdicts = judge.verify([(PROBLEM, "4")] * 10)
+        assert [each.status for each in verdicts] == [VerdictStatus.UNAVAILABLE] * 10
+        assert len(service.asked) == 3 and judge.errors == 10
+        cause = str(verdicts[3].cause)
+        assert cause.startswith("not asked, as it was unreachable for 3 answers in a row: the ju")
+        assert "HTTP 503" in cause and judge.cost().unasked == 7
+        judge._outage._until = 0.0  # the time is over
+        assert judge.verify([(PROBLEM, "4")] * 5) == [Verdict(0.7, False)] * 5
+        assert len(service.asked) == 8 and judge.cost().unasked == 0
+
+
 def test_so_many_at_a_time_and_in_order() -> None:
     def by_answer(request: Any) -> None:
         request.server.over.wait(0.02)

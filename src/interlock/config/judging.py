@@ -29,6 +29,9 @@ class JudgeSettings(SettingsTable, frozen=True):
     timeout_s: Rate = 60.0  # of one request
     attempts: Annotated[int, Meta(ge=1, le=100)] = 5  # at a request, the first included
     deadline_s: Rate = 300.0  # of all attempts at one answer
+    # After so many answers in a row that it was not reached for, it is not asked for outage_s.
+    outage_after: Positive = 16
+    outage_s: Rate = 60.0
     concurrency: Annotated[int, Meta(ge=1, le=1024)] = 8  # requests at a time
     price_in: Weight | None = None  # of a million tokens of prompts, in any currency
     price_out: Weight | None = None  # of a million tokens that it says

@@ -99,9 +99,8 @@ def _update(
     old = [learner.logprobs(batch, temperature) if several else None for batch in batches]
     results: list[StepResult] = []
     for batch, before in zip(batches, old, strict=True):
-        first = not results
         if off_policy.active:
-            now = before if first and before else learner.logprobs(batch, temperature)
-            batch = off_policy.kept(batch, now, first)
+            now = before if before and not results else learner.logprobs(batch, temperature)
+            batch = off_policy.kept(batch, now, before or now)
         results.append(learner.step(batch, loss, temperature, before))
     return results

@@ -44,18 +44,23 @@ class OffPolicy:
         return threshold(self._memory.get(_KEPT, []), self._loss)
 
     def kept(
-        self, batch: Sequence[TrainingGroup], logprobs: Sequence[Sequence[Tensor]], first: bool
+        self,
+        batch: Sequence[TrainingGroup],
+        now: Sequence[Sequence[Tensor]],
+        before: Sequence[Sequence[Tensor]],
     ) -> list[TrainingGroup]:
         """The batch of one update, with the weights of what is left out at 0.
 
-        logprobs: of the learner as it is, as Learner.logprobs gives them; `first`: nothing was
-        updated since the step began. KL weights stay as they are.
+        now, before: log-probabilities as Learner.logprobs gives them, of the learner as it is and
+        as it was before the step's first update. An answer is left out by the first: pi in the
+        paper's rule is the policy that is updated, however many updates ago it sampled. The spread
+        is measured by the second, in every batch of the step. KL weights stay as they are.
         """
         limit, found = self.threshold, []
-        for group, own in zip(batch, logprobs, strict=True):
+        for group, own, then in zip(batch, now, before, strict=True):
             gaps = gaps_of(group, own)
-            if first and group.label.endswith("/0"):  # guard.label: worker/staleness
-                self._new += [gap for gap in gaps if gap is not None]
+            if group.label.endswith("/0"):  # guard.label: worker/staleness
+                self._new += [gap for gap in gaps_of(group, then) if gap is not None]
             pairs = zip(group.weights, gaps, strict=True)
             out = [limit is not None and _is_out(*pair, limit) for pair in pairs]
             self._answers += len(out)

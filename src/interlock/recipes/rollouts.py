@@ -132,6 +132,9 @@ class Rollouts:
                 taken = self._take(more) if more > 0 else []
         self._ahead += max(0, len(scored) - wanted)
         self.retried, self.spent = verifier.retried - before, verifier.spent()
+        if unasked := self.spent.get("unasked"):
+            message = f"step {step}: a judge that is down was not asked for {unasked:.0f} answers"
+            self._stage.event("judge_down", message)
         self._stage.note_not_judged(step, scored)
         self._ledger.record(self._stage.index, step, scored, sequences)
         return scored

@@ -122,7 +122,7 @@ class RolloutMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tr
     discarded: int | None = None
     retried: int | None = None  # times that one of them was tried again; of this session
     # What a model as the judge cost since the step before, evaluations included, by name: requests,
-    # retries, prompt_tokens, completion_tokens, seconds, money. Of this session.
+    # retries, prompt_tokens, completion_tokens, seconds, money; unasked. Of this session.
     judge: dict[str, float] = {}
     tasks: dict[str, TaskMetrics] = {}  # of each, where there are several
 
@@ -234,6 +234,7 @@ EventKind = Literal[
     "rows_left_out",
     "turns_unclosed",  # the template ends them with no token that generation could stop at
     "verifier_error",
+    "judge_down",  # a service was unreachable so often that it was left alone for a while
     "answers_discarded",  # what judges was not there: no zeros, and in no statistic
     "bad_step",  # not finite: skipped
     "teacher_held",  # in the learner's process, and in how much memory

@@ -43,6 +43,7 @@ class JudgeCost(msgspec.Struct):
     completion_tokens: int = 0
     seconds: float = 0.0
     money: float | None = None  # None: no price was given
+    unasked: int = 0  # answers for which a service that is down was not asked
 
     def __sub__(self, before: "JudgeCost") -> "JudgeCost":
         now, then = msgspec.structs.asdict(self), msgspec.structs.asdict(before)

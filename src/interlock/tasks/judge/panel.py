@@ -10,14 +10,18 @@ import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from types import TracebackType
 from typing import Any
+
+import msgspec
 
 from interlock.config.judging import JudgeSettings
 from interlock.errors import TaskError, Unavailable
 from interlock.records.rl import Attempt, Problem, Verdict, VerdictStatus
 from interlock.tasks.judge import questions
 from interlock.tasks.judge.client import JudgeClient, JudgeCost, JudgeRefusal
+from interlock.tasks.judge.outage import Outage
 from interlock.tasks.retries import Pair
 from interlock.text import one_line
 
@@ -35,6 +39,7 @@ class Judge:
             raise TaskError(f"judge: {why}")
         self._settings = settings
         self._client = client or JudgeClient(settings, key_of(settings))
+        self._outage = Outage(settings.outage_after, settings.outage_s)
         self._before = self._client.cost
         self.errors = 0  # answers that were not judged
 
@@ -74,7 +79,7 @@ class Judge:
 
     def cost(self) -> JudgeCost:
         """Since this was last asked."""
-        now = self._client.cost
+        now = msgspec.structs.replace(self._client.cost, unasked=self._outage.unasked)
         spent, self._before = now - self._before, now
         return spent
 
@@ -83,7 +88,8 @@ class Judge:
         settings, why = self._settings, ""
         for attempt in range(_GARBAGE_ATTEMPTS):
             try:
-                said = self._client.complete(self._body(problem, answer, settings.seed + attempt))
+                body = self._body(problem, answer, settings.seed + attempt)
+                said = self._outage.asked(partial(self._client.complete, body))
                 if said.finish != "stop":
                     raise ValueError(f"the judge did not finish its grade ({said.finish[:40]})")
                 return self._verdict(questions.graded(said.text, settings))
