@@ -44,7 +44,7 @@ def _of_weights(path: Path) -> str:
     """Of a file that may be longer than memory; of a very long one, its size and blocks of it."""
     size = path.stat().st_size
     blocks = -(-size // _BLOCK)
-    places = range(blocks)
+    places: Sequence[int] = range(blocks)
     if blocks > _WHOLE:  # the first has the header; the last may be a part of one
         places = [at * (blocks - 1) // (_SAMPLED - 1) for at in range(_SAMPLED)]
     digest = hashlib.sha256() if blocks <= _WHOLE else hashlib.sha256(f"{size} ".encode())
