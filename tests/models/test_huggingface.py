@@ -68,6 +68,14 @@ V3 = LLAMA | {
     "topk_method": "noaux_tc",
     "v_head_dim": 12,
 }
+GLM = V3 | {
+    "model_type": "glm4_moe",
+    "head_dim": 32,
+    "rope_scaling": None,
+    "partial_rotary_factor": 0.5,
+    "auto_map": None,
+}
+LINEAR = {"rope_type": "linear", "factor": 2.0}
 FP8 = {
     "activation_scheme": "dynamic",
     "fmt": "e4m3",
@@ -142,6 +150,7 @@ def test_deepseek_v3_and_r1_have_the_parameters_that_are_published(tmp_path: Pat
     [
         ({}, DefaultRope(rope_theta=10_000.0)),
         ({"rope_theta": 5e5, "rope_scaling": None}, DefaultRope(rope_theta=5e5)),
+        ({"model_type": "smollm3"}, DefaultRope(rope_theta=2e6)),
         (
             {"rope_theta": 7, "rope_scaling": {"type": "linear", "factor": 2}},
             LinearRope(rope_theta=7, factor=2),
@@ -178,6 +187,39 @@ def test_both_spellings_of_rope(tmp_path: Path, keys: dict[str, Any], rope: Any)
 
 
 @pytest.mark.parametrize(
+    ("keys", "context"),
+    [
+        ({"model_type": "mistral"}, 1000),  # without the key, transformers' default of 4096
+        ({"model_type": "mistral", "sliding_window": None}, 1000),
+        ({"model_type": "mistral", "sliding_window": 64}, 64),
+        ({"model_type": "ministral", "sliding_window": 64}, 64),
+        (
+            {"model_type": "ministral", "sliding_window": 64, "layer_types": ["full_attention"]},
+            1000,
+        ),
+        ({"model_type": "cwm", "sliding_window": 64, "rope_scaling": LINEAR}, 64),
+        ({"model_type": "qwen2", "sliding_window": 64}, 1000),
+        ({"model_type": "qwen2", "sliding_window": 64, "use_sliding_window": True}, 1000),
+        (
+            {
+                "model_type": "qwen2",
+                "sliding_window": 64,
+                "use_sliding_window": True,
+                "max_window_layers": 1,
+            },
+            64,
+        ),
+        ({"model_type": "llama", "sliding_window": 64}, 1000),
+    ],
+)
+def test_a_window_that_slides_is_the_context(
+    tmp_path: Path, keys: dict[str, Any], context: int
+) -> None:
+    config = LLAMA | {"max_position_embeddings": 1000} | keys
+    assert read_architecture(write(tmp_path, config)).context == context
+
+
+@pytest.mark.parametrize(
     ("config", "message"),
     [
         (LLAMA | {"model_type": "mamba"}, "model_type 'mamba' is not supported"),
@@ -202,7 +244,16 @@ def test_both_spellings_of_rope(tmp_path: Path, keys: dict[str, Any], rope: Any)
         (LLAMA | {"mlp_bias": True}, "mlp_bias true"),
         (LLAMA | {"attention_dropout": 0.1}, "attention_dropout 0.1"),
         (LLAMA | {"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
-        (LLAMA | {"model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window true"),
+        (LLAMA | {"use_sliding_window": True}, "use_sliding_window true"),
+        (LLAMA | {"layer_types": ["linear_attention"]}, "layer_types may hold only"),
+        (LLAMA | {"model_type": "qwen2", "layer_types": ["sliding_attention"]}, "layer_types"),
+        (LLAMA | {"model_type": "mistral", "attention_bias": True}, "attention_bias true"),
+        (LLAMA | {"model_type": "mistral", "sliding_window": 0}, "sliding_window"),
+        (LLAMA | {"model_type": "cwm"}, "rope_scaling is missing"),
+        (LLAMA | {"model_type": "smollm3", "no_rope_layers": [1]}, "names 1 of 2 layers"),
+        (LLAMA | {"model_type": "smollm3", "no_rope_layers": [1, 2]}, "no_rope_layers"),
+        (GLM | {"partial_rotary_factor": 0.3}, "rotary dimension of 9"),
+        (GLM | {"partial_rotary_factor": 1.5}, "partial_rotary_factor"),
         (LLAMA | {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
         (LLAMA | {"layer_types": 5}, "layer_types"),
         (LLAMA | {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic'"),

@@ -97,12 +97,13 @@ class Architecture(msgspec.Struct, frozen=True):
     value_dim: int  # of values
     inner: int  # of a dense layer
     norm_eps: float
-    context: int  # positions the model was trained for
+    context: int  # positions the model was trained for, and every layer sees
     tied: bool  # the vocabulary projection is the embedding
     rope: Rope
     rope_dim: int  # how many elements of each query and key are rotated
     qkv_bias: bool = False
     out_bias: bool = False
     qk_norm: bool = False
+    unrotated: frozenset[int] = frozenset()  # layers whose attention knows no positions
     latent: Latent | None = None
     routing: Routing | None = None

@@ -34,7 +34,7 @@ Layout = dict[str, ParameterSlice]
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with rotary positions; biases (Qwen2) and QK-norm (Qwen3) if any."""
+    """Grouped-query attention; rotary positions, biases (Qwen2) and QK-norm (Qwen3) if any."""
 
     def __init__(self, arch: Architecture, layer: int) -> None:
         super().__init__()
@@ -46,6 +46,7 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(arch.head_dim, arch.norm_eps) if arch.qk_norm else None
         self.k_norm = RMSNorm(arch.head_dim, arch.norm_eps) if arch.qk_norm else None
         self.scale = arch.head_dim**-0.5
+        self.rotates = layer not in arch.unrotated
 
     def forward(self, x: Tensor, angles: Angles, attend: Attend) -> Tensor:
         """x [N, d] -> [N, d]."""
@@ -54,7 +55,8 @@ class Attention(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q, k = qk.split([self.heads, self.kv_heads], dim=1)
             qk = torch.cat([self.q_norm(q), self.k_norm(k)], dim=1)
-        q, k = rotate(qk, angles).split([self.heads, self.kv_heads], dim=1)
+        qk = rotate(qk, angles) if self.rotates else qk
+        q, k = qk.split([self.heads, self.kv_heads], dim=1)
         return self.out(attend(self.layer, q, k, v, self.scale).flatten(1))
 
     def layout(self, ours: str, theirs: str) -> Iterator[LayoutEntry]:

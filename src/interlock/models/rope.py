@@ -37,8 +37,14 @@ def both_halves(angles: Tensor, magnitude: float = 1.0) -> Angles:
 
 
 def rotate(x: Tensor, angles: Angles) -> Tensor:
-    """Rotate x [N, H, D], whose pairs are (i, i + D/2), by the angles of each token."""
+    """Rotate x [N, H, D], whose pairs are (i, i + D/2), by the angles of each token.
+
+    Of a longer x [N, H, D + E] the first D elements are, and the others stay.
+    """
     cos, sin = angles
+    if x.shape[-1] > cos.shape[-1]:
+        turned, kept = x.tensor_split([cos.shape[-1]], dim=-1)
+        return torch.cat([rotate(turned, angles), kept], dim=-1)
     first, second = x.chunk(2, dim=-1)
     partner = torch.cat([second, first], dim=-1)
     return torch.addcmul(x * cos, partner, sin).to(x.dtype)

@@ -31,6 +31,8 @@ INDEX = "model.safetensors.index.json"
 _PICKLED = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 _DTYPES = {"F32", "F16", "BF16"}
 _ROTARY_TABLE = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+# The layer behind the last one is their head for multi-token prediction.
+_PREDICTING = {"deepseek_v3", "glm4_moe", "glm4_moe_lite"}
 
 Files = dict[Path, list[str]]  # safetensors file -> the tensors read from it
 
@@ -220,6 +222,5 @@ def _also(file: Any, path: Path, other: Path) -> Iterator[Any]:
 
 
 def _may_be_spare(name: str, arch: Architecture) -> bool:
-    # The layer behind the last one is DeepSeek-V3's head for multi-token prediction.
-    extra = arch.family == "deepseek_v3" and name.startswith(f"model.layers.{arch.layers}.")
+    extra = arch.family in _PREDICTING and name.startswith(f"model.layers.{arch.layers}.")
     return extra or name == "lm_head.weight" or _ROTARY_TABLE.fullmatch(name) is not None
