@@ -67,6 +67,8 @@ def test_a_log_gets_one_plain_line_per_step() -> None:
         watch.phase("generating", 8)
         watch.advance()
         watch.evaluated(0, Score(0.109, -2.5, 128))
+        drawn = Score(0.25, 0.5, 1024, pass_at={1: 0.25, 8: 0.5}, problems=128)
+        watch.evaluated(0, drawn)
         watch.step(StepMetrics(stage=0, step=0, accuracy=0.109))  # said already
         watch.step(METRICS)
         watch.note("[bold]a note[/]")
@@ -74,6 +76,8 @@ def test_a_log_gets_one_plain_line_per_step() -> None:
     assert text(log).splitlines() == [
         "stage 0: grpo, 40 steps",
         "step 0: accuracy 10.9%, mean reward -2.5 on 128 held-out problems",
+        "step 0: accuracy 25.0%, mean reward 0.5, pass@1 25.0%, pass@8 50.0% on 1024 answers to 128"
+        " held-out problems",
         "step 1/40: reward 0.25  length 12  entropy 1.50  mismatch 2.5e-04  skipped 2"
         "  generate 3.2s",
         "[bold]a note[/]",

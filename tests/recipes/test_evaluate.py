@@ -14,7 +14,7 @@ from interlock.config.schema import GeneratorSettings
 from interlock.config.tasks import TaskSettings
 from interlock.errors import TrainingError
 from interlock.models.tokenizer import Tokenizer
-from interlock.recipes.evaluate import Exam, answer_greedily, measure, room
+from interlock.recipes.evaluate import Asking, Exam, answer_held_out, measure, room
 from interlock.recipes.sinks import Sink
 from interlock.records.rl import Completion, FinishReason, Group, Problem, Sampling, Verdict
 from interlock.workers.generators import Outcome, Work
@@ -39,7 +39,7 @@ def answered(problems: int, aside: set[int]) -> list[Any]:
     generators: Any = SimpleNamespace(size=2, order=ordered.extend, collect=collect, facts=dict)
     verifier: Any = SimpleNamespace(verify=verify)
     asked = [Problem(f"p{number}", [], "") for number in range(problems)]
-    return answer_greedily(asked, generators, verifier, Sampling(), Sink())
+    return answer_held_out(asked, generators, verifier, Asking(Sampling()), Sink())
 
 
 def test_a_run_is_measured_on_what_it_held_out_at_the_time_it_was_told(tmp_path: Path) -> None:

@@ -153,10 +153,34 @@ def _add_eval(choices: Any) -> None:
         "model", metavar="MODEL", help="a model directory, a run directory or hf:org/name"
     )
     verb.add_argument(
-        "settings", nargs="*", metavar="key=value", help="of the task: options.digits=3, seed=1, …"
+        "settings",
+        nargs="*",
+        metavar="key=value",
+        help="of the task: options.digits=3, seed=1, …; of one of several: 0.options.digits=3",
     )
-    verb.add_argument("--task", help="arithmetic, gsm8k, jsonl, reasoning-gym/NAME")
-    verb.add_argument("--problems", type=_at_least(1), metavar="N", help="default: 128")
+    verb.add_argument(
+        "--task",
+        action="append",
+        help="arithmetic, gsm8k, jsonl, reasoning-gym/NAME; repeatable",
+    )
+    verb.add_argument(
+        "--problems", type=_at_least(1), metavar="N", help="of each task (default: 128)"
+    )
+    verb.add_argument(
+        "--samples",
+        type=_at_least(1),
+        metavar="N",
+        help="answers to each problem; 1 is a greedy one (default: 1, or the run's own)",
+    )
+    verb.add_argument(
+        "--pass-at",
+        type=_at_least(1),
+        action="append",
+        metavar="K",
+        help="the chance that one of K answers is right; repeatable",
+    )
+    verb.add_argument("--temperature", type=float, metavar="T", help="of samples (default: 0.6)")
+    verb.add_argument("--top-p", type=float, metavar="P", help="of samples (default: 0.95)")
     verb.add_argument(
         "--max-tokens", type=_at_least(1), metavar="N", help="default: 256, or the run's own"
     )

@@ -9,19 +9,14 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from interlock.cli import starting
-from interlock.config.reading import load_recipe, parse_sampling, parse_task, to_tree
+from interlock.config.reading import load_recipe, parse_sampling
 from interlock.config.schema import GeneratorSettings
 from interlock.config.secrets import shown_override
 from interlock.errors import ConfigError, VoidResult
-from interlock.records.rl import Score
 from interlock.rundir import RunDir
-from interlock.text import one_line, visible
-
-if TYPE_CHECKING:
-    from interlock.recipes.evaluate import Exam
+from interlock.text import visible
 
 _REMOTE_SHELL = "ssh -o BatchMode=yes -o ConnectTimeout=20"
 _NODE_S = 3600.0  # for the devices of a node
@@ -78,52 +73,23 @@ def train(given: argparse.Namespace) -> None:
 
 
 def evaluate(given: argparse.Namespace) -> None:
-    """Greedy accuracy on held-out problems, with its 95 % interval."""
+    """Accuracy on held-out problems, with its 95 % interval; and pass@k, where it is asked for."""
     from interlock import terminal
+    from interlock.cli.exams import figures, what_to_measure
     from interlock.recipes.evaluate import measure
-    from interlock.report.summary import not_judged, wilson
+    from interlock.report.summary import not_judged
 
-    exam = _what_to_measure(given)
+    exam = what_to_measure(given)
     generator = GeneratorSettings(device=given.device)
     console = terminal.Screen(stderr=given.json)
     with terminal.watching(console) as screen:
         scored = measure(given.model, exam, generator, screen)
     if given.json:
-        worth = Score.of(scored)
-        low, high = wilson(worth.accuracy, worth.completions)
-        figures = {"accuracy": worth.accuracy, "low": low, "high": high, "reward": worth.reward}
-        of = {"problems": worth.completions, "model": given.model, "task": to_tree(exam.task[0])}
-        print(json.dumps(figures | of))
+        print(json.dumps(figures(given.model, exam, scored)))
     else:
-        terminal.print_accuracy(console, scored, given.show)
+        terminal.print_accuracy(console, scored, given.show, exam.how.pass_at)
     if cause := not_judged(scored):
         raise VoidResult(f"the verifier failed on every answer: {cause}")
-
-
-def _what_to_measure(given: argparse.Namespace) -> "Exam":
-    """What the command line says, or the run's own."""
-    from interlock.recipes.evaluate import Exam, practised
-
-    if given.task:
-        limit, count = given.max_tokens or 256, given.problems or 128
-        task = parse_task(given.task, count, given.settings)
-        return Exam([task], count, parse_sampling(0.0, limit, given.stop or []), limit)
-    if not (Path(given.model) / "manifest.json").is_file():
-        name = one_line(repr(given.model), 80)
-        known = f"{name} is no run" if Path(given.model).is_dir() else f"there is no run at {name}"
-        raise ConfigError(
-            f"{known}, which would know its task; give a run's directory, or for a model say "
-            "--task arithmetic, gsm8k, jsonl or reasoning-gym/NAME"
-        )
-    if given.settings:
-        raise ConfigError(f"{given.settings[0]} would change the run's own task; give --task too")
-    own = practised(Path(given.model))
-    count = given.problems or own.problems
-    if count > (most := min(task.held_out for task in own.task)):
-        raise ConfigError(f"--problems {count}: the run held out {most}; choose from those")
-    limit = given.max_tokens or own.sampling.max_tokens
-    sampling = parse_sampling(0.0, limit, given.stop or own.sampling.stop)
-    return own._replace(problems=count, sampling=sampling)
 
 
 def chat(given: argparse.Namespace) -> None:

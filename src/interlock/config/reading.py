@@ -22,7 +22,7 @@ from interlock.config.schema import Recipe
 from interlock.config.secrets import is_secret, shown_override
 from interlock.config.serving import ServeSettings
 from interlock.config.stages import STAGES
-from interlock.config.tasks import TaskSettings
+from interlock.config.tasks import EvaluationSettings, TaskSettings
 from interlock.errors import ConfigError
 from interlock.records.rl import Sampling
 from interlock.regular import read_regular
@@ -88,6 +88,14 @@ def parse_task(name: str, held_out: int, overrides: Sequence[str] = ()) -> TaskS
     task = _convert(tree, TaskSettings, source=f"task {name}")
     check_task(task, f"task {name}")
     return task
+
+
+def parse_evaluation(tree: dict[str, Any]) -> EvaluationSettings:
+    """How an evaluation without a recipe asks. Raises ConfigError."""
+    how = _convert(tree, EvaluationSettings, source="eval")
+    for conflict in how.conflicts():
+        raise ConfigError(conflict)
+    return how
 
 
 def parse_sampling(temperature: float, max_tokens: int, stop: list[str]) -> Sampling:

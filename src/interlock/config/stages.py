@@ -108,6 +108,7 @@ class StageSettings(SettingsTable, frozen=True, kw_only=True, tag_field="kind"):
             )
         yield from task_conflicts(self.task)
         yield from _thinking_conflicts(self.sampling)
+        yield from self.eval.conflicts()
         for place, task in enumerate(self.task):
             which = "task" if len(self.task) == 1 else f"task.{place}"
             for why in room_conflicts(task.reward, self.sampling.max_tokens):

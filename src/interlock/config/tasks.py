@@ -92,9 +92,31 @@ def task_conflicts(tasks: Sequence[TaskSettings]) -> Iterator[str]:
 
 
 class EvaluationSettings(SettingsTable, frozen=True):
-    """`[stage.eval]`: greedy accuracy on held-out problems, before the first step and after the
-    last, and in between.
+    """`[stage.eval]`: accuracy on held-out problems, before the first step and after the last, and
+    in between.
     """
 
     every: NonNegative = 0  # steps; 0: only before and after
     problems: Positive = 128  # of each task's held_out
+    samples: Annotated[int, Meta(ge=1, le=1024)] = 1  # answers per problem; 1: a greedy one
+    # Of several answers, which are drawn.
+    temperature: Annotated[float, Meta(gt=0, le=10)] = 0.6
+    top_p: Annotated[float, Meta(gt=0, le=1)] = 0.95
+    # Each k: the chance that one of k answers is right, estimated without bias from `samples`.
+    pass_at: list[Positive] = []
+
+    def conflicts(self) -> Iterator[str]:
+        """As StageSettings.conflicts."""
+        for k in self.pass_at:
+            if k > self.samples:
+                yield (
+                    f"eval.pass_at = {k} is of more answers than eval.samples = {self.samples}; "
+                    "raise that"
+                )
+        usual = EvaluationSettings()
+        for name in ("temperature", "top_p"):
+            if self.samples == 1 and getattr(self, name) != getattr(usual, name):
+                yield (
+                    f"eval.{name} = {getattr(self, name)} is of answers that are drawn, and one is "
+                    "greedy; set eval.samples above 1, or remove it"
+                )

@@ -110,7 +110,9 @@ def _accuracy(run: RunView) -> Iterator[str]:
     if pair.after is not None:
         rows.append(("after", *_measured(pair.after)))
     yield _table(("", "accuracy", "95 % interval", "problems", "stage, step"), rows)
-    yield "\nGreedy answers; the intervals are Wilson's.\n"
+    asked = pair.before.samples
+    how = "Greedy answers" if asked == 1 else f"{asked} drawn answers to each problem"
+    yield f"\n{how}; the intervals are Wilson's.\n"
 
 
 def _measured(found: Evaluation) -> tuple[str, ...]:

@@ -11,8 +11,9 @@ from statistics import fmean, mean
 import msgspec
 
 from interlock.mismatch import Mismatch, mismatch
+from interlock.records.passes import wilson
 from interlock.records.rl import Verdict
-from interlock.report.summary import why_failed, wilson
+from interlock.report.summary import why_failed
 
 _SAME_WITHIN = math.log(2)
 

@@ -133,8 +133,10 @@ def _stage(settings: StageSettings, data: object) -> str:
             f" of {settings.problems_per_step} problems × {settings.completions} answers: "
             f"{answers:,} answers of at most {settings.sampling.max_tokens:,} tokens"
         )
+    each = f", {settings.eval.samples} times each" * (settings.eval.samples > 1)
     for task in settings.task:
-        told += f"; task {task.name}, {settings.eval.problems} of {task.held_out} held-out problems"
+        told += f"; task {task.called}, {settings.eval.problems} of {task.held_out} held-out"
         every = settings.eval.every
-        told += f" answered {2 + (ceil(settings.steps / every) - 1 if every else 0)} times"
+        told += f" problems answered {2 + (ceil(settings.steps / every) - 1 if every else 0)} times"
+        told += each
     return told

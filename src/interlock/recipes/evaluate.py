@@ -1,4 +1,4 @@
-"""Greedy accuracy on problems that training never sees."""
+"""Accuracy on problems that training never sees: of a greedy answer, or of several drawn ones."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -6,16 +6,19 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from msgspec.structs import replace
+
 from interlock.config.reading import parse_recipe
 from interlock.config.schema import GeneratorSettings
 from interlock.config.stages import StageSettings
-from interlock.config.tasks import TaskSettings
+from interlock.config.tasks import EvaluationSettings, TaskSettings
 from interlock.errors import ConfigError, TaskError, TrainingError
 from interlock.models.fetch import find_model
 from interlock.models.huggingface import read_architecture
 from interlock.models.tokenizer import Tokenizer
 from interlock.recipes.sinks import Sink
 from interlock.recipes.stage import Stage
+from interlock.records.passes import passes
 from interlock.records.rl import Attempt, Group, Problem, Sampling, Score, ScoredGroup
 from interlock.rundir import RunDir
 from interlock.tasks.mixture import Verifiers, open_tasks
@@ -65,35 +68,45 @@ def grade(
     return [ScoredGroup(group, [next(left) for _ in group.completions]) for group in groups]
 
 
-def answer_greedily(
+class Asking(NamedTuple):
+    """How held-out problems are asked."""
+
+    sampling: Sampling
+    samples: int = 1  # answers to each
+    seed: int = 0  # of the noise, where there is any
+
+
+def asking(how: EvaluationSettings, limits: Sampling, seed: int) -> Asking:
+    """As the settings have it; of `limits` counts what ends an answer, and its thinking."""
+    sampling = replace(limits, temperature=how.temperature, top_p=how.top_p, top_k=0, min_p=0.0)
+    if how.samples == 1:
+        return Asking(replace(sampling, temperature=0.0, top_p=1.0))
+    return Asking(sampling, how.samples, seed)
+
+
+def answer_held_out(
     problems: Sequence[Problem],
     generators: Generators,
     verifier: Verifiers,
-    sampling: Sampling,
+    how: Asking,
     sink: Sink,
     unit: int = 0,
     exact: bool = True,
 ) -> list[ScoredGroup]:
-    """One greedy completion for each problem, judged. Only the limits of `sampling` are used.
+    """The completions of each problem, judged.
 
     `unit`: problems given to a worker at a time; 0: shared evenly, at most _UNIT. `exact`: a worker
     computes each unit alone, so that one that is repeated gives the same bits. A problem that
     workers fail on again and again is left out; the run's events name it. Raises TrainingError when
     none is left.
     """
-    greedy = Sampling(
-        temperature=0.0,
-        max_tokens=sampling.max_tokens,
-        stop=sampling.stop,
-        thinking_budget=sampling.thinking_budget,
-        thinking_words=sampling.thinking_words,
-    )
     sink.phase("evaluating", len(problems))
     unit = unit or min(_UNIT, -(-len(problems) // generators.size))
     for first in range(0, len(problems), unit):
         part = tuple(problems[first : first + unit])
         keys = tuple(range(first, first + len(part)))
-        generators.order([Work(Purpose.EVALUATE, keys, part, 1, greedy, 0, exact)])
+        asked = how.samples, how.sampling, how.seed
+        generators.order([Work(Purpose.EVALUATE, keys, part, *asked, exact)])
     outcomes: list[Outcome] = []
     while len(outcomes) < len(problems):
         outcomes += generators.collect(Purpose.EVALUATE, _LOOK_S)
@@ -108,7 +121,7 @@ def answer_greedily(
             f"all {len(problems)} held-out problems were set aside: workers fail on every one; "
             "see the events"
         )
-    return score(groups, verifier, sampling.max_tokens)
+    return score(groups, verifier, how.sampling.max_tokens)
 
 
 class Exam(NamedTuple):
@@ -121,6 +134,7 @@ class Exam(NamedTuple):
     sampling: Sampling  # its limits are those of an answer
     room: int  # tokens of an answer, for which a problem that is held out must leave room
     clock: datetime | None = None  # what a chat template is told; None: the present
+    how: EvaluationSettings = EvaluationSettings()  # but for `problems`
 
 
 def practised(directory: Path) -> Exam:
@@ -133,12 +147,13 @@ def practised(directory: Path) -> Exam:
     for stage in reversed(recipe.stage):
         if stage.task:
             limit = stage.sampling.max_tokens
-            return Exam(stage.task, stage.eval.problems, stage.sampling, limit, recipe.model.clock)
+            clock, how = recipe.model.clock, stage.eval
+            return Exam(stage.task, how.problems, stage.sampling, limit, clock, how)
     raise ConfigError(f"{directory} is a run without a task; say which with --task")
 
 
 def measure(model: str, exam: Exam, settings: GeneratorSettings, sink: Sink) -> list[ScoredGroup]:
-    """Greedy answers of a model to the first held-out problems of each task.
+    """Answers of a model to the first held-out problems of each task.
 
     Raises UserError when the model, the task or the device is not fit.
     """
@@ -151,7 +166,8 @@ def measure(model: str, exam: Exam, settings: GeneratorSettings, sink: Sink) -> 
     generators.progress = sink.advance
     problems = source.held_out(exam.problems)
     with Verifiers(exam.task) as verifier:
-        return answer_greedily(problems, generators, verifier, exam.sampling, sink)
+        how = asking(exam.how, exam.sampling, seed=0)
+        return answer_held_out(problems, generators, verifier, how, sink)
 
 
 def room(max_tokens: int, tokenizer: Tokenizer, context: int) -> Unfit:
@@ -192,7 +208,7 @@ def is_due(stage: Stage[StageSettings], step: int) -> bool:
 def held_out_score(
     stage: Stage[StageSettings], step: int, problems: Sequence[Problem], verifier: Verifiers
 ) -> Score | None:
-    """What greedy answers are worth after `step` updates when an evaluation is due then, else None.
+    """What answers are worth after `step` updates when an evaluation is due then, else None.
 
     The answers are kept in the ledger; one that is there already is not computed again.
     """
@@ -202,12 +218,17 @@ def held_out_score(
     if not scored:
         stage.publish()
         assert stage.generators is not None
-        sampling, unit = stage.settings.sampling, stage.recipe.fleet.unit
-        scored = answer_greedily(
-            problems, stage.generators, verifier, sampling, stage.sinks, unit, stage.exact
+        how = asking(stage.settings.eval, stage.settings.sampling, stage.seed(0))
+        unit = stage.recipe.fleet.unit
+        scored = answer_held_out(
+            problems, stage.generators, verifier, how, stage.sinks, unit, stage.exact
         )
         stage.note_not_judged(step, scored)
         stage.run.ledger.record_evaluation(stage.index, step, scored)
-    result = Score.of(scored)
+    found = passes(scored, stage.settings.eval.pass_at)
+    result = Score.of(scored)._replace(
+        pass_at={k: share.mean for k, share in found.items() if share.problems},
+        problems=len(scored) if stage.settings.eval.samples > 1 else None,
+    )
     stage.sinks.evaluated(step, result)
     return result

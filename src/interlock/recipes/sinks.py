@@ -44,7 +44,7 @@ class Sink:
         """One part of the phase is done."""
 
     def evaluated(self, step: int, score: Score) -> None:
-        """What greedy answers to held-out problems are worth after `step` updates."""
+        """What answers to held-out problems are worth after `step` updates."""
 
     def workers(self, facts: Mapping[str, WorkerMetrics]) -> None:
         """What every generator is doing, by name, about once a second."""

@@ -225,6 +225,7 @@ class Stage(Generic[Settings]):
                 metrics,
                 accuracy=held_out.accuracy,
                 held_out_reward=held_out.reward,
+                pass_at=dict(held_out.pass_at),
                 held_out={name: _of_task(score) for name, score in held_out.tasks.items()},
             )
         self.sinks.step(self.run.log(metrics))

@@ -198,6 +198,7 @@ class StepMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
     kind: str = ""  # of the stage
     accuracy: float | None = None  # share of right answers to held-out problems after the step
     held_out_reward: float | None = None  # mean reward of the same answers
+    pass_at: dict[int, float] = {}  # by k: the chance that one of k such answers is right
     held_out: dict[str, TaskMetrics] = {}  # of these answers by task, where there are several
     weight_version: int | None = None  # of the weights after the step
     rollout: RolloutMetrics = RolloutMetrics()

@@ -227,6 +227,8 @@ class Score(NamedTuple):
     reward: float  # mean; any finite number
     completions: int  # that count
     tasks: Mapping[str, "Score"] = MappingProxyType({})  # of each, where there are several
+    pass_at: Mapping[int, float] = MappingProxyType({})  # by k, where it was asked for
+    problems: int | None = None  # that they answer, several times each; None: once each
 
     @classmethod
     def of(cls, scored: Sequence[ScoredGroup]) -> "Score":

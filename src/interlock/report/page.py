@@ -60,6 +60,7 @@ def _render(run: RunView) -> str:
             stages=len(run.config.get("stage", [])),
             facts=_facts(run, metrics, events),
             pair=pair,
+            answers="greedy" if pair is None or pair.before.samples == 1 else "drawn",
             comparisons=summary.comparisons(run, pair, _COMPARISONS),
             samples=summary.samples(run, _GROUPS, _COMPLETIONS),
             counts=_counts(metrics, events),

@@ -16,6 +16,7 @@ from interlock.report.summary import Evaluation, Metrics
 from interlock.text import label
 
 BLUE, ORANGE, GREEN, VIOLET, GREY = "#3f83f8", "#f0883e", "#2ba471", "#9b6cf0", "#98a2b3"
+_HUES = (GREEN, BLUE, ORANGE, VIOLET)
 TEAL, ROSE = "#1aa7b8", "#e0609a"
 _MARKERS_UP_TO = 60  # points; more of them would hide the line
 _SMOOTH_FROM = 20  # steps
@@ -104,8 +105,14 @@ def plots(metrics: Metrics, evaluations: Sequence[Evaluation], timeline: Timelin
         Plot(
             "accuracy",
             "Held-out accuracy",
-            "Greedy answers to problems never trained on; bars are 95 % Wilson intervals.",
+            "Answers to problems never trained on; bars are 95 % Wilson intervals.",
             [Panel("accuracy", _accuracy(evaluations, timeline), _PERCENT | {"range": [0, 1]})],
+        ),
+        Plot(
+            "tasks",
+            "Held-out accuracy by task",
+            "Answers to problems never trained on, of stages that have several tasks.",
+            [Panel("accuracy", _by_task(evaluations, timeline), _PERCENT | {"range": [0, 1]})],
         ),
         *_learning(draw),
         *_policy(draw),
@@ -322,6 +329,29 @@ def _accuracy(evaluations: Sequence[Evaluation], timeline: Timeline) -> list[Tra
                 "marker": {"size": 8},
             }
         )
+    return traces
+
+
+def _by_task(evaluations: Sequence[Evaluation], timeline: Timeline) -> list[Trace]:
+    """One trace per task and stage, all of a task in one colour."""
+    names = list(dict.fromkeys(name for each in evaluations for name in each.tasks))
+    traces = []
+    for place, name in enumerate(names):
+        of_task = [each for each in evaluations if name in each.tasks]
+        for stage in dict.fromkeys(each.stage for each in of_task):
+            own = [each for each in of_task if each.stage == stage]
+            traces.append(
+                {
+                    "type": "scatter",
+                    "mode": "lines+markers",
+                    "name": label(name),
+                    "legendgroup": label(name),
+                    "showlegend": stage == of_task[0].stage,
+                    "x": [timeline.x(each.stage, each.step) for each in own],
+                    "y": [each.tasks[name].mean for each in own],
+                    "line": {"color": _HUES[place % len(_HUES)], "width": 2},
+                }
+            )
     return traces
 
 

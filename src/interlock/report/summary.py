@@ -4,30 +4,37 @@ Reads a run directory; draws nothing.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from interlock.records.metrics import StepMetrics
-from interlock.records.rl import Completion, FinishReason, Score, ScoredGroup, Verdict
+from interlock.records.passes import Share, accuracy, solved, trials, wilson
+from interlock.records.rl import Completion, FinishReason, Score, ScoredGroup, Verdict, of_tasks
 from interlock.rundir import RunView, Session
 
-_Z95 = 1.959963984540054  # standard normal quantile of a two-sided 95 % interval
 Metrics = Sequence[StepMetrics]
 
 
 class Evaluation(NamedTuple):
-    """Greedy answers to held-out problems after `step` updates of a stage."""
+    """Answers to held-out problems after `step` updates of a stage."""
 
     stage: int
     step: int
     accuracy: float  # share of right answers
     problems: int | None  # None when the answers are not in the ledger
     reward: float | None = None  # mean; None when neither logged nor in the ledger
+    trials: float | None = None  # what the answers tell is worth so many; None: one per problem
+    samples: int = 1  # answers to a problem; 1: a greedy one
+    pass_at: Mapping[int, float] = MappingProxyType({})  # by k, as logged
+    tasks: Mapping[str, Share] = MappingProxyType({})  # the accuracy on each, where several
 
     @property
     def interval(self) -> tuple[float, float] | None:
         """The 95 % Wilson interval of `accuracy`; None when the answers are not known."""
-        return wilson(self.accuracy, self.problems) if self.problems else None
+        if not self.problems:
+            return None
+        return wilson(self.accuracy, self.problems if self.trials is None else self.trials)
 
 
 class BeforeAfter(NamedTuple):
@@ -62,14 +69,6 @@ class Sample(NamedTuple):
     answers: list[ShownAnswer]
 
 
-def wilson(share: float, total: int) -> tuple[float, float]:
-    """95 % interval of a share seen in `total` trials (Wilson 1927); 0 <= low <= high <= 1."""
-    spread = _Z95**2 / total
-    centre = (share + spread / 2) / (1 + spread)
-    half = _Z95 / (1 + spread) * math.sqrt(share * (1 - share) / total + spread / (4 * total))
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
 def total(metrics: Metrics, figure: Callable[[StepMetrics], float | None]) -> float | None:
     """The sum of a figure over all steps that have it; None when none does."""
     values = [value for line in metrics if (value := figure(line)) is not None]
@@ -83,16 +82,36 @@ def evaluations(run: RunView, metrics: Metrics) -> list[Evaluation]:
     found = []
     for place in sorted(logged.keys() | recorded):
         if place in recorded:
-            worth = Score.of(run.ledger.read_evaluation(*place))
-            if worth.completions:  # else nothing is known of it
-                found.append(Evaluation(*place, worth.accuracy, worth.completions, worth.reward))
+            passed = logged[place].pass_at if place in logged else {}
+            scored = run.ledger.read_evaluation(*place)
+            if any(any(group.counted) for group in scored):  # else nothing is known of it
+                found.append(_evaluation(place, scored, passed))
         elif (accuracy := logged[place].accuracy) is not None:
             found.append(Evaluation(*place, accuracy, None, logged[place].held_out_reward))
     return found
 
 
+def _evaluation(
+    place: tuple[int, int], scored: Sequence[ScoredGroup], passed: Mapping[int, float]
+) -> Evaluation:
+    worth, (shares, answers) = Score.of(scored), solved(scored)
+    tasks = of_tasks(scored) if len(worth.tasks) > 1 else {}
+    return Evaluation(
+        *place,
+        worth.accuracy,
+        len(shares),
+        worth.reward,
+        trials(shares, answers),
+        max(len(group.group.completions) for group in scored),
+        passed,
+        {name: accuracy(own) for name, own in tasks.items()},
+    )
+
+
 def before_after(run: RunView, found: Sequence[Evaluation]) -> BeforeAfter | None:
-    """Compare the last evaluation with the first on the same problems; None without any."""
+    """Compare the last evaluation with the first on the same problems, asked as often; None
+    without any.
+    """
     if not found:
         return None
     last = found[-1]
@@ -196,7 +215,7 @@ def active_seconds(sessions: Sequence[Session], times: Sequence[float]) -> float
 
 def _problem_ids(run: RunView, evaluation: Evaluation) -> list[str]:
     scored = run.ledger.read_evaluation(evaluation.stage, evaluation.step)
-    return [group.group.problem.id for group in scored]
+    return [f"{len(group.group.completions)} {group.group.problem.id}" for group in scored]
 
 
 def _question(scored: ScoredGroup) -> str:

@@ -238,7 +238,7 @@ class Ledger:
             )
 
     def record_evaluation(self, stage: int, step: int, scored: Sequence[ScoredGroup]) -> None:
-        """Keep the greedy held-out answers after `step` updates of a stage; rules as `record`."""
+        """Keep the held-out answers after `step` updates of a stage; rules as `record`."""
         rows = [
             (
                 *(stage, step, position),

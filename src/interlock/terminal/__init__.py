@@ -20,7 +20,8 @@ from rich.text import Text
 
 from interlock.recipes.sinks import Sink
 from interlock.records.metrics import Event, StepMetrics, WorkerMetrics, WorkerState
-from interlock.records.rl import Score, ScoredGroup
+from interlock.records.passes import Share, accuracy, passes
+from interlock.records.rl import Score, ScoredGroup, of_tasks
 from interlock.report import summary
 from interlock.rundir import RunView
 from interlock.text import visible
@@ -88,7 +89,11 @@ class PlainWatch(Sink):
 
     def evaluated(self, step: int, score: Score) -> None:
         worth = f"accuracy {score.accuracy:.1%}, mean reward {score.reward:.4g}"
-        self._print(f"step {step}: {worth} on {score.completions} held-out problems")
+        asked = f"{score.completions} held-out problems"
+        if score.problems is not None:
+            asked = f"{score.completions} answers to {score.problems} held-out problems"
+        passed = "".join(f", pass@{k} {share:.1%}" for k, share in score.pass_at.items())
+        self._print(f"step {step}: {worth}{passed} on {asked}")
         for name, own in score.tasks.items():
             self._print(f"    {visible(name)}: accuracy {own.accuracy:.1%} on {own.completions}")
 
@@ -257,7 +262,7 @@ def print_outcome(console: Console, run: RunView) -> None:
         steps = sum(line.step > 0 for line in metrics)
         console.print(f"{steps} steps done; there was no task to measure accuracy on")
         return
-    table = Table(title="Held-out problems, greedy answers", title_justify="left")
+    table = Table(title="Held-out problems", title_justify="left")
     for heading in ("", "step", "accuracy", "95 % interval", "problems", "mean reward"):
         table.add_column(heading, justify="right" if heading else "left")
     for name, evaluation in (("before", pair.before), ("after", pair.after)):
@@ -274,6 +279,10 @@ def _accuracy_cells(evaluation: summary.Evaluation) -> list[str]:
         interval = "{:.1%} – {:.1%}".format(*evaluation.interval)
     problems, reward = _figure("{}", evaluation.problems), _figure("{:.4g}", evaluation.reward)
     return [f"{evaluation.accuracy:.1%}", interval, problems, reward]
+
+
+def _share(name: str, share: Share) -> str:
+    return f"{name} {share.mean:.1%} (95 % {share.low:.1%} – {share.high:.1%})"
 
 
 def _comparison_table(comparisons: Sequence[summary.Comparison]) -> Table:
@@ -295,12 +304,20 @@ def _answer(answer: summary.ShownAnswer) -> Text:
     return Text.assemble((f"{mark} ", style), text)
 
 
-def print_accuracy(console: Console, scored: Sequence[ScoredGroup], show: int) -> None:
-    """Accuracy and mean reward of one evaluation, and its first `show` answers."""
-    worth = Score.of(scored)
-    low, high = summary.wilson(worth.accuracy, worth.completions)
-    accuracy = f"accuracy {worth.accuracy:.1%} (95 % {low:.1%} – {high:.1%})"
-    console.print(f"{accuracy}, mean reward {worth.reward:.4g} on {worth.completions} problems")
+def print_accuracy(
+    console: Console, scored: Sequence[ScoredGroup], show: int, ks: Sequence[int] = ()
+) -> None:
+    """Accuracy, mean reward and pass@k of one evaluation, of all and of each of several tasks; and
+    its first `show` answers.
+    """
+    tasks = of_tasks(scored)
+    of_each = [(f"{visible(name)}: ", own) for name, own in tasks.items()] if len(tasks) > 1 else []
+    for name, own in [("", scored), *of_each]:
+        share, reward = accuracy(own), Score.of(own).reward
+        worth = f"{_share('accuracy', share)}, mean reward {reward:.4g}"
+        console.print(f"{name}{worth} on {share.problems} problems")
+        for k, passed in passes(own, ks).items():
+            console.print(f"{name}{_share(f'pass@{k}', passed)}")
     for group in scored[:show]:
         question = group.group.problem.messages[-1]["content"]
         console.print(Text(f"\n{visible(question)}", style="bold"), soft_wrap=True)
