@@ -183,7 +183,7 @@ def test_a_lone_stage_needs_no_index(tmp_path: Path) -> None:
         ("generator.resources={GPU=inf}", "expected float <="),
         ("learner.dtype=float16", 'learner.dtype = "float16" rounds the gradients'),
         ("model.clock=noon", "model.clock = 'noon'"),
-        ("stage.kind=ppo", "stage.0.kind = 'ppo': the kinds of stage are grpo, sft"),
+        ("stage.kind=ppo", "stage.0.kind = 'ppo': the kinds of stage are grpo, sft, "),
         ("stage.task.reward=[{kind='rite'}]", "'rite': the kinds of reward are accuracy, format"),
         ("stage.task.reward=[{kind='accuracy',name='a/b'}]", "reward.0.name = 'a/b': expected str"),
         (

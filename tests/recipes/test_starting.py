@@ -14,6 +14,7 @@ from interlock.cli.arguments import parse
 from interlock.config.reading import load_recipe
 from interlock.errors import ConfigError, RunError, TaskError, UserError
 from interlock.models.checkpoint import StoredWeights
+from interlock.models.tokenizer import Tokenizer
 from interlock.recipes.check import check
 from interlock.recipes.starting import Wishes, place, write
 
@@ -140,6 +141,50 @@ def test_the_check_tells_all_that_is_wrong(tmp_path: Path, tiny_model: Path) -> 
         assert part in told
     assert "stage 1 (grpo): unknown task: 'arithmetik'" in told
     assert len(plan) == 1 and plan[0].startswith("model ")
+
+
+def test_the_check_tells_of_every_kind_and_of_what_a_stage_starts_from(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    texts = write_rows(tmp_path / "texts.jsonl", [{"text": "red " * n} for n in (4, 6, 9)])
+    path = tmp_path / "recipe.toml"
+    path.write_text(
+        f"""
+model.path = "{tiny_model}"
+[[stage]]
+kind = "pretrain"
+name = "read"
+data = "{texts}"
+steps = 10
+batch_size = 2
+row_tokens = 8
+held_out = 1
+[[stage]]
+kind = "reject-sft"
+from = "stage:read"
+rounds = 5
+steps = 7
+problems_per_step = 3
+completions = 2
+sampling.max_tokens = 4
+eval = {{ every = 4, problems = 2, samples = 3 }}
+task.name = "arithmetic"
+mix = [{{ data = "{texts}", share = 0.5 }}]
+"""
+    )
+    plan, mistakes = check(load_recipe(path, []), tmp_path / "run")
+    assert mistakes == []
+    tokens = sum(len(Tokenizer.load(tiny_model).document("red " * count)) for count in (4, 6))
+    assert plan[1:] == [
+        f"stage 0: pretrain, 10 steps; 2 texts of {tokens} tokens in rows of 8, 1 held out; "
+        f"{160 / tokens:.1f} times through them",
+        # Before the first step, at 8 and at 12 of 12: a round, at 4, changes no weight.
+        "stage 1: reject-sft, 7 steps, after 5 rounds of 3 problems × 2 answers: 30 answers of at "
+        "most 4 tokens; at most 3 rows are mixed in; starts from stage:read; task arithmetic, 2 of "
+        "128 held-out problems answered 3 times, 3 times each",
+    ]
+    _, mistakes = check(load_recipe(path, ["stage.1.from=/no/such/run"]), tmp_path / "run")
+    assert len(mistakes) == 1 and "no model and no run at '/no/such/run'" in mistakes[0]
 
 
 def test_a_missing_model_and_a_full_disk_are_told(

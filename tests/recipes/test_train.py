@@ -21,7 +21,7 @@ from interlock.models.decoder import Decoder
 from interlock.models.tokenizer import Tokenizer
 from interlock.recipes import fleet
 from interlock.recipes.sinks import Sink
-from interlock.recipes.train import _run_stages, train
+from interlock.recipes.train import Provided, _run_stages, train
 from interlock.records.metrics import Event
 from interlock.records.rl import VerdictStatus
 from interlock.report import summary, write_report
@@ -332,7 +332,7 @@ def test_a_checkpoint_of_no_stage_is_named(tmp_path: Path) -> None:
     with RunDir.create(tmp_path / "run", tree, {}) as run:
         (run.path / "checkpoints" / "stage01-step000001").mkdir(parents=True)
         with pytest.raises(RunError, match=r"stage01-step000001 is of no stage of this recipe"):
-            _run_stages(parse_recipe(tree), [], run, *[nothing] * 5)
+            _run_stages(parse_recipe(tree), Provided([], {}, nothing, nothing), run, *[nothing] * 4)
 
 
 def test_a_generator_that_took_fewer_threads_says_so_once(

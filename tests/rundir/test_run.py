@@ -125,7 +125,7 @@ def test_a_damaged_manifest_is_named(tmp_path: Path) -> None:
         ({"seed": 1}, "seed = null, not 1"),
         ({"model": {"path": "n"}}, 'model.path = "m", not "n"'),
         ({"stage": [TREE["stage"][0] | {"steps": 1}]}, r"stage\[0\]\.steps = 2, not 1"),
-        ({"stage": [*TREE["stage"], *TREE["stage"]]}, r"stage = \[\{.*…, not \[\{.*…"),
+        ({"stage": []}, "was run with 1 stages, not 0"),
     ],
 )
 def test_resuming_with_another_config_is_refused_and_changes_nothing(

@@ -106,6 +106,11 @@ def _add_train(choices: Any) -> None:
         action="store_true",
         help="open all that it needs, run nothing, tell what is wrong",
     )
+    verb.add_argument(
+        "--stage",
+        metavar="NAME|INDEX",
+        help="run this stage alone: the first, one with `from`, or the next of the run to resume",
+    )
     _add_unqualified(verb)
     verb.set_defaults(verb=verbs.train)
 

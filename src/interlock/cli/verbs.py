@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from interlock.cli import starting
+from interlock.cli.staging import only
 from interlock.config.reading import load_recipe, parse_sampling
 from interlock.config.schema import GeneratorSettings
 from interlock.config.secrets import shown_override
@@ -26,7 +27,7 @@ def demo(given: argparse.Namespace) -> None:
     """The shipped demo recipe, then what it changed."""
     from interlock.recipes.shipped import DEMO
 
-    given.recipe, given.resume, given.check = str(DEMO), False, False
+    given.recipe, given.resume, given.check, given.stage = str(DEMO), False, False, None
     train(given)
 
 
@@ -38,6 +39,8 @@ def train(given: argparse.Namespace) -> None:
     recipe = load_recipe(Path(given.recipe), given.settings)
     if given.resume and given.run is None:
         raise ConfigError("--resume needs --run DIR, the run to go on with")
+    if given.stage is not None:
+        recipe = only(recipe, given.stage, given.run if given.resume else None)
     if given.check:
         starting.check(recipe, given.run or _free_directory(recipe.name))
         return
@@ -61,6 +64,7 @@ def train(given: argparse.Namespace) -> None:
             raise
         command = shlex.join(
             ["interlock", "train", given.recipe, *map(shown_override, given.settings)]
+            + (["--stage", given.stage] if given.stage is not None else [])
         )
         console.print(f"to go on: {command} --run {directory} --resume", soft_wrap=True)
         raise

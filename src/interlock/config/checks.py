@@ -52,6 +52,7 @@ def _handed_on(recipe: Recipe) -> Iterator[str]:
     texts |= {"sync.url": recipe.sync.url, "fleet.address": recipe.fleet.address}
     for index, stage in enumerate(recipe.stage):
         texts[f"stage.{index}.data"] = getattr(stage, "data", None)
+        texts[f"stage.{index}.from"] = stage.origin
     yield from nul_conflicts(texts)
     yield from process_conflicts(recipe.generator, "generator")
 
@@ -228,6 +229,25 @@ def _guard(recipe: Recipe) -> Iterator[str]:
         yield f"guard.warn = {warn} is above guard.quarantine = {quarantine}; lower it"
 
 
+def _stage_names(recipe: Recipe) -> Iterator[str]:
+    """A name is part of a directory's; a number is a stage's place."""
+    before: list[str] = []
+    for index, stage in enumerate(recipe.stage):
+        name = stage.name
+        if name and (not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name) or name.isdecimal()):
+            shown = one_line(repr(name), 40)
+            yield f"stage.{index}.name = {shown}: use letters, digits, _ - and no number alone"
+        if name and name in before:
+            yield f"stage.{index}.name = {name!r} is another stage's, too; give it its own"
+        for other in stage.refers_to:
+            if other not in before or not other:
+                yield (
+                    f"stage.{index} wants the weights of the stage {one_line(repr(other), 40)}, "
+                    "and none before it is named so; give one that name"
+                )
+        before.append(name)
+
+
 def _stages(recipe: Recipe) -> Iterator[str]:
     for index, stage in enumerate(recipe.stage):
         for conflict in stage.conflicts():
@@ -244,5 +264,6 @@ _CHECKS: tuple[Callable[[Recipe], Iterator[str]], ...] = (
     _learner,
     _options,
     _guard,
+    _stage_names,
     _stages,
 )

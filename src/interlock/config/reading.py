@@ -318,8 +318,8 @@ def _settings(
     match kind:
         case msgspec.inspect.StructType():
             for field in kind.fields:
-                yield prefix + field.name, field.type
-                yield from _settings(field.type, f"{prefix}{field.name}.")
+                yield prefix + field.encode_name, field.type
+                yield from _settings(field.type, f"{prefix}{field.encode_name}.")
         case msgspec.inspect.ListType():
             yield from _settings(kind.item_type, prefix)
         case msgspec.inspect.UnionType():

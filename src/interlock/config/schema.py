@@ -147,6 +147,9 @@ class Recipe(SettingsTable, frozen=True):
     unqualified: bool = False  # use devices that no certificate admits; kept in the run's record
     checkpoint_every: NonNegative = 20  # steps; 0: only at the end of a stage
     log: list[TrackerName] = []  # where every step's figures and events go as well
+    # The weights of every stage that another comes after, in stages/. False: of those alone that a
+    # later stage names.
+    keep_stages: bool = True
     # The newest, for --resume: 12 bytes a weight each. 0: one, until the run is finished.
     keep_checkpoints: NonNegative = 1
 

@@ -26,8 +26,17 @@ from interlock.config.fields import (
 )
 from interlock.config.losses import LossSettings
 from interlock.config.rewards import OverlongReward, room_conflicts
+from interlock.config.sampling_data import MixSettings, ReadableSettings, mix_conflicts
 from interlock.config.tasks import EvaluationSettings, TaskSettings, task_conflicts
 from interlock.records.rl import Sampling
+
+MODEL = "model"  # as `from`: what the first stage begins with
+_OF_STAGE = "stage:"
+
+
+def of_stage(origin: str) -> str | None:
+    """The name of the earlier stage whose weights are meant, of "stage:NAME"; None: of none."""
+    return origin.removeprefix(_OF_STAGE) if origin.startswith(_OF_STAGE) else None
 
 
 class OptimizerSettings(SettingsTable, frozen=True):
@@ -51,6 +60,10 @@ class StageSettings(SettingsTable, frozen=True, kw_only=True, tag_field="kind"):
     """
 
     steps: Positive
+    name: str = ""  # for --stage, `from` and reports
+    # `from`: the weights that it starts with. None: what the stage before it leaves; "model": those
+    # of [model]; "stage:NAME": what an earlier one left; or a run's directory, or as [model] path.
+    origin: str | None = msgspec.field(name="from", default=None)
     # When there is one, held-out accuracy is measured before and after. `[stage.task]` is one of
     # them, `[[stage.task]]` are several.
     task: list[TaskSettings] = []
@@ -60,6 +73,17 @@ class StageSettings(SettingsTable, frozen=True, kw_only=True, tag_field="kind"):
     @property
     def kind(self) -> str:
         return str(self.__struct_config__.tag)
+
+    @property
+    def length(self) -> int:
+        """Steps of the whole stage as they are counted and logged."""
+        return self.steps
+
+    @property
+    def refers_to(self) -> list[str]:
+        """The names of earlier stages whose weights it asks for."""
+        named = None if self.origin is None else of_stage(self.origin)
+        return [] if named is None else [named]
 
     @property
     def generates(self) -> bool:
@@ -144,6 +168,11 @@ class Sampled(StageSettings, frozen=True, kw_only=True):
     # 0: generation waits for every update, and runs are exact. None: see Recipe.staleness.
     staleness: NonNegative | None = None
     sampling: Sampling = Sampling()
+
+    @property
+    def sampled_steps(self) -> int:
+        """The steps that sample."""
+        return self.steps
 
 
 class Grpo(Sampled, frozen=True, kw_only=True, tag="grpo"):
@@ -238,14 +267,80 @@ class Sft(StageSettings, frozen=True, kw_only=True, tag="sft"):
 
     def conflicts(self) -> Iterator[str]:
         yield from super().conflicts()
-        defaults = {field.name: field.default for field in msgspec.structs.fields(Sft)}
-        for name in ("eval", "sampling"):
-            if not self.task and getattr(self, name) != defaults[name]:
-                yield f"{name} says how to evaluate, but on what: add a [stage.task], or remove it"
+        yield from without_task(self)
+
+
+class RejectSft(Sampled, frozen=True, kw_only=True, tag="reject-sft"):
+    """Rejection sampling: `rounds` steps that sample, then `steps` that learn from the right
+    answers, which are kept as JSONL in data/ of the run directory.
+
+    Steps are counted through: those that sample come first.
+    """
+
+    rounds: Positive  # of `problems_per_step` problems each
+    keep: Positive = 1  # answers of a problem, at most; different ones, in the order drawn
+    readable: ReadableSettings = ReadableSettings()
+    mix: list[MixSettings] = []
+    batch_size: Positive = 16  # rows per optimizer step
+    max_tokens: Positive = 1024  # of a row, and no more than the model's context
+    overlong: Overlong = "refuse"  # a longer row of what is mixed in; a sampled one is left out
+    optimizer: OptimizerSettings = OptimizerSettings()
+
+    @property
+    def length(self) -> int:
+        return self.rounds + self.steps
+
+    @property
+    def sampled_steps(self) -> int:
+        return self.rounds
+
+    def conflicts(self) -> Iterator[str]:
+        yield from super().conflicts()
+        yield from mix_conflicts(self.mix)
+        if self.sampling.temperature == 0 and self.completions > 1:
+            yield (
+                f"sampling.temperature = 0 makes all {self.completions} completions equal; raise "
+                "it, or set completions = 1"
+            )
+        if self.keep > self.completions * self.rounds:
+            yield f"keep = {self.keep} is more than is drawn; lower it, or raise completions"
+        if self.readable.min_chars > self.readable.max_chars:
+            yield "readable.min_chars is above readable.max_chars; lower it"
+
+
+class Pretrain(StageSettings, frozen=True, kw_only=True, tag="pretrain"):
+    """Next-token training on plain text, `{"text": …}` a line, in rows that are all of one length.
+
+    Texts follow one another, each new epoch in another order, and are cut where a row is full.
+    """
+
+    data: str
+    batch_size: Positive = 8  # rows per optimizer step
+    row_tokens: NonNegative = 0  # 0: the model's context
+    held_out: NonNegative = 0  # texts, the last of the file, that are measured and not learned
+    optimizer: OptimizerSettings = OptimizerSettings()
+
+    def conflicts(self) -> Iterator[str]:
+        yield from super().conflicts()
+        yield from without_task(self)
+        if self.row_tokens == 1:
+            yield "row_tokens = 1 leaves nothing to predict; set 2 or more"
+
+
+def without_task(stage: StageSettings) -> Iterator[str]:
+    """What says how to evaluate, where there is nothing to evaluate on."""
+    measures = isinstance(stage, Pretrain) and stage.held_out > 0
+    usual = {field.name: field.default for field in msgspec.structs.fields(StageSettings)}
+    for name in ("eval", "sampling"):
+        found = getattr(stage, name)
+        if name == "eval" and measures:
+            found = msgspec.structs.replace(found, every=usual["eval"].every)
+        if not stage.task and found != usual[name]:
+            yield f"{name} says how to evaluate, but on what: add a [stage.task], or remove it"
 
 
 # Every kind of stage. The recipe of "sft" is recipes/sft.py; of "a-b", recipes/a_b.py.
-STAGES: tuple[type[StageSettings], ...] = (Grpo, Sft, Distill)
+STAGES: tuple[type[StageSettings], ...] = (Grpo, Sft, Distill, Pretrain, RejectSft)
 if TYPE_CHECKING:
     AnyStage = StageSettings
 else:

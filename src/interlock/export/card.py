@@ -124,13 +124,16 @@ def _measured(found: Evaluation) -> tuple[str, ...]:
 
 def _stages(recipe: Recipe) -> list[tuple[str, ...]]:
     return [
-        (str(number), stage.kind, str(stage.steps), _data(stage), _rate(stage))
+        (str(number), stage.kind, str(stage.length), _data(stage), _rate(stage))
         for number, stage in enumerate(recipe.stage)
     ]
 
 
 def _data(stage: StageSettings) -> str:
     parts = [Path(data).name] if (data := getattr(stage, "data", None)) else []
+    if stage.origin is not None:
+        parts.insert(0, f"from {_without_places(stage.origin)}")
+    parts += [f"{Path(each.data).name} mixed in" for each in getattr(stage, "mix", [])]
     for task in stage.task:
         options = json.dumps(_without_places(task.options), ensure_ascii=False)
         parts.append(f"{task.called} {options}, seed {task.seed}")

@@ -105,6 +105,21 @@ def load(learner: Learner, directory: Path) -> dict[str, Any]:
     return state.extra
 
 
+def begin_with(learner: Learner, masters: dict[str, Tensor]) -> None:
+    """Give a learner that has made no step other weights, and its reference the same.
+
+    `masters`: fp32, on the CPU, by the decoder's own parameter names. Raises RunError when they are
+    of another model.
+    """
+    wanted = {name: tensor.shape for name, tensor in _like(learner, "masters").items()}
+    if {name: tensor.shape for name, tensor in masters.items()} != wanted:
+        raise RunError("the weights to start from are of another model")
+    assert learner.steps == learner.bad_steps == 0
+    counters = RestoreState(0, 0, 0, learner.version, unpublished=True)
+    with learner.ranks.broadcast(counters):
+        restore(learner, counters, {kind: dict(masters) for kind in _kinds(learner, steps=0)})
+
+
 def gather_state(learner: Learner, kind: StateKind) -> dict[str, Tensor]:
     """One kind of state, by parameter; of several ranks, whole on rank 0's CPU, else empty."""
     if kind in _MOMENTS:

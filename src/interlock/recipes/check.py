@@ -9,7 +9,7 @@ is written but what is fetched: a model's files go to the cache, as they would f
 import os
 import shutil
 from collections.abc import Callable
-from math import ceil, prod
+from math import prod
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -21,7 +21,7 @@ from interlock.models.checkpoint import StoredWeights
 from interlock.models.fetch import find_model
 from interlock.models.huggingface import read_architecture
 from interlock.models.tokenizer import Tokenizer
-from interlock.recipes import fleet, gate, sft, trackers
+from interlock.recipes import fleet, gate, pretrain, reject_sft, sft, starts, trackers
 from interlock.recipes.train import recipe_of
 from interlock.text import hide_credentials
 
@@ -64,6 +64,7 @@ def check(recipe: Recipe, directory: Path) -> Checked:
         tried(lambda: _room(recipe, weights, directory))
     if tokenizer is None or arch is None:
         return found
+    tried(lambda: starts.find(recipe, model, -1, lambda _: None))
     for index, stage in enumerate(recipe.stage):
         module = recipe_of(stage.kind)
         data = tried(
@@ -120,23 +121,48 @@ def _room(recipe: Recipe, weights: int, directory: Path) -> None:
 def _stage(settings: StageSettings, data: object) -> str:
     """What the stage would do."""
     told = f"{settings.kind}, {settings.steps:,} steps"
+    if isinstance(settings, Sampled):
+        rounds = ""
+        if settings.sampled_steps < settings.length:
+            rounds = f", after {settings.sampled_steps:,} rounds"
+        answers = settings.sampled_steps * settings.problems_per_step * settings.completions
+        told += (
+            f"{rounds} of {settings.problems_per_step} problems × {settings.completions} answers: "
+            f"{answers:,} answers of at most {settings.sampling.max_tokens:,} tokens"
+        )
+    told += _rows(settings, data)
+    if settings.origin is not None:
+        told += f"; starts from {settings.origin}"
+    each = f", {settings.eval.samples} times each" * (settings.eval.samples > 1)
+    for task in settings.task:
+        told += (
+            f"; task {task.called}, {settings.eval.problems} of {task.held_out} held-out problems"
+        )
+        told += f" answered {_evaluations(settings)} times{each}"
+    return told
+
+
+def _rows(settings: StageSettings, data: object) -> str:
+    """What is read, and how often it is gone through."""
+    batch, told = getattr(settings, "batch_size", 0), ""
     if isinstance(data, sft.Data):
         tokens = sum(len(row.tokens) for row in data.rows)
         learned = sum(sum(row.learned) for row in data.rows)
-        told += f"; {len(data.rows):,} texts of {tokens:,} tokens, {learned:,} of them learned"
+        told = f"; {len(data.rows):,} texts of {tokens:,} tokens, {learned:,} of them learned"
         told += f", {data.left_out:,} left out" * bool(data.left_out)
-        if batch := getattr(settings, "batch_size", 0):
-            told += f"; {settings.steps * batch / len(data.rows):.1f} times through them"
-    if isinstance(settings, Sampled):
-        answers = settings.steps * settings.problems_per_step * settings.completions
-        told += (
-            f" of {settings.problems_per_step} problems × {settings.completions} answers: "
-            f"{answers:,} answers of at most {settings.sampling.max_tokens:,} tokens"
-        )
-    each = f", {settings.eval.samples} times each" * (settings.eval.samples > 1)
-    for task in settings.task:
-        told += f"; task {task.called}, {settings.eval.problems} of {task.held_out} held-out"
-        every = settings.eval.every
-        told += f" problems answered {2 + (ceil(settings.steps / every) - 1 if every else 0)} times"
-        told += each
+        told += f"; {settings.steps * batch / len(data.rows):.1f} times through them"
+    if isinstance(data, pretrain.PretrainData):
+        tokens = sum(map(len, data.texts))
+        told = f"; {len(data.texts):,} texts of {tokens:,} tokens in rows of {data.row:,}"
+        told += f", {len(data.held_out):,} held out" * bool(data.held_out)
+        told += f"; {settings.steps * batch * data.row / tokens:.1f} times through them"
+    if isinstance(data, reject_sft.RejectData):
+        told = f"; at most {sum(map(len, data.mixed)):,} rows are mixed in" * bool(data.mixed)
     return told
+
+
+def _evaluations(settings: StageSettings) -> int:
+    """How often held-out problems are answered: before the first step, and where it is due."""
+    every, last = settings.eval.every, settings.length
+    learning = range(last - settings.steps + 1, last + 1)
+    return 1 + sum(step == last or bool(every and step % every == 0) for step in learning)

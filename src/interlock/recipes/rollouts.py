@@ -270,7 +270,7 @@ class Rollouts:
 
     def _missing(self, limit: int) -> Iterator[int]:
         """The first sequence numbers that are neither used, finished nor under way."""
-        total = self._settings.steps * (self._settings.problems_per_step + self._extra)
+        total = self._settings.sampled_steps * (self._settings.problems_per_step + self._extra)
         total += min(total, len(self._ledger.set_asides(self._stage.index)))  # which are replaced
         busy = self._spent | self._buffer.keys() | self._ordered
         missing = (sequence for sequence in count() if sequence not in busy)

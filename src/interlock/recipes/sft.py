@@ -11,17 +11,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 from interlock.config.fields import Overlong, ThinkingSwitch
-from interlock.config.stages import Sft
+from interlock.config.stages import Sft, StageSettings
 from interlock.errors import TaskError
 from interlock.learner.packing import TrainingGroup
 from interlock.models.tokenizer import Tokenizer
 from interlock.recipes.evaluate import held_out_score, room
 from interlock.recipes.stage import Clock, Stage, update_metrics
 from interlock.recipes.texts import Row, texts
+from interlock.records.metrics import UpdateMetrics
 from interlock.records.rl import Score
 from interlock.tasks import TaskSource
 from interlock.tasks.data import find, rows_of
 from interlock.tasks.mixture import Verifiers, open_tasks
+from interlock.tasks.rows import Row as DataRow
 from interlock.tasks.rows import row_errors
 
 
@@ -61,23 +63,27 @@ def run(stage: Stage[Sft], data: Data) -> None:
         if data.task is not None:
             stage.note_rows(data.task)
     with ExitStack() as stack:
-        evaluate = _evaluation(stage, data, stack)
+        evaluate = evaluation(stage, data.task, stack)
         if stage.done == 0:
             stage.begin(evaluate(0))
         for step in stage.steps():
             clock = Clock()
             batch = draw(data.rows, stage.settings.batch_size, step, stage.seed(0))
-            stage.sinks.phase("updating")
-            with clock("update"), stage.threads(step):
-                result = stage.learner.step(training_groups(batch), loss=None)
-            stage.note_bad(step, [result])
-            seconds = clock.seconds()
+            updated = learn(stage, step, training_groups(batch), clock)
             stage.finish_step(
-                step,
-                update=update_metrics([result]),
-                seconds=seconds,
-                held_out=evaluate(step),
+                step, update=updated, seconds=clock.seconds(), held_out=evaluate(step)
             )
+
+
+def learn(
+    stage: Stage[StageSettings], step: int, groups: Sequence[TrainingGroup], clock: Clock
+) -> UpdateMetrics:
+    """One optimizer step on what is to be predicted, timed."""
+    stage.sinks.phase("updating")
+    with clock("update"), stage.threads(step):
+        result = stage.learner.step(groups, loss=None)
+    stage.note_bad(step, [result])
+    return update_metrics([result])
 
 
 def read(
@@ -92,8 +98,21 @@ def read(
     What a row may be is in tasks/columns.py, what becomes of it in texts.py. Raises TaskError with
     file and line, for a longer text too unless `overlong` is "leave_out".
     """
-    rows, left_out = [], 0
+    found, left_out = read_examples(path, tokenizer, max_tokens, overlong, switch)
+    return [row for _, rows in found for row in rows], left_out
+
+
+def read_examples(
+    path: str | Path,
+    tokenizer: Tokenizer,
+    max_tokens: int,
+    overlong: Overlong = "refuse",
+    switch: ThinkingSwitch = "template",
+) -> tuple[list[tuple[DataRow, list[Row]]], int]:
+    """As `read`, each row of the data set with those of its texts that are not left out."""
+    found, left_out = [], 0
     for file, number, content in rows_of(find(str(path)).train):
+        rows = []
         with row_errors(file, number):
             for row in texts(content, tokenizer, switch):
                 if len(row.tokens) <= max_tokens:
@@ -105,9 +124,11 @@ def read(
                     )
                 else:
                     left_out += 1
-    if not rows:
+        if rows:
+            found.append((content, rows))
+    if not found:
         raise TaskError(f"{path} has no usable row: all {left_out} are longer than {max_tokens}")
-    return rows, left_out
+    return found, left_out
 
 
 def draw(rows: Sequence[Row], count: int, step: int, seed: int) -> list[Row]:
@@ -117,13 +138,14 @@ def draw(rows: Sequence[Row], count: int, step: int, seed: int) -> list[Row]:
     """
     first = (step - 1) * count
     return [
-        rows[_shuffled(len(rows), at // len(rows), seed)[at % len(rows)]]
+        rows[shuffled(len(rows), at // len(rows), seed)[at % len(rows)]]
         for at in range(first, first + count)
     ]
 
 
 @lru_cache(maxsize=4)
-def _shuffled(count: int, epoch: int, seed: int) -> list[int]:
+def shuffled(count: int, epoch: int, seed: int) -> list[int]:
+    """The order of an epoch: places from 0."""
     order = list(range(count))
     random.Random(f"{seed}/{epoch}").shuffle(order)
     return order
@@ -148,11 +170,13 @@ def training_groups(rows: Sequence[Row]) -> list[TrainingGroup]:
     return groups
 
 
-def _evaluation(stage: Stage[Sft], data: Data, stack: ExitStack) -> Callable[[int], Score | None]:
+def evaluation(
+    stage: Stage[StageSettings], task: TaskSource | None, stack: ExitStack
+) -> Callable[[int], Score | None]:
     """The held-out score after a step, where the stage has a task."""
-    if data.task is None:
+    if task is None:
         return lambda step: None
-    problems = data.task.held_out(stage.settings.eval.problems)
+    problems = task.held_out(stage.settings.eval.problems)
     verifier = stack.enter_context(Verifiers(stage.settings.task))
 
     return lambda step: held_out_score(stage, step, problems, verifier)

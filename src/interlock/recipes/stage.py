@@ -126,11 +126,14 @@ class Stage(Generic[Settings]):
 
     def steps(self) -> range:
         """The steps still to do, counted from 1."""
-        return range(self.done + 1, self.settings.steps + 1)
+        return range(self.done + 1, self.settings.length + 1)
 
     def seed(self, step: int) -> int:
-        """The seed of the sampling noise of one step; evaluations all share step 0's."""
-        text = f"{self.recipe.seed}/{self.index}/{step}"
+        """The seed of the sampling noise of one step; evaluations all share step 0's.
+
+        A stage that has a name is by itself what it is among others.
+        """
+        text = f"{self.recipe.seed}/{self.settings.name or self.index}/{step}"
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
     def publish(self) -> None:
@@ -177,9 +180,10 @@ class Stage(Generic[Settings]):
                 figures = f"loss {update.loss}, gradient norm {update.grad_norm}"
                 self.event("bad_step", f"step {step}: {figures}: update skipped")
 
-    def begin(self, held_out: Score | None) -> None:
+    def begin(self, held_out: Score | None, held_out_loss: float | None = None) -> None:
         """Log step 0: what the weights can do before the stage."""
-        self._log(StepMetrics(stage=self.index, step=0, kind=self.settings.kind), held_out)
+        loss, kind = held_out_loss, self.settings.kind
+        self._log(StepMetrics(stage=self.index, step=0, kind=kind, held_out_loss=loss), held_out)
 
     def restored(self, done: int) -> None:
         """The learner was put where it stood after `done` steps."""
@@ -195,6 +199,7 @@ class Stage(Generic[Settings]):
         update: UpdateMetrics | None = None,
         teachers: Mapping[str, TeacherMetrics] | None = None,
         workers: Mapping[str, WorkerMetrics] | None = None,
+        held_out_loss: float | None = None,
     ) -> None:
         """Log one step, and keep a checkpoint when one is due."""
         self._log(
@@ -208,6 +213,7 @@ class Stage(Generic[Settings]):
                 seconds=seconds,
                 published=_publications(self._published),
                 teachers=dict(teachers or {}),
+                held_out_loss=held_out_loss,
                 workers=dict(workers or {}),
             ),
             held_out,
@@ -215,7 +221,7 @@ class Stage(Generic[Settings]):
         self._published.clear()
         self._note_threads(step, workers or {})
         self.restored(step)
-        every, last = self.recipe.checkpoint_every, step == self.settings.steps
+        every, last = self.recipe.checkpoint_every, step == self.settings.length
         if last or (every and step % every == 0):
             self._checkpoint()
 

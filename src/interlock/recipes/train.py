@@ -37,13 +37,13 @@ from interlock.models.decoder import Decoder
 from interlock.models.fetch import find_model
 from interlock.models.huggingface import read_architecture
 from interlock.models.tokenizer import Tokenizer
-from interlock.recipes import fleet, gate, inputs
+from interlock.recipes import fleet, gate, inputs, starts
 from interlock.recipes.gate import Use
 from interlock.recipes.sinks import Sink, Sinks
 from interlock.recipes.stage import Stage
 from interlock.recipes.trackers import trackers_of
 from interlock.records.trust import Role, Sizes
-from interlock.rundir import Checkpoint, RunDir
+from interlock.rundir import Checkpoint, RunDir, atomic_directory
 from interlock.sandbox.canary import open_sandbox
 from interlock.tasks.executing import executes, judges_outside
 from interlock.tasks.verifier_pool import sandbox_of
@@ -51,6 +51,7 @@ from interlock.workers.generators import Generators
 from interlock.workers.inline import Inline
 
 Part = TypeVar("Part", LearnerSettings, GeneratorSettings)
+Keep = Callable[[Learner, Path], None]  # writes a learner's weights as a model directory
 _OURS = ("torch", "cpu")  # engine and device
 _PACKAGES = ("interlock", "torch", "msgspec", "safetensors", "tokenizers", "numpy")
 
@@ -60,6 +61,15 @@ class Prepared(NamedTuple):
 
     module: ModuleType
     data: Any  # its `files` are all that it was made of
+
+
+class Provided(NamedTuple):
+    """What stages work with, looked up before the first of them."""
+
+    stages: Sequence[Prepared]
+    origins: starts.Starts
+    keep: Keep
+    decode: Callable[[list[int]], str]
 
 
 def train(
@@ -107,12 +117,15 @@ def _run_rank0(
     recipe = replace(recipe, model=replace(recipe.model, path=hub.pinned(recipe.model.path, model)))
     tokenizer = Tokenizer.load(model, recipe.model.chat_template, recipe.model.clock)
     arch = read_architecture(model)
+    begun, recorded = _progress(directory if resume else None)
+    where = starts.find(recipe, model, begun, sinks.note)
     prepared = _prepare(recipe, tokenizer, arch.context)
     fleet.check(recipe)
     decoder = load_decoder(model, torch.float32, ranks.load_device)
     decoder = sharding.shard(decoder, recipe.learner, ranks)
     inline = _inline(recipe, model, uses, decoder if ranks.size == 1 else None)
     hangs_on = inputs.identify(model, tokenizer, [each.data.files for each in prepared])
+    hangs_on |= starts.digests(recipe, where, recorded)
     if resume:
         run = RunDir.open(directory, to_tree(recipe), hangs_on)
     else:
@@ -129,15 +142,18 @@ def _run_rank0(
             stack.enter_context(closing(generators))
         if generators is not None:
             generators.progress = sinks.advance
-        learner = _run_stages(
-            recipe, prepared, run, decoder, ranks, generators, sinks, tokenizer.decode
-        )
-        sinks.phase("saving the weights")
-        with run.weights() as path:
+
+        def keep(learner: Learner, path: Path) -> None:
             dtype = stored_dtype(model) or decoder.dtype
             _, tensors = learner.publish(dtype)
             save_model(tensors.items(), path, source=model, dtype=dtype)
             tokenizer.save(path)
+
+        provided = Provided(prepared, where, keep, tokenizer.decode)
+        learner = _run_stages(recipe, provided, run, decoder, ranks, generators, sinks)
+        sinks.phase("saving the weights")
+        with run.weights() as path:
+            keep(learner, path)
         if recipe.keep_checkpoints == 0:
             run.prune_checkpoints(keep=0)
 
@@ -165,31 +181,54 @@ def _prepare(recipe: Recipe, tokenizer: Tokenizer, context: int) -> list[Prepare
 
 def _run_stages(
     recipe: Recipe,
-    prepared: Sequence[Prepared],
+    provided: Provided,
     run: RunDir,
     decoder: Decoder,
     ranks: Ranks,
     generators: Generators | None,
     sinks: Sinks,
-    decode: Callable[[list[int]], str],
 ) -> Learner:
     """One stage after another, from the newest checkpoint on. -> the learner of the last"""
     newest, version = run.latest_checkpoint(), 0
+    referred = starts.referred(recipe)
     if newest and newest.stage >= len(recipe.stage):
         raise RunError(f"{newest.path} is of no stage of this recipe; remove it")
     for index in range(newest.stage if newest else 0, len(recipe.stage)):
         settings = recipe.stage[index]
         learner = _learner(recipe, settings, decoder, ranks, version)
         stage: Stage[Any] = Stage(
-            index, settings, recipe, run, learner, generators, sinks, decode=decode
+            index, settings, recipe, run, learner, generators, sinks, decode=provided.decode
         )
         if newest and newest.stage == index:
             _restore(stage, newest)
-        sinks.stage(index, settings.kind, stage.done, settings.steps)
-        with _saving(stage):
-            prepared[index].module.run(stage, prepared[index].data)
+        else:
+            starts.begin(stage, provided.origins)
+        if stage.done < settings.length:  # else it was finished, and another follows it
+            sinks.stage(index, settings.kind, stage.done, settings.length)
+            with _saving(stage):
+                provided.stages[index].module.run(stage, provided.stages[index].data)
         version = learner.version + learner.unpublished
+        if index + 1 < len(recipe.stage) and (recipe.keep_stages or index in referred):
+            with atomic_directory(run.stage_weights(index, settings.name)) as path:
+                provided.keep(learner, path)
     return learner
+
+
+def _progress(resumed: Path | None) -> tuple[int, dict[str, str]]:
+    """The last stage that a run to be resumed has a checkpoint of (-1: none), and its inputs.
+
+    Raises RunError when it is finished and kept none: it would be run again from the beginning.
+    """
+    if resumed is None:
+        return -1, {}
+    with closing(RunDir.read(resumed)) as run:
+        newest = run.latest_checkpoint()
+        if newest is None and run.status == "finished" and run.config.get("keep_checkpoints") == 0:
+            raise RunError(
+                f"{resumed} is finished and kept no checkpoint (keep_checkpoints = 0) to go on "
+                f"from; start a new run with stage.0.from={resumed}"
+            )
+        return (-1 if newest is None else newest.stage), run.manifest.inputs
 
 
 @contextmanager

@@ -146,6 +146,7 @@ class UpdateMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tru
     corrected_share: float | None = None  # mean; of the tokens: factor truncated or masked
     vetoed: int | None = None  # tokens: pi / mu is below tis_veto
     tokens: int | None = None  # trained on
+    tokens_per_s: float | None = None  # of these, by the seconds of the update; where it is all
     bad_steps: int | None = None  # optimizer steps that were not finite, and changed nothing
 
 
@@ -198,6 +199,7 @@ class StepMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
     kind: str = ""  # of the stage
     accuracy: float | None = None  # share of right answers to held-out problems after the step
     held_out_reward: float | None = None  # mean reward of the same answers
+    held_out_loss: float | None = None  # nats per token of held-out texts, where there are some
     pass_at: dict[int, float] = {}  # by k: the chance that one of k such answers is right
     held_out: dict[str, TaskMetrics] = {}  # of these answers by task, where there are several
     weight_version: int | None = None  # of the weights after the step
@@ -231,12 +233,15 @@ EventKind = Literal[
     "resumed",
     "recovered",  # what a kill had left torn
     "settings_changed",
+    "extended",  # by stages
+    "started_from",  # a stage began with other weights than those that the one before it left
     "problems_dropped",  # repeated or held out
     "rows_left_out",
     "turns_unclosed",  # the template ends them with no token that generation could stop at
     "verifier_error",
     "judge_down",  # a service was unreachable so often that it was left alone for a while
     "answers_discarded",  # what judges was not there: no zeros, and in no statistic
+    "data_made",  # of sampled answers: how many were kept, and why not the others
     "bad_step",  # not finite: skipped
     "teacher_held",  # in the learner's process, and in how much memory
     "teacher_late",  # an endpoint is asked again

@@ -1,12 +1,13 @@
 """The run directory: everything a run leaves behind. What each file is stands in `run.py`.
 
 `files` writes so that no kill leaves a thing half done, `ledger` keeps the groups, `lines` reads
-metrics and events, `run` ties them.
+metrics and events, `view` is a run that is read and `run` one that is written.
 """
 
 from interlock.rundir.files import JsonLines, atomic_directory, storage_errors, write_atomically
 from interlock.rundir.ledger import Ledger
-from interlock.rundir.run import Checkpoint, Manifest, RunDir, RunView, Session
+from interlock.rundir.run import RunDir
+from interlock.rundir.view import Checkpoint, Manifest, RunView, Session
 
 __all__ = [
     "Checkpoint",

@@ -1,9 +1,10 @@
 """What a resumed run may do otherwise than it was begun.
 
-Settings of when things are written, of who generates, and the steps that are still ahead: a run
-that is finished can be made longer.
+Settings of when things are written, of who generates, and what is still ahead: a run that is
+finished can be made longer, by steps of its last stage and by stages after it.
 """
 
+import re
 from collections.abc import Mapping, Set
 from typing import Any
 
@@ -19,6 +20,7 @@ FREE_TO_CHANGE = frozenset(
         "log",
         "checkpoint_every",
         "keep_checkpoints",
+        "keep_stages",
         "generator",
         "fleet",
         "sync",
@@ -38,8 +40,29 @@ def steps_ahead(config: Mapping[str, Any], reached: tuple[int, int]) -> frozense
     return frozenset(
         f"stage[{index}].steps"
         for index, stage in enumerate(config.get("stage", []))
-        if index > reached[0] or (index == reached[0] and stage["steps"] >= reached[1])
+        if index > reached[0]
+        or (index == reached[0] and stage["steps"] + stage.get("rounds", 0) >= reached[1])
     )
+
+
+def without_new_stages(recorded: Mapping[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """`given` with as many stages as are recorded, if it has more."""
+    stages = given.get("stage", [])
+    return given | {"stage": stages[: len(recorded.get("stage", []))]} if stages else given
+
+
+def stages_taken_away(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> str | None:
+    """Why a recipe with fewer stages is refused."""
+    had, has = len(recorded.get("stage", [])), len(given.get("stage", []))
+    if has >= had:
+        return None
+    return f"{had} stages, not {has}"
+
+
+def is_of_new_stage(name: str, recorded: Mapping[str, Any]) -> bool:
+    """Whether an input's name is of a stage that is not recorded yet."""
+    place = re.match(r"stage (\d+): ", name)
+    return place is not None and int(place[1]) >= len(recorded.get("stage", []))
 
 
 def first_difference(recorded: Any, given: Any, key: str, free: Set[str]) -> str | None:

@@ -1,6 +1,7 @@
 """One run, one directory, one writer at a time.
 
     config.json     the resolved config; a resumed run must match it
+    config-history.jsonl  what config.json held before each change, and when that was
     manifest.json   versions, platform, when and how the run began and ended; written last at
                     creation: a directory with a manifest is a run
     lock            held (flock) by the writing process; its pid inside
@@ -11,6 +12,8 @@
     sync/           weight versions on their way to generators; emptied when a session begins
     checkpoints/    stage00-step000020/ …: all it takes to go on; only the newest are kept
     teachers/       what endpoints said of a distill stage's texts, until a checkpoint is past it
+    stages/         00-NAME/, …: the model as each stage left it that another came after
+    data/           what a stage made to learn from, to be read: JSONL
     weights/        the final model in the Hugging Face layout
     report.html     written from the above by `report`
 
@@ -25,21 +28,19 @@ import platform
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self, TextIO
+from typing import Any, Self, TextIO
 
 import msgspec
 
 from interlock.config.secrets import redacted
 from interlock.errors import RunError, UserError
 from interlock.processes.deadline import Deadline
-from interlock.records.coding import Time, from_json
 from interlock.records.metrics import Event, EventKind, StepMetrics
-from interlock.regular import read_regular
-from interlock.rundir.changes import FREE_TO_CHANGE, first_difference, steps_ahead
+from interlock.rundir.changes import is_of_new_stage
 from interlock.rundir.files import (
     JsonLines,
     atomic_directory,
@@ -50,147 +51,10 @@ from interlock.rundir.files import (
     write_atomically,
 )
 from interlock.rundir.ledger import Ledger
-from interlock.rundir.lines import read_events, read_metrics
-from interlock.text import error_line, hide_credentials, one_line
+from interlock.rundir.view import Manifest, RunView, Session, as_on_disk
+from interlock.text import error_line, hide_credentials
 
 _LOCK_PATIENCE_S = 1.0  # a reader holds the lock for an instant to learn the status
-
-
-class Session(msgspec.Struct):
-    """One process's time on the run, unix seconds; `ended` is None while it runs or if killed."""
-
-    started: Time
-    ended: Time | None = None
-
-
-class Manifest(msgspec.Struct):
-    """How the run began and ended. `status`: running, finished, failed or interrupted."""
-
-    versions: dict[str, str]
-    platform: str
-    created: Time  # unix seconds
-    sessions: list[Session]
-    status: str = "running"
-    reason: str | None = None  # one line, when failed
-    inputs: dict[str, str] = {}  # digest of all that it was made of, by name; {}: of older runs
-    ledger: int = 0  # whose groups it learns from, see Ledger.identity; 0: of older runs
-
-
-class Checkpoint(NamedTuple):
-    stage: int
-    step: int
-    path: Path
-
-
-class RunView:
-    """What a run wrote, for reading only: changes no file, and works on a run that is going on.
-
-    (SQLite may leave its own empty -wal and -shm files beside the ledger.)
-    """
-
-    def __init__(self, path: Path) -> None:
-        """Raises RunError when `path` holds no run, or one that cannot be read."""
-        self.path = path
-        self.manifest = self._read_json("manifest.json", Manifest)
-        self.config = redacted(self._read_json("config.json", dict[str, Any]))
-        self.ledger = self._open_ledger()
-        self._metrics = JsonLines(path / "metrics.jsonl")
-        self._events = JsonLines(path / "events.jsonl")
-
-    def _read_json(self, name: str, kind: Any) -> Any:
-        try:
-            return from_json(read_regular(self.path / name), kind)
-        except (FileNotFoundError, NotADirectoryError):
-            raise RunError(
-                f"no run in {self.path} ({name} is missing); give the directory a run was "
-                "written to"
-            ) from None
-        except (OSError, ValueError) as error:
-            raise RunError(f"cannot read {self.path / name}: {error}") from None
-
-    def _open_ledger(self) -> Ledger:
-        return Ledger.read_only(self.path / "ledger.sqlite")
-
-    @property
-    def status(self) -> str:
-        """running, finished, failed or interrupted (stopped by the user, or killed)."""
-        if self.manifest.status == "running" and not self._is_locked():
-            return "interrupted"
-        return self.manifest.status
-
-    def _is_locked(self) -> bool:
-        try:
-            with open(self.path / "lock") as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        return False
-
-    def metrics(self) -> list[StepMetrics]:
-        """The metrics of each (stage, step), in order: those that were logged last."""
-        last = {(line.stage, line.step): line for line in read_metrics(self._metrics)}
-        return [last[key] for key in sorted(last)]
-
-    def events(self) -> list[Event]:
-        """All events, oldest first."""
-        return read_events(self._events)
-
-    def checkpoints(self) -> list[Checkpoint]:
-        """The finished checkpoints, oldest first."""
-        found = []
-        for path in (self.path / "checkpoints").glob("stage*-step*"):
-            if name := re.fullmatch(r"stage(\d+)-step(\d+)", path.name):
-                found.append(Checkpoint(int(name[1]), int(name[2]), path))
-        return sorted(found)
-
-    def latest_checkpoint(self) -> Checkpoint | None:
-        return max(self.checkpoints(), default=None)
-
-    def check_same_config(self, tree: dict[str, Any]) -> None:
-        """Raise RunError naming the first setting in which `tree` differs from the run's config."""
-        reached = max(((line.stage, line.step) for line in self.metrics()), default=(0, 0))
-        difference = self._change(tree, FREE_TO_CHANGE | steps_ahead(tree, reached))
-        if difference is not None:
-            raise RunError(
-                f"{self.path} was run with {difference}; resume it with its own settings, or give "
-                "another directory"
-            )
-
-    def check_same_inputs(self, inputs: Mapping[str, str]) -> None:
-        """Raise RunError naming the first input that is not what the run began with."""
-        recorded = self.manifest.inputs
-        for name in [*recorded, *inputs] if recorded else ():
-            was, now = recorded.get(name, "not there"), inputs.get(name, "not there")
-            if was != now:
-                raise RunError(
-                    f"{self.path} began with another {name} ({one_line(was, 20)}, now "
-                    f"{one_line(now, 20)}); put that back to resume, or give another directory"
-                )
-
-    def check_ledger(self) -> None:
-        """Raise RunError when it is another run's, or lacks groups that steps have learned from."""
-        used = {(line.stage, line.step) for line in self.metrics() if line.rollout.groups}
-        lost = sorted(used - set(self.ledger.steps()))
-        if lost or self.ledger.missing:
-            first = "lacks the groups of stage {} step {}".format(*lost[0]) if lost else ""
-            what = "is gone" if self.ledger.missing else first
-        elif self.manifest.ledger not in (0, self.ledger.identity):
-            what = "is another run's"
-        else:
-            return
-        raise RunError(
-            f"{self.path}/ledger.sqlite {what}; restore it from a copy, or start a new run"
-        )
-
-    def _change(self, tree: dict[str, Any], free: Set[str] = frozenset()) -> str | None:
-        """ "key = old, not new" for the first setting that differs, those in `free` apart."""
-        given = msgspec.json.decode(msgspec.json.encode(redacted(tree)))  # as on disk
-        return first_difference(self.config, given, "", free)
-
-    def close(self) -> None:
-        self.ledger.close()
 
 
 class RunDir(RunView):
@@ -269,9 +133,8 @@ class RunDir(RunView):
         try:
             run = cls(path, lock)
             run._resume()
-            if config is not None and (change := run._change(config)):
-                run.event("settings_changed", f"resumed with another setting: {change}")
-                run._take_steps(config)
+            if config is not None:
+                run._take(config, inputs or {})
             return run
         except BaseException:
             lock.close()
@@ -284,8 +147,9 @@ class RunDir(RunView):
 
     def _resume(self) -> None:
         leftovers = recover(self.path)
-        if (self.path / "checkpoints").is_dir():
-            leftovers += recover(self.path / "checkpoints")
+        for name in ("checkpoints", "stages", "data"):
+            if (self.path / name).is_dir():
+                leftovers += recover(self.path / name)
         torn = self._metrics.repair() + self._events.repair()
         self.manifest.sessions.append(Session(time.time()))
         self._set_status("running")
@@ -296,11 +160,27 @@ class RunDir(RunView):
             removed = ", ".join(leftovers) or "nothing"
             self.event("recovered", f"unfinished: {removed}; {torn} bytes of torn lines cut off")
 
-    def _take_steps(self, config: dict[str, Any]) -> None:
-        """Remember how long the run is to be: the next to resume it must ask for no less."""
-        steps = [stage["steps"] for stage in config.get("stage", [])]
-        for stage, number in zip(self.config.get("stage", []), steps, strict=True):
-            stage["steps"] = number
+    def _take(self, config: dict[str, Any], inputs: Mapping[str, str]) -> None:
+        """Remember what was changed: how long the run is to be, the next to resume it must ask for
+        no less. What config.json held before is kept.
+        """
+        change = self._change(config)
+        stages = as_on_disk(config).get("stage", [])
+        new = stages[len(self.config.get("stage", [])) :]
+        if change:
+            self.event("settings_changed", f"resumed with another setting: {change}")
+        if new:
+            names = ", ".join(stage.get("name") or stage["kind"] for stage in new)
+            self.event("extended", f"resumed with {len(new)} more stages: {names}")
+        if stages == self.config.get("stage", []):
+            return
+        former = {"until": time.time(), "config": self.config}
+        JsonLines(self.path / "config-history.jsonl").append(former)
+        if self.manifest.inputs:  # none were kept of older runs
+            added = {n: each for n, each in inputs.items() if is_of_new_stage(n, self.config)}
+            self.manifest.inputs |= added
+            _write_json(self.path / "manifest.json", self.manifest)
+        self.config["stage"] = stages
         _write_json(self.path / "config.json", self.config)
 
     def log(self, metrics: StepMetrics) -> StepMetrics:
@@ -337,6 +217,17 @@ class RunDir(RunView):
         """Yield a directory to fill; it becomes weights/ as a whole."""
         with atomic_directory(self.path / "weights") as directory:
             yield directory
+
+    def stage_weights(self, index: int, name: str) -> Path:
+        """Where the weights are kept that a stage left."""
+        return self.path / "stages" / (f"{index:02d}-{name}" if name else f"{index:02d}")
+
+    def data_file(self, index: int, name: str) -> Path:
+        """Where the rows are that a stage made."""
+        directory = self.path / "data"
+        with storage_errors(self.path):
+            directory.mkdir(0o700, exist_ok=True)
+        return directory / (f"{index:02d}-{name}.jsonl" if name else f"{index:02d}.jsonl")
 
     def worker_log(self, name: str) -> Path:
         """The file for the output of one generator process."""

@@ -40,6 +40,7 @@ _FIGURES: tuple[tuple[str, str, Callable[[StepMetrics], float | None]], ...] = (
     ("entropy", "{:.2f}", lambda m: m.update.entropy),
     ("gradient", "{:.2f}", lambda m: m.update.grad_norm),
     ("mismatch", "{:.1e}", lambda m: m.update.mismatch.k3 if m.update.mismatch else None),
+    ("tokens/s", "{:.0f}", lambda m: m.update.tokens_per_s),
     ("staleness", "{:.1f}", lambda m: m.rollout.staleness_mean),
     ("skipped", "{}", lambda m: m.rollout.groups_skipped),
     ("stale", "{}", lambda m: m.rollout.groups_stale or None),

@@ -1,0 +1,119 @@
+"""What a stage starts from, where that is not what the stage before it left: `from = …`.
+
+    "runs/x", a model directory, "hf:…" ─┐
+    "model": the recipe's own ───────────┼─> directory ──> masters of a stage before its first step
+    "stage:NAME": an earlier one's end ──┘    (digest in the run's manifest)
+
+What is read is what a run publishes, in the model's own dtype. Of a stage that has begun nothing is
+read again: a resumed run takes its own.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from interlock.config.schema import Recipe
+from interlock.config.stages import MODEL, of_stage
+from interlock.errors import ConfigError, RunError
+from interlock.learner import checkpoint
+from interlock.learner.learner import Learner
+from interlock.models.checkpoint import load_decoder
+from interlock.models.fetch import find_model
+from interlock.models.huggingface import read_architecture
+from interlock.recipes.stage import Stage
+from interlock.regular import open_regular
+
+Starts = Mapping[int, Path]  # the directories of stages that start elsewhere and have not begun
+
+
+def find(recipe: Recipe, model: Path, begun: int, tell: Callable[[str], None]) -> Starts:
+    """Where each stage that has yet to begin starts from, but for the ends of earlier stages.
+
+    Args:
+        begun: the index of the last stage that has begun; -1: none.
+
+    Raises UserError when there is no such model or run, or it is another model than the recipe's.
+    """
+    found = {}
+    for index, stage in enumerate(recipe.stage):
+        if index <= begun or stage.origin is None or of_stage(stage.origin) is not None:
+            continue
+        directory = model if stage.origin == MODEL else find_model(stage.origin, tell)
+        if read_architecture(directory) != read_architecture(model):
+            raise ConfigError(
+                f"stage.{index}.from = {stage.origin!r} is another model than [model] path; a "
+                "stage goes on with weights of the same shape"
+            )
+        if _content(directory, "tokenizer.json") != _content(model, "tokenizer.json"):
+            raise ConfigError(
+                f"stage.{index}.from = {stage.origin!r} has another tokenizer than [model] path"
+            )
+        found[index] = directory
+    return found
+
+
+def digests(recipe: Recipe, starts: Starts, recorded: Mapping[str, str]) -> dict[str, str]:
+    """Of the weights that stages start from, by name; of those that have begun, as recorded."""
+    found = {}
+    for index, stage in enumerate(recipe.stage):
+        if stage.origin is None or stage.origin == MODEL or of_stage(stage.origin) is not None:
+            continue
+        name = f"stage {index}: from {stage.origin}"
+        if index in starts:
+            found[name] = _digest(starts[index])
+        elif name in recorded:
+            found[name] = recorded[name]
+    return found
+
+
+def begin(stage: Stage[Any], starts: Starts) -> None:
+    """Give a stage that begins the weights that it asks for, where it asks for any.
+
+    Raises ModelError when they are damaged, RunError when they are not there.
+    """
+    origin = stage.settings.origin
+    if origin is None:
+        return
+    name = of_stage(origin)
+    if name is None:
+        directory = starts[stage.index]
+    else:
+        place = [each.name for each in stage.recipe.stage].index(name)
+        directory = stage.run.stage_weights(place, name)
+    _load(stage.learner, directory)
+    digest = stage.run.manifest.inputs.get(f"stage {stage.index}: from {origin}", "")
+    message = f"stage {stage.index} starts from {origin}"
+    stage.sinks.event(stage.run.event("started_from", message, origin=origin, digest=digest))
+
+
+def _load(learner: Learner, directory: Path) -> None:
+    if not directory.is_dir():
+        raise RunError(
+            f"there are no weights at {directory}, which a stage starts from; they are kept when "
+            "the next stage begins, unless keep_stages = false"
+        )
+    decoder = load_decoder(directory, torch.float32, torch.device("cpu"))
+    checkpoint.begin_with(learner, {n: p.detach() for n, p in decoder.named_parameters()})
+
+
+def _digest(directory: Path) -> str:
+    """Over the digests of the weights' files, in the order of their names."""
+    whole = hashlib.sha256()
+    for path in sorted(directory.glob("*.safetensors")):
+        with open_regular(path) as file:
+            whole.update(hashlib.file_digest(file, "sha256").digest())
+    return f"sha256 {whole.hexdigest()}"
+
+
+def _content(directory: Path, name: str) -> bytes:
+    path = directory / name
+    return path.read_bytes() if path.is_file() else b""
+
+
+def referred(recipe: Recipe) -> Sequence[int]:
+    """The stages whose weights a later one asks for."""
+    wanted = {name for stage in recipe.stage for name in stage.refers_to}
+    return [index for index, stage in enumerate(recipe.stage) if stage.name in wanted]
