@@ -229,7 +229,7 @@ class Rollouts:
         repeats it (unless a problem was set aside meanwhile).
         """
         settings, run = self._settings, self._stage.recipe
-        later = min(self._cap, settings.steps - self._step)
+        later = min(self._cap, settings.sampled_steps - self._step)
         ahead = wanted + later * settings.problems_per_step
         room = ahead - len(self._buffer) - len(self._ordered)
         if room <= 0:
