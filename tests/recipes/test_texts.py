@@ -15,6 +15,7 @@ from interlock.config.tasks import TaskSettings
 from interlock.errors import UserError
 from interlock.models.tokenizer import Tokenizer
 from interlock.recipes.evaluate import room
+from interlock.recipes.sft import read
 from interlock.recipes.texts import texts
 from interlock.tasks import open_task
 from interlock.workers.reading import Reader
@@ -218,3 +219,42 @@ def test_a_variable_that_the_template_does_not_know_is_refused(tmp_path: Path) -
         task = TaskSettings("arithmetic", template={name: False})
         with pytest.raises(UserError, match=f"the chat template knows no '{name}'"):
             open_task(task, room(8, opened(tmp_path, model), 256))
+
+
+def test_a_fusion_takes_thoughts_out_of_the_rows_that_are_not_to_think(tmp_path: Path) -> None:
+    tokenizer = opened(tmp_path, "chatml")
+
+    def fused(turns: list[dict[str, Any]], thinks: bool, **more: Any) -> list[tuple[str, str]]:
+        found = []
+        for tokens, learned in texts({"messages": turns, **more}, tokenizer, "tags", thinks):
+            start = learned.index(True)
+            parts = tokens[:start], tokens[start:]
+            found.append(tuple(tokenizer.decode(part, skip_special=False) for part in parts))
+        return found  # type: ignore[return-value]
+
+    thought = (QWEN_ASKED.format(" /think"), THOUGHT + "2<|im_end|>")
+    empty = (QWEN_ASKED.format(" /no_think"), EMPTY + "2<|im_end|>")
+    written = {"role": "assistant", "content": "<think>\none and one\n</think>\n\n2"}
+    for said in (SAID, written):
+        assert fused([ASK, said], True) == [thought]
+        assert fused([ASK, said], False) == [empty]
+    for thinks in (True, False):
+        assert fused([ASK, PLAIN], thinks) == [empty]  # it has no thoughts to teach
+        assert fused([ASK, SAID], thinks, thinking=True) == [thought]  # as it says itself
+        half = fused([ASK, SAID, ASK, PLAIN], thinks)  # says nothing of both its turns
+        assert [learned for _, learned in half] == [THOUGHT + "2<|im_end|>", "2<|im_end|>"]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_a_share_of_the_rows_with_thoughts_keeps_them(share: float, tmp_path: Path) -> None:
+    tokenizer, data = opened(tmp_path, "qwen"), tmp_path / "data.jsonl"
+    rows = [{"messages": [ASK, SAID]}] * 400 + [{"messages": [ASK, PLAIN]}] * 100
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found, _ = read(data, tokenizer, 1000, switch="tags", share=share)
+    thinks = ["one and one" in tokenizer.decode(row.tokens) for row in found]
+    assert len(found) == 500 and not any(thinks[400:])
+    # Of 400 draws 120 think, give or take three deviations of 9.2.
+    assert abs(sum(thinks) - 400 * share) <= (28 if share == 0.3 else 0)
+    assert [row.tokens for row in read(data, tokenizer, 1000, switch="tags", share=share)[0]] == [
+        row.tokens for row in found
+    ]

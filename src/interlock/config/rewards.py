@@ -50,10 +50,14 @@ class AccuracyReward(RewardSettings, frozen=True, kw_only=True, tag="accuracy"):
 
 
 class FormatReward(RewardSettings, frozen=True, kw_only=True, tag="format"):
-    """1 for thinking that is ended once, then one final answer; else 0."""
+    """1 for thinking that is ended once, then one final answer; else 0.
+
+    With `thinks = false` 1 for an answer without thoughts, be it behind an empty block.
+    """
 
     # "text": anything; "boxed": one \\boxed{…}; "tag": <answer>…</answer> and nothing else.
     answer: Literal["text", "boxed", "tag"] = "text"
+    thinks: bool = True
 
 
 class LengthReward(RewardSettings, frozen=True, kw_only=True, tag="length"):

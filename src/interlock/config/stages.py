@@ -263,6 +263,9 @@ class Sft(StageSettings, frozen=True, kw_only=True, tag="sft"):
     overlong: Overlong = "refuse"  # a longer row
     # How rows with `thinking` tell the model: by the template's enable_thinking, or /no_think.
     thinking_switch: ThinkingSwitch = "template"
+    # Of the rows with thoughts, those that keep them; the others, and all without, teach an empty
+    # block. What a row says itself (`thinking`) goes before. None: rows are as they are.
+    thinking_share: Share | None = None
     optimizer: OptimizerSettings = OptimizerSettings()
 
     def conflicts(self) -> Iterator[str]:

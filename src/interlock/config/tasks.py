@@ -5,6 +5,7 @@ One table is one task; of several, `[[stage.task]]`, a step mixes problems by th
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import combinations
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta
@@ -17,6 +18,7 @@ from interlock.config.fields import (
     Rate,
     Seed,
     SettingsTable,
+    ThinkingSwitch,
 )
 from interlock.config.judging import JudgeSettings
 from interlock.config.rewards import AnyReward, reward_conflicts
@@ -36,6 +38,9 @@ class TaskSettings(SettingsTable, frozen=True):
     system: str | None = None  # a system turn put before every problem
     # What the chat template is told with every problem; what a row says itself goes before it.
     template: dict[str, Any] = {}  # { enable_thinking = false }
+    # Whether the model is told to think; None: nothing is said. As a row's, by the switch of sft.
+    thinking: bool | None = None
+    thinking_switch: ThinkingSwitch = "template"
     workers: Processes = 1  # verifier processes
     timeout_s: Rate = 5.0  # to judge one answer
     # Times that it is tried again to judge answers when it failed through no fault of theirs (what
@@ -68,6 +73,7 @@ _OF_VERIFIERS = {
 
 def task_conflicts(tasks: Sequence[TaskSettings]) -> Iterator[str]:
     """Why the tasks of one stage do not go together; as StageSettings.conflicts."""
+    yield from _mode_conflicts(tasks)
     for called, times in Counter(each.called for each in tasks).items():
         if times > 1:
             yield f"task: {times} are called {called!r}; give each a label of its own"
@@ -89,6 +95,24 @@ def task_conflicts(tasks: Sequence[TaskSettings]) -> Iterator[str]:
                 yield f"task.{name} is a verifier's, and task.judge scores in its stead; {other}"
     if len(tasks) == 1 and tasks[0].weight != 1:
         yield f"task.weight = {tasks[0].weight} is against other tasks, and there is one; remove it"
+
+
+def _mode_conflicts(tasks: Sequence[TaskSettings]) -> Iterator[str]:
+    """Of problems that are asked with thinking and without."""
+    for task in tasks:
+        told = task.template.get("enable_thinking", task.thinking)
+        if task.thinking is not None and told is not task.thinking:
+            yield (
+                f"task.template.enable_thinking = {told!r} and task.thinking = {task.thinking!r} "
+                "contradict each other; remove one"
+            )
+    for one, other in combinations(tasks, 2):
+        same = (one.name, one.options) == (other.name, other.options)
+        if same and (one.seed, one.held_out) != (other.seed, other.held_out):
+            yield (
+                f"task: {one.called!r} and {other.called!r} are of the same problems, and what the "
+                "one holds out the other may train on; give both one seed and one held_out"
+            )
 
 
 class EvaluationSettings(SettingsTable, frozen=True):

@@ -194,8 +194,9 @@ def told(tokenizer: Tokenizer, template: Mapping[str, Any]) -> None:
     for name in template:
         if name in _RENDERED or name not in (tokenizer.template or ""):
             raise TaskError(
-                f"the chat template knows no {one_line(name, 40)!r}, which stage.task.template or "
-                "a row tells it; remove that, or give [model] chat_template one that does"
+                f"the chat template knows no {one_line(name, 40)!r}, which stage.task.template, "
+                "task.thinking or a row tells it; remove that, or give [model] chat_template one "
+                'that does; a model that was taught /no_think has thinking_switch = "tags"'
             )
 
 

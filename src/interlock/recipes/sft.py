@@ -3,6 +3,7 @@
 data -> token rows (texts.py) -> shuffled epochs -> learner.step -> log
 """
 
+import hashlib
 import random
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -40,7 +41,12 @@ def prepare(settings: Sft, tokenizer: Tokenizer, context: int) -> Data:
     limit = min(settings.max_tokens, context)
     files = find(settings.data).train
     rows, left_out = read(
-        settings.data, tokenizer, limit, settings.overlong, settings.thinking_switch
+        settings.data,
+        tokenizer,
+        limit,
+        settings.overlong,
+        settings.thinking_switch,
+        settings.thinking_share,
     )
     if not settings.task:
         return Data(rows, left_out, None, tokenizer.unclosed, files)
@@ -92,13 +98,14 @@ def read(
     max_tokens: int,
     overlong: Overlong = "refuse",
     switch: ThinkingSwitch = "template",
+    share: float | None = None,
 ) -> tuple[list[Row], int]:
     """The training texts of a data set, and how many longer than `max_tokens` were left out.
 
     What a row may be is in tasks/columns.py, what becomes of it in texts.py. Raises TaskError with
     file and line, for a longer text too unless `overlong` is "leave_out".
     """
-    found, left_out = read_examples(path, tokenizer, max_tokens, overlong, switch)
+    found, left_out = read_examples(path, tokenizer, max_tokens, overlong, switch, share)
     return [row for _, rows in found for row in rows], left_out
 
 
@@ -108,13 +115,15 @@ def read_examples(
     max_tokens: int,
     overlong: Overlong = "refuse",
     switch: ThinkingSwitch = "template",
+    share: float | None = None,
 ) -> tuple[list[tuple[DataRow, list[Row]]], int]:
     """As `read`, each row of the data set with those of its texts that are not left out."""
     found, left_out = [], 0
     for file, number, content in rows_of(find(str(path)).train):
         rows = []
         with row_errors(file, number):
-            for row in texts(content, tokenizer, switch):
+            thinks = None if share is None else _drawn(number) < share
+            for row in texts(content, tokenizer, switch, thinks):
                 if len(row.tokens) <= max_tokens:
                     rows.append(row)
                 elif overlong == "refuse":
@@ -129,6 +138,12 @@ def read_examples(
     if not found:
         raise TaskError(f"{path} has no usable row: all {left_out} are longer than {max_tokens}")
     return found, left_out
+
+
+def _drawn(number: int) -> float:
+    """Of a row, in [0, 1): by its line alone, so that a resumed run's rows think alike."""
+    digest = hashlib.blake2b(f"thinks {number}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
 
 
 def draw(rows: Sequence[Row], count: int, step: int, seed: int) -> list[Row]:

@@ -26,7 +26,8 @@ from interlock import thinking
 from interlock.config.fields import ThinkingSwitch
 from interlock.errors import TaskError
 from interlock.models.tokenizer import Tokenizer
-from interlock.tasks.columns import ChatRow, PlainRow, Turns, example
+from interlock.tasks.columns import ChatRow, PlainRow, example
+from interlock.tasks.modes import tagged
 from interlock.tasks.rows import Row as DataRow
 
 # Qwen3's name of the switch, and DeepSeek's, which must be told from prose.
@@ -34,7 +35,6 @@ _SWITCHES = {
     "enable_thinking": re.compile(r"\benable_thinking\b"),
     "thinking": re.compile(r"\b(?:if|elif|not|and|or|set)\s+thinking\b"),
 }
-_TAGS = {True: " /think", False: " /no_think"}
 _APART = ("reasoning_content", "reasoning")  # where a turn has its thoughts beside its answer
 
 
@@ -52,10 +52,16 @@ class _Said(NamedTuple):
     answer: str
 
 
-def texts(row: DataRow, tokenizer: Tokenizer, switch: ThinkingSwitch = "template") -> list[Row]:
+def texts(
+    row: DataRow,
+    tokenizer: Tokenizer,
+    switch: ThinkingSwitch = "template",
+    thinks: bool | None = None,
+) -> list[Row]:
     """The training texts of a row: one, or where a turn thinks one for each turn to be learned.
 
-    Raises TaskError or ModelError, naming the column.
+    `thinks`: what a row teaches that does not say it: see `_fused`. Raises TaskError or ModelError,
+    naming the column.
     """
     try:
         found = example(row)
@@ -68,6 +74,8 @@ def texts(row: DataRow, tokenizer: Tokenizer, switch: ThinkingSwitch = "template
             if not any(turn["role"] == "assistant" for turn in found.turns[found.since :]):
                 raise TaskError("no assistant turn to learn from")
             calls = any(turn.get("tool_calls") for turn in found.turns[found.since :])
+            if thinks is not None and found.thinking is None and not calls:
+                found = _fused(found, thinks)
             if calls and found.thinking is not None:
                 raise TaskError("a row with calls of tools cannot say 'thinking' yet; leave it out")
             if calls or (found.thinking is None and not any(map(_thinks, found.turns))):
@@ -95,6 +103,26 @@ def _whole(chat: ChatRow, tokenizer: Tokenizer) -> Row:
     return Row(tokens, learned)
 
 
+def _fused(chat: ChatRow, thinks: bool) -> ChatRow:
+    """As a row of a fusion: with its thoughts, where all its learned turns have some and it
+    `thinks`; else without any. One of which only some turns think stays as it is.
+    """
+    learned = [_thinks(t) for t in chat.turns[chat.since :] if t["role"] == "assistant"]
+    if any(learned) and not all(learned):
+        return chat
+    if thinks and all(learned):
+        return chat._replace(thinking=True)
+    turns = [*chat.turns[: chat.since], *map(_thoughtless, chat.turns[chat.since :])]
+    return chat._replace(turns=turns, thinking=False)
+
+
+def _thoughtless(turn: dict[str, Any]) -> dict[str, Any]:
+    if turn["role"] != "assistant":
+        return turn
+    rest = {name: value for name, value in turn.items() if name not in _APART}
+    return rest | {"content": _said(turn).answer}
+
+
 def _turn_by_turn(chat: ChatRow, tokenizer: Tokenizer, switch: ThinkingSwitch) -> Iterator[Row]:
     """Each of the assistant's turns behind those before it."""
     begin, end = tokenizer.thinking_marks
@@ -111,7 +139,7 @@ def _turn_by_turn(chat: ChatRow, tokenizer: Tokenizer, switch: ThinkingSwitch) -
         told = _told(chat.template, chat.thinking, tokenizer, switch)
         history = chat.turns[:place]
         if chat.thinking is not None and switch == "tags":
-            history = _tagged(history, _TAGS[chat.thinking])
+            history = tagged(history, chat.thinking)
         before = tokenizer.render(history, **told)
         text = _written(before, said, begin, end, shown=chat.thinking is not None)
         yield Row(*tokenizer.continued(before, text + tokenizer.closing))
@@ -151,15 +179,6 @@ def _told(
             'set thinking_switch = "tags" in the stage'
         )
     return told | dict.fromkeys(names[:1], thinks)
-
-
-def _tagged(turns: Turns, tag: str) -> Turns:
-    """With the tag behind the last turn of the user."""
-    for place in range(len(turns) - 1, -1, -1):
-        if turns[place]["role"] == "user":
-            tagged = turns[place] | {"content": turns[place]["content"] + tag}
-            return [*turns[:place], tagged, *turns[place + 1 :]]
-    raise TaskError(f"no user turn that could end with{tag}")
 
 
 def _check(said: _Said, thinks: bool, place: int) -> None:

@@ -28,7 +28,7 @@ from interlock.config.rewards import PythonReward
 from interlock.config.tasks import TaskSettings
 from interlock.errors import TaskError
 from interlock.records.rl import Attempt, Problem, Verdict
-from interlock.tasks import open_task, user_verifier
+from interlock.tasks import modes, open_task, user_verifier
 from interlock.tasks.packages import module_of
 from interlock.tasks.retries import Pair
 from interlock.tasks.sources import TaskSource, Unfit, fits
@@ -52,7 +52,11 @@ def judge_of(task: TaskSettings) -> "Judge":
 
 def open_tasks(tasks: Sequence[TaskSettings], unfit: Unfit = fits) -> "Mixture":
     """Open every task; see `open_task`."""
-    return Mixture(tasks, [open_task(task, unfit) for task in tasks])
+
+    def tried(task: TaskSettings) -> Unfit:
+        return lambda problem: unfit(modes.asked(problem, task))
+
+    return Mixture(tasks, [open_task(task, tried(task)) for task in tasks])
 
 
 def _written(task: TaskSettings) -> Iterator[Path]:
@@ -91,7 +95,7 @@ class Mixture:
             dict.fromkeys([*(path for source in sources for path in source.files), *own])
         )
         self.names = [task.called for task in tasks]
-        self._sources = sources
+        self._sources, self._tasks = sources, tasks
         self._weights = [task.weight for task in tasks]
         text = "/".join(str(task.seed) for task in tasks)
         digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
@@ -145,7 +149,8 @@ class Mixture:
         return sums[step - 1]
 
     def _of(self, place: int, problems: Iterable[Problem]) -> list[Problem]:
-        name = self.names[place]
+        name, task = self.names[place], self._tasks[place]
+        problems = [modes.asked(problem, task) for problem in problems]
         if len(self._sources) == 1:
             return [replace(problem, task=name) for problem in problems]
         return [replace(each, task=name, id=f"{name}: {each.id}") for each in problems]

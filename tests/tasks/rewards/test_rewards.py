@@ -48,6 +48,28 @@ def test_form(turn: str, text: int, boxed: int, tag: int) -> None:
 
 
 @pytest.mark.parametrize(
+    ("turn", "text", "boxed"),
+    [
+        ("<think>\n\n</think>\n\n46", 1, 0),
+        ("[THINK][/THINK] \\boxed{46}", 1, 1),
+        ("\\boxed{46}", 1, 1),
+        ("46", 1, 0),
+        ("<think>a</think> \\boxed{46}", 0, 0),
+        ("<think>\n\n</think>\n\n", 0, 0),
+        ("<think>\n\n</think> 46 <think>a</think>", 0, 0),
+        ("<think>46", 0, 0),
+        ("a</think> 46", 0, 0),
+        (" \n", 0, 0),
+    ],
+)
+def test_the_form_of_an_answer_that_is_not_to_think(turn: str, text: int, boxed: int) -> None:
+    for answer, expected in {"text": text, "boxed": boxed}.items():
+        table = {"kind": "format", "answer": answer, "thinks": False}
+        settings = msgspec.convert(table, FormatReward)
+        assert form.open_reward(settings, TASK)(Attempt(SUM, turn)) == expected
+
+
+@pytest.mark.parametrize(
     ("tokens", "value"), [(0, 0), (60, 0), (70, -0.25), (90, -0.75), (100, -1)]
 )
 def test_overlong_is_dapos_soft_punishment(tokens: int, value: float) -> None:

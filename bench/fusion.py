@@ -1,0 +1,318 @@
+"""Thinking-mode fusion on a model of 360,000 weights: does it think when told to, and only then?
+
+    random weights ──sft on thoughts──> thinks always ──sft, half of them without──> fused
+                     (before)                           thinking_switch = "tags"
+    both ──greedily, told /think, /no_think, enable_thinking = false──> modes, accuracy, lengths
+    fused ──told /think, sampling.thinking_budget = …──> accuracy and length of each budget
+
+The problems are sums of three to five digits, the thoughts their running sums; a token is a byte,
+but for the marks. Everything is made here, and both stages are run by `interlock train`.
+
+    python bench/fusion.py --runs runs/fusion --json fusion.json
+    python bench/fusion.py --steps 250 150 --seeds 0 --problems 128    # a minute
+"""
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+
+from environment import environment
+from interlock import thinking
+from interlock.config.schema import GeneratorSettings
+from interlock.config.tasks import TaskSettings
+from interlock.models.decoder import Decoder
+from interlock.models.huggingface import read_architecture
+from interlock.records.rl import Completion, Problem, Sampling
+from interlock.tasks import modes
+from interlock.workers.generator import Generator, open_generator
+
+ROWS, HELD_OUT = 6000, 512
+MOST_TOKENS = 80
+BUDGETS = (None, 24, 18, 12, 6, 0)
+TOLD: dict[str, dict[str, object]] = {
+    "nothing": {},
+    "/think": {"thinking": True, "thinking_switch": "tags"},
+    "/no_think": {"thinking": False, "thinking_switch": "tags"},
+    "enable_thinking = false": {"thinking": False},
+}
+# ChatML without the roles, which take turns, and with Qwen3's switch.
+TEMPLATE = (
+    "{% for turn in messages %}<|im_start|>{{ turn.content }}<|im_end|>"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n"
+    "{% endif %}{% endif %}"
+)
+CONFIG = {
+    "model_type": "llama",
+    "vocab_size": 264,
+    "hidden_size": 96,
+    "intermediate_size": 256,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "hidden_act": "silu",
+    "tie_word_embeddings": True,
+}
+TAGS = ("", " /think", " /no_think")
+RECIPE = """
+name = "{name}"
+seed = {seed}
+checkpoint_every = 0
+keep_checkpoints = 0
+
+[model]
+path = "{model}"
+
+[[stage]]
+kind = "sft"
+data = "{data}"
+steps = {steps}
+batch_size = 32
+{fusion}
+optimizer = {{ lr = {lr}, warmup_steps = 20, schedule = "cosine", betas = [0.9, 0.98] }}
+"""
+FUSION = 'thinking_switch = "tags"\nthinking_share = 0.5'
+
+
+@dataclass(frozen=True)
+class Exam:
+    """Greedy answers to the held-out problems, told one thing; shares of them, and mean tokens."""
+
+    told: str
+    budget: int | None
+    accuracy: float
+    thinks: float  # share whose turn has thoughts in it
+    thought: float  # mean tokens drawn between the marks of these turns
+    length: float  # mean tokens drawn
+    cut: float  # share whose thinking the budget ended
+
+
+@dataclass(frozen=True)
+class Result:
+    seed: int
+    minutes: float  # of training
+    before: list[Exam]
+    after: list[Exam]
+    budgets: list[Exam]
+
+
+def write_model(directory: Path, seed: int) -> Path:
+    """A decoder with random weights, and a tokenizer of bytes and marks."""
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text(json.dumps(CONFIG))
+    decoder, noise = Decoder(read_architecture(directory)), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            drawn = torch.randn(parameter.shape, generator=noise) * parameter.shape[-1] ** -0.5
+            parameter.copy_(torch.ones(parameter.shape) if parameter.ndim == 1 else drawn)
+    save_file(
+        dict(decoder.published(torch.float32)),
+        directory / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    letters = {letter: n for n, letter in enumerate(sorted(ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(BPE(letters, []))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = ByteLevelDecoder()
+    tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    tokenizer.add_tokens([AddedToken(mark, normalized=False) for mark in thinking.PAIRS[0]])
+    tokenizer.save(str(directory / "tokenizer.json"))
+    settings = {"eos_token": "<|im_end|>", "chat_template": TEMPLATE}
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+    return directory
+
+
+def sums(count: int) -> list[list[int]]:
+    """Different lists of digits, the same every time."""
+    rng, found = random.Random(0), dict[tuple[int, ...], None]()
+    while len(found) < count:
+        found[tuple(rng.randint(1, 9) for _ in range(rng.randint(3, 5)))] = None
+    return [list(each) for each in found]
+
+
+def question(digits: Sequence[int]) -> str:
+    return "+".join(map(str, digits)) + "=?"
+
+
+def running_sums(digits: Sequence[int]) -> str:
+    total, said = digits[0], []
+    for digit in digits[1:]:
+        said.append(f"{total}+{digit}={total + digit}")
+        total += digit
+    return "\n".join(said)
+
+
+def write_data(path: Path, rows: Sequence[Sequence[int]], fusion: bool) -> Path:
+    """Every row has thoughts. Before the fusion users say what it will mean, and it means nothing:
+    else a tag would be bytes that the model has never met.
+    """
+    said = random.Random(1)
+    with path.open("w") as file:
+        for digits in rows:
+            answer = {"role": "assistant", "content": str(sum(digits))}
+            tag = "" if fusion else said.choice(TAGS)
+            turns = [
+                {"role": "user", "content": question(digits) + tag},
+                answer | {"reasoning_content": running_sums(digits)},
+            ]
+            file.write(json.dumps({"messages": turns}) + "\n")
+    return path
+
+
+def train(directory: Path, seed: int, **given: object) -> Path:
+    """Run one stage by the command a user would type; the directory of its weights."""
+    recipe = directory.with_suffix(".toml")
+    recipe.write_text(RECIPE.format(name=directory.name, seed=seed, **given))
+    command = [sys.executable, "-m", "interlock.cli", "train", str(recipe), "--run", str(directory)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return directory / "weights"
+
+
+def examine(
+    generator: Generator, problems: Sequence[Problem], told: str, budget: int | None = None
+) -> Exam:
+    task = TaskSettings("jsonl", **TOLD[told])  # type: ignore[arg-type]
+    asked = [modes.asked(problem, task) for problem in problems]
+    greedy = Sampling(temperature=0.0, max_tokens=MOST_TOKENS, thinking_budget=budget)
+    groups = generator.generate(asked, 1, greedy, seed=0)
+    answers = [group.completions[0] for group in groups]
+    turns = [group.turns[0] for group in groups]
+    right = [
+        thinking.after(turn).strip() == problem.answer
+        for turn, problem in zip(turns, problems, strict=True)
+    ]
+    thinks = [thought(turn) for turn in turns]
+    begin, end = thinking.PAIRS[0]
+    marks = generator.tokenizer.token_id(begin), generator.tokenizer.token_id(end)
+    lengths = [
+        drawn_between(*marks, each) for each, yes in zip(answers, thinks, strict=True) if yes
+    ]
+    return Exam(
+        told,
+        budget,
+        mean(right),
+        mean(thinks),
+        mean(lengths),
+        mean([sum(each.mask) for each in answers]),
+        mean([not all(each.mask) for each in answers]),
+    )
+
+
+def thought(turn: str) -> bool:
+    """Whether there is anything between the marks."""
+    begin, end = thinking.PAIRS[0]
+    return begin in turn and bool(turn.partition(begin)[2].partition(end)[0].strip())
+
+
+def drawn_between(begin: int | None, end: int | None, answer: Completion) -> int:
+    """Tokens drawn between the marks, or to the end where there is only one."""
+    tokens = answer.tokens
+    assert begin is not None and end is not None
+    last = tokens.index(end) if end in tokens else len(tokens)
+    return sum(answer.mask[tokens.index(begin) + 1 : last])
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def opened(model: Path) -> Generator:
+    return open_generator(GeneratorSettings(dtype="float32", slots=64), model, None, "bench")
+
+
+def run(seed: int, directory: Path, steps: tuple[int, int], count: int) -> Result:
+    directory.mkdir(parents=True)
+    digits = sums(ROWS + HELD_OUT)
+    rows = digits[HELD_OUT:]
+    thoughts = write_data(directory / "thoughts.jsonl", rows, fusion=False)
+    both = write_data(directory / "fusion.jsonl", rows, fusion=True)
+    problems = [
+        Problem(question(each), [{"role": "user", "content": question(each)}], str(sum(each)))
+        for each in digits[:count]
+    ]
+    model = write_model(directory / "random", seed)
+    began = time.monotonic()
+    thinker = train(
+        directory / "thinks", seed, model=model, data=thoughts, steps=steps[0], lr=2e-3, fusion=""
+    )
+    fused = train(
+        directory / "fused", seed, model=thinker, data=both, steps=steps[1], lr=1e-3, fusion=FUSION
+    )
+    minutes = (time.monotonic() - began) / 60
+    before, after = opened(thinker), opened(fused)
+    return Result(
+        seed,
+        minutes,
+        [examine(before, problems, told) for told in TOLD],
+        [examine(after, problems, told) for told in TOLD],
+        [examine(after, problems, "/think", budget) for budget in BUDGETS],
+    )
+
+
+def show(results: Sequence[Result]) -> None:
+    """Two Markdown tables; a cell has a figure for every seed."""
+    print("| told | thinks before | thinks after | accuracy before | after | tokens after |")
+    print("|---|---|---|---|---|---|")
+    for place, told in enumerate(TOLD):
+        old = [result.before[place] for result in results]
+        new = [result.after[place] for result in results]
+        columns = [
+            joined(f"{exam.thinks:.1%}" for exam in old),
+            joined(f"{exam.thinks:.1%}" for exam in new),
+            joined(f"{exam.accuracy:.1%}" for exam in old),
+            joined(f"{exam.accuracy:.1%}" for exam in new),
+            joined(f"{exam.length:.1f}" for exam in new),
+        ]
+        print(f"| {told} | {' | '.join(columns)} |")
+    print("\n| thinking budget | accuracy | tokens drawn | of these thinking | cut |")
+    print("|---|---|---|---|---|")
+    for place, budget in enumerate(BUDGETS):
+        exams = [result.budgets[place] for result in results]
+        columns = [
+            joined(f"{exam.accuracy:.1%}" for exam in exams),
+            joined(f"{exam.length:.1f}" for exam in exams),
+            joined(f"{exam.thought:.1f}" for exam in exams),
+            joined(f"{exam.cut:.1%}" for exam in exams),
+        ]
+        print(f"| {'none' if budget is None else budget} | {' | '.join(columns)} |")
+    print(f"\nminutes of training: {joined(f'{result.minutes:.1f}' for result in results)}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, nargs=2, default=(400, 600), help="of each stage")
+    parser.add_argument("--problems", type=int, default=HELD_OUT)
+    parser.add_argument("--runs", type=Path, default=Path("runs/fusion"))
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    steps = given.steps[0], given.steps[1]
+    results = [run(seed, given.runs / str(seed), steps, given.problems) for seed in given.seeds]
+    show(results)
+    if given.json:
+        tree = {"environment": environment(), "results": [asdict(each) for each in results]}
+        given.json.write_text(json.dumps(tree, indent=1))
+
+
+def joined(values: Iterable[str]) -> str:
+    return " / ".join(values)
+
+
+if __name__ == "__main__":
+    main()
