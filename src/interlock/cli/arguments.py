@@ -10,6 +10,7 @@ from interlock import __version__
 from interlock.cli import devices, verbs
 from interlock.cli.serving import add_serve
 from interlock.cli.starting import add_init, add_tasks
+from interlock.cli.watching import add_watch
 from interlock.config.reading import nearest
 from interlock.config.schema import Recipe
 from interlock.errors import ConfigError
@@ -71,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
             _add_bench,
             _add_doctor,
         ),
-        *(_add_qualify, _add_parity, _add_preflight, _add_export, _add_report),
+        *(_add_qualify, _add_parity, _add_preflight, _add_export, _add_report, add_watch),
     ):
         add(choices)
     return parser
@@ -85,6 +86,7 @@ def _add_demo(choices: Any) -> None:
         "settings", nargs="*", metavar="key=value", help="change the recipe's settings"
     )
     verb.add_argument("--run", type=Path, metavar="DIR", help="run directory (default: runs/demo…)")
+    _add_live(verb)
     _add_unqualified(verb)
     verb.set_defaults(verb=verbs.demo)
 
@@ -111,6 +113,7 @@ def _add_train(choices: Any) -> None:
         metavar="NAME|INDEX",
         help="run this stage alone: the first, one with `from`, or the next of the run to resume",
     )
+    _add_live(verb)
     _add_unqualified(verb)
     verb.set_defaults(verb=verbs.train)
 
@@ -137,6 +140,10 @@ def _add_report(choices: Any) -> None:
     verb.add_argument("run", type=Path, metavar="RUN", help="a run directory")
     verb.add_argument("--out", type=Path, metavar="FILE", help="default: RUN/report.html")
     verb.set_defaults(verb=verbs.report)
+
+
+def _add_live(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--live", action="store_true", help="with a page in the browser beside it")
 
 
 def _add_unqualified(verb: argparse.ArgumentParser) -> None:

@@ -8,9 +8,10 @@ import json
 import os
 import shlex
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
-from interlock.cli import starting
+from interlock.cli import starting, watching
 from interlock.cli.staging import only
 from interlock.config.reading import load_recipe, parse_sampling
 from interlock.config.schema import GeneratorSettings
@@ -57,7 +58,11 @@ def train(given: argparse.Namespace) -> None:
     console = terminal.Screen()
     console.print(f"run directory: {directory}", soft_wrap=True)
     try:
-        with terminal.watching(console) as screen:
+        with ExitStack() as stack:
+            if given.live:
+                url = stack.enter_context(watching.beside(directory))
+                console.print(f"watch at {url}", soft_wrap=True)
+            screen = stack.enter_context(terminal.watching(console))
             run_recipe(recipe, directory, resume=given.resume, sinks=[screen])
     except KeyboardInterrupt:
         if not (directory / "manifest.json").exists():

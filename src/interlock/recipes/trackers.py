@@ -228,7 +228,7 @@ def trackers_of(recipe: Recipe, directory: Path) -> list[Tracker]:
     """Those of its `log`; they open in their threads, with the first stage."""
     check(recipe)
     config = redacted(to_tree(recipe))
-    lengths = [stage.steps for stage in recipe.stage]
+    lengths = [stage.length for stage in recipe.stage]
 
     def opening(name: TrackerName) -> Opening:
         return lambda first: BACKENDS[name](TrackedRun(directory, recipe.name, config, first))

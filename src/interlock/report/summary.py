@@ -127,7 +127,9 @@ def comparisons(run: RunView, pair: BeforeAfter | None, count: int) -> list[Comp
     before = run.ledger.read_evaluation(pair.before.stage, pair.before.step)
     after = run.ledger.read_evaluation(pair.after.stage, pair.after.step)
     return [
-        Comparison(_question(old), old.group.problem.answer, _answers(old)[0], _answers(new)[0])
+        Comparison(
+            question_of(old), old.group.problem.answer, answers_of(old)[0], answers_of(new)[0]
+        )
         for old, new in zip(before[:count], after[:count], strict=True)
     ]
 
@@ -141,9 +143,9 @@ def samples(run: RunView, groups: int, completions: int) -> list[Sample]:
     return [
         Sample(
             *steps[index],
-            _question(scored),
+            question_of(scored),
             scored.group.problem.answer,
-            _answers(scored)[:completions],
+            answers_of(scored)[:completions],
         )
         for index in chosen
         for scored in run.ledger.read(*steps[index])[:groups]
@@ -218,12 +220,12 @@ def _problem_ids(run: RunView, evaluation: Evaluation) -> list[str]:
     return [f"{len(group.group.completions)} {group.group.problem.id}" for group in scored]
 
 
-def _question(scored: ScoredGroup) -> str:
+def question_of(scored: ScoredGroup) -> str:
     turns = [turn for turn in scored.group.problem.messages if turn.get("role") == "user"]
     return turns[-1].get("content", "") if turns else ""
 
 
-def _answers(scored: ScoredGroup) -> list[ShownAnswer]:
+def answers_of(scored: ScoredGroup) -> list[ShownAnswer]:
     return [
         answer(completion, verdict)
         for completion, verdict in zip(scored.group.completions, scored.verdicts, strict=True)

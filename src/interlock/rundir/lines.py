@@ -5,11 +5,14 @@ moved to where it stands now.
 """
 
 import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
 from interlock.errors import RunError
+from interlock.records.coding import from_json
 from interlock.records.metrics import EVENT_KINDS, Event, StepMetrics
 from interlock.rundir.files import JsonLines
 
@@ -49,6 +52,9 @@ _MOVED = {
 }
 _MISMATCH = {"mismatch_k3": "k3", "mismatch_max": "max", "mismatch_share_above_2": "share_above_2"}
 _PUBLISHED = {"anchor": "anchors", "delta": "deltas"}
+# What only a line of an older version has, if it has anything to be moved.
+_OLDER = (b'"seconds_step":', b'"generated_tokens":', b'"mismatch_k3":', b'"anchor":')
+_STEP = msgspec.json.Decoder(StepMetrics)
 
 
 def read_metrics(file: JsonLines) -> list[StepMetrics]:
@@ -65,6 +71,29 @@ def read_events(file: JsonLines) -> list[Event]:
         _record(file, number, _event(line), Event)
         for number, line in enumerate(file.read(), start=1)
     ]
+
+
+def steps_of(lines: Sequence[bytes], path: Path) -> list[StepMetrics]:
+    """Some lines of a file that is followed while it grows. Raises RunError when one is none."""
+    text = b"\n".join(lines)
+    if not any(name in text for name in _OLDER):
+        try:
+            return [_STEP.decode(line) for line in lines]
+        except msgspec.MsgspecError:
+            pass  # a null for what was not finite, or damage: the careful way tells
+    return [_followed(line, path, _step, StepMetrics) for line in lines]
+
+
+def event_of(line: bytes, path: Path) -> Event:
+    """As `steps_of`, of one."""
+    return _followed(line, path, _event, Event)
+
+
+def _followed(line: bytes, path: Path, moved: Callable[[Line], Line], kind: type[Record]) -> Record:
+    try:
+        return msgspec.convert(moved(from_json(line, dict[str, Any])), kind, str_keys=True)
+    except ValueError as error:
+        raise RunError(f"{path} has a damaged line ({error}); delete that line") from None
 
 
 def _record(file: JsonLines, number: int, line: Line, kind: type[Record]) -> Record:
