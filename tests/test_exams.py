@@ -18,6 +18,7 @@ from interlock.records.rl import Sampling, ScoredGroup
 
 def asked(*settings: str, **more: Any) -> Exam:
     names = ("problems", "samples", "pass_at", "temperature", "top_p", "max_tokens", "stop")
+    names += ("thinking_budget",)
     given: Any = SimpleNamespace(**dict.fromkeys(names), settings=list(settings), model="m")
     given.task = more.pop("task", ["arithmetic"])
     vars(given).update(more)
@@ -41,6 +42,18 @@ def test_settings_are_of_all_tasks_or_of_the_one_at_their_place() -> None:
     drawn = asking(exam.how, exam.sampling, seed=3)
     assert drawn == (Sampling(0.8, 0.95, max_tokens=256), 4, 3)
     assert asking(asked().how, Sampling(0.7, stop=["x"]), 3) == (Sampling(0.0, stop=["x"]), 1, 0)
+
+
+def test_both_modes_of_thinking_are_asked_apart_within_a_budget() -> None:
+    exam = asked(
+        *("0.label=thinks", "0.thinking=true", "1.thinking=false", "thinking_switch=tags"),
+        task=["arithmetic", "arithmetic"],
+        thinking_budget=9,
+    )
+    found = [(task.called, task.thinking, task.thinking_switch) for task in exam.task]
+    assert found == [("thinks", True, "tags"), ("arithmetic", False, "tags")]
+    drawn = asking(exam.how, exam.sampling, seed=3).sampling
+    assert drawn == Sampling(0.0, max_tokens=256, thinking_budget=9)
 
 
 @pytest.mark.parametrize(

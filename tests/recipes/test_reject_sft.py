@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from interlock.config.reading import load_recipe
 from interlock.config.sampling_data import ReadableSettings
@@ -26,6 +27,7 @@ from interlock.records.rl import (
     Group,
     Problem,
     ScoredGroup,
+    Segment,
     Verdict,
     VerdictStatus,
 )
@@ -198,11 +200,15 @@ def test_only_right_whole_different_answers_are_kept(smollm2: Path) -> None:
     settings = RejectSft(task=[TaskSettings("x")], steps=1, rounds=1, keep=2)
     lost = answered("d", ("one", True))
     lost.verdicts[0] = Verdict.failed(VerdictStatus.UNAVAILABLE, "gone")
+    forced = answered("e", ("one", True))
+    segments = [Segment([1], [-1.0], 0), Segment([2, 3]), Segment([4], [-1.0], 0)]
+    forced.group.completions[0] = replace(forced.group.completions[0], segments=segments)
     drawn = [
         answered("a", ("four", True), ("five", False), (" four\n", True), ("4", True), ("I", True)),
         answered("b", ("four", True), finish=FinishReason.LENGTH),
         answered("c", ("  ", True), ("long " * 300, True)),
         lost,
+        forced,
         answered("a", ("2 + 2", True)),  # drawn in a later epoch
     ]
     found = select(drawn, settings, Tokenizer.load(smollm2), 100)
@@ -216,7 +222,8 @@ def test_only_right_whole_different_answers_are_kept(smollm2: Path) -> None:
         "reward": 0.5,
         "source": "sampled",
     }
-    once = dict.fromkeys(("wrong", "said before", "cut", "empty", "too long", "not judged"), 1)
+    reasons = ("wrong", "said before", "cut", "empty", "too long", "not judged")
+    once = dict.fromkeys((*reasons, "ended by the thinking budget"), 1)
     assert found.refused == {**once, "more than keep": 2}
 
 

@@ -1,10 +1,12 @@
 """A run whose thinking has a budget: what is given, learned and counted, also when resumed."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from running import finish, kill_during, start, weights
 
+from interlock.cli.exams import what_to_measure
 from interlock.config.reading import load_recipe
 from interlock.errors import ConfigError
 from interlock.models.tokenizer import Tokenizer
@@ -64,6 +66,22 @@ def test_every_thinking_is_cut_and_only_what_was_sampled_is_learned(
     assert len(greedy) == 5
     for each in greedy:
         check(each.group.completions[0], close)
+    names = [
+        "problems",
+        "samples",
+        "pass_at",
+        "temperature",
+        "top_p",
+        "max_tokens",
+        "stop",
+        "task",
+        "settings",
+    ]
+    asked = SimpleNamespace(**dict.fromkeys(names), thinking_budget=None, model=str(run))
+    measured = what_to_measure(asked).sampling  # type: ignore[arg-type]
+    assert (measured.thinking_budget, measured.thinking_words) == (BUDGET, "Time is up.")
+    asked.thinking_budget = 0
+    assert what_to_measure(asked).sampling.thinking_budget == 0  # type: ignore[arg-type]
 
 
 def check(answer: Completion, close: list[int]) -> None:

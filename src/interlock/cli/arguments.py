@@ -198,6 +198,12 @@ def _add_eval(choices: Any) -> None:
     )
     verb.add_argument("--stop", action="append", metavar="TEXT", help="ends an answer; repeatable")
     verb.add_argument(
+        "--thinking-budget",
+        type=_at_least(0),
+        metavar="N",
+        help="tokens of thinking, after which its end is given (default: none, or the run's own)",
+    )
+    verb.add_argument(
         "--show", type=_at_least(0), default=3, metavar="N", help="answers to show (default: 3)"
     )
     verb.add_argument("--device", default="cpu", help="default: cpu")

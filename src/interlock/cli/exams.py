@@ -34,7 +34,7 @@ def what_to_measure(given: argparse.Namespace) -> Exam:
     if given.task:
         limit, count = given.max_tokens or _LIMIT, given.problems or _PROBLEMS
         tasks = _tasks(given.task, count, given.settings)
-        sampling = parse_sampling(0.0, limit, given.stop or [])
+        sampling = parse_sampling(0.0, limit, given.stop or [], given.thinking_budget)
         return Exam(tasks, count, sampling, limit, how=parse_evaluation(asked))
     if not (Path(given.model) / "manifest.json").is_file():
         name = one_line(repr(given.model), 80)
@@ -50,7 +50,10 @@ def what_to_measure(given: argparse.Namespace) -> Exam:
     if count > (most := min(task.held_out for task in own.task)):
         raise ConfigError(f"--problems {count}: the run held out {most}; choose from those")
     limit = given.max_tokens or own.sampling.max_tokens
-    sampling = parse_sampling(0.0, limit, given.stop or own.sampling.stop)
+    budget = given.thinking_budget
+    budget = own.sampling.thinking_budget if budget is None else budget
+    words = own.sampling.thinking_words
+    sampling = parse_sampling(0.0, limit, given.stop or own.sampling.stop, budget, words)
     how = parse_evaluation(to_tree(own.how) | asked)
     return own._replace(problems=count, sampling=sampling, how=how)
 

@@ -98,9 +98,12 @@ def parse_evaluation(tree: dict[str, Any]) -> EvaluationSettings:
     return how
 
 
-def parse_sampling(temperature: float, max_tokens: int, stop: list[str]) -> Sampling:
-    """Sampling from the command line. Raises ConfigError."""
+def parse_sampling(
+    temperature: float, max_tokens: int, stop: list[str], budget: int | None = None, words: str = ""
+) -> Sampling:
+    """Sampling from the command line; `budget` and `words`: of thinking. Raises ConfigError."""
     tree = {"temperature": temperature, "max_tokens": max_tokens, "stop": stop}
+    tree |= {"thinking_budget": budget, "thinking_words": words}
     return _convert(tree, Sampling, source="sampling")
 
 

@@ -184,6 +184,8 @@ def _why_not(
         return "wrong"
     if completion.finish is not FinishReason.STOP:
         return "cut"
+    if not all(completion.mask):
+        return "ended by the thinking budget"  # in words that the policy did not choose
     if not turn.strip():
         return "empty"
     return unreadable(turn, settings.readable)
