@@ -1,15 +1,16 @@
 """Thinking-mode fusion on a model of 360,000 weights: does it think when told to, and only then?
 
     random weights ──sft on thoughts──> thinks always ──sft, half of them without──> fused
-                     (before)                           thinking_switch = "tags"
-    both ──greedily, told /think, /no_think, enable_thinking = false──> modes, accuracy, lengths
-    fused ──told /think, sampling.thinking_budget = …──> accuracy and length of each budget
+                                        (before)       thinking_switch = "tags"
+                                                       and again with "template"
+    fused by tags ──grpo, two tasks: /think within a budget, /no_think──> within
+    all ──greedily, told this or that, with this budget or that──> modes, accuracy, lengths
 
 The problems are sums of three to five digits, the thoughts their running sums; a token is a byte,
-but for the marks. Everything is made here, and both stages are run by `interlock train`.
+but for the marks. Everything is made here, and all stages are run by `interlock train`.
 
     python bench/fusion.py --runs runs/fusion --json fusion.json
-    python bench/fusion.py --steps 250 150 --seeds 0 --problems 128    # a minute
+    python bench/fusion.py --steps 250 150 0 --seeds 0 --problems 128    # a minute or two
 """
 
 import argparse
@@ -70,7 +71,7 @@ CONFIG = {
     "tie_word_embeddings": True,
 }
 TAGS = ("", " /think", " /no_think")
-RECIPE = """
+HEAD = """
 name = "{name}"
 seed = {seed}
 checkpoint_every = 0
@@ -79,15 +80,45 @@ keep_checkpoints = 0
 [model]
 path = "{model}"
 
+[[generator]]
+dtype = "float32"
+slots = 128
+
 [[stage]]
-kind = "sft"
+
+"""
+SFT = """kind = "sft"
 data = "{data}"
 steps = {steps}
 batch_size = 32
 {fusion}
 optimizer = {{ lr = {lr}, warmup_steps = 20, schedule = "cosine", betas = [0.9, 0.98] }}
 """
-FUSION = 'thinking_switch = "tags"\nthinking_share = 0.5'
+FUSION = 'thinking_switch = "{switch}"\nthinking_share = 0.5'
+WITHIN = 18  # tokens of thinking
+GRPO = """kind = "grpo"
+steps = {steps}
+problems_per_step = 16
+completions = 8
+sampling = {{ max_tokens = 80, thinking_budget = {budget} }}
+optimizer = {{ lr = 5e-5, warmup_steps = 5 }}
+loss = {{ normalize = "token" }}
+eval.problems = 64
+"""
+TASK = """
+[[stage.task]]
+name = "jsonl"
+label = "{label}"
+weight = {weight}
+held_out = 512
+thinking = {thinking}
+thinking_switch = "tags"
+options = {{ path = "{problems}", verifier = "{verifier}:score" }}
+"""
+VERIFIER = """
+def score(row, turn):
+    return turn.rpartition("</think>")[2].strip() == row["answer"]
+"""
 
 
 @dataclass(frozen=True)
@@ -107,9 +138,11 @@ class Exam:
 class Result:
     seed: int
     minutes: float  # of training
-    before: list[Exam]
-    after: list[Exam]
-    budgets: list[Exam]
+    before: list[Exam]  # told each of TOLD
+    tags: list[Exam]  # the same
+    template: list[Exam]  # the same
+    budgets: list[Exam]  # of the model fused by tags, told /think
+    within: list[Exam]  # the same after GRPO, and told /no_think
 
 
 def write_model(directory: Path, seed: int) -> Path:
@@ -175,13 +208,27 @@ def write_data(path: Path, rows: Sequence[Sequence[int]], fusion: bool) -> Path:
     return path
 
 
-def train(directory: Path, seed: int, **given: object) -> Path:
+def train(directory: Path, model: Path, seed: int, stage: str) -> Path:
     """Run one stage by the command a user would type; the directory of its weights."""
     recipe = directory.with_suffix(".toml")
-    recipe.write_text(RECIPE.format(name=directory.name, seed=seed, **given))
+    recipe.write_text(HEAD.format(name=directory.name, model=model, seed=seed) + stage)
     command = [sys.executable, "-m", "interlock.cli", "train", str(recipe), "--run", str(directory)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return directory / "weights"
+
+
+def grpo(directory: Path, rows: Sequence[Sequence[int]], steps: int) -> str:
+    """Its stage, with the files that it needs. The 512 rows that it holds out are of these."""
+    problems, verifier = directory / "problems.jsonl", directory / "verifier.py"
+    asked = ({"question": question(each), "answer": str(sum(each))} for each in rows)
+    problems.write_text("".join(json.dumps(each) + "\n" for each in asked))
+    verifier.write_text(VERIFIER)
+    files = {"problems": problems, "verifier": verifier}
+    tasks = [
+        TASK.format(label="thinks", weight=2.0, thinking="true", **files),
+        TASK.format(label="answers", weight=1.0, thinking="false", **files),
+    ]
+    return GRPO.format(steps=steps, budget=WITHIN) + "".join(tasks)
 
 
 def examine(
@@ -236,7 +283,7 @@ def opened(model: Path) -> Generator:
     return open_generator(GeneratorSettings(dtype="float32", slots=64), model, None, "bench")
 
 
-def run(seed: int, directory: Path, steps: tuple[int, int], count: int) -> Result:
+def run(seed: int, directory: Path, steps: Sequence[int], count: int) -> Result:
     directory.mkdir(parents=True)
     digits = sums(ROWS + HELD_OUT)
     rows = digits[HELD_OUT:]
@@ -248,62 +295,73 @@ def run(seed: int, directory: Path, steps: tuple[int, int], count: int) -> Resul
     ]
     model = write_model(directory / "random", seed)
     began = time.monotonic()
-    thinker = train(
-        directory / "thinks", seed, model=model, data=thoughts, steps=steps[0], lr=2e-3, fusion=""
-    )
-    fused = train(
-        directory / "fused", seed, model=thinker, data=both, steps=steps[1], lr=1e-3, fusion=FUSION
-    )
+    first = SFT.format(data=thoughts, steps=steps[0], lr=2e-3, fusion="")
+    models = {"before": train(directory / "before", model, seed, first)}
+    for switch in ("tags", "template"):
+        fusion = FUSION.format(switch=switch)
+        second = SFT.format(data=both, steps=steps[1], lr=1e-3, fusion=fusion)
+        models[switch] = train(directory / switch, models["before"], seed, second)
+    if steps[2]:
+        third = grpo(directory, rows, steps[2])
+        models["within"] = train(directory / "within", models["tags"], seed, third)
     minutes = (time.monotonic() - began) / 60
-    before, after = opened(thinker), opened(fused)
-    return Result(
-        seed,
-        minutes,
-        [examine(before, problems, told) for told in TOLD],
-        [examine(after, problems, told) for told in TOLD],
-        [examine(after, problems, "/think", budget) for budget in BUDGETS],
-    )
+    generators = {name: opened(path) for name, path in models.items()}
+    told = {
+        name: [examine(generators[name], problems, each) for each in TOLD]
+        for name in ("before", "tags", "template")
+    }
+    within = [
+        examine(generators[name], problems, *each)
+        for name in generators.keys() & {"within"}
+        for each in [*(("/think", budget) for budget in BUDGETS), ("/no_think", None)]
+    ]
+    budgets = [examine(generators["tags"], problems, "/think", budget) for budget in BUDGETS]
+    return Result(seed, minutes, **told, budgets=budgets, within=within)
 
 
 def show(results: Sequence[Result]) -> None:
-    """Two Markdown tables; a cell has a figure for every seed."""
-    print("| told | thinks before | thinks after | accuracy before | after | tokens after |")
+    """Markdown tables; a cell has a figure for every seed."""
+    print("| model | told | thinks | accuracy | tokens |\n|---|---|---|---|---|")
+    for name in ("before", "tags", "template"):
+        for place, told in enumerate(TOLD):
+            exams = [getattr(result, name)[place] for result in results]
+            print(f"| {name} | {told} | {shares(exams, 'thinks')} | {figures(exams)} |")
+    print("\n| model | told, budget | accuracy | tokens | of these thinking | cut |")
     print("|---|---|---|---|---|---|")
-    for place, told in enumerate(TOLD):
-        old = [result.before[place] for result in results]
-        new = [result.after[place] for result in results]
-        columns = [
-            joined(f"{exam.thinks:.1%}" for exam in old),
-            joined(f"{exam.thinks:.1%}" for exam in new),
-            joined(f"{exam.accuracy:.1%}" for exam in old),
-            joined(f"{exam.accuracy:.1%}" for exam in new),
-            joined(f"{exam.length:.1f}" for exam in new),
-        ]
-        print(f"| {told} | {' | '.join(columns)} |")
-    print("\n| thinking budget | accuracy | tokens drawn | of these thinking | cut |")
-    print("|---|---|---|---|---|")
-    for place, budget in enumerate(BUDGETS):
-        exams = [result.budgets[place] for result in results]
-        columns = [
-            joined(f"{exam.accuracy:.1%}" for exam in exams),
-            joined(f"{exam.length:.1f}" for exam in exams),
-            joined(f"{exam.thought:.1f}" for exam in exams),
-            joined(f"{exam.cut:.1%}" for exam in exams),
-        ]
-        print(f"| {'none' if budget is None else budget} | {' | '.join(columns)} |")
+    for name in ("budgets", "within"):
+        for place, one in enumerate(getattr(results[0], name)):
+            exams = [getattr(result, name)[place] for result in results]
+            thought = joined(f"{exam.thought:.1f}" for exam in exams)
+            row = f"{figures(exams)} | {thought} | {shares(exams, 'cut')}"
+            print(f"| {'tags' if name == 'budgets' else name} | {one.told}, {one.budget} | {row} |")
     print(f"\nminutes of training: {joined(f'{result.minutes:.1f}' for result in results)}")
+
+
+def shares(exams: Sequence[Exam], field: str) -> str:
+    return joined(f"{getattr(exam, field):.1%}" for exam in exams)
+
+
+def figures(exams: Sequence[Exam]) -> str:
+    return f"{shares(exams, 'accuracy')} | {joined(f'{exam.length:.1f}' for exam in exams)}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, nargs=2, default=(400, 600), help="of each stage")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        nargs=3,
+        default=(400, 600, 60),
+        help="of each stage; the last may be 0",
+    )
     parser.add_argument("--problems", type=int, default=HELD_OUT)
     parser.add_argument("--runs", type=Path, default=Path("runs/fusion"))
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    steps = given.steps[0], given.steps[1]
-    results = [run(seed, given.runs / str(seed), steps, given.problems) for seed in given.seeds]
+    results = [
+        run(seed, given.runs / str(seed), given.steps, given.problems) for seed in given.seeds
+    ]
     show(results)
     if given.json:
         tree = {"environment": environment(), "results": [asdict(each) for each in results]}

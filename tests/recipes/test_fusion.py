@@ -15,7 +15,7 @@ BENCH = Path(__file__).parents[2] / "bench" / "fusion.py"
 @pytest.mark.timeout(600)
 def test_after_a_fusion_the_model_is_in_the_mode_it_is_told(tmp_path: Path) -> None:
     found = tmp_path / "fusion.json"
-    command = [sys.executable, str(BENCH), "--seeds", "0", "--steps", "250", "150"]
+    command = [sys.executable, str(BENCH), "--seeds", "0", "--steps", "250", "150", "0"]
     command += ["--problems", "128", "--runs", str(tmp_path / "runs"), "--json", str(found)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=580)
