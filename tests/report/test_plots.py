@@ -117,6 +117,14 @@ def test_thinking_stands_beside_the_answer_where_a_model_thinks(grpo_step: Step)
     assert traces([grpo_step(0, 1, rollout=plain)])["length"].keys() == {"length", "share cut"}
 
 
+def test_the_share_of_thinking_that_its_budget_ended_is_told_where_there_is_one(
+    grpo_step: Step,
+) -> None:
+    cut = {"thinking_cut": 12, "completions": 48}
+    shown = traces([grpo_step(0, 1, rollout=cut)])["length"]
+    assert shown["thinking ended by its budget"]["y"] == [0.25]
+
+
 def test_missing_numbers_are_gaps(grpo_step: Step) -> None:
     metrics = [
         grpo_step(0, 1, update={"entropy": None}, seconds={"generate": 0.0}),

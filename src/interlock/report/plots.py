@@ -158,14 +158,17 @@ def _learning(draw: "Drawing") -> list[Plot]:
 
 def _policy(draw: "Drawing") -> list[Plot]:
     length = [*draw.line("length", BLUE, lambda m: m.rollout.length), *_apart(draw)]
-    cut = draw.line("share cut", ORANGE, lambda m: m.rollout.truncated)
+    cut = [
+        *draw.line("share cut", ORANGE, lambda m: m.rollout.truncated),
+        *draw.line("thinking ended by its budget", VIOLET, _over_budget),
+    ]
     entropy = draw.line("entropy", GREEN, lambda m: m.update.entropy)
     return [
         Plot(
             "length",
             "Completion length",
             "Mean length, of models that think also what thinks and what answers; and the share of "
-            "completions cut at max_tokens.",
+            "completions cut at max_tokens, or whose thinking had used its budget.",
             [Panel("tokens", length, _FROM_ZERO), Panel("share cut", cut, _PERCENT)],
         ),
         Plot(
@@ -184,6 +187,11 @@ def _policy(draw: "Drawing") -> list[Plot]:
             ],
         ),
     ]
+
+
+def _over_budget(metrics: StepMetrics) -> float | None:
+    cut, answers = metrics.rollout.thinking_cut, metrics.rollout.completions
+    return None if cut is None or not answers else cut / answers
 
 
 def _apart(draw: "Drawing") -> list[Trace]:
