@@ -196,7 +196,7 @@ def test_a_service_that_is_not_there() -> None:
     [
         ("7", 7.0, 7.0),
         ("0", 0.0, 0.0),
-        (formatdate(time.time() + 1e5, usegmt=True), 9e4, 1e5),
+        pytest.param(formatdate(time.time() + 1e5, usegmt=True), 9e4, 1e5, id="tomorrow"),
         (formatdate(0, usegmt=True), 0.0, 0.0),
         ("soon", 0.5, 0.5),
         ("\u00b2", 0.5, 0.5),  # a digit to Python, and no number
