@@ -315,6 +315,7 @@ def test_every_sampled_token_has_the_same_share_and_groups_go_by_teacher() -> No
     teachers: Any = SimpleNamespace(of=lambda task: {"b": 0, "a": 1}[task])
     lesson = lesson_of([scored("a", plain), scored("b", tool)], teachers, lambda _: 3)
     assert [group.weights for group in lesson.groups] == [[[0.25, 0, 0, 0.25]], [[0.25, 0.25]]]
+    assert [group.sampled for group in lesson.groups] == [[[True, False, False, True]], None]
     assert lesson.owners.tolist() == [0] * 4 + [1] * 2
     assert [group.label for group in lesson.groups] == ["w/3", "w/3"]
     assert math.isclose(sum(w for g in lesson.groups for t in g.weights for w in t), 1)

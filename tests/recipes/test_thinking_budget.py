@@ -10,6 +10,7 @@ from interlock.cli.exams import what_to_measure
 from interlock.config.reading import load_recipe
 from interlock.errors import ConfigError
 from interlock.models.tokenizer import Tokenizer
+from interlock.recipes.check import check as check_recipe
 from interlock.recipes.train import train
 from interlock.records.rl import Completion
 from interlock.rundir import RunDir
@@ -124,3 +125,9 @@ def test_a_budget_that_cannot_be_kept_is_refused_before_anything_is_written(
     with pytest.raises(ConfigError, match=message):
         train(load_recipe(thinker, [f"stage.sampling.{s}" for s in settings]), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_the_check_of_a_recipe_tells_of_such_a_budget(thinker: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(thinker, ["stage.sampling.thinking_budget=9"])
+    mistakes = check_recipe(recipe, tmp_path / "run").mistakes
+    assert ["leaves 3 of max_tokens = 12" in each for each in mistakes].count(True) == 1

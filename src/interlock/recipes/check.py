@@ -15,6 +15,7 @@ from typing import NamedTuple, TypeVar
 
 from interlock.config.schema import Recipe
 from interlock.config.stages import Sampled, StageSettings
+from interlock.engine.budget import budget_of
 from interlock.errors import InterlockError, UserError
 from interlock.learner.distributed.ranks import join
 from interlock.models.checkpoint import StoredWeights
@@ -66,10 +67,12 @@ def check(recipe: Recipe, directory: Path) -> Checked:
         return found
     tried(lambda: starts.find(recipe, model, -1, lambda _: None))
     for index, stage in enumerate(recipe.stage):
-        module = recipe_of(stage.kind)
+        module, where = recipe_of(stage.kind), f"stage {index} ({stage.kind}): "
+        if stage.generates:
+            tried(lambda: budget_of(stage.sampling, tokenizer), where)  # noqa: B023  called at once
         data = tried(
             lambda: module.prepare(stage, tokenizer, arch.context),  # noqa: B023  called at once
-            f"stage {index} ({stage.kind}): ",
+            where,
         )
         if data is not None:
             found.plan.append(f"stage {index}: {_stage(stage, data)}")
