@@ -20,9 +20,10 @@ from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from interlock.errors import ModelError
-from interlock.models import convert, fetch
-from interlock.models.convert import gguf_to_hugging_face
+from interlock.models import fetch
 from interlock.models.fetch import find_model
+from interlock.models.from_gguf import convert
+from interlock.models.from_gguf.convert import gguf_to_hugging_face
 
 # GGUF's names, written out a second time: the converter's own table is under test.
 LAYER = {
@@ -157,7 +158,7 @@ def test_conversion_restores_the_model(tmp_path: Path, tied: bool) -> None:
     (tmp_path / "out").mkdir()
     gguf_to_hugging_face(tmp_path / "tiny.gguf", tmp_path / "out")
     stored = load_file(tmp_path / "out/model.safetensors")
-    assert {weight.dtype for weight in stored.values()} == {torch.bfloat16}
+    assert {weight.dtype for weight in stored.values()} == {torch.float32}  # as in the file
     restored = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
     assert restored.config.rms_norm_eps == 1e-5
     assert restored.config.rope_parameters["rope_theta"] == 100000.0
@@ -183,9 +184,9 @@ def test_conversion_writes_the_tokenizer(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "complaint"),
     [
-        ({"architecture": "qwen2"}, "'qwen2'"),
-        ({"pre": "llama-bpe"}, "'llama-bpe'"),
-        ({"padding": False}, "padding_token_id"),
+        ({"architecture": "qwen2"}, r"lacks the tensor 'blk\.0\.attn_q\.bias'"),
+        ({"architecture": "gemma"}, "'gemma' is not read"),
+        ({"pre": "tekken"}, "'tekken'"),
         ({"extra": "blk.0.attn_q_norm.weight"}, r"blk\.0\.attn_q_norm"),
         ({"extra": "rope_freqs.weight"}, "rope_freqs"),
     ],
@@ -200,7 +201,7 @@ def test_conversion_refuses_what_it_does_not_know(
 
 def test_conversion_refuses_what_is_no_gguf(tmp_path: Path) -> None:
     (tmp_path / "text.gguf").write_bytes(b"not a model" * 100)
-    with pytest.raises(ModelError, match="not a readable GGUF file"):
+    with pytest.raises(ModelError, match="no sound GGUF file"):
         gguf_to_hugging_face(tmp_path / "text.gguf", tmp_path)
 
 
@@ -327,7 +328,7 @@ def test_directories_and_wrong_names(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert find_model(str(tmp_path)) == tmp_path
     monkeypatch.setenv("HOME", str(tmp_path.parent))
     assert find_model(f"~/{tmp_path.name}") == tmp_path
-    with pytest.raises(ModelError, match="is a file"):
+    with pytest.raises(ModelError, match="is a file, and no GGUF"):
         find_model(str(tmp_path / "config.json"))
     for wrong in ("no-such-model", "/no/such/model", "../no/such", "a/b/c", "./x"):
         with pytest.raises(ModelError, match="no model and no run at"):

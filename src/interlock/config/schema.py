@@ -38,7 +38,8 @@ Kernel = Literal["auto", "torch", "mkl", "onednn"]  # what multiplies: chips/pro
 class ModelSettings(SettingsTable, frozen=True):
     """`[model]`: what the first stage begins with."""
 
-    path: str  # a Hugging Face directory, "hf:org/name[@revision]", or "smollm2-135m-instruct"
+    # A Hugging Face directory, a GGUF file, "hf:org/name[@revision]", or "smollm2-135m-instruct".
+    path: str
     chat_template: str | None = None  # a Jinja file that replaces the model's own
     # The time that a chat template is told; None: when the run begins, which the run records.
     clock: datetime | None = None

@@ -19,6 +19,7 @@ from gguf import GGML_QUANT_SIZES, MODEL_ARCH, GGMLQuantizationType, get_tensor_
 from interlock.errors import ModelError
 from interlock.models.architecture import Architecture, Llama3Rope
 from interlock.models.checkpoint import StoredWeights
+from interlock.models.from_gguf.weights import merged
 
 ROPE_FACTORS = "rope_freqs.weight"
 _F32 = GGMLQuantizationType.F32
@@ -57,17 +58,17 @@ def plan(weights: StoredWeights, kind: MODEL_ARCH, type_: GGMLQuantizationType) 
         planned.append(Planned(ROPE_FACTORS, [], [weights.arch.rope_dim // 2], _F32, 0))
     grouped: dict[str, list[str]] = {}
     for source in weights.shapes:
-        grouped.setdefault(_merged(source), []).append(source)
-    for merged, sources in grouped.items():
-        name = names.get_name(merged, try_suffixes=(".weight", ".bias"))
-        assert name is not None, merged
+        grouped.setdefault(merged(source), []).append(source)
+    for joined, sources in grouped.items():
+        name = names.get_name(joined, try_suffixes=(".weight", ".bias"))
+        assert name is not None, joined
         shape = weights.shapes[sources[0]]
-        if merged != sources[0]:
+        if joined != sources[0]:
             shape = [len(sources), *shape]
             sources.sort(key=_expert)
         stored = _type(name, shape, type_)
         _check_rows(sources[0], shape, stored)
-        planned.append(Planned(name, sources, shape, stored, _heads(merged, weights.arch)))
+        planned.append(Planned(name, sources, shape, stored, _heads(joined, weights.arch)))
     return planned
 
 
@@ -93,12 +94,6 @@ def permuted(rows: np.ndarray, heads: int) -> np.ndarray:
     """[N*D, …] with the halves of every head interleaved: (0, D/2, 1, D/2 + 1, …)."""
     halves = rows.reshape(heads, 2, rows.shape[0] // heads // 2, *rows.shape[1:])
     return halves.swapaxes(1, 2).reshape(rows.shape)
-
-
-def _merged(name: str) -> str:
-    """The Hugging Face name under which llama.cpp has it: without the number of an expert."""
-    before, experts, after = name.partition(".experts.")
-    return f"{before}.experts.{after.partition('.')[2]}" if experts else name
 
 
 def _expert(name: str) -> int:

@@ -127,7 +127,7 @@ def save_model(
         config["num_nextn_predict_layers"] = 0  # that head was left out when the source was loaded
     _write_json(directory / "config.json", config | {"dtype": str(dtype).removeprefix("torch.")})
     copy(source, directory)
-    _write_tensors(tensors, directory)
+    write_tensors(tensors, directory)
 
 
 def _laid_out(directory: Path) -> tuple[Decoder, StoredTensors]:
@@ -186,7 +186,7 @@ def _allocate(decoder: Decoder, dtype: torch.dtype, device: torch.device) -> Non
             setattr(module, name, nn.Parameter(memory, requires_grad=trained))
 
 
-def _write_tensors(tensors: Iterable[tuple[str, Tensor]], directory: Path) -> None:
+def write_tensors(tensors: Iterable[tuple[str, Tensor]], directory: Path) -> None:
     """One file, or several and an index when one would pass _SHARD_BYTES."""
     names: list[list[str]] = []
     total = 0

