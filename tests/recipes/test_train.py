@@ -312,7 +312,7 @@ def test_a_run_keeps_how_its_answers_were_isolated(tiny_recipe: Path, tmp_path: 
     executing = [
         *few,
         "stage.task.name=reasoning-gym/spiral_matrix",
-        "stage.task.options={max_n = 3}",
+        "stage.task.options={max_n = 3, form = 'none'}",
         "stage.task.sandbox=none",
     ]
     with suppress(VoidResult):  # every answer of these weights is wrong

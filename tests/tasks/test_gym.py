@@ -8,6 +8,7 @@ import numpy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from reasoning_gym.utils import SYSTEM_PROMPTS
 
 from interlock.config.tasks import TaskSettings
 from interlock.errors import TaskError
@@ -32,10 +33,64 @@ def test_the_gold_answer_scores_one_and_nonsense_does_not(generator: str) -> Non
     task = _task(generator)
     source, verify = open_task(task), open_verifier(task)
     for problem in map(_over_the_wire, source.held_out(4) + source.train(0, 4)):
-        assert verify(problem, problem.answer) == 1.0
+        plain = verify(problem, problem.answer)
+        assert plain == {"reward": 1.0, "parts": {"read": 1.0, "tagged": 0.0}}
         tagged = f"<think>no <answer>x</answer></think> so <answer> {problem.answer} </answer>."
-        assert verify(problem, tagged) == 1.0
-        assert verify(problem, "<answer>nonsense</answer>") < 0.5
+        assert verify(problem, tagged) == {"reward": 1.0, "parts": {"read": 1.0, "tagged": 1.0}}
+        assert verify(problem, "<answer>nonsense</answer>")["reward"] < 0.5
+        assert verify(problem, "")["parts"] == {"read": 0.0, "tagged": 0.0}
+
+
+def test_the_form_is_told_and_shown() -> None:
+    told = open_task(_task("chain_sum")).train(1, 1)[0].messages
+    assert [turn["role"] for turn in told] == ["system", "user"]
+    assert told[0]["content"] == SYSTEM_PROMPTS["default"]
+    source = open_task(_task("chain_sum", shots=2))
+    first, second = source.train(1, 1)[0].messages, source.held_out(1)[0].messages
+    assert first[0]["content"] == SYSTEM_PROMPTS["direct"]
+    assert first[:-1] == second[:-1]  # the same examples in the same order
+    verify = open_verifier(_task("chain_sum"))
+    for asked, said in zip(first[1:-1:2], first[2:-1:2], strict=True):
+        terms = asked["content"].partition(": ")[2].removesuffix(" =")
+        assert said["content"] == f"<answer>{eval(terms)}</answer>"
+    assert verify(source.train(1, 1)[0], "nothing")["reward"] == 0
+
+
+def test_examples_are_neither_trained_on_nor_held_out() -> None:
+    """Of sums of two digits there are few: all are drawn in time, but for the examples."""
+    task = _task("chain_sum", held_out=8, shots=4, max_terms=2, max_digits=1)
+    source = open_task(task)
+    shown = {turn["content"] for turn in source.held_out(1)[0].messages[1:-1:2]}
+    drawn = {p.messages[-1]["content"] for step in range(60) for p in source.train(step, 8)}
+    held = {p.messages[-1]["content"] for p in source.held_out(8)}
+    assert len(shown) == 4 and not shown & (drawn | held)
+    without = open_task(_task("chain_sum", held_out=8, max_terms=2, max_digits=1))
+    assert shown <= {p.messages[-1]["content"] for s in range(60) for p in without.train(s, 8)}
+
+
+def test_a_system_turn_of_the_users_stands_alone() -> None:
+    task = TaskSettings("reasoning-gym/chain_sum", held_out=1, system="Say it.")
+    assert open_task(task).held_out(1)[0].messages[0]["content"] == "Say it."
+    none = open_task(_task("chain_sum", form="none")).held_out(1)[0].messages
+    assert [turn["role"] for turn in none] == ["user"]
+
+
+def test_a_list_of_all_answers_earns_nothing_even_in_part() -> None:
+    """The scorer of most generators pays len(right) / len(said) for an answer that holds it."""
+    task = _task("letter_counting")
+    verify, [problem] = open_verifier(task), open_task(task).held_out(1)
+    listed = ", ".join(map(str, range(10)))
+    for said in (
+        listed,
+        f"<answer>{listed}</answer>",
+        listed.replace(", ", "\n"),
+        f"It is {listed}",
+    ):
+        assert verify(problem, said)["reward"] == 0
+    several = "".join(f"<answer>{number}</answer>" for number in range(10))
+    assert verify(problem, several) == {"reward": 0.0, "parts": {"read": 0.0, "tagged": 0.0}}
+    prose = f"The letter appears {problem.answer} times."
+    assert verify(problem, prose) == {"reward": 1.0, "parts": {"read": 1.0, "tagged": 0.0}}
 
 
 def test_problems_are_reproducible_distinct_and_split() -> None:
@@ -43,8 +98,8 @@ def test_problems_are_reproducible_distinct_and_split() -> None:
     assert source.train(5, 8) == again.train(5, 8)
     assert source.train(5, 8) != source.train(6, 8)
     assert source.held_out(4) == again.held_out(4)
-    held_out = {problem.messages[0]["content"] for problem in source.held_out(4)}
-    training = [p.messages[0]["content"] for step in range(20) for p in source.train(step, 8)]
+    held_out = {problem.messages[-1]["content"] for problem in source.held_out(4)}
+    training = [p.messages[-1]["content"] for step in range(20) for p in source.train(step, 8)]
     assert not held_out & set(training)
 
 
@@ -88,6 +143,9 @@ def test_a_generator_without_an_order_is_refused() -> None:
         ("chain_sum", {"seed": 3}, "unknown option of task 'reasoning-gym/chain_sum': 'seed'"),
         ("chain_sum", {"min_terms": 5, "max_terms": 2}, "refuses the options"),
         ("chain_sum", {"min_terms": "2"}, "refuses the options"),
+        ("chain_sum", {"form": "defalt"}, "did you mean default"),
+        ("chain_sum", {"shots": 17}, "no whole number up to 16"),
+        ("chain_sum", {"shots": 2, "form": "default"}, 'set form = "direct"'),
     ],
 )
 def test_bad_names_and_options_are_named(

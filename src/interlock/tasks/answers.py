@@ -54,11 +54,16 @@ def last_number(text: str) -> str | None:
 
     Understands thousands ("1,234", "1{,}234", "1\\,234", "1 234") and "$5".
     """
-    found = list(_NUMBER.finditer(text))
-    if not found:
-        return None
-    sign = "-" if found[-1]["sign"] else ""
-    return sign + ungrouped(found[-1]["size"])
+    found = numbers(text)
+    return found[-1] if found else None
+
+
+def numbers(text: str) -> list[str]:
+    """Every number, in order, as `last_number` writes one."""
+    return [
+        ("-" if found["sign"] else "") + ungrouped(found["size"])
+        for found in _NUMBER.finditer(text)
+    ]
 
 
 def last_value(text: str) -> str | None:

@@ -19,15 +19,19 @@ _FULL = 1 - 1e-9
 def paid(problems: Sequence[Problem], verify: Callable[[Problem, str], float]) -> str | None:
     """Which wrong or empty answer is paid in full for most of the problems, in one line.
 
-    One that happens to be the reference answer, or the same number, is not wrong.
+    One that happens to be the reference answer, or the same number, is not wrong; nor is a prompt
+    that ends with it, for the end of a text is read.
     """
     tried = {repr(text): [text] * len(problems) for text in _FIXED}
     tried["the prompt itself"] = [problem.messages[-1]["content"] for problem in problems]
     solutions = [problem.answer for problem in problems]
+    tried["all answers at once"] = [", ".join(dict.fromkeys(solutions))] * len(problems)
     tried["the answer to another problem"] = [*solutions[1:], *solutions[:1]]
     for name, answers in tried.items():
         count = sum(
-            not _equal(answer, problem.answer) and _score(verify, problem, answer) >= _FULL
+            not _equal(answer, problem.answer)
+            and not (name == "the prompt itself" and _ends(answer, problem.answer))
+            and _score(verify, problem, answer) >= _FULL
             for problem, answer in zip(problems, answers, strict=True)
         )
         if count > len(problems) / 2:
@@ -47,3 +51,7 @@ def _equal(answer: str, reference: str) -> bool:
         return Fraction(answer) == Fraction(reference)
     except (ValueError, ZeroDivisionError):
         return answer.strip() == reference.strip()
+
+
+def _ends(answer: str, reference: str) -> bool:
+    return bool(reference.strip()) and answer.strip().endswith(reference.strip())

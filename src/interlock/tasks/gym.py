@@ -1,7 +1,12 @@
 """Any generator of reasoning-gym by name ("reasoning-gym/chain_sum"), judged by its own scorer.
 
-The options are the generator's own settings, and `size`: how many problems it is asked for. Problem
-number i of a generator depends on (task.seed, i) alone.
+    system turn: the form ─┐
+    `shots` worked examples ├─> Problem ──model──> turn ──claims.py──> one answer ──scorer──> reward
+    the question ──────────┘
+
+The options are the generator's own settings; `size`, how many problems it is asked for; and `form`
+and `shots`, how the model is told in which form to answer. Problem number i of a generator depends
+on (task.seed, i) alone.
 """
 
 import dataclasses
@@ -9,22 +14,27 @@ import hashlib
 import random
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 import reasoning_gym
+from msgspec.structs import replace
 from reasoning_gym.factory import DATASETS
-from reasoning_gym.utils import extract_answer
+from reasoning_gym.utils import SYSTEM_PROMPTS
 
-from interlock import thinking
 from interlock.config.tasks import TaskSettings
 from interlock.errors import TaskError
 from interlock.records.rl import Problem
 from interlock.tasks import degenerate
+from interlock.tasks.claims import claimed, kind_of, wordings
 from interlock.tasks.executing import executes, harmless
 from interlock.tasks.options import unknown
 from interlock.tasks.sources import ProceduralSource, Unfit, fits, prompt
 
+_FORMS = {**SYSTEM_PROMPTS, "none": ""}
+_WITHOUT_REASONING = ("direct", "none")
+_MOST_SHOTS = 16
+_OURS = {"form", "shots"}  # of the options; the others are the generator's
 _SIZE = 10_000  # some generators build tables of this length, one refuses more than 20,000
 # These walk over sets of strings, whose order differs from one process to the next.
 _UNORDERED = {
@@ -44,15 +54,18 @@ def open_source(task: TaskSettings, unfit: Unfit = fits) -> ProceduralSource:
             f"{task.name} gives other problems in every process; set PYTHONHASHSEED=0 in the "
             "environment, so that a resumed run sees the same ones"
         )
-    dataset = _dataset(task)
+    dataset, told = _dataset(task), _told(task)
+    shots = _shots(task, dataset)
+    before = [turn for entry in shots for turn in _worked(entry, told)]
+    if told.system is not None:
+        task = replace(task, system=told.system)
 
     def draw(rng: random.Random) -> Problem:
         index = rng.randrange(len(dataset))
         entry = _entry(dataset, index)
-        digest = hashlib.sha256(entry["question"].encode()).hexdigest()
         return Problem(
-            id=f"{task.name}:{digest[:16]}",
-            messages=prompt(task, entry["question"]),
+            id=_id(task, entry),
+            messages=prompt(task, entry["question"], before),
             answer="" if entry["answer"] is None else str(entry["answer"]),
             meta={"entry": pack(entry)},
             template=task.template,
@@ -60,28 +73,102 @@ def open_source(task: TaskSettings, unfit: Unfit = fits) -> ProceduralSource:
 
     families = len(dataset)
     source = ProceduralSource(
-        draw, task.seed, task.held_out, families, unfit=unfit, overlong=task.overlong
+        draw,
+        task.seed,
+        task.held_out,
+        families,
+        unfit=unfit,
+        overlong=task.overlong,
+        aside=[_id(task, entry) for entry in shots],
     )
     problems = source.held_out(min(degenerate.PROBLEMS, task.held_out))
-    if evidence := degenerate.paid(problems, open_verifier(task)):
+    verify = open_verifier(task)
+    if evidence := degenerate.paid(problems, lambda *answer: float(verify(*answer)["reward"])):
         raise TaskError(f"{task.name} teaches nothing: {evidence}; choose another generator")
     return source
 
 
-def open_verifier(task: TaskSettings) -> Callable[[Problem, str], float]:
+def open_verifier(task: TaskSettings) -> Callable[[Problem, str], dict[str, Any]]:
+    """Of its parts, "read" is 1 where the turn gives one answer, "tagged" where that is in tags."""
     # Scoring looks at the settings and the entry, never at other problems.
     dataset = _dataset(task, size=10)
 
-    def verify(problem: Problem, answer: str) -> float:
-        text = thinking.after(answer)
-        tagged = extract_answer(text)
-        found = text.strip() if tagged is None else tagged
-        if executes(task) and not harmless(found):
-            return 0.0
-        score: float = dataset.score_answer(found, unpack(problem.meta["entry"]))
-        return score
+    def verify(problem: Problem, answer: str) -> dict[str, Any]:
+        kind = kind_of(problem.answer)
+        claim = claimed(answer, kind)
+        parts = {"read": float(claim is not None), "tagged": float(claim is not None)}
+        if claim is None:
+            return {"reward": 0.0, "parts": parts}
+        entry = unpack(problem.meta["entry"])
+        scores = []
+        for each in wordings(claim, kind):
+            if not executes(task) or harmless(each):
+                score = float(dataset.score_answer(each, entry))
+                scores.append(0.0 if _dilutes(each, problem.answer, score) else score)
+        parts["tagged"] = float(claim.form == "tag")
+        return {"reward": max(scores, default=0.0), "parts": parts}
 
     return verify
+
+
+def _dilutes(answer: str, reference: str, score: float) -> bool:
+    """Whether it is paid in part for naming the right answer among other things.
+
+    Many scorers give len(right) / len(said) for that: a list of all answers would earn something.
+    """
+    return 0 < score < 1 and bool(reference) and answer != reference and reference in answer
+
+
+class _Told(NamedTuple):
+    """How a model learns of the form."""
+
+    system: str | None  # None: not by us
+    worked: str  # an example's answer stands in it
+
+
+def _told(task: TaskSettings) -> _Told:
+    """Raises TaskError."""
+    form, shots = task.options.get("form"), task.options.get("shots", 0)
+    if form is not None and (not isinstance(form, str) or form not in _FORMS):
+        raise unknown(f"form of task {task.name!r}", str(form), _FORMS)
+    if form is not None and task.system is not None and form != "none":
+        raise TaskError(
+            f"{task.name}: form = {form!r} and system both say what the system turn is; remove one"
+        )
+    if not isinstance(shots, int) or isinstance(shots, bool) or not 0 <= shots <= _MOST_SHOTS:
+        raise TaskError(f"{task.name}: shots = {shots!r} is no whole number up to {_MOST_SHOTS}")
+    form = form or ("none" if task.system is not None else "direct" if shots else "default")
+    if shots and form not in _WITHOUT_REASONING:
+        raise TaskError(
+            f"{task.name}: shots show answers without reasoning, and form = {form!r} asks for it; "
+            'set form = "direct", or remove shots'
+        )
+    return _Told(_FORMS[form] or None, "{}" if form == "none" else "<answer>{}</answer>")
+
+
+def _shots(task: TaskSettings, dataset: Any) -> list[dict[str, Any]]:
+    """The examples that every problem begins with: different ones, with their answers."""
+    rng, found = random.Random(f"{task.seed}/shots"), dict[str, dict[str, Any]]()
+    for _ in range(100 * task.options.get("shots", 0)):
+        entry = _entry(dataset, rng.randrange(len(dataset)))
+        if entry["answer"] is None:
+            raise TaskError(f"{task.name} has problems without a reference answer; remove shots")
+        found[entry["question"]] = entry
+        if len(found) == task.options["shots"]:
+            break
+    return list(found.values())
+
+
+def _worked(entry: dict[str, Any], told: _Told) -> list[dict[str, str]]:
+    return [
+        {"role": "user", "content": entry["question"]},
+        {"role": "assistant", "content": told.worked.format(entry["answer"])},
+    ]
+
+
+def _id(task: TaskSettings, entry: dict[str, Any]) -> str:
+    digest = hashlib.sha256(entry["question"].encode()).hexdigest()
+    return f"{task.name}:{digest[:16]}"
 
 
 def _dataset(task: TaskSettings, **fixed: int) -> Any:
@@ -91,9 +178,10 @@ def _dataset(task: TaskSettings, **fixed: int) -> Any:
         raise unknown("reasoning-gym generator", generator, DATASETS)
     known = {field.name for field in dataclasses.fields(DATASETS[generator][1])} - {"seed"}
     for name in task.options:
-        if name not in known:
-            raise unknown(f"option of task {task.name!r}", name, known)
-    settings = {"size": _SIZE, **task.options, **fixed, "seed": task.seed}
+        if name not in known | _OURS:
+            raise unknown(f"option of task {task.name!r}", name, known | _OURS)
+    own = {name: value for name, value in task.options.items() if name not in _OURS}
+    settings = {"size": _SIZE, **own, **fixed, "seed": task.seed}
     try:
         return reasoning_gym.create_dataset(generator, **settings)
     except Exception as error:  # each generator checks its settings in its own way, often by assert

@@ -111,7 +111,8 @@ class ProceduralSource:
     """Problems drawn at random by `draw`, without an end.
 
     `family` maps a problem to the key under which two problems count as the same; there are at most
-    `families`. One that is `unfit` is drawn again, or refused when `overlong` is "refuse".
+    `families`. One that is `unfit` is drawn again, or refused when `overlong` is "refuse". None is
+    of a family in `aside`.
     """
 
     dropped = left_out = 0
@@ -126,17 +127,19 @@ class ProceduralSource:
         family: Callable[[Problem], str] = lambda problem: problem.id,
         unfit: Unfit = fits,
         overlong: str = "refuse",
+        aside: Collection[str] = (),
     ) -> None:
         self._unfit, self._overlong = unfit, overlong
         self._draw = draw
         self._seed = seed
         self._families = families
         self._family = family
-        self._held_out = self._distinct(Random(f"{seed}/held-out"), held_out, taken=())
+        self._aside = set(aside)
+        self._held_out = self._distinct(Random(f"{seed}/held-out"), held_out, taken=self._aside)
 
     def train(self, step: int, count: int) -> list[Problem]:
         rng = Random(f"{self._seed}/train/{step}")
-        return list(self._distinct(rng, count, taken=self._held_out).values())
+        return list(self._distinct(rng, count, taken=self._aside | self._held_out.keys()).values())
 
     def stretch(self, step: int, first: int, count: int, most: int) -> list[Problem]:
         return self.train(step, count) if count else []
