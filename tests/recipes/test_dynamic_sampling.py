@@ -64,7 +64,7 @@ class Life:
         if not (scored := self.run.ledger.read(STAGE, step)):
             judge: Any = self.judge
             scored = self.rollouts.judged(step, judge, Clock(), differ)
-        self.metrics = self.rollouts.metrics(scored, sum(not differ(each) for each in scored))
+        self.metrics = self.rollouts.metrics(step, scored, sum(not differ(each) for each in scored))
         return self.run.ledger.sequences(STAGE, step)
 
 

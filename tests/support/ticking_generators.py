@@ -218,7 +218,7 @@ class Session:
         self.taken[step] = [sequence for sequence, _ in found]
         scored = [ScoredGroup(group, [Verdict(0.0)] * 2) for _, group in found]
         self.run.ledger.record(STAGE, step, scored, self.taken[step])
-        self.metrics = self.rollouts.metrics(scored, skipped=len(scored))
+        self.metrics = self.rollouts.metrics(step, scored, skipped=len(scored))
         for _ in range(self.pause()):  # the workers go on while the learner learns
             self.generators.tick()
         return found

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal
 
 from msgspec import Meta
+from msgspec.structs import replace
 
 from interlock.config.fields import NonNegative, Positive, SettingsTable, Weight
 
@@ -21,6 +22,16 @@ class RewardSettings(SettingsTable, frozen=True, kw_only=True, tag_field="kind")
 
     weight: Weight = 1.0  # of its value in the sum
     name: RewardName = ""  # what figures call it; "": its kind
+    # Steps of the stage over which its weight falls evenly to 0, from all of it in the first; 0: it
+    # stays. For what is to be learned at the beginning alone, such as the form of an answer.
+    fades: NonNegative = 0
+
+    def weight_at(self, step: int | None) -> float:
+        """Its weight in one step, from 1; None: what is left of it for good."""
+        if not self.fades:
+            return self.weight
+        left = 0 if step is None else max(0, self.fades + 1 - step)
+        return self.weight * min(1.0, left / self.fades)
 
     @property
     def called(self) -> str:
@@ -129,6 +140,11 @@ AnyReward = (
 )
 
 
+def rewards_at(rewards: Sequence[AnyReward], step: int | None) -> list[AnyReward]:
+    """With the weights of one step."""
+    return [replace(each, weight=each.weight_at(step), fades=0) for each in rewards]
+
+
 def reward_conflicts(rewards: Sequence[AnyReward]) -> Iterator[str]:
     """Why the rewards of one task do not go together."""
     for called, times in Counter(each.called for each in rewards).items():
@@ -143,6 +159,8 @@ def reward_conflicts(rewards: Sequence[AnyReward]) -> Iterator[str]:
         yield "reward: a task has one verifier; remove one of kind accuracy"
     if rewards and not any(each.weight for each in rewards):
         yield "reward: every weight is 0, so that nothing is taught; raise one"
+    elif rewards and not any(each.weight_at(None) for each in rewards):
+        yield "reward: every weight fades, and then nothing is taught; set fades = 0 for one"
 
 
 def room_conflicts(rewards: Sequence[AnyReward], max_tokens: int) -> Iterator[str]:

@@ -102,7 +102,7 @@ def run(stage: Stage[Distill], data: DistillData) -> None:
             stage.note_bad(step, [update])
             stage.finish_step(
                 step,
-                rollout=rollouts.metrics(scored, 0),
+                rollout=rollouts.metrics(step, scored, 0),
                 update=update_metrics([update]),
                 teachers=told,
                 seconds=clock.seconds(),

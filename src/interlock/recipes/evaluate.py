@@ -34,14 +34,17 @@ _UNIT = 256  # no setting: a larger part changes no answer, and is lost with a w
 
 
 def score(
-    groups: Sequence[Group], verifier: Verifiers, max_tokens: int | None = None
+    groups: Sequence[Group],
+    verifier: Verifiers,
+    max_tokens: int | None = None,
+    step: int | None = None,
 ) -> list[ScoredGroup]:
     """Judge every completion of every group, in order.
 
     As `grade`, but raises TrainingError when no answer could be judged: then nothing is learned or
     recorded, and a run can go on later.
     """
-    scored = grade(groups, verifier, max_tokens)
+    scored = grade(groups, verifier, max_tokens, step)
     verdicts = [verdict for each in scored for verdict in each.verdicts]
     if verdicts and not any(verdict.status.counts for verdict in verdicts):
         raise TrainingError(
@@ -52,15 +55,18 @@ def score(
 
 
 def grade(
-    groups: Sequence[Group], verifier: Verifiers, max_tokens: int | None = None
+    groups: Sequence[Group],
+    verifier: Verifiers,
+    max_tokens: int | None = None,
+    step: int | None = None,
 ) -> list[ScoredGroup]:
-    """Judge every completion of every group, in order.
+    """Judge every completion of every group, in order. `step`: what learns from them, if any.
 
     What failed through no fault of an answer was tried again by the verifiers; where it never went
     well, the verdict says so and counts nowhere.
     """
     answers = [
-        Attempt(group.problem, turn, sum(each.mask), each.finish, max_tokens)
+        Attempt(group.problem, turn, sum(each.mask), each.finish, max_tokens, step)
         for group in groups
         for turn, each in zip(group.turns, group.completions, strict=True)
     ]

@@ -18,6 +18,7 @@ from interlock.learner.step_result import StepResult
 from interlock.models.tokenizer import Tokenizer
 from interlock.recipes.alarms import RatioAlarms
 from interlock.recipes.credit import Credit
+from interlock.recipes.diagnosis import LearningWatch
 from interlock.recipes.evaluate import held_out_score, room
 from interlock.recipes.guard import Guard
 from interlock.recipes.off_policy import OffPolicy
@@ -51,6 +52,7 @@ def run(stage: Stage[Grpo], task: TaskSource) -> None:
         rollouts, guard = Rollouts(stage, task, settings.extra_groups), Guard(stage)
         credit = Credit(settings.loss, settings.sampling.max_tokens)
         alarms, off_policy = RatioAlarms(stage), OffPolicy(settings.loss, stage.memory)
+        diagnosis = LearningWatch(stage, settings.loss)
         for step in stage.steps():
             clock = Clock()
             with clock("publish"):
@@ -65,9 +67,11 @@ def run(stage: Stage[Grpo], task: TaskSource) -> None:
             stage.note_bad(step, updates)
             alarms.look(step, update)
             skipped = len(scored) - sum(map(len, batches))
+            rollout = rollouts.metrics(step, scored, skipped)
+            diagnosis.look(step, rollout, update)
             stage.finish_step(
                 step,
-                rollout=rollouts.metrics(scored, skipped),
+                rollout=rollout,
                 update=update,
                 seconds=clock.seconds(),
                 workers=guard.judge(step, updates, fresh=not recorded),

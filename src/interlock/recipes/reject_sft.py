@@ -107,7 +107,7 @@ def _sample(stage: Stage[RejectSft], data: RejectData, verifier: Verifiers) -> N
         recorded = stage.run.ledger.read(stage.index, step)
         scored = recorded or rollouts.judged(step, verifier, clock)
         stage.finish_step(
-            step, rollout=rollouts.metrics(scored, 0), seconds=clock.seconds(), held_out=None
+            step, rollout=rollouts.metrics(step, scored, 0), seconds=clock.seconds(), held_out=None
         )
 
 

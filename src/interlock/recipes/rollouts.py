@@ -19,6 +19,9 @@ from itertools import count, groupby
 from statistics import fmean, mean
 from typing import Literal
 
+from msgspec.structs import replace
+
+from interlock.config.rewards import rewards_at
 from interlock.config.stages import Sampled
 from interlock.errors import TrainingError
 from interlock.recipes.earnings import earnings
@@ -125,7 +128,7 @@ class Rollouts:
             sequences += [sequence for sequence, _ in taken]
             judge = grade if scored else score  # a step that was judged needs no more of them
             with clock("verify"):
-                scored += judge([group for _, group in taken], verifier, limit)
+                scored += judge([group for _, group in taken], verifier, limit, step)
             lacking = wanted - sum(map(teaches, scored)) if self._extra else 0
             more = min(lacking, wanted + self._extra - len(scored))
             with clock(self.activity):
@@ -143,7 +146,7 @@ class Rollouts:
         """How many versions the learner is ahead of the oldest that sampled any of the group."""
         return self._stage.learner.version - group.weight_version
 
-    def metrics(self, used: Sequence[ScoredGroup], skipped: int) -> RolloutMetrics:
+    def metrics(self, step: int, used: Sequence[ScoredGroup], skipped: int) -> RolloutMetrics:
         """What is logged of the step that used these groups, before its weights are published.
 
         `skipped` of them taught nothing.
@@ -153,7 +156,11 @@ class Rollouts:
         worth = Score.of(used)
         lengths = [sum(answer.mask) for answer in answers]
         behind = [self.staleness(scored.group) for scored in used]
-        decode, paid = self._stage.decode, earnings(used, self._settings.task)
+        decode = self._stage.decode
+        paid = earnings(
+            used,
+            [replace(task, reward=rewards_at(task.reward, step)) for task in self._settings.task],
+        )
         apart = mean_lengths([scored.group for scored in used], decode) if decode else None
         return RolloutMetrics(
             reward=worth.reward,

@@ -249,6 +249,11 @@ EventKind = Literal[
     "sample_size_fell",  # few tokens carry the gradient
     "mask_loosened",  # fewer tokens are masked while learner and sampler move apart
     "off_policy_idle",  # off-policy masking knows no threshold
+    "nothing_taught",  # no group's rewards differ
+    "little_taught",  # few groups' do
+    "form_never_met",
+    "entropy_collapsed",
+    "answers_cut",  # by max_tokens
     "groups_stale",
     "problem_set_aside",
     "unqualified",  # a device is used without a certificate

@@ -154,6 +154,7 @@ class Attempt(NamedTuple):
     tokens: int | None = None  # sampled
     finish: FinishReason | None = None
     max_tokens: int | None = None  # that it might have had
+    step: int | None = None  # of the stage, that learns from it; None: nothing does
 
 
 class VerdictStatus(StrEnum):

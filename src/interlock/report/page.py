@@ -25,6 +25,8 @@ _HERE = Path(__file__).parent
 _COMPARISONS, _GROUPS, _COMPLETIONS = 3, 2, 4
 _ALERTS = frozenset(
     {"unqualified", "unsandboxed", "worker_quarantined", "worker_retired", "store_damaged"}
+    # Why it does not learn: recipes/diagnosis.py.
+    | {"nothing_taught", "little_taught", "form_never_met", "entropy_collapsed", "answers_cut"}
 )
 _FIRST = 3  # of them
 _EVENTS = 100  # shown; the rest is counted

@@ -59,17 +59,19 @@ class VerifierRequest(msgspec.Struct, frozen=True):
     tokens: int | None = None  # as Attempt has them
     finish: FinishReason | None = None
     max_tokens: int | None = None
+    step: int | None = None
 
     @classmethod
     def of(cls, number: int, attempt: Attempt) -> "VerifierRequest":
         answer = attempt.text.encode("utf-8", "surrogatepass")
-        figures = attempt.tokens, attempt.finish, attempt.max_tokens
+        figures = attempt.tokens, attempt.finish, attempt.max_tokens, attempt.step
         return cls(number, attempt.problem, answer, *figures)
 
     @property
     def attempt(self) -> Attempt:
         text = self.answer.decode("utf-8", "surrogatepass")
-        return Attempt(self.problem, text, self.tokens, self.finish, self.max_tokens)
+        figures = self.tokens, self.finish, self.max_tokens, self.step
+        return Attempt(self.problem, text, *figures)
 
 
 class VerifierReply(msgspec.Struct, frozen=True):

@@ -6,7 +6,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from interlock.config.rewards import FormatReward, LengthReward, OverlongReward, reward_conflicts
+from interlock.config.rewards import (
+    AccuracyReward,
+    FormatReward,
+    LengthReward,
+    OverlongReward,
+    reward_conflicts,
+    rewards_at,
+)
 from interlock.config.tasks import TaskSettings, task_conflicts
 from interlock.records.rl import Attempt, FinishReason, Problem, Verdict, VerdictStatus
 from interlock.tasks.rewards import earned, form, length, open_rewards
@@ -67,6 +74,37 @@ def test_the_form_of_an_answer_that_is_not_to_think(turn: str, text: int, boxed:
         table = {"kind": "format", "answer": answer, "thinks": False}
         settings = msgspec.convert(table, FormatReward)
         assert form.open_reward(settings, TASK)(Attempt(SUM, turn)) == expected
+
+
+def test_a_weight_fades_evenly_and_is_gone_for_what_nothing_learns_from() -> None:
+    fading = FormatReward(weight=0.4, fades=4)
+    steps = [1, 2, 3, 4, 5, 6, None]
+    assert [fading.weight_at(step) for step in steps] == pytest.approx(
+        [0.4, 0.3, 0.2, 0.1, 0, 0, 0]
+    )
+    assert [FormatReward(weight=0.4).weight_at(step) for step in (1, 99, None)] == [0.4] * 3
+    [stays, fades] = rewards_at([FormatReward(weight=2), fading], 3)
+    assert (stays.weight, fades.weight, fades.fades) == pytest.approx((2, 0.2, 0))
+
+
+def test_every_weight_may_not_fade() -> None:
+    both = [FormatReward(fades=3), LengthReward(free=1, most=2, weight=0)]
+    assert any("every weight fades" in why for why in reward_conflicts(both))
+    assert not list(reward_conflicts([FormatReward(fades=3), AccuracyReward()]))
+
+
+def test_what_fades_is_paid_by_the_step_through_the_pool() -> None:
+    task = rewarded(
+        {"kind": "accuracy"},
+        {"kind": "format", "answer": "tag", "thinks": False, "weight": 0.5, "fades": 2},
+    )
+    figures = 5, FinishReason.STOP, 100
+    with VerifierPool(task) as pool:
+        verdicts = pool.verify(
+            [Attempt(SUM, "<answer>46</answer>", *figures, step) for step in (1, 2, 3, None)]
+        )
+    assert [each.reward for each in verdicts] == [1.5, 1.25, 1.0, 1.0]
+    assert all(each.parts == {"accuracy": 1.0, "format": 1.0} for each in verdicts)
 
 
 @pytest.mark.parametrize(

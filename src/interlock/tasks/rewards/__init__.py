@@ -55,7 +55,7 @@ def earned(
                 "set its low and high"
             )
         parts[settings.called] = value
-        total.append(settings.weight * value)
+        total.append(settings.weight_at(attempt.step) * value)
     parts |= {f"accuracy/{name}": value for name, value in verdict.parts.items()}
     return Verdict(math.fsum(total), correct=verdict.right, parts=parts)
 
