@@ -21,7 +21,7 @@ FLOORS = [
     {"engine", "learner"},
     {"workers"},
     {"serve"},
-    {"recipes", "qualify", "parity", "doctor", "preflight", "export"},
+    {"recipes", "qualify", "parity", "doctor", "preflight", "export", "label"},
     {"terminal"},
     {"cli"},
 ]

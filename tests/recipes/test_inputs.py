@@ -1,10 +1,8 @@
 """What a run hangs on: what changes it, and what does not."""
 
 import json
-import random
 import shutil
 from datetime import datetime
-from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -12,7 +10,6 @@ import pytest
 from interlock.config.reading import load_recipe
 from interlock.errors import RunError, TaskError
 from interlock.models.tokenizer import Tokenizer
-from interlock.recipes import inputs
 from interlock.recipes.evaluate import practised
 from interlock.recipes.inputs import identify
 from interlock.recipes.train import train
@@ -127,28 +124,3 @@ def test_a_row_without_room_is_refused_before_anything_is_written_or_left_out_an
     train(load_recipe(tiny_recipe, asked), tmp_path / "run")
     events = [(event.kind, event.message) for event in RunDir.read(tmp_path / "run").events()]
     assert events == [("rows_left_out", "1 rows are too long: left out")]
-
-
-def test_weights_are_known_by_all_bytes_or_by_blocks_of_a_long_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(inputs, "_BLOCK", 8)
-    monkeypatch.setattr(inputs, "_WHOLE", 100)
-    path = tmp_path / "model.safetensors"
-    content = random.Random(0).randbytes(797)
-    path.write_bytes(content)
-    assert inputs._of_weights(path) == f"sha256 {sha256(content).hexdigest()}"
-    longer = random.Random(1).randbytes(8 * 640 - 3)
-    path.write_bytes(longer)
-    known = inputs._of_weights(path)
-    assert known.endswith(" of 64 blocks")
-    starts = [8 * (at * 639 // 63) for at in range(64)]
-    parts = b"".join(longer[start : start + 8] for start in starts)
-    assert known == f"sha256 {sha256(b'5117 ' + parts).hexdigest()} of 64 blocks"
-    for place, seen in ((0, True), (len(longer) - 1, True), (8 * 10, True), (8 * 11, False)):
-        other = bytearray(longer)
-        other[place] ^= 1
-        path.write_bytes(other)
-        assert (inputs._of_weights(path) != known) == seen
-    path.write_bytes(longer + b"x")
-    assert inputs._of_weights(path) != known

@@ -11,11 +11,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from interlock.models.identity import weights_digest
 from interlock.models.tokenizer import Tokenizer
 
-_BLOCK = 1 << 20  # bytes
-_WHOLE = 1 << 10  # blocks of a file of weights that is read whole
-_SAMPLED = 64  # blocks of a longer one: a step of training changes nearly every weight
 _REVISION = re.compile(r"/(models|datasets)--([^/]+)/snapshots/([0-9a-f]{40})(?:/|$)")
 
 
@@ -30,7 +28,9 @@ def identify(model: Path, tokenizer: Tokenizer, stages: Sequence[Sequence[Path]]
             while name in found:
                 name += " (another)"
             found[name] = (
-                _of_weights(path) if path.suffix == ".safetensors" else _sha256(path.read_bytes())
+                weights_digest(path)
+                if path.suffix == ".safetensors"
+                else _sha256(path.read_bytes())
             )
             found |= _revision(path)
     return found
@@ -38,21 +38,6 @@ def identify(model: Path, tokenizer: Tokenizer, stages: Sequence[Sequence[Path]]
 
 def _sha256(content: bytes) -> str:
     return f"sha256 {hashlib.sha256(content).hexdigest()}"
-
-
-def _of_weights(path: Path) -> str:
-    """Of a file that may be longer than memory; of a very long one, its size and blocks of it."""
-    size = path.stat().st_size
-    blocks = -(-size // _BLOCK)
-    places: Sequence[int] = range(blocks)
-    if blocks > _WHOLE:  # the first has the header; the last may be a part of one
-        places = [at * (blocks - 1) // (_SAMPLED - 1) for at in range(_SAMPLED)]
-    digest = hashlib.sha256() if blocks <= _WHOLE else hashlib.sha256(f"{size} ".encode())
-    with path.open("rb") as file:
-        for place in places:
-            file.seek(place * _BLOCK)
-            digest.update(file.read(_BLOCK))
-    return f"sha256 {digest.hexdigest()}" + (f" of {_SAMPLED} blocks" if blocks > _WHOLE else "")
 
 
 def _revision(path: Path) -> dict[str, str]:

@@ -78,6 +78,16 @@ def open_source(task: TaskSettings, unfit: Unfit = fits) -> ListSource:
     return ListSource(list(training.values()), held_out, task.seed, dropped, left_out, files)
 
 
+def training_rows(task: TaskSettings) -> tuple[list[Problem], int]:
+    """-> all different problems of the data's training part, as they come; rows that repeat one
+
+    Nothing is held out. Raises TaskError as `open_source` does.
+    """
+    options = options_of(task)
+    rows = _Rows(find(options.path).train, task, options, fits)
+    return list(rows.problems.values()), rows.repeated
+
+
 class _Rows:
     """The problems of some files by id, and how many rows repeat one or do not fit."""
 

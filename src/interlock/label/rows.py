@@ -1,0 +1,118 @@
+"""The file of labels: JSONL, a row a problem, appended as it is measured. It is a data set itself.
+
+What it was measured with stands beside it, in FILE.setting.json. A file that was measured otherwise
+is not added to, and a row whose question has another answer now is told of: nothing is mixed.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from interlock.errors import RunError
+from interlock.label.marks import LabelAnswer, Mark
+from interlock.records.coding import from_json
+from interlock.records.rl import Problem
+from interlock.regular import read_regular
+from interlock.rundir import JsonLines, write_atomically
+
+
+class LabelSetting(msgspec.Struct, frozen=True, kw_only=True):
+    """What pass rates hang on."""
+
+    measured: dict[str, Any]  # the task's settings
+    model: str
+    weights: str  # sha256 of what it is made of
+    samples: int
+    temperature: float
+    top_p: float
+    max_tokens: int
+    seed: int
+
+
+class LabelRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One problem. The other columns are those of a data set: it can be trained on as it is."""
+
+    id: str
+    question: str
+    answer: str
+    mark: Mark
+    why: str
+    pass_rate: float | None = None  # share of right answers among those that were judged
+    answers: int = 0  # judged
+    discarded: int = 0  # not judged, through no fault of theirs
+    tokens: float | None = None  # mean of an answer
+    cut: float | None = None  # share of the answers that max_tokens ended
+    samples: list[LabelAnswer] = []
+
+
+_SAID = {"measured": "task", "weights": "model (its weights are others now)"}
+
+
+class Labels:
+    """The rows that are there, and where the next ones go."""
+
+    def __init__(self, path: Path, setting: LabelSetting) -> None:
+        """Begin a file, or go on with one. Raises RunError when it was measured otherwise."""
+        self.path = path
+        self._file = JsonLines(path)
+        self._file.repair()
+        self.rows = {row.id: row for row in _rows(path)}
+        if not self.rows:
+            write_atomically(_beside(path), msgspec.json.encode(setting) + b"\n")
+            return
+        before = _setting(path)
+        for name in LabelSetting.__struct_fields__:
+            if getattr(before, name) != getattr(setting, name):
+                raise RunError(
+                    f"{path} was measured with another {_SAID.get(name, name)}; give another "
+                    "--out, or the same again"
+                )
+
+    def has(self, problem: Problem) -> bool:
+        """Raises RunError where it was measured with another answer: the data were edited."""
+        row = self.rows.get(problem.id)
+        if row is not None and row.answer != problem.answer:
+            raise RunError(
+                f"{self.path} has the answer {row.answer[:40]!r} for {problem.id}, and the data "
+                f"now {problem.answer[:40]!r}; give another --out, or take that row out"
+            )
+        return row is not None
+
+    def add(self, row: LabelRow) -> None:
+        """Durable on return."""
+        self._file.append(row)
+        self.rows[row.id] = row
+
+
+def read(path: Path) -> tuple[LabelSetting, list[LabelRow]]:
+    """A file of labels. Raises RunError when it is none."""
+    rows = list(_rows(path))
+    if not rows:
+        raise RunError(f"there are no labels at {path}; interlock label writes them")
+    return _setting(path), rows
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.setting.json")
+
+
+def _setting(path: Path) -> LabelSetting:
+    file = _beside(path)
+    try:
+        return from_json(read_regular(file), LabelSetting)
+    except FileNotFoundError:
+        raise RunError(f"{file} is gone, which says how {path} was measured") from None
+    except (OSError, ValueError) as error:
+        raise RunError(f"{file} cannot be read ({error}); give another --out") from None
+
+
+def _rows(path: Path) -> Iterator[LabelRow]:
+    for number, row in enumerate(JsonLines(path).read(), start=1):
+        try:
+            yield msgspec.convert(row, LabelRow)
+        except msgspec.ValidationError as error:
+            raise RunError(
+                f"{path} line {number} is no row of labels ({error}); give another --out"
+            ) from None

@@ -1,0 +1,162 @@
+"""`interlock label`: pass rates against a plain loop, going on, and what is not mixed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from running import DEADLINE, ENVIRONMENT
+
+from interlock.config.reading import parse_sampling, parse_task
+from interlock.config.schema import GeneratorSettings
+from interlock.errors import ConfigError, RunError
+from interlock.label import measuring
+from interlock.label.measuring import Measuring, label_all
+from interlock.label.rows import read
+from interlock.workers.generator import open_generator
+
+VERIFIER = """
+def lengthy(problem, answer):
+    return len(answer) % 2 == 0
+"""
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "data.jsonl"
+    rows = [{"question": f"Say {number}", "answer": str(number)} for number in range(6)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[0]]))
+    (tmp_path / "judge.py").write_text(VERIFIER)
+    return path
+
+
+def how(data: Path, samples: int = 3) -> Measuring:
+    verifier = f"options.verifier={data.parent / 'judge.py'}:lengthy"
+    task = parse_task("jsonl", 1, [f"options.path={data}", verifier])
+    return Measuring(task, samples, parse_sampling(1.0, 12, []))
+
+
+def run(data: Path, model: Path, out: Path, notes: list[str] | None = None, samples: int = 3):
+    told = [] if notes is None else notes
+    settings = GeneratorSettings(dtype="float32", kernel="torch")
+    return label_all(how(data, samples), str(model), out, settings, told.append, lambda *_: None)
+
+
+def test_rates_are_those_of_a_plain_loop(tiny_model: Path, data: Path, tmp_path: Path) -> None:
+    notes: list[str] = []
+    rows = run(data, tiny_model, tmp_path / "labels.jsonl", notes)
+    assert notes[-1] == "1 rows repeat the question of another, and are left out"
+    engine = open_generator(GeneratorSettings(), tiny_model, None, "oracle")
+    problems, _ = measuring.problems_of(how(data).task)
+    assert [row.question for row in rows] == [f"Say {number}" for number in range(6)]
+    for row, group in zip(
+        rows, engine.generate(problems, 3, how(data).sampling, seed=0), strict=True
+    ):
+        texts = [each.text for each in group.completions]
+        assert [each.text for each in row.samples] == texts
+        assert row.pass_rate == sum(len(text) % 2 == 0 for text in texts) / 3
+        assert row.tokens == sum(len(each.tokens) for each in group.completions) / 3
+    setting, kept = read(tmp_path / "labels.jsonl")
+    assert kept == rows and setting.samples == 3
+
+
+def test_it_goes_on_behind_a_torn_line(
+    tiny_model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measuring, "_PART", 2)
+    out = tmp_path / "labels.jsonl"
+    whole = run(data, tiny_model, out)
+    lines = out.read_bytes().splitlines(keepends=True)
+    out.write_bytes(b"".join(lines[:4]) + lines[4][:20])
+    assert run(data, tiny_model, out) == whole
+    assert sorted(out.read_bytes().splitlines(keepends=True)) == sorted(lines)
+
+
+def test_nothing_is_mixed(tiny_model: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "labels.jsonl"
+    run(data, tiny_model, out)
+    with pytest.raises(RunError, match="was measured with another samples; give another --out"):
+        run(data, tiny_model, out, samples=2)
+    data.write_text(data.read_text().replace('"answer": "3"', '"answer": "4"'))
+    with pytest.raises(RunError, match=r"has the answer '3' for jsonl:.* and the data now '4'"):
+        run(data, tiny_model, out)
+
+
+def test_a_prompt_that_does_not_fit_is_a_row(tiny_model: Path, data: Path, tmp_path: Path) -> None:
+    with data.open("a") as file:
+        file.write(json.dumps({"question": "word " * 400, "answer": "1"}) + "\n")
+    rows = run(data, tiny_model, tmp_path / "labels.jsonl")
+    assert [row.mark == "unfit" for row in rows] == [False] * 6 + [True]
+    assert "tokens, of 244 there are" in rows[-1].why
+
+
+def test_labels_are_a_data_set(tiny_model: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "labels.jsonl"
+    rows = run(data, tiny_model, out)
+    again, _ = measuring.problems_of(parse_task("jsonl", 1, [f"options.path={out}"]))
+    assert [(each.id, each.answer) for each in again] == [(row.id, row.answer) for row in rows]
+
+
+def test_a_task_without_data(tiny_model: Path, tmp_path: Path) -> None:
+    task = parse_task("arithmetic", 1, [])
+    with pytest.raises(ConfigError, match="task 'arithmetic' has no data to label"):
+        measuring.problems_of(task)
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "interlock.cli", "label", *arguments]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["--samples", "0"], "--samples 0: give a number from 1 to 1024"),
+        (["--easy", "0.2", "--hard", "0.5"], "--hard 0.5 and --easy 0.2: give shares"),
+        (["--task", "arithmetic"], "arithmetic"),
+        ([], "there is no /nowhere.jsonl"),
+    ],
+)
+def test_mistakes_are_one_line(tiny_model: Path, arguments: list[str], why: str) -> None:
+    done = subprocess.run(
+        command("/nowhere.jsonl", "--model", str(tiny_model), *arguments),
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+    )
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2 and why in line
+
+
+def test_killed_and_begun_again_it_ends_in_the_same_rows(
+    tiny_model: Path, data: Path, tmp_path: Path
+) -> None:
+    rows = [{"question": f"Say {number}", "answer": str(number)} for number in range(200)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
+    common = [str(data), "--model", str(tiny_model), "--samples", "2", "--max-tokens", "24"]
+    subprocess.run(
+        command(*common, "--out", str(whole)), env=ENVIRONMENT, check=True, timeout=DEADLINE
+    )
+    child = subprocess.Popen(command(*common, "--out", str(cut)), env=ENVIRONMENT)
+    deadline = time.monotonic() + DEADLINE
+    while not cut.exists():
+        assert child.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait(timeout=DEADLINE)
+    assert len(cut.read_bytes().splitlines()) < 200
+    done = subprocess.run(
+        command(*common, "--out", str(cut)),
+        env=ENVIRONMENT,
+        check=True,
+        timeout=DEADLINE,
+        capture_output=True,
+        text=True,
+    )
+    assert cut.read_bytes() == whole.read_bytes()
+    assert "200 problems" in done.stdout
