@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
+from interlock.config.stages import Grpo
+from interlock.config.tasks import TaskSettings
 from interlock.mismatch import Mismatch
-from interlock.recipes.alarms import EARLY, RECENT, RatioAlarms, alarms
-from interlock.records.metrics import StepMetrics, UpdateMetrics
+from interlock.recipes.alarms import EARLY, RECENT, Alarms, alarms
+from interlock.records.metrics import RolloutMetrics, StepMetrics, UpdateMetrics
 
 
 def update(size: float | None = 1.0, masked: float | None = 0.0, k3: float = 1e-5) -> UpdateMetrics:
@@ -73,6 +75,7 @@ class Watched:
     """What the alarms ask of a stage."""
 
     index, done = 1, 0
+    settings = Grpo(task=[TaskSettings("arithmetic")], steps=99)
 
     def __init__(self, lines: list[StepMetrics]) -> None:
         self.run: Any = SimpleNamespace(metrics=lambda: lines)
@@ -85,9 +88,9 @@ class Watched:
 def test_each_alarm_is_one_event_also_of_a_resumed_run() -> None:
     seen = [update(0.9)] * EARLY + [update(0.3)] * (RECENT + 3)
     stage: Any = Watched([])
-    watch = RatioAlarms(stage)
+    watch = Alarms(stage)
     for step, each in enumerate(seen, 1):
-        watch.look(step, each)
+        watch.look(step, each, RolloutMetrics(), None)
     assert [kind for kind, _ in stage.events] == ["sample_size_fell"]
     assert stage.events[0][1].startswith("step 16: effective sample size 0.3 of the tokens, 0.9")
     # Of another stage, of step 0, of steps that are done again: none of these is history.
@@ -95,12 +98,12 @@ def test_each_alarm_is_one_event_also_of_a_resumed_run() -> None:
     lines += [StepMetrics(stage=1, step=s, update=each) for s, each in enumerate(seen, 1)]
     again: Any = Watched(lines)
     again.done = 13
-    watch = RatioAlarms(again)
+    watch = Alarms(again)
     for step, each in enumerate(seen[13:], 14):
-        watch.look(step, each)
+        watch.look(step, each, RolloutMetrics(), None)
     assert again.events == stage.events
     again = Watched(lines)
     again.done = 17
-    watch = RatioAlarms(again)
-    watch.look(18, seen[17])
+    watch = Alarms(again)
+    watch.look(18, seen[17], RolloutMetrics(), None)
     assert again.events == []

@@ -1,6 +1,7 @@
 """What the rewards of a step pay for: by hand, and against numpy over drawn rewards."""
 
 import math
+from itertools import permutations
 
 import msgspec
 import numpy as np
@@ -71,20 +72,26 @@ def test_by_hand() -> None:
     # Without the overlong part the first group has -0.5 and 0.5: (5 + 5)^2 / (250 * 0.5).
     assert found.length_share == pytest.approx(100 / 125)
     assert found.length_tie == pytest.approx(-10 / math.sqrt(250 * 0.5))
+    assert found.length_tie_error == pytest.approx(math.sqrt(200 * 0.5 / (250 * 0.5)))
+    assert found.reward_error == pytest.approx(abs(1.25 - 2.0) / 2)  # of two groups
+    assert found.verdict_error == pytest.approx(0.25)
+    assert (rewards["style"].error, rewards["style"].tie_error) == (0.0, pytest.approx(1.0))
 
 
 def test_without_a_list_the_verdict_is_the_verifiers_own() -> None:
     task = TaskSettings("arithmetic")
     plain = earnings([group((Verdict(0.3), 5), (Verdict(0.7), 5))], [task])
-    assert plain == Earnings({}, 0.5, None, None, None)  # lengths do not vary
+    assert plain == Earnings({}, verdict=0.5)  # lengths do not vary
     told = [group((Verdict(9.0, False), 5), (Verdict(2.0, True), 10))]
-    assert earnings(told, [task]) == Earnings({}, 0.5, pytest.approx(-140), 1.0, 1.0)
+    assert earnings(told, [task]) == Earnings(
+        {}, None, 0.5, None, pytest.approx(-140), 1.0, 1.0, 1.0
+    )
 
 
 def test_answers_that_were_not_judged_are_in_nothing() -> None:
     lost = Verdict.failed(VerdictStatus.UNAVAILABLE, "away")
     failed = Verdict.failed(VerdictStatus.CRASHED, "gone")
-    assert earnings([group((lost, 5), (lost, 9))], [TASK]) == Earnings({}, None, None, None, None)
+    assert earnings([group((lost, 5), (lost, 9))], [TASK]) == Earnings({})
     found = earnings([group((lost, 5), (paid(1, 1, 0), 9), (failed, 3))], [TASK])
     assert found.rewards["style"].mean == 1.0  # of those that have it
     assert found.rewards["style"].earned == 1.0  # 2 and 0
@@ -123,6 +130,19 @@ def test_shares_add_up_and_ties_are_numpys(
     if min(np.abs(right).max(), np.abs(style).max()) > 1e-6:
         expected = style @ right / math.sqrt((style @ style) * (right @ right))
         assert found.rewards["style"].tie == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_error_of_a_tie_is_that_of_all_permutations() -> None:
+    right, style = (1.0, 0.0, 0.0, 1.0), (0.1, 0.7, 0.2, 0.4)
+    ties = []
+    for order in permutations(style):
+        own = [(paid(a, b, 0), 5) for a, b in zip(right, order, strict=True)]
+        for x, y in [(0.3, 0.9), (0.9, 0.3)]:
+            other = (paid(1, x, 0), 5), (paid(0, y, 0), 5)
+            ties.append(earnings([group(*own), group(*other)], [TASK]).rewards["style"])
+    found = [each.tie or 0.0 for each in ties]
+    assert np.mean(found) == pytest.approx(0.0, abs=1e-9)
+    assert ties[0].tie_error == pytest.approx(float(np.std(found)))
 
 
 def test_the_largest_rewards_overflow_nothing() -> None:

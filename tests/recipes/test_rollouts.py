@@ -140,7 +140,9 @@ def test_metrics_by_hand(run: RunDir) -> None:
     expected = RolloutMetrics(
         reward=0.0,
         correct=0.0,
+        reward_error=0.0,
         verdict=0.0,
+        verdict_error=0.0,
         length=1.0,
         truncated=0.0,
         tokens=8,  # four groups of two completions of one token

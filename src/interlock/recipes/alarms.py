@@ -1,7 +1,8 @@
-"""Alarms: what the ratios of learner to sampler say of a run before its accuracy does.
+"""Alarms: what a run's figures say of it before its accuracy does.
 
     UpdateMetrics of every step ── first steps: the early level ─┬─> events
-                                └─ last steps ───────────────────┘
+                                └─ last steps ───────────────────┤
+    RolloutMetrics, held-out accuracy ──> reward_alarm.py ───────┘
 
 The figures of earlier steps are read from the run's own log: a resumed run goes on watching.
 """
@@ -9,9 +10,11 @@ The figures of earlier steps are read from the run's own log: a resumed run goes
 from collections.abc import Iterator, Sequence
 from statistics import fmean
 
-from interlock.config.stages import StageSettings
+from interlock.config.stages import Grpo
+from interlock.recipes.reward_alarm import StepSeen, causes
 from interlock.recipes.stage import Stage
-from interlock.records.metrics import EventKind, UpdateMetrics
+from interlock.records.metrics import EventKind, RolloutMetrics, UpdateMetrics
+from interlock.records.rl import Score
 
 EARLY = 8  # steps that make up the early level
 RECENT = 8  # and those that are held against it
@@ -21,30 +24,45 @@ _MASKED = 1e-3  # less than that share early is no mask at work
 _NOTABLE_K3 = 1e-4  # nats per token; below it is rounding
 
 
-class RatioAlarms:
+class Alarms:
     """Watches one stage. Each alarm is one event, and another only after it was over."""
 
-    def __init__(self, stage: Stage[StageSettings]) -> None:
+    def __init__(self, stage: Stage[Grpo]) -> None:
         self._stage = stage
-        self._seen = [
-            line.update
+        tasks = stage.settings.task
+        self._rewards = [reward for task in tasks for reward in task.reward]
+        self._problems = stage.settings.eval.problems * len(tasks)
+        lines = [
+            line
             for line in stage.run.metrics()
-            if line.stage == stage.index and 0 < line.step <= stage.done
+            if line.stage == stage.index and line.step <= stage.done
         ]
-        self._raised = set(dict(alarms(self._seen)))
+        self._updates = [line.update for line in lines if line.step]
+        self._paid = [StepSeen(line.rollout, line.accuracy) for line in lines]
+        self._raised = set(self._alarms())
 
-    def look(self, step: int, update: UpdateMetrics) -> None:
+    def look(
+        self, step: int, update: UpdateMetrics, rollout: RolloutMetrics, held_out: Score | None
+    ) -> None:
         """Take in one step, and keep an event for each alarm that begins with it."""
-        self._seen.append(update)
-        now = dict(alarms(self._seen))
+        self._updates.append(update)
+        self._paid.append(StepSeen(rollout, held_out.accuracy if held_out else None))
+        now = self._alarms()
         for kind, message in now.items():
             if kind not in self._raised:
                 self._stage.event(kind, f"step {step}: {message}")
         self._raised = set(now)
 
+    def _alarms(self) -> dict[EventKind, str]:
+        found = dict(alarms(self._updates))
+        if cause := next(causes(self._paid, self._rewards, self._problems), None):
+            found["reward_hacked"] = f"{cause}; look at such answers, and mend the reward"
+        return found
+
 
 def alarms(seen: Sequence[UpdateMetrics]) -> Iterator[tuple[EventKind, str]]:
-    """The alarms after the last of these steps, each with its message.
+    """The alarms of the ratios of learner to sampler after the last of these steps, each with its
+    message.
 
     "sample_size_fell": the effective sample size of pi / mu, as a share of the tokens, is below
     half of its early level: few tokens carry the gradient (VCPO, arXiv 2602.17616).

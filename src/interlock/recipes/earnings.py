@@ -20,16 +20,20 @@ from interlock.records.rl import Completion, ScoredGroup, Verdict
 
 _ABOUT_LENGTH = (LengthReward, OverlongReward)
 _TOKENS = 100  # that the slope is per
+Columns = Sequence[Sequence[float]]  # of each group
 
 
 class Earnings(NamedTuple):
     """As RolloutMetrics has them."""
 
     rewards: dict[str, RewardMetrics]
-    verdict: float | None
-    length_slope: float | None
-    length_share: float | None
-    length_tie: float | None
+    reward_error: float | None = None
+    verdict: float | None = None
+    verdict_error: float | None = None
+    length_slope: float | None = None
+    length_share: float | None = None
+    length_tie: float | None = None
+    length_tie_error: float | None = None
 
 
 class _Answer(NamedTuple):
@@ -73,39 +77,61 @@ class _Answer(NamedTuple):
 def earnings(scored: Sequence[ScoredGroup], tasks: Sequence[TaskSettings]) -> Earnings:
     """`tasks`: those of the stage, which say what is paid for."""
     lists = {task.called: task.reward for task in tasks}
-    groups = [_counted(each, lists.get(each.group.problem.task, [])) for each in scored]
-    every = [answer for group in groups for answer in group]
-    if not every:
-        return Earnings({}, None, None, None, None)
+    found = (_counted(each, lists.get(each.group.problem.task, [])) for each in scored)
+    groups = [group for group in found if group]
+    if not groups:
+        return Earnings({})
 
-    def within(figure: Callable[[_Answer], float]) -> list[float]:
-        found = [[figure(answer) for answer in group] for group in groups if len(group) > 1]
-        return [value for values in found for value in _centred(values)]
+    def column(figure: Callable[[_Answer], float]) -> list[list[float]]:
+        return [_centred([figure(answer) for answer in group]) for group in groups]
 
-    reward, verified = within(lambda each: each.reward), within(lambda each: each.verified)
-    length, undeclared = within(lambda each: each.length), within(lambda each: each.undeclared)
-    slope, tie = _slope(length, reward), _correlation(length, undeclared)
-    rewards = {}
-    for name, settings in _by_name(tasks).items():
-        if values := [value for each in every if (value := each.value(name)) is not None]:
-            earned = within(lambda each: each.earned(name))  # noqa: B023  called at once
-            rewards[name] = RewardMetrics(
-                weight=mean(each.weight for each in settings),
-                low=min(each.bounds[0] for each in settings),
-                high=max(each.bounds[1] for each in settings),
-                mean=mean(values),
-                earned=mean(each.earned(name) for each in every),
-                share=_slope(reward, earned),
-                tie=_correlation(earned, verified),
-                at_low=_share(values, min(each.bounds[0] for each in settings)),
-                at_high=_share(values, max(each.bounds[1] for each in settings)),
-            )
+    reward, verified = column(lambda each: each.reward), column(lambda each: each.verified)
+    length, undeclared = column(lambda each: each.length), column(lambda each: each.undeclared)
+    slope, tie = _slope(_flat(length), _flat(reward)), _tie(length, undeclared)
+    length_tie = _tie(length, verified)
     return Earnings(
-        rewards,
-        mean(each.verified for each in every),
+        {
+            name: each
+            for name, settings in _by_name(tasks).items()
+            if (each := _reward(name, settings, groups, reward, verified)) is not None
+        },
+        _error([mean(each.reward for each in group) for group in groups]),
+        mean(each.verified for group in groups for each in group),
+        _error([mean(each.verified for each in group) for group in groups]),
         None if slope is None else _TOKENS * slope,
-        None if tie is None else tie**2,
-        _correlation(length, verified),
+        None if tie is None else tie[0] ** 2,
+        *(length_tie or (None, None)),
+    )
+
+
+def _reward(
+    name: str,
+    settings: Sequence[AnyReward],
+    groups: Sequence[Sequence[_Answer]],
+    reward: Columns,
+    verified: Columns,
+) -> RewardMetrics | None:
+    """Of one of them; None where no answer has it. `reward`, `verified`: without their means."""
+    every = [answer for group in groups for answer in group]
+    values = [value for each in every if (value := each.value(name)) is not None]
+    if not values:
+        return None
+    low, high = min(each.bounds[0] for each in settings), max(each.bounds[1] for each in settings)
+    earned = [[each.earned(name) for each in group] for group in groups]
+    within = [_centred(group) for group in earned]
+    tie, tie_error = _tie(within, verified) or (None, None)
+    return RewardMetrics(
+        weight=mean(each.weight for each in settings),
+        low=low,
+        high=high,
+        mean=mean(values),
+        earned=mean(value for group in earned for value in group),
+        error=_error([mean(group) for group in earned]),
+        share=_slope(_flat(reward), _flat(within)),
+        tie=tie,
+        tie_error=tie_error,
+        at_low=_share(values, low),
+        at_high=_share(values, high),
     )
 
 
@@ -130,6 +156,14 @@ def _centred(values: Sequence[float]) -> list[float]:
     return [value - middle for value in values]
 
 
+def _error(means: Sequence[float]) -> float | None:
+    """The standard error of their mean, of independent ones; None of one."""
+    scaled, unit = _scaled(_centred(means))
+    if len(means) < 2 or not scaled:
+        return 0.0 if len(means) > 1 else None
+    return unit * math.sqrt(_dot(scaled, scaled) / (len(means) - 1) / len(means))
+
+
 def _slope(x: Sequence[float], y: Sequence[float]) -> float | None:
     """Of the line through y over x, both without their means; None where x does not vary."""
     (a, wide), (b, high) = _scaled(x), _scaled(y)
@@ -138,12 +172,30 @@ def _slope(x: Sequence[float], y: Sequence[float]) -> float | None:
     return _dot(a, b) / _dot(a, a) * (high / wide) if b else 0.0
 
 
-def _correlation(x: Sequence[float], y: Sequence[float]) -> float | None:
-    """None where one of them does not vary."""
-    (a, _), (b, _) = _scaled(x), _scaled(y)
+def _tie(x: Columns, y: Columns) -> tuple[float, float] | None:
+    """Correlation within groups, and its standard error were it none; None where one is constant.
+
+    The error is that over all permutations within every group (Fisher): the variance of a group's
+    sum of products is its two sums of squares over n - 1.
+    """
+    (a, wide), (b, high) = _scaled(_flat(x)), _scaled(_flat(y))
     if not a or not b:
         return None
-    return max(-1.0, min(1.0, _dot(a, b) / math.sqrt(_dot(a, a) * _dot(b, b))))
+    norm = math.sqrt(_dot(a, a) * _dot(b, b))
+    chance = math.fsum(
+        _squares(own, wide) * _squares(other, high) / (len(own) - 1)
+        for own, other in zip(x, y, strict=True)
+        if len(own) > 1
+    )
+    return max(-1.0, min(1.0, _dot(a, b) / norm)), math.sqrt(chance) / norm
+
+
+def _squares(x: Sequence[float], unit: float) -> float:
+    return math.fsum((value / unit) ** 2 for value in x)
+
+
+def _flat(groups: Columns) -> list[float]:
+    return [value for group in groups for value in group]
 
 
 def _scaled(x: Sequence[float]) -> tuple[list[float], float]:

@@ -16,7 +16,7 @@ from interlock.config.stages import Grpo
 from interlock.learner.packing import TrainingGroup
 from interlock.learner.step_result import StepResult
 from interlock.models.tokenizer import Tokenizer
-from interlock.recipes.alarms import RatioAlarms
+from interlock.recipes.alarms import Alarms
 from interlock.recipes.credit import Credit
 from interlock.recipes.diagnosis import LearningWatch
 from interlock.recipes.evaluate import held_out_score, room
@@ -51,7 +51,7 @@ def run(stage: Stage[Grpo], task: TaskSource) -> None:
             stage.begin(held_out_score(stage, 0, held_out, verifier))
         rollouts, guard = Rollouts(stage, task, settings.extra_groups), Guard(stage)
         credit = Credit(settings.loss, settings.sampling.max_tokens)
-        alarms, off_policy = RatioAlarms(stage), OffPolicy(settings.loss, stage.memory)
+        alarms, off_policy = Alarms(stage), OffPolicy(settings.loss, stage.memory)
         diagnosis = LearningWatch(stage, settings.loss)
         for step in stage.steps():
             clock = Clock()
@@ -65,17 +65,18 @@ def run(stage: Stage[Grpo], task: TaskSource) -> None:
             update = off_policy.finish(update_metrics(updates))
             _renew_reference(stage, step)
             stage.note_bad(step, updates)
-            alarms.look(step, update)
-            skipped = len(scored) - sum(map(len, batches))
-            rollout = rollouts.metrics(step, scored, skipped)
+            rollout = rollouts.metrics(step, scored, len(scored) - sum(map(len, batches)))
             diagnosis.look(step, rollout, update)
+            workers, seconds = guard.judge(step, updates, fresh=not recorded), clock.seconds()
+            measured = held_out_score(stage, step, held_out, verifier)
+            alarms.look(step, update, rollout, measured)
             stage.finish_step(
                 step,
                 rollout=rollout,
                 update=update,
-                seconds=clock.seconds(),
-                workers=guard.judge(step, updates, fresh=not recorded),
-                held_out=held_out_score(stage, step, held_out, verifier),
+                seconds=seconds,
+                workers=workers,
+                held_out=measured,
             )
 
 

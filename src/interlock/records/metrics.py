@@ -81,10 +81,12 @@ class RewardMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tru
     high: float | None = None
     mean: float | None = None  # of the completions that have it, before its weight
     earned: float | None = None  # mean over all of weight * value: these add up to the reward
+    error: float | None = None  # standard error of that, over groups
     # Of the variance of rewards within groups: cov(weight * value, reward) / var(reward). Those of
     # a list add up to 1; one that pays against the others is below 0.
     share: float | None = None
     tie: float | None = None  # correlation within groups with the verifier's own verdict, -1 to 1
+    tie_error: float | None = None  # standard error of that, were there no tie
     at_low: float | None = None  # share of the completions that are at the bound
     at_high: float | None = None
 
@@ -93,6 +95,7 @@ class RolloutMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tr
     """What a step sampled and used. Means are over its completions unless said otherwise."""
 
     reward: float | None = None  # mean
+    reward_error: float | None = None  # standard error of that, over groups
     correct: float | None = None  # share of right answers (Verdict.right)
     parts: dict[str, float] = {}  # of the rewards, by name; mean of the completions that have it
     length: float | None = None  # mean, tokens
@@ -101,11 +104,13 @@ class RolloutMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tr
     thinking_open: float | None = None  # share whose thinking never ends: all of it is thinking
     rewards: dict[str, RewardMetrics] = {}  # of a weighted list, by name
     verdict: float | None = None  # mean of what the verifier itself gives, whatever else is paid
+    verdict_error: float | None = None
     # Within groups: reward per 100 tokens; the share of the rewards' variance that length explains,
     # those that are declared to be about length left out; and its correlation with the verdict.
     length_slope: float | None = None
     length_share: float | None = None
     length_tie: float | None = None
+    length_tie_error: float | None = None
     truncated: float | None = None  # share that ended by max_tokens
     tokens: int | None = None  # sampled, of all completions
     thinking_cut: int | None = None  # completions whose thinking its budget ended
@@ -248,6 +253,7 @@ EventKind = Literal[
     "reference_replaced",  # what the KL is against
     "sample_size_fell",  # few tokens carry the gradient
     "mask_loosened",  # fewer tokens are masked while learner and sampler move apart
+    "reward_hacked",  # a reward grows, and what the verifier says does not
     "off_policy_idle",  # off-policy masking knows no threshold
     "nothing_taught",  # no group's rewards differ
     "little_taught",  # few groups' do

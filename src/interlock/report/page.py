@@ -25,6 +25,7 @@ _HERE = Path(__file__).parent
 _COMPARISONS, _GROUPS, _COMPLETIONS = 3, 2, 4
 _ALERTS = frozenset(
     {"unqualified", "unsandboxed", "worker_quarantined", "worker_retired", "store_damaged"}
+    | {"reward_hacked"}
     # Why it does not learn: recipes/diagnosis.py.
     | {"nothing_taught", "little_taught", "form_never_met", "entropy_collapsed", "answers_cut"}
 )
