@@ -17,7 +17,7 @@ LOCKED := $(INSTALL) --require-hashes -r requirements
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .PHONY: help demo test test-slow test-any-cpu test-any-cpu-quick chaos gpu clients client-environments wheel lint \
-  format bench vllm lock clean
+  format bench untuned vllm lock clean
 
 help:  ## This list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 20
@@ -93,6 +93,9 @@ $(BENCHMARKS:%=$(FIGURES)/%.json): $(FIGURES)/%.json: $(VENV)/.bench $(MEASURED)
 	mkdir -p $(FIGURES)
 	rm -rf $(FIGURES)/$*
 	$(BIN)/python bench/$(firstword $(subst -, ,$*)).py $(FLAGS) --json $@
+
+untuned: $(VENV)/.bench  ## One recipe on five generators of reasoning-gym that it was not tuned on (bench/untuned.py)
+	$(BIN)/python bench/untuned.py --runs runs/untuned --json runs/untuned/untuned.json
 
 vllm: $(VLLM)/.installed  ## An environment of its own with vLLM's CPU build (3.5 GB), for generators
 
