@@ -28,6 +28,7 @@ from interlock.config.losses import LossSettings
 from interlock.config.schema import LearnerSettings
 from interlock.config.stages import OptimizerSettings
 from interlock.errors import TrainingError
+from interlock.learner.balance import ExpertLoad
 from interlock.learner.learner import Learner
 from interlock.learner.packing import TrainingGroup
 from interlock.models.architecture import Routing
@@ -233,12 +234,14 @@ def test_experts_are_balanced_after_good_steps_only(tiny: Tiny, sampled: Sampled
     learner = make(decoder, OptimizerSettings(lr=1e-2))
     learner.step(exploding(groups), LossSettings(tis_cap=1e9))
     assert bias.tolist() == [0.25] * 4 and experts.load is None
-    learner.step(groups, LossSettings())
+    found = learner.step(groups, LossSettings()).expert_load
     # 3 + 4 + 0 + 2 and 4 + 3 + 3 tokens, and 19 / 4 is nobody's load: every bias moves.
     assert experts.routed is not None and experts.routed.sum() == 19
     moved = [0.251 if load < 19 / 4 else 0.249 for load in experts.routed.tolist()]
     assert bias.tolist() == pytest.approx(moved, rel=EPS)
     assert len(set(moved)) == 2
+    loads = experts.routed.tolist()
+    assert found == ExpertLoad(max(loads) / (19 / 4), loads.count(0) / 4)
     name = "model.layers.1.mlp.gate.e_score_correction_bias"
     assert learner.publish()[1][name].dtype == torch.float32
 

@@ -6,8 +6,10 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
+import torch.nn.functional as F
 from transformers import PreTrainedModel
 
+from interlock.chips.products import grouped
 from interlock.errors import ModelError
 from interlock.models.architecture import Routing
 from interlock.models.attention import causal
@@ -80,6 +82,68 @@ def test_balance_moves_each_bias_against_its_load() -> None:
     experts.count()  # the count began anew
     experts.balance(0.25)
     assert bias.tolist() == [0.25, 0.75, 0.75, 0.75]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("counts", [[3, 0, 5, 1], [0, 0, 0, 9], [0, 0, 0, 0], [1, 1, 1, 1]])
+@pytest.mark.parametrize("size", [16, 12, 5])  # 12 in bf16, and 5, are not whole 16 bytes
+def test_one_operator_gives_the_bits_of_expert_after_expert(
+    dtype: torch.dtype, counts: list[int], size: int
+) -> None:
+    noise = torch.Generator().manual_seed(0)
+    rows = torch.randn(sum(counts), size, generator=noise).to(dtype)
+    weights = torch.randn(4, 8, size, generator=noise).to(dtype)
+    out, found = [], []
+    for product in (F.linear, lambda x, w, b: F.linear(x, w, b)):
+        x, w = rows.clone().requires_grad_(), weights.clone().requires_grad_()
+        with torch.no_grad():
+            out.append(grouped(x, w, torch.tensor(counts), product))
+        y = grouped(x, w, torch.tensor(counts), product)
+        assert torch.equal(y, out[-1])
+        (y * y).sum().backward()
+        found.append((x.grad, w.grad))
+    by_hand = [part @ weight.T for part, weight in zip(rows.split(counts), weights, strict=True)]
+    assert torch.equal(out[0], out[1]) and out[0].shape == (sum(counts), 8)
+    torch.testing.assert_close(out[0], torch.cat(by_hand))
+    for ours, loop in zip(*found, strict=True):
+        assert (ours is None) == (loop is None)
+        if ours is not None:
+            torch.testing.assert_close(ours, loop)
+
+
+@pytest.mark.parametrize(("groups", "kept"), [(1, 1), (4, 2)])
+def test_balancing_leads_from_a_skewed_start_to_an_even_load(groups: int, kept: int) -> None:
+    """DeepSeek-V3's rule alone, on a router that never learns and prefers two experts of 16."""
+    routing = msgspec.structs.replace(
+        PLAIN, experts=16, per_token=4, groups=groups, kept_groups=kept, group_top=2
+    )
+    experts, noise = Experts(8, routing), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in experts.parameters():
+            parameter.normal_(0, 0.5, generator=noise)
+        experts.router.weight[:2, 0] += 2.0
+        experts.router.get_parameter("correction").zero_()
+
+    def tokens() -> torch.Tensor:
+        drawn = torch.randn(512, 8, generator=noise)
+        drawn[:, 0] += 1.0
+        return drawn
+
+    def unevenness() -> float:
+        """Over eight steps' tokens, of the busiest and of the least busy expert."""
+        counted = torch.zeros(16)
+        for _ in range(8):
+            experts(tokens())
+            counted += experts.routed
+        return ((counted / counted.mean() - 1).abs().max()).item()
+
+    with torch.no_grad():
+        assert unevenness() > 1.0  # more than twice the mean, or nothing
+        for _ in range(400):
+            experts(tokens())
+            experts.count()
+            experts.balance(0.005)
+        assert unevenness() < 0.2
 
 
 @pytest.mark.parametrize("recompute", [False, True])

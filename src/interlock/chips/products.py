@@ -69,6 +69,33 @@ def wide(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(x, weight.to(x.dtype), bias)
 
 
+def grouped(x: Tensor, weights: Tensor, counts: Tensor, product: Product) -> Tensor:
+    """Rows of x by the weight of their group: x [n, in], weights [E, out, in] -> [n, out].
+
+    The first counts[0] rows belong to group 0, and so on; counts [E] int64 add up to n. In one
+    operator where torch has it for these sizes and `product` is torch's own; else group by group
+    with `product`, which is also what the operator does on a CPU, to the same bits. On other
+    devices only the loop has to wait for the counts.
+    """
+    if _in_one(x, weights, product):
+        return F.grouped_mm(x, weights.mT, offs=counts.cumsum(0, dtype=torch.int32))
+    parts = zip(x.split(counts.tolist()), weights, strict=True)
+    made = [product(part, weight, None) for part, weight in parts if len(part)]
+    return torch.cat(made) if made else product(x, weights[0], None)
+
+
+def _in_one(x: Tensor, weights: Tensor, product: Product) -> bool:
+    """Whether torch has one operator for all groups; it asks for strides of whole 16 bytes.
+
+    On a CPU its gradients in bfloat16 take half as long again as the loop's (docs/performance.md).
+    """
+    slow = x.device.type == "cpu" and x.dtype == torch.bfloat16 and torch.is_grad_enabled()
+    aligned = all(size * x.dtype.itemsize % 16 == 0 for size in weights.shape[1:])
+    kinds = torch.float32, torch.bfloat16, torch.float16
+    known = product is F.linear and hasattr(F, "grouped_mm")
+    return known and aligned and not slow and x.dtype in kinds and len(x) > 0
+
+
 def onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The product, and both of its gradients, by oneDNN; torch's own of what that has not, such as
     float64."""

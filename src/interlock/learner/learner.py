@@ -21,6 +21,7 @@ from interlock.config.losses import LossSettings
 from interlock.config.schema import LearnerSettings
 from interlock.config.stages import OptimizerSettings
 from interlock.errors import TrainingError
+from interlock.learner.balance import ExpertLoad, settle_experts
 from interlock.learner.distributed import sharding
 from interlock.learner.distributed.messages import (
     BeginStage,
@@ -93,6 +94,7 @@ class Learner:
         self.unpublished = False  # the weights have moved since the last publication
         self.optimizer = adamw(parameters, optimizer)
         self._settings = settings
+        self._expert_load: ExpertLoad | None = None  # of the last step
         self._schedule = optimizer
         self._total_steps = total_steps
 
@@ -151,7 +153,7 @@ class Learner:
             *(total, grad_norm, lr, skipped, batches[0], LossSettings()), labels_of(groups)
         )
         none_of = {"clipped_share": None, "corrected_share": None, "vetoed": None}
-        return msgspec.structs.replace(result, **none_of)
+        return msgspec.structs.replace(result, **none_of, expert_load=self._expert_load)
 
     @torch.no_grad()
     def logprobs(
@@ -234,7 +236,9 @@ class Learner:
         total = sum(self.ranks.all_gather(total), Sums())
         lr = learning_rate(self._schedule, self.steps, self._total_steps)
         grad_norm, skipped = self._apply(total.loss, lr)
-        return step_result(total, grad_norm, lr, skipped, batches[0], loss, labels_of(groups))
+        labels = labels_of(groups)
+        load = self._expert_load
+        return step_result(total, grad_norm, lr, skipped, batches[0], loss, labels, load)
 
     def _flat_logprobs(self, groups: Sequence[TrainingGroup], temperature: float) -> Tensor:
         """What `logprobs` gives, [T]."""
@@ -322,11 +326,9 @@ class Learner:
             self.steps += 1
             self.unpublished = True
         self.optimizer.zero_grad()
-        routing = self.decoder.arch.routing
-        if routing is not None and routing.corrected:
-            # At rate 0 the biases stay, and what a bad step counted is forgotten.
-            sharding.all_reduce_loads(self.decoder, self.ranks)
-            self.decoder.balance_experts(self._settings.expert_bias_rate if finite else 0.0)
+        # At rate 0 the biases stay, and what a bad step counted is forgotten.
+        rate = self._settings.expert_bias_rate if finite else 0.0
+        self._expert_load = settle_experts(self.decoder, self.ranks, rate)
         self._count_bad(not finite, loss, grad_norm)
         return grad_norm, not finite
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import msgspec
 
 from interlock.config.losses import LossSettings
+from interlock.learner.balance import ExpertLoad
 from interlock.learner.losses.policy import Sums
 from interlock.learner.packing import MicroBatch
 from interlock.mismatch import Mismatch
@@ -32,6 +33,7 @@ class StepResult(msgspec.Struct, frozen=True):
     # Of the tokens with a weight, those that gave no gradient: by the rule or the factor.
     masked_share: float | None = None
     effective_share: float | None = None  # (sum r)^2 / (n sum r^2), r = pi / mu of those n tokens
+    expert_load: ExpertLoad | None = None  # of a mixture
 
 
 def step_result(
@@ -42,6 +44,7 @@ def step_result(
     batch: MicroBatch,
     loss: LossSettings | None,
     labels: Sequence[str],
+    load: ExpertLoad | None = None,
 ) -> StepResult:
     tokens, sampled = total.tokens, loss is not None
     return StepResult(
@@ -59,6 +62,7 @@ def step_result(
         by_label={labels[place]: found for place, found in total.by_label.items()},
         masked_share=total.masked / total.learned if total.learned else None,
         effective_share=_effective(total) if sampled else None,
+        expert_load=load,
     )
 
 

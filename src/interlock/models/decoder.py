@@ -168,6 +168,18 @@ class Decoder(nn.Module):
         own = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in self.parameters()}
         return copy.deepcopy(self, memo=own)
 
+    def expert_loads(self) -> list[Tensor]:
+        """Of every layer of experts, the tokens that each had since they were last forgotten, [E].
+
+        Those of forward passes made while gradients were recorded; [] before the first.
+        """
+        return [each.load for each in self._experts() if each.load is not None]
+
+    def forget_loads(self) -> None:
+        """Begin to count anew."""
+        for experts in self._experts():
+            experts.load = None
+
     def balance_experts(self, speed: float) -> None:
         """Move each expert's bias by `speed` against the load it had since the last call (moe.py).
 

@@ -12,7 +12,7 @@ chosen, and `balance` moves a bias that joins the choice but not the weights. Th
 the loss and has no gradient.
 
 Legend: N tokens, d hidden size, E experts, k experts per token, G groups of experts, I inner size
-        of an expert, n rows of one expert
+        of an expert
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from interlock.chips.products import Product
+from interlock.chips.products import Product, grouped
 from interlock.models.architecture import Routing
 from interlock.models.layers import LayoutEntry, Mlp, swiglu
 
@@ -92,16 +92,11 @@ class Experts(nn.Module):
         order = choice.flatten().argsort(stable=True)  # [N k]
         self.routed = routed = choice.flatten().bincount(minlength=count)
         rows = x.repeat_interleave(per_token, dim=0).index_select(0, order)  # [N k, d]
-        parts = rows.split(routed.tolist())
-        experts = zip(parts, self.gate_up.to(x.dtype), self.down.to(x.dtype), strict=True)
-        out = torch.cat([self._expert(*expert) for expert in experts if len(expert[0])])
+        inner = grouped(rows, self.gate_up.to(x.dtype), routed, self.product)  # [N k, 2I]
+        out = grouped(swiglu(inner), self.down.to(x.dtype), routed, self.product)
         out = out.index_select(0, order.argsort()).unflatten(0, (-1, per_token))  # [N, k, d]
         mixed = (out * weights[..., None]).sum(1).to(x.dtype)
         return mixed if self.shared is None else mixed + self.shared(x)
-
-    def _expert(self, x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-        """One expert: x [n, d], gate_up [2I, d], down [d, I] -> [n, d]."""
-        return self.product(swiglu(self.product(x, gate_up, None)), down, None)
 
     def count(self) -> None:
         """Add the last forward pass to the load. Not in `forward`, which checkpointing repeats."""

@@ -67,6 +67,7 @@ class Clock:
 def update_metrics(updates: Sequence[StepResult]) -> UpdateMetrics:
     """The learner's figures of one step: means, sums or extremes over its updates."""
     gaps = [gap for update in updates if (gap := update.mismatch) is not None]
+    loads = [load for update in updates if (load := update.expert_load) is not None]
     vetoed = [update.vetoed for update in updates if update.vetoed is not None]
     return UpdateMetrics(
         loss=_mean(update.loss for update in updates),
@@ -82,6 +83,8 @@ def update_metrics(updates: Sequence[StepResult]) -> UpdateMetrics:
         vetoed=sum(vetoed) if vetoed else None,
         tokens=sum(update.tokens for update in updates),
         bad_steps=sum(update.skipped for update in updates),
+        expert_load=_mean(load.busiest for load in loads),
+        experts_idle=_mean(load.idle for load in loads),
     )
 
 

@@ -153,6 +153,10 @@ class UpdateMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tru
     tokens: int | None = None  # trained on
     tokens_per_s: float | None = None  # of these, by the seconds of the update; where it is all
     bad_steps: int | None = None  # optimizer steps that were not finite, and changed nothing
+    # Of a mixture, means: the busiest expert's tokens over the mean of its layer, in the layer that
+    # is worst (1 is even); and the share of the experts that no token chose.
+    expert_load: float | None = None
+    experts_idle: float | None = None
 
 
 class TeacherMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):

@@ -17,6 +17,7 @@ from jinja2 import Environment
 from interlock.config.schema import GuardSettings
 from interlock.records.metrics import Event, StepMetrics
 from interlock.report import fleet, plots, sheet, summary
+from interlock.report.expert_plots import expert_plots
 from interlock.report.fleet_plots import fleet_plots
 from interlock.report.teacher_plots import teacher_plots
 from interlock.rundir import RunDir, RunView
@@ -47,6 +48,7 @@ def _render(run: RunView) -> str:
     timeline = plots.Timeline(metrics, found)
     guard = _guard(run)
     shown = plots.plots(metrics, found, timeline) + teacher_plots(metrics, timeline)
+    shown += expert_plots(metrics, timeline)
     # An inline generator is part of the learner's process: there is no fleet to tell of.
     inline = (run.config.get("fleet") or {}).get("kind") == "inline"
     of_fleet = [] if inline else fleet_plots(metrics, events, guard, timeline)
