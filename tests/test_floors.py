@@ -25,7 +25,7 @@ FLOORS = [
     {"terminal"},
     {"cli"},
 ]
-ONLY = {"fastapi": {"serve", "report"}, "ray": {"fleet"}, "vllm": {"engine"}}
+ONLY = {"fastapi": {"serve", "report", "label"}, "ray": {"fleet"}, "vllm": {"engine"}}
 
 
 def room_of(module: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 from interlock import __version__
 from interlock.cli import devices, verbs
 from interlock.cli.labelling import add_label
+from interlock.cli.reviewing import add_review
 from interlock.cli.serving import add_serve
 from interlock.cli.starting import add_init, add_tasks
 from interlock.cli.watching import add_watch
@@ -74,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
             _add_doctor,
         ),
         *(_add_qualify, _add_parity, _add_preflight, _add_export, _add_report, add_watch),
-        add_label,
+        *(add_label, add_review),
     ):
         add(choices)
     return parser

@@ -26,27 +26,26 @@ def add_watch(choices: Any) -> None:
 
 def watch(given: argparse.Namespace) -> None:
     """Serve the page until interrupted."""
-    _need_packages()
-    from interlock.report.live.server import listen, new_key, run_server, url_of
+    need_packages()
+    from interlock.report.live.app import make_app
+    from interlock.report.live.server import listen, names_of, new_key, run_server, url_of
 
     if given.socket is not None:
         listener = socket.socket(fileno=given.socket)
-        run_server(given.run, listener, HOST, None, beside=True)
+        run_server(make_app(given.run, names_of(HOST, None)), listener, beside=True)
         return
     for path in given.run:
         if not (path / "manifest.json").is_file():
             raise ConfigError(f"there is no run at {path}; give the directory a run writes to")
-    if not 0 <= given.port < 2**16:
-        raise ConfigError(f"--port {given.port} is no port; give one from 0 to 65535")
     listener, key = listen(given.host, given.port), new_key(given.host)
     print(f"watch at {url_of(listener, given.host, key)}", flush=True)
-    run_server(given.run, listener, given.host, key, beside=False)
+    run_server(make_app(given.run, names_of(given.host, key), key), listener)
 
 
 @contextmanager
 def beside(run: Path) -> Iterator[str]:
     """A page of the run in a process of its own, which ends with the block. Yields its URL."""
-    _need_packages()
+    need_packages()
     from interlock.report.live.server import listen, url_of
 
     try:
@@ -76,6 +75,6 @@ def beside(run: Path) -> Iterator[str]:
             child.wait(timeout=10)
 
 
-def _need_packages() -> None:
+def need_packages() -> None:
     if find_spec("fastapi") is None or find_spec("uvicorn") is None:
-        raise ConfigError('the live page needs FastAPI; pip install "interlock[serve]"')
+        raise ConfigError('the page needs FastAPI; pip install "interlock[serve]"')

@@ -6,7 +6,7 @@ is not added to, and a row whose question has another answer now is told of: not
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -31,6 +31,15 @@ class LabelSetting(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
 
 
+class Review(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What one person says of a row."""
+
+    decision: Literal["accept", "correct", "reject"]
+    answer: str | None = None  # the right one, where that is "correct"
+    note: str = ""
+    time: float = 0.0  # unix seconds
+
+
 class LabelRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One problem. The other columns are those of a data set: it can be trained on as it is."""
 
@@ -45,6 +54,7 @@ class LabelRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     tokens: float | None = None  # mean of an answer
     cut: float | None = None  # share of the answers that max_tokens ended
     samples: list[LabelAnswer] = []
+    reviews: dict[str, Review] = {}  # by reviewer
 
 
 _SAID = {"measured": "task", "weights": "model (its weights are others now)"}

@@ -4,31 +4,26 @@
     GET /runs/N          all of one              GET /stream          what is new, as it comes
     GET /runs/N/rollouts?stage=&step=            GET /runs/N/held-out?problem=
 
-Read only. Asked under a foreign Host nothing is said (DNS rebinding); where it listens beyond this
-machine every request needs the key, which the first one brings in the URL and a cookie keeps.
+Read only. Who may ask is in shell.py.
 """
 
 import asyncio
-import base64
-import hmac
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import cache, partial
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from fastapi import FastAPI, HTTPException, Request, Response
-from fastapi.responses import RedirectResponse, StreamingResponse
-from starlette.middleware.base import RequestResponseEndpoint
-from starlette.middleware.trustedhost import TrustedHostMiddleware
+from fastapi import FastAPI, HTTPException, Response
+from fastapi.responses import StreamingResponse
 
 from interlock.errors import InterlockError
 from interlock.records.metrics import Event
 from interlock.report.live.answers import held_out, rollouts
 from interlock.report.live.following import Following, told
+from interlock.report.live.shell import Document, document, guarded
 from interlock.rundir import RunView
 from interlock.text import visible
 
@@ -36,14 +31,6 @@ _LOOK_S = 0.05  # between looks at the files while somebody watches
 _IDLE_S = 1.0  # and while nobody does
 _BEAT_S = 15.0  # a line without news, so that a lost connection is noticed
 _PAGE = Path(__file__).parent / "page"
-_COOKIE = "interlock-watch"
-_GUARDS = {
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cache-Control": "no-store",
-}
 
 
 class Had(msgspec.Struct, array_like=True, frozen=True):
@@ -99,21 +86,11 @@ def make_app(runs: Sequence[Path], hosts: Sequence[str], key: str | None = None)
             run.close()
 
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
-
-    @app.middleware("http")
-    async def guard(request: Request, following: RequestResponseEndpoint) -> Response:
-        if key is not None and not _holds(request.cookies.get(_COOKIE), key):
-            return _enter(request, key)
-        response = await following(request)
-        response.headers.update(_GUARDS)
-        return response
+    guarded(app, hosts, key)
 
     @app.get("/")
     async def page() -> Response:
-        document, policy = _document()
-        headers = {"Content-Security-Policy": policy}
-        return Response(document, media_type="text/html", headers=headers)
+        return _page().response()
 
     @app.get("/runs")
     async def all_runs() -> Response:
@@ -247,46 +224,9 @@ def _json(content: Any) -> Response:
     return Response(msgspec.json.encode(content), media_type="application/json")
 
 
-def _holds(given: str | None, key: str) -> bool:
-    return given is not None and hmac.compare_digest(given.encode(), key.encode())
-
-
-def _enter(request: Request, key: str) -> Response:
-    """The key in the URL becomes a cookie, and leaves the address that is shown."""
-    if request.url.path == "/" and _holds(request.query_params.get("key"), key):
-        response: Response = RedirectResponse("/", status_code=303)
-        response.set_cookie(_COOKIE, key, httponly=True, samesite="strict")
-    else:
-        response = Response("give the key: /?key=…, as interlock watch printed it\n", 401)
-    response.headers.update(_GUARDS)
-    return response
-
-
 @cache
-def _document() -> tuple[bytes, str]:
-    """The page with its style and scripts in it, and the policy that lets only these run."""
-    styles = [_read("uPlot.css"), _read("page.css")]
-    scripts = [_read("uPlot.js"), "".join(map(_read, ("basics.js", "charts.js", "page.js")))]
-    document = _read("page.html")
-    for name, parts, tag in (("styles", styles, "style"), ("scripts", scripts, "script")):
-        text = "".join(f"<{tag}>{part}</{tag}>" for part in parts)
-        document = document.replace(f"{{{{{name}}}}}", text)
-    policy = [
-        "default-src 'none'",
-        f"script-src {' '.join(map(_digest, scripts))}",
-        f"style-src {' '.join(map(_digest, styles))}",
-        "img-src data:",
-        "connect-src 'self'",
-        "base-uri 'none'",
-        "form-action 'none'",
-        "frame-ancestors 'none'",
-    ]
-    return document.encode(), "; ".join(policy)
-
-
-def _read(name: str) -> str:
-    return (_PAGE / name).read_text(encoding="utf-8")
-
-
-def _digest(text: str) -> str:
-    return f"'sha256-{base64.b64encode(sha256(text.encode()).digest()).decode()}'"
+def _page() -> Document:
+    """Read once."""
+    styles = [_PAGE / "uPlot.css", _PAGE / "page.css"]
+    scripts = [_PAGE / f"{name}.js" for name in ("uPlot", "basics", "charts", "page")]
+    return document(_PAGE / "page.html", styles, scripts)

@@ -1,17 +1,16 @@
-"""Runs the live page's server: where it listens, who may ask, and when it ends."""
+"""Runs the server of a page: where it listens, who may ask, and when it ends."""
 
 import ipaddress
 import secrets
 import socket
 import sys
 import threading
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 
 import uvicorn
+from fastapi import FastAPI
 
 from interlock.errors import ConfigError
-from interlock.report.live.app import make_app
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -19,6 +18,8 @@ def listen(host: str, port: int) -> socket.socket:
 
     Raises ConfigError where it cannot be had.
     """
+    if not 0 <= port < 2**16:
+        raise ConfigError(f"--port {port} is no port; give one from 0 to 65535")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -45,16 +46,18 @@ def url_of(listener: socket.socket, host: str, key: str | None) -> str:
     return f"http://{name}:{port}/" + (f"?key={key}" if key else "")
 
 
-def run_server(
-    runs: Sequence[Path], listener: socket.socket, host: str, key: str | None, *, beside: bool
-) -> None:
+def names_of(host: str, key: str | None) -> list[str]:
+    """The Hosts under which a page is asked; with a key, any."""
+    return ["localhost", "127.0.0.1", "[::1]", host, f"[{host}]"] if key is None else ["*"]
+
+
+def run_server(app: FastAPI, listener: socket.socket, *, beside: bool = False) -> None:
     """Until a signal, or, `beside` a process that trains, until its end of our standard input is
     closed, however it ended.
     """
-    names = ["localhost", "127.0.0.1", "[::1]", host, f"[{host}]"] if key is None else ["*"]
     server = uvicorn.Server(
         uvicorn.Config(
-            make_app(runs, names, key),
+            app,
             ws="none",
             log_config=None,
             access_log=False,

@@ -1,0 +1,92 @@
+"""`interlock review FILE`: people decide on labelled rows; to and from other software."""
+
+import argparse
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from interlock.cli.watching import HOST, PORT, need_packages
+from interlock.errors import ConfigError
+
+
+def add_review(choices: Any) -> None:
+    verb = choices.add_parser(
+        "review",
+        help="decide on labelled problems, as a page in the browser",
+        description="FILE is what interlock label wrote; decisions are kept in it.",
+    )
+    verb.add_argument("file", type=Path, metavar="FILE")
+    verb.add_argument("--all", action="store_true", help="rows that are useful or too easy, too")
+    verb.add_argument("--host", default=HOST, help=f"default: {HOST}; others are given a key")
+    verb.add_argument("--port", type=int, default=PORT + 1, help=f"default: {PORT + 1}; 0: any")
+    other = verb.add_mutually_exclusive_group()
+    other.add_argument("--to-trl", type=Path, metavar="OUT", help="JSONL of what was not rejected")
+    other.add_argument("--to-label-studio", type=Path, metavar="OUT", help="JSON of its tasks")
+    other.add_argument("--from-label-studio", type=Path, metavar="IN", help="take its decisions")
+    verb.set_defaults(verb=review)
+
+
+def review(given: argparse.Namespace) -> None:
+    """Exchange, where that is asked for; else serve the page until interrupted."""
+    from interlock.label.review.decisions import Decisions
+
+    with Decisions(given.file) as decisions:
+        if given.to_trl or given.to_label_studio:
+            _export(given, decisions.rows)
+        elif given.from_label_studio:
+            _take(given.from_label_studio, decisions)
+        else:
+            _serve(given, decisions)
+
+
+def _serve(given: argparse.Namespace, decisions: Any) -> None:
+    need_packages()
+    from interlock.label.review.app import FLAGGED, make_app
+    from interlock.report.live.server import listen, names_of, new_key, run_server, url_of
+
+    marks = frozenset(row.mark for row in decisions.rows) if given.all else FLAGGED
+    listener, key = listen(given.host, given.port), new_key(given.host)
+    print(f"review at {url_of(listener, given.host, key)}", flush=True)
+    run_server(make_app(decisions, marks, names_of(given.host, key), key), listener)
+
+
+def _export(given: argparse.Namespace, rows: Any) -> None:
+    import msgspec
+
+    from interlock.label.review.exchange import INTERFACE, to_label_studio, to_trl
+    from interlock.rundir import write_atomically
+
+    if given.to_label_studio:
+        data = msgspec.json.format(msgspec.json.encode(to_label_studio(rows)), indent=1)
+        write_atomically(given.to_label_studio, data + b"\n")
+        interface = given.to_label_studio.with_suffix(".xml")
+        write_atomically(interface, INTERFACE.encode())
+        print(f"{given.to_label_studio}: {len(rows)} tasks; their labelling interface: {interface}")
+        return
+    found, disputed = to_trl(rows)
+    data = b"".join(msgspec.json.encode(row) + b"\n" for row in found)
+    write_atomically(given.to_trl, data)
+    rejected = len(rows) - len(found) - disputed
+    print(f"{given.to_trl}: {len(found)} rows; {rejected} rejected, {disputed} disputed: left out")
+
+
+def _take(path: Path, decisions: Any) -> None:
+    from msgspec.structs import replace
+
+    from interlock.label.review.exchange import from_label_studio
+    from interlock.regular import read_regular
+
+    try:
+        content = read_regular(path)
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    said = from_label_studio(content, decisions.rows)
+    changed = {
+        place: replace(row, reviews={**row.reviews, **said[row.id]})
+        for place, row in enumerate(decisions.rows)
+        if row.id in said
+    }
+    decisions.keep(changed)
+    counts = Counter(each.decision for of_row in said.values() for each in of_row.values())
+    told = ", ".join(f"{count} {decision}" for decision, count in counts.most_common())
+    print(f"{len(changed)} rows have decisions of {path}: {told or 'none'}")

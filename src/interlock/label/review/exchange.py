@@ -1,0 +1,123 @@
+"""Labelled rows as other software has them, and decisions that were made there.
+
+to_label_studio   tasks with decisions as annotations: JSON that its import takes
+from_label_studio what its export (JSON) says of rows that are there
+to_trl            `prompt` (turns) and `solution`, JSONL: rows that no reviewer rejects
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import msgspec
+
+from interlock.errors import RunError
+from interlock.label.review.decisions import settled
+from interlock.label.rows import LabelRow, Review
+
+_DECISION, _ANSWER, _NOTE = "decision", "answer", "note"  # names of the controls in a labelling
+INTERFACE = """<View>
+  <Text name="question" value="$question"/>
+  <Text name="reference" value="$reference"/>
+  <Text name="why" value="$why"/>
+  <Choices name="decision" toName="question" required="true">
+    <Choice value="accept" hotkey="a"/>
+    <Choice value="correct" hotkey="c"/>
+    <Choice value="reject" hotkey="r"/>
+  </Choices>
+  <TextArea name="answer" toName="question" maxSubmissions="1"/>
+  <TextArea name="note" toName="question" maxSubmissions="1"/>
+</View>
+"""
+
+
+def to_label_studio(rows: Sequence[LabelRow]) -> list[dict[str, Any]]:
+    """Tasks; what reviewers said is an annotation each. For its labelling interface: INTERFACE."""
+    return [
+        {
+            "data": {
+                "id": row.id,
+                "question": row.question,
+                "reference": row.answer,
+                "mark": row.mark,
+                "why": row.why,
+                "samples": [each.text for each in row.samples],
+            },
+            "annotations": [
+                {"completed_by": {"email": name}, "result": list(_results(review))}
+                for name, review in row.reviews.items()
+            ],
+        }
+        for row in rows
+    ]
+
+
+def from_label_studio(content: bytes, rows: Sequence[LabelRow]) -> dict[str, dict[str, Review]]:
+    """-> by row, by reviewer, what was said. Raises RunError naming the task that is not fit."""
+    try:
+        tasks = msgspec.json.decode(content, type=list[dict[str, Any]])
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise RunError(f"this is no JSON export of Label Studio: {error}") from None
+    known = {row.id for row in rows}
+    found: dict[str, dict[str, Review]] = {}
+    for number, task in enumerate(tasks, start=1):
+        try:
+            row = task["data"]["id"]
+            if row not in known:
+                raise ValueError(f"it is of the row {str(row)[:40]!r}, which is not there")
+            for annotation in task.get("annotations", []):
+                if not annotation.get("was_cancelled"):
+                    found.setdefault(row, {})[_who(annotation)] = _review(annotation["result"])
+        except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
+            raise RunError(f"task {number} of the export is not fit: {error}") from None
+    return found
+
+
+def to_trl(rows: Sequence[LabelRow]) -> tuple[list[dict[str, Any]], int]:
+    """-> rows of `prompt` and `solution`; how many are left out, as their reviewers do not agree"""
+    found, disputed = [], 0
+    for row in rows:
+        try:
+            as_it_is = settled(row)
+        except ValueError:
+            disputed += 1
+            continue
+        if as_it_is is not None:
+            turns = [{"role": "user", "content": as_it_is.question}]
+            found.append({"prompt": turns, "solution": as_it_is.answer, "id": as_it_is.id})
+    return found, disputed
+
+
+def _results(review: Review) -> Iterator[dict[str, Any]]:
+    def result(name: str, kind: str, value: dict[str, Any]) -> dict[str, Any]:
+        return {"from_name": name, "to_name": "question", "type": kind, "value": value}
+
+    yield result(_DECISION, "choices", {"choices": [review.decision]})
+    for name, text in ((_ANSWER, review.answer), (_NOTE, review.note)):
+        if text:
+            yield result(name, "textarea", {"text": [text]})
+
+
+def _who(annotation: dict[str, Any]) -> str:
+    who = annotation.get("completed_by")
+    if isinstance(who, dict):
+        who = who.get("email") or who.get("id")
+    return f"{who}" if who is not None else "label studio"
+
+
+def _review(results: list[dict[str, Any]]) -> Review:
+    said = {each["from_name"]: each["value"] for each in results}
+    texts = {}
+    for name in (_ANSWER, _NOTE):
+        text = said.get(name, {}).get("text", "")
+        texts[name] = "\n".join(text) if isinstance(text, list) else str(text)
+    try:
+        return msgspec.convert(
+            {
+                "decision": said[_DECISION]["choices"][0],
+                "answer": texts[_ANSWER].strip() or None,
+                "note": texts[_NOTE],
+            },
+            Review,
+        )
+    except msgspec.ValidationError as error:
+        raise ValueError(f"its decision: {error}") from None

@@ -1,0 +1,252 @@
+"""Decisions on labelled rows: kept with every key, told apart by reviewer, exchanged exactly."""
+
+import http.client
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from running import DEADLINE, ENVIRONMENT
+
+from interlock.errors import ConfigError, RunError
+from interlock.label.marks import LabelAnswer
+from interlock.label.review.decisions import Decisions, agreements, settled
+from interlock.label.review.exchange import from_label_studio, to_label_studio, to_trl
+from interlock.label.rows import LabelRow, Labels, LabelSetting, Review, read
+
+MARKS = ("disagreed", "too_hard", "useful", "flaky")
+
+
+def rows() -> list[LabelRow]:
+    return [
+        LabelRow(
+            id=f"jsonl:{place}",
+            question=f"What is {place}? \x1b[31m",
+            answer=str(place),
+            mark=mark,  # type: ignore[arg-type]
+            why="because",
+            samples=[LabelAnswer("<b>7</b>", False, 3)],
+        )
+        for place, mark in enumerate(MARKS)
+    ]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "labels.jsonl"
+    setting = LabelSetting(
+        measured={}, model="m", weights="w", samples=1, temperature=1, top_p=1, max_tokens=9, seed=0
+    )
+    labels = Labels(path, setting)
+    for row in rows():
+        labels.add(row)
+    return path
+
+
+def test_a_decision_is_on_the_disk_and_can_be_taken_back(file: Path) -> None:
+    with Decisions(file) as decisions:
+        decisions.decide("jsonl:1", " ann ", Review("correct", "11", "typo "))
+        kept = read(file)[1][1].reviews["ann"]
+        assert (kept.decision, kept.answer, kept.note) == ("correct", "11", "typo")
+        decisions.decide("jsonl:1", "bob", Review("reject", "ignored"))
+        assert read(file)[1][1].reviews["bob"].answer is None
+        decisions.decide("jsonl:1", "ann", None)
+        assert list(read(file)[1][1].reviews) == ["bob"]
+    untouched = [row for row in read(file)[1] if row.id != "jsonl:1"]
+    assert untouched == [row for row in rows() if row.id != "jsonl:1"]
+
+
+@pytest.mark.parametrize(
+    ("row", "who", "review", "why"),
+    [
+        ("jsonl:9", "ann", Review("accept"), "there is no row 'jsonl:9'"),
+        ("jsonl:1", "  ", Review("accept"), "a reviewer has a name"),
+        ("jsonl:1", "a\x1b", Review("accept"), "a reviewer has a name"),
+        ("jsonl:1", "ann", Review("correct", "1"), "a correction says another answer"),
+        ("jsonl:1", "ann", Review("correct", " "), "a correction says another answer"),
+    ],
+)
+def test_what_is_no_decision(file: Path, row: str, who: str, review: Review, why: str) -> None:
+    before = file.read_bytes()
+    with Decisions(file) as decisions, pytest.raises(ConfigError, match=why):
+        decisions.decide(row, who, review)
+    assert file.read_bytes() == before
+
+
+def test_one_server_has_the_file(file: Path) -> None:
+    with Decisions(file), pytest.raises(RunError, match="is being reviewed by another"):
+        Decisions(file)
+    with Decisions(file):
+        pass
+
+
+def test_what_reviewers_settle() -> None:
+    row = rows()[0]
+
+    def having(**said: Review) -> LabelRow:
+        return msgspec.structs.replace(row, reviews=said)
+
+    assert settled(row) == row
+    assert settled(having(a=Review("accept"), b=Review("accept"))) is not None
+    assert settled(having(a=Review("reject"))) is None
+    corrected = settled(having(a=Review("correct", "8"), b=Review("correct", "8")))
+    assert corrected is not None and corrected.answer == "8"
+    for other in (Review("accept"), Review("correct", "9"), Review("reject")):
+        with pytest.raises(ValueError, match="do not agree"):
+            settled(having(a=Review("correct", "8"), b=other))
+
+
+def test_agreement_by_hand() -> None:
+    """Ten rows: both accept 4, both reject 3, they differ on 3: 0.7; by chance 0.5."""
+    pairs = [("accept", "accept")] * 4 + [("reject", "reject")] * 3
+    pairs += [("accept", "reject")] * 1 + [("reject", "accept")] * 2
+    base = rows()[0]
+    decided = [
+        msgspec.structs.replace(base, reviews={"a": Review(one), "b": Review(other)})  # type: ignore[arg-type]
+        for one, other in pairs
+    ]
+    [found] = agreements([*decided, base])
+    chance = (5 * 6 + 5 * 4) / 100
+    assert (found.first, found.second, found.rows) == ("a", "b", 10)
+    assert found.share == pytest.approx(0.7)
+    assert found.kappa == pytest.approx((0.7 - chance) / (1 - chance))
+    [same] = agreements(decided[:4])
+    assert same.share == 1 and math.isnan(same.kappa)
+
+
+reviews = st.one_of(
+    st.builds(Review, st.just("accept"), st.none(), st.text(max_size=9)),
+    st.builds(Review, st.just("reject"), st.none(), st.text(max_size=9)),
+    st.builds(Review, st.just("correct"), st.text("0123456789", min_size=1), st.just("")),
+)
+
+
+@given(st.lists(st.dictionaries(st.sampled_from(["ann@x", "bob@x"]), reviews), max_size=4))
+def test_label_studio_there_and_back(said: list[dict[str, Review]]) -> None:
+    some = [msgspec.structs.replace(row, reviews=of) for row, of in zip(rows(), said, strict=False)]
+    exported = msgspec.json.encode(to_label_studio(some))
+    back = from_label_studio(exported, some)
+    assert back == {row.id: row.reviews for row in some if row.reviews}
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"{}", "no JSON export of Label Studio"),
+        (b'[{"data": {"id": "other"}}]', "task 1 of the export is not fit: it is of the row"),
+        (b'[{"data": {"id": "jsonl:0"}, "annotations": [{"result": []}]}]', "task 1"),
+        (
+            b'[{"data": {"id": "jsonl:0"}, "annotations": [{"result": [{"from_name": "decision",'
+            b' "value": {"choices": ["maybe"]}}]}]}]',
+            "its decision",
+        ),
+    ],
+)
+def test_an_export_that_is_not_fit(content: bytes, why: str) -> None:
+    with pytest.raises(RunError, match=why):
+        from_label_studio(content, rows())
+
+
+def test_trl_has_what_is_settled() -> None:
+    accepted, corrected, rejected, disputed = (
+        msgspec.structs.replace(row, reviews=said)
+        for row, said in zip(
+            rows(),
+            [
+                {"a": Review("accept")},
+                {"a": Review("correct", "99")},
+                {"a": Review("reject")},
+                {"a": Review("accept"), "b": Review("reject")},
+            ],
+            strict=True,
+        )
+    )
+    found, left_out = to_trl([accepted, corrected, rejected, disputed])
+    assert [each["solution"] for each in found] == ["0", "99"] and left_out == 1
+    assert found[0]["prompt"] == [{"role": "user", "content": accepted.question}]
+
+
+# -- Over HTTP ------------------------------------------------------------------------------------
+
+
+class Server:
+    def __init__(self, *arguments: str) -> None:
+        command = [sys.executable, "-m", "interlock.cli", "review", "--port", "0", *arguments]
+        self.process = subprocess.Popen(
+            command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert self.process.stdout is not None
+        self.port = int(self.process.stdout.readline().split(":")[2].split("/")[0])
+
+    def ask(self, method: str, path: str, content: Any = None, **headers: str) -> tuple[int, Any]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE)
+        body = None if content is None else json.dumps(content)
+        kind = {"Content-Type": "application/json"} if content is not None else {}
+        connection.request(method, path, body, kind | headers)
+        response = connection.getresponse()
+        text = response.read()
+        try:
+            return response.status, json.loads(text)
+        except ValueError:
+            return response.status, text.decode()
+
+
+@pytest.fixture
+def server(file: Path) -> Iterator[Server]:
+    made = Server(str(file))
+    yield made
+    made.process.terminate()
+    made.process.communicate(timeout=DEADLINE)
+
+
+def test_two_reviewers_decide_and_their_agreement_is_told(server: Server, file: Path) -> None:
+    status, told = server.ask("GET", "/rows")
+    assert status == 200 and told["all"] == 4
+    assert [row["mark"] for row in told["rows"]] == ["disagreed", "too_hard", "flaky"]
+    assert told["rows"][0]["question_shown"] == "What is 0? ␛[31m"
+    for who, decision in (("ann", "accept"), ("bob", "reject")):
+        said = {"reviewer": who, "review": {"decision": decision}}
+        status, row = server.ask("POST", "/rows/jsonl%3A0/review", said)
+        assert status == 200 and row["reviews"][who]["decision"] == decision
+    assert set(read(file)[1][0].reviews) == {"ann", "bob"}
+    [agreement] = server.ask("GET", "/rows")[1]["agreements"]
+    assert (agreement["rows"], agreement["share"]) == (1, 0.0)
+
+
+def test_what_it_refuses(server: Server, file: Path) -> None:
+    before, path = file.read_bytes(), "/rows/jsonl%3A0/review"
+    good = {"reviewer": "ann", "review": {"decision": "accept"}}
+    assert server.ask("POST", path, good, Host="elsewhere.example")[0] == 400
+    assert server.ask("POST", path, good, **{"Content-Type": "text/plain"})[0] == 415
+    assert server.ask("POST", path, {"reviewer": "ann", "review": {"decision": "no"}})[0] == 400
+    assert server.ask("POST", path, {"reviewer": "", "review": {"decision": "accept"}})[0] == 400
+    assert server.ask("POST", path, {"reviewer": "a" * 70_000})[0] == 413
+    assert file.read_bytes() == before
+
+
+def test_exchange_by_command(file: Path, tmp_path: Path) -> None:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "interlock.cli", "review", str(file), *arguments]
+        return subprocess.run(
+            command, env=ENVIRONMENT, capture_output=True, text=True, timeout=DEADLINE
+        )
+
+    studio = tmp_path / "studio.json"
+    assert run("--to-label-studio", str(studio)).returncode == 0
+    tasks = json.loads(studio.read_text())
+    choice = {"from_name": "decision", "type": "choices", "value": {"choices": ["reject"]}}
+    tasks[2]["annotations"] = [{"completed_by": 3, "result": [choice]}]
+    studio.write_text(json.dumps(tasks))
+    taken = run("--from-label-studio", str(studio))
+    assert taken.stdout == f"1 rows have decisions of {studio}: 1 reject\n"
+    done = run("--to-trl", str(tmp_path / "trl.jsonl"))
+    assert "3 rows; 1 rejected, 0 disputed: left out" in done.stdout
+    missing = run("--from-label-studio", "/nowhere.json")
+    assert missing.returncode == 2 and missing.stderr.startswith("interlock: cannot read /nowhere")
