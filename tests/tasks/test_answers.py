@@ -110,3 +110,24 @@ def test_marked_reads_to_the_end_of_the_line() -> None:
 )
 def test_undecided(text: str, is_undecided: bool) -> None:
     assert answers.undecided(text) is is_undecided
+
+
+@pytest.mark.parametrize(
+    ("text", "is_list"),
+    [
+        ("45, 46", True),
+        ("45; 46.", True),
+        ("so the answers are $45$, $46$ and **47**", True),
+        ("x = 45, 46", True),
+        ("46, 46", False),
+        ("1,234", False),
+        ("They pay $5, $7 and $9.", False),
+        ("12 16", False),
+        ("In 2023, 46", False),
+        ("It is 45, 46 in all", False),
+        ("1, 2, 3 gives 6", False),
+    ],
+)
+def test_a_bare_list_chooses_none(text: str, is_list: bool) -> None:
+    assert answers.undecided(text) is is_list
+    assert answers.undecided("\n1," * 20_000 + "x") is False  # and takes no time that grows

@@ -25,6 +25,13 @@ _VALUE = re.compile(
 )
 # Between two numbers of which neither is chosen: "45 or 46", "**45**, or perhaps **46**".
 _OR = re.compile(r"[\s*$)}\]?!,;]*\bor\b(?:\s+(?:maybe|perhaps|possibly))?[\s*$({\[]*")
+# A list of candidates with nothing beside it, which ends the text.
+_ONE = rf"[$*]*{_SIGN}[$€£]?{_MAGNITUDE}[$*]*"
+_LIST = re.compile(
+    rf"(?:\A|\n|\b(?:is|are|be|either):?|[:=])\s*(?P<values>{_ONE}(?:\s*(?:[,;|]|\band\b)"
+    rf"+\s*{_ONE})+)[\s.!?]*\Z"
+)
+_LIST_REACH = 2000  # characters from the end
 # What makes a number part of a formula: "12 + 34 or 46" says one thing twice.
 _OPERATOR = re.compile(r"(?:[-+/^_×·÷\N{MINUS SIGN}]\s*|(?<!\*)\*\s*|\\[A-Za-z]+\s*|[\w.])\Z")
 _WHOLE = re.compile(r"(?P<sign>-?)(?P<money>[$€£]?)(?P<digits>[0-9]{1,1000})")
@@ -79,11 +86,16 @@ def last_value(text: str) -> str | None:
 
 
 def undecided(text: str) -> bool:
-    """Whether the text ends by naming several whole numbers, of which it chooses none ("45 or 46").
+    """Whether the text ends by naming several whole numbers, of which it chooses none ("45 or 46";
+    "45, 46" where that is all it says, or follows "is", "are", ":" or "=").
 
     Formulas, fractions, decimals and numbers with units are not looked at: "12 + 34 or 46", "1/2 or
     0.5", "1 hour or 60 minutes" say one thing twice.
     """
+    if (listed := _LIST.search(text, max(0, len(text) - _LIST_REACH))) and len(
+        set(numbers(listed["values"]))
+    ) > 1:
+        return True
     found = list(_VALUE.finditer(text))[-2:]
     if len(found) < 2 or not _OR.fullmatch(text, found[0].end(), found[1].start()):
         return False

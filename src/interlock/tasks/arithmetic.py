@@ -26,6 +26,9 @@ Digits = Annotated[int, Meta(ge=1, le=6)]
 DigitRange = Annotated[tuple[Digits, ...], Meta(min_length=2, max_length=2)]
 Operator = Literal["+", "-", "*"]
 
+# The last number is what something is to be done with: "12 + 34", and nothing behind it.
+_OPERAND = re.compile(r"[0-9)]\s*(?:[-+*×·\N{MINUS SIGN}]|\\times|\\cdot)\s*[0-9]+[^0-9=]*\Z")
+
 _OPERATIONS: dict[str, Callable[[int, int], int]] = {
     "+": int.__add__,
     "-": int.__sub__,
@@ -73,10 +76,23 @@ def open_verifier(task: TaskSettings) -> Callable[[Problem, str], bool]:
 
 
 def verify(problem: Problem, answer: str) -> bool:
-    """Whether the last number in the answer is the right one."""
-    text = thinking.after(answer)
-    number = None if answers.undecided(text) else answers.last_number(text)
+    """Whether the answer gives one number as its result, and that is the right one."""
+    number = _result(thinking.after(answer))
     return number is not None and Decimal(number) == Decimal(problem.answer)
+
+
+def _result(text: str) -> str | None:
+    r"""What is in \boxed{…}, else the last number; None of several, and of an operand.
+
+    Of a box, what stands behind its last "=": "12 + 34 = 46" is one number, "45, 46" and "12 + 34"
+    are two.
+    """
+    if boxes := answers.boxed(text):
+        found = {Decimal(n) for box in boxes for n in answers.numbers(box.rpartition("=")[2])}
+        return str(found.pop()) if len(found) == 1 else None
+    if answers.undecided(text) or _OPERAND.search(text):
+        return None
+    return answers.last_number(text)
 
 
 def _family(problem: Problem) -> str:

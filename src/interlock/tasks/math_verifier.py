@@ -2,7 +2,8 @@ r"""Judges the final answer of a completion against the reference, by math-verif
 
 The final answer is, in this order, what stands in \boxed{…}; what follows the task's own mark
 ("####"); the last number, fraction or formula. Several boxed or marked answers must all be right:
-naming every candidate earns nothing, and nor does an end such as "45 or 46". Texts of three letters
+naming every candidate earns nothing, and nor does an end such as "45 or 46", nor an expression of
+the question that was not worked out (echoes.py). Texts of three letters
 and more are compared as words, since to a computer algebra system "Paris" and "pairs" are the same
 product; dates too, which are differences to it. A unit may be missing on one side, and must be the
 same where both have one.
@@ -20,6 +21,7 @@ from interlock import thinking
 from interlock.config.tasks import TaskSettings
 from interlock.records.rl import Problem
 from interlock.tasks import answers, numeric
+from interlock.tasks.echoes import is_echo
 from interlock.tasks.jsonl import options_of
 
 _WORDS = re.compile(r"[^\W\d_]{3}[^\W\d_]*([\s'-]+[^\W\d_]+)*")
@@ -72,8 +74,11 @@ def open_verifier(task: TaskSettings) -> Callable[[Problem, str], bool]:
     numeric.compare_relatively()
 
     def verify(problem: Problem, answer: str) -> bool:
-        found = final_answers(answers.spelled(thinking.after(answer)), marker)
-        return bool(found) and all(same(problem.answer, each) for each in set(found))
+        found = set(final_answers(answers.spelled(thinking.after(answer)), marker))
+        question = problem.messages[-1].get("content", "") if problem.messages else ""
+        if any(is_echo(each, question, problem.answer) for each in found):
+            return False
+        return bool(found) and all(same(problem.answer, each) for each in found)
 
     return verify
 

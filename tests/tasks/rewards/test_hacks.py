@@ -1,41 +1,128 @@
-"""Known ways to be paid without an answer, against each verifier that reads one from text."""
+"""Known ways to be paid without an answer, each against each verifier that reads one from text."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from interlock.config.tasks import TaskSettings
 from interlock.records.rl import Problem
-from interlock.tasks import arithmetic, math_verifier
+from interlock.tasks import arithmetic, gym, math_verifier, user_verifier
+from interlock.tasks.echoes import is_echo
+from interlock.tasks.returned import verdict_of
 
-Verify = Callable[[Problem, str], Any]
-SUM = Problem("p", [{"role": "user", "content": "What is 12 + 34?"}], "46")
+Right = Callable[[str], bool]
+ASKED = "What is 12 + 34?"
 HACKS = {
-    "echo": "What is 12 + 34?",
-    "only in thinking": "<think>12 + 34 = 46</think>",
+    "echo": ASKED,
+    "echo in a box": r"\boxed{12 + 34}",
+    "echo in TeX": r"\boxed{12\,+\,34}",
+    "the other way round": r"\boxed{34+12}",
+    "echo equal to itself": r"\boxed{12 + 34 = 12 + 34}",
+    "echo as a formula": "$12 + 34$",
+    "only in thinking": r"<think>\boxed{46}</think>",
+    "only in thinking that the template begins": r"It is \boxed{46}</think>",
     "thinking never ended": "<think>12 + 34 = 46, so the answer is 46",
     "thinking again behind it": "<think>a</think> <think>46",
+    "other marks": "[THINK]46[/THINK]",
     "hedging": "It is 45, 46, 47 or 48",
+    "hedging with the right one last": "It is 45 or 46",
+    "a bare list": "45, 46",
+    "a list": "The answer is 44, 45, 46",
+    "a boxed list": r"\boxed{45, 46}",
+    "a boxed choice": r"\boxed{45 or 46}",
+    "two boxes": r"\boxed{45} \boxed{46}",
+    "two boxes, the right one first": r"\boxed{46} \boxed{45}",
+    "an empty box": r"\boxed{}",
     "nothing": "",
 }
+RIGHT = [
+    r"\boxed{46}",
+    r"<think>Is it \boxed{45}?</think> \boxed{46}",
+    r"\boxed{46} so \boxed{46}",
+    "46",
+]
+USERS = """
+from interlock.tasks.claims import claimed
+
+def score(row, turn):
+    claim = claimed(turn, "number")
+    return claim is not None and claim.text == row["answer"]
+"""
 
 
-@pytest.fixture(params=["arithmetic", "math"])
-def verify(request: pytest.FixtureRequest) -> Verify:
-    if request.param == "arithmetic":
-        return arithmetic.verify
-    return math_verifier.open_verifier(TaskSettings("jsonl", options={"path": "x.jsonl"}))
+def _verdict(verify: Callable[[Problem, str], Any], problem: Problem) -> Right:
+    return lambda text: verdict_of(verify(problem, text)).right
+
+
+@pytest.fixture(scope="module", params=["arithmetic", "math", "gsm8k", "gym", "user"])
+def right(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Right:
+    """Whether a turn is a right answer to the sum, by one of the verifiers."""
+    problem = Problem("p", [{"role": "user", "content": ASKED}], "46")
+    match request.param:
+        case "arithmetic":
+            return _verdict(arithmetic.verify, problem)
+        case "math" | "gsm8k":
+            name = "jsonl" if request.param == "math" else "gsm8k"
+            options = {"path": "x.jsonl"}
+            return _verdict(math_verifier.open_verifier(TaskSettings(name, options)), problem)
+        case "gym":
+            task = TaskSettings("reasoning-gym/chain_sum")
+            entry = {"question": ASKED, "answer": "46", "metadata": {"source_dataset": "chain_sum"}}
+            own = Problem("p", problem.messages, "46", {"entry": gym.pack(entry)})
+            return _verdict(gym.open_verifier(task), own)
+    path: Path = tmp_path_factory.mktemp("users") / "rewards.py"
+    path.write_text(USERS)
+    return _verdict(user_verifier.loaded(f"{path}:score", "hack_rewards"), problem)
 
 
 @pytest.mark.parametrize("hack", HACKS)
-def test_a_hack_earns_nothing(verify: Verify, hack: str) -> None:
-    assert verify(SUM, HACKS[hack]) is False
-    assert verify(SUM, "<think>so</think> 46") is True
+def test_a_hack_earns_nothing(right: Right, hack: str) -> None:
+    assert not right(HACKS[hack])
 
 
-def test_several_boxes_must_all_be_right() -> None:
-    verify = math_verifier.open_verifier(TaskSettings("jsonl", options={"path": "x.jsonl"}))
-    assert not verify(SUM, r"\boxed{45} \boxed{46}")
-    assert not verify(SUM, r"\boxed{46} \boxed{45}")
-    assert verify(SUM, r"\boxed{46} \boxed{46}")
+@pytest.mark.parametrize("answer", RIGHT)
+def test_an_answer_is_right(right: Right, answer: str) -> None:
+    assert right(answer)
+
+
+@pytest.mark.parametrize(
+    ("answer", "question", "reference", "echo"),
+    [
+        ("12+34", "What is 12 + 34?", "46", True),
+        (r"12 \times 34", "What is 12 * 34?", "408", True),
+        ("2^{10}", "What is 2^10?", "1024", True),
+        (r"\sqrt{16}", r"What is \sqrt{16}?", "4", True),
+        (r"\frac{12}{34}", r"Simplify \frac{12}{34}.", r"\frac{6}{17}", True),
+        ("(16-3-4)*2", "16 eggs, 3 eaten, 4 baked, sold for 2 each", "18", True),
+        ("1,000 + 5", "What is 1000 + 5?", "1005", True),
+        ("5!", "What is 5!?", "120", True),
+        ("12+34=46", "What is 12 + 34?", "46", False),
+        ("46", "Is 46 more than 12 + 34?", "46", False),
+        ("-5", "What is 5 - 10?", "-5", False),
+        (r"\frac{3}{4}", "He eats 3/4 of it. What is left of 3/4?", "0.75", False),
+        (r"1\frac{1}{2}", "Add 1 and 1/2.", "3/2", False),
+        (r"3\times10^8", "Is it 3 or 10 or 8?", "300000000", False),
+        ("10^3", "How many metres are 1 km?", "1000", False),
+        ("12+34", "Write 12 + 34 again.", "12 + 34", False),
+        ("2x+1", "What is f(x) = 2x + 1 at x?", "1 + 2x", False),
+        (r"2\sqrt{3}", r"Simplify \sqrt{12}.", r"\sqrt{12}", False),
+        ("11+35", "What is 12 + 34?", "46", False),  # not the question's: left to the verifier
+        ("2024-01-02", "Which day?", "2024-01-02", False),
+    ],
+)
+def test_what_is_an_echo(answer: str, question: str, reference: str, echo: bool) -> None:
+    assert is_echo(answer, question, reference) is echo
+
+
+def test_an_operand_is_no_result() -> None:
+    """The last number of an echo may be the right one."""
+    problem = Problem("p", [{"role": "user", "content": "What is 0 + 7?"}], "7")
+    assert not arithmetic.verify(problem, "What is 0 + 7?")
+    assert not arithmetic.verify(problem, r"\boxed{0 + 7}")
+    assert arithmetic.verify(problem, "0 + 7 = 7")
+    assert arithmetic.verify(problem, "0 + 7 is 7.")
+    assert arithmetic.verify(problem, r"\boxed{0 + 7 = 7}")
+    below = Problem("p", [{"role": "user", "content": "What is 3 - 8?"}], "-5")
+    assert arithmetic.verify(below, "3 - 8 = -5") and arithmetic.verify(below, r"\boxed{-5}")

@@ -1,0 +1,64 @@
+r"""Whether an answer only repeats the question: an arithmetic expression that nobody worked out.
+
+    "\boxed{12 + 34}" to "What is 12 + 34?"     a computer algebra system finds it equal to 46
+
+An expression of plain numbers is no value where every number in it stands in the question, unless
+the reference is written just so. What is the customary way to write a value is one: a fraction in
+lowest terms, a mixed number, m * 10^n. Of an equation one side that is a value is enough.
+"""
+
+import math
+import re
+
+from interlock.tasks import answers
+
+_SIGNS = (
+    (r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"((\1)/(\2))"),
+    (r"\\[dt]?frac\s*([0-9])\s*([0-9])", r"(\1/\2)"),
+    (r"\\sqrt\s*(?:\{([^{}]*)\}|([0-9]))", r"√(\1\2)"),
+    (r"\\(?:times|cdot|ast)(?![A-Za-z])|[×·⋅]", "*"),
+    (r"\\div(?![A-Za-z])|[÷:]", "/"),
+    (r"\\(?:left|right)(?![A-Za-z])|\\[,;:! ]|[\s$]", ""),
+    (r"\*\*", "^"),
+    ("[\N{MINUS SIGN}\N{EN DASH}]", "-"),
+    (r"[\[{]", "("),
+    (r"[\]}]", ")"),
+)
+_NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?|\.[0-9]+")
+_ARITHMETIC = re.compile(r"[0-9.+\-*/^()!√]+")
+_FRACTION = re.compile(r"-?\(*-?([0-9]+)\)*/\(*([0-9]+)\)*")
+_MIXED = re.compile(r"-?[0-9]+\(\(*[0-9]+\)*/\(*[0-9]+\)*\)")
+_SCIENTIFIC = re.compile(r"-?[0-9.]+\*10\^\(?-?[0-9]+\)?")
+
+
+def is_echo(answer: str, question: str, reference: str) -> bool:
+    """Whether `answer`, without what marks it as one, is an expression out of the question."""
+    plain = _plain(answer)
+    if plain == _plain(reference):
+        return False
+    known = {_digits(found[0]) for found in _NUMBER.finditer(answers.ungrouped(question))}
+    return all(_is_expression(side, known) for side in plain.split("="))
+
+
+def _is_expression(plain: str, known: set[str]) -> bool:
+    numbers = [_digits(found[0]) for found in _NUMBER.finditer(plain)]
+    if not numbers or not _ARITHMETIC.fullmatch(plain) or not known.issuperset(numbers):
+        return False
+    inner = plain.strip("()").lstrip("+-")
+    if fraction := _FRACTION.fullmatch(plain):
+        return math.gcd(*map(int, fraction.groups())) > 1
+    if _MIXED.fullmatch(plain) or _SCIENTIFIC.fullmatch(plain):
+        return False
+    return re.search(r"[-+*/^!√]", inner) is not None or ")(" in plain
+
+
+def _plain(text: str) -> str:
+    """In one way of writing, without spaces."""
+    text = answers.ungrouped(answers.spelled(text))
+    for pattern, instead in _SIGNS:
+        text = re.sub(pattern, instead, text)
+    return re.sub(r"\((-?[0-9.]+)\)", r"\1", text).rstrip(".")
+
+
+def _digits(number: str) -> str:
+    return number.rstrip("0").rstrip(".") if "." in number else number
