@@ -17,7 +17,7 @@ LOCKED := $(INSTALL) --require-hashes -r requirements
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .PHONY: help demo test test-slow test-any-cpu test-any-cpu-quick chaos gpu clients client-environments wheel lint \
-  format bench untuned vllm lock clean
+  format bench untuned distil-or-grpo vllm lock clean
 
 help:  ## This list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 20
@@ -96,6 +96,10 @@ $(BENCHMARKS:%=$(FIGURES)/%.json): $(FIGURES)/%.json: $(VENV)/.bench $(MEASURED)
 
 untuned: $(VENV)/.bench  ## One recipe on five generators of reasoning-gym that it was not tuned on (bench/untuned.py)
 	$(BIN)/python bench/untuned.py --runs runs/untuned --json runs/untuned/untuned.json
+
+distil-or-grpo: $(VENV)/.bench  ## On-policy distillation against GRPO for equal compute; goes on where it stopped
+	mkdir -p $(FIGURES)
+	$(BIN)/python bench/distil_or_grpo.py --runs $(FIGURES)/distil-or-grpo --json $(FIGURES)/distil_or_grpo.json
 
 vllm: $(VLLM)/.installed  ## An environment of its own with vLLM's CPU build (3.5 GB), for generators
 

@@ -297,8 +297,8 @@ def test_two_specialists_are_merged_each_on_its_own_task(student: Path, tmp_path
 
 
 def test_whose_task_it_is() -> None:
-    math, code, rest = ({"model": "m", "tasks": tasks} for tasks in (["math"], ["code"], []))
-    teachers = [TeacherSettings(**each) for each in (rest, math, code)]
+    tasks: list[list[str]] = [[], ["math"], ["code"]]
+    teachers = [TeacherSettings(model="m", tasks=each) for each in tasks]
     assert [teacher_of(teachers, task) for task in ("math", "code", "prose")] == [1, 2, 0]
     assert teacher_of(teachers[1:], "prose") is None
 

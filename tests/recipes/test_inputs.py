@@ -6,6 +6,7 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
+from chat_templates import PLAIN
 
 from interlock.config.reading import load_recipe
 from interlock.errors import RunError, TaskError
@@ -22,7 +23,7 @@ def test_a_changed_input_is_refused_on_resume_and_named(tiny_recipe: Path, tmp_p
     )
     (tmp_path / "beside.py").write_text("")
     template = tmp_path / "mine.jinja"
-    template.write_text("{% for turn in messages %}{{ turn.content }}{% endfor %}")
+    template.write_text(PLAIN)
     asked = ["stage.steps=2", "stage.eval.every=0", f"model.chat_template={template}"]
     train(load_recipe(tiny_recipe, asked), tmp_path / "run")
     inputs = RunDir.read(tmp_path / "run").manifest.inputs

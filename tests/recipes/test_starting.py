@@ -6,6 +6,7 @@ import itertools
 import json
 from math import prod
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from interlock.recipes.check import check
 from interlock.recipes.starting import Wishes, place, write
 
 ASK = {"role": "user", "content": "Hi"}
-ROWS = {
+ROWS: dict[str, list[dict[str, Any]]] = {
     "chats": [{"messages": [ASK, {"role": "assistant", "content": "Hey"}]}],
     "texts": [{"text": "One two three"}],
     "pairs": [{"prompt": "The sky", "completion": " is blue"}],
@@ -193,7 +194,7 @@ def test_a_missing_model_and_a_full_disk_are_told(
     path = tmp_path / "recipe.toml"
     write(Wishes(model=str(tmp_path / "none"), task="arithmetic"), path)
     assert "no model and no run at" in check(load_recipe(path, []), tmp_path).mistakes[0]
-    usage = type("Usage", (), {"free": 1000})
+    usage = SimpleNamespace(free=1000)
     monkeypatch.setattr("interlock.recipes.check.shutil.disk_usage", lambda _: usage)
     recipe = load_recipe(path, [f'model.path="{tiny_model}"'])
     [mistake] = check(recipe, tmp_path / "run").mistakes

@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from chat_templates import begun_thinking
 from running import finish, kill_during, start, weights
 
 from interlock.cli.exams import what_to_measure
@@ -16,10 +17,7 @@ from interlock.records.rl import Completion
 from interlock.rundir import RunDir
 
 # Begins every answer inside of thinking, which random weights do not end: all of them are cut.
-TEMPLATE = (
-    "{% for turn in messages %}{{ turn.content }}<|im_end|>{% endfor %}"
-    "{% if add_generation_prompt %}<think>\n{% endif %}"
-)
+TEMPLATE = begun_thinking("<|im_end|>")
 BUDGET = 3
 SETTINGS = [
     f"stage.sampling.thinking_budget={BUDGET}",

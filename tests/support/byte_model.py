@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import torch
+from chat_templates import PLAIN
 from safetensors.torch import save_file
 
 from interlock.models.decoder import Decoder
@@ -40,6 +41,4 @@ def make_model(directory: Path, **changes: object) -> Path:
 
 
 def write_tokenizer(directory: Path) -> None:
-    random_model.write_tokenizer(
-        directory, "{% for turn in messages %}{{ turn.content }}{% endfor %}"
-    )
+    random_model.write_tokenizer(directory, PLAIN)

@@ -4,6 +4,18 @@ Qwen2.5, Qwen3 and Llama 3.1 have them, and SmolLM2's own.
 
 # ruff: noqa: RUF001  DeepSeek spells its special tokens with a fullwidth bar
 
+# The words of all turns, and nothing around them.
+PLAIN = "{% for turn in messages %}{{ turn.content }}{% endfor %}"
+
+
+def begun_thinking(end: str) -> str:
+    """Turns that end with `end`; every answer begins inside of thinking."""
+    return (
+        "{% for turn in messages %}{{ turn.content }}" + end + "{% endfor %}"
+        "{% if add_generation_prompt %}<think>\n{% endif %}"
+    )
+
+
 # How ChatML's answer is opened, with the switch of thinking.
 _OPENED = """\
 {%- if add_generation_prompt %}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chat_templates import begun_thinking
 from real_workers import SETTINGS, SLOTS, House, Weights
 
 from interlock.recipes.evaluate import score
@@ -15,10 +16,7 @@ from interlock.tasks import arithmetic
 from interlock.workers.generator import open_generator
 from interlock.workers.generators import Purpose, Work
 
-TEMPLATE = (
-    "{% for turn in messages %}{{ turn.content }}<end>{% endfor %}"
-    "{% if add_generation_prompt %}<think>\n{% endif %}"
-)
+TEMPLATE = begun_thinking("<end>")
 PROBLEM = Problem("p", [{"role": "user", "content": "1 + 3?"}], "4")
 SAMPLING = Sampling(max_tokens=6)
 
