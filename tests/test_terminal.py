@@ -70,6 +70,7 @@ def test_a_log_gets_one_plain_line_per_step() -> None:
         drawn = Score(0.25, 0.5, 1024, pass_at={1: 0.25, 8: 0.5}, problems=128)
         watch.evaluated(0, drawn)
         watch.step(StepMetrics(stage=0, step=0, accuracy=0.109))  # said already
+        watch.step(StepMetrics(stage=0, step=0, held_out_loss=10.5))
         watch.step(METRICS)
         watch.note("[bold]a note[/]")
         watch.event(Event(1.0, "worker_lost", "w is lost", "w"))
@@ -78,6 +79,7 @@ def test_a_log_gets_one_plain_line_per_step() -> None:
         "step 0: accuracy 10.9%, mean reward -2.5 on 128 held-out problems",
         "step 0: accuracy 25.0%, mean reward 0.5, pass@1 25.0%, pass@8 50.0% on 1024 answers to 128"
         " held-out problems",
+        "step 0/40: held out 10.500",
         "step 1/40: reward 0.25  length 12  entropy 1.50  mismatch 2.5e-04  skipped 2"
         "  generate 3.2s",
         "[bold]a note[/]",
@@ -219,3 +221,15 @@ def test_a_run_without_evaluation_says_so(tmp_path: Path) -> None:
     log = console(is_terminal=False)
     terminal.print_outcome(log, RunDir.read(tmp_path / "run"))
     assert "1 steps done; there was no task" in text(log)
+
+
+def test_the_outcome_tells_the_held_out_loss_of_each_stage(tmp_path: Path) -> None:
+    with RunDir.create(tmp_path / "run", {"name": "x"}, {}) as run:
+        for stage, step, loss in ((0, 0, 9.0), (0, 2, 7.0), (0, 4, 5.5), (2, 0, 4.0)):
+            run.log(StepMetrics(stage=stage, step=step, held_out_loss=loss))
+    log = console(is_terminal=False)
+    terminal.print_outcome(log, RunDir.read(tmp_path / "run"))
+    assert text(log).splitlines() == [
+        "stage 0: held-out loss 9.000 nats per token after step 0, 5.500 after step 4",
+        "stage 2: held-out loss 4.000 nats per token after step 0, 4.000 after step 0",
+    ]

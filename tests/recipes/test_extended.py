@@ -59,7 +59,7 @@ def test_a_finished_run_with_a_stage_more_is_the_longer_recipe(
     assert weights(run) == weights(tmp_path / "whole")
     view, theirs = RunDir.read(run), RunDir.read(tmp_path / "whole")
     assert [event.kind for event in view.events()] == ["resumed", "extended"]
-    assert "1 more stages: two" in view.events()[1].message
+    assert "resumed with more stages: two" in view.events()[1].message
     (line,) = (run / "config-history.jsonl").read_text().splitlines()
     assert json.loads(line)["config"] == before
     assert view.config == theirs.config
@@ -171,6 +171,7 @@ def test_other_weights_than_those_recorded_are_refused_before_the_stage_begins(
     [
         ("stage.1.from=stage:three", "none before it is named so"),
         ("stage.0.from=stage:two", "none before it is named so"),
+        ("stage.1.from=''", "names nothing; remove it"),
         ("stage.1.name=one", "is another stage's, too"),
         ("stage.1.name='7'", "no number alone"),
         ("stage.1.name=a/b", "use letters, digits"),
@@ -188,9 +189,30 @@ def test_weights_of_another_shape_are_refused(
     other.mkdir()
     config = json.loads((tiny_model / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
-    with pytest.raises(ConfigError, match="is another model than"):
+    with pytest.raises(
+        ConfigError, match=r"stage two: from = .* another model than .* \(layers is 1, not 2\)"
+    ):
         train(load_recipe(recipe, [f"stage.1.from={other}"]), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_is_made_longer_is_not_started_from_until_it_ends(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, first_run = load_recipe(recipe), tmp_path / "first"
+    train(first(whole), first_run)
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("interlock.recipes.sft.learn", interrupted)
+        train(whole, first_run, resume=True)
+    asked = replace(whole, stage=[replace(whole.stage[1], origin=str(first_run))])
+    with pytest.raises(ConfigError, match=r"^stage two: from = .* that run is interrupted, and"):
+        train(asked, tmp_path / "run")
+    before = replace(asked.stage[0], origin=str(first_run / "weights"))
+    train(replace(asked, stage=[before]), tmp_path / "run")
 
 
 def test_stage_after_stage_by_name_is_the_whole_recipe(recipe: Path, tmp_path: Path) -> None:

@@ -167,8 +167,26 @@ def test_data_that_were_changed_are_refused(recipe: Path, tmp_path: Path, whole:
 
 
 def test_nothing_to_learn_from_is_said_with_the_reasons(recipe: Path, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"none of 48 answers can be learned from \(.*cut"):
+    with pytest.raises(TrainingError, match=r"none of 48 .* from \(.*cut.*\); in a new run, raise"):
         train(load_recipe(recipe), tmp_path / "run")
+
+
+def test_what_the_stages_before_have_learned_is_not_lost_where_nothing_is_kept(
+    recipe: Path, tmp_path: Path
+) -> None:
+    text = recipe.read_text()
+    text = text.replace(
+        "[[stage]]",
+        f'[[stage]]\nkind = "sft"\nsteps = 1\ndata = "{tmp_path}/general.jsonl"\n\n[[stage]]',
+        1,
+    )
+    recipe.write_text(text)
+    left = tmp_path / "run" / "stages" / "00"
+    with pytest.raises(
+        TrainingError, match=rf'\(of this stage alone, with from = "{left}"\), raise'
+    ):
+        train(load_recipe(recipe), tmp_path / "run")
+    assert (left / "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize(

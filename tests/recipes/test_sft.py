@@ -57,7 +57,9 @@ def test_long_rows_are_left_out_and_counted(tmp_path: Path, tokenizer: Tokenizer
     path = write(tmp_path / "a.jsonl", {"text": "a b c d e f g h"}, {"text": "a"}, "")
     rows, left_out = read(path, tokenizer, 3, "leave_out")
     assert (len(rows), left_out) == (1, 1)
-    with pytest.raises(TaskError, match=r"a\.jsonl:1: 9 tokens are more than max_tokens = 3"):
+    with pytest.raises(
+        TaskError, match=r"a\.jsonl:1: 9 tokens are more than the 3 that max_tokens"
+    ):
         read(path, tokenizer, 3)
     with pytest.raises(TaskError, match="all 1 are longer than 3"):
         read(write(path, {"text": "a b c d e f g h"}), tokenizer, 3, "leave_out")

@@ -207,6 +207,16 @@ def test_a_missing_model_and_a_full_disk_are_told(
     recipe = load_recipe(path, [f'model.path="{tiny_model}"', "stage.loss.kl_beta=0.1"])
     [mistake] = check(recipe, tmp_path / "run").mistakes
     assert "lower keep_checkpoints" in mistake
+    # What a stage leaves that another comes after takes 4 bytes a weight at most, if it is kept.
+    path.write_text(path.read_text() + "[[stage]]" + path.read_text().split("[[stage]]")[1])
+    two = [f'model.path="{tiny_model}"']
+    [mistake] = check(load_recipe(path, two), tmp_path / "run").mistakes
+    assert "or set keep_stages = false" in mistake
+    usage.free = needed + 4 * sum(map(prod, headers))
+    assert check(load_recipe(path, two), tmp_path / "run").mistakes == []
+    usage.free = needed
+    asked = load_recipe(path, [*two, "keep_stages=false"])
+    assert check(asked, tmp_path / "run").mistakes == []
 
 
 def _as_answered(monkeypatch: pytest.MonkeyPatch, answers: str, *arguments: str) -> int:

@@ -87,6 +87,18 @@ def test_an_sft_step_is_all_update() -> None:
     assert shown["speed"]["update"]["y"] == [250.0]
 
 
+def test_held_out_loss_is_a_line_through_the_steps_that_measure_it() -> None:
+    first = [replace(sft_step(step, loss=9.0 - step), held_out_loss=None) for step in range(1, 5)]
+    first[1], first[3] = (replace(first[n], held_out_loss=8.0 - n) for n in (1, 3))
+    other = replace(sft_step(1, loss=3.0), stage=1, held_out_loss=2.5)
+    shown = traces([*first, other])["loss"]
+    assert shown["loss"]["y"] == [8.0, 7.0, 6.0, 5.0, None, 3.0]
+    assert (shown["held out"]["x"], shown["held out"]["y"]) == (
+        [2, 4, None, 5],
+        [7.0, 5.0, None, 2.5],
+    )
+
+
 def test_a_step_of_a_fleet_waits_and_publishes(grpo_step: Step) -> None:
     line = grpo_step(0, 1, seconds={"wait": 2.0, "publish": 1.5, "generate": None})
     shown = traces([line])["time"]

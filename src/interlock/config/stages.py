@@ -133,6 +133,8 @@ class StageSettings(SettingsTable, frozen=True, kw_only=True, tag_field="kind"):
         yield from task_conflicts(self.task)
         yield from _thinking_conflicts(self.sampling)
         yield from self.eval.conflicts()
+        if self.origin == "":
+            yield 'from = "" names nothing; remove it, or give a run, a model or "stage:NAME"'
         for place, task in enumerate(self.task):
             which = "task" if len(self.task) == 1 else f"task.{place}"
             for why in room_conflicts(task.reward, self.sampling.max_tokens):
@@ -339,7 +341,10 @@ def without_task(stage: StageSettings) -> Iterator[str]:
         if name == "eval" and measures:
             found = msgspec.structs.replace(found, every=usual["eval"].every)
         if not stage.task and found != usual[name]:
-            yield f"{name} says how to evaluate, but on what: add a [stage.task], or remove it"
+            texts = ", set held_out" if name == "eval" and isinstance(stage, Pretrain) else ""
+            yield (
+                f"{name} says how to evaluate, but on what: add a [stage.task]{texts}, or remove it"
+            )
 
 
 # Every kind of stage. The recipe of "sft" is recipes/sft.py; of "a-b", recipes/a_b.py.

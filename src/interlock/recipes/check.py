@@ -65,7 +65,7 @@ def check(recipe: Recipe, directory: Path) -> Checked:
         tried(lambda: _room(recipe, weights, directory))
     if tokenizer is None or arch is None:
         return found
-    tried(lambda: starts.find(recipe, model, -1, lambda _: None))
+    tried(lambda: starts.find(recipe, model, -1, {}, lambda _: None))
     for index, stage in enumerate(recipe.stage):
         module, where = recipe_of(stage.kind), f"stage {index} ({stage.kind}): "
         if stage.generates:
@@ -109,13 +109,14 @@ def _room(recipe: Recipe, weights: int, directory: Path) -> None:
         place = place.parent
     # A new checkpoint is whole before an old one goes.
     kept = _CHECKPOINT + _REFERENCE * any(stage.keeps_reference for stage in recipe.stage)
-    wanted = weights * (kept * (1 + max(1, recipe.keep_checkpoints)) + 4)
+    left = recipe.stage[:-1] if recipe.keep_stages else starts.referred(recipe)
+    wanted = weights * (kept * (1 + max(1, recipe.keep_checkpoints)) + 4 * (1 + len(left)))
     free = shutil.disk_usage(place).free
     if wanted > free:
         raise UserError(
             f"the disk of {directory} has {free / 2**30:.1f} GB, and the run takes "
-            f"{wanted / 2**30:.1f} for checkpoints and weights; give another --run, or lower "
-            "keep_checkpoints"
+            f"{wanted / 2**30:.1f} for checkpoints and weights; give another --run, lower "
+            "keep_checkpoints, or set keep_stages = false"
         )
     if not os.access(place, os.W_OK):
         raise UserError(f"cannot write to {place}; give another --run")

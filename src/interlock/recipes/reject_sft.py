@@ -120,8 +120,9 @@ def _made(stage: Stage[RejectSft], data: RejectData) -> bytes:
     reasons = ", ".join(f"{number} {reason}" for reason, number in chosen.refused.most_common())
     if not chosen.rows:
         raise TrainingError(
-            f"none of {answers} answers can be learned from ({reasons}); raise rounds or "
-            "completions, ask for less in [stage.readable], or train the model first"
+            f"none of {answers} answers can be learned from ({reasons}); in a new run"
+            f"{_begun(stage)}, raise rounds or completions, ask for less in [stage.readable], or "
+            "train the model more before"
         )
     shares = [each.share for each in stage.settings.mix]
     mixed = mix(len(chosen.rows), data.mixed, shares, stage.seed(0))
@@ -140,6 +141,15 @@ def _made(stage: Stage[RejectSft], data: RejectData) -> bytes:
     facts = {"stage": str(stage.index), "sha256": hashlib.sha256(content).hexdigest()}
     stage.sinks.event(stage.run.event("data_made", message, **facts))
     return content
+
+
+def _begun(stage: Stage[RejectSft]) -> str:
+    """How a new run is spared the stages before."""
+    if stage.index == 0:
+        return ""
+    before = stage.recipe.stage[stage.index - 1]
+    left = stage.run.stage_weights(stage.index - 1, before.name)
+    return f' (of this stage alone, with from = "{left}")' if left.is_dir() else ""
 
 
 def select(

@@ -128,8 +128,9 @@ def read_examples(
                     rows.append(row)
                 elif overlong == "refuse":
                     raise TaskError(
-                        f"{len(row.tokens)} tokens are more than max_tokens = {max_tokens}; raise "
-                        'max_tokens, or leave such rows out: overlong = "leave_out"'
+                        f"{len(row.tokens)} tokens are more than the {max_tokens} that max_tokens "
+                        "and the model's context allow; raise max_tokens, or leave such rows out: "
+                        'overlong = "leave_out"'
                     )
                 else:
                     left_out += 1

@@ -10,6 +10,7 @@ read again: a resumed run takes its own.
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 
 from interlock.config.schema import Recipe
 from interlock.config.stages import MODEL, of_stage
-from interlock.errors import ConfigError, RunError
+from interlock.errors import ConfigError, RunError, UserError
 from interlock.learner import checkpoint
 from interlock.learner.learner import Learner
 from interlock.models.checkpoint import load_decoder
@@ -25,15 +26,24 @@ from interlock.models.fetch import find_model
 from interlock.models.huggingface import read_architecture
 from interlock.recipes.stage import Stage
 from interlock.regular import open_regular
+from interlock.rundir import RunDir
+from interlock.text import one_line
 
 Starts = Mapping[int, Path]  # the directories of stages that start elsewhere and have not begun
 
 
-def find(recipe: Recipe, model: Path, begun: int, tell: Callable[[str], None]) -> Starts:
+def find(
+    recipe: Recipe,
+    model: Path,
+    begun: int,
+    recorded: Mapping[str, str],
+    tell: Callable[[str], None],
+) -> Starts:
     """Where each stage that has yet to begin starts from, but for the ends of earlier stages.
 
     Args:
         begun: the index of the last stage that has begun; -1: none.
+        recorded: the inputs of the run that is resumed; those of a new one are none.
 
     Raises UserError when there is no such model or run, or it is another model than the recipe's.
     """
@@ -41,18 +51,52 @@ def find(recipe: Recipe, model: Path, begun: int, tell: Callable[[str], None]) -
     for index, stage in enumerate(recipe.stage):
         if index <= begun or stage.origin is None or of_stage(stage.origin) is not None:
             continue
-        directory = model if stage.origin == MODEL else find_model(stage.origin, tell)
-        if read_architecture(directory) != read_architecture(model):
-            raise ConfigError(
-                f"stage.{index}.from = {stage.origin!r} is another model than [model] path; a "
-                "stage goes on with weights of the same shape"
-            )
-        if _content(directory, "tokenizer.json") != _content(model, "tokenizer.json"):
-            raise ConfigError(
-                f"stage.{index}.from = {stage.origin!r} has another tokenizer than [model] path"
-            )
+        try:
+            directory = model if stage.origin == MODEL else find_model(stage.origin, tell)
+            if why := _unlike(directory, model):
+                raise ConfigError(why)
+            if _name(index, stage.origin) not in recorded and (why := _longer(stage.origin)):
+                raise ConfigError(why)
+        except UserError as error:
+            where = f"stage {stage.name or index}: from = {one_line(repr(stage.origin), 80)}"
+            raise type(error)(f"{where}: {error}") from None
         found[index] = directory
     return found
+
+
+def _unlike(directory: Path, model: Path) -> str | None:
+    """Why the weights there cannot take the place of the model's."""
+    theirs, ours = read_architecture(directory), read_architecture(model)
+    for name in theirs.__struct_fields__:
+        was, wanted = getattr(theirs, name), getattr(ours, name)
+        if was != wanted:
+            return (
+                f"it is another model than [model] path ({name} is {one_line(str(was), 60)}, not "
+                f"{one_line(str(wanted), 60)}); give one of the same shape, or set model.path to it"
+            )
+    if _content(directory, "tokenizer.json") != _content(model, "tokenizer.json"):
+        return "its tokenizer is another than that of [model] path; set model.path to it"
+    return None
+
+
+def _longer(origin: str) -> str | None:
+    """Why a run's weights are not those that it is to end with."""
+    path = Path(origin).expanduser()
+    if not (path / "manifest.json").is_file():
+        return None
+    with closing(RunDir.read(path)) as run:
+        status = run.status
+    if status == "finished":
+        return None
+    return (
+        f"that run is {status}, and its weights are those it had before it was made longer; go on "
+        f"with it first, or say from = {str(path / 'weights')!r}"
+    )
+
+
+def _name(index: int, origin: str) -> str:
+    """Of such weights among the inputs in a run's manifest."""
+    return f"stage {index}: from {origin}"
 
 
 def digests(recipe: Recipe, starts: Starts, recorded: Mapping[str, str]) -> dict[str, str]:
@@ -61,7 +105,7 @@ def digests(recipe: Recipe, starts: Starts, recorded: Mapping[str, str]) -> dict
     for index, stage in enumerate(recipe.stage):
         if stage.origin is None or stage.origin == MODEL or of_stage(stage.origin) is not None:
             continue
-        name = f"stage {index}: from {stage.origin}"
+        name = _name(index, stage.origin)
         if index in starts:
             found[name] = _digest(starts[index])
         elif name in recorded:
@@ -84,7 +128,7 @@ def begin(stage: Stage[Any], starts: Starts) -> None:
         place = [each.name for each in stage.recipe.stage].index(name)
         directory = stage.run.stage_weights(place, name)
     _load(stage.learner, directory)
-    digest = stage.run.manifest.inputs.get(f"stage {stage.index}: from {origin}", "")
+    digest = stage.run.manifest.inputs.get(_name(stage.index, origin), "")
     message = f"stage {stage.index} starts from {origin}"
     stage.sinks.event(stage.run.event("started_from", message, origin=origin, digest=digest))
 

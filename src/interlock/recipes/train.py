@@ -118,7 +118,7 @@ def _run_rank0(
     tokenizer = Tokenizer.load(model, recipe.model.chat_template, recipe.model.clock)
     arch = read_architecture(model)
     begun, recorded = _progress(directory if resume else None)
-    where = starts.find(recipe, model, begun, sinks.note)
+    where = starts.find(recipe, model, begun, recorded, sinks.note)
     prepared = _prepare(recipe, tokenizer, arch.context)
     fleet.check(recipe)
     decoder = load_decoder(model, torch.float32, ranks.load_device)

@@ -128,6 +128,7 @@ def shown(candidates: Sequence[Plot]) -> list[Plot]:
 
 
 def _learning(draw: "Drawing") -> list[Plot]:
+    loss = draw.line("loss", VIOLET, lambda m: m.update.loss)
     norm = draw.line("gradient norm", VIOLET, lambda m: m.update.grad_norm)
     rate = draw.line("learning rate", GREY, lambda m: m.update.lr)
     return [
@@ -144,8 +145,13 @@ def _learning(draw: "Drawing") -> list[Plot]:
         Plot(
             "loss",
             "Loss",
-            "Of a GRPO step only the gradient matters, not the level.",
-            [Panel("loss", draw.line("loss", VIOLET, lambda m: m.update.loss), {})],
+            "Of a GRPO step only the gradient matters, not the level. Held out: of texts that a "
+            "pretrain stage does not learn.",
+            [
+                Panel(
+                    "loss", [*loss, *draw.points("held out", GREEN, lambda m: m.held_out_loss)], {}
+                )
+            ],
         ),
         Plot(
             "gradient",
@@ -254,6 +260,23 @@ class Drawing:
                 "line": {"color": color, "width": 2},
                 "marker": {"size": 5},
             }
+        ]
+
+    def points(self, name: str, color: str, figure: Figure) -> list[Trace]:
+        """A line through the steps that have `figure`, where only some do."""
+        at = [
+            place
+            for place, each in enumerate(self._steps)
+            if each is None or figure(each) is not None
+        ]
+        return [
+            trace
+            | {
+                "mode": "lines+markers",
+                "x": [trace["x"][place] for place in at],
+                "y": [trace["y"][place] for place in at],
+            }
+            for trace in self.line(name, color, figure)
         ]
 
     def smoothed(self, figure: Figure, color: str) -> list[Trace]:

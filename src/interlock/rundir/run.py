@@ -171,7 +171,7 @@ class RunDir(RunView):
             self.event("settings_changed", f"resumed with another setting: {change}")
         if new:
             names = ", ".join(stage.get("name") or stage["kind"] for stage in new)
-            self.event("extended", f"resumed with {len(new)} more stages: {names}")
+            self.event("extended", f"resumed with more stages: {names}")
         if stages == self.config.get("stage", []):
             return
         former = {"until": time.time(), "config": self.config}

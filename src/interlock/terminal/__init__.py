@@ -33,6 +33,7 @@ _OUT = frozenset({WorkerState.QUARANTINED, WorkerState.RETIRED})
 # What one step is worth saying, in the order of interest: heading, format, figure.
 _FIGURES: tuple[tuple[str, str, Callable[[StepMetrics], float | None]], ...] = (
     ("loss", "{:.3f}", lambda m: m.update.loss if m.rollout.reward is None else None),
+    ("held out", "{:.3f}", lambda m: m.held_out_loss),
     ("reward", "{:.3g}", lambda m: m.rollout.reward),
     ("right", "{:.1%}", lambda m: m.rollout.correct),
     ("length", "{:.0f}", lambda m: m.rollout.length),
@@ -99,7 +100,7 @@ class PlainWatch(Sink):
             self._print(f"    {visible(name)}: accuracy {own.accuracy:.1%} on {own.completions}")
 
     def step(self, metrics: StepMetrics) -> None:
-        if metrics.step:
+        if metrics.step or metrics.held_out_loss is not None:
             facts = "  ".join(f"{name} {text}" for name, text in _facts(metrics).items())
             self._print(f"step {metrics.step}/{self._steps}: {facts}")
 
@@ -259,9 +260,13 @@ def print_outcome(console: Console, run: RunView) -> None:
     """Accuracy before and after, and sample answers before and after."""
     metrics = run.metrics()
     pair = summary.before_after(run, summary.evaluations(run, metrics))
+    losses = _held_out_losses(metrics)
+    for line in losses:
+        console.print(line)
     if pair is None:
         steps = sum(line.step > 0 for line in metrics)
-        console.print(f"{steps} steps done; there was no task to measure accuracy on")
+        if not losses:
+            console.print(f"{steps} steps done; there was no task to measure accuracy on")
         return
     table = Table(title="Held-out problems", title_justify="left")
     for heading in ("", "step", "accuracy", "95 % interval", "problems", "mean reward"):
@@ -272,6 +277,19 @@ def print_outcome(console: Console, run: RunView) -> None:
     console.print(table)
     if comparisons := summary.comparisons(run, pair, count=3):
         console.print(_comparison_table(comparisons))
+
+
+def _held_out_losses(metrics: Sequence[StepMetrics]) -> list[str]:
+    """One line for every stage that measures one, with its first and its last."""
+    found: dict[int, list[StepMetrics]] = {}
+    for line in metrics:
+        if line.held_out_loss is not None:
+            found.setdefault(line.stage, []).append(line)
+    return [
+        f"stage {stage}: held-out loss {lines[0].held_out_loss:.3f} nats per token after step "
+        f"{lines[0].step}, {lines[-1].held_out_loss:.3f} after step {lines[-1].step}"
+        for stage, lines in found.items()
+    ]
 
 
 def _accuracy_cells(evaluation: summary.Evaluation) -> list[str]:

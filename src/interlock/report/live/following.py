@@ -29,7 +29,7 @@ _RECENT = 20  # steps whose time tells how long the rest will take
 
 # What is drawn, by the paths of StepMetrics.
 FIGURES = (
-    *("accuracy", "held_out_reward"),
+    *("accuracy", "held_out_reward", "held_out_loss"),
     *("rollout.reward", "rollout.correct", "rollout.length", "rollout.truncated"),
     *("rollout.tokens", "rollout.groups_skipped", "rollout.staleness_mean"),
     *("update.loss", "update.grad_norm", "update.entropy", "update.kl", "update.lr"),

@@ -3,6 +3,7 @@
 const CHARTS = [
   { title: "Accuracy", of: { accuracy: "held out", "rollout.correct": "while training" }, share: true },
   { title: "Reward", of: { "rollout.reward": "reward", held_out_reward: "held out" } },
+  { title: "Loss", of: { "update.loss": "learned", held_out_loss: "held out" } },
   { title: "Length", of: { "rollout.length": "tokens" } },
   { title: "Cut at max_tokens", of: { "rollout.truncated": "share of answers" }, share: true },
   { title: "Entropy", of: { "update.entropy": "nats per token" } },
