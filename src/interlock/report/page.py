@@ -19,6 +19,7 @@ from interlock.records.metrics import Event, StepMetrics
 from interlock.report import fleet, plots, sheet, summary
 from interlock.report.expert_plots import expert_plots
 from interlock.report.fleet_plots import fleet_plots
+from interlock.report.rewards import hacked, reward_plots, reward_rows
 from interlock.report.teacher_plots import teacher_plots
 from interlock.rundir import RunDir, RunView
 
@@ -52,6 +53,7 @@ def _render(run: RunView) -> str:
     # An inline generator is part of the learner's process: there is no fleet to tell of.
     inline = (run.config.get("fleet") or {}).get("kind") == "inline"
     of_fleet = [] if inline else fleet_plots(metrics, events, guard, timeline)
+    of_rewards = reward_plots(metrics, found, timeline)
     name = run.config.get("name", run.path.name)
     body = (
         _environment()
@@ -72,6 +74,9 @@ def _render(run: RunView) -> str:
             events=[(_duration(e.time - run.manifest.created), e) for e in events[-_EVENTS:]],
             events_left_out=max(0, len(events) - _EVENTS),
             plots=shown,
+            rewards=reward_rows(metrics),
+            reward_plots=of_rewards,
+            hacked=hacked(events),
             workers=[] if inline else fleet.workers(metrics),
             fleet=fleet.summary(metrics),
             fleet_plots=of_fleet,
@@ -80,7 +85,7 @@ def _render(run: RunView) -> str:
             versions={**run.manifest.versions, "platform": run.manifest.platform},
             figures={
                 plot.id: sheet.figure(plot.figure(timeline), plot.height, f"plot-{plot.id}")
-                for plot in [*shown, *of_fleet]
+                for plot in [*shown, *of_rewards, *of_fleet]
             },
         )
     )
@@ -104,6 +109,8 @@ def _environment() -> Environment:
     environment.filters["clip"] = _clip
     environment.filters["count"] = lambda value: "–" if value is None else f"{value:,.0f}"
     environment.filters["k3"] = lambda value: "–" if value is None else f"{value:.1e}"
+    environment.filters["figure"] = lambda value: "–" if value is None else f"{value:.3g}"
+    environment.filters["share"] = lambda value: "–" if value is None else f"{100 * value:.0f} %"
     environment.filters["megabytes"] = lambda value: (
         "–" if value is None else fleet.megabytes(value)
     )
