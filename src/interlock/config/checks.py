@@ -57,6 +57,23 @@ def _handed_on(recipe: Recipe) -> Iterator[str]:
     yield from process_conflicts(recipe.generator, "generator")
 
 
+def _ahead(recipe: Recipe) -> Iterator[str]:
+    """The loss of multi-token prediction is that of a step of a policy or of texts."""
+    if recipe.learner.mtp_weight == 0:
+        return
+    for index, stage in enumerate(recipe.stage):
+        if stage.kind == "distill":
+            yield (
+                f"learner.mtp_weight goes with no distill stage (stage {index}), whose loss is of "
+                "another kind; leave it at 0"
+            )
+        if stage.origin is not None:
+            yield (
+                f"learner.mtp_weight goes with no stage that begins from other weights (stage "
+                f"{index}: from), which are kept without that layer; leave it at 0"
+            )
+
+
 def name_conflicts(tables: Sequence[GeneratorSettings], table: str) -> Iterator[str]:
     """Workers are told apart by name, and have log files of it."""
     names = by_name(tables, table)
@@ -262,6 +279,7 @@ _CHECKS: tuple[Callable[[Recipe], Iterator[str]], ...] = (
     _sync,
     _inline,
     _learner,
+    _ahead,
     _options,
     _guard,
     _stage_names,

@@ -128,6 +128,10 @@ class LearnerSettings(SettingsTable, frozen=True):
     max_bad_steps: Positive = 5  # non-finite steps in a row before the run stops
     # How far an expert's bias moves per step against its load: DeepSeek-V3 (arXiv 2412.19437, 4.2).
     expert_bias_rate: Weight = 1e-3
+    # Of the loss of multi-token prediction (models/predictor.py), beside that of a stage; 0: the
+    # layer for it is left out. DeepSeek-V3 was trained with 0.3, then 0.1.
+    mtp_weight: Weight = 0.0
+    mtp_detached: bool = True  # it trains that layer alone, and nothing else changes by a bit
     collective_s: Rate = 600.0  # for one collective of several processes, and to wait for rank 0
 
 

@@ -21,6 +21,7 @@ from interlock.config.losses import LossSettings
 from interlock.config.schema import LearnerSettings
 from interlock.config.stages import OptimizerSettings
 from interlock.errors import TrainingError
+from interlock.learner.ahead import ahead_loss
 from interlock.learner.balance import ExpertLoad, settle_experts
 from interlock.learner.distributed import sharding
 from interlock.learner.distributed.messages import (
@@ -124,7 +125,7 @@ class Learner:
         """
         if loss is not None:
             _check_sampled(groups)
-        batches = self.pack(groups)
+        batches = self.pack(groups, predict=self.decoder.predictor is not None)
         if not batches:
             raise TrainingError("no token of the step's groups has a weight; leave the step out")
         behaviour = None if old is None else torch.cat([part for group in old for part in group])
@@ -227,9 +228,9 @@ class Learner:
         if loss is not None:
             now = partial(self._flat_logprobs, groups, temperature)
             constants = of_completions(groups, loss, behaviour, now)
-        total = Sums()
+        total, ahead = Sums(), sum(len(b.ahead.targets) for b in batches if b.ahead)
         for batch in self.ranks.shard(batches):
-            total += self._accumulate(batch, loss, temperature, constants)
+            total += self._accumulate(batch, loss, temperature, constants, ahead)
         if self.ranks.needs_padding(batches):
             self._accumulate(self._empty(batches[0]), None, temperature, Constants())
             sharding.discount_last_pass(self.decoder)
@@ -244,11 +245,13 @@ class Learner:
         """What `logprobs` gives, [T]."""
         return torch.cat([part for each in self.logprobs(groups, temperature) for part in each])
 
-    def pack(self, groups: Sequence[TrainingGroup], every_token: bool = False) -> list[MicroBatch]:
+    def pack(
+        self, groups: Sequence[TrainingGroup], every_token: bool = False, predict: bool = False
+    ) -> list[MicroBatch]:
         """The micro-batches of some groups, as packing.pack. Raises TrainingError."""
         limit, vocab = self._settings.micro_batch_tokens, self.decoder.arch.vocab
         fused_above = self._settings.fused_attention_above
-        return pack(groups, limit, vocab, self.device, every_token, fused_above)
+        return pack(groups, limit, vocab, self.device, every_token, fused_above, predict)
 
     def _empty(self, like: MicroBatch) -> MicroBatch:
         """One token without weight: all ranks must make as many passes as the busiest of them."""
@@ -262,8 +265,12 @@ class Learner:
         loss: LossSettings | None,
         temperature: float,
         constants: Constants,
+        ahead: int = 0,
     ) -> Sums:
-        """Add the gradients of one micro-batch to those of the step."""
+        """Add the gradients of one micro-batch to those of the step.
+
+        `ahead`: tokens of the step that are predicted two ahead, over which that loss is a mean.
+        """
         reference = None
         if self.reference is not None and batch.kl_weights is not None:
             reference = self._logprobs(self.reference, batch, temperature)
@@ -277,8 +284,9 @@ class Learner:
             sequence=_of(batch, constants.sequence),
             labels=batch.labels,
         )
+        stream = _stream(self.decoder, batch)
         value, logprobs, entropy = chunked_loss(
-            _hidden(self.decoder, batch),
+            repeated(stream, batch.rows),
             self.decoder.head,
             batch.targets,
             temperature,
@@ -287,8 +295,16 @@ class Learner:
             self.decoder.dtype,
             self.decoder.product,
         )
+        found = sums(logprobs, entropy, terms, loss)
+        if batch.ahead is not None:
+            settings = self._settings
+            weight = settings.mtp_weight / ahead
+            how = weight, settings.mtp_detached, settings.logits_chunk
+            more, unlikely = ahead_loss(self.decoder, stream, batch.ahead, *how)
+            value = value + more
+            found += Sums(ahead=len(batch.ahead.targets), ahead_loss=unlikely)
         value.backward()
-        return sums(logprobs, entropy, terms, loss)
+        return found
 
     @torch.no_grad()
     def _logprobs(self, decoder: Decoder, batch: MicroBatch, temperature: float) -> Tensor:
@@ -310,16 +326,14 @@ class Learner:
             # token met, an idle expert's say, would then depend on when it was last used.
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        gradients = [
-            sharding.local_shard(p.grad) for p in self.parameters.values() if p.grad is not None
-        ]
-        norm = nn.utils.get_total_norm(gradients).item()
-        grad_norm = math.hypot(*self.ranks.all_gather(norm))
-        finite = math.isfinite(loss) and math.isfinite(grad_norm)
+        grad_norm, gradients = self._gradients(predictor=False)
+        ahead_norm, ahead = self._gradients(predictor=True)
+        finite = all(map(math.isfinite, (loss, grad_norm, ahead_norm)))
         if finite:
-            if grad_norm > self._schedule.clip_norm:
-                for gradient in gradients:
-                    gradient.mul_(self._schedule.clip_norm / grad_norm)
+            for norm, part in ((grad_norm, gradients), (ahead_norm, ahead)):
+                if norm > self._schedule.clip_norm:
+                    for gradient in part:
+                        gradient.mul_(self._schedule.clip_norm / norm)
             for parameter_group in self.optimizer.param_groups:
                 parameter_group["lr"] = lr
             self.optimizer.step()
@@ -332,6 +346,21 @@ class Learner:
         self._count_bad(not finite, loss, grad_norm)
         return grad_norm, not finite
 
+    def _gradients(self, predictor: bool) -> tuple[float, list[Tensor]]:
+        """Those of the predictor's parameters, or of all others, and their norm.
+
+        They are clipped apart: what a detached predictor learns is to change nothing else.
+        """
+        found = [
+            sharding.local_shard(parameter.grad)
+            for name, parameter in self.parameters.items()
+            if parameter.grad is not None and name.startswith("predictor.") is predictor
+        ]
+        if not found:
+            return 0.0, []
+        norm = nn.utils.get_total_norm(found).item()
+        return math.hypot(*self.ranks.all_gather(norm)), found
+
     def _count_bad(self, bad: bool, loss: float, grad_norm: float) -> None:
         self.bad_steps += bad
         self.bad_in_row = self.bad_in_row + 1 if bad else 0
@@ -342,11 +371,16 @@ class Learner:
             )
 
 
+def _stream(decoder: Decoder, batch: MicroBatch) -> Tensor:
+    """The hidden states of all tokens, [N, d]."""
+    hidden: Tensor = decoder(batch.tokens, batch.attend.positions, batch.attend)
+    return hidden
+
+
 def _hidden(decoder: Decoder, batch: MicroBatch) -> Tensor:
     """The hidden states that predict the targets, [M, d]."""
     # The last token of a prompt predicts the first one of each completion.
-    hidden = decoder(batch.tokens, batch.attend.positions, batch.attend)
-    return repeated(hidden, batch.rows)
+    return repeated(_stream(decoder, batch), batch.rows)
 
 
 def _of(batch: MicroBatch, column: Tensor | None) -> Tensor | None:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from interlock.errors import TrainingError
+from interlock.learner.ahead import Ahead, Text, ahead_of
 from interlock.models.attention import FUSED_ABOVE, Groups
 
 # A sampler in low precision may give a sure token a probability just above 1.
@@ -65,6 +66,7 @@ class MicroBatch:
     sampler_logprobs: Tensor | None  # [M] fp32
     kl_weights: Tensor | None  # [M] fp32
     labels: Tensor | None  # [M] int64, place in `labels_of(groups)`; of sampled groups only
+    ahead: Ahead | None = None  # where more than the next token is predicted
 
 
 class _Piece(NamedTuple):
@@ -91,6 +93,7 @@ def pack(
     device: torch.device,
     every_token: bool = False,
     fused_above: int = FUSED_ABOVE,
+    predict: bool = False,
 ) -> list[MicroBatch]:
     """Fill micro-batches with groups, in the order given.
 
@@ -105,6 +108,7 @@ def pack(
         device: of the tensors.
         every_token: make every completion token a target.
         fused_above: see models/attention.py.
+        predict: lay out `ahead`, too.
 
     Raises:
         TrainingError: a group is malformed: lengths that differ, ids outside the vocabulary, values
@@ -118,7 +122,7 @@ def pack(
     members = accumulate((len(group.completions) for group in groups), initial=0)
     starts = [ends[member] for member in members]  # of each group, among the T tokens
     batches = (
-        _micro_batch(groups, pieces, starts, columns, device, fused_above)
+        _micro_batch(groups, pieces, starts, columns, device, fused_above, predict)
         for pieces in _filled(_pieces(groups, micro_batch_tokens), micro_batch_tokens)
     )
     return [batch for batch in batches if len(batch.rows)]
@@ -256,6 +260,7 @@ def _micro_batch(
     columns: _Columns,
     device: torch.device,
     fused_above: int,
+    predict: bool,
 ) -> MicroBatch:
     tokens: list[int] = []
     rows: list[int] = []
@@ -291,4 +296,12 @@ def _micro_batch(
         sampler_logprobs=None if sampler is None else sampler[chosen].to(device),
         kl_weights=None if kl_weights is None else kl_weights[chosen].to(device),
         labels=None if labels is None else labels[chosen].to(device),
+        ahead=ahead_of((_texts(groups, p) for p in pieces), device, fused_above)
+        if predict
+        else None,
     )
+
+
+def _texts(groups: Sequence[TrainingGroup], piece: _Piece) -> list[Text]:
+    group = groups[piece.group]
+    return [(group.prompt, group.completions[m], group.weights[m]) for m in piece.members]

@@ -34,6 +34,7 @@ class StepResult(msgspec.Struct, frozen=True):
     masked_share: float | None = None
     effective_share: float | None = None  # (sum r)^2 / (n sum r^2), r = pi / mu of those n tokens
     expert_load: ExpertLoad | None = None  # of a mixture
+    mtp_loss: float | None = None  # nats per token that was predicted two ahead
 
 
 def step_result(
@@ -63,6 +64,7 @@ def step_result(
         masked_share=total.masked / total.learned if total.learned else None,
         effective_share=_effective(total) if sampled else None,
         expert_load=load,
+        mtp_loss=total.ahead_loss / total.ahead if total.ahead else None,
     )
 
 

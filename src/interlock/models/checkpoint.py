@@ -24,6 +24,7 @@ from interlock.models.blocks import read_blocks
 from interlock.models.decoder import Decoder
 from interlock.models.files import copy, read_object
 from interlock.models.huggingface import read_architecture
+from interlock.models.predictor import Predictor, predictor_of, predictor_tensors
 from interlock.models.stored import (
     INDEX,
     WHOLE,
@@ -41,7 +42,11 @@ _SHARD_BYTES = 4 * 2**30
 
 
 def load_decoder(
-    directory: Path, dtype: torch.dtype, device: torch.device, compute: torch.dtype | None = None
+    directory: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    compute: torch.dtype | None = None,
+    predict: bool = False,
 ) -> Decoder:
     """The decoder of a model directory.
 
@@ -50,15 +55,17 @@ def load_decoder(
         dtype: of its parameters; fp32 masters for a learner.
         device: where they are put.
         compute: dtype of its activations; None: `dtype`.
+        predict: with the layer for multi-token prediction, which is left out otherwise.
 
     Raises:
         ModelError: the model is unsupported, unsafe, damaged or incomplete.
     """
-    decoder, stored = _laid_out(directory)
+    decoder, stored = _laid_out(directory, predict)
     _allocate(decoder, dtype, device)
     decoder.dtype = compute or dtype
-    stored.fill(decoder.tensors())
+    stored.fill(decoder.tensors() | predictor_tensors(decoder))
     _check_spare(lambda: decoder.embed.detach(), stored.spare)
+    _check_copies(decoder, stored.spare)
     return decoder
 
 
@@ -103,6 +110,13 @@ def stored_dtype(directory: Path) -> torch.dtype | None:
     return _NAMED.get(str(config.get("dtype") or config.get("torch_dtype")))
 
 
+def has_predictor(directory: Path) -> bool:
+    """Whether config.json says that there is a layer for multi-token prediction."""
+    config = _config(directory)
+    said = config.get("num_nextn_predict_layers", config.get("num_mtp_layers"))
+    return isinstance(said, int) and said > 0
+
+
 def in_blocks(directory: Path) -> bool:
     """Whether the weights of a model are stored in fp8. Raises ModelError."""
     read_architecture(directory)
@@ -110,11 +124,16 @@ def in_blocks(directory: Path) -> bool:
 
 
 def save_model(
-    tensors: Iterable[tuple[str, Tensor]], directory: Path, source: Path, dtype: torch.dtype
+    tensors: Iterable[tuple[str, Tensor]],
+    directory: Path,
+    source: Path,
+    dtype: torch.dtype,
+    predict: bool = False,
 ) -> None:
     """Write `tensors`, which are in `dtype`, and the other files of the model `source`.
 
-    They are what Decoder.published gives, or Learner.publish. transformers' `from_pretrained` reads
+    They are what Decoder.published gives, or Learner.publish; with `predict`, those of
+    published_predictor too. transformers' `from_pretrained` reads
     the directory, which may exist. To make the write atomic is the caller's business
     (rundir.atomic_directory). Raises OSError, or SafetensorError, when the disk refuses.
     """
@@ -123,20 +142,27 @@ def save_model(
     config.pop("auto_map", None)  # names code, which is not copied
     config.pop("torch_dtype", None)
     config.pop("quantization_config", None)  # of the source's files; these are not in fp8
-    if "num_nextn_predict_layers" in config:
+    if "num_nextn_predict_layers" in config and not predict:
         config["num_nextn_predict_layers"] = 0  # that head was left out when the source was loaded
     _write_json(directory / "config.json", config | {"dtype": str(dtype).removeprefix("torch.")})
     copy(source, directory)
     write_tensors(tensors, directory)
 
 
-def _laid_out(directory: Path) -> tuple[Decoder, StoredTensors]:
+def _laid_out(directory: Path, predict: bool = False) -> tuple[Decoder, StoredTensors]:
     """The decoder without memory, and the files that have its tensors."""
     arch, files = read_architecture(directory), weight_files(directory)
     _check_experts(arch, sum(map(len, files.values())), directory)
     with torch.device("meta"):
         decoder = Decoder(arch)
-    shapes = {name: list(view.shape) for name, view in decoder.tensors().items()}
+        decoder.predictor = Predictor(arch) if predict else None
+    views = decoder.tensors() | predictor_tensors(decoder)
+    shapes = {name: list(view.shape) for name, view in views.items()}
+    behind = f"model.layers.{arch.layers}."
+    if predict and not any(n.startswith(behind) for names in files.values() for n in names):
+        raise ModelError(
+            f"{directory} has no layer for multi-token prediction; leave learner.mtp_weight at 0"
+        )
     stored = sort_tensors(files, shapes, arch, read_blocks(_config(directory)))
     found = {name for names in stored.used.values() for name in names}
     if missing := sorted(shapes.keys() - found):
@@ -174,6 +200,23 @@ def _check_spare(embedding: Callable[[], Tensor], spare: Files) -> None:
                 f"{path}: lm_head.weight differs from the embedding, though config.json ties them; "
                 "set tie_word_embeddings to false"
             )
+
+
+def _check_copies(decoder: Decoder, spare: Files) -> None:
+    """Raise ModelError if a predictor brings an embedding or a head that is not the decoder's."""
+    predictor = predictor_of(decoder)
+    if predictor is None:
+        return
+    own = dict(zip(predictor.copies, (decoder.embed, decoder.head), strict=True))
+    for path, names in spare.items():
+        for name in own.keys() & set(names):
+            with opened(path) as file:
+                copy = file.get_tensor(name)
+            if not torch.equal(copy.to(own[name]), own[name].detach()):
+                raise ModelError(
+                    f"{path}: {name} differs from {predictor.copies[name]}, and only a predictor "
+                    "that shares it can be trained; leave learner.mtp_weight at 0"
+                )
 
 
 def _allocate(decoder: Decoder, dtype: torch.dtype, device: torch.device) -> None:

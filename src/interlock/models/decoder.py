@@ -125,6 +125,7 @@ class Decoder(nn.Module):
         self.head_product: Product = products.wide  # an engine may lend a packed one
         self.dtype = torch.float32
         self.checkpointing = False
+        self.predictor: nn.Module | None = None  # models/predictor.py, where one is trained
 
     @property
     def head(self) -> nn.Parameter:
@@ -216,4 +217,5 @@ class Decoder(nn.Module):
             yield name, view.to(torch.float32 if exact else dtype, copy=True)
 
     def _experts(self) -> Iterator[Experts]:
-        return (module for module in self.modules() if isinstance(module, Experts))
+        """Those of the layers: a predictor's are not balanced."""
+        return (module for module in self.layers.modules() if isinstance(module, Experts))

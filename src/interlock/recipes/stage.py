@@ -85,6 +85,7 @@ def update_metrics(updates: Sequence[StepResult]) -> UpdateMetrics:
         bad_steps=sum(update.skipped for update in updates),
         expert_load=_mean(load.busiest for load in loads),
         experts_idle=_mean(load.idle for load in loads),
+        mtp_loss=_mean(update.mtp_loss for update in updates),
     )
 
 

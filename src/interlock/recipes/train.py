@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from datetime import datetime
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple, TypeVar
@@ -32,10 +33,11 @@ from interlock.learner.distributed.rank_loop import run_rank
 from interlock.learner.distributed.ranks import Ranks, join
 from interlock.learner.learner import Learner
 from interlock.models.catalogue import sizes_of
-from interlock.models.checkpoint import load_decoder, save_model, stored_dtype
+from interlock.models.checkpoint import has_predictor, load_decoder, save_model, stored_dtype
 from interlock.models.decoder import Decoder
 from interlock.models.fetch import find_model
 from interlock.models.huggingface import read_architecture
+from interlock.models.predictor import published_predictor
 from interlock.models.tokenizer import Tokenizer
 from interlock.recipes import fleet, gate, inputs, starts
 from interlock.recipes.gate import Use
@@ -121,7 +123,10 @@ def _run_rank0(
     where = starts.find(recipe, model, begun, recorded, sinks.note)
     prepared = _prepare(recipe, tokenizer, arch.context)
     fleet.check(recipe)
-    decoder = load_decoder(model, torch.float32, ranks.load_device)
+    predict = recipe.learner.mtp_weight > 0
+    if has_predictor(model) and not predict:
+        sinks.note("the layer for multi-token prediction is left out (learner.mtp_weight = 0)")
+    decoder = load_decoder(model, torch.float32, ranks.load_device, predict=predict)
     decoder = sharding.shard(decoder, recipe.learner, ranks)
     inline = _inline(recipe, model, uses, decoder if ranks.size == 1 else None)
     hangs_on = inputs.identify(model, tokenizer, [each.data.files for each in prepared])
@@ -146,7 +151,8 @@ def _run_rank0(
         def keep(learner: Learner, path: Path) -> None:
             dtype = stored_dtype(model) or decoder.dtype
             _, tensors = learner.publish(dtype)
-            save_model(tensors.items(), path, source=model, dtype=dtype)
+            ahead = published_predictor(learner.decoder, dtype)
+            save_model(chain(tensors.items(), ahead), path, model, dtype, predict)
             tokenizer.save(path)
 
         provided = Provided(prepared, where, keep, tokenizer.decode)
@@ -160,6 +166,11 @@ def _run_rank0(
 
 def check_processes(recipe: Recipe, size: int) -> None:
     """Raise ConfigError where a stage, be it the last, cannot learn in `size` processes."""
+    if size > 1 and recipe.learner.mtp_weight > 0:
+        raise ConfigError(
+            f"learner.mtp_weight: the layer for multi-token prediction learns in one process, and "
+            f"this learner has {size}; start it without torchrun, or leave it at 0"
+        )
     for index, stage in enumerate(recipe.stage):
         if size > 1 and stage.learns_alone:
             raise ConfigError(

@@ -157,6 +157,7 @@ class UpdateMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tru
     # is worst (1 is even); and the share of the experts that no token chose.
     expert_load: float | None = None
     experts_idle: float | None = None
+    mtp_loss: float | None = None  # mean; nats per token that was predicted two ahead
 
 
 class TeacherMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):

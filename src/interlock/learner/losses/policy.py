@@ -39,6 +39,8 @@ class Sums:
     ratio: float = 0.0  # of pi / mu
     ratio_squared: float = 0.0
     kl: float = 0.0  # k3 of the learner against the reference
+    ahead: int = 0  # tokens predicted by the layer for multi-token prediction
+    ahead_loss: float = 0.0  # their -log p
     by_label: dict[int, Mismatch] = field(default_factory=dict)
 
     def __add__(self, other: "Sums") -> "Sums":
