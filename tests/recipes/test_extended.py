@@ -1,5 +1,6 @@
 """Runs that are made longer, stages that start elsewhere, and stages by themselves."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,11 @@ def test_a_stage_starts_from_the_model_another_run_or_an_earlier_stage(
     between = replace(two, name="between")
     back = replace(sequence, stage=[one, between, replace(two, origin="stage:one")])
     train(back, tmp_path / "back")
+    (started,) = RunDir.read(tmp_path / "back").events()
+    left = hashlib.sha256((tmp_path / "back/stages/00-one/model.safetensors").read_bytes())
+    assert started.facts["digest"] == f"sha256 {hashlib.sha256(left.digest()).hexdigest()}"
+    with pytest.raises(ConfigError, match="stage 2 starts from stage:one; go on with a run"):
+        only(back, "2", None)
     assert weights(tmp_path / "back") == weights(tmp_path / "sequence")
 
     other = replace(sequence, stage=[replace(two, origin=str(tmp_path / "first"))])

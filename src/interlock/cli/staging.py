@@ -33,9 +33,10 @@ def only(recipe: Recipe, which: str, resumed: Path | None) -> Recipe:
     if resumed is None:
         if index == 0 or _says_where(stage):
             return alone
+        left = stage.origin or "what the one before it leaves"
         raise ConfigError(
-            f"stage {which} starts from what the one before it leaves; go on with a run of those "
-            f"before (--run DIR --resume), or say what it starts from: stage.{index}.from=runs/x"
+            f"stage {which} starts from {left}; go on with a run of those before (--run DIR "
+            f"--resume), or say what it starts from: stage.{index}.from=runs/x"
         )
     with closing(RunDir.read(resumed)) as run:
         recorded = parse_recipe(run.config, source=f"{resumed}/config.json").stage

@@ -128,7 +128,7 @@ def begin(stage: Stage[Any], starts: Starts) -> None:
         place = [each.name for each in stage.recipe.stage].index(name)
         directory = stage.run.stage_weights(place, name)
     _load(stage.learner, directory)
-    digest = stage.run.manifest.inputs.get(_name(stage.index, origin), "")
+    digest = stage.run.manifest.inputs.get(_name(stage.index, origin)) or _digest(directory)
     message = f"stage {stage.index} starts from {origin}"
     stage.sinks.event(stage.run.event("started_from", message, origin=origin, digest=digest))
 
