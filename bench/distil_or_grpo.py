@@ -1,15 +1,16 @@
 """On-policy distillation against GRPO: one student, one task, the compute that each takes.
 
-    SmolLM2-135M ─┬─ sft, longer ─> teacher ────────────────┐
-                  └─ sft, short ──> student ─┬─ grpo    x seeds  ─> accuracy by
-                                             └─ distill x seeds     compute
+    SmolLM2-135M-Instruct ─┬─ grpo, the demo's run ──> teacher ──┐
+                           ├─ grpo, the same, x seeds            │   ─> accuracy by compute
+                           └─ distill x seeds <──────────────────┘   ─> accuracy by compute
 
     python bench/distil_or_grpo.py [--seeds 0 1 2] [--runs runs/distil-or-grpo] [--json FILE]
 
-Both arms begin with the same student and sample as many completions of the same problems a step;
-GRPO learns from the verifier's verdicts, distillation from the teacher's whole distribution after
-each token (reverse KL), and never from a verdict. After every few steps the same 1,000 problems
-that no part was trained on are answered greedily; that is not counted. Counted is all else:
+The task, the student and GRPO's settings are those of recipes/demo.toml; distillation has them too,
+and fewer steps. A step of either arm samples as many completions of the same problems. GRPO learns
+from the verifier's verdicts, distillation from the teacher's whole distribution after each token
+(reverse KL), and never from a verdict. After every few steps the same problems, which no part was
+trained on, are answered greedily; that is not counted. Counted is all else:
 
     seconds   of processor, of the run's process, while it samples, updates and publishes; teacher's
               scoring included
@@ -17,8 +18,8 @@ that no part was trained on are answered greedily; that is not counted. Counted 
               where a distribution is needed; the teacher's pass included; attention's own products
               and the optimizer are not
 
-What the teacher and the student took to make is shown, and is in neither arm: whoever distils has a
-teacher. A part that is finished is not run again, and one that was interrupted goes on.
+What it took to make the teacher is in neither arm: whoever distils has one. A part that is finished
+is not run again, and one that was interrupted goes on.
 """
 
 import argparse
@@ -28,6 +29,7 @@ import os
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
@@ -38,51 +40,30 @@ from safetensors import safe_open
 
 from environment import environment
 from interlock.config.reading import parse_recipe
-from interlock.config.tasks import TaskSettings
 from interlock.recipes.sinks import Sink
 from interlock.recipes.train import train
 from interlock.records.metrics import StepMetrics
 from interlock.records.rl import ScoredGroup
 from interlock.rundir import RunDir
-from interlock.tasks import open_task
 
-MODEL = "smollm2-135m-instruct"
-TEMPLATE = Path(__file__).with_name("plain.jinja")
-LIMITS = {"max_tokens": 8, "stop": ["\n"]}
+DEMO = Path(__file__).parent.parent / "recipes" / "demo.toml"
 ARMS = ("grpo", "distill")
-_ROWS_FROM = 1_000_000  # a step far behind those of the arms: its problems are other ones
+TEACHERS_SEED = 100  # none of the arms'
 
 
 class Size(msgspec.Struct, frozen=True, kw_only=True):
-    """How much of everything. `brief` is for tests: it says nothing of either arm."""
+    """How much of everything."""
 
     held_out: int = 1000
-    teacher_steps: int = 40
-    student_steps: int = 15
-    batch: int = 32  # rows of a step of sft
-    problems: int = 12
-    completions: int = 8
-    grpo_steps: int = 12
-    distill_steps: int = 6
-    grpo_every: int = 6  # steps between two evaluations
-    distill_every: int = 3
-    sft_lr: float = 1e-4
-    grpo_lr: float = 3e-5
-    distill_lr: float = 1e-4
+    problems: int = 12  # of a step, with as many completions each as the demo has
+    grpo_steps: int = 20
+    distill_steps: int = 8
+    grpo_every: int = 5  # steps between two evaluations
+    distill_every: int = 2
 
 
-BRIEF = Size(
-    held_out=16,
-    teacher_steps=2,
-    student_steps=1,
-    batch=8,
-    problems=2,
-    completions=4,
-    grpo_steps=2,
-    distill_steps=2,
-    grpo_every=1,
-    distill_every=1,
-)
+# For tests: it says nothing of either arm.
+BRIEF = Size(held_out=16, problems=2, grpo_steps=2, distill_steps=2, grpo_every=1, distill_every=1)
 
 
 class Weights(NamedTuple):
@@ -101,52 +82,21 @@ class Point(msgspec.Struct, frozen=True):
     accuracy: float | None  # None: not measured after this step
 
 
-def task_of(size: Size) -> dict[str, Any]:
-    options = {"operators": ["+"], "digits": 2, "template": "{a} {op} {b} ="}
-    return {"name": "arithmetic", "options": options, "held_out": size.held_out}
-
-
 def recipe_of(name: str, runs: Path, size: Size) -> dict[str, Any]:
-    """The recipe of a part: "teacher", "student", or an arm with its seed, "grpo-0"."""
+    """The recipe of a part: "teacher", or an arm with its seed, "grpo-0"."""
     kind, _, seed = name.partition("-")
-    stage: dict[str, Any] = {"task": task_of(size), "sampling": LIMITS}
-    if kind in ("teacher", "student"):
-        path = MODEL
-        steps = size.teacher_steps if kind == "teacher" else size.student_steps
-        rows = {"data": str(runs / "rows.jsonl"), "batch_size": size.batch}
-        rate = {"lr": size.sft_lr, "schedule": "linear", "warmup_steps": min(4, steps - 1)}
-        stage |= rows | {"kind": "sft", "steps": steps, "optimizer": rate}
-        stage["eval"] = {"problems": min(size.held_out, 128), "every": 5}
-    else:
-        path = str(runs / "student" / "weights")
-        stage |= {"kind": kind, "problems_per_step": size.problems}
-        stage["completions"] = size.completions
-        if kind == "grpo":
-            steps, every, lr = size.grpo_steps, size.grpo_every, size.grpo_lr
-        else:
-            steps, every, lr = size.distill_steps, size.distill_every, size.distill_lr
-            stage["teacher"] = [{"model": str(runs / "teacher" / "weights")}]
-        stage |= {"steps": steps, "optimizer": {"lr": lr, "schedule": "linear"}}
-        stage["eval"] = {"problems": size.held_out, "every": every}
-    return {
-        "name": name,
-        "seed": int(seed or 0),
-        "checkpoint_every": 0,
-        "keep_checkpoints": 0,
-        "model": {"path": path, "chat_template": str(TEMPLATE)},
-        "generator": [{"slots": 128}],
-        "stage": [stage],
-    }
-
-
-def write_rows(path: Path, size: Size) -> None:
-    """What teacher and student learn by heart: sums with their answers, none of them held out."""
-    source = open_task(msgspec.convert(task_of(size), TaskSettings))
-    count = size.batch * max(size.teacher_steps, size.student_steps)
-    with path.open("w", encoding="utf-8") as file:
-        for problem in source.train(_ROWS_FROM, min(count, 3000)):
-            row = {"prompt": problem.messages[-1]["content"], "completion": f" {problem.answer}"}
-            file.write(json.dumps(row) + "\n")
+    tree: dict[str, Any] = tomllib.loads(DEMO.read_text(encoding="utf-8"))
+    (stage,) = tree["stage"]
+    steps, every = size.grpo_steps, size.grpo_every
+    if kind == "distill":
+        steps, every = size.distill_steps, size.distill_every
+        stage["teacher"] = [{"model": str(runs / "teacher" / "weights")}]
+    stage |= {"kind": "distill" if kind == "distill" else "grpo", "steps": steps}
+    stage["problems_per_step"] = size.problems
+    stage["eval"] = {"problems": size.held_out, "every": every if kind in ARMS else 0}
+    stage["task"]["held_out"] = size.held_out
+    tree |= {"name": name, "seed": int(seed) if seed else TEACHERS_SEED, "checkpoint_every": 0}
+    return tree
 
 
 class ProcessorSeconds(Sink):
@@ -172,8 +122,6 @@ class ProcessorSeconds(Sink):
 
 def run_part(name: str, runs: Path, size: Size) -> None:
     """Run a part to its end, from where it stands."""
-    if not (runs / "rows.jsonl").exists():
-        write_rows(runs / "rows.jsonl", size)
     directory = runs / name
     recipe = parse_recipe(recipe_of(name, runs, size), name)
     resume = (directory / "manifest.json").exists()
@@ -297,42 +245,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
     parser.add_argument("--runs", type=Path, default=Path("runs/distil-or-grpo"), metavar="DIR")
+    parser.add_argument("--held-out", type=int, default=1000, metavar="N", help="default: 1000")
     parser.add_argument("--part", metavar="NAME", help="run this part alone, in this process")
     parser.add_argument("--brief", action="store_true", help="a few steps, to see that all works")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
     given = parser.parse_args()
-    size, runs = BRIEF if given.brief else Size(), given.runs
+    size, runs = BRIEF if given.brief else Size(held_out=given.held_out), given.runs
     runs.mkdir(parents=True, exist_ok=True)
     if given.part:
         run_part(given.part, runs, size)
         return
     arms = [f"{arm}-{seed}" for seed in given.seeds for arm in ARMS]
-    for name in ("teacher", "student", *arms):
+    for name in ("teacher", *arms):
         if (runs / name / "weights" / "config.json").exists():
             print(f"{name} is finished", flush=True)
             continue
         command = [sys.executable, __file__, "--part", name, "--runs", str(runs)]
+        command += ["--held-out", str(size.held_out)]
         # Processor seconds of two threads say how well they share, not what was computed.
         own = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
         subprocess.run([*command, *["--brief"] * given.brief], env=own, check=True)
         print(f"{name} is finished now", flush=True)
-    student, teacher = (weights_of(runs / name / "weights") for name in ("student", "teacher"))
-    curves = {name: curve_of(name, runs, student, teacher) for name in arms}
+    weights = weights_of(runs / "teacher" / "weights")  # the student's are as many
+    curves = {name: curve_of(name, runs, weights, weights) for name in arms}
     rows = list(compared(curves, given.seeds))
     show(curves, rows)
     if given.json:
-        made = {
-            name: [
-                {"step": line.step, "accuracy": line.accuracy}
-                for line in RunDir.read(runs / name).metrics()
-                if line.accuracy is not None
-            ]
-            for name in ("teacher", "student")
-        }
         figures = {
             "environment": environment(),
             "setting": msgspec.to_builtins(size) | {"seeds": given.seeds},
-            "made": made,
+            "teacher": RunDir.read(runs / "teacher").metrics()[-1].accuracy,
             "curves": msgspec.to_builtins(curves),
             "seeds": rows,
         }
