@@ -1,6 +1,8 @@
 """Small random models of every family that GGUF export knows, with a tokenizer of a few merges."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from safetensors.torch import save_file
 
 from interlock.export import pretokenizers
 from interlock.models.decoder import Decoder
+from interlock.models.fetch import cache_dir
 from interlock.models.huggingface import read_architecture
 from interlock.models.tokenizer import Tokenizer
 from interlock.records.metrics import StepMetrics, WorkerMetrics
@@ -60,6 +63,7 @@ _CLASSES = {
     "qwen3_moe": "Qwen3MoeForCausalLM",
 }
 Build = Callable[..., Path]
+_LLAMA_CPP = "xllamacpp==2026.10.11549"
 
 
 @pytest.fixture
@@ -140,3 +144,16 @@ def trained(build: Build, tmp_path: Path) -> Path:
             for path in build("llama").iterdir():
                 (weights / path.name).write_bytes(path.read_bytes())
     return tmp_path / "sums"
+
+
+@pytest.fixture(scope="session")
+def llama() -> Path:
+    """The interpreter of an environment with xllamacpp, made once in the cache."""
+    place = cache_dir() / "tests" / _LLAMA_CPP
+    python = place / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", str(place)], check=True, timeout=120)
+    command = [str(python), "-m", "pip", "install", "--quiet", "--no-input", _LLAMA_CPP]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    if done.returncode:
+        pytest.skip(f"{_LLAMA_CPP} cannot be installed: {done.stderr.strip()[-200:]}")
+    return python

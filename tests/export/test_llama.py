@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import llama_child
@@ -12,31 +11,16 @@ from interlock.config.schema import GeneratorSettings
 from interlock.export.gguf_file import write_gguf
 from interlock.export.source import find_source
 from interlock.mismatch import Mismatch, mismatch
-from interlock.models.fetch import cache_dir
 from interlock.models.tokenizer import Tokenizer
 from interlock.workers.generator import open_generator
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-_PACKAGE = "xllamacpp==2026.10.11549"
 TEXTS = [
     "The capital of France is Paris, which lies on the river Seine and has two million people.",
     "def add(a, b):\n    return a + b\n\nprint(add(17, 25))  # 42\n",
     "<|im_start|>user\nWhat is 17 + 25?<|im_end|>\n<|im_start|>assistant\nIt is 42.<|im_end|>\n",
     "Es war einmal ein König, der hatte drei Söhne; 2026 naïve café 😀 12345.678",
 ]
-
-
-@pytest.fixture(scope="module")
-def llama() -> Path:
-    """The interpreter of an environment with xllamacpp, made once in the cache."""
-    place = cache_dir() / "tests" / _PACKAGE
-    python = place / "bin" / "python"
-    subprocess.run([sys.executable, "-m", "venv", str(place)], check=True, timeout=120)
-    command = [str(python), "-m", "pip", "install", "--quiet", "--no-input", _PACKAGE]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    if done.returncode:
-        pytest.skip(f"{_PACKAGE} cannot be installed: {done.stderr.strip()[-200:]}")
-    return python
 
 
 @pytest.fixture(scope="module")

@@ -124,7 +124,9 @@ def _add_train(choices: Any) -> None:
 def _add_chat(choices: Any) -> None:
     verb = choices.add_parser("chat", help="talk to a model")
     verb.add_argument(
-        "model", metavar="MODEL", help="a model directory, a run directory or hf:org/name"
+        "model",
+        metavar="MODEL",
+        help="a model directory, a GGUF file, a run or hf:org/name",
     )
     verb.add_argument("--system", help="a system turn")
     verb.add_argument("--temperature", type=float, default=0.7, help="0 is greedy (default: 0.7)")
@@ -165,7 +167,9 @@ def _add_eval(choices: Any) -> None:
         "Held out are the problems that a run with the same task settings never trained on.",
     )
     verb.add_argument(
-        "model", metavar="MODEL", help="a model directory, a run directory or hf:org/name"
+        "model",
+        metavar="MODEL",
+        help="a model directory, a GGUF file, a run or hf:org/name",
     )
     verb.add_argument(
         "settings",
@@ -221,7 +225,9 @@ def _add_export(choices: Any) -> None:
         description="Nothing is replaced. A GGUF file is for llama.cpp, Ollama, LM Studio.",
     )
     verb.add_argument(
-        "model", metavar="MODEL", help="a model directory, a run directory or hf:org/name"
+        "model",
+        metavar="MODEL",
+        help="a model directory, a GGUF file, a run or hf:org/name",
     )
     verb.add_argument("--to", required=True, choices=["hf", "gguf"])
     verb.add_argument("--out", type=Path, metavar="PATH", help="default: exports/NAME…")
@@ -336,7 +342,9 @@ def _add_parity(choices: Any) -> None:
         description="Exit code 0: same or close; 1: different; 3: no answer to --task was judged.",
     )
     verb.add_argument(
-        "model", metavar="MODEL", help="a model directory, a run directory or hf:org/name"
+        "model",
+        metavar="MODEL",
+        help="a model directory, a GGUF file, a run or hf:org/name",
     )
     verb.add_argument(
         "settings", nargs="*", metavar="key=value", help="of the task: options.digits=3, seed=1, …"

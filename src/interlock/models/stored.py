@@ -160,8 +160,8 @@ def sort_tensors(
                 elif owner == name or owner not in shapes:
                     if problem := _problem(file, name, shapes.get(name), path, places, stored):
                         raise ModelError(
-                            f"{path}: {name} {problem}; use the config.json that came with the "
-                            "weights"
+                            f"{path}: {name} {problem}; fetch the model again, with the "
+                            "config.json that came with it"
                         )
                     stored.used.setdefault(path, []).append(name)
     _check_owners(places, shapes, stored)

@@ -53,7 +53,12 @@ def _llama3(tokenizer: Tokenizer) -> None:
 
 
 def _qwen2(tokenizer: Tokenizer) -> None:
+    """With composed characters, as published; llama.cpp leaves that out."""
     tokenizer.normalizer = normalizers.NFC()
+    _split(tokenizer, r"\p{N}")
+
+
+def _r1_qwen(tokenizer: Tokenizer) -> None:
     _split(tokenizer, r"\p{N}")
 
 
@@ -72,7 +77,7 @@ RULES: dict[str, Callable[[Tokenizer], None]] = {
     "smollm": _smollm,
     "llama-bpe": _llama3,
     "qwen2": _qwen2,
-    "deepseek-r1-qwen": _qwen2,
+    "deepseek-r1-qwen": _r1_qwen,
 }
 _WHOLE_FIRST = {"llama-bpe"}  # a word that is a token is that, whatever the merges say
 _BEGUN = {"llama-bpe"}  # texts begin with BOS where the file does not say
