@@ -35,7 +35,6 @@ CAUSES = (
     "form_never_met",
     "entropy_collapsed",
     "answers_cut",
-    "accuracy_fell",
 )
 _Z = 1.959964  # of 95 %
 

@@ -18,7 +18,7 @@ FLOORS = [
     set(GROUND),
     {"chips", "tasks", "report", "fleet", "sync"},
     {"models"},
-    {"engine", "learner"},
+    {"engine", "learner", "plan"},
     {"workers"},
     {"serve"},
     {"recipes", "qualify", "parity", "doctor", "preflight", "export", "label"},

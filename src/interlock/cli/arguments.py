@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 from interlock import __version__
 from interlock.cli import devices, verbs
 from interlock.cli.labelling import add_label
+from interlock.cli.planning import add_plan
 from interlock.cli.reviewing import add_review
 from interlock.cli.serving import add_serve
 from interlock.cli.starting import add_init, add_tasks
@@ -71,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
             _add_eval,
             _add_chat,
             add_serve,
+            add_plan,
             _add_bench,
             _add_doctor,
         ),

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-from interlock.config.rewards import JudgeReward
 from interlock.config.schema import GeneratorSettings, Recipe, by_name
 from interlock.config.tasks import TaskSettings, task_conflicts
 from interlock.errors import ConfigError
@@ -223,9 +222,6 @@ def _free_tables(where: str, task: TaskSettings) -> Iterator[str]:
     yield from _unrecordable(f"{where}.template", task.template)
     if task.judge is not None:
         yield from _unrecordable(f"{where}.judge.body", task.judge.body)
-    for each in task.reward:
-        if isinstance(each, JudgeReward):
-            yield from _unrecordable(f"{where}.reward.{each.called}.judge.body", each.judge.body)
 
 
 def _unrecordable(name: str, value: Any) -> Iterator[str]:

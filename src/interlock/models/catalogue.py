@@ -33,6 +33,12 @@ class ModelRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     q_rank: int = 0
     kv_rank: int = 0
     tied: bool = False
+    # Of plans, which count weights: layers without experts, the experts that every token passes,
+    # and, with latent attention, the rotated part of a key and the length of a value.
+    dense_layers: int = 0
+    shared_inner: int = 0
+    rope_dim: int = 0
+    value_dim: int = 0
 
     @property
     def sizes(self) -> Sizes:

@@ -260,7 +260,6 @@ EventKind = Literal[
     "mask_loosened",  # fewer tokens are masked while learner and sampler move apart
     "reward_hacked",  # a reward grows, and what the verifier says does not
     "off_policy_idle",  # off-policy masking knows no threshold
-    "accuracy_fell",  # to less than half of its best
     "nothing_taught",  # no group's rewards differ
     "little_taught",  # few groups' do
     "form_never_met",

@@ -1,0 +1,224 @@
+"""`interlock plan`: which chips, how long, how much."""
+
+import argparse
+import csv
+import io
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from interlock.config.reading import load_recipe
+from interlock.errors import ConfigError
+from interlock.text import error_line, one_line, visible
+
+if TYPE_CHECKING:
+    from interlock.plan.plan import PlanInputs
+    from interlock.plan.profile import Likeness
+
+_MOST_BYTES = 64 << 20
+_LINK = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT])(b|B)(?:it)?(?:/s|ps)?")
+_POWERS = {"K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+
+
+def add_plan(choices: Any) -> None:
+    """The verb's place in the parser."""
+    verb = choices.add_parser(
+        "plan",
+        help="say how long a recipe takes on chips, what it costs, and whether it fits",
+        description="Nothing is run and nothing is fetched. docs/planning.md has the formulas, "
+        "and how far off they are on published runs.",
+    )
+    verb.add_argument("recipe", nargs="?", metavar="RECIPE.toml")
+    verb.add_argument(
+        "settings", nargs="*", metavar="key=value", help="change the recipe's settings"
+    )
+    verb.add_argument(
+        "--chips",
+        metavar="NxCHIP:ROLE,…",
+        help='"64xH800:learner,128x910B:generator"; a role is learner, generator or both',
+    )
+    verb.add_argument("--model", metavar="MODEL", help="sizes of: a name or a config.json")
+    verb.add_argument(
+        "--link", metavar="RATE", help="to each generator's node: 10Gb/s, 1.25GB/s (default: own)"
+    )
+    for name, what in (
+        ("--mean-tokens", "of an answer"),
+        ("--prompt-tokens", "of a prompt"),
+        ("--verify-s", "seconds to judge an answer"),
+    ):
+        verb.add_argument(name, type=_positive, metavar="N", help=f"{what} (default: assumed)")
+    verb.add_argument("--weight-bytes", type=_positive, metavar="N", help="of generators: 1 is fp8")
+    verb.add_argument("--prices", type=Path, metavar="FILE", help="[[price]] tables, with dates")
+    verb.add_argument(
+        "--profile", type=Path, metavar="FILE", help="interlock bench --json, or a TOML table"
+    )
+    verb.add_argument("--like", type=Path, metavar="RUN", help="learn from a run's seconds")
+    verb.add_argument("--ran-on", metavar="NxCHIP:ROLE,…", help="of --like (default: --chips)")
+    verb.add_argument("--find", action="store_true", help="search placements of --chips")
+    verb.add_argument(
+        "--validate",
+        nargs="?",
+        const="",
+        metavar="FILE.csv",
+        help="recompute the published runs, or those of a table like plan/data/rl_runs.csv",
+    )
+    verb.add_argument("--picture", type=Path, metavar="FILE.svg", help="of --validate")
+    verb.add_argument("--json", action="store_true", help="print one JSON object")
+    verb.set_defaults(verb=plan)
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e9:
+        raise argparse.ArgumentTypeError(f"{one_line(repr(text), 40)} is no number above 0")
+    return value
+
+
+def plan(given: argparse.Namespace) -> None:
+    """Plan, search, or recompute what others have published."""
+    if given.validate is not None:
+        _validate(given)
+        return
+    if not given.recipe or not given.chips:
+        raise ConfigError("give RECIPE.toml and --chips COUNTxCHIP:ROLE,… (or --validate)")
+    from interlock.plan import told
+    from interlock.plan.chips import parse_stock
+    from interlock.plan.plan import plan_of
+    from interlock.plan.roles import roles_of
+    from interlock.plan.search import find_placements
+
+    recipe = load_recipe(Path(given.recipe), given.settings)
+    stocks = parse_stock(given.chips)
+    inputs, stocks, likeness = _inputs(given, recipe, stocks)
+    if given.find:
+        found = find_placements(inputs, stocks)
+        if given.json:
+            print(json.dumps(told.tree_of_search(found), indent=2))
+            return
+        _show(told.lines_of_search(found))
+        return
+    generates = any(stage.generates for stage in recipe.stage)
+    planned = plan_of(inputs, roles_of(stocks, generates))
+    if given.json:
+        tree = told.tree_of(planned, inputs)
+        if likeness is not None:
+            tree["like"] = told.tree_of_likeness(likeness)
+        print(json.dumps(tree, indent=2))
+        return
+    if likeness is not None:
+        _show([*told.lines_of_likeness(likeness), ""])
+    _show(told.lines_of(planned, inputs))
+
+
+def _inputs(
+    given: argparse.Namespace, recipe: Any, stocks: list[Any]
+) -> tuple["PlanInputs", list[Any], "Likeness | None"]:
+    """All that a plan is made of, a profile and a run among it."""
+    import msgspec
+
+    from interlock.plan.chips import parse_stock
+    from interlock.plan.plan import PlanInputs
+    from interlock.plan.prices import read_prices
+    from interlock.plan.roles import roles_of
+    from interlock.plan.shapes import model_shape
+    from interlock.plan.workload import GivenFigures
+
+    inputs = PlanInputs(
+        recipe=recipe,
+        shape=model_shape(given.model or recipe.model.path),
+        given=GivenFigures(given.mean_tokens, given.prompt_tokens, given.verify_s),
+        link=_rate(given.link) if given.link else None,
+        prices=read_prices(given.prices) if given.prices else {},
+        weight_bytes=given.weight_bytes,
+    )
+    if given.profile:
+        inputs, stocks = _profiled(given.profile, inputs, stocks)
+    if not given.like:
+        return inputs, stocks, None
+    from interlock.plan.profile import like
+
+    ran = parse_stock(given.ran_on) if given.ran_on else stocks
+    if given.profile and given.ran_on:
+        inputs, ran = _profiled(given.profile, inputs, ran)
+    likeness = like(given.like, roles_of(ran, True), inputs)
+    figures = GivenFigures(
+        given.mean_tokens or likeness.mean_tokens,
+        given.prompt_tokens or likeness.prompt_tokens,
+        given.verify_s,
+    )
+    inputs = msgspec.structs.replace(inputs, given=figures, factors=likeness.factors, measured=True)
+    return inputs, stocks, likeness
+
+
+def _profiled(
+    path: Path, inputs: "PlanInputs", stocks: list[Any]
+) -> tuple["PlanInputs", list[Any]]:
+    """The chips of one kind are those that were measured; of several the profile's own are."""
+    import msgspec
+
+    from interlock.plan.chips import find
+    from interlock.plan.profile import applied, read_profile
+
+    profile = read_profile(path)
+    kinds = {stock.chip.name for stock in stocks}
+    wanted = next(iter(kinds)) if len(kinds) == 1 else find(profile.chip).name
+    rates = inputs.rates
+    changed = []
+    for stock in stocks:
+        if stock.chip.name == wanted:
+            rates, chip = applied(profile, stock.chip)
+            stock = msgspec.structs.replace(stock, chip=chip)
+        changed.append(stock)
+    return msgspec.structs.replace(inputs, rates=rates, measured=True), changed
+
+
+def _rate(text: str) -> float:
+    """'10Gb/s' -> bytes per second. A small b is bits."""
+    match = _LINK.fullmatch(text.strip())
+    rate = float(match[1]) * _POWERS[match[2]] / (8 if match[3] == "b" else 1) if match else 0.0
+    if not 0 < rate < 1e15:
+        raise ConfigError(
+            f"--link {one_line(repr(text), 40)}: write a rate such as 10Gb/s (bits) or 1.25GB/s"
+        )
+    return rate
+
+
+def _show(lines: Any) -> None:
+    for line in lines:
+        print(visible(line))
+
+
+def _validate(given: argparse.Namespace) -> None:
+    from interlock.plan.validate import validate
+    from interlock.plan.validation_told import lines_of, tree_of
+
+    found = validate(_rows(Path(given.validate)) if given.validate else None)
+    if given.picture:
+        from interlock.plan.picture import picture
+
+        given.picture.write_text(picture(found), encoding="utf-8")
+    if given.json:
+        print(json.dumps(tree_of(found), indent=2))
+        return
+    _show(lines_of(found))
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    """A table in the columns of plan/data/rl_runs.csv."""
+    from interlock.plan.chips import data_file
+    from interlock.regular import read_regular
+
+    try:
+        text = read_regular(path, _MOST_BYTES).decode("utf-8-sig")
+        rows = [dict(row) for row in csv.DictReader(io.StringIO(text))]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"--validate {path}: {error_line(error)}; give a CSV file") from None
+    needed = list(data_file("rl_runs.csv")[0])
+    missing = [name for name in needed if not rows or name not in rows[0]]
+    if missing:
+        raise ConfigError(f"--validate {path}: no column {missing[0]!r}; there are to be {needed}")
+    return [{name: value or "" for name, value in row.items() if name} for row in rows]

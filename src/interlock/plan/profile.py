@@ -1,0 +1,228 @@
+"""What was measured beats what was fitted: profiles, and runs that happened.
+
+    --profile FILE ─┬─ `interlock bench --json`: how fast this machine multiplies
+                    └─ a TOML table of constants, or of a chip's peaks
+    --like RUN ─────── a run directory: seconds of each part against its own plan ──> Factors
+
+A profile may say less than all; what it does not say stays as it was.
+"""
+
+import json
+import statistics
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from interlock.config.reading import parse_recipe
+from interlock.config.schema import Recipe
+from interlock.errors import ConfigError, RunError
+from interlock.plan.chips import ChipSpec
+from interlock.plan.constants import Rates, values
+from interlock.plan.estimate import Factors, stage_seconds
+from interlock.plan.plan import PlanInputs, settled_for, works_of
+from interlock.plan.roles import Roles
+from interlock.plan.shapes import model_shape
+from interlock.plan.workload import GivenFigures
+from interlock.records.metrics import StepMetrics
+from interlock.regular import read_regular
+from interlock.rundir import RunDir
+from interlock.text import error_line
+
+_MOST_BYTES = 1 << 22
+_LEAST_STEPS = 2
+_LEAST_OWN = 0.1  # share of a measurement's time that must have been its own
+_SMALLEST, _LARGEST = 1e-2, 1e4  # of a factor: beyond it another machine is meant
+
+
+class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A TOML profile; all of it may be left out.
+
+    `constants` as in data/constants.toml; `flops` and `bandwidth` in FLOP/s and bytes/s of the chip
+    called `chip`, as measured.
+    """
+
+    chip: str = ""
+    flops: float | None = None
+    bandwidth: float | None = None
+    constants: dict[str, float] = {}
+    source: str = ""
+
+
+def read_profile(path: Path) -> Profile:
+    """Either form. Raises ConfigError."""
+    try:
+        raw = read_regular(path, _MOST_BYTES).decode("utf-8-sig")
+        if raw.lstrip().startswith("{"):
+            return _of_bench(json.loads(raw), path)
+        found = msgspec.convert(tomllib.loads(raw), Profile)
+    except (OSError, ValueError, KeyError, TypeError, msgspec.ValidationError) as error:
+        raise ConfigError(
+            f"--profile {path}: {error_line(error)}; give what `interlock bench --json` prints, or "
+            "a TOML file with [constants], flops or bandwidth"
+        ) from None
+    for name, value in found.constants.items():
+        if name not in Rates._fields:
+            raise ConfigError(
+                f"--profile {path}: no constant {name!r}; there are {', '.join(Rates._fields)}"
+            )
+        if not 0 < value < 1e6:
+            raise ConfigError(f"--profile {path}: {name} = {value}; give a number above 0")
+    for name in ("flops", "bandwidth"):
+        rate = getattr(found, name)
+        if rate is not None and not 0 < rate < 1e20:
+            raise ConfigError(f"--profile {path}: {name} = {rate}; give a rate above 0")
+    return found
+
+
+def _of_bench(tree: dict[str, Any], path: Path) -> Profile:
+    """`interlock bench --json`: GFLOP/s of the products that a run there would take.
+
+    Rates that were reached, so the shares of them are 1; the share of attention and what is moved
+    between products stay as they were.
+    """
+    taken, measured = tree["taken"], tree["measured"]
+    rates = {(each["dtype"], each["kernel"]): each for each in measured["speeds"]}
+    learning = float(rates[taken["dtype"], taken["learner"]]["learn"])
+    decoding = float(rates[taken["dtype"], taken["generator"]]["decode"])
+    # While others had the processors it measured them, not the chip.
+    own = max(_LEAST_OWN, 1.0 - float(measured.get("waited", 0.0)))
+    if not (learning > 0 and decoding > 0):
+        raise ConfigError(f"--profile {path}: speeds of 0; measure again")
+    return Profile(
+        chip=str(measured["chip"]),
+        flops=learning * 1e9 / own,
+        constants={"learning": 1.0, "products": decoding / learning},
+        source=f"interlock bench on {measured['chip']}, {measured['threads']} threads",
+    )
+
+
+def applied(profile: Profile, chip: ChipSpec) -> tuple[Rates, ChipSpec]:
+    """The constants and the chip with what the profile measured in their place."""
+    rates = values()._replace(**profile.constants)
+    flops = profile.flops or chip.flops
+    changed = msgspec.structs.replace(
+        chip,
+        flops=flops,
+        flops_8bit=chip.flops_8bit if profile.flops is None else 0.0,
+        bandwidth=profile.bandwidth or chip.bandwidth,
+    )
+    return rates, changed
+
+
+class Happened(NamedTuple):
+    """One part of a run: seconds a step, as planned on its chips and as they were."""
+
+    part: str
+    planned: float
+    measured: float
+
+    @property
+    def factor(self) -> float:
+        return self.measured / self.planned
+
+
+class Likeness(NamedTuple):
+    """What a run shows: factors of parts, and lengths of its answers."""
+
+    run: Path
+    parts: list[Happened]
+    factors: Factors
+    mean_tokens: float | None
+    prompt_tokens: float | None
+    steps: int
+
+
+def like(run: Path, roles: Roles, given: PlanInputs) -> Likeness:
+    """A run's seconds against its own plan on `roles`, the chips that it ran on.
+
+    Raises RunError where it has no steps to compare.
+    """
+    view = RunDir.read(run)
+    try:
+        lines = [each for each in view.metrics() if each.step > 0]
+        recipe = parse_recipe(view.config, str(run / "config.json"))
+    finally:
+        view.close()
+    if len(lines) < _LEAST_STEPS:
+        raise RunError(f"{run} has {len(lines)} steps; a run is compared from {_LEAST_STEPS} on")
+    stage = max({each.stage for each in lines}, key=lambda i: sum(x.stage == i for x in lines))
+    lines = [each for each in lines if each.stage == stage]
+    usual = lines[1:] if len(lines) > _LEAST_STEPS else lines  # the first step warms up
+    mean = _median([each.rollout.length for each in usual])
+    prompt = _prompt_tokens(recipe, stage, usual, mean)
+    own = msgspec.structs.replace(
+        given,
+        recipe=recipe,
+        shape=_shape_of(recipe, given),
+        given=GivenFigures(mean_tokens=mean, prompt_tokens=prompt),
+        factors=Factors(),
+    )
+    parts = _compared(own, roles, stage, usual)
+    return Likeness(run, parts, _factors(parts), mean, prompt, len(lines))
+
+
+def _shape_of(recipe: Recipe, given: PlanInputs) -> Any:
+    same = recipe.model.path == given.recipe.model.path
+    return given.shape if same else model_shape(recipe.model.path)
+
+
+def _median(values_: Sequence[float | int | None]) -> float | None:
+    known = [float(each) for each in values_ if each is not None]
+    return statistics.median(known) if known else None
+
+
+def _prompt_tokens(
+    recipe: Recipe, stage: int, lines: Sequence[StepMetrics], mean: float | None
+) -> float | None:
+    """What the learner computed beyond the answers, per problem; None: it did not say."""
+    trained = _median([each.update.tokens for each in lines])
+    groups = _median([each.rollout.groups for each in lines])
+    completions = _median([each.rollout.completions for each in lines])
+    if trained is None or mean is None or not groups or not completions:
+        return None
+    left = (trained - completions * mean) / groups
+    return left if left > 1 else None
+
+
+def _compared(
+    own: PlanInputs, roles: Roles, stage: int, lines: Sequence[StepMetrics]
+) -> list[Happened]:
+    rates = own.rates or values()
+    work = works_of(own, roles)[stage]
+    settled = settled_for(own, roles, work, rates)
+    if settled.unfit:
+        raise ConfigError(f"--like: {settled.unfit[0]}; give the chips that it ran on in --ran-on")
+    planned = stage_seconds(work, settled, rates, own.link)
+    learned = planned.scoring + planned.update
+    pairs = (
+        ("generation", planned.generation, [each.seconds.generate for each in lines]),
+        ("verification", planned.verification, [each.seconds.verify for each in lines]),
+        ("update", learned, [each.seconds.update for each in lines]),
+        ("publication", planned.publication, [each.seconds.publish for each in lines]),
+        (
+            "step",
+            planned.synchronous if work.staleness == 0 else planned.asynchronous,
+            [each.seconds.step for each in lines],
+        ),
+    )
+    found = []
+    for name, seconds, happened in pairs:
+        measured = _median(happened)
+        if measured and seconds > 0:
+            found.append(Happened(name, seconds, measured))
+    return found
+
+
+def _factors(parts: Sequence[Happened]) -> Factors:
+    by = {each.part: min(_LARGEST, max(_SMALLEST, each.factor)) for each in parts}
+    update = by.get("update", 1.0)
+    return Factors(
+        generation=by.get("generation", 1.0),
+        verification=by.get("verification", 1.0),
+        scoring=update,
+        update=update,
+        publication=by.get("publication", 1.0),
+    )

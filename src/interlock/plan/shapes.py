@@ -1,0 +1,291 @@
+"""What a plan must know of a model: how many weights, how many of them a token passes, its cache.
+
+    config.json ──────────┐
+    models/catalogue.toml ┼──> ModelShape
+    total and active only ┘   (of a model that nobody described: scaled from the nearest)
+
+Dense, mixture of experts, and latent attention (MLA). Counts are elements, not bytes. What a plan
+needs is read leniently: a config.json of a family that the decoder does not know can be planned.
+"""
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from interlock.errors import ModelError
+from interlock.models.catalogue import ModelRecord, catalogue
+from interlock.regular import read_regular
+from interlock.text import error_line, one_line
+
+_MOST_BYTES = 4 << 20  # of a config.json
+# What follows a name without changing a size.
+_VARIANT = re.compile(
+    r"[-_ ]?(base|instruct|chat|it|zero|thinking|bf16|fp8|\d{4}|v0\.\d|[0-9a-f]{40})$", re.I
+)
+
+
+class ModelShape(msgspec.Struct, frozen=True):
+    """The sizes of one model on which time and memory hang."""
+
+    name: str
+    params: float  # weights in all
+    active: float  # weights that one token is multiplied with: the embedding is looked up, not that
+    layers: int
+    hidden: int
+    heads: int
+    vocab: int
+    kv_elements: float  # of the cache, per token, all layers
+    attention: float  # per layer: elements of queries, and of values, all heads; their sum
+    decoding: float  # as much of a decoding step; with MLA heads attend to the latent itself
+    experts: int = 0  # of a layer; 0: dense
+    per_token: int = 0
+    routed: float = 0.0  # weights of routed experts, in all
+    active_inner: float = 0.0  # per layer: inner elements that a token passes
+    source: str = "catalogue"
+
+    @property
+    def always(self) -> float:
+        """Weights that every decoding step reads, whoever is routed where; no embedding."""
+        return self.active - self.routed * (self.per_token / self.experts if self.experts else 0)
+
+    def hit(self, tokens: float) -> float:
+        """Weights of experts that a step with so many tokens reads, on average.
+
+        Of experts drawn at random, b tokens that choose k of E each hit 1 - (1 - k/E)^b.
+        """
+        if not self.experts:
+            return 0.0
+        return self.routed * (1.0 - (1.0 - self.per_token / self.experts) ** tokens)
+
+
+class _Sizes(msgspec.Struct, frozen=True):
+    """A config.json in our words; 0: it has no such thing."""
+
+    name: str
+    vocab: int
+    hidden: int
+    inner: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    experts: int = 0
+    per_token: int = 0
+    expert_inner: int = 0
+    shared_inner: int = 0
+    dense_layers: int = 0
+    q_rank: int = 0
+    kv_rank: int = 0
+    rope_dim: int = 0
+    value_dim: int = 0
+    tied: bool = False
+
+
+def _attention(of: _Sizes) -> tuple[float, float, float, float]:
+    """Of one layer: weights, elements of the cache per token, elements of queries and values, the
+    same of a decoding step.
+    """
+    values = of.value_dim or of.head_dim
+    if of.kv_rank:
+        rotated = of.rope_dim or 64
+        queries = of.heads * of.head_dim
+        given = of.hidden * of.q_rank + of.q_rank * queries if of.q_rank else of.hidden * queries
+        latent = of.hidden * (of.kv_rank + rotated)
+        up = of.kv_rank * of.heads * (of.head_dim - rotated + values)
+        out = of.heads * values * of.hidden
+        attention = of.heads * (of.head_dim + values)
+        decoding = of.heads * (2 * of.kv_rank + rotated)
+        return given + latent + up + out, of.kv_rank + rotated, attention, decoding
+    around = 2 * of.hidden * of.heads * of.head_dim
+    keys = 2 * of.hidden * of.kv_heads * of.head_dim
+    attention = of.heads * 2 * of.head_dim
+    return around + keys, 2 * of.kv_heads * of.head_dim, attention, attention
+
+
+def _shape(of: _Sizes, source: str) -> ModelShape:
+    weights, cache, attention, decoding = _attention(of)
+    with_experts = of.layers - of.dense_layers if of.experts else 0
+    dense = of.layers - with_experts
+    routed = with_experts * of.experts * 3.0 * of.hidden * of.expert_inner
+    shared = with_experts * (3.0 * of.hidden * of.shared_inner + of.hidden * of.experts)
+    plain = of.layers * weights + dense * 3.0 * of.hidden * of.inner + shared
+    vocabulary = of.vocab * of.hidden
+    share = of.per_token / of.experts if of.experts else 0.0
+    passed = dense * of.inner + with_experts * (of.per_token * of.expert_inner + of.shared_inner)
+    return ModelShape(
+        name=of.name,
+        params=plain + routed + vocabulary * (1 if of.tied else 2),
+        active=plain + routed * share + vocabulary,
+        layers=of.layers,
+        hidden=of.hidden,
+        heads=of.heads,
+        vocab=of.vocab,
+        kv_elements=of.layers * cache,
+        attention=attention,
+        decoding=decoding,
+        experts=of.experts if with_experts else 0,
+        per_token=of.per_token,
+        routed=routed,
+        active_inner=passed / of.layers,
+        source=source,
+    )
+
+
+def of_record(record: ModelRecord) -> ModelShape:
+    """A model of the catalogue."""
+    return _shape(msgspec.convert(record, _Sizes, from_attributes=True), "models/catalogue.toml")
+
+
+# In our words -> the keys that families use, the usual one first.
+_KEYS: dict[str, tuple[str, ...]] = {
+    "vocab": ("vocab_size",),
+    "hidden": ("hidden_size", "n_embd"),
+    "inner": ("intermediate_size", "n_inner"),
+    "layers": ("num_hidden_layers", "n_layer"),
+    "heads": ("num_attention_heads", "n_head"),
+    "kv_heads": ("num_key_value_heads",),
+    "head_dim": ("head_dim",),
+    "experts": ("n_routed_experts", "num_experts", "num_local_experts"),
+    "per_token": ("num_experts_per_tok", "top_k_experts"),
+    "expert_inner": ("moe_intermediate_size",),
+    "shared_inner": ("shared_expert_intermediate_size",),
+    "dense_layers": ("first_k_dense_replace",),
+    "q_rank": ("q_lora_rank",),
+    "kv_rank": ("kv_lora_rank",),
+    "rope_dim": ("qk_rope_head_dim",),
+    "value_dim": ("v_head_dim",),
+}
+_NEEDED = ("vocab", "hidden", "layers", "heads")
+_MOST = 2**26
+
+
+def of_config(config: dict[str, Any], name: str) -> ModelShape:
+    """A model of which the config.json was read. Raises ModelError where a size is missing."""
+    tree = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
+    assert isinstance(tree, dict)
+    found = {ours: _number(tree, theirs, name) for ours, theirs in _KEYS.items()}
+    for each in _NEEDED:
+        if not found[each]:
+            raise ModelError(f"{name}: its config.json has no {_KEYS[each][0]}; give a whole one")
+    found["kv_heads"] = found["kv_heads"] or found["heads"]
+    found["expert_inner"] = found["expert_inner"] or found["inner"]
+    if not found["kv_rank"]:
+        found["q_rank"] = 0
+    nope = _number(tree, ("qk_nope_head_dim",), name)
+    if found["kv_rank"] and nope:
+        found["head_dim"] = nope + found["rope_dim"]
+    found["head_dim"] = found["head_dim"] or found["hidden"] // found["heads"]
+    if not found["shared_inner"]:
+        found["shared_inner"] = _number(tree, ("n_shared_experts",), name) * found["expert_inner"]
+    tied = bool(tree.get("tie_word_embeddings", config.get("tie_word_embeddings", False)))
+    return _shape(_Sizes(name=name, tied=tied, **found), "config.json")
+
+
+def _number(tree: dict[str, Any], keys: tuple[str, ...], name: str) -> int:
+    for key in keys:
+        value = tree.get(key)
+        if value is None:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MOST:
+            raise ModelError(
+                f"{name}: {key} = {one_line(repr(value), 40)} in its config.json is "
+                f"no size; give 0 to {_MOST:,}"
+            )
+        return value
+    return 0
+
+
+def read_config(path: Path) -> ModelShape:
+    """Of a config.json, or of a model directory that has one. Raises ModelError."""
+    file = path / "config.json" if path.is_dir() else path
+    try:
+        tree = json.loads(read_regular(file, _MOST_BYTES))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"cannot read {file}: {error_line(error)}; give a config.json") from None
+    if not isinstance(tree, dict):
+        raise ModelError(f"{file} holds no JSON object; give a model's config.json")
+    return of_config(tree, file.parent.name if path.is_dir() else path.stem)
+
+
+def named(name: str) -> ModelShape | None:
+    """The model of the catalogue that a name, or an address of the hub, means; None: none."""
+    wanted = _stem(name)
+    for record in catalogue():
+        if wanted in (_stem(record.name), _stem(record.repository)):
+            return of_record(record)
+    short = [each for each in catalogue() if _squeezed(each.name) == _squeezed(wanted)]
+    return of_record(short[0]) if short else None
+
+
+def _stem(name: str) -> str:
+    """'hf:Qwen/Qwen3-4B-Instruct-2507@main' -> 'qwen3-4b'"""
+    plain = name.removeprefix("hf:").partition("@")[0].rstrip("/").rpartition("/")[2].lower()
+    while (shorter := _VARIANT.sub("", plain)) != plain:
+        plain = shorter
+    return plain
+
+
+def _squeezed(name: str) -> str:
+    """As people shorten: 'Qwen3-30B3A', 'Qwen3-235B', 'R1-Distill-Qwen-1.5B'."""
+    plain = re.sub(r"[^a-z0-9.]", "", _stem(name)).removeprefix("deepseekr1distill")
+    plain = plain.removeprefix("r1distill") if plain.startswith("r1distill") else plain
+    return re.sub(r"(\d+b)a?\d+(b|a)?$", r"\1", plain)
+
+
+def model_shape(path: str) -> ModelShape:
+    """The model of a recipe: a directory, a config.json, an address or a name of the catalogue.
+
+    Nothing is fetched. Raises ModelError.
+    """
+    here = Path(path)
+    if not path.startswith("hf:") and here.exists():
+        return read_config(here)
+    found = named(path)
+    if found is None:
+        near = sorted(catalogue(), key=lambda each: _unlike(each.name, path))[:4]
+        raise ModelError(
+            f"no sizes of {one_line(repr(path), 80)}: it is no directory here and not in the "
+            f"catalogue ({', '.join(each.name for each in near)}, …); give --model config.json"
+        )
+    return found
+
+
+def _unlike(name: str, wanted: str) -> float:
+    import difflib
+
+    return -difflib.SequenceMatcher(None, _stem(name), _stem(wanted)).ratio()
+
+
+def of_counts(name: str, total: float, active: float) -> ModelShape:
+    """A model of which only the weights are known, in all and per token.
+
+    Scaled from the model of the catalogue that is nearest in both: widths and depth as the cube
+    root of the ratio of active weights, which keeps what is between them.
+    """
+
+    def apart(other: ModelShape) -> float:
+        return abs(math.log(other.params / total)) + 2 * abs(
+            math.log(other.active / other.params * total / active)
+        )
+
+    near = min(map(of_record, catalogue()), key=apart)
+    by = (active / near.active) ** (1 / 3)
+    routed = max(total - near.hidden * by * near.vocab - near.always * by**3, 0.0)
+    return msgspec.structs.replace(
+        near,
+        name=name,
+        params=total,
+        active=active,
+        layers=max(1, round(near.layers * by)),
+        hidden=max(1, round(near.hidden * by)),
+        kv_elements=near.kv_elements * by**2,
+        attention=near.attention * by,
+        decoding=near.decoding * by,
+        routed=min(routed, near.routed * total / near.params) if near.experts else 0.0,
+        active_inner=near.active_inner * by,
+        source=f"scaled from {near.name}",
+    )

@@ -1,0 +1,258 @@
+"""What a recipe asks of its chips, stage by stage, in the words of the formulas.
+
+    Recipe ──workloads──> [StageWork]: problems, completions, lengths, passes, steps, verification
+
+What a recipe does not say, and no run has measured, is assumed and named: how long answers become,
+how long prompts are, how long it takes to judge an answer.
+"""
+
+import msgspec
+
+from interlock.config.schema import Recipe
+from interlock.config.stages import (
+    Distill,
+    Grpo,
+    Pretrain,
+    RejectSft,
+    Sampled,
+    Sft,
+    StageSettings,
+)
+from interlock.plan.constants import Rates
+from interlock.plan.lengths import AnswerLengths
+from interlock.plan.seconds import StepLoad
+from interlock.plan.typical import thinks, typical_lengths
+
+_PROMPT_TOKENS = 115.0  # as most published rows have
+_ROW_SHARE = 0.5  # of max_tokens, that a row of SFT is long; assumed
+_ROW_TOKENS = 4096  # of a row of pretraining that has the model's context; assumed
+_EXTRA_DRAWN = 0.5  # of the extra groups that a step may make; assumed
+# Seconds to judge an answer, by what the task's name begins with; assumed.
+_VERIFY_S = {"code": 2.0, "gsm8k": 0.02, "arithmetic": 1e-3, "reasoning-gym": 0.01, "jsonl": 0.02}
+_JUDGED_S = 5.0  # by a model
+_CHANGED_AT = (1e-6, 0.0036)  # share of bfloat16 weights that a step changes at this rate; measured
+_CHANGED_EXPONENT = 0.745  # through 2 % at 1e-5, which was measured as well
+_MOST_CHANGED = 0.33  # above it a delta, 3 bytes a byte, saves nothing
+
+
+class StageWork(msgspec.Struct, frozen=True):
+    """One stage, as a plan sees it. Tokens, seconds, counts."""
+
+    name: str  # "stage 0, grpo"
+    steps: int
+    problems: float  # per step; of SFT the rows
+    completions: float  # of each
+    prompt_tokens: float
+    max_tokens: float
+    mean_tokens: float | None  # of an answer; None: as the model's kind does
+    model: str
+    samples: bool  # whether it generates to learn
+    learns: bool
+    updates: float  # optimizer steps of a step
+    scored: float  # passes for log-probabilities beside the update
+    drawn: float  # groups that are generated for one that is learned from
+    staleness: int  # weight versions that a group may be behind
+    verify_s: float  # one answer
+    verifiers: float  # at work at the same time
+    changed: float  # share of the weights that a step changes
+    whole_every: int  # versions, of which one is sent whole
+    evaluations: float  # in the whole stage
+    evaluated: float  # answers of each
+    recompute: bool
+    checkpoints: float  # in the whole stage
+    assumed: tuple[str, ...]
+
+    def lengths(self, rates: Rates) -> AnswerLengths:
+        if self.mean_tokens is not None:
+            mean = min(self.mean_tokens, self.max_tokens)
+            return AnswerLengths(
+                mean, self.max_tokens, rates.spread, rates.endless if mean > 1 else 0.0
+            )
+        return typical_lengths(self.model, self.max_tokens, rates.spread, rates.endless)
+
+    def load(self, rates: Rates) -> StepLoad:
+        completions = self.problems * self.completions
+        lengths = self.lengths(rates)
+        return StepLoad(self.problems, completions, self.prompt_tokens, lengths, packed=True)
+
+
+class GivenFigures(msgspec.Struct, frozen=True):
+    """What a user or a run says of lengths and verification; None: nothing."""
+
+    mean_tokens: float | None = None
+    prompt_tokens: float | None = None
+    verify_s: float | None = None
+
+
+def workloads(
+    recipe: Recipe, model: str, apart: bool, known: GivenFigures | None = None
+) -> list[StageWork]:
+    """Every stage of the recipe; one that samples first and then learns is two.
+
+    `apart`: whether generators have chips of their own.
+    """
+    known = known or GivenFigures()
+    found: list[StageWork] = []
+    for place, stage in enumerate(recipe.stage):
+        if isinstance(stage, Sampled):
+            found.append(_sampled(recipe, place, stage, model, apart, known))
+        if not isinstance(stage, Sampled) or isinstance(stage, RejectSft):
+            found.append(_rows(recipe, place, stage, known))
+    return found
+
+
+def _sampled(
+    recipe: Recipe, place: int, stage: Sampled, model: str, apart: bool, known: GivenFigures
+) -> StageWork:
+    """Of the steps that sample, and of what is learned from them at once."""
+    assumed: list[str] = []
+    prompt = known.prompt_tokens
+    if prompt is None:
+        prompt = _PROMPT_TOKENS
+        assumed.append(f"prompts of {prompt:g} tokens (--prompt-tokens)")
+    if known.mean_tokens is None:
+        kind = "thinks" if thinks(model) else "does not think"
+        assumed.append(f"answers as long as of a model that {kind} (--mean-tokens)")
+    if isinstance(stage, Grpo):
+        assumed.append("every group teaches; those of equal rewards would be skipped")
+    if isinstance(stage, Distill):
+        assumed.append("teachers as large as the student, on the learner's chips")
+    verify, verifiers = _verification(stage, known, assumed)
+    rounds = isinstance(stage, RejectSft)
+    base = _base(recipe, place, stage, evaluated=not rounds)
+    return msgspec.structs.replace(
+        base,
+        name=f"{base.name}: sampling" if rounds else base.name,
+        steps=stage.sampled_steps,
+        problems=float(stage.problems_per_step),
+        completions=float(stage.completions),
+        prompt_tokens=prompt,
+        max_tokens=float(stage.sampling.max_tokens),
+        mean_tokens=known.mean_tokens,
+        model=model,
+        samples=True,
+        learns=not rounds,
+        updates=0.0 if rounds else stage.updates / stage.steps,
+        scored=_scored(stage),
+        drawn=_drawn(stage),
+        staleness=0 if rounds else _staleness(recipe, stage, apart, assumed),
+        verify_s=verify,
+        verifiers=verifiers,
+        assumed=tuple(assumed),
+    )
+
+
+def _rows(recipe: Recipe, place: int, stage: StageSettings, known: GivenFigures) -> StageWork:
+    """Of the steps that learn from rows of data."""
+    assumed: list[str] = []
+    batch, longest, mean = _row_sizes(stage)
+    if mean is None:
+        mean = known.mean_tokens or longest * _ROW_SHARE
+        if known.mean_tokens is None:
+            assumed.append(f"rows of {mean:g} tokens, half of the longest (--mean-tokens)")
+    if isinstance(stage, Pretrain) and not stage.row_tokens:
+        assumed.append(f"rows of {longest} tokens (row_tokens)")
+    base = _base(recipe, place, stage, evaluated=True)
+    return msgspec.structs.replace(
+        base,
+        name=f"{base.name}: learning" if isinstance(stage, RejectSft) else base.name,
+        problems=float(batch),
+        max_tokens=float(longest),
+        mean_tokens=min(mean, float(longest)),
+        verify_s=_verification(stage, known, [])[0],
+        assumed=tuple(assumed),
+    )
+
+
+def _row_sizes(stage: StageSettings) -> tuple[int, int, float | None]:
+    """Rows of a step, tokens of the longest, and their mean where all are as long."""
+    if isinstance(stage, Pretrain):
+        tokens = stage.row_tokens or _ROW_TOKENS
+        return stage.batch_size, tokens, float(tokens)
+    assert isinstance(stage, Sft | RejectSft)
+    return stage.batch_size, stage.max_tokens, None
+
+
+def _base(recipe: Recipe, place: int, stage: StageSettings, evaluated: bool) -> StageWork:
+    """What hangs on no kind of stage; the rest as of one row a step."""
+    lr = stage.optimizer.lr if stage.optimizer else 0.0
+    every = stage.eval.every or stage.steps
+    saved = stage.steps // recipe.checkpoint_every if recipe.checkpoint_every else 0
+    return StageWork(
+        name=f"stage {place}, {stage.kind}",
+        steps=stage.steps,
+        problems=1.0,
+        completions=1.0,
+        prompt_tokens=0.0,
+        max_tokens=1.0,
+        mean_tokens=1.0,
+        model=recipe.model.path,
+        samples=False,
+        learns=True,
+        updates=1.0,
+        scored=0.0,
+        drawn=1.0,
+        staleness=0,
+        verify_s=0.0,
+        verifiers=1.0,
+        changed=changed_share(lr),
+        whole_every=recipe.sync.anchor_every,
+        evaluations=1.0 + stage.steps / every if stage.task and evaluated else 0.0,
+        evaluated=float(stage.eval.problems * stage.eval.samples * len(stage.task)),
+        recompute=recipe.learner.activation_checkpointing,
+        checkpoints=1.0 + saved if evaluated else 0.0,
+        assumed=(),
+    )
+
+
+def _staleness(recipe: Recipe, stage: StageSettings, apart: bool, assumed: list[str]) -> int:
+    """A recipe for one process says nothing of workers elsewhere: then as it would for those."""
+    if not apart or stage.staleness is not None or recipe.fleet.kind != "inline":
+        return recipe.staleness(stage)
+    assumed.append("staleness 2, as where a fleet generates (stage.staleness)")
+    return 2
+
+
+def _scored(stage: StageSettings) -> float:
+    """A reference's log-probabilities; the old ones, where one batch is learned from twice; each
+    teacher's.
+    """
+    if isinstance(stage, Distill):
+        return float(len(stage.teacher))
+    if isinstance(stage, Grpo):
+        return float(stage.keeps_reference) + float(stage.updates_per_step > 1)
+    return 0.0
+
+
+def _drawn(stage: StageSettings) -> float:
+    if not isinstance(stage, Grpo):
+        return 1.0
+    return 1.0 + _EXTRA_DRAWN * stage.extra_groups / stage.problems_per_step
+
+
+def _verification(
+    stage: StageSettings, known: GivenFigures, assumed: list[str]
+) -> tuple[float, float]:
+    """Seconds for one answer, the tasks weighed, and how many are judged at a time."""
+    if not stage.task:
+        return 0.0, 1.0
+    workers = sum(task.judge.concurrency if task.judge else task.workers for task in stage.task)
+    if known.verify_s is not None:
+        return known.verify_s, float(workers)
+    whole = sum(task.weight for task in stage.task)
+    seconds = sum(
+        task.weight / whole * (_JUDGED_S if task.judge else _usual_s(task.name))
+        for task in stage.task
+    )
+    assumed.append(f"{seconds:.3g} s to judge an answer (--verify-s)")
+    return seconds, float(workers)
+
+
+def _usual_s(task: str) -> float:
+    return _VERIFY_S.get(task.partition("/")[0], 0.02)
+
+
+def changed_share(lr: float) -> float:
+    """Of the published bfloat16 weights, what one step changes: a power law through two runs."""
+    rate, share = _CHANGED_AT
+    return min(_MOST_CHANGED, share * (lr / rate) ** _CHANGED_EXPONENT) if lr > 0 else 0.0

@@ -1,0 +1,85 @@
+"""`interlock plan` as it is called: text, JSON, light, and one line for each slip."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from interlock.cli import main
+from interlock.cli.planning import _rate
+
+RECIPE = Path(__file__).parents[2] / "src" / "interlock" / "recipes" / "shipped" / "r1-zero.toml"
+
+
+def _call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as end:
+        main(["plan", *arguments])
+    out, err = capsys.readouterr()
+    return int(end.value.code or 0), out, err
+
+
+def test_a_plan_in_words_and_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = [str(RECIPE), "--chips", "8xH800:learner,16x910B:generator", "--model", "Qwen3-8B"]
+    code, text, _ = _call(capsys, *asked, "stage.0.sampling.max_tokens=4096")
+    assert code == 0
+    for word in ("memory, GB a chip", "publication", "staleness", "chip-hours", "kWh", "assumed:"):
+        assert word in text, word
+    assert "910B is read as" in text and "constants fitted" in text
+    code, text, _ = _call(capsys, *asked, "--json")
+    tree = json.loads(text)
+    assert code == 0 and tree["fits"] and tree["hours"]["low"] < tree["hours"]["high"]
+    kinds = {each["kind"] for each in tree["constants"].values()}
+    assert kinds <= {"measured", "vendor", "fitted", "assumed"} and "fitted" in kinds
+
+
+def test_a_search_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = [str(RECIPE), "--chips", "4xH800,4xH20", "--find"]
+    code, text, _ = _call(capsys, *asked, "--json")
+    front = json.loads(text)["front"]
+    assert code == 0 and front and front[0]["hours"] <= front[-1]["hours"]
+    assert "placements tried" in _call(capsys, *asked)[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--chips", "8xH80"], "no chip 'H80'"),
+        (["--chips", "8xH100:teacher"], "--chips: cannot read"),
+        (["--chips", "8xH100", "--model", "Qwen9"], "no sizes of 'Qwen9'"),
+        (["--chips", "8xH100", "--link", "10"], "--link '10'"),
+        (["--chips", "8xH100", "--mean-tokens", "-1"], "'-1' is no number above 0"),
+        (["--chips", "8xH100", "--prices", "none.toml"], "--prices none.toml"),
+        (["--chips", "8xH100", "--like", "none"], "no run in none"),
+        ([], "--chips"),
+    ],
+)
+def test_slips_are_one_line(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], told: str
+) -> None:
+    code, out, err = _call(capsys, str(RECIPE), *arguments)
+    assert code == 2 and not out and told in err and err.count("\n") == 1
+
+
+def test_a_table_without_its_columns_is_told(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text("run,model\nx,y\n")
+    code, _, err = _call(capsys, "--validate", str(file))
+    assert code == 2 and "no column 'org'" in err
+
+
+def test_rates_of_links() -> None:
+    assert _rate("10Gb/s") == 1.25e9 and _rate("1.25 GB/s") == 1.25e9
+    assert _rate("400Gbit/s") == 50e9
+
+
+def test_a_plan_brings_no_heavy_package() -> None:
+    code = (
+        "import sys, interlock.plan.told, interlock.plan.profile, interlock.plan.validate;"
+        "print(*[m for m in ('torch', 'numpy', 'rich', 'plotly', 'jinja2') if m in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == ""

@@ -1,0 +1,120 @@
+"""Weights and caches of public models, against what their makers state or by hand."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from interlock.errors import ModelError
+from interlock.plan.shapes import ModelShape, model_shape, named, of_config, of_counts
+
+
+@pytest.mark.parametrize(
+    ("name", "total", "active"),
+    [  # billions, of the model cards; active without the embedding, which is looked up
+        ("SmolLM2-135M", 0.1345, 0.1345),
+        ("Qwen3-8B", 8.19, 7.57),
+        ("Qwen3-30B-A3B", 30.53, 3.04),
+        ("Qwen3-235B-A22B", 235.1, 21.6),
+        ("DeepSeek-V3", 671.0, 36.6),
+        ("Llama-3.1-8B", 8.03, 7.50),
+    ],
+)
+def test_weights_are_those_of_the_cards(name: str, total: float, active: float) -> None:
+    shape = named(name)
+    assert shape is not None
+    assert shape.params / 1e9 == pytest.approx(total, rel=2e-3)
+    assert shape.active / 1e9 == pytest.approx(active, rel=5e-3)
+
+
+def test_a_small_dense_model_by_hand() -> None:
+    config = {
+        "vocab_size": 100,
+        "hidden_size": 8,
+        "intermediate_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 4,
+    }
+    shape = of_config(config, "tiny")
+    # a layer: 2*8*8 for queries and output, 2*8*4 for keys and values, 3*8*16 = 576
+    assert shape.params == 2 * 576 + 2 * 800
+    assert shape.active == 2 * 576 + 800
+    assert shape.kv_elements == 2 * 8
+    assert shape.attention == 2 * 2 * 4
+    assert shape.hit(10) == 0
+
+
+def test_experts_and_latent_attention_by_hand() -> None:
+    config = {
+        "vocab_size": 100,
+        "hidden_size": 8,
+        "intermediate_size": 16,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "kv_lora_rank": 4,
+        "q_lora_rank": 6,
+        "qk_rope_head_dim": 2,
+        "qk_nope_head_dim": 3,
+        "v_head_dim": 5,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 1,
+        "moe_intermediate_size": 2,
+        "n_shared_experts": 1,
+        "first_k_dense_replace": 1,
+        "tie_word_embeddings": True,
+    }
+    shape = of_config(config, "tiny")
+    # queries 8*6 + 6*2*5, latent 8*(4+2), up 4*2*(3+5), output 2*5*8
+    attention = 48 + 60 + 48 + 64 + 80
+    experts = 2 * 4 * 3 * 8 * 2  # of two layers
+    beside = 2 * (3 * 8 * 2 + 8 * 4)  # the shared one and the router
+    assert shape.params == 3 * attention + 3 * 8 * 16 + experts + beside + 800
+    assert shape.active == shape.params - experts * 3 / 4
+    assert shape.routed == experts
+    assert shape.kv_elements == 3 * 6
+    assert shape.hit(1) == pytest.approx(experts / 4)
+    assert shape.hit(2) == pytest.approx(experts * (1 - 0.75**2))
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("hf:Qwen/Qwen3-4B-Instruct-2507@main", "Qwen3-4B"),
+        ("smollm2-135m-instruct", "SmolLM2-135M"),
+        ("Qwen3-30B3A", "Qwen3-30B-A3B"),
+        ("LLAMA3.1_8B", "Llama-3.1-8B"),
+        ("DeepSeek-V3-Base", "DeepSeek-V3"),
+    ],
+)
+def test_names_as_people_write_them(written: str, meant: str) -> None:
+    shape = named(written)
+    assert shape is not None and shape.name == meant
+
+
+def test_a_directory_is_read_and_its_slips_are_told(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 10, "hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 1}
+    (tmp_path / "config.json").write_text(json.dumps(sizes | {"intermediate_size": 8}))
+    assert model_shape(str(tmp_path)).params == 4 * 16 + 3 * 4 * 8 + 2 * 40
+    (tmp_path / "config.json").write_text(json.dumps(sizes | {"hidden_size": "4"}))
+    with pytest.raises(ModelError, match="hidden_size = '4'"):
+        model_shape(str(tmp_path))
+    del sizes["num_hidden_layers"]
+    (tmp_path / "config.json").write_text(json.dumps(sizes))
+    with pytest.raises(ModelError, match="num_hidden_layers"):
+        model_shape(str(tmp_path))
+
+
+def test_an_unknown_name_tells_the_nearest() -> None:
+    with pytest.raises(ModelError, match=r"Qwen3-32B.*give --model config\.json"):
+        model_shape("Qwen3-33B")
+
+
+def test_counts_alone_scale_the_nearest_model() -> None:
+    shape = of_counts("some", 72e9, 16e9)
+    assert (shape.params, shape.active) == (72e9, 16e9)
+    assert 0 < shape.routed < shape.params
+    assert isinstance(shape, ModelShape) and shape.source.startswith("scaled from")
+    dense = of_counts("other", 9e9, 9e9)
+    assert dense.experts == 0 and dense.layers in range(30, 45)
