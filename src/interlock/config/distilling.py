@@ -24,7 +24,9 @@ class TeacherSettings(SettingsTable, frozen=True):
 
     name: str = ""  # in metrics and events; "": teacher-<index>
     tasks: list[str] = []  # what the tasks that it teaches are called; []: all that no other has
-    model: str | None = None  # as [model] path; loaded frozen, and held for the whole stage
+    # As [model] path, or "stage:NAME": what an earlier stage left. Loaded frozen, and held for the
+    # whole stage.
+    model: str | None = None
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"  # of its weights; "auto": the learner's
     url: str | None = None  # OpenAI-compatible, with prompt_logprobs: `interlock serve`, vLLM
     served: str | None = None  # the model's name there; None: the first that the endpoint lists

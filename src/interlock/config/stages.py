@@ -64,6 +64,9 @@ class StageSettings(SettingsTable, frozen=True, kw_only=True, tag_field="kind"):
     # `from`: the weights that it starts with. None: what the stage before it leaves; "model": those
     # of [model]; "stage:NAME": what an earlier one left; or a run's directory, or as [model] path.
     origin: str | None = msgspec.field(name="from", default=None)
+    # Of these it begins with layers 0, every_layer, 2 * every_layer, … alone: a smaller model,
+    # which the stages after it go on with.
+    every_layer: Annotated[int, Meta(ge=1, le=64)] = 1
     # When there is one, held-out accuracy is measured before and after. `[stage.task]` is one of
     # them, `[[stage.task]]` are several.
     task: list[TaskSettings] = []
@@ -113,6 +116,16 @@ class StageSettings(SettingsTable, frozen=True, kw_only=True, tag_field="kind"):
     @property
     def learns_alone(self) -> bool:
         """Whether its learner must be one process."""
+        return self.every_layer > 1
+
+    @property
+    def rows_of(self) -> str | None:
+        """The earlier stage whose rows it learns from, by its name; None: of none."""
+        return None
+
+    @property
+    def makes_rows(self) -> bool:
+        """Whether it leaves rows that a later stage may learn from."""
         return False
 
     def conflicts(self) -> Iterator[str]:
@@ -240,6 +253,11 @@ class Distill(Sampled, frozen=True, kw_only=True, tag="distill"):
     def learns_alone(self) -> bool:
         return True
 
+    @property
+    def refers_to(self) -> list[str]:
+        named = [of_stage(each.model) for each in self.teacher if each.model is not None]
+        return [*super().refers_to, *(name for name in named if name is not None)]
+
     def conflicts(self) -> Iterator[str]:
         yield from super().conflicts()
         if self.sampling.temperature == 0:
@@ -253,13 +271,16 @@ class Distill(Sampled, frozen=True, kw_only=True, tag="distill"):
 
 
 class Sft(StageSettings, frozen=True, kw_only=True, tag="sft"):
-    """Supervised fine-tuning on `data`: JSONL, Parquet or a saved data set (tasks/data.py).
+    """Supervised fine-tuning on `data`: JSONL, Parquet or a saved data set (tasks/data.py), or
+    "stage:NAME", the rows that an earlier reject-sft stage made.
 
     A row is {"messages": […]} (loss on the assistant's tokens), {"text": …} (on all of them) or
     {"prompt": …, "completion": …} (on the completion's): tasks/columns.py.
     """
 
-    data: str
+    data: str = ""
+    # In place of `data`: so many problems of the stage's task with their worked solutions.
+    worked: NonNegative = 0
     batch_size: Positive = 16  # rows per optimizer step
     max_tokens: Positive = 1024  # of a row, and no more than the model's context
     overlong: Overlong = "refuse"  # a longer row
@@ -270,9 +291,20 @@ class Sft(StageSettings, frozen=True, kw_only=True, tag="sft"):
     thinking_share: Share | None = None
     optimizer: OptimizerSettings = OptimizerSettings()
 
+    @property
+    def rows_of(self) -> str | None:
+        return of_stage(self.data)
+
     def conflicts(self) -> Iterator[str]:
         yield from super().conflicts()
         yield from without_task(self)
+        if bool(self.data) == bool(self.worked):
+            yield "give either data, or worked and a [stage.task] that has worked solutions"
+        elif self.worked and not self.task:
+            yield f"worked = {self.worked} is of a task's problems; add a [stage.task]"
+        usual = {field.name: field.default for field in msgspec.structs.fields(Sft)}
+        if self.worked and self.thinking_share != usual["thinking_share"]:
+            yield "thinking_share is of rows with and without thinking, and worked ones all think"
 
 
 class RejectSft(Sampled, frozen=True, kw_only=True, tag="reject-sft"):
@@ -290,6 +322,10 @@ class RejectSft(Sampled, frozen=True, kw_only=True, tag="reject-sft"):
     max_tokens: Positive = 1024  # of a row, and no more than the model's context
     overlong: Overlong = "refuse"  # a longer row of what is mixed in; a sampled one is left out
     optimizer: OptimizerSettings = OptimizerSettings()
+
+    @property
+    def makes_rows(self) -> bool:
+        return True
 
     @property
     def length(self) -> int:

@@ -149,7 +149,9 @@ def _stage(settings: StageSettings, data: object) -> str:
 def _rows(settings: StageSettings, data: object) -> str:
     """What is read, and how often it is gone through."""
     batch, told = getattr(settings, "batch_size", 0), ""
-    if isinstance(data, sft.Data):
+    if isinstance(data, sft.Data) and not data.rows:
+        told = f"; on the rows of stage {settings.rows_of}"
+    elif isinstance(data, sft.Data):
         tokens = sum(len(row.tokens) for row in data.rows)
         learned = sum(sum(row.learned) for row in data.rows)
         told = f"; {len(data.rows):,} texts of {tokens:,} tokens, {learned:,} of them learned"

@@ -102,7 +102,7 @@ def open_fleet(
 
     Raises UserError when the fleet or the store of the weight versions cannot be set up.
     """
-    url = _store(recipe, run)
+    url = _store(recipe, run, model)
 
     def note(kind: EventKind, message: str, worker: str) -> None:
         sinks.event(run.event(kind, message, worker or None))
@@ -168,9 +168,12 @@ def _ray(settings: FleetSettings) -> Fleet:
 _FLEETS: dict[str, Callable[[FleetSettings], Fleet]] = {"local": _local, "ray": _ray}
 
 
-def _store(recipe: Recipe, run: RunDir) -> str:
-    """A place of this session's own: versions are numbered anew after a resume."""
+def _store(recipe: Recipe, run: RunDir, model: Path) -> str:
+    """A place of this session's own, and of a smaller model that the run made: versions are
+    numbered anew after a resume, and none is told as a change of another shape.
+    """
     session = f"session-{len(run.manifest.sessions)}"
+    session += f"-{model.name}" * model.is_relative_to(run.path)
     if recipe.sync.url is None:
         return str(run.fresh_sync(session).resolve())
     base = recipe.sync.url if "://" in recipe.sync.url else str(Path(recipe.sync.url).resolve())

@@ -1,6 +1,10 @@
 """Supervised fine-tuning: on chats (loss on the assistant's tokens) or plain text (pretraining).
 
-data -> token rows (texts.py) -> shuffled epochs -> learner.step -> log
+a file of data ─────────────────┐
+rows that an earlier stage made ┼─> token rows (texts.py) -> shuffled epochs -> learner.step -> log
+worked solutions of a task ─────┘
+
+The last two are JSONL in data/ of the run directory.
 """
 
 import hashlib
@@ -11,8 +15,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
 from interlock.config.fields import Overlong, ThinkingSwitch
 from interlock.config.stages import Sft, StageSettings
+from interlock.config.tasks import TaskSettings
 from interlock.errors import TaskError
 from interlock.learner.packing import TrainingGroup
 from interlock.models.tokenizer import Tokenizer
@@ -20,50 +27,73 @@ from interlock.recipes.evaluate import held_out_score, room
 from interlock.recipes.stage import Clock, Stage, update_metrics
 from interlock.recipes.texts import Row, texts
 from interlock.records.metrics import UpdateMetrics
-from interlock.records.rl import Score
+from interlock.records.rl import Problem, Score
+from interlock.rundir import write_atomically
 from interlock.tasks import TaskSource
 from interlock.tasks.data import find, rows_of
 from interlock.tasks.mixture import Verifiers, open_tasks
 from interlock.tasks.rows import Row as DataRow
 from interlock.tasks.rows import row_errors
+from interlock.tasks.worked import worked
 
 
 class Data(NamedTuple):
-    rows: list[Row]
+    rows: list[Row]  # [] of an earlier stage, before there are any
     left_out: int  # rows longer than max_tokens
+    worked: list[DataRow]  # the rows, where they were made of a task's problems
+    tokenizer: Tokenizer
+    limit: int  # tokens of a row
     task: TaskSource | None
-    unclosed: str | None  # what ends an assistant's turn and is no token
     files: Sequence[Path]  # all that the rows, and the task, hang on
 
 
 def prepare(settings: Sft, tokenizer: Tokenizer, context: int) -> Data:
     """Read and tokenise the data, and try the task. Raises UserError, with file and line."""
-    limit = min(settings.max_tokens, context)
-    files = find(settings.data).train
-    rows, left_out = read(
-        settings.data,
-        tokenizer,
-        limit,
-        settings.overlong,
-        settings.thinking_switch,
-        settings.thinking_share,
-    )
-    if not settings.task:
-        return Data(rows, left_out, None, tokenizer.unclosed, files)
-    task = open_tasks(settings.task, room(settings.sampling.max_tokens, tokenizer, context))
-    task.held_out(settings.eval.problems)
-    with Verifiers(settings.task):
-        return Data(rows, left_out, task, tokenizer.unclosed, [*files, *task.files])
+    limit, rows, left_out = min(settings.max_tokens, context), list[Row](), 0
+    solved, files = list[DataRow](), list[Path]()
+    task: TaskSource | None = None
+    if settings.task:
+        task = open_tasks(settings.task, room(settings.sampling.max_tokens, tokenizer, context))
+        task.held_out(settings.eval.problems)
+        files += task.files
+    if task is not None and settings.worked:
+        solved = solutions(settings.task, task.train(1, settings.worked))
+        rows = [row for each in solved for row in texts(each, tokenizer, settings.thinking_switch)]
+        if (longest := max(len(row.tokens) for row in rows)) > limit:
+            raise TaskError(f"a worked solution has {longest} tokens; raise max_tokens = {limit}")
+    elif settings.rows_of is None:
+        files += find(settings.data).train
+        how = settings.overlong, settings.thinking_switch, settings.thinking_share
+        rows, left_out = read(settings.data, tokenizer, limit, *how)
+    found = Data(rows, left_out, solved, tokenizer, limit, task, files)
+    if settings.task:
+        with Verifiers(settings.task):
+            pass
+    return found
+
+
+def solutions(tasks: Sequence[TaskSettings], problems: Sequence[Problem]) -> list[DataRow]:
+    """Each problem as a row of data, with its worked solution. Raises TaskError."""
+    by_name = {task.called: task for task in tasks}
+    rows: list[DataRow] = []
+    for problem in problems:
+        turn = {"role": "assistant", "content": worked(by_name[problem.task], problem)}
+        row: DataRow = {"messages": [*problem.messages, turn]}
+        if problem.template:
+            row["chat_template_kwargs"] = problem.template
+        rows.append({**row, "problem": problem.id, "source": "worked"})
+    return rows
 
 
 def run(stage: Stage[Sft], data: Data) -> None:
     """Run the stage from where it stands to its last step."""
+    rows, left_out = _rows(stage, data)
     if stage.done == 0:
-        stage.note_left_out(data.left_out)
-        if data.unclosed is not None:
+        stage.note_left_out(left_out)
+        if (unclosed := data.tokenizer.unclosed) is not None:
             stage.event(
                 "turns_unclosed",
-                f"the chat template closes turns with {data.unclosed[:40]!r}, which is no token of "
+                f"the chat template closes turns with {unclosed[:40]!r}, which is no token of "
                 "the model: nothing stops there but sampling.stop",
             )
         if data.task is not None:
@@ -74,11 +104,23 @@ def run(stage: Stage[Sft], data: Data) -> None:
             stage.begin(evaluate(0))
         for step in stage.steps():
             clock = Clock()
-            batch = draw(data.rows, stage.settings.batch_size, step, stage.seed(0))
+            batch = draw(rows, stage.settings.batch_size, step, stage.seed(0))
             updated = learn(stage, step, training_groups(batch), clock)
             stage.finish_step(
                 step, update=updated, seconds=clock.seconds(), held_out=evaluate(step)
             )
+
+
+def _rows(stage: Stage[Sft], data: Data) -> tuple[list[Row], int]:
+    """What is learned, and how many rows are too long for it."""
+    settings = stage.settings
+    if data.worked and stage.done == 0:
+        lines = b"".join(msgspec.json.encode(row) + b"\n" for row in data.worked)
+        write_atomically(stage.run.data_file(stage.index, settings.name), lines)
+    if settings.rows_of is None:
+        return data.rows, data.left_out
+    how = settings.overlong, settings.thinking_switch, settings.thinking_share
+    return read(stage.made_by(settings.rows_of), data.tokenizer, data.limit, *how)
 
 
 def learn(

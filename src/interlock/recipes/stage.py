@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
 from typing import Any, Generic, Literal, TypeVar
 
@@ -18,6 +19,7 @@ from msgspec.structs import replace
 
 from interlock.config.schema import Recipe
 from interlock.config.stages import StageSettings
+from interlock.errors import RunError
 from interlock.learner import checkpoint
 from interlock.learner.learner import Learner
 from interlock.learner.step_result import StepResult
@@ -127,6 +129,23 @@ class Stage(Generic[Settings]):
     def exact(self) -> bool:
         """Nothing is generated ahead of an update, so that a resumed run repeats every bit."""
         return self.staleness == 0
+
+    def left_by(self, name: str) -> Path:
+        """The model as an earlier stage of that name left it. Raises RunError when it is gone."""
+        directory = self.run.stage_weights(self._place(name), name)
+        if not directory.is_dir():
+            raise RunError(
+                f"there are no weights at {directory}, which a stage asks for; they are kept when "
+                "the next stage begins"
+            )
+        return directory
+
+    def made_by(self, name: str) -> Path:
+        """The rows that an earlier stage of that name made."""
+        return self.run.data_file(self._place(name), name)
+
+    def _place(self, name: str) -> int:
+        return [each.name for each in self.recipe.stage].index(name)
 
     def steps(self) -> range:
         """The steps still to do, counted from 1."""

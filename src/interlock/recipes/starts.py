@@ -18,7 +18,7 @@ import torch
 
 from interlock.config.schema import Recipe
 from interlock.config.stages import MODEL, of_stage
-from interlock.errors import ConfigError, RunError, UserError
+from interlock.errors import ConfigError, UserError
 from interlock.learner import checkpoint
 from interlock.learner.learner import Learner
 from interlock.models.checkpoint import load_decoder
@@ -122,11 +122,7 @@ def begin(stage: Stage[Any], starts: Starts) -> None:
     if origin is None:
         return
     name = of_stage(origin)
-    if name is None:
-        directory = starts[stage.index]
-    else:
-        place = [each.name for each in stage.recipe.stage].index(name)
-        directory = stage.run.stage_weights(place, name)
+    directory = starts[stage.index] if name is None else stage.left_by(name)
     _load(stage.learner, directory)
     digest = stage.run.manifest.inputs.get(_name(stage.index, origin)) or _digest(directory)
     message = f"stage {stage.index} starts from {origin}"
@@ -134,11 +130,6 @@ def begin(stage: Stage[Any], starts: Starts) -> None:
 
 
 def _load(learner: Learner, directory: Path) -> None:
-    if not directory.is_dir():
-        raise RunError(
-            f"there are no weights at {directory}, which a stage starts from; they are kept when "
-            "the next stage begins, unless keep_stages = false"
-        )
     decoder = load_decoder(directory, torch.float32, torch.device("cpu"))
     checkpoint.begin_with(learner, {n: p.detach() for n, p in decoder.named_parameters()})
 

@@ -22,7 +22,7 @@ import torch
 
 from interlock.chips import device
 from interlock.config.distilling import TeacherSettings, teacher_names, teacher_of
-from interlock.config.stages import StageSettings
+from interlock.config.stages import StageSettings, of_stage
 from interlock.errors import ModelError, RunError, TrainingError
 from interlock.learner.distillation import TeacherSums, tops
 from interlock.learner.losses.divergences import Tops
@@ -42,10 +42,19 @@ from interlock.text import one_line
 _MOST_KEPT = 1 << 32  # bytes of one step
 
 
+class EarlierStage(NamedTuple):
+    """A teacher that this run has yet to make: its tokenizer and context are the run's own."""
+
+    name: str
+
+
+Place = Path | str | EarlierStage
+
+
 class FoundTeachers(NamedTuple):
     """The teachers of a stage, before any weight is read."""
 
-    places: list[Path | str]  # of each, in order: its directory, or what its endpoint calls it
+    places: list[Place]  # of each, in order: its directory, or what its endpoint calls it
     context: int  # tokens of a text that all of them can read
     files: list[Path]  # that they hang on
 
@@ -59,7 +68,7 @@ def find_teachers(
     Raises UserError when one is not there or has another; TrainingError when an endpoint does not
     answer.
     """
-    places: list[Path | str] = []
+    places: list[Place] = []
     files: list[Path] = []
     for name, settings in zip(teacher_names(teachers), teachers, strict=True):
         if settings.model is None:
@@ -67,6 +76,9 @@ def find_teachers(
                 context = min(context, client.check(tokenizer, k))
                 assert client.model is not None
                 places.append(client.model)
+            continue
+        if (earlier := of_stage(settings.model)) is not None:
+            places.append(EarlierStage(earlier))
             continue
         directory = find_model(settings.model)
         context = min(context, read_architecture(directory).context)
@@ -114,7 +126,7 @@ class Teachers:
         with ExitStack() as stack:
             self._asked: list[Decoder | ScoringClient] = [
                 _held(stage, each, place)
-                if isinstance(place, Path)
+                if not isinstance(place, str)
                 else stack.enter_context(ScoringClient(name, each, place))
                 for name, each, place in zip(self.names, settings, found.places, strict=True)
             ]
@@ -216,9 +228,12 @@ def measured(found: TeacherSums, cost: TeacherMetrics) -> TeacherMetrics:
     )
 
 
-def _held(stage: Stage[StageSettings], settings: TeacherSettings, directory: Path) -> Decoder:
+def _held(
+    stage: Stage[StageSettings], settings: TeacherSettings, place: Path | EarlierStage
+) -> Decoder:
     learner, wanted = stage.learner, settings.dtype
     stage.sinks.phase("opening a teacher")
+    directory = stage.left_by(place.name) if isinstance(place, EarlierStage) else place
     dtype = learner.decoder.dtype if wanted == "auto" else device.dtype(wanted)
     decoder = load_decoder(directory, dtype, learner.device, dtype).requires_grad_(False)
     if dtype == learner.decoder.dtype and (kernel := stage.recipe.learner.kernel) != "auto":

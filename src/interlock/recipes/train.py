@@ -39,21 +39,20 @@ from interlock.models.fetch import find_model
 from interlock.models.huggingface import read_architecture
 from interlock.models.predictor import published_predictor
 from interlock.models.tokenizer import Tokenizer
-from interlock.recipes import fleet, gate, inputs, starts
+from interlock.recipes import fleet, gate, inputs, notes, starts, students
 from interlock.recipes.gate import Use
 from interlock.recipes.sinks import Sink, Sinks
 from interlock.recipes.stage import Stage
+from interlock.recipes.students import Learning
 from interlock.recipes.trackers import trackers_of
-from interlock.records.trust import Role, Sizes
+from interlock.records.trust import Role
 from interlock.rundir import Checkpoint, RunDir, atomic_directory
-from interlock.sandbox.canary import open_sandbox
-from interlock.tasks.executing import executes, judges_outside
-from interlock.tasks.verifier_pool import sandbox_of
 from interlock.workers.generators import Generators
 from interlock.workers.inline import Inline
 
 Part = TypeVar("Part", LearnerSettings, GeneratorSettings)
-Keep = Callable[[Learner, Path], None]  # writes a learner's weights as a model directory
+Keep = Callable[[Learner, Path, Path], None]  # writes a learner's weights as a model directory
+Smaller = Callable[[Learning, int], Learning]  # opens what a stage with `every_layer` begins with
 _OURS = ("torch", "cpu")  # engine and device
 _PACKAGES = ("interlock", "torch", "msgspec", "safetensors", "tokenizers", "numpy")
 
@@ -71,6 +70,7 @@ class Provided(NamedTuple):
     stages: Sequence[Prepared]
     origins: starts.Starts
     keep: Keep
+    smaller: Smaller
     decode: Callable[[list[int]], str]
 
 
@@ -123,12 +123,13 @@ def _run_rank0(
     where = starts.find(recipe, model, begun, recorded, sinks.note)
     prepared = _prepare(recipe, tokenizer, arch.context)
     fleet.check(recipe)
+    now = students.reached(directory, recipe, begun) or model
     predict = recipe.learner.mtp_weight > 0
     if has_predictor(model) and not predict:
         sinks.note("the layer for multi-token prediction is left out (learner.mtp_weight = 0)")
-    decoder = load_decoder(model, torch.float32, ranks.load_device, predict=predict)
+    decoder = load_decoder(now, torch.float32, ranks.load_device, predict=predict)
     decoder = sharding.shard(decoder, recipe.learner, ranks)
-    inline = _inline(recipe, model, uses, decoder if ranks.size == 1 else None)
+    inline = _inline(recipe, now, uses, decoder if ranks.size == 1 else None)
     hangs_on = inputs.identify(model, tokenizer, [each.data.files for each in prepared])
     hangs_on |= starts.digests(recipe, where, recorded)
     if resume:
@@ -138,28 +139,38 @@ def _run_rank0(
         sinks.note(kernels)
         run = RunDir.create(directory, to_tree(recipe), versions() | {"kernels": kernels}, hangs_on)
     with run, sinks.of(run), ExitStack() as stack:
-        _note_unqualified(uses, run, sinks)
-        _note_untried(uses, sizes_of(arch), run, sinks)
-        _note_isolation(recipe, run, sinks)
-        generators: Generators | None = inline
-        if inline is None and _generates(recipe):
-            generators = fleet.open_fleet(recipe, model, tokenizer, run, sinks)
-            stack.enter_context(closing(generators))
-        if generators is not None:
-            generators.progress = sinks.advance
+        notes.unqualified(uses, run, sinks)
+        notes.untried(uses, sizes_of(arch), run, sinks)
+        notes.isolation(recipe, run, sinks)
 
-        def keep(learner: Learner, path: Path) -> None:
-            dtype = stored_dtype(model) or decoder.dtype
+        def opened(path: Path, decoder: Decoder, generators: Generators | None) -> Learning:
+            if generators is None and _generates(recipe):
+                generators = fleet.open_fleet(recipe, path, tokenizer, run, sinks)
+            if generators is not None:
+                stack.callback(generators.close)
+                generators.progress = sinks.advance
+            return Learning(path, decoder, generators)
+
+        def smaller(larger: Learning, index: int) -> Learning:
+            path = students.make(run, recipe, index, where, model)
+            if larger.generators is not None:
+                larger.generators.close()
+            decoder = load_decoder(path, torch.float32, ranks.load_device)
+            return opened(path, decoder, _inline(recipe, path, uses, decoder))
+
+        def keep(learner: Learner, path: Path, source: Path) -> None:
+            dtype = stored_dtype(source) or learner.decoder.dtype
             _, tensors = learner.publish(dtype)
             ahead = published_predictor(learner.decoder, dtype)
-            save_model(chain(tensors.items(), ahead), path, model, dtype, predict)
+            save_model(chain(tensors.items(), ahead), path, source, dtype, predict)
             tokenizer.save(path)
 
-        provided = Provided(prepared, where, keep, tokenizer.decode)
-        learner = _run_stages(recipe, provided, run, decoder, ranks, generators, sinks)
+        provided = Provided(prepared, where, keep, smaller, tokenizer.decode)
+        first = opened(now, decoder, inline)
+        learner, last = _run_stages(recipe, provided, run, first, ranks, sinks)
         sinks.phase("saving the weights")
         with run.weights() as path:
-            keep(learner, path)
+            keep(learner, path, last)
         if recipe.keep_checkpoints == 0:
             run.prune_checkpoints(keep=0)
 
@@ -194,35 +205,39 @@ def _run_stages(
     recipe: Recipe,
     provided: Provided,
     run: RunDir,
-    decoder: Decoder,
+    now: Learning,
     ranks: Ranks,
-    generators: Generators | None,
     sinks: Sinks,
-) -> Learner:
-    """One stage after another, from the newest checkpoint on. -> the learner of the last"""
+) -> tuple[Learner, Path]:
+    """One stage after another, from the newest checkpoint on.
+
+    -> the learner of the last, and the model directory whose shape it has
+    """
     newest, version = run.latest_checkpoint(), 0
-    referred = starts.referred(recipe)
+    kept = {*starts.referred(recipe), *students.needed(recipe)}
     if newest and newest.stage >= len(recipe.stage):
         raise RunError(f"{newest.path} is of no stage of this recipe; remove it")
     for index in range(newest.stage if newest else 0, len(recipe.stage)):
-        settings = recipe.stage[index]
-        learner = _learner(recipe, settings, decoder, ranks, version)
+        settings, resumed = recipe.stage[index], bool(newest and newest.stage == index)
+        if settings.every_layer > 1 and not resumed:
+            now = provided.smaller(now, index)
+        learner = _learner(recipe, settings, now.decoder, ranks, version)
         stage: Stage[Any] = Stage(
-            index, settings, recipe, run, learner, generators, sinks, decode=provided.decode
+            index, settings, recipe, run, learner, now.generators, sinks, decode=provided.decode
         )
-        if newest and newest.stage == index:
+        if newest and resumed:
             _restore(stage, newest)
-        else:
+        elif settings.every_layer == 1:
             starts.begin(stage, provided.origins)
         if stage.done < settings.length:  # else it was finished, and another follows it
             sinks.stage(index, settings.kind, stage.done, settings.length)
             with _saving(stage):
                 provided.stages[index].module.run(stage, provided.stages[index].data)
         version = learner.version + learner.unpublished
-        if index + 1 < len(recipe.stage) and (recipe.keep_stages or index in referred):
+        if index + 1 < len(recipe.stage) and (recipe.keep_stages or index in kept):
             with atomic_directory(run.stage_weights(index, settings.name)) as path:
-                provided.keep(learner, path)
-    return learner
+                provided.keep(learner, path, now.model)
+    return learner, now.model
 
 
 def _progress(resumed: Path | None) -> tuple[int, dict[str, str]]:
@@ -352,35 +367,6 @@ def _inline(
         if use.role is Role.GENERATE:
             return fleet.open_inline(recipe, model, use.trust, masters)
     return None
-
-
-def _note_unqualified(uses: Sequence[Use], run: RunDir, sinks: Sink) -> None:
-    for use in uses:
-        if use.why:
-            message = f"{use.device} is used unqualified to {use.role}: {use.why}"
-            sinks.event(run.event("unqualified", message, device=use.device, reason=use.why))
-
-
-def _note_untried(uses: Sequence[Use], sizes: Sizes, run: RunDir, sinks: Sink) -> None:
-    """Where the model is larger than what a certificate was made at."""
-    for use in uses:
-        if use.tried is not None and not use.why and (beyond := sizes.beyond(use.tried)):
-            message = (
-                f"the certificate of {use.device} was made at smaller sizes ({', '.join(beyond)}); "
-                "interlock qualify --model tries those of this model"
-            )
-            sinks.event(run.event("sizes_untried", message, device=use.device))
-
-
-def _note_isolation(recipe: Recipe, run: RunDir, sinks: Sink) -> None:
-    for task in (task for stage in recipe.stage for task in stage.task):
-        way = open_sandbox() if judges_outside(task) else sandbox_of(task)
-        if way is not None:
-            message = f"answers to {task.name} are judged in a sandbox of {way.name}"
-            sinks.event(run.event("sandboxed", message, way=way.name))
-        elif executes(task):
-            message = f"{task.name} executes answers, and without a sandbox, as was asked for"
-            sinks.event(run.event("unsandboxed", message))
 
 
 def _restore(stage: Stage[Any], newest: Checkpoint) -> None:
