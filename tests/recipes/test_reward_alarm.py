@@ -84,6 +84,7 @@ def test_ties_are_pooled_by_the_inverse_of_their_variance() -> None:
             3,
         ),  # by its tie alone, before anything grew: -0.25 * sqrt(3) / 0.09
         (STYLE, -0.10, 0.0, 0.5, None),
+        (STYLE, -0.14, 0.08, 0.5, 4),  # both a little: z is -3.1 and 5.96; over three steps -2.7
         (STYLE, -0.25, 0.0, 0.02, None),  # what is right outweighs it
         (STYLE | {"weight": 0.1}, -0.25, 0.0, 0.1, None),  # it cannot outbid being right
         (FORMAT, -0.25, 0.0, 0.5, None),  # a form that does not grow

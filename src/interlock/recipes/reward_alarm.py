@@ -22,6 +22,7 @@ _TIE, _TIE_Z = -0.1, -4.0
 # A tie by itself; the range as a share of what being right is worth; and the least share: below it
 # what is right outweighs it, and nobody is drawn there.
 _AGAINST, _OUTBIDS, _DRAWS = -0.15, 0.5, 0.05
+_DRAWN_TIE_Z, _DRAWN_GROWS_Z = -3.0, 2.0  # both at once are as rare as the tie by itself
 _SHARE = 0.25
 _GROWS_Z, _GROWN = 2.5, 0.02  # beside a tie; the gain as a share of what being right is worth
 _ALONE_Z, _ALONE = 4.0, 0.2  # growth alone
@@ -86,8 +87,11 @@ def _components(
         tie, z = _pooled([(each.tie, each.tie_error) for each in own])
         share, most = _mean([each.share for each in own]), 2 * trend.gain >= grown > 0
         grows = most and trend.z >= _GROWS_Z and trend.gain >= _GROWN * worth
-        outbids = share >= _DRAWS and tie <= _AGAINST and _range(own[-1]) >= _OUTBIDS * worth
-        if z <= _TIE_Z and ((free and outbids) or (grows and tie <= _TIE and share >= _SHARE)):
+        outbids = free and share >= _DRAWS and _range(own[-1]) >= _OUTBIDS * worth
+        against = tie <= _AGAINST and z <= _TIE_Z
+        drawn = tie <= _TIE and z <= _DRAWN_TIE_Z and trend.z >= _DRAWN_GROWS_Z
+        of_form = grows and tie <= _TIE and z <= _TIE_Z and share >= _SHARE
+        if of_form or (outbids and (against or drawn)):
             yield (
                 f"reward {name!r} pays for what is wrong: answers that earn more of it than others "
                 f"to their problem are right less often (correlation {tie:.2f} in {size} steps); "
