@@ -18,7 +18,6 @@ import json
 import random
 import subprocess
 import sys
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,6 +36,7 @@ from interlock.config.tasks import TaskSettings
 from interlock.models.decoder import Decoder
 from interlock.models.huggingface import read_architecture
 from interlock.records.rl import Completion, Problem, Sampling
+from interlock.rundir import RunDir
 from interlock.tasks import modes
 from interlock.workers.generator import Generator, open_generator
 
@@ -137,7 +137,7 @@ class Exam:
 @dataclass(frozen=True)
 class Result:
     seed: int
-    minutes: float  # of training
+    minutes: float  # in steps of training
     before: list[Exam]  # told each of TOLD
     tags: list[Exam]  # the same
     template: list[Exam]  # the same
@@ -147,7 +147,7 @@ class Result:
 
 def write_model(directory: Path, seed: int) -> Path:
     """A decoder with random weights, and a tokenizer of bytes and marks."""
-    directory.mkdir(parents=True)
+    directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(CONFIG))
     decoder, noise = Decoder(read_architecture(directory)), torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -209,12 +209,22 @@ def write_data(path: Path, rows: Sequence[Sequence[int]], fusion: bool) -> Path:
 
 
 def train(directory: Path, model: Path, seed: int, stage: str) -> Path:
-    """Run one stage by the command a user would type; the directory of its weights."""
+    """Run one stage by the command a user would type, unless it was; the directory of its weights.
+
+    What was begun and not finished has to be removed.
+    """
+    if (directory / "weights").is_dir():
+        return directory / "weights"
     recipe = directory.with_suffix(".toml")
     recipe.write_text(HEAD.format(name=directory.name, model=model, seed=seed) + stage)
     command = [sys.executable, "-m", "interlock.cli", "train", str(recipe), "--run", str(directory)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return directory / "weights"
+
+
+def spent(weights: Path) -> float:
+    """Seconds in the steps of a run."""
+    return sum(line.seconds.step or 0.0 for line in RunDir.read(weights.parent).metrics())
 
 
 def grpo(directory: Path, rows: Sequence[Sequence[int]], steps: int) -> str:
@@ -284,7 +294,7 @@ def opened(model: Path) -> Generator:
 
 
 def run(seed: int, directory: Path, steps: Sequence[int], count: int) -> Result:
-    directory.mkdir(parents=True)
+    directory.mkdir(parents=True, exist_ok=True)
     digits = sums(ROWS + HELD_OUT)
     rows = digits[HELD_OUT:]
     thoughts = write_data(directory / "thoughts.jsonl", rows, fusion=False)
@@ -294,7 +304,6 @@ def run(seed: int, directory: Path, steps: Sequence[int], count: int) -> Result:
         for each in digits[:count]
     ]
     model = write_model(directory / "random", seed)
-    began = time.monotonic()
     first = SFT.format(data=thoughts, steps=steps[0], lr=2e-3, fusion="")
     models = {"before": train(directory / "before", model, seed, first)}
     for switch in ("tags", "template"):
@@ -304,7 +313,7 @@ def run(seed: int, directory: Path, steps: Sequence[int], count: int) -> Result:
     if steps[2]:
         third = grpo(directory, rows, steps[2])
         models["within"] = train(directory / "within", models["tags"], seed, third)
-    minutes = (time.monotonic() - began) / 60
+    minutes = sum(map(spent, models.values())) / 60
     generators = {name: opened(path) for name, path in models.items()}
     told = {
         name: [examine(generators[name], problems, each) for each in TOLD]
@@ -353,7 +362,7 @@ def main() -> None:
         type=int,
         nargs=3,
         default=(400, 600, 60),
-        help="of each stage; the last may be 0",
+        help="of sft, fusion, grpo (may be 0)",
     )
     parser.add_argument("--problems", type=int, default=HELD_OUT)
     parser.add_argument("--runs", type=Path, default=Path("runs/fusion"))
