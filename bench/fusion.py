@@ -10,7 +10,7 @@ The problems are sums of three to five digits, the thoughts their running sums; 
 but for the marks. Everything is made here, and all stages are run by `interlock train`.
 
     python bench/fusion.py --runs runs/fusion --json fusion.json
-    python bench/fusion.py --steps 250 150 0 --seeds 0 --problems 128    # a minute or two
+    python bench/fusion.py --steps 220 120 0 --seeds 0 --problems 128    # a minute or two
 """
 
 import argparse
