@@ -35,6 +35,7 @@ CAUSES = (
     "form_never_met",
     "entropy_collapsed",
     "answers_cut",
+    "accuracy_fell",
 )
 _Z = 1.959964  # of 95 %
 

@@ -131,6 +131,25 @@ def test_entropy_that_collapsed() -> None:
     assert "entropy_collapsed" in found(steps)
 
 
+def test_accuracy_that_fell() -> None:
+    good, bad = {"correct": 0.4, "verdict": 0.4, "reward": 0.4}, {"correct": 0.19, "verdict": 0.19}
+    steps = [seen()] * 4 + [seen(**good)] * WINDOW
+    late = [seen(truncated=0.9, **bad, reward=0.19)] * WINDOW
+    assert found([*steps, *late], optimizer={"lr": 2e-5}, loss={"kl_beta": 0.1}) == {
+        "accuracy_fell": "19.0% of the answers are right, and 40% were in the best 5 steps: begin "
+        "again with stage.optimizer.lr = 1e-05, stage.loss.clip_high = 0.28"
+    }
+    half = [seen(correct=0.2, verdict=0.2)] * WINDOW
+    assert found([*steps, *half]) == {}
+    paid = [{"kind": "accuracy"}, {"kind": "format"}]
+    task = {"task": [{"name": "arithmetic", "reward": paid}]}
+    hacked = [seen(**bad, reward=0.4)] * WINDOW
+    assert "while the reward rose: something else pays" in str(found([*steps, *hacked], **task))
+    # Guesses that come and go are no fall.
+    few = [seen(correct=0.09, verdict=0.09)] * WINDOW + [seen(taught=3, **WRONG)] * WINDOW
+    assert found(few) == {}
+
+
 class Watched:
     """What a diagnosis asks of a stage."""
 
@@ -146,7 +165,8 @@ class Watched:
 
 
 def test_each_is_said_once_while_it_lasts_also_of_a_resumed_run() -> None:
-    steps = [seen(taught=0, **WRONG)] * 8 + [seen(12)] * 3 + [seen(taught=0, **WRONG)] * 6
+    steps = [seen(taught=0, **WRONG)] * 8
+    steps += [seen(12, correct=0.09)] * 3 + [seen(taught=0, **WRONG)] * 6
     watched: Any = Watched([])
     diagnosis = LearningWatch(watched, watched.settings.loss)
     for step, each in enumerate(steps, 1):

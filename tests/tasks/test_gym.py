@@ -186,3 +186,36 @@ def test_numpy_values_become_plain_and_others_are_refused() -> None:
 def test_a_problem_far_along_is_drawn_too() -> None:
     far = _task("basic_arithmetic", size=10**12)  # held-out problems are the last of all
     assert len({problem.id for problem in open_task(far).held_out(4)}) == 4
+
+
+@pytest.mark.slow
+def test_reading_takes_nothing_from_the_right_answer_to_any_generator() -> None:
+    """What a generator's own scorer gives its reference answer, it gives it bare and in tags."""
+    script = """
+from contextlib import redirect_stdout
+from io import StringIO
+from reasoning_gym.factory import DATASETS
+from interlock.config.tasks import TaskSettings
+from interlock.errors import TaskError
+from interlock.tasks import gym
+opened = less = 0
+for name in sorted(DATASETS):
+    task = TaskSettings(f"reasoning-gym/{name}", {"size": 40}, held_out=3)
+    try:
+        with redirect_stdout(StringIO()):
+            problems, verify = gym.open_source(task).held_out(3), gym.open_verifier(task)
+    except TaskError:
+        continue
+    opened += 1
+    for problem in filter(lambda each: each.answer, problems):
+        own = gym._dataset(task, size=10).score_answer(
+            problem.answer, gym.unpack(problem.meta["entry"])
+        )
+        said = problem.answer, f"<answer>{problem.answer}</answer>"
+        less += any(verify(problem, each)["reward"] < own for each in said)
+print(opened, less)
+"""
+    env = {"PYTHONPATH": ":".join(filter(None, sys.path)), "PYTHONHASHSEED": "0"}
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True)
+    opened, less = map(int, done.stdout.split())
+    assert opened >= 100 and less == 0

@@ -10,7 +10,15 @@ from typing import Annotated, Literal
 from msgspec import Meta
 from msgspec.structs import replace
 
-from interlock.config.fields import NonNegative, Positive, SettingsTable, Weight
+from interlock.config.fields import (
+    NonNegative,
+    Positive,
+    Processes,
+    Rate,
+    SettingsTable,
+    Weight,
+)
+from interlock.config.judging import JudgeSettings
 
 Language = Annotated[str, Meta(pattern="^[a-z]{2,3}$")]  # ISO 639
 RewardName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{0,64}\Z")]  # within a figure's name
@@ -129,6 +137,24 @@ class PythonReward(RewardSettings, frozen=True, kw_only=True, tag="python"):
         return self.low, self.high
 
 
+class JudgeReward(RewardSettings, frozen=True, kw_only=True, tag="judge"):
+    """What a model behind a URL gives, 0 for its lowest score and 1 for its highest."""
+
+    judge: JudgeSettings
+
+    def conflicts(self) -> Iterator[str]:
+        for why in self.judge.conflicts():
+            yield f"judge.{why}"
+
+
+class CodeReward(RewardSettings, frozen=True, kw_only=True, tag="code"):
+    """1 where the program of an answer passes the hidden tests of its row, else 0."""
+
+    timeout_s: Rate = 5.0  # of the program and the tests, together
+    memory_mb: Positive = 1024
+    workers: Processes = 1
+
+
 AnyReward = (
     AccuracyReward
     | FormatReward
@@ -137,7 +163,11 @@ AnyReward = (
     | OverlongReward
     | RepetitionReward
     | PythonReward
+    | JudgeReward
+    | CodeReward
 )
+# What does not run in the verifier's process: it asks over a network, or starts sandboxes.
+OUTSIDE = (JudgeReward, CodeReward)
 
 
 def rewards_at(rewards: Sequence[AnyReward], step: int | None) -> list[AnyReward]:

@@ -21,7 +21,7 @@ from interlock.config.fields import (
     ThinkingSwitch,
 )
 from interlock.config.judging import JudgeSettings
-from interlock.config.rewards import AnyReward, reward_conflicts
+from interlock.config.rewards import AnyReward, CodeReward, reward_conflicts
 
 
 class TaskSettings(SettingsTable, frozen=True):
@@ -60,6 +60,7 @@ class TaskSettings(SettingsTable, frozen=True):
         return self.label or self.name
 
 
+_TESTED = ("code", "jsonl")  # tasks whose rows may have hidden tests
 # Settings of a task that a judge has no use for, each with its own of the kind.
 _OF_VERIFIERS = {
     "workers": "concurrency",
@@ -80,6 +81,11 @@ def task_conflicts(tasks: Sequence[TaskSettings]) -> Iterator[str]:
     for task in tasks:
         for why in reward_conflicts(task.reward):
             yield f"task.{why}"
+        if task.name not in _TESTED and any(isinstance(each, CodeReward) for each in task.reward):
+            yield (
+                f"task.reward of kind code wants hidden tests in every row, and {task.name!r} has "
+                "none; use a jsonl or code task, or remove it"
+            )
         if task.judge is not None and task.reward:
             yield "task.judge scores in the verifier's stead, and task.reward too; remove one"
         if task.judge is None:

@@ -63,6 +63,8 @@ def causes(
 ) -> Iterator[tuple[EventKind, str]]:
     """Why so little is learned in the last of these steps; nothing where much is, or was.
 
+    "accuracy_fell": fewer than half as many answers are right as in the best steps before; what
+    else is then seen follows from it.
     "answers_cut": max_tokens ends half of the answers and more, and few are right.
     "form_never_met": next to no answer can be read, or is in the form that a reward is for.
     "nothing_taught": no group's rewards differ, all being wrong, all right, or each group of a
@@ -71,6 +73,9 @@ def causes(
     """
     recent = seen[-WINDOW:]
     if len(recent) < WINDOW:
+        return
+    if fell := _fell(seen, settings, loss):
+        yield "accuracy_fell", fell
         return
     if cut := _cut(recent, settings):
         yield "answers_cut", cut
@@ -85,6 +90,24 @@ def causes(
         yield "entropy_collapsed", collapsed
     elif not formless and (little := _little(seen[-LONG:], settings)):
         yield "little_taught", little
+
+
+def _fell(seen: Sequence[Seen], settings: Sampled, loss: LossSettings) -> str | None:
+    recent, before = seen[-WINDOW:], seen[:-WINDOW]
+    windows = [before[end - WINDOW : end] for end in range(WINDOW, len(before) + 1)]
+    best = max(windows, key=lambda steps: _mean(steps, _correct), default=None)
+    if best is None:
+        return None
+    most, now = _mean(best, _correct), _mean(recent, _correct)
+    if most < _WRONG or now >= most / 2:
+        return None
+    said = f"{now:.1%} of the answers are right, and {most:.0%} were in the best {WINDOW} steps"
+    if settings.task[0].reward and _mean(recent, _reward) >= _mean(best, _reward):
+        return (
+            f"{said}, while the reward rose: something else pays; lower the weight of the rewards "
+            "that grew (stage.task.reward), or give them fades"
+        )
+    return f"{said}: {_livelier(settings, loss)}"
 
 
 def _cut(recent: Sequence[Seen], settings: Sampled) -> str | None:
@@ -199,6 +222,10 @@ def _taught(recent: Sequence[Seen]) -> float:
 
 def _correct(each: Seen) -> float | None:
     return each.rollout.correct
+
+
+def _reward(each: Seen) -> float | None:
+    return each.rollout.reward
 
 
 def _verdict(each: Seen) -> float | None:

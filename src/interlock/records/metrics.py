@@ -244,7 +244,6 @@ EventKind = Literal[
     "recovered",  # what a kill had left torn
     "settings_changed",
     "extended",  # by stages
-    "student_made",  # a stage begins with some layers of the weights that it would start from
     "started_from",  # a stage began with other weights than those that the one before it left
     "problems_dropped",  # repeated or held out
     "rows_left_out",
@@ -261,6 +260,7 @@ EventKind = Literal[
     "mask_loosened",  # fewer tokens are masked while learner and sampler move apart
     "reward_hacked",  # a reward grows, and what the verifier says does not
     "off_policy_idle",  # off-policy masking knows no threshold
+    "accuracy_fell",  # to less than half of its best
     "nothing_taught",  # no group's rewards differ
     "little_taught",  # few groups' do
     "form_never_met",

@@ -30,6 +30,7 @@ _ALERTS = frozenset(
     | {"reward_hacked"}
     # Why it does not learn: recipes/diagnosis.py.
     | {"nothing_taught", "little_taught", "form_never_met", "entropy_collapsed", "answers_cut"}
+    | {"accuracy_fell"}
 )
 _FIRST = 3  # of them
 _EVENTS = 100  # shown; the rest is counted

@@ -9,6 +9,7 @@ judged wrong unseen.
 
 import re
 
+from interlock.config.rewards import CodeReward
 from interlock.config.tasks import TaskSettings
 
 # tests/tasks/test_executing.py reads reasoning-gym's sources for more.
@@ -37,7 +38,8 @@ def judges_outside(task: TaskSettings) -> bool:
     """Whether its verifier keeps what answers do away from itself, with limits of its own: then no
     answer can make it fail, and what ends it is nobody's fault.
     """
-    return task.name == "code" and task.judge is None
+    by_tests = any(isinstance(each, CodeReward) for each in task.reward)
+    return task.judge is None and (task.name == "code" or by_tests)
 
 
 def executes(task: TaskSettings) -> bool:

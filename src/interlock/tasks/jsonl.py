@@ -11,17 +11,20 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import msgspec
 
+from interlock.config.rewards import CodeReward
 from interlock.config.tasks import TaskSettings
 from interlock.errors import TaskError
 from interlock.records.rl import Problem
 from interlock.tasks import user_verifier
+from interlock.tasks.code.problems import CodeOptions, hidden_tests
 from interlock.tasks.columns import AskedRow, asked
 from interlock.tasks.data import find, rows_of
 from interlock.tasks.options import read_options
-from interlock.tasks.rows import row_errors
+from interlock.tasks.rows import Row, row_errors
 from interlock.tasks.sources import ListSource, Unfit, fits, prompt
 
 
@@ -102,7 +105,7 @@ class _Rows:
                 said = asked(row, options.question_field, options.answer_field)
                 first = first or said
                 _check_form(said, first)
-                problem = _problem(said, task, options)
+                problem = _problem(said, task, options, _tests(row, said, task))
                 why = unfit(problem)
                 if why is not None and task.overlong == "refuse":
                     raise TaskError(f'{why}, or leave such rows out: overlong = "leave_out"')
@@ -129,7 +132,15 @@ def _check_form(said: AskedRow, first: AskedRow) -> None:
         )
 
 
-def _problem(said: AskedRow, task: TaskSettings, options: Jsonl) -> Problem:
+def _tests(row: Row, said: AskedRow, task: TaskSettings) -> dict[str, Any]:
+    """The hidden tests of a row, where a reward grades by them. Raises ValueError."""
+    if not any(isinstance(each, CodeReward) for each in task.reward):
+        return {}
+    shown = said.question if isinstance(said.question, str) else said.question[-1]["content"]
+    return hidden_tests(row, shown, CodeOptions())
+
+
+def _problem(said: AskedRow, task: TaskSettings, options: Jsonl, meta: dict[str, Any]) -> Problem:
     answer = said.answer
     if options.answer_after is not None:
         _, mark, answer = answer.rpartition(options.answer_after)
@@ -148,5 +159,6 @@ def _problem(said: AskedRow, task: TaskSettings, options: Jsonl) -> Problem:
         id=f"{task.name}:{hashlib.sha256(key.encode()).hexdigest()[:16]}",
         messages=prompt(task, question, turns[:-1]),
         answer=answer.strip(),
+        meta=meta,
         template={**task.template, **said.template},
     )

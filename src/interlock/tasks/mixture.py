@@ -20,7 +20,6 @@ from math import ceil
 from pathlib import Path
 from random import Random
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
@@ -29,25 +28,12 @@ from interlock.config.tasks import TaskSettings
 from interlock.errors import TaskError
 from interlock.records.rl import Attempt, Problem, Verdict
 from interlock.tasks import modes, open_task, user_verifier
-from interlock.tasks.packages import module_of
 from interlock.tasks.retries import Pair
 from interlock.tasks.sources import TaskSource, Unfit, fits
-from interlock.tasks.verifier_pool import VerifierPool
-
-if TYPE_CHECKING:
-    from interlock.tasks.judge.panel import Judge
+from interlock.tasks.weighed import judges, opened
 
 _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio
 _WHOLE = 1 << 64
-
-
-def judge_of(task: TaskSettings) -> "Judge":
-    """The model that scores a task's answers. Raises TaskError."""
-    assert task.judge is not None
-    who = f"task {task.name!r} with a judge"
-    panel = module_of("interlock.tasks.judge.panel", who, "remote")
-    judge: Judge = panel.Judge(task.judge)
-    return judge
 
 
 def open_tasks(tasks: Sequence[TaskSettings], unfit: Unfit = fits) -> "Mixture":
@@ -160,10 +146,7 @@ class Verifiers:
     """The verifiers of all tasks of a stage, alive inside the `with` block; as a VerifierPool."""
 
     def __init__(self, tasks: Sequence[TaskSettings]) -> None:
-        self._pools: dict[str, VerifierPool | Judge] = {
-            task.called: VerifierPool(task) if task.judge is None else judge_of(task)
-            for task in tasks
-        }
+        self._pools = {task.called: opened(task) for task in tasks}
 
     @property
     def errors(self) -> int:
@@ -177,16 +160,16 @@ class Verifiers:
         """What models as judges cost since this was last asked; nothing without any."""
         found: Counter[str] = Counter()
         for pool in self._pools.values():
-            if not isinstance(pool, VerifierPool):
-                found.update(pool.cost().figures())
+            for judge in judges(pool):
+                found.update(judge.cost().figures())
         return dict(found)
 
     def __enter__(self) -> "Verifiers":
         with ExitStack() as stack:
             for pool in self._pools.values():
                 stack.enter_context(pool)
-                if not isinstance(pool, VerifierPool):
-                    pool.try_out()
+                for judge in judges(pool):
+                    judge.try_out()
             threads = ThreadPoolExecutor(len(self._pools), thread_name_prefix="verifiers")
             self._threads = stack.enter_context(threads)
             self._stack = stack.pop_all()

@@ -110,8 +110,11 @@ def _rows(path: Path) -> Iterator[tuple[int, Row]]:
         raise TaskError(f"{path} is no compressed JSONL: {one_line(str(error), 200)}") from None
 
 
-def _problem(row: Row, task: TaskSettings, options: CodeOptions) -> Problem:
-    shown = _text(row, options.prompt_field)
+def hidden_tests(row: Row, shown: str, options: CodeOptions) -> dict[str, str]:
+    """What a program is graded by: "entry", "preamble", "tests". Raises ValueError.
+
+    `shown`: what the model was asked; where it is the head of the function, that is the preamble.
+    """
     entry = _text(row, options.entry_field)
     tests = _text(row, options.tests_field or ("tests" if "tests" in row else "test"))
     if not entry.isidentifier() or keyword.iskeyword(entry):
@@ -122,13 +125,20 @@ def _problem(row: Row, task: TaskSettings, options: CodeOptions) -> Problem:
         "check" not in _names(calls)
     ):
         raise ValueError(f"the tests neither call {entry} nor define check(candidate)")
+    return {"entry": entry, "preamble": preamble, "tests": tests}
+
+
+def _problem(row: Row, task: TaskSettings, options: CodeOptions) -> Problem:
+    shown = _text(row, options.prompt_field)
+    meta = hidden_tests(row, shown, options)
+    entry = meta["entry"]
     digest = hashlib.sha256(f"{shown}\0{entry}".encode()).hexdigest()
     question = f"{options.instruction}\n\n{shown}" if options.instruction else shown
     return Problem(
         id=f"{task.name}:{digest[:16]}",
         messages=prompt(task, question),
         answer=str(row.get(options.solution_field) or ""),
-        meta={"entry": entry, "preamble": preamble, "tests": tests},
+        meta=meta,
         template=task.template,
     )
 
