@@ -72,7 +72,7 @@ format: $(VENV)/.lint  ## Rewrite the sources in the house format
 # an interrupted `make bench` goes on. vLLM takes part where `make vllm` has been run.
 FIGURES := runs/bench
 BENCHMARKS := time_to_half rollout rollout-bfloat16 decode decode-groups learner learner-long learner-bfloat16 \
-  grpo_step grpo_step-bfloat16 demo_seeds sync coordinator recovery qualify prefix
+  grpo_step grpo_step-bfloat16 demo_seeds sync coordinator recovery qualify prefix fusion
 MEASURED := $(shell find src bench recipes -name '*.py' -o -name '*.toml')
 VLLM_READY := $(if $(wildcard $(VLLM)/.installed),$(VLLM)/pyvenv.cfg)
 
@@ -85,6 +85,7 @@ $(FIGURES)/%-bfloat16.json: FLAGS += --dtype bfloat16
 $(FIGURES)/decode-groups.json: FLAGS = --rows 64 --group 1 8 --memory 14
 $(FIGURES)/learner-long.json: FLAGS = --prompt 91
 $(FIGURES)/demo_seeds.json: FLAGS = --runs $(FIGURES)/demo_seeds
+$(FIGURES)/fusion.json: FLAGS = --runs $(FIGURES)/fusion
 $(FIGURES)/recovery.json: FLAGS = --learner
 $(FIGURES)/qualify.json: FLAGS = levels --threads 2
 
