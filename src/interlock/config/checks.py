@@ -16,6 +16,7 @@ from typing import Any
 
 from interlock.config.rewards import JudgeReward
 from interlock.config.schema import GeneratorSettings, Recipe, by_name
+from interlock.config.stages import of_stage
 from interlock.config.tasks import TaskSettings, task_conflicts
 from interlock.errors import ConfigError
 from interlock.text import hide_credentials, one_line
@@ -266,7 +267,33 @@ def _stage_names(recipe: Recipe) -> Iterator[str]:
                     f"stage.{index} wants the weights of the stage {one_line(repr(other), 40)}, "
                     "and none before it is named so; give one that name"
                 )
+        if (rows := stage.rows_of) is not None:
+            made = [each.name for each in recipe.stage[:index] if each.makes_rows]
+            if rows not in made or not rows:
+                yield (
+                    f"stage.{index}.data wants rows of the stage {one_line(repr(rows), 40)}, and "
+                    "no reject-sft stage before it is named so"
+                )
         before.append(name)
+
+
+def _sizes(recipe: Recipe) -> Iterator[str]:
+    """Weights of another size cannot be gone on with: one decoder learns, stage after stage."""
+    sizes: list[int] = []  # every so many layers of the recipe's model
+    names = [stage.name for stage in recipe.stage]
+    for index, stage in enumerate(recipe.stage):
+        now = sizes[-1] if sizes else 1
+        named = None if stage.origin is None else of_stage(stage.origin)
+        if named in names[:index]:
+            begins = sizes[names.index(named)]
+        else:
+            begins = now if stage.origin is None else 1
+        if stage.every_layer == 1 and begins != now:
+            yield (
+                f"stage.{index}.from = {stage.origin!r} has other layers than the stage before it; "
+                "put the stages of the smaller model last"
+            )
+        sizes.append(begins * stage.every_layer)
 
 
 def _stages(recipe: Recipe) -> Iterator[str]:
@@ -287,5 +314,6 @@ _CHECKS: tuple[Callable[[Recipe], Iterator[str]], ...] = (
     _options,
     _guard,
     _stage_names,
+    _sizes,
     _stages,
 )

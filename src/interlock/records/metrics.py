@@ -244,6 +244,7 @@ EventKind = Literal[
     "recovered",  # what a kill had left torn
     "settings_changed",
     "extended",  # by stages
+    "student_made",  # a stage begins with some layers of the weights that it would start from
     "started_from",  # a stage began with other weights than those that the one before it left
     "problems_dropped",  # repeated or held out
     "rows_left_out",
