@@ -11,6 +11,7 @@ from interlock.config.tasks import TaskSettings
 from interlock.mismatch import Mismatch
 from interlock.recipes.alarms import EARLY, RECENT, Alarms, alarms
 from interlock.records.metrics import RolloutMetrics, StepMetrics, UpdateMetrics
+from interlock.records.rl import Score
 
 
 def update(size: float | None = 1.0, masked: float | None = 0.0, k3: float = 1e-5) -> UpdateMetrics:
@@ -107,3 +108,19 @@ def test_each_alarm_is_one_event_also_of_a_resumed_run() -> None:
     watch = Alarms(again)
     watch.look(18, seen[17], RolloutMetrics(), None)
     assert again.events == []
+
+
+def test_a_hacked_reward_is_one_event() -> None:
+    """Length that is paid and moves: three steps tell."""
+    stage: Any = Watched([StepMetrics(stage=1, step=0, accuracy=0.5)])
+    watch = Alarms(stage)
+    for step in range(1, 7):
+        paid = RolloutMetrics(
+            reward=1 + 0.2 * step, reward_error=0.04, verdict=0.4, verdict_error=0.03,
+            length=20.0 + 3 * step, length_share=0.6, length_slope=2.0, length_tie=0.0,
+            length_tie_error=0.09,
+        )  # fmt: skip
+        watch.look(step, update(), paid, Score(0.5, 0.5, 128))
+    [(kind, message)] = stage.events
+    assert kind == "reward_hacked" and message.startswith("step 3: length explains 60% of what")
+    assert message.endswith("look at such answers, and mend the reward")
