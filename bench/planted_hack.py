@@ -158,7 +158,11 @@ def hack(directory: Path, arm: str, seed: int, steps: int, run: Path) -> None:
         "sampling": {"temperature": 1.0, "max_tokens": 12},
         "optimizer": {"lr": 4e-4, "warmup_steps": 10}, "eval": {"every": 1, "problems": 512},
     }  # fmt: skip
-    train(parse_recipe(recipe(directory / "taught" / "weights", stage, seed)), run)
+    settled = parse_recipe(recipe(directory / "taught" / "weights", stage, seed))
+    if not run.exists():
+        train(settled, run)
+    elif RunDir.read(run).status != "finished":  # it was cut off
+        train(settled, run, resume=True)
 
 
 def result(arm: str, seed: int, run: Path) -> HackResult:
@@ -206,8 +210,7 @@ def main() -> None:
     for seed in given.seeds:
         for arm in given.arms:
             run = given.runs / f"{arm}-{seed}"
-            if not run.exists():
-                hack(directory, arm, seed, given.steps, run)
+            hack(directory, arm, seed, given.steps, run)
             results.append(result(arm, seed, run))
     show(results)
     if given.json:
