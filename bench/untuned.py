@@ -54,6 +54,11 @@ class Result:
     said: list[str]
 
     @property
+    def beyond_guessing(self) -> bool:
+        """Whether it is better than to say the commonest answer always."""
+        return interval(self.after, self.problems)[0] > self.commonest
+
+    @property
     def learned(self) -> bool:
         return interval(self.after, self.problems)[0] > interval(self.before, self.problems)[1]
 
@@ -114,6 +119,8 @@ def show(results: list[Result]) -> None:
     for row in results:
         before, after = shown(row.before, row.problems), shown(row.after, row.problems)
         learned = "yes" if row.learned else "no"
+        if row.learned and not row.beyond_guessing:
+            learned = "yes, no more than the commonest answer earns"
         print(
             f"| {row.generator} | {before} | {after} | {learned} | {row.commonest:.1%} "
             f"| {row.steps} | {row.minutes:.1f} | {'; '.join(row.said) or 'nothing'} |"
@@ -133,7 +140,10 @@ def main() -> None:
         results.append(result(generator, given.runs / generator))
     show(results)
     if given.json:
-        rows = [asdict(each) | {"learned": each.learned} for each in results]
+        rows = [
+            asdict(each) | {"learned": each.learned, "beyond_guessing": each.beyond_guessing}
+            for each in results
+        ]
         figures = {"environment": environment(), "settings": given.settings, "results": rows}
         given.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 

@@ -40,6 +40,16 @@ def test_learned_is_that_the_intervals_are_apart(untuned: ModuleType) -> None:
     assert not learned(53 / 256, 26 / 256)
 
 
+def test_to_say_the_commonest_answer_always_is_told_apart(
+    untuned: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Of 256, 92 right have [30.3 %, 42.0 %].
+    rows = [untuned.Result("gcd", 256, 0.1, 92 / 256, share, 30, 5.0, []) for share in (0.30, 0.31)]
+    untuned.show(rows)
+    told = [line.split(" | ")[3] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert told == ["yes", "yes, no more than the commonest answer earns"]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_one_generator_of_a_model_that_knows_nothing(tmp_path: Path) -> None:
