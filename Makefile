@@ -17,10 +17,10 @@ LOCKED := $(INSTALL) --require-hashes -r requirements
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .PHONY: help demo test test-slow test-any-cpu test-any-cpu-quick chaos gpu clients client-environments wheel lint \
-  format bench untuned distil-or-grpo vllm lock clean
+  format bench untuned distil-or-grpo r1-tiny specialists vllm lock clean
 
 help:  ## This list
-	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 20
+	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 20
 
 demo: $(VENV)/.demo  ## Install, fetch SmolLM2-135M-Instruct, teach it addition, write a report
 	$(BIN)/interlock demo
@@ -101,6 +101,14 @@ untuned: $(VENV)/.bench  ## One recipe on five generators of reasoning-gym that 
 distil-or-grpo: $(VENV)/.bench  ## On-policy distillation against GRPO for equal compute; goes on where it stopped
 	mkdir -p $(FIGURES)
 	$(BIN)/python bench/distil_or_grpo.py --runs $(FIGURES)/distil-or-grpo --json $(FIGURES)/distil_or_grpo.json
+
+r1-tiny: $(VENV)/.bench  ## R1's order of stages on a small model, every stage measured; goes on where it stopped
+	mkdir -p $(FIGURES)
+	$(BIN)/python bench/recipe_stages.py r1-tiny --seeds 0 1 2 --runs $(FIGURES)/r1-tiny --json $(FIGURES)/r1_tiny.json
+
+specialists: $(VENV)/.bench  ## Two specialists and the student that two teachers merge, every stage measured; goes on
+	mkdir -p $(FIGURES)
+	$(BIN)/python bench/recipe_stages.py specialists --seeds 0 1 2 --runs $(FIGURES)/specialists --json $(FIGURES)/specialists.json
 
 vllm: $(VLLM)/.installed  ## An environment of its own with vLLM's CPU build (3.5 GB), for generators
 

@@ -332,7 +332,8 @@ def test_a_checkpoint_of_no_stage_is_named(tmp_path: Path) -> None:
     with RunDir.create(tmp_path / "run", tree, {}) as run:
         (run.path / "checkpoints" / "stage01-step000001").mkdir(parents=True)
         with pytest.raises(RunError, match=r"stage01-step000001 is of no stage of this recipe"):
-            _run_stages(parse_recipe(tree), Provided([], {}, nothing, nothing), run, *[nothing] * 4)
+            provided = Provided([], {}, nothing, nothing, nothing)
+            _run_stages(parse_recipe(tree), provided, run, nothing, nothing, nothing)
 
 
 def test_a_generator_that_took_fewer_threads_says_so_once(
