@@ -13,7 +13,12 @@ from interlock.plan.plan import Plan, PlanInputs, plan_of
 from interlock.plan.prices import read_prices
 from interlock.plan.roles import roles_of
 from interlock.plan.shapes import model_shape
-from interlock.plan.sharding import generator_chips, least_learners, room_for
+from interlock.plan.sharding import (
+    generator_chips,
+    learner_layout,
+    least_learners,
+    room_for,
+)
 from interlock.plan.verdicts import verdicts
 from interlock.plan.workload import GivenFigures, changed_share, workloads
 
@@ -65,6 +70,15 @@ def test_deepseek_needs_what_it_needs() -> None:
     assert room_for(shape, h800, 32, 2.0, 8000) == pytest.approx(
         (32 * 72e9 - 1.34205e12) / (8000 * 70_272), rel=1e-3
     )
+
+
+def test_a_large_learner_is_cut_as_large_ones_are() -> None:
+    shape = model_shape("DeepSeek-V3")
+    (h800,) = (each.chip for each in parse_stock("1xH800"))
+    # As NeMo-RL's published rows: experts over 16 copies, a pipeline of 16.
+    assert learner_layout(shape, h800, 256) == (1, 1, 16, 16)
+    # 8.19 B weights: 6 bytes of each and 12 / 8 are 61 GB, more than 0.7 of 72; halved they fit.
+    assert learner_layout(model_shape("Qwen3-8B"), h800, 8) == (2, 1, 1, 1)
 
 
 def test_what_does_not_fit_tells_the_smallest_stock(planned: Callable[..., Plan]) -> None:

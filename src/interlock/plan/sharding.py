@@ -122,7 +122,7 @@ def learner_layout(shape: ModelShape, chip: ChipSpec, chips: int) -> tuple[int, 
             expert *= 2
         elif tensor * 2 <= most and tensor * 2 * stages <= chips and not shape.experts:
             tensor *= 2
-        elif stages * 2 <= min(shape.layers, chips // tensor):
+        elif stages * 2 <= min(shape.layers, chips // (tensor * expert)):
             stages *= 2
         else:
             break
