@@ -206,6 +206,18 @@ def test_a_stage_that_samples_and_then_learns_is_both() -> None:
     sampling, learning = workloads(recipe, "Qwen3-8B", True)
     assert (sampling.steps, sampling.samples, sampling.learns) == (3, True, False)
     assert (learning.steps, learning.samples, learning.learns) == (10, False, True)
+    assert learning.mean_tokens == 512  # half of max_tokens
+    (long,) = workloads(
+        parse_recipe(
+            {
+                "model": {"path": "hf:Qwen/Qwen3-8B"},
+                "stage": [{"kind": "sft", "steps": 5, "data": "x.jsonl", "max_tokens": 32768}],
+            }
+        ),
+        "Qwen3-8B",
+        True,
+    )
+    assert (long.mean_tokens, long.max_tokens, long.samples) == (4000, 32768, False)
 
 
 def test_the_share_of_changed_weights_goes_through_what_was_measured() -> None:

@@ -117,7 +117,8 @@ def _stage(stage: StagePlan) -> Iterator[str]:
         yield f"  verification {figure(parts.verification)} s that nothing hides"
     if parts.scoring:
         yield f"  log-probabilities {figure(parts.scoring)} s"
-    yield f"  update {figure(parts.update)} s"
+    if work.learns:
+        yield f"  update {figure(parts.update)} s"
     if parts.publication:
         yield (
             f"  publication {figure(parts.publication)} s for {figure(parts.bytes / 1e9)} GB "

@@ -24,7 +24,8 @@ from interlock.plan.seconds import StepLoad
 from interlock.plan.typical import thinks, typical_lengths
 
 _PROMPT_TOKENS = 115.0  # as most published rows have
-_ROW_SHARE = 0.5  # of max_tokens, that a row of SFT is long; assumed
+# A row of SFT: half of max_tokens, and no more than thoughts with an answer are; assumed.
+_ROW_SHARE, _LONG_ROW = 0.5, 4000.0
 _ROW_TOKENS = 4096  # of a row of pretraining that has the model's context; assumed
 _EXTRA_DRAWN = 0.5  # of the extra groups that a step may make; assumed
 # Seconds to judge an answer, by what the task's name begins with; assumed.
@@ -147,9 +148,9 @@ def _rows(recipe: Recipe, place: int, stage: StageSettings, known: GivenFigures)
     assumed: list[str] = []
     batch, longest, mean = _row_sizes(stage)
     if mean is None:
-        mean = known.mean_tokens or longest * _ROW_SHARE
+        mean = known.mean_tokens or min(longest * _ROW_SHARE, _LONG_ROW)
         if known.mean_tokens is None:
-            assumed.append(f"rows of {mean:g} tokens, half of the longest (--mean-tokens)")
+            assumed.append(f"rows of {mean:,g} tokens on average (--mean-tokens)")
     if isinstance(stage, Pretrain) and not stage.row_tokens:
         assumed.append(f"rows of {longest} tokens (row_tokens)")
     base = _base(recipe, place, stage, evaluated=True)
