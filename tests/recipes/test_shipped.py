@@ -28,7 +28,7 @@ def small(model: Path, stages: int, tasks: dict[int, int]) -> list[str]:
     found = [f"model.path={model}", *FLOAT32]
     for index in range(stages):
         found += [
-            f"stage.{index}.steps=6" if index == 4 else f"stage.{index}.steps=3",
+            f"stage.{index}.steps=6" if index in (0, 4) else f"stage.{index}.steps=3",
             f"stage.{index}.eval.problems=4",
             f"stage.{index}.sampling.max_tokens=12",
         ]

@@ -12,7 +12,8 @@
     sync/           weight versions on their way to generators; emptied when a session begins
     checkpoints/    stage00-step000020/ …: all it takes to go on; only the newest are kept
     teachers/       what endpoints said of a distill stage's texts, until a checkpoint is past it
-    stages/         00-NAME/, …: the model as each stage left it that another came after
+    stages/         00-NAME/, …: the model as each stage left it that another came after;
+                    03-NAME-begin/: the smaller one that a stage with every_layer begins with
     data/           what a stage made to learn from, to be read: JSONL
     weights/        the final model in the Hugging Face layout
     report.html     written from the above by `report`

@@ -1,11 +1,11 @@
 """Worked solutions of a task's problems: what a cold start learns from, with no data from outside.
 
-    Problem ──lines of the calculation──> "<think>\\n7+80=87\\n87+2=89\\n</think>\\n89"
+    Problem ──lines of the calculation──> "<think>\\n7+8=15\\n</think>\\n15"
 
 A solution is a function of its problem alone.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from interlock import thinking
 from interlock.config.tasks import TaskSettings
@@ -26,33 +26,46 @@ def worked(task: TaskSettings, problem: Problem) -> str:
 
 
 def _arithmetic(problem: Problem) -> Iterator[str]:
-    """Digit by digit of the second number, from the left: each line has the sum so far."""
+    """A sum by places, which are then added up; a difference place by place of the second number;
+    a product by its places.
+    """
     a, op, b = (problem.meta[name] for name in ("a", "op", "b"))
     if op == "*":
         yield from _product(a, b)
-    elif op == "-" and a < b:
-        yield from _stepwise(b, "-", a)
+    elif op == "+":
+        yield from _sum(a, b)
+    elif a < b:
+        yield from _difference(b, a)
         yield f"{a}-{b}=-{b - a}"
     else:
-        yield from _stepwise(a, op, b)
+        yield from _difference(a, b)
 
 
-def _stepwise(a: int, op: str, b: int) -> Iterator[str]:
-    """a + b or a - b; a difference is of a number no larger than a."""
+def _sum(a: int, b: int) -> Iterator[str]:
+    places = range(max(len(str(a)), len(str(b))) - 1, -1, -1)
+    pairs = [(a // 10**p % 10 * 10**p, b // 10**p % 10 * 10**p) for p in places]
+    yield from (f"{x}+{y}={x + y}" for x, y in pairs)
+    yield from _added([x + y for x, y in pairs])
+
+
+def _difference(a: int, b: int) -> Iterator[str]:
+    """a - b, where b is no larger."""
     for part in _parts(b):
-        after = a + part if op == "+" else a - part
-        yield f"{a}{op}{part}={after}"
-        a = after
+        yield f"{a}-{part}={a - part}"
+        a -= part
 
 
 def _product(a: int, b: int) -> Iterator[str]:
-    products = [a * part for part in _parts(b)]
     yield from (f"{a}*{part}={a * part}" for part in _parts(b))
-    if len(products) > 1:
-        total = products[0]
-        for each in products[1:]:
-            yield f"{total}+{each}={total + each}"
-            total += each
+    yield from _added([a * part for part in _parts(b)])
+
+
+def _added(numbers: Sequence[int]) -> Iterator[str]:
+    """One after another, each line with the sum so far; nothing for a single number."""
+    total = numbers[0]
+    for each in numbers[1:]:
+        yield f"{total}+{each}={total + each}"
+        total += each
 
 
 def _parts(number: int) -> list[int]:
