@@ -124,6 +124,9 @@ def test_entropy_that_collapsed() -> None:
         "entropy fell from 2 to 0.2 nats per token, 8% of the groups teach and 40% of the answers "
         "are right"
     )
+    # The same cause, and the same event, where by chance no group teaches at all.
+    none = [seen(entropy=0.2, **late | {"taught": 0})] * WINDOW
+    assert list(found([*early, *none])) == ["entropy_collapsed"]
     assert found([*early, *[seen(entropy=0.21, **late)] * WINDOW]) == {}
     assert found([*early, *[seen(entropy=0.2, **late | {"taught": 2})] * WINDOW]) == {}
     # A step without an update has no entropy.

@@ -82,12 +82,12 @@ def causes(
     formless = _formless(recent, settings)
     if formless:
         yield "form_never_met", formless
-    if not _taught(recent):
+    if collapsed := _collapsed(seen, settings, loss):
+        yield "entropy_collapsed", collapsed
+    elif not _taught(recent):
         # A form that is never met is why nothing is right: it has been said.
         if not formless or _mean(recent, _correct) > _WRONG:
             yield "nothing_taught", _untaught(recent, settings, loss)
-    elif collapsed := _collapsed(seen, settings, loss):
-        yield "entropy_collapsed", collapsed
     elif not formless and (little := _little(seen[-LONG:], settings)):
         yield "little_taught", little
 
