@@ -10,7 +10,7 @@ The figures of earlier steps are read from the run's own log: a resumed run goes
 from collections.abc import Iterator, Sequence
 from statistics import fmean
 
-from interlock.config.stages import Grpo
+from interlock.config.stages import Sampled
 from interlock.recipes.reward_alarm import StepSeen, causes
 from interlock.recipes.stage import Stage
 from interlock.records.metrics import EventKind, RolloutMetrics, UpdateMetrics
@@ -27,7 +27,7 @@ _NOTABLE_K3 = 1e-4  # nats per token; below it is rounding
 class Alarms:
     """Watches one stage. Each alarm is one event, and another only after it was over."""
 
-    def __init__(self, stage: Stage[Grpo]) -> None:
+    def __init__(self, stage: Stage[Sampled]) -> None:
         self._stage = stage
         tasks = stage.settings.task
         self._rewards = [reward for task in tasks for reward in task.reward]
