@@ -38,7 +38,7 @@ def test_what_is_asked_of_rows_that_were_not_fitted() -> None:
     assert statistics.median(known) <= 0.15 and percentile(known, 0.9) <= 0.35
     assert statistics.median(_sizes("all")) <= 0.15
     assert statistics.median(_sizes("one step off, lengths stated")) <= 0.20
-    assert statistics.median(_sizes("decode, not Nvidia")) <= 0.30
+    assert statistics.median(_sizes("decode, other vendors")) <= 0.30
     assert validated().coverage >= 0.85
     inside = sum(each.inside for each in validated().rows) / len(validated().rows)
     assert 0.7 <= inside <= 0.95  # of a range that says four of five

@@ -11,9 +11,10 @@ import csv
 import difflib
 import io
 import re
+import tomllib
 from functools import cache
 from importlib.resources import files
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -33,30 +34,14 @@ _SCALE_OUT = 12.5e9  # bytes/s of a chip where the table is silent: 100 Gb/s; as
 _SCALE_UP = 32e9  # bytes/s where the table is silent: a PCIe 4.0 slot; assumed
 _WATTS = 400.0  # where the table is silent; assumed
 
-# What people write -> the row meant. Where a name stands for several bins, the middle one.
-_MEANT = {
-    "910b": "Ascend 910B3-class (ATLAS_800_A2_313T_64G)",
-    "910b1": "Ascend 910B1 (A2)",
-    "910b2": "Ascend 910B2-class (ATLAS_800_A2_376T_64G)",
-    "910b3": "Ascend 910B3-class (ATLAS_800_A2_313T_64G)",
-    "910b4": "Ascend 910B4-class (ATLAS_800_A2_280T_64G)",
-    "800ia2": "Ascend 910B4-class (ATLAS_800_A2_280T_64G)",
-    "800ta2": "Ascend 910B3-class (ATLAS_800_A2_313T_64G)",
-    "910c": "Ascend 910C package (2 dies, A3_752T_128G)",
-    "h20": "H20-96G",
-    "gb200": "GB200 NVL72 (per GPU)",
-    "b200": "B200 HGX (1 kW)",
-    "b300": "B300 / GB300 (per GPU)",
-    "gb300": "B300 / GB300 (per GPU)",
-    "mlu370": "MLU370-X8",
-    "310p": "Atlas 300I Duo (2x310P)",
-    "950pr": "Ascend 950PR (announced)",
-    "950dt": "Ascend 950DT (announced)",
-    "cpu": "CPU (2 Xeon cores without tiles)",
-    "s5000": "MTT S5000",
-    "s4000": "MTT S4000",
-}
-_AMBIGUOUS = {"910b": "910B1, 910B2 and 910B4 are other bins"}
+
+class Names(NamedTuple):
+    """How chips are called, from data/names.toml."""
+
+    meant: dict[str, str]  # what people write, plainly: the row
+    ambiguous: dict[str, str]  # what a name that is read as one row may mean, too
+    makers: list[str]
+    alone: list[str]  # words that alone name no chip
 
 
 class ChipSpec(msgspec.Struct, frozen=True):
@@ -92,6 +77,13 @@ def data_file(name: str) -> list[dict[str, str]]:
     """The rows of one of the shipped tables."""
     text = files("interlock.plan").joinpath("data", name).read_text(encoding="utf-8")
     return list(csv.DictReader(io.StringIO(text)))
+
+
+@cache
+def names() -> Names:
+    """Read once."""
+    text = files("interlock.plan").joinpath("data", "names.toml").read_text(encoding="utf-8")
+    return Names(**tomllib.loads(text))
 
 
 @cache
@@ -148,10 +140,10 @@ def find(name: str) -> ChipSpec:
     if name in catalogue():
         return catalogue()[name]
     plain = _plain(name)
-    for vendor in ("nvidia", "huawei", "ascend", "amd", "cambricon", "intel", "moorethreads"):
-        plain = plain.removeprefix(vendor) or plain
-    if plain in _MEANT:
-        return catalogue()[_MEANT[plain]]
+    for maker in names().makers:
+        plain = plain.removeprefix(maker) or plain
+    if plain in names().meant:
+        return catalogue()[names().meant[plain]]
     meant = [each for each in catalogue() if plain in _called(each)]
     if len(meant) == 1:
         return catalogue()[meant[0]]
@@ -165,11 +157,11 @@ def _called(name: str) -> set[str]:
     words = re.split(r"[ -]", name.partition(" (")[0])
     ends = range(1, len(words) + 1)
     found = {_plain("".join(words[i:j])) for i in (0, 1) for j in ends if i < j}
-    return (found | {_plain(name)}) - {"", "ascend", "rtx", "tpu", "gaudi", "mtt", "dcu", "ling"}
+    return (found | {_plain(name)}) - {"", *names().alone}
 
 
 def _near(plain: str) -> list[str]:
-    known = {_plain(word): word.upper() for word in _MEANT}
+    known = {_plain(word): word.upper() for word in names().meant}
     for each in catalogue():
         known |= dict.fromkeys(_called(each), each.partition(" (")[0])
     near = difflib.get_close_matches(plain, known, n=8, cutoff=0.4)
@@ -191,7 +183,7 @@ def parse_stock(text: str) -> list[Stock]:
             raise ConfigError(f"--chips: {match[1]} chips; give 1 to {_MOST_CHIPS:,}")
         chip = find(match[2])
         note = ""
-        if (other := _AMBIGUOUS.get(_plain(match[2]))) is not None:
+        if (other := names().ambiguous.get(_plain(match[2]))) is not None:
             note = f"{match[2]} is read as {chip.name}; {other}"
         found.append(Stock(int(match[1]), chip, _DUTIES[match[3] or ""], note))
     return found

@@ -7,7 +7,7 @@ inference.csv ──of_decode──┬─> PublishedFigure
 import re
 from collections.abc import Iterable
 
-from interlock.plan.chips import find
+from interlock.plan.chips import ChipSpec, find
 from interlock.plan.constants import Rates
 from interlock.plan.rows import Excluded, PublishedFigure, Row, number
 from interlock.plan.seconds import GeneratorReplica, decode_s
@@ -44,11 +44,16 @@ _DECODED = {
 }
 
 
+def chip_of(hardware: str) -> ChipSpec:
+    """The chip that a row of decoding names."""
+    return find(re.sub(r".*\((800I A2)\)", r"\1", hardware))
+
+
 def _decode(row: Row, run: str, tpot: float, chips: int, rate: float) -> PublishedFigure:
     name, total, active = _DECODED.get(row["model"], (row["model"], 0.0, 0.0))
     shape = named(name) if name else of_counts(row["model"], total, active)
     assert shape is not None
-    chip = find(re.sub(r".*\((800I A2)\)", r"\1", row["hardware"]))
+    chip = chip_of(row["hardware"])
     context = number(row, "output_or_kv_len")
     assumed = ["rows are throughput times the time per token"]
     if context is None:

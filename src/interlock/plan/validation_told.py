@@ -7,6 +7,8 @@ Validation ─┬─ lines_of ──> the terminal
 from collections.abc import Iterator
 from typing import Any
 
+from interlock.plan.chips import catalogue
+from interlock.plan.decode_rows import chip_of
 from interlock.plan.told import figure
 from interlock.plan.validate import (
     BEYOND,
@@ -35,15 +37,18 @@ def summaries(found: Validation) -> list[Errors]:
 
 def selections(found: Validation) -> dict[str, list[Recomputed]]:
     known = [each for each in found.rows if each.lengths_known]
+    decode = [each for each in found.rows if each.row.part == "decode"]
+    usual = next(iter(catalogue().values())).vendor
+    other = [
+        each for each in decode if chip_of(each.row.family.removeprefix("decode, ")).vendor != usual
+    ]
     return {
         "all": found.rows,
         "lengths stated": known,
         "lengths not stated": [each for each in found.rows if not each.lengths_known],
         "one step off, lengths stated": [each for each in known if "off" in each.row.family],
-        "decode": [each for each in found.rows if each.row.part == "decode"],
-        "decode, not Nvidia": [
-            each for each in found.rows if each.row.part == "decode" and "Ascend" in each.row.family
-        ],
+        "decode": decode,
+        "decode, other vendors": other,
     }
 
 
