@@ -56,6 +56,7 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
 
     held_out: int = 1000
     problems: int = 12  # of a step, with as many completions each as the demo has
+    max_tokens: int = 32
     grpo_steps: int = 20
     distill_steps: int = 8
     grpo_every: int = 5  # steps between two evaluations
@@ -63,7 +64,15 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
 
 
 # For tests: it says nothing of either arm.
-BRIEF = Size(held_out=16, problems=2, grpo_steps=2, distill_steps=2, grpo_every=1, distill_every=1)
+BRIEF = Size(
+    held_out=8,
+    problems=2,
+    max_tokens=8,
+    grpo_steps=1,
+    distill_steps=1,
+    grpo_every=1,
+    distill_every=1,
+)
 
 
 class Weights(NamedTuple):
@@ -93,6 +102,7 @@ def recipe_of(name: str, runs: Path, size: Size) -> dict[str, Any]:
         stage["teacher"] = [{"model": str(runs / "teacher" / "weights")}]
     stage |= {"kind": "distill" if kind == "distill" else "grpo", "steps": steps}
     stage["problems_per_step"] = size.problems
+    stage["sampling"]["max_tokens"] = size.max_tokens
     stage["eval"] = {"problems": size.held_out, "every": every if kind in ARMS else 0}
     stage["task"]["held_out"] = size.held_out
     tree |= {"name": name, "seed": int(seed) if seed else TEACHERS_SEED, "checkpoint_every": 0}

@@ -103,9 +103,9 @@ def test_a_minute_of_it_goes_on_where_it_stopped(smollm2: Path, tmp_path: Path) 
         assert ran.returncode == 0, ran.stderr[-4000:]
         assert ran.stdout.count("is finished\n") == (3 if again else 0)
     found = json.loads(told.read_text())
-    for name, steps in (("grpo-0", 2), ("distill-0", 2)):
+    for name in ("grpo-0", "distill-0"):
         curve = found["curves"][name]
-        assert [point["step"] for point in curve] == list(range(steps + 1))
+        assert [point["step"] for point in curve] == [0, 1]
         assert all(point["accuracy"] is not None for point in curve)
         assert all(a["flops"] < b["flops"] for a, b in itertools.pairwise(curve))
     grpo, distill = (found["curves"][name][-1]["flops"] for name in ("grpo-0", "distill-0"))
