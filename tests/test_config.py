@@ -376,3 +376,50 @@ def test_mistakes_in_one_of_several_tasks(tmp_path: Path, override: str, complai
 def test_a_weight_needs_another_task(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"task\.weight = 2\.0 is against other tasks"):
         load(tmp_path, BASE, "stage.task.weight=2.0")
+
+
+TWO = """
+[model]
+path = "m"
+[[stage]]
+kind = "grpo"
+steps = 1
+[stage.task]
+name = "arithmetic"
+[[stage]]
+kind = "grpo"
+steps = 1
+[stage.task]
+name = "arithmetic"
+"""
+
+
+@pytest.mark.parametrize("setting", ["stage.1.task.seed=1", "stage.1.task.held_out=512"])
+def test_no_stage_trains_on_what_another_holds_out(tmp_path: Path, setting: str) -> None:
+    assert len(load(tmp_path, TWO).stage) == 2
+    assert len(load(tmp_path, TWO, setting, "stage.1.task.options.digits=3").stage) == 2
+    with pytest.raises(ConfigError, match=r"stage\.1: task .* has the problems of stage 0"):
+        load(tmp_path, TWO, setting)
+
+
+def test_rows_of_a_stage_find_room(tmp_path: Path) -> None:
+    recipe = """
+[model]
+path = "m"
+[[stage]]
+kind = "reject-sft"
+name = "kept"
+rounds = 1
+steps = 1
+max_tokens = 4096
+[stage.task]
+name = "arithmetic"
+[[stage]]
+kind = "sft"
+data = "stage:kept"
+steps = 1
+"""
+    with pytest.raises(ConfigError, match=r"stage\.1\.max_tokens = 1024 is less than the 4096"):
+        load(tmp_path, recipe)
+    for mended in ("stage.1.max_tokens=4096", "stage.1.overlong=leave_out"):
+        assert len(load(tmp_path, recipe, mended).stage) == 2

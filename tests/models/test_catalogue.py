@@ -8,7 +8,21 @@ from interlock.records.trust import Sizes
 # Billions of parameters, as their publishers give them.
 PARAMETERS = {
     "SmolLM2-135M": 0.135,
+    "SmolLM2-360M": 0.362,
+    "SmolLM2-1.7B": 1.71,
+    "Qwen2.5-0.5B": 0.49,
+    "Qwen2.5-1.5B": 1.54,
+    "Qwen2.5-Math-1.5B": 1.54,
+    "DeepSeek-R1-Distill-Qwen-1.5B": 1.78,  # its projection is its own
+    "Qwen2.5-3B": 3.09,
+    "Qwen2.5-Math-7B": 7.61,
+    "Qwen2.5-14B": 14.7,
+    "Qwen2.5-32B": 32.5,
+    "Qwen2.5-72B": 72.7,
     "Qwen2.5-7B": 7.61,
+    "Qwen3-1.7B": 1.7,
+    "Qwen3-4B": 4.0,
+    "Qwen3-14B": 14.8,
     "Qwen3-0.6B": 0.6,
     "Qwen3-8B": 8.2,
     "Qwen3-32B": 32.8,
@@ -60,6 +74,9 @@ def test_what_lies_within_what_was_tried() -> None:
     assert within(Sizes()) == []
     small = Sizes(vocab=151_936, context=40_960, hidden=4096, inner=12_288, heads=32, kv_heads=8,
                   head_dim=128)  # fmt: skip
-    assert within(small) == ["SmolLM2-135M", "Qwen3-0.6B", "Qwen3-8B"]
+    assert set(within(small)) == {
+        *("SmolLM2-135M", "SmolLM2-360M", "Qwen2.5-0.5B", "Qwen2.5-Math-1.5B", "Qwen2.5-3B"),
+        *("Qwen3-0.6B", "Qwen3-1.7B", "Qwen3-4B", "Qwen3-8B"),
+    }
     assert Sizes(vocab=5, heads=2).beyond(Sizes(vocab=4, heads=2)) == ["vocab 5, tried to 4"]
     assert largest([Sizes(vocab=5, heads=1), Sizes(heads=2)]) == Sizes(vocab=5, heads=2)

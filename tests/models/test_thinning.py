@@ -22,17 +22,20 @@ def llama(reference: Callable[[str], PreTrainedModel], tmp_path: Path) -> Path:
     return directory
 
 
+@pytest.mark.parametrize("family", ["llama-llama3", "smollm3"])  # of which layers differ
 @pytest.mark.parametrize("every", [1, 2, 3])
 def test_what_remains_is_the_model_without_the_other_layers(
-    llama: Path, tmp_path: Path, every: int
+    reference: Callable[[str], PreTrainedModel], tmp_path: Path, every: int, family: str
 ) -> None:
-    expected = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32)
+    whole = tmp_path / "whole"
+    reference(family).save_pretrained(whole)
+    expected = AutoModelForCausalLM.from_pretrained(whole, dtype=torch.float32)
     layers = expected.model.layers
     expected.model.layers = layers[::every]
     for place, layer in enumerate(expected.model.layers):
         layer.self_attn.layer_idx = place
     (tmp_path / "thin").mkdir()
-    thin(llama, tmp_path / "thin", every)
+    thin(whole, tmp_path / "thin", every)
     decoder = load_decoder(tmp_path / "thin", torch.float32, torch.device("cpu"))
     assert decoder.arch.layers == len(layers[::every])
     tokens = torch.randint(0, decoder.arch.vocab, (12,), generator=torch.Generator().manual_seed(0))

@@ -319,3 +319,19 @@ def test_a_pipe_in_the_locks_place_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "run" / "lock")
     with pytest.raises(RunError, match="a pipe or a device"):
         RunDir.open(tmp_path / "run", TREE)
+
+
+def test_a_stage_that_is_added_may_read_from_the_hub(tmp_path: Path) -> None:
+    """Its data set is known by a revision that the run did not have; the old ones stay."""
+    first = {"stage 0: a": "sha256 1", "org/name": "revision 11"}
+    began = to_tree(parse_recipe(TREE, source="test"))
+    RunDir.create(tmp_path / "run", began, VERSIONS, first).finish()
+    longer = TREE | {"stage": [*TREE["stage"], {"kind": "sft", "data": "hf:o/n", "steps": 1}]}
+    tree = to_tree(parse_recipe(longer, source="test"))
+    added = {"stage 1: b": "sha256 2", "o/n": "revision 22"}
+    RunDir.open(tmp_path / "run", tree, first | added).close()
+    assert RunDir.read(tmp_path / "run").manifest.inputs == first | added
+    with pytest.raises(RunError, match="began with another org/name"):
+        RunDir.open(tmp_path / "run", tree, first | added | {"org/name": "revision 12"})
+    with pytest.raises(RunError, match="began with another o/n"):
+        RunDir.open(tmp_path / "run", tree, first | added | {"o/n": "revision 23"})

@@ -118,6 +118,8 @@ def test_bad_options_are_named(options: dict[str, Any], complaint: str) -> None:
         ("12 + 34 = 46.", 1.0),
         ("12 + 34 = 46.0", 1.0),
         ("46 is the sum of 12 and 34", 0.0),  # the last number counts
+        ("12 + 34 is\n12 +\n34", 0.0),
+        ("Steps done: 2\n- 46", 1.0),  # a bullet
         ("46 or 47", 0.0),
         ("47 or 46", 0.0),  # it decides for none
         ("-46", 0.0),
@@ -133,6 +135,10 @@ def test_bad_options_are_named(options: dict[str, Any], complaint: str) -> None:
 )
 def test_verdicts_for_46(text: str, reward: float) -> None:
     assert verify(_problem(46), text) == reward
+
+
+def test_a_negative_last_line_below_a_digit_is_a_value() -> None:
+    assert verify(_problem(-167), "345-500=-155\n-155-12=-167\n-167") == 1.0
 
 
 @given(st.integers(0, 10**6), st.integers(0, 10**6), st.integers(-(10**7), 10**7))

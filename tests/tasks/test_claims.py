@@ -35,6 +35,8 @@ def says(turn: str, kind: Kind) -> list[str]:
         ("The GCD of 36 and 24 is 12.", "line"),
         ("There are 12 legs.", "line"),
         ("3 and 9\nmake\n12\n\n", "line"),
+        pytest.param("\n" * 50_000 + "12", "line", id="many lines"),
+        pytest.param("answer" + "\n" * 50_000 + "12", "line", id="many lines behind a mark"),
     ],
 )
 def test_a_number_is_read(turn: str, form: str) -> None:

@@ -11,7 +11,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import chain
+from itertools import chain, combinations
 from typing import Any
 
 from interlock.config.rewards import JudgeReward
@@ -274,6 +274,13 @@ def _stage_names(recipe: Recipe) -> Iterator[str]:
                     f"stage.{index}.data wants rows of the stage {one_line(repr(rows), 40)}, and "
                     "no reject-sft stage before it is named so"
                 )
+            source = next((each for each in recipe.stage[:index] if each.name == rows), None)
+            room, most = getattr(stage, "max_tokens", 0), getattr(source, "max_tokens", 0)
+            if room < most and getattr(stage, "overlong", "") == "refuse":
+                yield (
+                    f"stage.{index}.max_tokens = {room} is less than the {most} that rows of the "
+                    f'stage {rows!r} may have; raise it, or set overlong = "leave_out"'
+                )
         before.append(name)
 
 
@@ -296,6 +303,19 @@ def _sizes(recipe: Recipe) -> Iterator[str]:
         sizes.append(begins * stage.every_layer)
 
 
+def _held_out(recipe: Recipe) -> Iterator[str]:
+    """What one stage holds out another may not train on."""
+    tasks = [(index, task) for index, stage in enumerate(recipe.stage) for task in stage.task]
+    for (index, one), (later, other) in combinations(tasks, 2):
+        same = index != later and (one.name, one.options) == (other.name, other.options)
+        if same and (one.seed, one.held_out) != (other.seed, other.held_out):
+            yield (
+                f"stage.{later}: task {other.called!r} has the problems of stage {index} with "
+                "another seed or held_out, and what the one holds out the other may train on; give "
+                "both the same"
+            )
+
+
 def _stages(recipe: Recipe) -> Iterator[str]:
     for index, stage in enumerate(recipe.stage):
         for conflict in stage.conflicts():
@@ -315,5 +335,6 @@ _CHECKS: tuple[Callable[[Recipe], Iterator[str]], ...] = (
     _guard,
     _stage_names,
     _sizes,
+    _held_out,
     _stages,
 )

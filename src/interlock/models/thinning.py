@@ -36,6 +36,9 @@ def thin(source: Path, directory: Path, every: int) -> None:
     tensors = ((renamed, stored.read(name).to(dtype)) for name, renamed in names.items())
     save_model(tensors, directory, source=source, dtype=dtype)
     config = _thinned(read_object(directory, "config.json") or {}, every)
+    if stored.arch.unrotated:  # a pattern over the layers that are not all there any more
+        kept = range(0, stored.arch.layers, every)
+        config["no_rope_layers"] = [int(layer not in stored.arch.unrotated) for layer in kept]
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 

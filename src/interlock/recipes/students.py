@@ -11,11 +11,23 @@ from typing import NamedTuple
 
 from interlock.config.schema import Recipe
 from interlock.config.stages import of_stage
+from interlock.errors import ConfigError
 from interlock.models.decoder import Decoder
+from interlock.models.huggingface import Architecture
 from interlock.models.thinning import thin
 from interlock.recipes.starts import Starts
 from interlock.rundir import RunDir, atomic_directory
 from interlock.workers.generators import Generators
+
+
+def check(recipe: Recipe, arch: Architecture) -> None:
+    """Raise ConfigError where a stage asks for fewer layers of a model that has experts."""
+    for index, stage in enumerate(recipe.stage):
+        if stage.every_layer > 1 and arch.routing is not None:
+            raise ConfigError(
+                f"stage.{index}.every_layer = {stage.every_layer} is for models without experts, "
+                "whose layers are alike; remove it"
+            )
 
 
 class Learning(NamedTuple):

@@ -119,6 +119,7 @@ def _run_rank0(
     recipe = replace(recipe, model=replace(recipe.model, path=hub.pinned(recipe.model.path, model)))
     tokenizer = Tokenizer.load(model, recipe.model.chat_template, recipe.model.clock)
     arch = read_architecture(model)
+    students.check(recipe, arch)
     begun, recorded = _progress(directory if resume else None)
     where = starts.find(recipe, model, begun, recorded, sinks.note)
     prepared = _prepare(recipe, tokenizer, arch.context)

@@ -41,7 +41,6 @@ from interlock.config.secrets import redacted
 from interlock.errors import RunError, UserError
 from interlock.processes.deadline import Deadline
 from interlock.records.metrics import Event, EventKind, StepMetrics
-from interlock.rundir.changes import is_of_new_stage
 from interlock.rundir.files import (
     JsonLines,
     atomic_directory,
@@ -151,7 +150,8 @@ class RunDir(RunView):
         for name in ("checkpoints", "stages", "data"):
             if (self.path / name).is_dir():
                 leftovers += recover(self.path / name)
-        torn = self._metrics.repair() + self._events.repair()
+        history = JsonLines(self.path / "config-history.jsonl")
+        torn = self._metrics.repair() + self._events.repair() + history.repair()
         self.manifest.sessions.append(Session(time.time()))
         self._set_status("running")
         newest = self.latest_checkpoint()
@@ -178,7 +178,8 @@ class RunDir(RunView):
         former = {"until": time.time(), "config": self.config}
         JsonLines(self.path / "config-history.jsonl").append(former)
         if self.manifest.inputs:  # none were kept of older runs
-            added = {n: each for n, each in inputs.items() if is_of_new_stage(n, self.config)}
+            known = self.manifest.inputs
+            added = {name: each for name, each in inputs.items() if name not in known}
             self.manifest.inputs |= added
             _write_json(self.path / "manifest.json", self.manifest)
         self.config["stage"] = stages

@@ -27,7 +27,8 @@ DigitRange = Annotated[tuple[Digits, ...], Meta(min_length=2, max_length=2)]
 Operator = Literal["+", "-", "*"]
 
 # The last number is what something is to be done with: "12 + 34", and nothing behind it.
-_OPERAND = re.compile(r"[0-9)]\s*(?:[-+*×·\N{MINUS SIGN}]|\\times|\\cdot)\s*[0-9]+[^0-9=]*\Z")
+# Of a line: a last line "-167" below one that ends with a digit is a value.
+_OPERAND = re.compile(r"[0-9)][^\S\n]*(?:[-+*×·\N{MINUS SIGN}]|\\times|\\cdot)\s*[0-9]+[^0-9=]*\Z")
 
 _OPERATIONS: dict[str, Callable[[int, int], int]] = {
     "+": int.__add__,

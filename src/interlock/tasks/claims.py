@@ -21,8 +21,8 @@ Kind = Literal["number", "text", "lines"]  # of the reference: a number, one lin
 
 _TAGGED = re.compile(r"<answer>((?:(?!</?answer>).)*)(?:</answer>|(?=<answer>)|\Z)", re.S | re.I)
 _MARKED = re.compile(
-    r"(?im)^[\W_]*(?:(?:so|therefore|thus|hence),?\s+)?(?:the\s+|my\s+)?(?:final\s+|correct\s+)?"
-    r"answer\b(?:\s+is\b\s*:?|\s*(?:\*\*)?\s*[:=])(?P<rest>.*\S.*)$"
+    r"(?im)^(?:[^\w\n]|_)*(?:(?:so|therefore|thus|hence),?\s+)?(?:the\s+|my\s+)?"
+    r"(?:final\s+|correct\s+)?answer\b(?:\s+is\b\s*:?|\s*(?:\*\*\s*)?[:=])(?P<rest>.*\S.*)$"
 )
 _WRAPPED = re.compile(
     r"\*\*(.+)\*\*|\*(.+)\*|`(.+)`|\"(.+)\"|'([^']+)'|“(.+)”|\$\$(.+)\$\$|\$(.+)\$"

@@ -26,6 +26,7 @@ _SIGNS = (
 )
 _NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?|\.[0-9]+")
 _ARITHMETIC = re.compile(r"[0-9.+\-*/^()!√]+")
+_SURD = re.compile(r"-?[0-9]*\*?√([0-9]{1,9})")
 _FRACTION = re.compile(r"-?\(*-?([0-9]+)\)*/\(*([0-9]+)\)*")
 _MIXED = re.compile(r"-?[0-9]+\(\(*[0-9]+\)*/\(*[0-9]+\)*\)")
 _SCIENTIFIC = re.compile(r"-?[0-9.]+\*10\^\(?-?[0-9]+\)?")
@@ -47,6 +48,9 @@ def _is_expression(plain: str, known: set[str]) -> bool:
     inner = plain.strip("()").lstrip("+-")
     if fraction := _FRACTION.fullmatch(plain):
         return math.gcd(*map(int, fraction.groups())) > 1
+    if surd := _SURD.fullmatch(plain):  # worked out as far as it goes: no square divides it
+        under = int(surd[1])
+        return any(under % (n * n) == 0 for n in range(2, min(math.isqrt(under), 10_000) + 1))
     if _MIXED.fullmatch(plain) or _SCIENTIFIC.fullmatch(plain):
         return False
     return re.search(r"[-+*/^!√]", inner) is not None or ")(" in plain

@@ -108,6 +108,8 @@ def test_an_answer_is_right(right: Right, answer: str) -> None:
         ("12+34", "Write 12 + 34 again.", "12 + 34", False),
         ("2x+1", "What is f(x) = 2x + 1 at x?", "1 + 2x", False),
         (r"2\sqrt{3}", r"Simplify \sqrt{12}.", r"\sqrt{12}", False),
+        (r"3\sqrt{2}", "Sides 3 and 2: how long?", r"\sqrt{18}", False),
+        (r"3\sqrt{4}", "Sides 3 and 4: how long?", "6", True),
         ("11+35", "What is 12 + 34?", "46", False),  # not the question's: left to the verifier
         ("2024-01-02", "Which day?", "2024-01-02", False),
     ],
