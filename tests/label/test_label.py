@@ -16,7 +16,7 @@ from interlock.config.schema import GeneratorSettings
 from interlock.errors import ConfigError, RunError
 from interlock.label import measuring
 from interlock.label.measuring import Measuring, label_all
-from interlock.label.rows import read
+from interlock.label.rows import held, read
 from interlock.workers.generator import open_generator
 
 VERIFIER = """
@@ -83,6 +83,22 @@ def test_nothing_is_mixed(tiny_model: Path, data: Path, tmp_path: Path) -> None:
         run(data, tiny_model, out, samples=2)
     data.write_text(data.read_text().replace('"answer": "3"', '"answer": "4"'))
     with pytest.raises(RunError, match=r"has the answer '3' for jsonl:.* and the data now '4'"):
+        run(data, tiny_model, out)
+
+
+def test_a_file_that_is_no_labels_stays_as_it_is(
+    tiny_model: Path, data: Path, tmp_path: Path
+) -> None:
+    torn = data.read_bytes().rstrip(b"\n")
+    data.write_bytes(torn)
+    with pytest.raises(RunError, match=r"setting\.json is gone"):
+        run(data, tiny_model, data)
+    assert data.read_bytes() == torn
+
+
+def test_one_labels_at_a_time(tiny_model: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "labels.jsonl"
+    with held(out), pytest.raises(RunError, match="is being labelled or reviewed by another"):
         run(data, tiny_model, out)
 
 

@@ -59,6 +59,10 @@ def test_a_decision_is_on_the_disk_and_can_be_taken_back(file: Path) -> None:
         assert read(file)[1][1].reviews["bob"].answer is None
         decisions.decide("jsonl:1", "ann", None)
         assert list(read(file)[1][1].reviews) == ["bob"]
+    file.chmod(0o600)
+    with Decisions(file) as decisions:
+        decisions.decide("jsonl:1", "bob", Review("accept"))
+    assert file.stat().st_mode & 0o777 == 0o600
     untouched = [row for row in read(file)[1] if row.id != "jsonl:1"]
     assert untouched == [row for row in rows() if row.id != "jsonl:1"]
 
@@ -81,7 +85,7 @@ def test_what_is_no_decision(file: Path, row: str, who: str, review: Review, why
 
 
 def test_one_server_has_the_file(file: Path) -> None:
-    with Decisions(file), pytest.raises(RunError, match="is being reviewed by another"):
+    with Decisions(file), pytest.raises(RunError, match="is being labelled or reviewed by another"):
         Decisions(file)
     with Decisions(file):
         pass
@@ -215,6 +219,9 @@ def test_two_reviewers_decide_and_their_agreement_is_told(server: Server, file: 
         said = {"reviewer": who, "review": {"decision": decision}}
         status, row = server.ask("POST", "/rows/jsonl%3A0/review", said)
         assert status == 200 and row["reviews"][who]["decision"] == decision
+        seen = server.ask("GET", f"/rows?reviewer={who}")[1]["rows"][0]["reviews"]
+        assert seen == row["reviews"]
+    assert "reviews" not in server.ask("GET", "/rows?reviewer=cat")[1]["rows"][0]
     assert set(read(file)[1][0].reviews) == {"ann", "bob"}
     [agreement] = server.ask("GET", "/rows")[1]["agreements"]
     assert (agreement["rows"], agreement["share"]) == (1, 0.0)
@@ -248,5 +255,14 @@ def test_exchange_by_command(file: Path, tmp_path: Path) -> None:
     assert taken.stdout == f"1 rows have decisions of {studio}: 1 reject\n"
     done = run("--to-trl", str(tmp_path / "trl.jsonl"))
     assert "3 rows; 1 rejected, 0 disputed: left out" in done.stdout
+    before = file.read_bytes()
+    for out in (file, file.with_name("labels.jsonl.setting.json"), tmp_path):
+        refused = run("--to-trl", str(out))
+        assert refused.returncode == 2 and "the labels themselves" in refused.stderr
+    choice["value"]["choices"] = ["correct"]
+    studio.write_text(json.dumps(tasks))
+    refused = run("--from-label-studio", str(studio))
+    assert refused.returncode == 2 and "says no other answer than the row has" in refused.stderr
+    assert file.read_bytes() == before
     missing = run("--from-label-studio", "/nowhere.json")
     assert missing.returncode == 2 and missing.stderr.startswith("interlock: cannot read /nowhere")

@@ -83,3 +83,16 @@ def test_a_plan_brings_no_heavy_package() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == ""
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPE.parent.glob("*.toml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("chips", ["16xH800", "16xH800:learner,32x910B:generator"])
+def test_every_shipped_recipe_is_planned(
+    capsys: pytest.CaptureFixture[str], recipe: Path, chips: str
+) -> None:
+    code, text, error = _call(capsys, str(recipe), "--chips", chips)
+    assert code == 0, error
+    if recipe.stem == "r1-671b":
+        assert "fits nowhere" in text or "fewest" in text
+    else:
+        assert "chip-hours" in text

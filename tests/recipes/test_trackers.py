@@ -157,7 +157,8 @@ def test_trackio_has_every_step_and_a_resumed_run_goes_on_in_it(
         rows = connection.execute("select run_name, step, metrics from metrics order by id")
         found = [(name, at, msgspec.json.decode(text)) for name, at, text in rows]
     logged = RunDir.read(run).metrics()
-    assert [(name, at) for name, at, _ in found] == [("run", line.step) for line in logged]
+    name = f"run-{(run / 'trackio.id').read_text()}"  # another run of that name has another id
+    assert [(told, at) for told, at, _ in found] == [(name, line.step) for line in logged]
     for (_, _, scalars), line in zip(found, logged, strict=True):
         assert scalars == line.scalars() | {"stage": 0.0}
 

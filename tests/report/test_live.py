@@ -89,6 +89,15 @@ def test_what_is_made_again_is_cut() -> None:
     assert series.after(-1).y == [5.0, 6.0, 70.0]
 
 
+def test_a_bucket_that_holds_what_is_cut_goes_whole() -> None:
+    series = Series()
+    series.add([float(x) for x in range(3 * MOST)], [1.0] * (3 * MOST))
+    width, whole = series.width, len(series.after(-1).x)
+    assert width > 1
+    series.cut(width + 1)  # the second bucket's second point
+    assert series.after(-1).x == [0.0] and whole > 2
+
+
 # -- Following ------------------------------------------------------------------------------------
 
 
@@ -138,7 +147,11 @@ def test_damage_is_told_and_what_was_read_stays(tmp_path: Path) -> None:
             file.write(b"{nonsense}\n")
         following.poll()
         assert "metrics.jsonl has a damaged line" in following.trouble
-        assert following.after(-1)["rollout.reward"].y == [0.5]
+        run.log(step(0, 2, 0.75))
+        following.poll()
+        following.poll()
+        assert "metrics.jsonl has a damaged line" in following.trouble
+        assert following.after(-1)["rollout.reward"].y == [0.5, 0.75]
         following.close()
 
 

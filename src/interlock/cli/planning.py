@@ -83,6 +83,8 @@ def plan(given: argparse.Namespace) -> None:
     if given.validate is not None:
         _validate(given)
         return
+    if given.picture is not None:
+        raise ConfigError("--picture draws what --validate finds; give that, too")
     if not given.recipe or not given.chips:
         raise ConfigError("give RECIPE.toml and --chips COUNTxCHIP:ROLE,… (or --validate)")
     from interlock.plan import told
@@ -200,7 +202,10 @@ def _validate(given: argparse.Namespace) -> None:
     if given.picture:
         from interlock.plan.picture import picture
 
-        given.picture.write_text(picture(found), encoding="utf-8")
+        try:
+            given.picture.write_text(picture(found), encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"cannot write {given.picture}: {error.strerror}") from None
     if given.json:
         print(json.dumps(tree_of(found), indent=2))
         return

@@ -56,10 +56,14 @@ def _export(given: argparse.Namespace, rows: Any) -> None:
     from interlock.label.review.exchange import INTERFACE, to_label_studio, to_trl
     from interlock.rundir import write_atomically
 
+    out = given.to_trl or given.to_label_studio
+    own = {given.file.resolve(), given.file.with_name(f"{given.file.name}.setting.json").resolve()}
+    if out.is_dir() or out.resolve() in own:
+        raise ConfigError(f"{out} is a directory, or the labels themselves; give another file")
     if given.to_label_studio:
         data = msgspec.json.format(msgspec.json.encode(to_label_studio(rows)), indent=1)
         write_atomically(given.to_label_studio, data + b"\n")
-        interface = given.to_label_studio.with_suffix(".xml")
+        interface = out.with_name(f"{out.name}.xml")
         write_atomically(interface, INTERFACE.encode())
         print(f"{given.to_label_studio}: {len(rows)} tasks; their labelling interface: {interface}")
         return
@@ -81,6 +85,12 @@ def _take(path: Path, decisions: Any) -> None:
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
     said = from_label_studio(content, decisions.rows)
+    for row in decisions.rows:
+        for each in said.get(row.id, {}).values():
+            if each.decision == "correct" and each.answer in (None, row.answer):
+                raise ConfigError(
+                    f"{path}: the correction of {row.id} says no other answer than the row has"
+                )
     changed = {
         place: replace(row, reviews={**row.reviews, **said[row.id]})
         for place, row in enumerate(decisions.rows)

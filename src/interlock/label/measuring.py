@@ -18,7 +18,7 @@ from interlock.config.schema import GeneratorSettings
 from interlock.config.tasks import TaskSettings
 from interlock.errors import ConfigError
 from interlock.label.marks import LabelAnswer, mark
-from interlock.label.rows import LabelRow, Labels, LabelSetting
+from interlock.label.rows import LabelRow, Labels, LabelSetting, held
 from interlock.models.fetch import find_model
 from interlock.models.huggingface import read_architecture
 from interlock.models.identity import model_digest
@@ -81,8 +81,22 @@ def label_all(
         top_p=how.sampling.top_p,
         max_tokens=how.sampling.max_tokens,
         seed=how.seed,
+        stop=tuple(how.sampling.stop),
+        easy=how.easy,
+        hard=how.hard,
     )
-    labels = Labels(out, setting)
+    with held(out):
+        return _label(how, directory, problems, Labels(out, setting), generator, progress)
+
+
+def _label(
+    how: Measuring,
+    directory: Path,
+    problems: Sequence[Problem],
+    labels: Labels,
+    generator: GeneratorSettings,
+    progress: Callable[[int, int, int], None],
+) -> list[LabelRow]:
     left = [problem for problem in problems if not labels.has(problem)]
     if left:
         context = read_architecture(directory).context

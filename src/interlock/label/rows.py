@@ -4,7 +4,9 @@ What it was measured with stands beside it, in FILE.setting.json. A file that wa
 is not added to, and a row whose question has another answer now is told of: nothing is mixed.
 """
 
+import fcntl
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +17,7 @@ from interlock.label.marks import LabelAnswer, Mark
 from interlock.records.coding import from_json
 from interlock.records.rl import Problem
 from interlock.regular import read_regular
-from interlock.rundir import JsonLines, write_atomically
+from interlock.rundir import JsonLines, storage_errors, write_atomically
 
 
 class LabelSetting(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,6 +31,9 @@ class LabelSetting(msgspec.Struct, frozen=True, kw_only=True):
     top_p: float
     max_tokens: int
     seed: int
+    stop: tuple[str, ...] = ()
+    easy: float = 0.95
+    hard: float = 0.0
 
 
 class Review(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -67,6 +72,8 @@ class Labels:
         """Begin a file, or go on with one. Raises RunError when it was measured otherwise."""
         self.path = path
         self._file = JsonLines(path)
+        if path.is_file() and path.stat().st_size:
+            _setting(path)  # what is no file of labels is not repaired
         self._file.repair()
         self.rows = {row.id: row for row in _rows(path)}
         if not self.rows:
@@ -94,6 +101,19 @@ class Labels:
         """Durable on return."""
         self._file.append(row)
         self.rows[row.id] = row
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Nobody else writes it meanwhile. Raises RunError when somebody else holds it."""
+    with storage_errors(path.parent), open(path.with_name(f"{path.name}.lock"), "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(
+                f"{path} is being labelled or reviewed by another interlock; end that first"
+            ) from None
+        yield
 
 
 def read(path: Path) -> tuple[LabelSetting, list[LabelRow]]:

@@ -26,7 +26,7 @@ def _of_stage(plan: Plan, stage: StagePlan) -> list[str]:
     parts, found = stage.parts, []
     if plan.roles.turns:
         found += _of_turns(stage)
-    else:
+    elif stage.work.learns:
         found += _of_two_roles(stage)
     step = parts.synchronous if stage.synchronous else parts.asynchronous
     over = parts.publication - parts.coding

@@ -8,6 +8,7 @@ run nor slow it: what it raises, and what it was too slow for, are events of the
 """
 
 import queue
+import secrets
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -50,6 +51,14 @@ class TrackerBackend(Protocol):
     def close(self) -> None: ...
 
 
+def _own_id(place: TrackedRun, tracker: str) -> str:
+    """A resumed run's is the one that it began with; another run of this name has another."""
+    kept = place.directory / f"{tracker}.id"
+    if not (place.first and kept.exists()):
+        kept.write_text(secrets.token_hex(4))
+    return kept.read_text()
+
+
 class _TensorBoard:
     """Event files in the run's own directory: tensorboard --logdir RUN."""
 
@@ -79,7 +88,7 @@ class _Trackio:
         self._trackio = trackio
         self._run = trackio.init(
             place.project,
-            name=place.directory.resolve().name,
+            name=f"{place.directory.resolve().name}-{_own_id(place, 'trackio')}",
             config=place.config,
             resume="allow",
             embed=False,
@@ -111,6 +120,8 @@ class _Wandb:
             name=place.directory.resolve().name,
             config=place.config,
             dir=str(place.directory),
+            id=_own_id(place, "wandb"),
+            resume="allow",
             settings=wandb.Settings(silent=True, login_timeout=_DONE_S),
         )
         # As an axis of its own: a resumed run tells some steps again, which wandb's own refuses.

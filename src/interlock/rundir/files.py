@@ -111,6 +111,8 @@ def write_atomically(path: Path, data: bytes) -> None:
         try:
             temporary.unlink(missing_ok=True)
             with open(temporary, "xb", opener=unlinked) as file:
+                with suppress(FileNotFoundError):  # who may read it stays as it was
+                    os.fchmod(file.fileno(), stat.S_IMODE(os.stat(path).st_mode))
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())

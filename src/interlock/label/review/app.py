@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 from fastapi import FastAPI, HTTPException, Request, Response
+from msgspec.structs import replace
 
 from interlock.errors import ConfigError, InterlockError
 from interlock.label.review.decisions import Decisions, agreements
@@ -44,13 +45,13 @@ def make_app(
         return _page().response()
 
     @app.get("/rows")
-    async def rows() -> Response:
+    async def rows(reviewer: str = "") -> Response:
         shown = [row for row in decisions.rows if row.mark in marks]
         return _json(
             {
                 "file": visible(decisions.path.name),
                 "all": len(decisions.rows),
-                "rows": [_shown(row) for row in shown],
+                "rows": [_shown(row, reviewer.strip()) for row in shown],
                 "agreements": [
                     each._asdict() | {"kappa": None if math.isnan(each.kappa) else each.kappa}
                     for each in agreements(decisions.rows)
@@ -73,7 +74,7 @@ def make_app(
                 return decisions.decide(row, said.reviewer, said.review)
 
         try:
-            return _json(_shown(await asyncio.to_thread(decide)))
+            return _json(_shown(await asyncio.to_thread(decide), said.reviewer.strip()))
         except ConfigError as error:
             raise HTTPException(400, str(error)) from None
         except InterlockError as error:
@@ -82,7 +83,10 @@ def make_app(
     return app
 
 
-def _shown(row: LabelRow) -> dict[str, Any]:
+def _shown(row: LabelRow, reviewer: str) -> dict[str, Any]:
+    """Who has not decided is not told what the others said."""
+    if reviewer not in row.reviews:
+        row = replace(row, reviews={})
     told = msgspec.to_builtins(row)
     told["question_shown"], told["answer_shown"] = visible(row.question), visible(row.answer)
     for sample in told.get("samples", []):

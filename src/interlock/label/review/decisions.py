@@ -46,7 +46,8 @@ class Decisions:
         except BlockingIOError:
             self._lock.close()
             raise RunError(
-                f"{path} is being reviewed by another interlock review; open its page instead"
+                f"{path} is being labelled or reviewed by another interlock; use that one's page, "
+                "or end it first"
             ) from None
         _, self.rows = read(path)  # as it is now that nobody else writes
 

@@ -159,12 +159,13 @@ def _line(watched: FollowedRuns, number: int) -> dict[str, Any]:
     run = watched.runs[number]
     view, last = run.view, run.last
     config = view.config if view else {}
-    recipe = config.get("name")
+    recipe, stages = config.get("name"), config.get("stage") or []
+    kinds = [str(each.get("kind")) for each in stages if isinstance(each, dict)]
     return {
         "run": number,
         "name": visible(watched.names[number]),
         "recipe": visible(recipe) if isinstance(recipe, str) else "",
-        "stages": [str(stage.get("kind")) for stage in config.get("stage", [])],
+        "stages": list(map(visible, kinds)),
         "status": run.status,
         "reason": visible(view.manifest.reason or "") if view else "",
         "trouble": visible(run.trouble),

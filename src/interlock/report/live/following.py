@@ -87,6 +87,7 @@ class Following:
         self.version = 0  # grows with everything that is new
         self.generation = 0  # grows where something that was told does not hold any more
         self.trouble = ""  # why it cannot be read on
+        self._damaged = ""  # the last line that is none
         self._before: dict[int, int] = {}  # steps of the run before each stage
         self._recent: deque[float] = deque(maxlen=_RECENT)
         self._metrics, self._events = (
@@ -104,7 +105,7 @@ class Following:
             self._look_at_manifest()
             more = self._take_steps()
             self._take_events()
-            trouble = ""
+            trouble = self._damaged
         except RunError as error:
             more, trouble = False, str(error)
         if trouble != self.trouble:
@@ -159,7 +160,7 @@ class Following:
         if not lines:
             return False
         batch: list[tuple[int, StepMetrics]] = []
-        for step in steps_of(lines, self._metrics.path):
+        for step in self._readable(lines):
             x = self._place(step)
             if x <= self.x and self.last is not None:  # made again, by a resumed run
                 self._add(batch)
@@ -170,6 +171,18 @@ class Following:
         self._add(batch)
         self.version += 1
         return True
+
+    def _readable(self, lines: Sequence[bytes]) -> list[StepMetrics]:
+        """All but the damaged ones, which are told of."""
+        try:
+            return steps_of(lines, self._metrics.path)
+        except RunError as error:
+            self._damaged = str(error)
+        found = []
+        for line in lines:
+            with suppress(RunError):
+                found += steps_of([line], self._metrics.path)
+        return found
 
     def _place(self, step: StepMetrics) -> int:
         """Step 0 of a stage, the evaluation before it, is behind the last of the stage before."""
@@ -220,6 +233,7 @@ class Following:
     def _forget(self) -> None:
         self.series, self.workers, self.last, self.x = {}, {}, None, -1
         self._before = {}
+        self._damaged = ""
         self._recent.clear()
         self.generation += 1
 
@@ -231,7 +245,11 @@ class Following:
             self.event_count = 0
             self.generation += 1
         for line in lines:
-            event = event_of(line, self._events.path)
+            try:
+                event = event_of(line, self._events.path)
+            except RunError as error:
+                self._damaged = str(error)
+                continue
             self.events.append(event)
             self.kinds[event.name] += 1
             self.event_count += 1

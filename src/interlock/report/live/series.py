@@ -45,12 +45,14 @@ class Series:
 
     def cut(self, x: float) -> None:
         """Forget all from `x` on; a bucket that holds it goes whole."""
-        self._open = ([], []) if self._buckets.x and self._buckets.x[-1] >= x else self._open
+        if self._buckets.x and self._buckets.x[-1] >= x:
+            self._open = ([], [])
         open_x, open_y = self._open
         while open_x and open_x[-1] >= x:
             open_x.pop()
             open_y.pop()
-        while self._buckets.x and self._buckets.x[-1] >= x:
+        # Of a bucket only its first point's place is known.
+        while self._buckets.x and self._buckets.x[-1] + self.width - 1 >= x:
             for column in self._buckets:
                 column.pop()
 

@@ -19,7 +19,6 @@ from fastapi.responses import RedirectResponse
 from starlette.middleware.base import RequestResponseEndpoint
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-_COOKIE = "interlock"
 _GUARDS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -73,7 +72,7 @@ def guarded(app: FastAPI, hosts: Sequence[str], key: str | None) -> None:
     @app.middleware("http")
     async def guard(request: Request, following: RequestResponseEndpoint) -> Response:
         kind = request.headers.get("content-type", "").partition(";")[0]
-        if key is not None and not _holds(request.cookies.get(_COOKIE), key):
+        if key is not None and not _holds(request.cookies.get(_cookie(key)), key):
             response = _enter(request, key)
         elif request.method != "GET" and kind != "application/json":
             response = Response("send JSON\n", 415)
@@ -81,6 +80,11 @@ def guarded(app: FastAPI, hosts: Sequence[str], key: str | None) -> None:
             response = await following(request)
         response.headers.update(_GUARDS)
         return response
+
+
+def _cookie(key: str) -> str:
+    """Cookies know no ports: two pages of one machine have one each."""
+    return f"interlock-{sha256(key.encode()).hexdigest()[:8]}"
 
 
 def _holds(given: str | None, key: str) -> bool:
@@ -91,7 +95,7 @@ def _enter(request: Request, key: str) -> Response:
     """The key in the URL becomes a cookie, and leaves the address that is shown."""
     if request.url.path == "/" and _holds(request.query_params.get("key"), key):
         response: Response = RedirectResponse("/", status_code=303)
-        response.set_cookie(_COOKIE, key, httponly=True, samesite="strict")
+        response.set_cookie(_cookie(key), key, httponly=True, samesite="strict")
         return response
     return Response("give the key: /?key=…, as it was printed\n", 401)
 

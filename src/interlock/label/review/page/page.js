@@ -75,7 +75,7 @@ function showAgreement(found) {
 }
 
 async function load() {
-  const told = await ask("rows");
+  const told = await ask(`rows?reviewer=${encodeURIComponent(name())}`);
   rows = told.rows;
   $("file").textContent = `${told.file}: ${rows.length} flagged of ${told.all}`;
   showAgreement(told.agreements);
@@ -166,7 +166,6 @@ $("note").addEventListener("keydown", (event) => { if (event.key === "Enter") do
 $("reviewer").value = localStorage.getItem("interlock-reviewer") ?? "";
 $("reviewer").addEventListener("change", () => {
   localStorage.setItem("interlock-reviewer", name());
-  place = -1;
-  move(1);
+  load().then(() => { place = -1; move(1); }).catch(tell);
 });
 load().then(() => { place = -1; move(1); if (!name()) $("reviewer").focus(); }).catch(tell);
