@@ -237,11 +237,16 @@ def test_verdicts_are_those_of_the_official_checks() -> None:
     )
     official = json.loads(ran.stdout)
     with VerifierPool(task) as pool:
-        ours = [verdict.right for verdict in pool.verify(programs)]
+        ours = pool.verify(programs)
+        # What failed through no fault of a program's is no verdict on it.
+        lost = [place for place, verdict in enumerate(ours) if not verdict.status.counts]
+        again = pool.verify([programs[place] for place in lost])
+        for place, verdict in zip(lost, again, strict=True):
+            ours[place] = verdict
     differ = [
-        (problem.meta["entry"], answer, theirs)
+        (problem.meta["entry"], answer, theirs, mine.status, mine.cause)
         for (problem, answer), mine, theirs in zip(programs, ours, official, strict=True)
-        if mine is not theirs
+        if mine.right is not theirs
     ]
     assert differ == []
     assert official[::3] == [True] * 164 and 20 < sum(official[1::3]) < 120

@@ -78,7 +78,9 @@ def grouped(x: Tensor, weights: Tensor, counts: Tensor, product: Product) -> Ten
     devices only the loop has to wait for the counts.
     """
     if _in_one(x, weights, product):
-        return F.grouped_mm(x, weights.mT, offs=counts.cumsum(0, dtype=torch.int32))
+        groups = len(counts)  # cumsum, which would be plainer, is what some devices lack
+        ends = counts.expand(groups, groups).tril().sum(-1).to(torch.int32)
+        return F.grouped_mm(x, weights.mT, offs=ends)
     parts = zip(x.split(counts.tolist()), weights, strict=True)
     made = [product(part, weight, None) for part, weight in parts if len(part)]
     return torch.cat(made) if made else product(x, weights[0], None)
