@@ -232,7 +232,7 @@ def test_several_processes_are_refused_before_any_stage_has_run(
     student: Path, tmp_path: Path
 ) -> None:
     path = a_recipe(tmp_path, student, 'model = "m"')
-    grpo = '[[stage]]\nkind = "grpo"\nsteps = 1\ntask = { name = "arithmetic" }\n\n[[stage]]'
+    grpo = '[[stage]]\nkind = "grpo"\nsteps = 1\ntask = { name = "gsm8k" }\n\n[[stage]]'
     path.write_text(path.read_text().replace("[[stage]]", grpo, 1))
     recipe = load_recipe(path, [])
     check_processes(recipe, 1)
