@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from interlock.errors import ConfigError, InterlockError
 from interlock.label.review.decisions import Decisions, agreements
 from interlock.label.rows import LabelRow, Review
-from interlock.report.live.shell import Document, document, guarded
+from interlock.report.live.shell import COMMON_STYLE, Document, document, guarded
 from interlock.text import visible
 
 FLAGGED = frozenset({"disagreed", "flaky", "too_hard", "unfit"})  # what is to be looked at
@@ -100,4 +100,4 @@ def _json(content: Any) -> Response:
 
 @cache
 def _page() -> Document:
-    return document(_PAGE / "page.html", [_PAGE / "page.css"], [_PAGE / "page.js"])
+    return document(_PAGE / "page.html", [COMMON_STYLE, _PAGE / "page.css"], [_PAGE / "page.js"])

@@ -5,20 +5,20 @@ before the next row is shown, and says which one it was made on: one that was ma
 another version of this file has no more is refused, nothing is overwritten.
 """
 
-import fcntl
 import math
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, TextIO
+from typing import NamedTuple
 
 import msgspec
 from msgspec.structs import replace
 
-from interlock.errors import ConfigError, RunError
-from interlock.label.rows import LabelRow, Review, read
+from interlock.errors import ConfigError
+from interlock.label.rows import LabelRow, Review, held, read
 from interlock.rundir import write_atomically
 
 
@@ -37,19 +37,12 @@ class Decisions:
 
     def __init__(self, path: Path) -> None:
         """Raises RunError when it is no file of labels, or somebody else holds it."""
-        _, self.rows = read(path)
+        read(path)  # before anything is made beside it
         self.path = path
-        self._places = {row.id: place for place, row in enumerate(self.rows)}
-        self._lock: TextIO = open(path.with_name(f"{path.name}.lock"), "a")  # noqa: SIM115
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.close()
-            raise RunError(
-                f"{path} is being labelled or reviewed by another interlock; use that one's page, "
-                "or end it first"
-            ) from None
+        self._stack = ExitStack()
+        self._stack.enter_context(held(path))
         _, self.rows = read(path)  # as it is now that nobody else writes
+        self._places = {row.id: place for place, row in enumerate(self.rows)}
 
     def __enter__(self) -> "Decisions":
         return self
@@ -60,7 +53,7 @@ class Decisions:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._lock.close()
+        self._stack.close()
 
     def decide(self, row: str, reviewer: str, review: Review | None) -> LabelRow:
         """Keep what `reviewer` says of a row, None: nothing any more; durable on return.

@@ -23,7 +23,7 @@ from interlock.errors import InterlockError
 from interlock.records.metrics import Event
 from interlock.report.live.answers import held_out, rollouts
 from interlock.report.live.following import Following, told
-from interlock.report.live.shell import Document, document, guarded
+from interlock.report.live.shell import COMMON_STYLE, Document, document, guarded
 from interlock.rundir import RunView
 from interlock.text import visible
 
@@ -228,6 +228,6 @@ def _json(content: Any) -> Response:
 @cache
 def _page() -> Document:
     """Read once."""
-    styles = [_PAGE / "uPlot.css", _PAGE / "page.css"]
+    styles = [_PAGE / "uPlot.css", COMMON_STYLE, _PAGE / "page.css"]
     scripts = [_PAGE / f"{name}.js" for name in ("uPlot", "basics", "charts", "page")]
     return document(_PAGE / "page.html", styles, scripts)

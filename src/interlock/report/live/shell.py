@@ -19,6 +19,7 @@ from fastapi.responses import RedirectResponse
 from starlette.middleware.base import RequestResponseEndpoint
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+COMMON_STYLE = Path(__file__).parent / "page" / "common.css"  # colours, buttons, what all have
 _GUARDS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
