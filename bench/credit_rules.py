@@ -19,8 +19,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from environment import environment
-from interlock.errors import RunError
 from interlock.rundir import RunDir
+from resumed import finish
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "demo.toml"
 INTERLOCK = Path(sys.executable).with_name("interlock")
@@ -69,13 +69,7 @@ def train(rule: str, seed: int, directory: Path, settings: list[str]) -> None:
     """Begin or go on, unless it is finished. Raises CalledProcessError when it fails."""
     command = [str(INTERLOCK), "train", str(RECIPE), f"seed={seed}", *COMMON]
     command += [f"stage.{each}" for each in RULES[rule]] + settings
-    try:
-        resume = ["--resume"] * (RunDir.read(directory).status != "finished")
-        if not resume:
-            return
-    except RunError:
-        resume = []
-    subprocess.run([*command, "--run", str(directory), *resume], check=True)
+    finish(command, directory)
 
 
 def result(rule: str, seed: int, directory: Path) -> Result:

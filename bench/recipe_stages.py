@@ -13,7 +13,6 @@ pauses.
 
 import argparse
 import json
-import subprocess
 import sys
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -23,13 +22,13 @@ from statistics import fmean
 from environment import environment
 from interlock.config.reading import parse_recipe
 from interlock.config.schema import GeneratorSettings
-from interlock.errors import RunError
 from interlock.recipes.evaluate import measure, practised
 from interlock.recipes.readable import thinks_first
 from interlock.recipes.sinks import Sink
 from interlock.records.passes import accuracy
 from interlock.records.rl import of_tasks
 from interlock.rundir import RunDir
+from resumed import finish
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 INTERLOCK = Path(sys.executable).with_name("interlock")
@@ -59,13 +58,7 @@ class Measured:
 def train(recipe: Path, seed: int, directory: Path, settings: list[str]) -> None:
     """Begin or go on, unless it is finished. Raises CalledProcessError when it fails."""
     command = [str(INTERLOCK), "train", str(recipe), f"seed={seed}", *settings]
-    try:
-        resume = ["--resume"] * (RunDir.read(directory).status != "finished")
-        if not resume:
-            return
-    except RunError:
-        resume = []
-    subprocess.run([*command, "--run", str(directory), *resume], check=True)
+    finish(command, directory)
 
 
 def models(run: Path) -> dict[str, tuple[str, float]]:

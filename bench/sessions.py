@@ -29,6 +29,7 @@ from typing import Any
 from environment import environment
 from interlock.config.reading import load_serving
 from interlock.engine.base import Limits
+from interlock.listening import bound
 from interlock.models.fetch import find_model
 from interlock.models.tokenizer import Tokenizer
 from interlock.records.rl import FinishReason
@@ -43,7 +44,6 @@ from interlock.records.serving import (
 from interlock.serve.app import guarded, make_app
 from interlock.serve.endpoint import Endpoint
 from interlock.serve.http.keys import Keys
-from interlock.serve.http.listener import listen
 from interlock.serve.http.server import DrainingServer
 from interlock.serve.sessions.chat import asked_of
 from interlock.workers.replicas.base import Take
@@ -103,7 +103,7 @@ def served(endpoint: Endpoint) -> Iterator[int]:
     """The endpoint on loopback; yields its port."""
     app = guarded(make_app(endpoint), endpoint, Keys([KEY]), Keys([]))
     server = DrainingServer(app, endpoint)
-    listener = listen("127.0.0.1", 0)
+    listener = bound("127.0.0.1", 0)
     listener.listen()
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])), daemon=True)
     thread.start()

@@ -12,7 +12,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "interlock"
 # docs/structure.md draws the same picture. Floor 0 is one storey with an order of its own.
 GROUND = [
     *("errors", "text", "thinking", "regular", "mismatch", "hub"),
-    *("records", "config", "processes", "remote", "rundir", "sandbox"),
+    *("records", "config", "processes", "remote", "listening", "rundir", "sandbox"),
 ]
 FLOORS = [
     set(GROUND),

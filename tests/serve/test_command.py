@@ -109,13 +109,13 @@ def test_a_signal_while_it_starts_ends_it(serving: Command) -> None:
 
 
 def test_a_port_that_is_taken_is_told(model: Path) -> None:
-    from interlock.serve.http.listener import listen
+    from interlock.listening import bound
 
-    taken = listen("127.0.0.1", 0)
+    taken = bound("127.0.0.1", 0)
     taken.listen()
     port = taken.getsockname()[1]
     with pytest.raises(ConfigError, match=f"cannot listen at 127.0.0.1 port {port}"):
-        listen("127.0.0.1", port)
+        bound("127.0.0.1", port)
     taken.close()
 
 

@@ -13,13 +13,13 @@ import httpx2 as httpx
 from fake_replicas import FakeReplicas, Script
 
 from interlock.config.reading import load_serving
+from interlock.listening import bound
 from interlock.models.tokenizer import Tokenizer
 from interlock.preflight import random_model
 from interlock.records.serving import Generation
 from interlock.serve.app import guarded, make_app
 from interlock.serve.endpoint import Endpoint
 from interlock.serve.http.keys import Keys
-from interlock.serve.http.listener import listen
 from interlock.serve.http.server import DrainingServer
 
 KEY, ADMIN = "k" * 20, "a" * 20
@@ -77,7 +77,7 @@ def listening(
     """The server of an endpoint at its URL, in a thread that has ended afterwards."""
     app = guarded(make_app(endpoint), endpoint, Keys([KEY, "second-" * 3]), Keys([ADMIN]))
     server = DrainingServer(app, endpoint)
-    listener = listen("127.0.0.1", 0)
+    listener = bound("127.0.0.1", 0)
     loops: list[asyncio.AbstractEventLoop] = []
     began = threading.Event()
 

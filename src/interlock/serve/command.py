@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from interlock.config.serving import ServeSettings
 from interlock.errors import ConfigError, TrainingError
+from interlock.listening import bound
 from interlock.models.fetch import find_model
 from interlock.records.serving import ReplicaState
 from interlock.regular import read_regular
 from interlock.serve.http.keys import ADMIN_VARIABLE, API_VARIABLE, Keys, load_keys, new_key
-from interlock.serve.http.listener import allow_files, listen
+from interlock.serve.http.open_files import allow_files
 from interlock.text import hide_credentials, one_line
 from interlock.workers.replicas.base import Replicas
 from interlock.workers.replicas.crew import PoolTerms
@@ -62,7 +63,7 @@ def serve(model: str, settings: ServeSettings, who: Access, follow: str | None, 
     """
     directory = find_model(model, say)
     allow_files(settings.limits.connections)
-    listener = listen(settings.host, settings.port)
+    listener = bound(settings.host, settings.port)
     opening = _Opening(directory, settings, None if follow is None else versions_of(follow), say)
     try:
         _run(opening, model, settings, who, listener)

@@ -10,28 +10,13 @@ from collections.abc import Callable
 import uvicorn
 from fastapi import FastAPI
 
-from interlock.errors import ConfigError
+from interlock.listening import bound
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens: who comes before the server is up waits.
-
-    Raises ConfigError where it cannot be had.
-    """
-    if not 0 <= port < 2**16:
-        raise ConfigError(f"--port {port} is no port; give one from 0 to 65535")
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        made = socket.socket(family, kind, protocol)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind(address)
-        made.listen()
-    except OSError as error:
-        raise ConfigError(
-            f"cannot listen at {host} port {port}: {error.strerror}; give another --host or --port"
-        ) from None
+    """A socket that listens: who comes before the server is up waits. Raises ConfigError."""
+    made = bound(host, port)
+    made.listen()
     return made
 
 
