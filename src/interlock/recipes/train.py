@@ -8,7 +8,7 @@ again, not generated again, so it goes exactly where the interrupted one was goi
 
 import importlib
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from datetime import datetime
 from importlib import metadata
@@ -126,19 +126,13 @@ def _run_rank0(
     fleet.check(recipe)
     now = students.reached(directory, recipe, begun) or model
     predict = recipe.learner.mtp_weight > 0
+    decoder = _masters(recipe, now, ranks, predict)
     if has_predictor(model) and not predict:
         sinks.note("the layer for multi-token prediction is left out (learner.mtp_weight = 0)")
-    decoder = load_decoder(now, torch.float32, ranks.load_device, predict=predict)
-    decoder = sharding.shard(decoder, recipe.learner, ranks)
     inline = _inline(recipe, now, uses, decoder if ranks.size == 1 else None)
     hangs_on = inputs.identify(model, tokenizer, [each.data.files for each in prepared])
     hangs_on |= starts.digests(recipe, where, recorded)
-    if resume:
-        run = RunDir.open(directory, to_tree(recipe), hangs_on)
-    else:
-        kernels = _kernels(recipe)
-        sinks.note(kernels)
-        run = RunDir.create(directory, to_tree(recipe), versions() | {"kernels": kernels}, hangs_on)
+    run = _directory(recipe, directory, hangs_on, resume, sinks)
     with run, sinks.of(run), ExitStack() as stack:
         notes.unqualified(uses, run, sinks)
         notes.untried(uses, sizes_of(arch), run, sinks)
@@ -174,6 +168,23 @@ def _run_rank0(
             keep(learner, path, last)
         if recipe.keep_checkpoints == 0:
             run.prune_checkpoints(keep=0)
+
+
+def _masters(recipe: Recipe, model: Path, ranks: Ranks, predict: bool) -> Decoder:
+    """The weights that are learned, each process its part."""
+    whole = load_decoder(model, torch.float32, ranks.load_device, predict=predict)
+    return sharding.shard(whole, recipe.learner, ranks)
+
+
+def _directory(
+    recipe: Recipe, directory: Path, hangs_on: Mapping[str, str], resume: bool, sinks: Sinks
+) -> RunDir:
+    """The run directory, gone on with or begun."""
+    if resume:
+        return RunDir.open(directory, to_tree(recipe), hangs_on)
+    kernels = _kernels(recipe)
+    sinks.note(kernels)
+    return RunDir.create(directory, to_tree(recipe), versions() | {"kernels": kernels}, hangs_on)
 
 
 def check_processes(recipe: Recipe, size: int) -> None:
