@@ -11,6 +11,7 @@ import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from datetime import datetime
+from functools import partial
 from importlib import metadata
 from itertools import chain
 from pathlib import Path
@@ -153,13 +154,7 @@ def _run_rank0(
             decoder = load_decoder(path, torch.float32, ranks.load_device)
             return opened(path, decoder, _inline(recipe, path, uses, decoder))
 
-        def keep(learner: Learner, path: Path, source: Path) -> None:
-            dtype = stored_dtype(source) or learner.decoder.dtype
-            _, tensors = learner.publish(dtype)
-            ahead = published_predictor(learner.decoder, dtype)
-            save_model(chain(tensors.items(), ahead), path, source, dtype, predict)
-            tokenizer.save(path)
-
+        keep = partial(_keep, tokenizer, predict)
         provided = Provided(prepared, where, keep, smaller, tokenizer.decode)
         first = opened(now, decoder, inline)
         learner, last = _run_stages(recipe, provided, run, first, ranks, sinks)
@@ -174,6 +169,15 @@ def _masters(recipe: Recipe, model: Path, ranks: Ranks, predict: bool) -> Decode
     """The weights that are learned, each process its part."""
     whole = load_decoder(model, torch.float32, ranks.load_device, predict=predict)
     return sharding.shard(whole, recipe.learner, ranks)
+
+
+def _keep(tokenizer: Tokenizer, predict: bool, learner: Learner, path: Path, source: Path) -> None:
+    """What is learned as a Hugging Face directory, in the dtype in which `source` is stored."""
+    dtype = stored_dtype(source) or learner.decoder.dtype
+    _, tensors = learner.publish(dtype)
+    ahead = published_predictor(learner.decoder, dtype)
+    save_model(chain(tensors.items(), ahead), path, source, dtype, predict)
+    tokenizer.save(path)
 
 
 def _directory(
