@@ -17,7 +17,7 @@ LOCKED := $(INSTALL) --require-hashes -r requirements
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .PHONY: help demo test test-slow test-any-cpu test-any-cpu-quick chaos gpu clients client-environments wheel lint \
-  format bench untuned distil-or-grpo r1-tiny specialists vllm lock clean
+  format bench untuned distil-or-grpo r1-tiny specialists credit-rules planted-hack planted-faults vllm lock clean
 
 help:  ## This list
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 20
@@ -109,6 +109,19 @@ r1-tiny: $(VENV)/.bench  ## R1's order of stages on a small model, every stage m
 specialists: $(VENV)/.bench  ## Two specialists and the student that two teachers merge, every stage measured; goes on
 	mkdir -p $(FIGURES)
 	$(BIN)/python bench/recipe_stages.py specialists --seeds 0 1 2 --runs $(FIGURES)/specialists --json $(FIGURES)/specialists.json
+
+credit-rules: $(VENV)/.bench  ## Each rule of credit and loss on the demo's task, three seeds; goes on where it stopped
+	mkdir -p $(FIGURES)
+	$(BIN)/python bench/credit_rules.py --runs $(FIGURES)/credit-rules --json $(FIGURES)/credit_rules.json
+
+planted-hack: $(VENV)/.bench  ## Rewards that can be earned wrongly: when the alarm comes; goes on where it stopped
+	mkdir -p $(FIGURES)
+	$(BIN)/python bench/planted_hack.py --seeds 0 1 2 --runs $(FIGURES)/planted-hack --json $(FIGURES)/planted_hack.json
+
+planted-faults: $(VENV)/.bench  ## A fifth of the verdicts fails for no fault of the policy: what accuracy it costs
+	rm -rf $(FIGURES)/planted-faults
+	mkdir -p $(FIGURES)
+	$(BIN)/python bench/planted_faults.py --runs $(FIGURES)/planted-faults --json $(FIGURES)/planted_faults.json
 
 vllm: $(VLLM)/.installed  ## An environment of its own with vLLM's CPU build (3.5 GB), for generators
 

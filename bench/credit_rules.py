@@ -24,12 +24,10 @@ from resumed import finish
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "demo.toml"
 INTERLOCK = Path(sys.executable).with_name("interlock")
-HELD_OUT = 1024
 COMMON = [
     "stage.steps=15",
     "stage.problems_per_step=8",
     "stage.updates_per_step=4",
-    f"stage.task.held_out={HELD_OUT}",
     "stage.eval.problems=16",  # the weights are measured on all of them behind the run
 ]
 RULES = {
@@ -65,18 +63,19 @@ class Result:
     minutes: float
 
 
-def train(rule: str, seed: int, directory: Path, settings: list[str]) -> None:
+def train(rule: str, seed: int, held_out: int, directory: Path, settings: list[str]) -> None:
     """Begin or go on, unless it is finished. Raises CalledProcessError when it fails."""
     command = [str(INTERLOCK), "train", str(RECIPE), f"seed={seed}", *COMMON]
+    command += [f"stage.task.held_out={held_out}"]
     command += [f"stage.{each}" for each in RULES[rule]] + settings
     finish(command, directory)
 
 
-def result(rule: str, seed: int, directory: Path) -> Result:
+def result(rule: str, seed: int, held_out: int, directory: Path) -> Result:
     """Of a finished run, whose accuracy is kept beside it."""
     view, kept = RunDir.read(directory), directory.with_suffix(".json")
     if not kept.exists():
-        command = [str(INTERLOCK), "eval", str(directory), "--problems", str(HELD_OUT), "--json"]
+        command = [str(INTERLOCK), "eval", str(directory), "--problems", str(held_out), "--json"]
         kept.write_bytes(subprocess.run(command, check=True, capture_output=True).stdout)
     steps = [line for line in view.metrics() if line.rollout.groups]
     answers = sum(
@@ -111,6 +110,7 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", metavar="key=value", help="of the recipe")
     parser.add_argument("--rules", nargs="+", default=list(RULES), choices=list(RULES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--problems", type=int, default=1024, metavar="N", help="held out")
     parser.add_argument("--runs", type=Path, default=Path("runs/credit-rules"), metavar="DIR")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
     given = parser.parse_args()
@@ -118,8 +118,8 @@ def main() -> None:
     for seed in given.seeds:
         for rule in given.rules:
             directory = given.runs / f"{rule}-{seed}".replace(".", "")
-            train(rule, seed, directory, given.settings)
-            results.append(result(rule, seed, directory))
+            train(rule, seed, given.problems, directory, given.settings)
+            results.append(result(rule, seed, given.problems, directory))
     show(results)
     if given.json:
         rows = [asdict(each) for each in results]
