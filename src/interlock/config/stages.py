@@ -119,6 +119,11 @@ class StageSettings(SettingsTable, frozen=True, kw_only=True, tag_field="kind"):
         return self.every_layer > 1
 
     @property
+    def draws_by_rate(self) -> bool:
+        """Whether its steps may draw problems by what earlier ones made of them."""
+        return False
+
+    @property
     def rows_of(self) -> str | None:
         """The earlier stage whose rows it learns from, by its name; None: of none."""
         return None
@@ -143,7 +148,7 @@ class StageSettings(SettingsTable, frozen=True, kw_only=True, tag_field="kind"):
                 f"optimizer.weight_decay = {self.optimizer.weight_decay} times lr = "
                 f"{self.optimizer.lr} takes all of every weight away at a step; lower one of them"
             )
-        yield from task_conflicts(self.task)
+        yield from task_conflicts(self.task, self.draws_by_rate)
         yield from _thinking_conflicts(self.sampling)
         yield from self.eval.conflicts()
         if self.origin == "":
@@ -206,6 +211,10 @@ class Grpo(Sampled, frozen=True, kw_only=True, tag="grpo"):
     @property
     def keeps_reference(self) -> bool:
         return self.loss.kl_beta > 0
+
+    @property
+    def draws_by_rate(self) -> bool:
+        return True
 
     def conflicts(self) -> Iterator[str]:
         yield from super().conflicts()

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
+from interlock.config.drawing import DrawSettings
 from interlock.config.fields import (
     NonNegative,
     Overlong,
@@ -53,6 +54,7 @@ class TaskSettings(SettingsTable, frozen=True):
     sandbox: Literal["auto", "always", "none"] = "auto"
     judge: JudgeSettings | None = None  # a model that scores the answers, in the verifier's stead
     reward: list[AnyReward] = []  # [[stage.task.reward]]; []: what its verifier gives
+    draw: DrawSettings | None = None  # by pass rate; None: in an order that hangs on seed alone
 
     @property
     def called(self) -> str:
@@ -72,13 +74,20 @@ _OF_VERIFIERS = {
 }
 
 
-def task_conflicts(tasks: Sequence[TaskSettings]) -> Iterator[str]:
-    """Why the tasks of one stage do not go together; as StageSettings.conflicts."""
+def task_conflicts(tasks: Sequence[TaskSettings], drawn: bool = False) -> Iterator[str]:
+    """Why the tasks of one stage do not go together; as StageSettings.conflicts.
+
+    `drawn`: whether their problems may be drawn by pass rate.
+    """
     yield from _mode_conflicts(tasks)
     for called, times in Counter(each.called for each in tasks).items():
         if times > 1:
             yield f"task: {times} are called {called!r}; give each a label of its own"
     for task in tasks:
+        for why in [] if task.draw is None else task.draw.conflicts():
+            yield f"task.draw.{why}"
+        if task.draw is not None and not drawn:
+            yield "task.draw is of grpo stages, whose groups show what is solved; remove it"
         for why in reward_conflicts(task.reward):
             yield f"task.{why}"
         if task.name not in _TESTED and any(isinstance(each, CodeReward) for each in task.reward):

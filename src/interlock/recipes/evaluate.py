@@ -208,7 +208,7 @@ def told(tokenizer: Tokenizer, template: Mapping[str, Any]) -> None:
 
 def is_due(stage: Stage[StageSettings], step: int) -> bool:
     """Whether the weights after `step` updates are to be evaluated."""
-    every, ends = stage.settings.eval.every, (0, stage.settings.length)
+    every, ends = stage.settings.eval.every, (0, stage.last)
     return step in ends or bool(every and step % every == 0)
 
 

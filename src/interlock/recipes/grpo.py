@@ -59,6 +59,7 @@ def run(stage: Stage[Grpo], task: TaskSource) -> None:
                 stage.publish()
             recorded = stage.run.ledger.read(stage.index, step)
             scored = recorded or rollouts.judged(step, verifier, clock, credit.teaches)
+            rollouts.learned(step)
             batches = credit.minibatches(scored, settings.updates_per_step, rollouts.staleness)
             with clock("update"), heap.apart(), stage.threads(step):
                 updates = _update(stage, batches, off_policy)

@@ -28,12 +28,12 @@ from interlock.recipes.earnings import earnings
 from interlock.recipes.evaluate import grade, score
 from interlock.recipes.lengths import mean_lengths
 from interlock.recipes.stage import Clock, Stage
+from interlock.recipes.stream import open_stream
 from interlock.records.metrics import RolloutMetrics, TaskMetrics
 from interlock.records.rl import (
     Completion,
     FinishReason,
     Group,
-    Problem,
     Score,
     ScoredGroup,
     of_tasks,
@@ -54,18 +54,19 @@ class Rollouts:
 
     def __init__(self, stage: Stage[Sampled], task: TaskSource, extra: int = 0) -> None:
         assert stage.generators is not None
-        self._stage, self._task, self._generators = stage, task, stage.generators
+        self._stage, self._generators = stage, stage.generators
         self._ledger, self._settings = stage.run.ledger, stage.settings
         self._cap = stage.staleness
         self._extra = extra
         self._budget = stage.settings.sampling.thinking_budget is not None
         self._step = 0
-        self._last: tuple[int, Sequence[Problem]] = (0, ())
+        self._stream = open_stream(stage, task)
         used = self._ledger.used(stage.index)
         self._spent = used | set(self._ledger.set_asides(stage.index))
-        steps = sum(at == stage.index for at, _ in self._ledger.steps())
+        steps = [step for at, step in self._ledger.steps() if at == stage.index]
+        self._recorded = max(steps, default=0)
         # Groups that were used beyond a step's problems: so far is the stream ahead of the steps.
-        self._ahead = max(0, len(used) - steps * self._settings.problems_per_step)
+        self._ahead = max(0, len(used) - len(steps) * self._settings.problems_per_step)
         self._generators.keep, self._generators.forget = self._keep, self._forget
         self._buffer = dict(self._ledger.arrivals(stage.index))  # finished, not used
         self._ordered: set[int] = set()  # not finished
@@ -73,6 +74,7 @@ class Rollouts:
         self.set_aside = 0
         self.retried: int | None = None  # None: the step was judged in an earlier session
         self.spent: dict[str, float] = {}
+        self.learned(stage.done)
 
     @property
     def activity(self) -> Literal["wait", "generate"]:
@@ -140,7 +142,18 @@ class Rollouts:
             self._stage.event("judge_down", message)
         self._stage.note_not_judged(step, scored)
         self._ledger.record(self._stage.index, step, scored, sequences)
+        self._recorded = step
         return scored
+
+    def learned(self, step: int) -> None:
+        """What the groups of steps up to this one showed counts for what is drawn from now on.
+        Where nothing is left to draw and all that was drawn is used, the stage ends with it.
+        """
+        self._stream.learn(step)
+        if self._recorded > step or step >= self._settings.sampled_steps or self._under_way:
+            return
+        if next(self._missing(1), None) is None and self._stream.closed:
+            self._stage.end_with(step)
 
     def staleness(self, group: Group) -> int:
         """How many versions the learner is ahead of the oldest that sampled any of the group."""
@@ -189,7 +202,12 @@ class Rollouts:
             retried=self.retried,
             judge=self.spent,
             tasks=_each_task(used, self._budget),
+            pools=self._stream.standing(),
         )
+
+    @property
+    def _under_way(self) -> int:
+        return len(self._buffer) + len(self._ordered)
 
     def _keep(self, groups: Sequence[tuple[int, Group]]) -> None:
         self._ledger.arrive(self._stage.index, groups)
@@ -234,7 +252,7 @@ class Rollouts:
         settings, run = self._settings, self._stage.recipe
         later = min(self._cap, settings.sampled_steps - self._step)
         ahead = wanted + later * settings.problems_per_step
-        room = ahead - len(self._buffer) - len(self._ordered)
+        room = ahead - self._under_way
         if room <= 0:
             return
         unit = run.fleet.unit
@@ -249,16 +267,17 @@ class Rollouts:
         work = []
         for (step, _), members in groupby(self._missing(room), key=place):
             keys = tuple(members)
+            order = keys[0] - self._ahead - self._stream.voids
             work.append(
                 Work(
                     Purpose.TRAIN,
                     keys,
-                    tuple(self._problem(sequence) for sequence in keys),
+                    tuple(filter(None, map(self._stream.problem, keys))),
                     settings.completions,
                     settings.sampling,
                     self._stage.seed(step + 1),
                     self._stage.exact,
-                    self._since(1 + max(0, keys[0] - self._ahead) // settings.problems_per_step),
+                    self._since(1 + max(0, order) // settings.problems_per_step),
                 )
             )
             self._ordered.update(keys)
@@ -272,21 +291,23 @@ class Rollouts:
         return max(0, version - max(0, self._cap - (step - self._step)))
 
     def _missing(self, limit: int) -> Iterator[int]:
-        """The first sequence numbers that are neither used, finished nor under way."""
+        """The first sequence numbers that have a problem and are neither used, finished nor under
+        way.
+        """
         total = self._settings.sampled_steps * (self._settings.problems_per_step + self._extra)
         total += min(total, len(self._ledger.set_asides(self._stage.index)))  # which are replaced
         busy = self._spent | self._buffer.keys() | self._ordered
-        missing = (sequence for sequence in count() if sequence not in busy)
-        for found, sequence in enumerate(missing):
-            if found == limit or sequence >= total:
+        found = 0
+        for sequence in count():
+            if found == limit or sequence >= total + self._stream.voids:
                 return
-            yield sequence
-
-    def _problem(self, sequence: int) -> Problem:
-        step, index = divmod(sequence, self._settings.problems_per_step)
-        if self._last[0] != step + 1:
-            self._last = (step + 1, self._task.train(step + 1, self._settings.problems_per_step))
-        return self._last[1][index]
+            if sequence in busy:
+                continue
+            if self._stream.problem(sequence) is not None:
+                found += 1
+                yield sequence
+            elif self._stream.closed:
+                return
 
     def _receive(self, timeout_s: float) -> None:
         for sequence, group, reason in self._generators.collect(Purpose.TRAIN, timeout_s):

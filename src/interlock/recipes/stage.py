@@ -113,6 +113,7 @@ class Stage(Generic[Settings]):
 
     def __post_init__(self) -> None:
         self._settled = self._moves()
+        self.last = self.settings.length  # its last step
         # What a recipe must find again when it is resumed, as JSON has it: in the checkpoints. To
         # be changed when a step's updates are done.
         self.memory: dict[str, Any] = {}
@@ -147,9 +148,14 @@ class Stage(Generic[Settings]):
     def _place(self, name: str) -> int:
         return [each.name for each in self.recipe.stage].index(name)
 
-    def steps(self) -> range:
-        """The steps still to do, counted from 1."""
-        return range(self.done + 1, self.settings.length + 1)
+    def steps(self) -> Iterator[int]:
+        """The steps still to do, counted from 1; each is to be finished before the next."""
+        while self.done < self.last:
+            yield self.done + 1
+
+    def end_with(self, step: int) -> None:
+        """There is nothing to learn from after `step`: it is the last, before its time."""
+        self.last = step
 
     def seed(self, step: int) -> int:
         """The seed of the sampling noise of one step; evaluations all share step 0's.
@@ -244,7 +250,7 @@ class Stage(Generic[Settings]):
         self._published.clear()
         self._note_threads(step, workers or {})
         self.restored(step)
-        every, last = self.recipe.checkpoint_every, step == self.settings.length
+        every, last = self.recipe.checkpoint_every, step == self.last
         if last or (every and step % every == 0):
             self._checkpoint()
 

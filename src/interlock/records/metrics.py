@@ -71,6 +71,15 @@ class TaskMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
     completions: int | None = None
 
 
+class PoolMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """How the problems of a task stand that is drawn by pass rate, after a step."""
+
+    problems: int | None = None  # all that there are
+    retired: int | None = None  # of these, solved and drawn no more
+    untried: int | None = None  # of the others, without a pass rate
+    rates: dict[str, int] = {}  # the rest, by ranges of their pass rates
+
+
 class RewardMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """One reward of a weighted list in one step. Figures "within groups" compare the completions
     of one problem with one another alone, as an advantage does: recipes/earnings.py.
@@ -130,6 +139,7 @@ class RolloutMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tr
     # retries, prompt_tokens, completion_tokens, seconds, money; unasked. Of this session.
     judge: dict[str, float] = {}
     tasks: dict[str, TaskMetrics] = {}  # of each, where there are several
+    pools: dict[str, PoolMetrics] = {}  # of each task that is drawn by pass rate
 
 
 class UpdateMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -269,6 +279,7 @@ EventKind = Literal[
     "answers_cut",  # by max_tokens
     "groups_stale",
     "problem_set_aside",
+    "task_solved",  # too few of its problems are left to draw from
     "unqualified",  # a device is used without a certificate
     "sizes_untried",  # the model is larger than what the device's certificate was made at
     "threads_changed",  # as other processes came or went

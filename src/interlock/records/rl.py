@@ -221,6 +221,15 @@ class ScoredGroup(msgspec.Struct, frozen=True):
         return [verdict.status.counts for verdict in self.verdicts]
 
 
+class DrawnProblems(msgspec.Struct, frozen=True):
+    """The problems of a stretch of a stage's stream, drawn by pass rate: what the ledger keeps."""
+
+    known: int  # it was drawn by what the groups of the steps up to this one had shown
+    problems: list[Problem]  # fewer than a step has, where a task has ended
+    retired: list[str] = []  # ids of problems that none is drawn of since the draw before
+    ended: list[str] = []  # tasks with fewer problems left than a step may want of them
+
+
 class Score(NamedTuple):
     """What the completions of some groups are worth: two figures that need not go together."""
 

@@ -19,6 +19,7 @@ from interlock.records.metrics import Event, StepMetrics
 from interlock.report import fleet, plots, sheet, summary
 from interlock.report.expert_plots import expert_plots
 from interlock.report.fleet_plots import fleet_plots
+from interlock.report.pool_plots import pool_plots
 from interlock.report.rewards import hacked, reward_plots, reward_rows
 from interlock.report.teacher_plots import teacher_plots
 from interlock.rundir import RunDir, RunView
@@ -50,7 +51,7 @@ def _render(run: RunView) -> str:
     timeline = plots.Timeline(metrics, found)
     guard = _guard(run)
     shown = plots.plots(metrics, found, timeline) + teacher_plots(metrics, timeline)
-    shown += expert_plots(metrics, timeline)
+    shown += pool_plots(metrics, timeline) + expert_plots(metrics, timeline)
     # An inline generator is part of the learner's process: there is no fleet to tell of.
     inline = (run.config.get("fleet") or {}).get("kind") == "inline"
     of_fleet = [] if inline else fleet_plots(metrics, events, guard, timeline)
@@ -158,6 +159,7 @@ def _counts(metrics: list[StepMetrics], events: list[Event]) -> dict[str, str]:
             metrics, lambda m: m.rollout.groups_skipped
         ),
         "groups dropped: too stale": summary.total(metrics, lambda m: m.rollout.groups_stale),
+        "problems retired: solved": _retired(metrics),
         "problems set aside": summary.total(metrics, lambda m: m.rollout.groups_set_aside),
         "bad steps: not finite, skipped": summary.total(metrics, lambda m: m.update.bad_steps),
         "verifier errors: counted as reward 0": summary.total(
@@ -167,6 +169,13 @@ def _counts(metrics: list[StepMetrics], events: list[Event]) -> dict[str, str]:
     counts = {label: f"{value:,.0f}" for label, value in sums.items() if value is not None}
     kinds = Counter(event.name for event in events)
     return counts | {f"events: {kind}": f"{count:,}" for kind, count in kinds.items()}
+
+
+def _retired(metrics: list[StepMetrics]) -> float | None:
+    """Of every stage that draws by pass rate, as its last step has it."""
+    pools = {line.stage: line.rollout.pools for line in metrics if line.rollout.pools}
+    each = [pool.retired or 0 for stage in pools.values() for pool in stage.values()]
+    return sum(each) if each else None
 
 
 def _duration(seconds: float) -> str:

@@ -25,10 +25,15 @@ import msgspec
 
 from interlock.errors import RunError
 from interlock.records.coding import Record, from_bytes, to_bytes
-from interlock.records.rl import Group, ScoredGroup
+from interlock.records.rl import Group, ScoredGroup, Verdict
 from interlock.rundir import older
-from interlock.rundir.files import storage_errors
-from interlock.text import error_line
+from interlock.rundir.database import (
+    connect,
+    kept,
+    ledger_errors,
+    open_existing,
+    refuse_pipe,
+)
 
 # Of the tables below and the records in them; kept in the file as PRAGMA user_version. Of the
 # formats before it, those with a converter can still be read.
@@ -37,9 +42,6 @@ _OLDER: dict[int, dict[type[msgspec.Struct], Callable[[dict[str, Any]], dict[str
     2: {Group: older.group, ScoredGroup: older.scored_group},
     3: {},  # whose digests are of the payload alone
 }
-_REASON = 200  # characters of what SQLite says
-_BUSY_TIMEOUT = 30.0  # seconds to wait for a reader that holds the file
-
 _SEALED = "problem_id TEXT NOT NULL, payload BLOB NOT NULL, sha256 TEXT NOT NULL"
 _PLACE = "stage INTEGER NOT NULL, step INTEGER NOT NULL, position INTEGER NOT NULL"
 _STREAM = "stage INTEGER NOT NULL, sequence INTEGER NOT NULL"
@@ -58,6 +60,24 @@ class _By(msgspec.Struct):
     worker: str
 
 
+class JudgedProblem(msgspec.Struct):
+    """Of a problem, only which it is."""
+
+    id: str
+    task: str = ""
+
+
+class AskedGroup(msgspec.Struct):
+    problem: JudgedProblem
+
+
+class JudgedGroup(msgspec.Struct):
+    """Of a scored group, what was asked and how the answers were judged: no answer is decoded."""
+
+    group: AskedGroup
+    verdicts: list[Verdict]
+
+
 class Ledger:
     """Groups that wait to be used by (stage, sequence), used and scored ones by (stage, step)."""
 
@@ -71,11 +91,11 @@ class Ledger:
         """
         self.path = path
         self._lock = threading.RLock()
-        with _ledger_errors(path):
+        with ledger_errors(path):
             if path.is_symlink():  # which SQLite would follow
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-            _refuse_pipe(path)
-            with _kept(_connect(str(path))) as self._database:
+            refuse_pipe(path)
+            with kept(connect(str(path))) as self._database:
                 self.format = _format_of(self._database, path)
                 self.check_current()
                 self._database.execute("PRAGMA journal_mode=WAL")
@@ -92,15 +112,15 @@ class Ledger:
         ledger = cls.__new__(cls)
         ledger.path = path
         ledger._lock = threading.RLock()
-        with _ledger_errors(path):
-            _refuse_pipe(path)
+        with ledger_errors(path):
+            refuse_pipe(path)
             there = path.exists()
-            with _kept(_open_existing(path) if there else _connect(":memory:")) as ledger._database:
+            with kept(open_existing(path) if there else connect(":memory:")) as ledger._database:
                 ledger.format = _format_of(ledger._database, path)
             ledger.missing = not ledger.format
             if ledger.missing:  # or a kill came before the first table
                 ledger._database.close()
-                ledger._database = _connect(":memory:")
+                ledger._database = connect(":memory:")
                 ledger.format = _create_tables(ledger._database)
         return ledger
 
@@ -127,11 +147,11 @@ class Ledger:
         that a step has used already is not. Raises RunError when the disk does not take them.
         """
         rows = [
-            (stage, sequence, *_sealed(group, "arrivals", stage, sequence, group.problem.id))
+            (stage, sequence, *sealed(group, "arrivals", stage, sequence, group.problem.id))
             for sequence, group in groups
         ]
         accepted: dict[int, None] = {}
-        with self._transaction() as database:
+        with self.transaction() as database:
             for row in rows:
                 changed = database.execute(
                     "INSERT OR REPLACE INTO arrivals SELECT ?, ?, ?, ?, ? "
@@ -144,7 +164,7 @@ class Ledger:
 
     def arrivals(self, stage: int) -> list[tuple[int, Group]]:
         """The groups that arrived and were not used, by sequence. RunError when one is damaged."""
-        with self._access() as database:
+        with self.access() as database:
             rows = database.execute(
                 "SELECT sequence, problem_id, payload, sha256 FROM arrivals "
                 "WHERE stage = ? ORDER BY sequence",
@@ -154,17 +174,17 @@ class Ledger:
         for sequence, problem, payload, digest in rows:
             key = "arrivals", stage, sequence, problem
             where = f"{self.path}: arrivals, stage {stage} sequence {sequence}"
-            found.append((sequence, self._unsealed(where, Group, key, payload, digest)))
+            found.append((sequence, self.unsealed(where, Group, key, payload, digest)))
         return found
 
     def discard(self, stage: int, sequences: Sequence[int]) -> None:
         """Forget arrivals; those that are not there are gone already."""
-        with self._transaction() as database:
+        with self.transaction() as database:
             _delete_arrivals(database, stage, sequences)
 
     def withdraw(self, stage: int, worker: str) -> list[int]:
         """Forget the arrivals that this worker made; durable on return. -> their sequences"""
-        with self._transaction() as database:
+        with self.transaction() as database:
             rows = database.execute(
                 "SELECT sequence, payload FROM arrivals WHERE stage = ?", (stage,)
             )
@@ -184,13 +204,11 @@ class Ledger:
         rows = [
             (
                 *(stage, step, position, sequence),
-                *_sealed(
-                    scored, "groups", stage, step, position, sequence, scored.group.problem.id
-                ),
+                *sealed(scored, "groups", stage, step, position, sequence, scored.group.problem.id),
             )
             for position, (scored, sequence) in enumerate(zip(groups, sequences, strict=True))
         ]
-        with self._transaction() as database:
+        with self.transaction() as database:
             try:
                 self._insert("groups", stage, step, rows)
             except sqlite3.IntegrityError:
@@ -199,7 +217,11 @@ class Ledger:
 
     def read(self, stage: int, step: int) -> list[ScoredGroup]:
         """The groups of one step; [] when none were recorded. RunError when one is damaged."""
-        return self._read("groups", stage, step)
+        return self._read("groups", stage, step, ScoredGroup)
+
+    def judged(self, stage: int, step: int) -> list[JudgedGroup]:
+        """As `read`, of each group only what was asked and how it was judged."""
+        return self._read("groups", stage, step, JudgedGroup)
 
     def sequences(self, stage: int, step: int) -> list[int]:
         """The sequences of one step's groups, in the order of `read`."""
@@ -207,7 +229,7 @@ class Ledger:
 
     def used(self, stage: int) -> set[int]:
         """The sequences of all groups that the steps of a stage have used."""
-        with self._access() as database:
+        with self.access() as database:
             rows = database.execute("SELECT sequence FROM groups WHERE stage = ?", (stage,))
             return {sequence for (sequence,) in rows}
 
@@ -217,19 +239,19 @@ class Ledger:
 
     def count(self) -> int:
         """How many groups were used in all."""
-        with self._access() as database:
+        with self.access() as database:
             return database.execute("SELECT COUNT(*) FROM groups").fetchone()[0]
 
     def set_aside(self, stage: int, sequence: int, reason: str) -> None:
         """Note that a problem will not be tried again, and why; the first reason stands."""
-        with self._transaction() as database:
+        with self.transaction() as database:
             database.execute(
                 "INSERT OR IGNORE INTO set_asides VALUES (?, ?, ?)", (stage, sequence, reason)
             )
 
     def set_asides(self, stage: int) -> dict[int, str]:
         """Why each problem that was set aside was, by sequence."""
-        with self._access() as database:
+        with self.access() as database:
             return dict(
                 database.execute(
                     "SELECT sequence, reason FROM set_asides WHERE stage = ? ORDER BY sequence",
@@ -242,15 +264,15 @@ class Ledger:
         rows = [
             (
                 *(stage, step, position),
-                *_sealed(group, "evaluations", stage, step, position, group.group.problem.id),
+                *sealed(group, "evaluations", stage, step, position, group.group.problem.id),
             )
             for position, group in enumerate(scored)
         ]
-        with self._transaction():
+        with self.transaction():
             self._insert("evaluations", stage, step, rows)
 
     def read_evaluation(self, stage: int, step: int) -> list[ScoredGroup]:
-        return self._read("evaluations", stage, step)
+        return self._read("evaluations", stage, step, ScoredGroup)
 
     def evaluation_steps(self) -> list[tuple[int, int]]:
         return self._steps("evaluations")
@@ -260,25 +282,25 @@ class Ledger:
             self._database.close()
 
     @contextmanager
-    def _access(self) -> Iterator[sqlite3.Connection]:
+    def access(self) -> Iterator[sqlite3.Connection]:
         """The connection, for one thread at a time."""
-        with self._lock, _ledger_errors(self.path):
+        with self._lock, ledger_errors(self.path):
             yield self._database
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def transaction(self) -> Iterator[sqlite3.Connection]:
         """All of the block or nothing; durable when it ends."""
-        with self._access() as database, database:
+        with self.access() as database, database:
             database.execute("BEGIN IMMEDIATE")
             yield database
 
     def _insert(self, table: str, stage: int, step: int, rows: list[tuple[Any, ...]]) -> None:
         """Insert the rows of one step where it has none. RunError when it has others."""
-        kept = self._rows(table, "*", stage, step)
-        if not kept and rows:
+        there = self._rows(table, "*", stage, step)
+        if not there and rows:
             marks = ", ".join("?" * len(rows[0]))
             self._database.executemany(f"INSERT INTO {table} VALUES ({marks})", rows)
-        elif kept and kept != rows:
+        elif there and there != rows:
             raise RunError(
                 f"{self.path} holds other {table} for stage {stage} step {step}: the resumed "
                 "run does not repeat the first one; start again in another directory"
@@ -292,16 +314,17 @@ class Ledger:
             "the stream a second time; start again in another directory"
         )
 
-    def _read(self, table: str, stage: int, step: int) -> list[ScoredGroup]:
+    def _read(self, table: str, stage: int, step: int, kind: type[Record]) -> list[Record]:
         found = []
         for *key, payload, digest in self._rows(table, "*", stage, step):
             where = f"{self.path}: {table}, stage {stage} step {step} position {key[2]}"
-            found.append(self._unsealed(where, ScoredGroup, (table, *key), payload, digest))
+            found.append(self.unsealed(where, kind, (table, *key), payload, digest))
         return found
 
-    def _unsealed(
+    def unsealed(
         self, where: str, kind: type[Record], key: tuple[Any, ...], payload: bytes, digest: str
     ) -> Record:
+        """What `sealed` made of a record. Raises RunError when it is damaged or of elsewhere."""
         whole = isinstance(payload, bytes)  # a damaged row may hold anything
         if not whole or _digest(payload, () if self.format in _OLDER else key) != digest:
             raise RunError(f"{where} is damaged; restore the ledger or start a new run")
@@ -314,35 +337,20 @@ class Ledger:
             raise RunError(f"{where} was written by another version ({error})") from None
 
     def _rows(self, table: str, columns: str, stage: int, step: int) -> list[tuple[Any, ...]]:
-        with self._access() as database:
+        with self.access() as database:
             return database.execute(
                 f"SELECT {columns} FROM {table} WHERE stage = ? AND step = ? ORDER BY position",
                 (stage, step),
             ).fetchall()
 
     def _steps(self, table: str) -> list[tuple[int, int]]:
-        with self._access() as database:
+        with self.access() as database:
             return database.execute(
                 f"SELECT DISTINCT stage, step FROM {table} ORDER BY stage, step"
             ).fetchall()
 
 
-@contextmanager
-def _ledger_errors(path: Path) -> Iterator[None]:
-    """As storage_errors; and what SQLite makes of damaged bytes is a RunError, too."""
-    try:
-        with storage_errors(path.parent):
-            yield
-    except (sqlite3.IntegrityError, sqlite3.ProgrammingError):  # of what was asked
-        raise
-    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
-        raise RunError(
-            f"{path} is damaged ({error_line(error, _REASON)}); restore it from a copy, or start a "
-            "new run"
-        ) from error
-
-
-def _sealed(record: msgspec.Struct, *key: Any) -> tuple[str, bytes, str]:
+def sealed(record: msgspec.Struct, *key: Any) -> tuple[Any, bytes, str]:
     """The last columns of a row, whose table and columns before them are `key`."""
     payload = to_bytes(record)
     return key[-1], payload, _digest(payload, key)
@@ -358,44 +366,6 @@ def _delete_arrivals(database: sqlite3.Connection, stage: int, sequences: Sequen
         "DELETE FROM arrivals WHERE stage = ? AND sequence = ?",
         [(stage, sequence) for sequence in sequences],
     )
-
-
-def _connect(location: str) -> sqlite3.Connection:
-    """isolation_level None: the transactions are the ones written above, and no others."""
-    return sqlite3.connect(
-        location, timeout=_BUSY_TIMEOUT, isolation_level=None, uri=True, check_same_thread=False
-    )
-
-
-@contextmanager
-def _kept(database: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
-    """Open beyond the block, unless that fails."""
-    try:
-        yield database
-    except BaseException:
-        database.close()
-        raise
-
-
-def _refuse_pipe(path: Path) -> None:
-    if path.exists() and not path.is_file():  # SQLite would wait for who writes to a pipe
-        raise RunError(f"{path} is no file; restore the ledger from a copy")
-
-
-def _open_existing(path: Path) -> sqlite3.Connection:
-    """A connection that reads and never writes."""
-    # SQLite wants to create the -shm file of a WAL database even to read it; where the disk
-    # forbids that, and no -wal file is left to merge, the file is all there is: immutable.
-    modes = ["mode=ro"] if Path(f"{path}-wal").exists() else ["mode=ro", "immutable=1"]
-    for mode in modes:
-        try:
-            with _kept(_connect(f"{path.absolute().as_uri()}?{mode}")) as database:
-                database.execute("SELECT 1 FROM sqlite_schema LIMIT 1")
-            break
-        except sqlite3.OperationalError:
-            if mode == modes[-1]:
-                raise
-    return database
 
 
 def _format_of(database: sqlite3.Connection, path: Path) -> int:

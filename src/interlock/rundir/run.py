@@ -7,7 +7,7 @@
     lock            held (flock) by the writing process; its pid inside
     metrics.jsonl   one line per optimizer step
     events.jsonl    one line per event: resumed, non-finite step skipped, verifier killed, …
-    ledger.sqlite   scored groups, evaluations, groups finished and not used, problems set aside
+    ledger.sqlite   scored groups, evaluations, groups not used yet; problems drawn and set aside
     workers/        the output of each generator process
     sync/           weight versions on their way to generators; emptied when a session begins
     checkpoints/    stage00-step000020/ …: all it takes to go on; only the newest are kept

@@ -3,14 +3,15 @@
     config.Task ── open_task ──> TaskSource ── train(step, count), held_out(count) ──> Problem
                └── VerifierPool ── verify([(Problem, answer), …]) ──> [Verdict, …]
 
-A task's module offers `open_source(task, unfit) -> TaskSource`. Its verifier is loaded only in the
-worker processes of `verifier_pool`, so the caller never imports a verifier's libraries.
+A task's module offers `open_source(task, unfit) -> PooledSource`. Its verifier is loaded only in
+the worker processes of `verifier_pool`, so the caller never imports a verifier's libraries.
 """
 
 from interlock.config.tasks import TaskSettings
+from interlock.tasks.drawing import DrawnSource
 from interlock.tasks.options import unknown
 from interlock.tasks.packages import module_of
-from interlock.tasks.sources import TaskSource, Unfit, fits
+from interlock.tasks.sources import PooledSource, TaskSource, Unfit, fits
 
 _SOURCES = {
     "arithmetic": "interlock.tasks.arithmetic",
@@ -47,5 +48,5 @@ def open_task(task: TaskSettings, unfit: Unfit = fits) -> TaskSource:
     """
     kind = known(task.name)
     module = module_of(_SOURCES[kind], f"task {task.name!r}")
-    source: TaskSource = module.open_source(task, unfit)
-    return source
+    source: PooledSource = module.open_source(task, unfit)
+    return source if task.draw is None else DrawnSource(source, task.draw, task.seed)

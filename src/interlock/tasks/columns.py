@@ -140,6 +140,16 @@ def asked(row: Row, question: str | None = None, answer: str | None = None) -> A
     return AskedRow(said, field(row, answer), template, form)
 
 
+def pass_rate(row: Row, column: str) -> float | None:
+    """The share of right answers that a row tells; None: it does not. Raises ValueError."""
+    value = row.get(column)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ValueError(f"the column {column!r} is {_shown(value)}, no pass rate from 0 to 1")
+    return float(value)
+
+
 def _usual(row: Row, names: Sequence[str], what: str) -> str:
     found = [name for name in names if row.get(name) is not None]
     if len(found) > 1:

@@ -23,6 +23,7 @@ from interlock.tasks import user_verifier
 from interlock.tasks.code.problems import CodeOptions, hidden_tests
 from interlock.tasks.columns import AskedRow, asked
 from interlock.tasks.data import find, rows_of
+from interlock.tasks.drawing import RatesTold
 from interlock.tasks.options import read_options
 from interlock.tasks.rows import Row, row_errors
 from interlock.tasks.sources import ListSource, Unfit, fits, prompt
@@ -78,7 +79,8 @@ def open_source(task: TaskSettings, unfit: Unfit = fits) -> ListSource:
             "stage.task.held_out and stage.eval.problems"
         )
     files = [*found.train, *found.test, *verifier]
-    return ListSource(list(training.values()), held_out, task.seed, dropped, left_out, files)
+    rates = train_rows.told.of(training)
+    return ListSource(list(training.values()), held_out, task.seed, dropped, left_out, files, rates)
 
 
 def training_rows(task: TaskSettings) -> tuple[list[Problem], int]:
@@ -99,6 +101,7 @@ class _Rows:
     ) -> None:
         self.problems: dict[str, Problem] = {}
         self.repeated = self.left_out = 0
+        self.told = RatesTold(task)
         first: AskedRow | None = None
         for path, number, row in rows_of(files):
             with row_errors(path, number):
@@ -106,6 +109,7 @@ class _Rows:
                 first = first or said
                 _check_form(said, first)
                 problem = _problem(said, task, options, _tests(row, said, task))
+                self.told.take(problem.id, row)
                 why = unfit(problem)
                 if why is not None and task.overlong == "refuse":
                     raise TaskError(f'{why}, or leave such rows out: overlong = "leave_out"')

@@ -3,10 +3,11 @@
     step ──shares──> how many of each ──stretch──> TaskSource … ──shuffle──> problems, with .task
     Verifiers ──by problem.task──> VerifierPool … ──> verdicts, in order
 
-What a step mixes is a function of (seeds, step) alone. Of count * w problems due to a task, a step
-has the whole number below or above, and over the steps so far what was due, give or take one or
-two: the roundings follow a sequence that fills [0, 1) evenly (multiples of the golden ratio; Knuth,
-The Art of Computer Programming 3, section 6.4).
+What a step mixes is a function of (seeds, step) alone, but for tasks that are drawn by pass rate
+(drawing.py): then also of what was learned of them before. Of count * w problems due to a task, a
+step has the whole number below or above, and over the steps so far what was due, give or take one
+or two: the roundings follow a sequence that fills [0, 1) evenly (multiples of the golden ratio;
+Knuth, The Art of Computer Programming 3, section 6.4). Of a drawn task that has ended it has none.
 """
 
 import hashlib
@@ -26,8 +27,10 @@ from msgspec.structs import replace
 from interlock.config.rewards import PythonReward
 from interlock.config.tasks import TaskSettings
 from interlock.errors import TaskError
+from interlock.records.metrics import PoolMetrics
 from interlock.records.rl import Attempt, Problem, Verdict
 from interlock.tasks import modes, open_task, user_verifier
+from interlock.tasks.drawing import DrawnSource, GroupOutcome
 from interlock.tasks.retries import Pair
 from interlock.tasks.sources import TaskSource, Unfit, fits
 from interlock.tasks.weighed import judges, opened
@@ -121,6 +124,37 @@ class Mixture:
             for place, source in enumerate(self._sources)
             for problem in self._of(place, source.held_out(count))
         ]
+
+    def learn(self, outcomes: Iterable[GroupOutcome]) -> list[str]:
+        """What groups say of problems that are drawn by pass rate. -> those that are retired"""
+        retired = []
+        told = list(outcomes)
+        for name, source in self._drawn():
+            mark = f"{name}: " if len(self._sources) > 1 else ""
+            own = (
+                each._replace(problem=each.problem.removeprefix(mark))
+                for each in told
+                if each.task == name
+            )
+            retired += [mark + problem for problem in source.learn(own)]
+        return retired
+
+    def standing(self) -> dict[str, PoolMetrics]:
+        """How the problems of each task that is drawn by pass rate stand."""
+        return {name: source.standing() for name, source in self._drawn()}
+
+    def ended(self, count: int) -> dict[str, bool]:
+        """Of each task, whether it has fewer problems left than a step of `count` may want."""
+        tasks = zip(self.names, self._sources, self._most(count), strict=True)
+        return {
+            name: isinstance(source, DrawnSource) and source.ended(most)
+            for name, source, most in tasks
+        }
+
+    def _drawn(self) -> Iterator[tuple[str, DrawnSource]]:
+        for name, source in zip(self.names, self._sources, strict=True):
+            if isinstance(source, DrawnSource):
+                yield name, source
 
     def _most(self, count: int) -> list[int]:
         total = sum(map(Fraction, self._weights))

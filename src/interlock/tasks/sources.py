@@ -8,7 +8,7 @@ drawing another problem instead loses nothing. `files` are all that problems and
 """
 
 import functools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from random import Random
 from typing import Protocol
@@ -56,6 +56,16 @@ class TaskSource(Protocol):
         ...
 
 
+class PooledSource(TaskSource, Protocol):
+    """One whose problems can be had as a list, too: what tasks/drawing.py draws from."""
+
+    rates: Mapping[str, float]  # by id: pass rates that the data tell
+
+    def pool(self, size: int) -> list[Problem]:
+        """All training problems; of a procedure, `size`. Raises TaskError for any other `size`."""
+        ...
+
+
 class ListSource:
     """Problems from a file, one epoch after the other, each with all of them in a new order.
 
@@ -70,13 +80,23 @@ class ListSource:
         dropped: int = 0,
         left_out: int = 0,
         files: Sequence[Path] = (),
+        rates: Mapping[str, float] | None = None,
     ) -> None:
         assert not {problem.id for problem in training} & {problem.id for problem in held_out}
         self.dropped, self.left_out, self.files = dropped, left_out, files
+        self.rates = rates or {}
         self._training = training
         self._held_out = held_out
         self._seed = seed
         self._spaced: dict[int, _SpacedOrders] = {}  # by window
+
+    def pool(self, size: int) -> list[Problem]:
+        if size:
+            raise TaskError(
+                f"draw.pool = {size} is of a task that makes its problems, and this one has "
+                f"{len(self._training)} of its own; remove it"
+            )
+        return self._training
 
     def train(self, step: int, count: int) -> list[Problem]:
         self.check(step, count)
@@ -117,6 +137,7 @@ class ProceduralSource:
 
     dropped = left_out = 0
     files: Sequence[Path] = ()
+    rates: Mapping[str, float] = {}
 
     def __init__(
         self,
@@ -136,6 +157,14 @@ class ProceduralSource:
         self._family = family
         self._aside = set(aside)
         self._held_out = self._distinct(Random(f"{seed}/held-out"), held_out, taken=self._aside)
+
+    def pool(self, size: int) -> list[Problem]:
+        if not size:
+            raise TaskError(
+                "draw is from a list, and this task makes its problems without an end; set "
+                "draw.pool to how many are to be made"
+            )
+        return self.train(1, size)
 
     def train(self, step: int, count: int) -> list[Problem]:
         rng = Random(f"{self._seed}/train/{step}")

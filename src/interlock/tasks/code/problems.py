@@ -23,6 +23,7 @@ from interlock.config.tasks import TaskSettings
 from interlock.errors import TaskError
 from interlock.records.rl import Problem
 from interlock.sandbox.canary import open_sandbox
+from interlock.tasks.drawing import RatesTold
 from interlock.tasks.options import read_options
 from interlock.tasks.rows import Row, read_rows, row_errors
 from interlock.tasks.sources import ListSource, Unfit, fits, prompt
@@ -63,9 +64,11 @@ def open_source(task: TaskSettings, unfit: Unfit = fits) -> ListSource:
     path = data_file(options)
     training: dict[str, Problem] = {}
     repeated = left_out = 0
+    told = RatesTold(task)
     for number, row in _rows(path):
         with row_errors(path, number):
             problem = _problem(row, task, options)
+            told.take(problem.id, row)
             why = unfit(problem)
             if why is not None and task.overlong == "refuse":
                 raise TaskError(f'{why}, or leave such rows out: overlong = "leave_out"')
@@ -82,8 +85,9 @@ def open_source(task: TaskSettings, unfit: Unfit = fits) -> ListSource:
         )
     chosen = Random(f"{task.seed}/held-out").sample(list(training), task.held_out)
     held_out = [training.pop(id) for id in chosen]
+    rates = told.of(training)
     return ListSource(
-        list(training.values()), held_out, task.seed, repeated, left_out, files=[path]
+        list(training.values()), held_out, task.seed, repeated, left_out, [path], rates
     )
 
 
