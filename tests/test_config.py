@@ -56,6 +56,17 @@ def test_defaults_and_kinds(tmp_path: Path) -> None:
     assert sft.task == []
 
 
+def test_sets_are_repeated_where_there_are_any(tmp_path: Path) -> None:
+    def replays(*overrides: str) -> bool:
+        grpo = load(tmp_path, BASE, *overrides).stage[0]
+        assert isinstance(grpo, Grpo)
+        return grpo.replays_kept
+
+    assert [replays(f"stage.sampling.{rule}") for rule in ("top_p=0.9", "top_k=512", "min_p=0.1")]
+    assert not replays() and not replays("stage.sampling.top_k=513", "stage.replay=[]")
+    assert replays("stage.sampling.top_p=0.9", "stage.replay=['kept']")
+
+
 def test_overrides_reach_tables_lists_and_free_options(tmp_path: Path) -> None:
     recipe = load(
         tmp_path,
@@ -200,6 +211,8 @@ def test_a_lone_stage_needs_no_index(tmp_path: Path) -> None:
             "task.judge.body.p = nan: give a finite number",
         ),
         ("stage.sampling.temperature=0", "GRPO needs a temperature above 0"),
+        ("stage.replay=['kept']", "neither sampling.top_p, top_k nor min_p leaves anything out"),
+        ("stage.sampling.top_k=513", "sampling.top_k = 513: no more than the 512 likeliest tokens"),
         ("stage.completions=1", "stage.0.completions = 1: expected int >= 2"),
         ("stage.eval.problems=1000", "more than task.held_out = 128"),
         ("stage.optimizer.warmup_steps=3", "leaves none of the 3 optimizer steps"),

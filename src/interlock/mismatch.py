@@ -4,7 +4,7 @@
     k3 = e^d - 1 - d        never negative; its mean over what mu drew estimates KL(mu || pi)
 
 J. Schulman, "Approximating KL divergence" (2020), http://joschu.net/blog/kl-approx.html.
-For tensors learner/losses/policy.py computes the same; a test holds the two against each other.
+For tensors learner/losses/mismatches.py computes the same; a test holds the two against each other.
 """
 
 import math

@@ -171,7 +171,7 @@ def test_with_min_p_it_keeps_what_the_processors_of_transformers_keep_in_this_or
 ) -> None:
     logits = _logits(vocabulary, seed, spread)[None]
     rule = Sampling(top_k=top_k, top_p=top_p, min_p=min_p)
-    _, _, (top,) = draw(logits, [rule], [(0.5, 0.5)], [vocabulary])
+    _, _, (top,), _ = draw(logits, [rule], [(0.5, 0.5)], [vocabulary])
     assert top is not None
     theirs = MinPLogitsWarper(min_p)(torch.empty(0), logits.clone())
     if top_k:
@@ -185,7 +185,7 @@ def test_alternatives_are_the_best_of_the_rows_that_asked_for_them() -> None:
     logits = torch.stack([_logits(300, seed) for seed in range(4)])
     rules = [Sampling(temperature=0), Sampling(), Sampling(temperature=0.5), Sampling(top_k=2)]
     noise = [(0.3, 0.6)] * 4
-    tokens, logprobs, tops = draw(logits, rules, noise, [1, 0, 300, 5])
+    tokens, logprobs, tops, _ = draw(logits, rules, noise, [1, 0, 300, 5])
     plain = sample(logits, rules, noise)
     assert tokens.equal(plain[0]) and logprobs.equal(plain[1])
     assert tops[0] == [(tokens[0].item(), logprobs[0].item())]  # of temperature one

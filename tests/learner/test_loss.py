@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from interlock.config.losses import LossSettings
 from interlock.errors import TrainingError
 from interlock.learner.losses.corrections import completion_ratio
-from interlock.learner.losses.policy import Sums, mismatches, policy_loss, sums
+from interlock.learner.losses.mismatches import mismatches
+from interlock.learner.losses.policy import Sums, policy_loss, sums
 from interlock.learner.losses.projection import chunked_loss, token_logprobs
 from interlock.learner.losses.terms import Terms, k3
 from interlock.mismatch import Mismatch, mismatch
@@ -56,7 +57,7 @@ def test_values_and_gradients_equal_plain_log_softmax(chunk: int, temperature: f
         return [loss, chosen, entropy, *torch.autograd.grad(loss * 3, [hidden, head])]
 
     exact, plain = expected(hidden.double(), head.double()), expected(hidden, head)
-    loss, logprobs, entropy = chunked_loss(
+    loss, logprobs, entropy, _ = chunked_loss(
         hidden, head, targets, temperature, chunk, weighted(weights)
     )
     found = torch.autograd.grad(loss * 3, [hidden, head])
@@ -76,7 +77,7 @@ def test_a_gradient_worked_by_hand() -> None:
     # d hidden = 3/2 log 3, d head = (-3/2, 3/2).
     hidden = torch.tensor([[1.0]], requires_grad=True)
     head = torch.tensor([[0.0], [math.log(3)]], requires_grad=True)
-    loss, logprobs, entropy = chunked_loss(
+    loss, logprobs, entropy, _ = chunked_loss(
         hidden, head, torch.tensor([0]), 1.0, 4, weighted(torch.tensor([2.0]))
     )
     loss.backward()
@@ -93,9 +94,7 @@ def test_a_sure_token_keeps_its_small_gradient_in_bfloat16() -> None:
     # p = 0.9990889 rounds to 1 in bf16, but the gradient 1 - p = 0.000911 must not become 0.
     hidden = torch.tensor([[1.0]], dtype=torch.bfloat16, requires_grad=True)
     head = torch.tensor([[7.0], [0.0]], requires_grad=True)
-    loss, _, _ = chunked_loss(
-        hidden, head, torch.tensor([0]), 1.0, 1, weighted(torch.tensor([1.0]))
-    )
+    loss, *_ = chunked_loss(hidden, head, torch.tensor([0]), 1.0, 1, weighted(torch.tensor([1.0])))
     loss.backward()
     assert head.grad is not None and head.grad.dtype == torch.float32
     share = 1 / (1 + math.exp(7))
@@ -122,7 +121,7 @@ class Largest(TorchDispatchMode):
 def test_no_tensor_is_larger_than_a_chunk_of_logits() -> None:
     hidden, head, targets, weights = problem(40, 1000, torch.float32)
     with Largest() as mode:
-        loss, _, _ = chunked_loss(hidden, head, targets, 1.0, 10, weighted(weights))
+        loss, *_ = chunked_loss(hidden, head, targets, 1.0, 10, weighted(weights))
         loss.backward()
     assert mode.elements == 10 * 1000  # head and its gradient: 8 * 1000; all logits: 40 * 1000
 

@@ -101,10 +101,15 @@ class FakeGenerators:
 
 class Scene:
     def __init__(
-        self, run: RunDir, *names: str, kind: Any = "local", sampling: Sampling | None = None
+        self,
+        run: RunDir,
+        *names: str,
+        kind: Any = "local",
+        sampling: Sampling | None = None,
+        replay: list[Any] | None = None,
     ) -> None:
         task = [TaskSettings(name="arithmetic")]
-        grpo = Grpo(task=task, steps=1, sampling=sampling or Sampling())
+        grpo = Grpo(task=task, steps=1, sampling=sampling or Sampling(), replay=replay)
         guard = GuardSettings(warn=0.001, quarantine=0.01)
         fleet = FleetSettings(kind=kind)
         recipe = Recipe(
@@ -202,9 +207,21 @@ def test_drift_alone_puts_nobody_in_quarantine(run: RunDir) -> None:
     assert s.messages() == [] and s.generators.reasons == {}
 
 
-@pytest.mark.parametrize("sampling", [Sampling(top_k=5), Sampling(top_p=0.9)])
-def test_a_cut_distribution_is_no_mismatch_of_numerics(run: RunDir, sampling: Sampling) -> None:
+CUT = [Sampling(top_k=5), Sampling(top_p=0.9), Sampling(min_p=0.1)]
+
+
+@pytest.mark.parametrize("sampling", CUT)
+def test_where_the_learner_leaves_out_the_same_a_worker_is_judged(
+    run: RunDir, sampling: Sampling
+) -> None:
     s = Scene(run, "a", "b", sampling=sampling)
+    s.judge(result(a0=found(0.5), b0=found(0.0005)))
+    assert set(s.generators.reasons) == {"a"}
+
+
+@pytest.mark.parametrize("sampling", CUT)
+def test_a_cut_distribution_is_no_mismatch_of_numerics(run: RunDir, sampling: Sampling) -> None:
+    s = Scene(run, "a", "b", sampling=sampling, replay=[])
     metrics = s.judge(result(a0=found(0.5), b0=found(0.005)))
     assert s.messages() == [] and s.generators.reasons == {}
     assert metrics["a"].mismatch[0].k3 == 0.5  # it is shown all the same

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from interlock.config.schema import GeneratorSettings
 from interlock.processes.child import UNASKED_BYTES
+from interlock.records.replay import KeptTokens, Replay, kept_ids
 from interlock.records.rl import Completion, FinishReason, Problem, Sampling, Segment
 from interlock.workers import protocol, sizes
 from interlock.workers.protocol import (
@@ -44,6 +45,20 @@ def test_the_longest_honest_answer_passes(
     prompt = [200_000] * (5 * words + 2000)
     most = sizes.reply_bytes(request, CANARY)
     assert len(protocol.encode(Answered(0, prompt, [answer] * completions, id=3))) < most
+
+
+@pytest.mark.parametrize("rule", [Sampling(top_k=20), Sampling(top_p=0.9)])
+def test_the_largest_sets_pass_and_are_bounded_by_what_was_asked(rule: Sampling) -> None:
+    rule = msgspec.structs.replace(rule, max_tokens=700)
+    request = msgspec.structs.replace(asked(1, 2, 700), sampling=rule, replay=Replay(kept=True))
+    sets = KeptTokens.of([kept_ids(range(200_000, 200_000 + rule.most_kept))] * 700)
+    segment = Segment([200_000] * 700, [-1.25] * 700, 10**9, sets)
+    answer = Answered(0, [1] * 2000, [Completion([segment], FinishReason.LENGTH, "")] * 2, id=3)
+    most = sizes.reply_bytes(request, CANARY)
+    assert len(protocol.encode(answer)) < most
+    plain = sizes.reply_bytes(asked(1, 2, 700), CANARY)
+    assert most - plain == 2 * 700 * (2 + 4 * rule.most_kept)
+    assert protocol.reply(protocol.encode(answer)) == answer
 
 
 def test_an_answer_is_bounded_by_what_was_asked() -> None:

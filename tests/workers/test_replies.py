@@ -9,6 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from interlock.records.replay import KeptTokens, Replay, kept_ids
 from interlock.records.rl import (
     Completion,
     FinishReason,
@@ -124,6 +125,58 @@ def test_a_wrong_answer_is_refused(fault: str) -> None:
     found = why(spoilt(answered(work, 1), 2, 1, fault), work)
     assert found is not None and found.startswith("problem 'p1'")
     assert (FAULTS | SEGMENTS_FAULTS | SEGMENT_FAULTS)[fault][1] in found
+
+
+NARROW = Sampling(max_tokens=LONGEST, top_k=3)
+SETS = [[3], [1, 4, 5], [2, 5]]
+
+
+def narrow_work(asks: bool = True) -> Work:
+    return dataclasses.replace(make_work(1, 1), sampling=NARROW, replay=Replay(kept=asks))
+
+
+def narrow_answer(kept: KeptTokens | None) -> Completion:
+    return completion(replace(segment([3, 4, 5]), kept=kept))
+
+
+def kept_of(sets: Sequence[Sequence[int]]) -> KeptTokens | None:
+    return KeptTokens.of([kept_ids(each) for each in sets])
+
+
+HOSTILE: dict[str, tuple[KeptTokens | None, str]] = {
+    "none": (None, "tokens without the sets that they were drawn from"),
+    "of one none": (kept_of([[3], [], [2, 5]]), "a token without the set"),
+    "fewer": (kept_of(SETS[:2]), "kept sets in 4 bytes for 3 tokens"),
+    "more": (kept_of([*SETS, [1]]), "kept sets in 8 bytes for 3 tokens"),
+    "larger": (kept_of([[0, 1, 2, 3], *SETS[1:]]), "a kept set of 4 tokens, where 3 are the most"),
+    "odd counts": (KeptTokens(b"\1\0\1", b""), "kept sets in 3 bytes"),
+    "ids cut off": (KeptTokens(b"\1\0\1\0\1\0", b"\1\0\0\0\1"), "kept sets of 3 ids in 5 bytes"),
+    "another's": (kept_of([[3], [1, 5], [2, 5]]), "a token 4 that is not of its kept set"),
+    "twice": (kept_of([[3, 3], *SETS[1:]]), "or a set out of order"),
+    "descends": (kept_of([[3], [4, 1], [2, 5]]), "out of order"),
+    "unknown": (kept_of([[3, VOCAB], *SETS[1:]]), "outside the vocabulary of 50"),
+}
+
+
+@pytest.mark.parametrize("fault", HOSTILE)
+def test_a_hostile_kept_set_is_refused_in_one_line(fault: str) -> None:
+    kept, said = HOSTILE[fault]
+    found = why(answered(narrow_work(), 0, narrow_answer(kept)), narrow_work())
+    assert found is not None and said in found and "\n" not in found
+
+
+def test_kept_sets_are_taken_where_they_were_asked_for() -> None:
+    good = narrow_answer(kept_of(SETS))
+    assert why(answered(narrow_work(), 0, good), narrow_work()) is None
+    unasked = why(answered(narrow_work(False), 0, good), narrow_work(False))
+    assert unasked == "problem 'p0': kept sets that nobody asked for"
+    budget = dataclasses.replace(narrow_work(), sampling=replace(NARROW, thinking_budget=1))
+    given = completion(
+        replace(segment([3]), kept=kept_of([[3]])), Segment([9], kept=KeptTokens(b"\0\0", b""))
+    )
+    assert (
+        why(answered(budget, 0, given), budget) == "problem 'p0': kept sets that nobody asked for"
+    )
 
 
 def test_given_tokens_are_refused_but_where_thinking_has_a_budget() -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from draws import Drawn, assert_drawn
@@ -17,10 +18,12 @@ from interlock.errors import SyncError, TrainingError, UserError
 from interlock.mismatch import mismatch
 from interlock.models.attention import causal
 from interlock.models.decoder import Decoder
+from interlock.records.replay import Replay
 from interlock.records.rl import Completion, Problem, Sampling
 from interlock.records.trust import Stack
 from interlock.workers import protocol, worker
 from interlock.workers.generator import open_generator
+from interlock.workers.generators import Purpose, Work
 from interlock.workers.protocol import (
     Abort,
     Answered,
@@ -45,6 +48,7 @@ from interlock.workers.protocol import (
     Weighed,
     Where,
 )
+from interlock.workers.replies import refusal
 
 SEED = 6
 
@@ -99,6 +103,24 @@ def test_it_opens_tells_its_room_and_answers_each_problem_as_it_is_finished(
     for said in answered(opened):
         assert said.prompt_tokens == expected[said.index].prompt_tokens and said.id == 7
     assert opened.said[-1] == Room(SLOTS + SLOTS // 4, after=7)
+
+
+def test_it_tells_the_sets_that_were_drawn_from_where_it_is_asked(
+    opened: RealWorker, chatty: Path
+) -> None:
+    rule, asks = Sampling(max_tokens=20, top_p=0.7), Replay(kept=True)
+    ask = msgspec.structs.replace(generate(7, "a", "b"), sampling=rule, replay=asks)
+    opened.ask(ask)
+    opened.finish()
+    expected = open_generator(SETTINGS, chatty, None, "w").generate(
+        ask.problems, 1, rule, SEED, replay=asks
+    )
+    assert [each.segments for each in completions(opened, 7)] == [
+        group.completions[0].segments for group in expected
+    ]
+    work = Work(Purpose.TRAIN, (0, 1), tuple(ask.problems), 1, rule, SEED, False, replay=asks)
+    for said in answered(opened):
+        assert refusal(said, work, expected[said.index].prompt_tokens, [0], 600) is None
 
 
 def test_callers_join_in_the_middle_and_get_what_they_would_get_alone(

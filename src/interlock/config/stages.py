@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Union
 import msgspec
 from msgspec import Meta
 
+from interlock.config import replaying
 from interlock.config.distilling import (
     Alternatives,
     DistillLoss,
@@ -25,9 +26,9 @@ from interlock.config.fields import (
     Weight,
 )
 from interlock.config.losses import LossSettings
-from interlock.config.rewards import OverlongReward, room_conflicts
+from interlock.config.rewards import OverlongReward
 from interlock.config.sampling_data import MixSettings, ReadableSettings, mix_conflicts
-from interlock.config.tasks import EvaluationSettings, TaskSettings, task_conflicts
+from interlock.config.tasks import EvaluationSettings, TaskSettings, room_for_tasks, task_conflicts
 from interlock.records.rl import Sampling
 
 MODEL = "model"  # as `from`: what the first stage begins with
@@ -149,33 +150,11 @@ class StageSettings(SettingsTable, frozen=True, kw_only=True, tag_field="kind"):
                 f"{self.optimizer.lr} takes all of every weight away at a step; lower one of them"
             )
         yield from task_conflicts(self.task, self.draws_by_rate)
-        yield from _thinking_conflicts(self.sampling)
+        yield from replaying.thinking_conflicts(self.sampling)
         yield from self.eval.conflicts()
         if self.origin == "":
             yield 'from = "" names nothing; remove it, or give a run, a model or "stage:NAME"'
-        for place, task in enumerate(self.task):
-            which = "task" if len(self.task) == 1 else f"task.{place}"
-            for why in room_conflicts(task.reward, self.sampling.max_tokens):
-                yield f"{which}.{why}"
-            if self.eval.problems > task.held_out:
-                yield (
-                    f"eval.problems = {self.eval.problems} is more than {which}.held_out = "
-                    f"{task.held_out}; lower the one or raise the other"
-                )
-
-
-def _thinking_conflicts(sampling: Sampling) -> Iterator[str]:
-    budget = sampling.thinking_budget
-    if budget is None and sampling.thinking_words:
-        yield (
-            "sampling.thinking_words are said where a budget ends the thinking, and there is none; "
-            "set sampling.thinking_budget, or remove them"
-        )
-    if budget is not None and budget >= sampling.max_tokens:
-        yield (
-            f"sampling.thinking_budget = {budget} leaves nothing of max_tokens = "
-            f"{sampling.max_tokens} for an answer; lower it, or raise max_tokens"
-        )
+        yield from room_for_tasks(self.task, self.sampling.max_tokens, self.eval.problems)
 
 
 class Sampled(StageSettings, frozen=True, kw_only=True):
@@ -194,6 +173,11 @@ class Sampled(StageSettings, frozen=True, kw_only=True):
         """The steps that sample."""
         return self.steps
 
+    @property
+    def replays_kept(self) -> bool:
+        """Whether it learns over the sets that tokens were drawn from."""
+        return False
+
 
 class Grpo(Sampled, frozen=True, kw_only=True, tag="grpo"):
     # The group inside which rewards are compared.
@@ -201,6 +185,9 @@ class Grpo(Sampled, frozen=True, kw_only=True, tag="grpo"):
     updates_per_step: Positive = 1  # optimizer steps on one batch of groups
     # Groups that a step may make in place of those that teach nothing (DAPO's dynamic sampling).
     extra_groups: NonNegative = 0
+    # What the learner repeats of how tokens were drawn (records/replay.py). "kept": the sets that
+    # top-p, top-k or min-p left, over which it normalises. None: that, where they leave any out.
+    replay: list[replaying.Replayed] | None = None
     loss: LossSettings = LossSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
 
@@ -216,8 +203,13 @@ class Grpo(Sampled, frozen=True, kw_only=True, tag="grpo"):
     def draws_by_rate(self) -> bool:
         return True
 
+    @property
+    def replays_kept(self) -> bool:
+        return self.sampling.narrows and (self.replay is None or "kept" in self.replay)
+
     def conflicts(self) -> Iterator[str]:
         yield from super().conflicts()
+        yield from replaying.replay_conflicts(self.sampling, self.replay)
         yield from (f"loss.{each}" for each in self.loss.conflicts())
         if self.loss.overlong_zone > self.sampling.max_tokens:
             yield (
@@ -263,6 +255,10 @@ class Distill(Sampled, frozen=True, kw_only=True, tag="distill"):
         return True
 
     @property
+    def replays_kept(self) -> bool:  # the other losses compare whole distributions
+        return self.loss == "policy_gradient" and self.sampling.narrows
+
+    @property
     def refers_to(self) -> list[str]:
         named = [of_stage(each.model) for each in self.teacher if each.model is not None]
         return [*super().refers_to, *(name for name in named if name is not None)]
@@ -271,6 +267,8 @@ class Distill(Sampled, frozen=True, kw_only=True, tag="distill"):
         yield from super().conflicts()
         if self.sampling.temperature == 0:
             yield "sampling.temperature = 0 is no distribution to compare; set one above 0"
+        if self.replays_kept:
+            yield from replaying.kept_conflicts(self.sampling)
         tasks = [task.called for task in self.task]
         yield from teacher_conflicts(self.teacher, tasks, self.loss, self.sampling.temperature)
         defaults = {field.name: field.default for field in msgspec.structs.fields(Distill)}

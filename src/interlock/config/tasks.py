@@ -22,7 +22,7 @@ from interlock.config.fields import (
     ThinkingSwitch,
 )
 from interlock.config.judging import JudgeSettings
-from interlock.config.rewards import AnyReward, CodeReward, reward_conflicts
+from interlock.config.rewards import AnyReward, CodeReward, reward_conflicts, room_conflicts
 
 
 class TaskSettings(SettingsTable, frozen=True):
@@ -72,6 +72,19 @@ _OF_VERIFIERS = {
     "memory_mb": None,
     "sandbox": None,
 }
+
+
+def room_for_tasks(tasks: Sequence[TaskSettings], max_tokens: int, evaluated: int) -> Iterator[str]:
+    """Where answers of `max_tokens`, or `evaluated` problems, are none that a task has room for."""
+    for place, task in enumerate(tasks):
+        which = "task" if len(tasks) == 1 else f"task.{place}"
+        for why in room_conflicts(task.reward, max_tokens):
+            yield f"{which}.{why}"
+        if evaluated > task.held_out:
+            yield (
+                f"eval.problems = {evaluated} is more than {which}.held_out = {task.held_out}; "
+                "lower the one or raise the other"
+            )
 
 
 def task_conflicts(tasks: Sequence[TaskSettings], drawn: bool = False) -> Iterator[str]:

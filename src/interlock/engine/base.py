@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from interlock.errors import ConfigError, ModelError
+from interlock.records.replay import NO_REPLAY, Replay
 from interlock.records.rl import Completion, Sampling, Segment
 from interlock.records.serving import Alternatives, Rules
 
@@ -63,6 +64,8 @@ class Request:
     `stop_ids` end an answer as the model's own end tokens do: what of `sampling.stop` is no text.
     `first` is the number of the first of them. `drawn`: what the only one was given and has drawn
     already, here or elsewhere; it goes on behind that as if it had never been interrupted.
+    `replay`: what its completions are to tell. Where that is the kept sets, no more tokens than
+    `sampling.most_kept` are drawn from, of equals the first.
     """
 
     problem_id: str
@@ -76,11 +79,17 @@ class Request:
     drawn: Sequence[Segment] = ()
     owner: str = ""  # a prefix cache gives him nothing of what others asked
     budget: "ThinkingBudget | None" = None  # not beside rules that guide
+    replay: Replay = NO_REPLAY
 
     @property
     def numbers(self) -> range:
         """Of its sequences."""
         return range(self.first, self.first + self.completions)
+
+    @property
+    def most_kept(self) -> int:
+        """Of the kept set of each token that it is to tell; 0: none."""
+        return self.sampling.most_kept if self.replay.kept else 0
 
     @property
     def begun(self) -> list[int]:

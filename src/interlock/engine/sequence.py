@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from interlock.engine.base import Progress, Request, Vocabulary
 from interlock.engine.budget import ThinkingMeter
 from interlock.errors import ConfigError
+from interlock.records.replay import KeptTokens
 from interlock.records.rl import Completion, FinishReason, Sampling, Segment
 from interlock.records.serving import Alternatives
 
@@ -69,6 +70,11 @@ class _Drawn:
     version: int | None
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    kept: list[bytes] = field(default_factory=list)  # of each token
+
+    @property
+    def segment(self) -> Segment:
+        return Segment(self.tokens, self.logprobs, self.version, KeptTokens.of(self.kept))
 
 
 class LiveSequence:
@@ -90,8 +96,9 @@ class LiveSequence:
             request.sampling, vocabulary, request.stop_ids, request.rules.ignore_eos
         )
         for segment in request.drawn:
-            for token, logprob in zip(segment.tokens, _logprobs(segment), strict=True):
-                if self._take(token, logprob, segment.weight_version) is not None:
+            sets = segment.kept.sets() if segment.kept else [b""] * len(segment.tokens)
+            for each in zip(segment.tokens, _logprobs(segment), sets, strict=True):
+                if self._take(*each, segment.weight_version) is not None:
                     raise ConfigError(
                         f"what was drawn of problem {request.problem_id!r} ends with its token "
                         f"{len(self.tokens)}; nothing goes on behind that"
@@ -103,53 +110,65 @@ class LiveSequence:
         return () if self._meter is None else self._meter.owed
 
     def push(
-        self, token: int, logprob: float, version: int, top: Alternatives | None = None
+        self,
+        token: int,
+        logprob: float,
+        version: int,
+        top: Alternatives | None = None,
+        kept: bytes = b"",
     ) -> Progress:
         """Take the next token, drawn from the weights of `version`; the last one sets `finish`.
 
-        `top`: its alternatives, where they are to be told. Where something is owed, that is taken
-        instead, and what was drawn is forgotten.
+        `top`: its alternatives, `kept`: the set it was drawn from (replay.kept_ids), where they are
+        to be told. Where something is owed, that is taken instead, and what was drawn is forgotten.
         """
         assert self.finish is None
         if self.owed:
-            return self._next(self.owed[0], 0.0, None, None)
-        return self._next(token, logprob, version, top)
+            return self._next(self.owed[0], 0.0, b"", None, None)
+        return self._next(token, logprob, kept, version, top)
 
     def give(self) -> Progress:
         """Take all that is owed, instead of drawing it."""
-        made = self._next(self.owed[0], 0.0, None, None)
+        made = self._next(self.owed[0], 0.0, b"", None, None)
         while self.owed and self.finish is None:
-            more = self._next(self.owed[0], 0.0, None, None)
+            more = self._next(self.owed[0], 0.0, b"", None, None)
             made = more._replace(
                 tokens=made.tokens + more.tokens, logprobs=made.logprobs + more.logprobs
             )
         return made
 
     def _next(
-        self, token: int, logprob: float, version: int | None, top: Alternatives | None
+        self,
+        token: int,
+        logprob: float,
+        kept: bytes,
+        version: int | None,
+        top: Alternatives | None,
     ) -> Progress:
-        self.finish = self._take(token, logprob, version)
+        self.finish = self._take(token, logprob, kept, version)
         if self.cut:
             self.finish = FinishReason.BROKEN
         completion = None if self.finish is None else self._completion(self.finish)
         tops = () if top is None else [top]
         return Progress(self.name, self.number, [token], [logprob], completion, tops)
 
-    def _take(self, token: int, logprob: float, version: int | None) -> FinishReason | None:
+    def _take(
+        self, token: int, logprob: float, kept: bytes, version: int | None
+    ) -> FinishReason | None:
         self.tokens.append(token)
         if not self._drawn or self._drawn[-1].version != version:
             self._drawn.append(_Drawn(version))
         self._drawn[-1].tokens.append(token)
         if version is not None:
             self._drawn[-1].logprobs.append(logprob)
+        self._drawn[-1].kept.append(kept)
         if self._meter is not None:
             self._meter.push(token)
         return self._ending.push(token)
 
     def _completion(self, finish: FinishReason) -> Completion:
         """The record. Its tokens include the one that ended it, its text no stop string."""
-        segments = [Segment(own.tokens, own.logprobs, own.version) for own in self._drawn]
-        return Completion(segments, finish, self._ending.text)
+        return Completion([own.segment for own in self._drawn], finish, self._ending.text)
 
 
 def _logprobs(segment: Segment) -> list[float]:

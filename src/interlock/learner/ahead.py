@@ -91,7 +91,7 @@ def ahead_loss(
     angles = decoder.rotary(ahead.attend.positions)
     hidden = repeated(stream, ahead.rows)
     made = predictor(hidden, embedded, angles, ahead.attend, decoder.dtype)
-    value, logprobs, _ = chunked_loss(
+    value, logprobs, *_ = chunked_loss(
         repeated(made, ahead.chosen),
         head,
         ahead.targets,

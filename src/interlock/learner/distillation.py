@@ -29,9 +29,11 @@ from interlock.learner.losses.divergences import (
     divergence,
     overlapping,
 )
-from interlock.learner.losses.policy import Sums, mismatches
+from interlock.learner.losses.mismatches import mismatches
+from interlock.learner.losses.policy import Sums
 from interlock.learner.losses.projection import CACHED, add_product, kept_gradients, project, slices
 from interlock.learner.packing import MicroBatch, TrainingGroup
+from interlock.learner.reading import read, read_targets
 from interlock.learner.step_result import StepResult
 from interlock.mismatch import Mismatch
 from interlock.models.attention import repeated
@@ -137,7 +139,7 @@ class LocalTarget:
     @torch.no_grad()
     def of(self, batch: MicroBatch, mine: Tensor) -> TeacherSays:
         decoder = self.decoder
-        hidden = repeated(_read(decoder, batch), batch.rows[mine])
+        hidden = repeated(read(decoder, batch), batch.rows[mine])
         head = decoder.head[: self.vocab].to(decoder.dtype)
         return WholeVocabulary(hidden, head, decoder.product, self.how)
 
@@ -269,7 +271,7 @@ def distil(
             if not mine.any():
                 continue
             given = target.of(batch, mine)
-            hidden = _read(decoder, batch) if hidden is None else hidden
+            hidden = read(decoder, batch) if hidden is None else hidden
             part, found = chunked_divergence(
                 repeated(hidden, batch.rows[mine]),
                 head,
@@ -312,7 +314,7 @@ def tops(
     ids, values = torch.zeros((count, k), dtype=torch.int64), torch.zeros((count, k))
     head = decoder.head[:vocab].to(decoder.dtype)
     for batch in learner.pack(groups, every_token=True):
-        hidden = repeated(_read(decoder, batch), batch.rows)
+        hidden = read_targets(decoder, batch)
         at = batch.source.cpu()
         for rows in slices(len(at), chunk):
             logits = project(hidden[rows], head, decoder.product)
@@ -333,12 +335,6 @@ def _check_known(groups: Sequence[TrainingGroup], vocab: int) -> None:
             f"the token {largest} was sampled, which is none of the {vocab} words that student and "
             "teacher share"
         )
-
-
-def _read(decoder: Decoder, batch: MicroBatch) -> Tensor:
-    """The hidden states [N, d] of a micro-batch's stream."""
-    hidden: Tensor = decoder(batch.tokens, batch.attend.positions, batch.attend)
-    return hidden
 
 
 def _log_softmax(logits: Tensor, temperature: float, dtype: torch.dtype) -> Tensor:

@@ -34,11 +34,14 @@ from interlock.learner.distributed.messages import (
 )
 from interlock.learner.distributed.ranks import Ranks
 from interlock.learner.losses.constants import Constants, of_completions
+from interlock.learner.losses.corrections import off_sampler
+from interlock.learner.losses.kept import KeptSets, kept_sums
 from interlock.learner.losses.policy import Sums, policy_loss, sums
 from interlock.learner.losses.projection import chunked_loss, token_logprobs
 from interlock.learner.losses.terms import Terms
 from interlock.learner.optimizer import adamw, learning_rate
-from interlock.learner.packing import MicroBatch, TrainingGroup, described, labels_of, pack
+from interlock.learner.packing import MicroBatch, TrainingGroup, check_sampled, labels_of, pack
+from interlock.learner.reading import read, read_targets
 from interlock.learner.step_result import StepResult, step_result
 from interlock.models.attention import causal, repeated
 from interlock.models.decoder import Decoder
@@ -124,7 +127,7 @@ class Learner:
                 needs are missing, or `max_bad_steps` steps in a row were not finite.
         """
         if loss is not None:
-            _check_sampled(groups)
+            check_sampled(groups)
         batches = self.pack(groups, predict=self.decoder.predictor is not None)
         if not batches:
             raise TrainingError("no token of the step's groups has a weight; leave the step out")
@@ -160,7 +163,8 @@ class Learner:
     def logprobs(
         self, groups: Sequence[TrainingGroup], temperature: float = 1.0
     ) -> list[list[Tensor]]:
-        """Log-probabilities (natural) of every completion token under the current weights.
+        """Log-probabilities (natural) of every completion token under the current weights, over
+        the set that it was drawn from where that is known.
 
         Returns:
             Per group, per completion: fp32 [tokens of the completion], on the CPU.
@@ -284,8 +288,8 @@ class Learner:
             sequence=_of(batch, constants.sequence),
             labels=batch.labels,
         )
-        stream = _stream(self.decoder, batch)
-        value, logprobs, entropy = chunked_loss(
+        stream = read(self.decoder, batch)
+        value, logprobs, entropy, mass = chunked_loss(
             repeated(stream, batch.rows),
             self.decoder.head,
             batch.targets,
@@ -294,8 +298,11 @@ class Learner:
             lambda logprobs, rows: policy_loss(logprobs, terms[rows], loss),
             self.decoder.dtype,
             self.decoder.product,
+            batch.kept,
         )
         found = sums(logprobs, entropy, terms, loss)
+        if batch.kept is not None and loss is not None:
+            found += Sums(kept=kept_sums(off_sampler(logprobs, terms), mass, batch.kept))
         if batch.ahead is not None:
             settings = self._settings
             weight = settings.mtp_weight / ahead
@@ -308,15 +315,21 @@ class Learner:
 
     @torch.no_grad()
     def _logprobs(self, decoder: Decoder, batch: MicroBatch, temperature: float) -> Tensor:
-        found = self._of_targets(decoder, _hidden(decoder, batch), batch.targets, temperature)
+        hidden = read_targets(decoder, batch)
+        found = self._of_targets(decoder, hidden, batch.targets, temperature, batch.kept)
         sharding.reshard(decoder)
         return found
 
     def _of_targets(
-        self, decoder: Decoder, hidden: Tensor, targets: Tensor, temperature: float
+        self,
+        decoder: Decoder,
+        hidden: Tensor,
+        targets: Tensor,
+        temperature: float,
+        kept: KeptSets | None = None,
     ) -> Tensor:
         """The log-probabilities [M] of targets [M] after hidden [M, d]."""
-        how = self._settings.logits_chunk, decoder.dtype, decoder.product
+        how = self._settings.logits_chunk, decoder.dtype, decoder.product, kept
         return token_logprobs(hidden, decoder.head, targets, temperature, *how)[0]
 
     def _apply(self, loss: float, lr: float) -> tuple[float, bool]:
@@ -371,29 +384,9 @@ class Learner:
             )
 
 
-def _stream(decoder: Decoder, batch: MicroBatch) -> Tensor:
-    """The hidden states of all tokens, [N, d]."""
-    hidden: Tensor = decoder(batch.tokens, batch.attend.positions, batch.attend)
-    return hidden
-
-
-def _hidden(decoder: Decoder, batch: MicroBatch) -> Tensor:
-    """The hidden states that predict the targets, [M, d]."""
-    # The last token of a prompt predicts the first one of each completion.
-    return repeated(_stream(decoder, batch), batch.rows)
-
-
 def _of(batch: MicroBatch, column: Tensor | None) -> Tensor | None:
     """The values [M] of the batch's targets, out of those [T] of all completion tokens."""
     return None if column is None else column[batch.source.cpu()].to(batch.source.device)
-
-
-def _check_sampled(groups: Sequence[TrainingGroup]) -> None:
-    for index, group in enumerate(groups):
-        if group.sampler_logprobs is None:
-            raise TrainingError(
-                f"{described(index, group)} has no sampler log-probabilities, which the loss needs"
-            )
 
 
 def _frozen_copy(decoder: Decoder, ranks: Ranks) -> Decoder:

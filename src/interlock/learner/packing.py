@@ -22,7 +22,9 @@ from torch import Tensor
 
 from interlock.errors import TrainingError
 from interlock.learner.ahead import Ahead, Text, ahead_of
+from interlock.learner.losses.kept import KeptSets
 from interlock.models.attention import FUSED_ABOVE, Groups
+from interlock.records.replay import KeptTokens
 
 # A sampler in low precision may give a sure token a probability just above 1.
 _ROUNDING = 1e-3
@@ -51,6 +53,9 @@ class TrainingGroup(msgspec.Struct, frozen=True):
     label: str = ""  # groups of one label share their mismatch statistics
     # Of sampled text: which tokens the policy drew; None: all. The others are read, nothing else.
     sampled: list[list[bool]] | None = None
+    # Of each completion, what its tokens were drawn from, over which they are then normalised in
+    # every score of them: policy, old policy and reference. None: the whole vocabulary.
+    kept: list[KeptTokens | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,7 @@ class MicroBatch:
     kl_weights: Tensor | None  # [M] fp32
     labels: Tensor | None  # [M] int64, place in `labels_of(groups)`; of sampled groups only
     ahead: Ahead | None = None  # where more than the next token is predicted
+    kept: KeptSets | None = None  # of the M targets
 
 
 class _Piece(NamedTuple):
@@ -84,6 +90,7 @@ class _Columns(NamedTuple):
     kl_weights: Tensor | None
     labels: Tensor | None
     needed: Tensor  # bool
+    kept: KeptSets | None
 
 
 def pack(
@@ -133,6 +140,15 @@ def described(index: int, group: TrainingGroup) -> str:
     return f"training group {index}" + (f" ({group.label})" if group.label else "")
 
 
+def check_sampled(groups: Sequence[TrainingGroup]) -> None:
+    """Raise TrainingError where one was not sampled, which the loss of a policy needs."""
+    for index, group in enumerate(groups):
+        if group.sampler_logprobs is None:
+            raise TrainingError(
+                f"{described(index, group)} has no sampler log-probabilities, which the loss needs"
+            )
+
+
 def labels_of(groups: Sequence[TrainingGroup]) -> list[str]:
     """The labels of the groups, each once, in the order of their first appearance."""
     return list(dict.fromkeys(group.label for group in groups))
@@ -165,6 +181,18 @@ def _check(group: TrainingGroup, name: str, vocab: int) -> None:
                 raise TrainingError(f"{name}: {field} holds {value}; no probability is above 1")
     if group.sampled is not None:
         _check_given(group, group.sampled, name)
+    if group.kept is not None:
+        _check_kept(group, group.kept, name, vocab)
+
+
+def _check_kept(
+    group: TrainingGroup, sets: Sequence[KeptTokens | None], name: str, vocab: int
+) -> None:
+    if len(sets) != len(group.completions):
+        raise TrainingError(f"{name}: {len(sets)} kept sets for {len(group.completions)} answers")
+    for tokens, kept in zip(group.completions, sets, strict=True):
+        if kept is not None and (why := kept.problem(tokens, vocab)):
+            raise TrainingError(f"{name}: {why}")
 
 
 def _check_given(group: TrainingGroup, sampled: list[list[bool]], name: str) -> None:
@@ -204,6 +232,21 @@ def _columns(groups: Sequence[TrainingGroup], every_token: bool) -> _Columns:
         kl_weights=kl_weights,
         labels=_labels(groups) if sampled else None,
         needed=needed,
+        kept=_kept(groups),
+    )
+
+
+def _kept(groups: Sequence[TrainingGroup]) -> KeptSets | None:
+    if all(group.kept is None for group in groups):
+        return None
+    return KeptSets.read(
+        [
+            (len(tokens), sets)
+            for group in groups
+            for tokens, sets in zip(
+                group.completions, group.kept or [None] * len(group.completions), strict=True
+            )
+        ]
     )
 
 
@@ -281,6 +324,7 @@ def _micro_batch(
     chosen = chosen[needed]
     lengths = [[len(groups[p.group].completions[m]) - 1 for m in p.members] for p in pieces]
     sampler, kl_weights, labels = columns.sampler_logprobs, columns.kl_weights, columns.labels
+    kept = columns.kept
     return MicroBatch(
         tokens=torch.tensor(tokens, device=device),
         attend=Groups(
@@ -299,6 +343,7 @@ def _micro_batch(
         ahead=ahead_of((_texts(groups, p) for p in pieces), device, fused_above)
         if predict
         else None,
+        kept=None if kept is None else kept.of(chosen).to(device),
     )
 
 

@@ -10,6 +10,7 @@ import msgspec
 
 from interlock.config.losses import LossSettings
 from interlock.learner.balance import ExpertLoad
+from interlock.learner.losses.kept import KeptSums
 from interlock.learner.losses.policy import Sums
 from interlock.learner.packing import MicroBatch
 from interlock.mismatch import Mismatch
@@ -35,6 +36,7 @@ class StepResult(msgspec.Struct, frozen=True):
     effective_share: float | None = None  # (sum r)^2 / (n sum r^2), r = pi / mu of those n tokens
     expert_load: ExpertLoad | None = None  # of a mixture
     mtp_loss: float | None = None  # nats per token that was predicted two ahead
+    kept: KeptSums | None = None  # of the tokens that were drawn from kept sets
 
 
 def step_result(
@@ -65,6 +67,7 @@ def step_result(
         effective_share=_effective(total) if sampled else None,
         expert_load=load,
         mtp_loss=total.ahead_loss / total.ahead if total.ahead else None,
+        kept=total.kept if total.kept.tokens else None,
     )
 
 

@@ -17,6 +17,7 @@ from typing import NamedTuple
 from interlock.config.losses import LossSettings
 from interlock.learner.packing import TrainingGroup
 from interlock.recipes.guard import label
+from interlock.records.replay import KeptTokens
 from interlock.records.rl import Completion, Group, ScoredGroup
 
 MOST_ADVANTAGE = 10**9
@@ -188,6 +189,7 @@ def _training_group(
         else None,
         label=name,
         sampled=drawn(taught.scored.group),
+        kept=kept_sets(taught.scored.group),
     )
 
 
@@ -195,6 +197,12 @@ def drawn(group: Group) -> list[list[bool]] | None:
     """Which tokens of its completions were sampled; None: all of them."""
     masks = [answer.mask for answer in group.completions]
     return None if all(map(all, masks)) else masks
+
+
+def kept_sets(group: Group) -> list[KeptTokens | None] | None:
+    """What the tokens of its completions were drawn from; None: it is told of none."""
+    sets = [answer.kept for answer in group.completions]
+    return sets if any(sets) else None
 
 
 def _label(group: Group, staleness: Callable[[Group], int]) -> str:

@@ -32,7 +32,7 @@ from interlock.learner.losses.divergences import Divergence, shared
 from interlock.learner.packing import TrainingGroup
 from interlock.learner.step_result import StepResult
 from interlock.models.tokenizer import Tokenizer
-from interlock.recipes.credit import drawn
+from interlock.recipes.credit import drawn, kept_sets
 from interlock.recipes.evaluate import held_out_score, room
 from interlock.recipes.guard import Guard, label
 from interlock.recipes.rollouts import Rollouts
@@ -130,6 +130,7 @@ def lesson_of(
                 sampler_logprobs=[answer.logprobs for answer in group.completions],
                 label=label(group.worker, staleness(group)),
                 sampled=drawn(group),
+                kept=kept_sets(group),
             ),
         )
         for group in groups
@@ -187,7 +188,9 @@ def _policy_gradient(
         for group, own in zip(groups, weights, strict=True)
     ]
     loss = LossSettings(correction=settings.correction)
-    return learner.step(weighted, loss, temperature, old), sums, cost
+    # Over kept sets the ratio to the sampler is not of what was just scored.
+    before = None if settings.replays_kept else old
+    return learner.step(weighted, loss, temperature, before), sums, cost
 
 
 def _split(column: torch.Tensor, groups: Sequence[TrainingGroup]) -> list[list[torch.Tensor]]:

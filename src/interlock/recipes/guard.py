@@ -66,9 +66,10 @@ class Guard:
         without its generator.
         """
         measured = buckets(updates)
-        sampling, known = self._stage.settings.sampling, self._generators.facts()
-        # With top-k or top-p the sampler's distribution is another one on purpose.
-        if fresh and not sampling.top_k and sampling.top_p == 1:
+        settings, known = self._stage.settings, self._generators.facts()
+        # Where tokens are left out the sampler's distribution is another one on purpose, unless
+        # the learner leaves out the same.
+        if fresh and (settings.replays_kept or not settings.sampling.narrows):
             for worker in sorted(measured.keys() & known.keys() - self._generators.quarantined()):
                 k3 = numerics(measured[worker], self._stage.recipe.guard.min_tokens)
                 self._judge(worker, step, k3)

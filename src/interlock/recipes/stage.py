@@ -22,6 +22,7 @@ from interlock.config.stages import StageSettings
 from interlock.errors import RunError
 from interlock.learner import checkpoint
 from interlock.learner.learner import Learner
+from interlock.learner.losses.kept import KeptSums
 from interlock.learner.step_result import StepResult
 from interlock.mismatch import Mismatch
 from interlock.recipes.sinks import Sink
@@ -29,6 +30,7 @@ from interlock.recipes.update_threads import UpdateThreads
 from interlock.records.metrics import (
     EventKind,
     PublishMetrics,
+    ReplayMetrics,
     RolloutMetrics,
     StepMetrics,
     StepSeconds,
@@ -88,6 +90,20 @@ def update_metrics(updates: Sequence[StepResult]) -> UpdateMetrics:
         expert_load=_mean(load.busiest for load in loads),
         experts_idle=_mean(load.idle for load in loads),
         mtp_loss=_mean(update.mtp_loss for update in updates),
+        replay=_replay([update.kept for update in updates if update.kept is not None]),
+    )
+
+
+def _replay(updates: Sequence[KeptSums]) -> ReplayMetrics:
+    if not updates:
+        return ReplayMetrics()
+    total = sum(updates, KeptSums())
+    return ReplayMetrics(
+        tokens=total.tokens,
+        kept_mass=total.mass / total.tokens,
+        far_share=total.far / total.tokens,
+        whole_far_share=total.whole_far / total.tokens,
+        whole=total.whole,
     )
 
 

@@ -142,6 +142,19 @@ class RolloutMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tr
     pools: dict[str, PoolMetrics] = {}  # of each task that is drawn by pass rate
 
 
+class ReplayMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """What normalising over the kept sets (records/replay.py) does in one step: of the tokens that
+    were drawn from such sets, with r = pi / mu of each. Where several updates learn from the same
+    groups, pi is the policy before the first.
+    """
+
+    tokens: int | None = None
+    kept_mass: float | None = None  # mean; what the learner gives the sets
+    far_share: float | None = None  # of the tokens, those whose r is outside 0.9 to 1.1
+    whole_far_share: float | None = None  # the same, with pi over the whole vocabulary
+    whole: Mismatch | None = None  # likewise: what update.mismatch would be without
+
+
 class UpdateMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """What the optimizer steps of one step did. Means are over these."""
 
@@ -168,6 +181,7 @@ class UpdateMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tru
     expert_load: float | None = None
     experts_idle: float | None = None
     mtp_loss: float | None = None  # mean; nats per token that was predicted two ahead
+    replay: ReplayMetrics = ReplayMetrics()
 
 
 class TeacherMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):

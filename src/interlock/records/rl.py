@@ -18,6 +18,8 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 from msgspec import Meta
 
+from interlock.records.replay import MOST_KEPT, KeptTokens, joined
+
 
 class Problem(msgspec.Struct, frozen=True):
     """One prompt with what its verifier needs to judge an answer."""
@@ -46,6 +48,16 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     thinking_budget: Annotated[int, Meta(ge=0, le=10**9)] | None = None
     thinking_words: Annotated[str, Meta(max_length=1000)] = ""  # what that end says before its mark
 
+    @property
+    def narrows(self) -> bool:
+        """Whether tokens are left out of what is drawn from."""
+        return self.temperature > 0 and (self.top_p < 1 or self.top_k > 0 or self.min_p > 0)
+
+    @property
+    def most_kept(self) -> int:
+        """The largest kept set that is told (replay.py); 0: nothing is left out."""
+        return min(self.top_k or MOST_KEPT, MOST_KEPT) if self.narrows else 0
+
 
 class FinishReason(StrEnum):
     STOP = "stop"  # the end-of-turn token or a stop string
@@ -63,6 +75,7 @@ class Segment(msgspec.Struct, frozen=True):
     tokens: list[int]
     logprobs: list[float] = []  # [n] of sampled tokens, as they were drawn; [] of given ones
     weight_version: int | None = None  # None: given
+    kept: KeptTokens | None = None  # what each of the tokens was drawn from, where that is told
 
     @property
     def sampled(self) -> bool:
@@ -109,6 +122,11 @@ class Completion(msgspec.Struct, frozen=True):
             for segment in self.segments
             for value in (segment.logprobs if segment.sampled else [0.0] * len(segment.tokens))
         ]
+
+    @property
+    def kept(self) -> KeptTokens | None:
+        """Of all N tokens; None: of none of them it is told."""
+        return joined([(len(segment.tokens), segment.kept) for segment in self.segments])
 
     @property
     def mask(self) -> list[bool]:

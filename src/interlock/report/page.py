@@ -20,6 +20,7 @@ from interlock.report import fleet, plots, sheet, summary
 from interlock.report.expert_plots import expert_plots
 from interlock.report.fleet_plots import fleet_plots
 from interlock.report.pool_plots import pool_plots
+from interlock.report.replay_plots import replay_plots
 from interlock.report.rewards import hacked, reward_plots, reward_rows
 from interlock.report.teacher_plots import teacher_plots
 from interlock.rundir import RunDir, RunView
@@ -52,6 +53,7 @@ def _render(run: RunView) -> str:
     guard = _guard(run)
     shown = plots.plots(metrics, found, timeline) + teacher_plots(metrics, timeline)
     shown += pool_plots(metrics, timeline) + expert_plots(metrics, timeline)
+    shown += replay_plots(metrics, timeline)
     # An inline generator is part of the learner's process: there is no fleet to tell of.
     inline = (run.config.get("fleet") or {}).get("kind") == "inline"
     of_fleet = [] if inline else fleet_plots(metrics, events, guard, timeline)

@@ -20,6 +20,7 @@ from interlock.engine.budget import budget_of
 from interlock.errors import ConfigError
 from interlock.models.decoder import Decoder
 from interlock.models.tokenizer import Tokenizer
+from interlock.records.replay import NO_REPLAY, Replay
 from interlock.records.rl import Completion, Group, Problem, Sampling
 
 # The module of each engine, which offers open_engine(settings, model, vocabulary) -> Engine.
@@ -67,6 +68,7 @@ class Generator:
         sampling: Sampling,
         seed: int,
         on_group: Callable[[Group], None] | None = None,
+        replay: Replay = NO_REPLAY,
     ) -> list[Group]:
         """`completions` answers to each problem, in order; on_group as soon as a group is complete.
 
@@ -74,7 +76,8 @@ class Generator:
         template refuses a problem, ConfigError when a prompt is empty or too long, and
         TrainingError when the model's logits are not finite.
         """
-        pending = [self.pending(problem, completions, sampling, seed) for problem in problems]
+        rules = completions, sampling, seed, replay
+        pending = [self.pending(problem, *rules) for problem in problems]
 
         def group(index: int, answers: list[Completion]) -> Group:
             asked = pending[index]
@@ -90,7 +93,12 @@ class Generator:
         return [group(*each) for each in enumerate(answers)]
 
     def pending(
-        self, problem: Problem, completions: int, sampling: Sampling, seed: int
+        self,
+        problem: Problem,
+        completions: int,
+        sampling: Sampling,
+        seed: int,
+        replay: Replay = NO_REPLAY,
     ) -> PendingGroup:
         """A problem, to be given to the engine. Raises ModelError when the template refuses it,
         ConfigError when its thinking cannot be ended as `sampling` has it.
@@ -98,8 +106,8 @@ class Generator:
         prompt = self.tokenizer.chat(problem.messages, **problem.template)
         stop_ids = self.tokenizer.special_ids(sampling.stop)
         budget = budget_of(sampling, self.tokenizer, problem.messages, problem.template)
-        request = Request(problem.id, prompt, completions, sampling, seed, stop_ids, budget=budget)
-        return PendingGroup(problem, request)
+        asked = problem.id, prompt, completions, sampling, seed, stop_ids
+        return PendingGroup(problem, Request(*asked, budget=budget, replay=replay))
 
     def recent(self, messages: list[dict[str, str]], most: int) -> tuple[list[dict[str, str]], int]:
         """The newest turns of a conversation, and the system turn, that leave the context room for

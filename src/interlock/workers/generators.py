@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from interlock.records.metrics import WorkerMetrics
+from interlock.records.replay import NO_REPLAY, Replay
 from interlock.records.rl import Group, Problem, Sampling
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Work:
     seed: int
     exact: bool
     since: int = 0  # weight version; what an older one samples would be dropped
+    replay: Replay = NO_REPLAY  # what completions are to tell
 
     @property
     def sequences(self) -> int:

@@ -62,6 +62,7 @@ class Inline:
             unit.sampling,
             unit.seed,
             on_group=lambda _: self.progress(),
+            replay=unit.replay,
         )
         self._facts.seconds_generating += time.monotonic() - began
         self._facts.threads = self._generator.engine.threads

@@ -67,7 +67,7 @@ class Placement:
         work, serves = unit.work, worker.serves
         assert serves is not None
         served, problems = serves.version.number, list(work.problems)
-        rules = work.completions, work.sampling, work.seed, work.exact
+        rules = work.completions, work.sampling, work.seed, work.exact, work.replay
         held = HeldUnit(unit, now + self._settings.unit_s, served)
         worker.held[self.ask(worker, Generate(served, problems, *rules))] = held
         if (loading := worker.loading) and now < loading.fetch_by:  # it may run before the proof

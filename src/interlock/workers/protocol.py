@@ -27,6 +27,7 @@ from interlock.config.schema import GeneratorSettings
 from interlock.errors import InterlockError, SyncError, UserError
 from interlock.processes.channel import Channel
 from interlock.records.coding import from_bytes
+from interlock.records.replay import NO_REPLAY, Replay
 from interlock.records.rl import Completion, FinishReason, Problem, Sampling
 from interlock.records.serving import Alternatives, Generation
 from interlock.records.trust import Certificate, Stack
@@ -92,6 +93,7 @@ class Generate(_Ask, frozen=True, tag="generate"):
     sampling: Sampling
     seed: int
     exact: bool = False  # the worker holds nothing else, and loads nothing: the same bits each time
+    replay: Replay = NO_REPLAY  # what completions are to tell
 
 
 class Complete(_Ask, frozen=True, tag="complete"):

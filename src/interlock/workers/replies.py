@@ -47,8 +47,9 @@ def refusal(
             return f"{at}: a completion of {count} tokens, not 1 to {most}"
         if found := _odd_versions(completion, versions, work.sampling.thinking_budget is not None):
             return f"{at}: {found}"
+        most = work.sampling.most_kept if work.replay.kept else 0
         for segment in completion.segments:
-            if found := _odd_segment(segment, vocab):
+            if found := _odd_segment(segment, vocab) or _odd_kept(segment, vocab, most):
                 return f"{at}: {found}"
     return None
 
@@ -85,6 +86,18 @@ def _odd_segment(segment: Segment, vocab: int) -> str | None:
     if min(segment.tokens) < 0 or max(segment.tokens) >= vocab:
         return f"a token id outside the vocabulary of {vocab}"
     return odd_logprobs(segment.logprobs)
+
+
+def _odd_kept(segment: Segment, vocab: int, most: int) -> str | None:
+    """`most`: tokens of a kept set, where they were asked for; 0: they were not."""
+    kept = segment.kept
+    if not segment.sampled or not most:
+        return "kept sets that nobody asked for" if kept is not None else None
+    if kept is None:
+        return "tokens without the sets that they were drawn from"
+    if (why := kept.problem(segment.tokens, vocab, most)) is not None:
+        return why
+    return "a token without the set that it was drawn from" if not all(kept.sizes) else None
 
 
 def odd_logprobs(values: Sequence[float]) -> str | None:

@@ -7,6 +7,7 @@ import msgspec
 
 from interlock.processes.child import UNASKED_BYTES
 from interlock.processes.frames import MAX_MESSAGE_BYTES
+from interlock.records.replay import kept_bytes
 from interlock.records.serving import Generation
 from interlock.workers.protocol import (
     Apply,
@@ -47,7 +48,10 @@ def reply_bytes(asked: Ask, canary: Canary | None) -> int:
             drawn = len(canary.prompts) * canary.tokens
             return UNASKED_BYTES + _NUMBER_BYTES * (len(canary.text) + 2 * drawn)
         case Generate():
-            completion = asked.sampling.max_tokens * _TOKEN_BYTES + _COMPLETION_BYTES
+            sampling, completion = asked.sampling, _COMPLETION_BYTES
+            completion += sampling.max_tokens * _TOKEN_BYTES
+            if asked.replay.kept:
+                completion += kept_bytes(sampling.max_tokens, sampling.most_kept)
             # A problem's prompt comes back: a byte of it is a token of five at the most.
             longest = max(len(msgspec.msgpack.encode(each)) for each in asked.problems)
             prompt = 5 * (longest + _PROMPT_BYTES)

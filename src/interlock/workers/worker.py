@@ -174,7 +174,7 @@ class Worker:
         if serves != asked.number and (asked.exact or serves < asked.number):
             raise TrainingError(f"asked for version {asked.number}, but it serves {serves}")
         assert not (asked.exact and self._problems), "exact beside other work"
-        rules = asked.completions, asked.sampling, asked.seed
+        rules = asked.completions, asked.sampling, asked.seed, asked.replay
         groups = [generator.pending(problem, *rules) for problem in asked.problems]
         for place, group in enumerate(groups):
             check_request(group.request, generator.engine.limits)

@@ -102,12 +102,17 @@ class Running(LiveSequence):
         return progress._replace(cached=min(self.prompt.cached, len(self.request.prompt_tokens)))
 
     def push(
-        self, token: int, logprob: float, version: int, top: Alternatives | None = None
+        self,
+        token: int,
+        logprob: float,
+        version: int,
+        top: Alternatives | None = None,
+        kept: bytes = b"",
     ) -> Progress:
         if self.guide is not None:
             self.guide.push(token)
             self.cut = bool(self.guide.broken)
-        return super().push(token, logprob, version, top)
+        return super().push(token, logprob, version, top, kept)
 
     def noise(self) -> tuple[float, float]:
         """The uniforms of the next token."""

@@ -1,4 +1,4 @@
-"""Draws the next token of every running completion, and says how likely it was.
+"""DrawnTokens the next token of every running completion, and says how likely it was.
 
     logits [B, V] ─ /temperature ─ exp(z - max) ─ min-p, top-k, top-p ─ inverse CDF ─> token
 
@@ -11,12 +11,16 @@ The order is vLLM's, so that replicas of both engines draw from one distribution
 what the temperature left, top-p at what min-p and top-k did. transformers has min-p last, where
 top-p was of all tokens: with both of them set its set is another.
 
+Where the set that is left is to be told (records/replay.py), it is no larger than what travels: of
+tokens that are exactly as likely as the last one kept, which would all be, the first are.
+
 Legend: B rows, V vocabulary, W V rounded up to whole blocks, M candidates kept for top-k and top-p
 """
 
 import hashlib
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,6 +50,15 @@ class Noise:
         return (bits >> 40) / _HALF, (bits % _HALF) / _HALF
 
 
+class DrawnTokens(NamedTuple):
+    """One token for each of B rows."""
+
+    tokens: Tensor  # [B] int64
+    logprobs: Tensor  # [B] fp32
+    tops: list[Alternatives | None]  # of the rows that asked
+    kept: list[bytes]  # what each was drawn from (replay.kept_ids); empty where it is not told
+
+
 def sample(
     logits: Tensor, rules: Sequence[Sampling], noise: Sequence[tuple[float, float]]
 ) -> tuple[Tensor, Tensor]:
@@ -64,32 +77,64 @@ def draw(
     rules: Sequence[Sampling],
     noise: Sequence[tuple[float, float]],
     asked: Sequence[int],
-) -> tuple[Tensor, Tensor, list[Alternatives | None]]:
+    most_kept: Sequence[int] = (),
+) -> DrawnTokens:
     """As `sample`, and the most likely tokens of each row that asked for so many, best first.
 
     They are of the distribution drawn from: what it leaves out is not among them, however many
-    were asked for. None where none were.
+    were asked for. None where none were. most_kept: of each row, tokens that are drawn from at the
+    most, which are then told; 0: it is not told. (): of none.
     """
+    most = most_kept or [0] * len(rules)
     weights = _weights(logits, [rule.temperature or 1.0 for rule in rules])
     greedy = [row for row, rule in enumerate(rules) if rule.temperature == 0]
-    narrowed = [
-        row
+    limits = {
+        row: (most[row] or rule.top_k, rule.top_p)
         for row, rule in enumerate(rules)
-        if rule.temperature > 0 and (rule.top_k > 0 or rule.top_p < 1.0)
-    ]
+        if most[row] or (rule.temperature > 0 and (rule.top_k > 0 or rule.top_p < 1.0))
+    }
     if any(rule.min_p > 0 for rule in rules):
         least = [[rule.min_p if rule.temperature > 0 else 0.0] for rule in rules]
         weights.masked_fill_(weights < torch.tensor(least, device=logits.device), 0.0)
-    if narrowed:
-        limits = [(rules[row].top_k, rules[row].top_p) for row in narrowed]
-        weights[narrowed] = truncate(weights[narrowed], limits)
+    if limits:
+        narrowed = list(limits)
+        weights[narrowed] = truncate(weights[narrowed], list(limits.values()))
+    kept = _kept(weights, most)
     tokens, totals = _invert(weights, torch.tensor(noise, device=logits.device))
     if greedy:
         # Of the logits: two weights may have rounded to one.
         best = logits if len(greedy) == len(rules) else logits[greedy]
         tokens[greedy] = best.argmax(-1)
     chosen = weights.gather(1, tokens[:, None])[:, 0]
-    return tokens, torch.log(chosen / totals), _alternatives(weights, totals, asked)
+    logprobs = torch.log(chosen / totals)
+    return DrawnTokens(tokens, logprobs, _alternatives(weights, totals, asked), kept)
+
+
+def _kept(weights: Tensor, most: Sequence[int]) -> list[bytes]:
+    """What is left of the rows that tell it, after cutting them to so many; weights [B, W]."""
+    found = [b""] * len(most)
+    if not (rows := [row for row, limit in enumerate(most) if limit]):
+        return found
+    counts = (weights[rows] > 0).sum(-1).tolist()
+    for place, row in enumerate(rows):
+        if counts[place] > most[row]:
+            counts[place] = most[row]
+            weights[row] = _first_of_equals(weights[row], most[row])
+    ids = (weights[rows] > 0).nonzero()[:, 1].to("cpu", torch.int32)
+    for row, own in zip(rows, ids.split(counts), strict=True):
+        found[row] = own.numpy().astype("<u4").tobytes()
+    return found
+
+
+def _first_of_equals(weights: Tensor, most: int) -> Tensor:
+    """Weights [W] of which the `most` largest are kept; of those as small as the least, the first.
+
+    Not by a sort, which may order equals in any way.
+    """
+    least = weights.topk(most).values[-1]
+    above, equal = weights > least, weights == least
+    room = most - above.sum()
+    return weights.masked_fill(~(above | (equal & (equal.cumsum(0) <= room))), 0.0)
 
 
 def _alternatives(

@@ -223,15 +223,17 @@ class Scheduler:
         noise = [each.noise() for each in self._running]
         asked = [each.request.rules.top_logprobs for each in self._running]
         logits = guides.apply(self._decoder.logits(hidden), [each.guide for each in self._running])
-        tokens, logprobs, tops = draw(logits, rules, noise, asked)
+        most = [each.request.most_kept for each in self._running]
+        tokens, logprobs, tops, kept = draw(logits, rules, noise, asked, most)
         if not logprobs.isfinite().all():
             raise TrainingError(
                 f"the logits of weight version {version} are not finite: training broke the "
                 "weights, or the generator's dtype is too narrow for them"
             )
-        drawn = zip(self._running, tokens.tolist(), logprobs.tolist(), tops, strict=True)
+        drawn = zip(self._running, tokens.tolist(), logprobs.tolist(), tops, kept, strict=True)
         pushed = [
-            (each, each.push(token, logprob, version, top)) for each, token, logprob, top in drawn
+            (each, each.push(token, logprob, version, top, among))
+            for each, token, logprob, top, among in drawn
         ]
         return [each.told(progress) for each, progress in pushed]
 

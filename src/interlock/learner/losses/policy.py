@@ -8,7 +8,6 @@ projection.py makes the log-probabilities in chunks, and takes the loss's gradie
 Legend: M tokens whose log-probability is needed
 """
 
-import math
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -18,6 +17,8 @@ from torch import Tensor
 from interlock.config.losses import LossSettings
 from interlock.errors import TrainingError
 from interlock.learner.losses.corrections import correct, off_sampler
+from interlock.learner.losses.kept import KeptSums
+from interlock.learner.losses.mismatches import mismatches
 from interlock.learner.losses.rules import RULES, Ruled, policies
 from interlock.learner.losses.terms import Terms, k3
 from interlock.mismatch import Mismatch
@@ -41,6 +42,7 @@ class Sums:
     kl: float = 0.0  # k3 of the learner against the reference
     ahead: int = 0  # tokens predicted by the layer for multi-token prediction
     ahead_loss: float = 0.0  # their -log p
+    kept: KeptSums = field(default_factory=KeptSums)
     by_label: dict[int, Mismatch] = field(default_factory=dict)
 
     def __add__(self, other: "Sums") -> "Sums":
@@ -127,26 +129,4 @@ def _of_ratios(logprobs: Tensor, terms: Terms, settings: LossSettings) -> dict[s
         "learned": learned.sum(),
         "ratio": ratio.sum(),
         "ratio_squared": ratio.square().sum(),
-    }
-
-
-def mismatches(log_ratio: Tensor, labels: Tensor | None = None) -> dict[int, Mismatch]:
-    """What mismatch.mismatch gives, of the tokens of each label that has any.
-
-    log_ratio [M]: log pi - log mu; labels [M] int64, None: all have label 0.
-    """
-    if labels is None:
-        labels = torch.zeros_like(log_ratio, dtype=torch.int64)
-    count = int(labels.max()) + 1
-    apart = log_ratio.nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)
-    nats = k3(apart).nan_to_num(nan=math.inf, posinf=math.inf)  # inf - inf
-    parts = [torch.ones_like(apart), nats, (apart.exp() > 2).float()]
-    table = apart.new_zeros((count, 3), dtype=torch.float64)
-    table.index_add_(0, labels, torch.stack(parts, dim=1).double())
-    largest = apart.new_zeros(count).scatter_reduce_(0, labels, apart.abs(), "amax")
-    rows = zip(table.tolist(), largest.tolist(), strict=True)
-    return {
-        label: Mismatch(int(tokens), total / tokens, top, above_two / tokens)
-        for label, ((tokens, total, above_two), top) in enumerate(rows)
-        if tokens
     }

@@ -7,10 +7,13 @@ Every loss here is a sum of terms that each depend on the log-probability of one
 gradient is known as soon as its log-probabilities are, and `chunked_loss` takes it in the forward
 pass: the projection is never computed twice and no logits outlive their chunk.
 
+Where a token was drawn from a kept set, its log-probability is over that (kept.py); the entropy is
+always of the whole vocabulary.
+
 Legend: M tokens whose log-probability is needed, d hidden size, V vocabulary
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -18,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from interlock.chips.products import Product, wide
+from interlock.learner.losses.kept import KeptSets, narrowed
 
 # Elements of the softmax worked on at a time on a CPU: their fp32 copies stay in its cache.
 CACHED = 2**19
@@ -32,17 +36,19 @@ def chunked_loss(
     loss_of: Callable[[Tensor, slice], Tensor],
     dtype: torch.dtype | None = None,
     product: Product = F.linear,
-) -> tuple[Tensor, Tensor, Tensor]:
+    kept: KeptSets | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Sum of the losses of M tokens, never holding logits of more than `chunk` of them.
 
     hidden [M, d], head [V, d], targets [M] int64. The head is rounded to `dtype` (None: hidden's);
     logits are of hidden's, and what goes back is multiplied in `dtype`. `loss_of` maps the
     log-probabilities [m] of a slice of the M rows to their losses [m], each of which depends on its
     own log-probability alone.
-    -> loss [] fp32, with the gradients of hidden and head; logprobs [M] and entropy [M], fp32
-    without gradients, both of softmax(logits / temperature).
+    -> loss [] fp32, with the gradients of hidden and head; logprobs [M], entropy [M] and mass [M],
+    fp32 without gradients: of softmax(logits / temperature), logprobs over the token's `kept` set,
+    and the log of what the whole softmax gives that set.
     """
-    rest = (targets, temperature, chunk, loss_of, dtype or hidden.dtype, product)
+    rest = (targets, temperature, chunk, loss_of, dtype or hidden.dtype, product, kept)
     return _ChunkedLoss.apply(hidden, head, *rest)
 
 
@@ -55,14 +61,15 @@ def token_logprobs(
     chunk: int,
     dtype: torch.dtype | None = None,
     product: Product = F.linear,
+    kept: KeptSets | None = None,
 ) -> tuple[Tensor, Tensor]:
     """logprobs [M] and entropy [M] as of `chunked_loss`, without gradients."""
     weight = head.to(dtype or hidden.dtype)
-    logprobs, entropy = hidden.new_empty((2, len(targets)), dtype=torch.float32)
-    for rows in slices(len(targets), chunk):
+    columns = hidden.new_empty((3, len(targets)), dtype=torch.float32)
+    for rows, sets in _with_sets(len(targets), chunk, kept):
         logits = project(hidden[rows], weight, product)  # [m, V]
-        logprobs[rows], entropy[rows] = _to_probabilities(logits, targets[rows], temperature)
-    return logprobs, entropy
+        columns[:, rows] = _to_probabilities(logits, targets[rows], temperature, sets)
+    return columns[0], columns[1]
 
 
 def project(hidden: Tensor, weight: Tensor, product: Product) -> Tensor:
@@ -82,19 +89,21 @@ class _ChunkedLoss(torch.autograd.Function):
         loss_of: Callable[[Tensor, slice], Tensor],
         dtype: torch.dtype,
         product: Product,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        kept: KeptSets | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         weight = head.to(dtype)
-        logprobs, entropy = hidden.new_empty((2, len(targets)), dtype=torch.float32)
+        columns = hidden.new_empty((3, len(targets)), dtype=torch.float32)
+        logprobs = columns[0]
         loss = hidden.new_zeros((), dtype=torch.float32)
         d_hidden = torch.empty_like(hidden)
         d_head = torch.zeros_like(head, dtype=torch.float32)
-        for rows in slices(len(targets), chunk):
+        for rows, sets in _with_sets(len(targets), chunk, kept):
             logits = project(hidden[rows], weight, product)  # [m, V]
-            logprobs[rows], entropy[rows] = _to_probabilities(logits, targets[rows], temperature)
+            columns[:, rows] = _to_probabilities(logits, targets[rows], temperature, sets)
             part, slope = _value_and_slope(loss_of, logprobs[rows], rows)
             loss += part
-            # d logprob / d logits = (onehot(target) - p) / temperature. At the target, 1 - p is
-            # taken in fp32: of a sure token, p alone would round to 1 in the compute dtype.
+            # d logprob / d logits = (onehot(target) - p) / temperature, p over the kept set. At the
+            # target, 1 - p is taken in fp32: of a sure token, p would round to 1 in the dtype.
             slope /= temperature
             logits *= -slope[:, None].to(logits.dtype)
             at_target = -slope * torch.expm1(logprobs[rows])
@@ -104,12 +113,13 @@ class _ChunkedLoss(torch.autograd.Function):
             add_product(d_head, logits.mT, hidden[rows].to(dtype))
         ctx.save_for_backward(d_hidden, d_head)
         ctx.head_dtype = head.dtype
-        ctx.mark_non_differentiable(logprobs, entropy)
-        return loss, logprobs, entropy
+        logprobs, entropy, mass = columns.unbind()
+        ctx.mark_non_differentiable(logprobs, entropy, mass)
+        return loss, logprobs, entropy, mass
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return *kept_gradients(ctx, grads[0]), *[None] * 6
+        return *kept_gradients(ctx, grads[0]), *[None] * 7
 
 
 def kept_gradients(ctx: Any, scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -132,22 +142,36 @@ def slices(length: int, chunk: int) -> list[slice]:
     return [slice(start, min(start + chunk, length)) for start in range(0, length, chunk)]
 
 
-def _to_probabilities(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Overwrite logits [m, V] with softmax(logits / temperature).
+def _with_sets(
+    length: int, chunk: int, kept: KeptSets | None
+) -> Iterator[tuple[slice, KeptSets | None]]:
+    """Slices of `chunk` rows, each with the sets of its rows."""
+    rows = slices(length, chunk)
+    return zip(rows, [None] * len(rows) if kept is None else kept.slices(rows), strict=True)
 
-    -> logprobs of the targets [m], entropy [m], fp32
+
+def _to_probabilities(
+    logits: Tensor, targets: Tensor, temperature: float, kept: KeptSets | None
+) -> Tensor:
+    """Overwrite logits [m, V] with softmax(logits / temperature) over each row's kept set.
+
+    -> [3, m] fp32: logprobs of the targets, entropy, log of the kept mass
     """
-    logprobs, entropy = logits.new_empty((2, len(targets)), dtype=torch.float32)
+    columns = logits.new_zeros((3, len(targets)), dtype=torch.float32)
     on_cpu = logits.device.type == "cpu"
     block_rows = max(1, CACHED // logits.shape[1]) if on_cpu else len(targets)
-    for rows in slices(len(targets), block_rows):
+    for rows, sets in _with_sets(len(targets), block_rows, kept):
         block = logits[rows] if temperature == 1 else logits[rows].float() / temperature
         log_p = F.log_softmax(block, dim=-1, dtype=torch.float32)
-        logprobs[rows] = log_p.gather(1, targets[rows, None])[:, 0]
+        columns[0, rows] = log_p.gather(1, targets[rows, None])[:, 0]
         p = log_p.exp()
         logits[rows] = p
-        entropy[rows] = -p.mul_(log_p).sum(-1)
-    return logprobs, entropy
+        if sets is not None and (narrow := narrowed(log_p, sets)) is not None:
+            narrow.confine(logits[rows])
+            columns[0, rows] -= narrow.mass
+            columns[2, rows] = narrow.mass
+        columns[1, rows] = -p.mul_(log_p).sum(-1)
+    return columns
 
 
 def _value_and_slope(
