@@ -55,15 +55,23 @@ def load(path: Path) -> Certificate:
     Raises RunError when there is no such file, or it is no certificate, or one of an older format.
     """
     try:
-        tree = _with_specials(from_json(read_regular(path)))
+        return decode(read_regular(path), path)
+    except FileNotFoundError:
+        raise RunError(f"no certificate at {path}; interlock qualify writes one") from None
+    except OSError as error:
+        raise RunError(f"{path} is no certificate ({error}); remove it") from None
+
+
+def decode(data: bytes, path: Path) -> Certificate:
+    """As `load`, of what was read from `path`."""
+    try:
+        tree = _with_specials(from_json(data))
         if isinstance(tree, dict) and "digest" in tree:  # before it was called checksum
             raise RunError(
                 f"{path} is a certificate of an older format; {remedy(str(tree.get('device')))}"
             )
         return msgspec.convert(tree, Certificate)
-    except FileNotFoundError:
-        raise RunError(f"no certificate at {path}; interlock qualify writes one") from None
-    except (OSError, ValueError, OverflowError, RecursionError) as error:
+    except (ValueError, OverflowError, RecursionError) as error:
         raise RunError(f"{path} is no certificate ({error}); remove it") from None
 
 

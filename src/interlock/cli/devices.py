@@ -7,6 +7,7 @@ import argparse
 import json
 import re
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from interlock.config.reading import parse_sampling, parse_task
 from interlock.errors import ConfigError, RunError, VoidResult
+from interlock.records.sealing import SealedDocument, sealed
 from interlock.records.trust import Trust
 from interlock.text import one_line, visible
 
@@ -162,7 +164,6 @@ def _qualify_fleet(given: argparse.Namespace, level: "Level") -> None:
 
 def bench(given: argparse.Namespace) -> None:
     """What there is to choose from on a device, measured now, and what is chosen."""
-    import msgspec
     import torch
 
     from interlock.chips import device, probe, speeds
@@ -171,11 +172,13 @@ def bench(given: argparse.Namespace) -> None:
 
     if given.threads is not None:
         torch.set_num_threads(given.threads)
-    found = speeds.measure(device.claim(given.device))
+    place = device.claim(given.device)
+    found = speeds.measure(place)
     taken = probe.choose(found)
     if given.json:
-        tree = {"measured": msgspec.to_builtins(found), "taken": msgspec.to_builtins(taken)}
-        print(json.dumps(tree, indent=2))
+        tree = {"measured": found, "taken": taken, "stack": device.stack(place)}
+        made = {"device": given.device, "created": time.time()}
+        print(json.dumps(sealed(SealedDocument.BENCH, tree | made), indent=2))
         return
     shown.print_speeds(Screen(), found, taken)
 

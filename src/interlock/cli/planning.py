@@ -5,11 +5,14 @@ import csv
 import io
 import json
 import re
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from interlock import __version__
 from interlock.config.reading import load_recipe
 from interlock.errors import ConfigError
+from interlock.records.sealing import SealedDocument, sealed
 from interlock.text import error_line, one_line, visible
 
 if TYPE_CHECKING:
@@ -99,7 +102,7 @@ def plan(given: argparse.Namespace) -> None:
     if given.find:
         found = find_placements(inputs, stocks)
         if given.json:
-            print(json.dumps(told.tree_of_search(found), indent=2))
+            _print_sealed(SealedDocument.SEARCH, told.tree_of_search(found))
             return
         _show(told.lines_of_search(found))
         return
@@ -109,11 +112,16 @@ def plan(given: argparse.Namespace) -> None:
         tree = told.tree_of(planned, inputs)
         if likeness is not None:
             tree["like"] = told.tree_of_likeness(likeness)
-        print(json.dumps(tree, indent=2))
+        _print_sealed(SealedDocument.PLAN, tree)
         return
     if likeness is not None:
         _show([*told.lines_of_likeness(likeness), ""])
     _show(told.lines_of(planned, inputs))
+
+
+def _print_sealed(document: SealedDocument, tree: dict[str, Any]) -> None:
+    made = {"interlock": __version__, "created": time.time()}
+    print(json.dumps(sealed(document, tree | made), indent=2))
 
 
 def _inputs(

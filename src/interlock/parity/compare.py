@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from interlock import __version__
 from interlock.config.schema import GuardSettings
 from interlock.config.tasks import TaskSettings
 from interlock.errors import ConfigError
@@ -260,6 +261,7 @@ def _report(
         left_out=left_out,
         seconds=seconds,
         created=time.time(),
+        interlock=__version__,
     )
     return judged(report)
 

@@ -112,6 +112,7 @@ class Report(msgspec.Struct, frozen=True):
     left_out: int  # shipped prompts longer than the model's context
     seconds: float
     created: float  # since 1970
+    interlock: str = ""  # its version, where both sides were asked
     verdict: Agreement = Agreement.DIFFERENT
     headline: str = ""
     reasons: list[str] = []

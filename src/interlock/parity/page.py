@@ -14,6 +14,7 @@ import msgspec
 
 from interlock.parity.bisect import Bisection, named
 from interlock.parity.outcome import How, Report
+from interlock.records.sealing import SealedDocument, sealed
 from interlock.report import sheet
 from interlock.report.plots import BLUE, GREY, ORANGE
 from interlock.rundir import storage_errors, write_atomically
@@ -32,7 +33,8 @@ def write(report: Report, out: Path) -> Path:
     """
     with storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "parity.json", msgspec.json.format(msgspec.json.encode(report)))
+    tree = sealed(SealedDocument.PARITY, report)
+    write_atomically(out / "parity.json", msgspec.json.format(msgspec.json.encode(tree)))
     return sheet.write(out / "parity.html", render(report))
 
 

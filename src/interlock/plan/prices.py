@@ -28,6 +28,7 @@ class Price(NamedTuple):
     low: float
     high: float
     source: str
+    date: str = ""  # "": as its source has it
 
     @property
     def middle(self) -> float:
@@ -60,7 +61,8 @@ def read_prices(path: Path) -> dict[str, Price]:
         if not 0 <= entry.usd_per_hour < 1e6:
             raise ConfigError(f"--prices {path}: {entry.chip} at {entry.usd_per_hour} $ an hour")
         source = f"{path.name}, {entry.date}: {entry.source}"
-        found[find(entry.chip).name] = Price(entry.usd_per_hour, entry.usd_per_hour, source)
+        cost, date = entry.usd_per_hour, entry.date.isoformat()
+        found[find(entry.chip).name] = Price(cost, cost, source, date)
     return found
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from interlock.plan.chips import Stock
 from interlock.plan.constants import Rates, constants
 from interlock.plan.plan import Plan, PlanInputs, Span, StagePlan
 from interlock.plan.profile import Likeness
@@ -66,7 +67,7 @@ def lines_of(plan: Plan, given: PlanInputs) -> Iterator[str]:
 
 
 def _notes(plan: Plan) -> Iterator[str]:
-    for stock in dict.fromkeys([plan.roles.learner, *plan.roles.generators]):
+    for stock in _stocks(plan):
         if stock.note:
             yield stock.note
         if stock.chip.confidence != "seen":
@@ -198,6 +199,8 @@ def tree_of(plan: Plan, given: PlanInputs) -> dict[str, Any]:
         "recipe": plan.recipe,
         "model": msgspec.to_builtins(plan.shape),
         "placement": plan.roles.told,
+        "chips": [_stock_tree(each) for each in _stocks(plan)],
+        "profiled": given.measured,
         "fits": not plan.unfit,
         "memory_bytes": {
             "learner": plan.settled.learner_memory._asdict(),
@@ -240,6 +243,15 @@ def tree_of(plan: Plan, given: PlanInputs) -> dict[str, Any]:
         },
     }
     return _finite(tree)
+
+
+def _stocks(plan: Plan) -> list[Stock]:
+    return list(dict.fromkeys([plan.roles.learner, *plan.roles.generators]))
+
+
+def _stock_tree(stock: Stock) -> dict[str, Any]:
+    tree: dict[str, Any] = msgspec.to_builtins(stock.chip)
+    return tree | {"count": stock.count, "duty": stock.duty, "note": stock.note}
 
 
 def _kind(given: PlanInputs, name: str) -> str:

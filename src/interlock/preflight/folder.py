@@ -8,6 +8,7 @@ A section's results appear whole; preflight.json is written after each. One proc
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import sys
@@ -21,6 +22,7 @@ import msgspec
 
 from interlock.errors import ConfigError, RunError
 from interlock.records.coding import from_json
+from interlock.records.sealing import SealedDocument, document_of, resealed, sealed
 from interlock.records.trust import Stack
 from interlock.regular import read_regular
 from interlock.rundir.files import (
@@ -61,6 +63,8 @@ class SectionRecord(msgspec.Struct, frozen=True, kw_only=True):
     figures: dict[str, float | str] = {}
     shortened: str = ""  # how it is less than the whole section, for lack of time
     inputs: str = ""  # a digest of all that it depends on
+    ended: float = 0.0  # since 1970
+    results: dict[str, str] = {}  # sha256 of its files
 
 
 class Preflight(msgspec.Struct, kw_only=True):
@@ -121,14 +125,16 @@ def _known(folder: Path, device: str) -> list[SectionRecord]:
 def write(folder: Path, found: Preflight) -> None:
     """Raises RunError."""
     with _writing(folder):
-        write_atomically(folder / _FILE, msgspec.json.format(msgspec.json.encode(found), indent=1))
+        data = msgspec.json.encode(sealed(SealedDocument.PREFLIGHT, found))
+        write_atomically(folder / _FILE, msgspec.json.format(data, indent=1))
         write_atomically(folder / "README.md", _page(found).encode())
 
 
 def keep(folder: Path, name: str, files: Mapping[str, Path], words: str, model: Path) -> list[str]:
     """Replace a section's results; the names of those that are too large to be kept.
 
-    A certificate is sealed, and kept as it is; in all else the machine's paths get other names.
+    A certificate is sealed, and kept as it is; in all else the machine's paths get other names,
+    and a seal is made anew.
     """
     left_out = []
     with atomic_directory(folder / name) as made:
@@ -138,12 +144,31 @@ def keep(folder: Path, name: str, files: Mapping[str, Path], words: str, model: 
             if source.stat().st_size > _MOST_BYTES:
                 left_out.append(kept)
                 continue
-            data = source.read_bytes()
-            if kept != "certificate.json":
-                data = without_paths(data.decode(errors="replace"), model).encode()
-            (made / kept).write_bytes(data)
+            (made / kept).write_bytes(_kept(source, model))
         (made / "log").write_text(without_paths(words, model), encoding="utf-8")
     return left_out
+
+
+def _kept(source: Path, model: Path) -> bytes:
+    data = source.read_bytes()
+    if source.name == "certificate.json":
+        return data
+    data = without_paths(data.decode(errors="replace"), model).encode()
+    try:
+        tree = from_json(data)
+    except ValueError:
+        return data
+    if document_of(tree) is None:
+        return data
+    return msgspec.json.format(msgspec.json.encode(resealed(tree)))
+
+
+def digests(folder: Path, name: str) -> dict[str, str]:
+    """sha256 of each of a section's results."""
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted((folder / name).iterdir())
+    }
 
 
 def drop(folder: Path, name: str) -> None:

@@ -5,6 +5,7 @@ others, and one that does not fit is named.
 """
 
 import hashlib
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -122,6 +123,8 @@ def _section(
         figures=told.figures,
         shortened=job.shortened,
         inputs=_inputs(section, setting, identity),
+        ended=time.time(),
+        results=folder.digests(out, section.name),
     )
 
 

@@ -17,6 +17,7 @@ from interlock.chips import certificates, vendors
 from interlock.qualify import page as device_page
 from interlock.qualify.fleet import chart, verdict
 from interlock.qualify.fleet.found import DeviceFound, FleetFound, LinkFound, NodeFound
+from interlock.records.sealing import SealedDocument, sealed
 from interlock.records.trust import Trust
 from interlock.report import sheet
 from interlock.rundir import write_atomically
@@ -38,7 +39,8 @@ def write(found: FleetFound, out: Path) -> Path:
 
     Returns the path of fleet.html. Raises RunError.
     """
-    data = msgspec.json.format(msgspec.json.encode(found), indent=2)
+    tree = sealed(SealedDocument.FLEET, found)
+    data = msgspec.json.format(msgspec.json.encode(tree), indent=2)
     write_atomically(out / "fleet.json", data + b"\n")
     for device in found.devices:
         if device.failed:
