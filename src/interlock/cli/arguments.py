@@ -10,6 +10,7 @@ from interlock import __version__
 from interlock.cli import devices, verbs
 from interlock.cli.labelling import add_label
 from interlock.cli.planning import add_plan
+from interlock.cli.reporting import add_evidence
 from interlock.cli.reviewing import add_review
 from interlock.cli.serving import add_serve
 from interlock.cli.starting import add_init, add_tasks
@@ -76,7 +77,8 @@ def _parser() -> argparse.ArgumentParser:
             _add_bench,
             _add_doctor,
         ),
-        *(_add_qualify, _add_parity, _add_preflight, _add_export, _add_report, add_watch),
+        *(_add_qualify, _add_parity, _add_preflight, add_evidence),
+        *(_add_export, _add_report, add_watch),
         *(add_label, add_review),
     ):
         add(choices)

@@ -1,0 +1,200 @@
+"""Where sources contradict one another, or themselves: all of them are shown, none is chosen."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+from interlock.chips.verdict import judge
+from interlock.evidence import naming
+from interlock.evidence.certified import certificates, verdict_of
+from interlock.evidence.compared import parities
+from interlock.evidence.planned import plans
+from interlock.evidence.ran import runs
+from interlock.evidence.record import (
+    EvidenceSection,
+    EvidenceSource,
+    Piece,
+    Sentence,
+    cite,
+    derive,
+    joined,
+    pointer,
+    say,
+)
+from interlock.records.trust import Certificate, Stack, Trust
+from interlock.report.fleet import workers
+
+_HOW = "found by holding the sources against each other"
+_RULES = "the rules of chips/verdict.py on the certificate's own findings"
+_USABLE = (Trust.TRAIN, Trust.GENERATE)
+_APART = 0.01  # of the hours of two plans of the same, from which they differ
+
+
+def at_odds(sources: Sequence[EvidenceSource]) -> EvidenceSection:
+    said = [
+        *_verdicts(sources),
+        *_rules(sources),
+        *_parity(sources),
+        *_quarantined(sources),
+        *_hours(sources),
+        *_prices(sources),
+    ]
+    return EvidenceSection(
+        "Where the sources disagree",
+        "Sources that contradict one another, or are of different software, are all shown; which "
+        "of them holds is for the reader to judge.",
+        brief=said,
+        sentences=said,
+    )
+
+
+def _same_chip(stack: Stack) -> tuple[str, str, str]:
+    return stack.kind, stack.chip, stack.serial
+
+
+def _verdicts(sources: Sequence[EvidenceSource]) -> Iterator[Sentence]:
+    """Certificates of one chip, in the order in which they were issued, pair by pair."""
+    groups: dict[tuple[str, str, str], list[EvidenceSource]] = defaultdict(list)
+    for source in certificates(sources):
+        groups[_same_chip(source.content.stack)].append(source)
+    for group in groups.values():
+        ordered = sorted(group, key=lambda each: each.origin.made)
+        for older, newer in pairwise(ordered):
+            yield from _pair(older, newer)
+
+
+def _pair(older: EvidenceSource, newer: EvidenceSource) -> Iterator[Sentence]:
+    was, now = older.content, newer.content
+    changed = _changed(older, newer)
+    chip, slots = naming.chip(newer, now.stack, "stack"), "{}" * len(changed)
+    if was.trust is not now.trust:
+        why = f"between them changed {slots}" if changed else "both are of the same software"
+        yield say(
+            "Two certificates of {} differ in their verdict: the older one says {}, the newer one "
+            f"{{}}; {why}.",
+            *(chip, verdict_of(older), verdict_of(newer), *changed),
+            how=_HOW,
+        )
+    elif changed:
+        yield say(
+            f"An older certificate of {{}} is of other software than the newer one: {slots}. It "
+            "proves nothing of the newer.",
+            *(chip, *changed),
+            how=_HOW,
+        )
+
+
+def _changed(older: EvidenceSource, newer: EvidenceSource) -> list[Piece]:
+    """ "driver 1 → 2, torch 2.12 → 2.13"."""
+    was, now = older.content.stack, newer.content.stack
+    names = [name for name in Stack.__struct_fields__ if getattr(was, name) != getattr(now, name)]
+    found: list[Piece] = []
+    for name in names:
+        found += [", "] if found else []
+        field = pointer("stack", name)
+        found += [f"{name} ", cite(older, field, _or_none), " → ", cite(newer, field, _or_none)]
+    return found
+
+
+def _or_none(text: str) -> str:
+    return text or "none"
+
+
+def _rules(sources: Sequence[EvidenceSource]) -> Iterator[Sentence]:
+    """A certificate never says more than its findings."""
+    for source in certificates(sources):
+        found: Certificate = source.content
+        today, _ = judge(found.findings)
+        if today is not found.trust:
+            yield say(
+                "The certificate of {} says {}; by the rules of this version its findings give {}.",
+                naming.chip(source, found.stack, "stack"),
+                cite(source, "/trust"),
+                derive(source, today.value, "/findings/*/result by the rules", str),
+                how=_RULES,
+            )
+
+
+def _parity(sources: Sequence[EvidenceSource]) -> Iterator[Sentence]:
+    for parity in parities(sources):
+        for side in ("a", "b"):
+            device = getattr(parity.content, side).label.partition(":")[2]
+            for source in certificates(sources):
+                usable = source.content.trust in _USABLE
+                different = parity.content.verdict == "different"
+                if source.content.device == device and usable is different:
+                    yield say(
+                        "Parity of {} and {} says {}, and the certificate of {} says {}.",
+                        naming.device(parity, "/b/label"),
+                        naming.device(parity, "/a/label"),
+                        cite(parity, "/verdict"),
+                        naming.chip(source, source.content.stack, "stack"),
+                        cite(source, "/trust"),
+                        how=_HOW,
+                    )
+
+
+def _quarantined(sources: Sequence[EvidenceSource]) -> Iterator[Sentence]:
+    """A chip that a certificate lets generate, and that a run put in quarantine."""
+    for run in runs(sources):
+        devices = {each.name: each.device for each in workers(run.content.metrics)}
+        for line, event in enumerate(run.content.events):
+            if event.kind != "worker_quarantined" or event.worker is None:
+                continue
+            for source in certificates(sources):
+                found: Certificate = source.content
+                if found.device == devices.get(event.worker) and found.trust in _USABLE:
+                    yield say(
+                        "The run {} put the worker {} in quarantine, and the certificate of its "
+                        "device, {}, says {}.",
+                        cite(run, "/config.json/name"),
+                        cite(run, pointer("events.jsonl", line, "worker")),
+                        naming.chip(source, found.stack, "stack"),
+                        cite(source, "/trust"),
+                        how=_HOW,
+                    )
+
+
+def _hours(sources: Sequence[EvidenceSource]) -> Iterator[Sentence]:
+    """Two plans of the same recipe on the same chips that give other hours."""
+    groups: dict[tuple[str, str, str], list[EvidenceSource]] = defaultdict(list)
+    for source in plans(sources):
+        plan = source.content
+        groups[plan.recipe, plan.model.name, plan.placement].append(source)
+    for group in groups.values():
+        for one, other in pairwise(group):
+            a, b = (each.content.hours.middle for each in (one, other))
+            if a is None or b is None or abs(a - b) <= _APART * max(a, b):
+                continue
+            yield say(
+                "Two plans of {} on {} differ: {} and {} hours.",
+                cite(one, "/recipe"),
+                cite(one, "/placement"),
+                cite(one, "/hours/middle"),
+                cite(other, "/hours/middle"),
+                how=_HOW,
+            )
+
+
+def _prices(sources: Sequence[EvidenceSource]) -> Iterator[Sentence]:
+    """A chip that several plans put at several prices."""
+    seen: dict[str, dict[tuple[float, float], EvidenceSource]] = defaultdict(dict)
+    for source in plans(sources):
+        for name, price in source.content.prices.items():
+            if price is not None:
+                seen[name].setdefault((price.low, price.high), source)
+    for name, found in seen.items():
+        if len(found) > 1:
+            lows: list[Piece] = [
+                cite(source, pointer("prices", name, "low")) for source in found.values()
+            ]
+            first = next(iter(found.values()))
+            chip = derive(first, name, pointer("prices", name), str)
+            pieces = joined(lows)
+            slots = "{}" * len(pieces)
+            yield say(
+                f"Plans put {{}} at several prices, in dollars a chip and hour from: {slots}.",
+                chip,
+                *pieces,
+                how=_HOW,
+            )

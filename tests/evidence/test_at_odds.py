@@ -1,0 +1,115 @@
+"""Sources that contradict one another are all shown, and what is missing is told."""
+
+from pathlib import Path
+
+import msgspec
+from sources_of_evidence import (
+    REAL,
+    SIMULATED,
+    certificate,
+    parity,
+    plan,
+    run,
+)
+
+from interlock.evidence.at_odds import at_odds
+from interlock.evidence.lacking import lacking
+from interlock.evidence.reading import read
+from interlock.evidence.record import Sentence
+from interlock.records.trust import Trust
+
+
+def words(said: list[Sentence]) -> list[str]:
+    return [
+        "".join(piece if isinstance(piece, str) else piece.shown for piece in each.pieces)
+        for each in said
+    ]
+
+
+def odds(*paths: Path) -> list[str]:
+    return words(at_odds(read(paths)).sentences)
+
+
+def missing(*paths: Path) -> str:
+    return "\n".join(words(lacking(read(paths))))
+
+
+def test_two_certificates_of_one_chip_with_other_verdicts(tmp_path: Path) -> None:
+    newer = msgspec.structs.replace(REAL, driver="1.3")
+    paths = [
+        certificate(tmp_path / "b.json", Trust.REJECT, newer, issued=90000.0),
+        certificate(tmp_path / "a.json", Trust.TRAIN),
+    ]
+    [said] = odds(*paths)
+    assert said == (
+        "Two certificates of Chip 9 differ in their verdict: the older one says may train and "
+        "generate, the newer one rejected: may neither train nor generate; between them changed "
+        "driver 1.2 → 1.3."
+    )
+    other = msgspec.structs.replace(REAL, serial="another")
+    assert odds(paths[1], certificate(tmp_path / "c.json", Trust.REJECT, other)) == []
+
+
+def test_a_certificate_of_older_software_proves_nothing_of_the_newer(tmp_path: Path) -> None:
+    newer = msgspec.structs.replace(REAL, torch="2.14.0")
+    older, new = certificate(tmp_path / "a.json"), tmp_path / "b.json"
+    [said] = odds(older, certificate(new, stack=newer, issued=90000.0))
+    assert "torch 2.13.0 → 2.14.0. It proves nothing of the newer." in said
+
+
+def test_a_certificate_that_says_more_than_its_findings(tmp_path: Path) -> None:
+    path = certificate(tmp_path / "a.json", Trust.REJECT, claimed=Trust.TRAIN)
+    [said] = odds(path)
+    assert "says train; by the rules of this version its findings give reject." in said
+
+
+def test_parity_against_the_certificate_of_the_same_device(tmp_path: Path) -> None:
+    bad = certificate(tmp_path / "a.json", Trust.REJECT)
+    same = parity(tmp_path / "same", 1e-9, "torch:npu:0")
+    assert "says same, and the certificate of Chip 9 says reject." in odds(bad, same)[0]
+    good = certificate(tmp_path / "b.json", Trust.TRAIN)
+    apart = parity(tmp_path / "apart", 0.5, "torch:npu:0")
+    assert "says different, and the certificate of Chip 9 says train." in odds(good, apart)[0]
+    assert odds(good, same) == odds(bad, apart) == []
+
+
+def test_a_quarantine_against_a_certificate(tmp_path: Path) -> None:
+    path = certificate(tmp_path / "a.json", stack=SIMULATED, device="sim:matmul-bf16")
+    said = odds(path, run(tmp_path / "run"))
+    assert len(said) == 2 and "put the worker bad in quarantine" in said[0]
+    assert "simulated device" in said[0] and said[0].endswith("says generate.")
+
+
+def test_plans_that_differ(tmp_path: Path) -> None:
+    one = plan(tmp_path / "a.json", "64xH20:both")
+    longer = plan(tmp_path / "b.json", "64xH20:both", "--mean-tokens", "100")
+    assert "Two plans of r1-zero on 64xH20-96G:both differ: " in odds(one, longer)[0]
+    assert odds(one, plan(tmp_path / "c.json", "32xH20:both")) == []
+
+
+def test_what_is_missing_is_told(tmp_path: Path) -> None:
+    told = missing(run(tmp_path / "run"))
+    for part in (
+        "No certificate of any chip.",
+        "No comparison of engines",
+        "No plan",
+        "Nothing here was measured on a real accelerator",
+        "No certificate of sim:matmul-bf16 (simulated device), on which the run mine worked.",
+        "they have no seal",
+    ):
+        assert part in told
+    assert "No run" not in told and "No measured speed" not in told
+    undecided = certificate(tmp_path / "a.json", Trust.UNKNOWN)
+    told = missing(undecided)
+    assert "The check forward did not run on Chip 9: nobody asked." in told
+    assert "Chip 9 was qualified at level quick: not under hours of load." in told
+    assert "No measured speed." in told and "real accelerator" not in told
+    whole = certificate(tmp_path / "b.json", Trust.TRAIN, level="soak")
+    assert "Chip 9" not in missing(whole)
+
+
+def test_a_chip_of_a_plan_that_has_a_certificate_is_not_missing(tmp_path: Path) -> None:
+    path = plan(tmp_path / "plan.json", "64xH20:both")
+    assert "Of H20-96G: no certificate" in missing(path)
+    stack = msgspec.structs.replace(REAL, kind="cuda", chip="NVIDIA H20")
+    assert "Of H20-96G" not in missing(path, certificate(tmp_path / "a.json", stack=stack))
