@@ -116,13 +116,11 @@ class OneMove:
 
 @pytest.mark.parametrize("updates", [1, 3])
 def test_each_of_several_updates_is_measured_as_it_began(updates: int) -> None:
-    learner, memory = OneMove(), {"on_policy_gaps": [0.02] * ENOUGH}
-    sampling = Sampling(temperature=1.0)
-    settings = SimpleNamespace(loss=SETTINGS, sampling=sampling)
-    sinks = SimpleNamespace(phase=lambda _: None)
-    stage: Any = SimpleNamespace(learner=learner, settings=settings, sinks=sinks)
+    memory = {"on_policy_gaps": [0.02] * ENOUGH}
+    learner: Any = OneMove()
+    settings: Any = SimpleNamespace(loss=SETTINGS, sampling=Sampling(temperature=1.0))
     mask = masks(memory)
-    grpo._update(stage, [[group()]] * updates, mask)
+    grpo._update(learner, settings, [[group()]] * updates, mask)
     # The first update sees what was sampled; at each later one the bad answers are far off.
     assert [weights[0][0] for weights in learner.stepped] == [-0.5, 0.0, 0.0][:updates]
     share = mask.finish(UpdateMetrics()).off_policy_share

@@ -75,12 +75,7 @@ def load(learner: Learner, directory: Path) -> dict[str, Any]:
     The learner must be of the same architecture and keep a reference if the saved one did. Raises
     RunError when anything is missing, truncated, altered or does not fit; nothing is loaded then.
     """
-    try:
-        state = from_json(read_regular(directory / "state.json"), _SavedState)
-    except (OSError, ValueError) as error:
-        raise RunError(
-            f"{directory}/state.json is unreadable ({error}); resume from an older one"
-        ) from None
+    state = _state(directory)
     if state.format != _FORMAT:
         raise RunError(
             f"{directory} has checkpoint format {state.format}, not {_FORMAT}; resume it with the "
@@ -103,6 +98,20 @@ def load(learner: Learner, directory: Path) -> dict[str, Any]:
     with learner.ranks.broadcast(counters):
         restore(learner, counters, found)
     return state.extra
+
+
+def kept(directory: Path) -> dict[str, Any]:
+    """What the caller of `save` had kept. Raises RunError."""
+    return _state(directory).extra
+
+
+def _state(directory: Path) -> _SavedState:
+    try:
+        return from_json(read_regular(directory / "state.json"), _SavedState)
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"{directory}/state.json is unreadable ({error}); resume from an older one"
+        ) from None
 
 
 def begin_with(learner: Learner, masters: dict[str, Tensor]) -> None:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from interlock.chips import device, rounding
 from interlock.config.schema import Dtype, LearnerSettings
 from interlock.config.stages import OptimizerSettings
 from interlock.engine.base import Request
@@ -29,11 +30,8 @@ from interlock.records.rl import Completion
 from interlock.records.trust import Measure
 from interlock.sync.codec import tensor_digest
 
-# How many times the CPU's own error in the same dtype a device may be off. Other orders of
-# summation, fused multiply-adds and functions good to a few units in the last place stay within 3.
-# In float32 the next worse thing, products of bfloat16 or TF32, is a thousand times off: there is
-# room for more.
-MARGIN = {torch.float32: 16.0, torch.bfloat16: 6.0}
+# How many times the CPU's own error in the same dtype a device may be off.
+MARGIN = {device.dtype(name): margin for name, margin in rounding.MARGIN.items()}
 CPU = torch.device("cpu")
 _VOCAB = 509  # a prime: no tile divides it
 # Weights that are stale in one matrix move log-probabilities by more than this share of what a

@@ -111,7 +111,7 @@ def open_fleet(
     try:
         return Dispatcher(
             lambda: _FLEETS[recipe.fleet.kind](recipe.fleet),
-            _workers(recipe, model, url, _canary(tokenizer), run),
+            _workers(recipe, model, url, canary(tokenizer), run),
             recipe.fleet,
             recipe.guard,
             publisher,
@@ -191,6 +191,7 @@ def _identity(run: RunDir) -> str:
     return f"{run.path.resolve().name}-{run.manifest.created:.0f}"
 
 
-def _canary(tokenizer: Tokenizer) -> Canary:
+def canary(tokenizer: Tokenizer) -> Canary:
+    """What learner and generators are both asked, with every version."""
     prompts = [tokenizer.chat([{"role": "user", "content": each}]) for each in _QUESTIONS]
     return Canary(tokenizer.encode(_TEXT)[:128], prompts, _CONTINUED)

@@ -9,11 +9,9 @@ The advantage of a completion is its reward against the other completions of the
 left out, and counted, and with `extra_groups` others are made in their place.
 """
 
-from collections.abc import Sequence
-
 from interlock.chips import heap
 from interlock.config.stages import Grpo
-from interlock.learner.packing import TrainingGroup
+from interlock.learner.learner import Learner
 from interlock.learner.step_result import StepResult
 from interlock.models.tokenizer import Tokenizer
 from interlock.recipes.alarms import Alarms
@@ -22,8 +20,10 @@ from interlock.recipes.diagnosis import LearningWatch
 from interlock.recipes.evaluate import held_out_score, room
 from interlock.recipes.guard import Guard
 from interlock.recipes.off_policy import OffPolicy
+from interlock.recipes.past import Batches, PastStage, PastUpdate, PastUpdates
 from interlock.recipes.rollouts import Rollouts
 from interlock.recipes.stage import Clock, Stage, update_metrics
+from interlock.records.rl import Group
 from interlock.tasks import TaskSource
 from interlock.tasks.mixture import Verifiers, open_tasks
 
@@ -61,8 +61,10 @@ def run(stage: Stage[Grpo], task: TaskSource) -> None:
             scored = recorded or rollouts.judged(step, verifier, clock, credit.teaches)
             rollouts.learned(step)
             batches = credit.minibatches(scored, settings.updates_per_step, rollouts.staleness)
+            if batches:
+                stage.sinks.phase("updating")
             with clock("update"), heap.apart(), stage.threads(step):
-                updates = _update(stage, batches, off_policy)
+                updates = _update(stage.learner, settings, batches, off_policy)
             update = off_policy.finish(update_metrics(updates))
             _renew_reference(stage, step)
             stage.note_bad(step, updates)
@@ -89,8 +91,41 @@ def _renew_reference(stage: Stage[Grpo], step: int) -> None:
         stage.event("reference_replaced", f"step {step}: its weights are the KL's reference now")
 
 
+def past(stage: PastStage[Grpo]) -> PastUpdates:
+    """The updates of the steps that are in the ledger."""
+    settings, off_policy = stage.settings, OffPolicy(stage.settings.loss, stage.remembered())
+    credit = Credit(settings.loss, settings.sampling.max_tokens)
+
+    def of(learner: Learner, step: int) -> PastUpdate:
+        def late(group: Group) -> int:
+            return learner.version - group.weight_version
+
+        # As if they had been published.
+        learner.version, learner.unpublished = learner.version + learner.unpublished, False
+        scored = stage.run.ledger.read(stage.index, step)
+        batches = credit.minibatches(scored, settings.updates_per_step, late)
+
+        def make(batches: Batches) -> list[StepResult]:
+            results = _update(learner, settings, batches, off_policy)
+            off_policy.finish(update_metrics(results))
+            every = settings.loss.reference_every
+            if every and step % every == 0:
+                learner.renew_reference()
+            return results
+
+        return PastUpdate(batches, make)
+
+    def teaches(step: int) -> bool:
+        return any(map(credit.teaches, stage.run.ledger.read(stage.index, step)))
+
+    return PastUpdates(stage.ledger_steps(), of, teaches=teaches)
+
+
 def _update(
-    stage: Stage[Grpo], batches: Sequence[list[TrainingGroup]], off_policy: OffPolicy
+    learner: Learner,
+    settings: Grpo,
+    batches: Batches,
+    off_policy: OffPolicy,
 ) -> list[StepResult]:
     """One optimizer step per batch; the ratio of each is against the policy before the first.
 
@@ -98,9 +133,7 @@ def _update(
     """
     if not batches:
         return []
-    stage.sinks.phase("updating")
-    learner, loss = stage.learner, stage.settings.loss
-    temperature = stage.settings.sampling.temperature
+    loss, temperature = settings.loss, settings.sampling.temperature
     several = len(batches) > 1
     old = [learner.logprobs(batch, temperature) if several else None for batch in batches]
     results: list[StepResult] = []

@@ -22,9 +22,11 @@ from msgspec.structs import replace
 
 from interlock.config.stages import Pretrain
 from interlock.errors import TaskError
+from interlock.learner.learner import Learner
 from interlock.learner.packing import TrainingGroup
 from interlock.models.tokenizer import Tokenizer
 from interlock.recipes.evaluate import is_due, room
+from interlock.recipes.past import PastStage, PastUpdate, PastUpdates, likelihood
 from interlock.recipes.sft import evaluation, learn, read_examples, shuffled, training_groups
 from interlock.recipes.stage import Clock, Stage
 from interlock.recipes.texts import Row
@@ -45,6 +47,17 @@ class PretrainData(NamedTuple):
 
 def prepare(settings: Pretrain, tokenizer: Tokenizer, context: int) -> PretrainData:
     """Read and tokenise the texts, and try the tasks. Raises UserError, with file and line."""
+    found = _read(settings, tokenizer, context)
+    if not settings.task:
+        return found
+    task = open_tasks(settings.task, room(settings.sampling.max_tokens, tokenizer, context))
+    task.held_out(settings.eval.problems)
+    with Verifiers(settings.task):
+        return found._replace(task=task, files=[*found.files, *task.files])
+
+
+def _read(settings: Pretrain, tokenizer: Tokenizer, context: int) -> PretrainData:
+    """The texts alone."""
     row = settings.row_tokens or context
     if row > context:
         raise TaskError(
@@ -62,14 +75,7 @@ def prepare(settings: Pretrain, tokenizer: Tokenizer, context: int) -> PretrainD
             f"{settings.data}; lower it"
         )
     learned = len(texts) - settings.held_out
-    task = None
-    if settings.task:
-        task = open_tasks(settings.task, room(settings.sampling.max_tokens, tokenizer, context))
-        task.held_out(settings.eval.problems)
-        with Verifiers(settings.task):
-            pass
-    files = [*find(settings.data).train, *(task.files if task else ())]
-    return PretrainData(texts[:learned], texts[learned:], row, task, files)
+    return PretrainData(texts[:learned], texts[learned:], row, None, find(settings.data).train)
 
 
 def run(stage: Stage[Pretrain], data: PretrainData) -> None:
@@ -83,10 +89,8 @@ def run(stage: Stage[Pretrain], data: PretrainData) -> None:
             stage.begin(evaluate(0), held_out_loss(stage, 0, data))
         for step in stage.steps():
             clock = Clock()
-            first = (step - 1) * settings.batch_size
-            rows = range(first, first + settings.batch_size)
-            pieces = [piece for row in rows for piece in stream.row(row, data.row)]
-            updated = learn(stage, step, training_groups(learnable(pieces)), clock)
+            groups = _groups(stream, step, settings.batch_size, data.row)
+            updated = learn(stage, step, groups, clock)
             seconds = clock.seconds()
             rate = (updated.tokens or 0) / (seconds.update or 1)
             stage.finish_step(
@@ -96,6 +100,25 @@ def run(stage: Stage[Pretrain], data: PretrainData) -> None:
                 held_out=evaluate(step),
                 held_out_loss=held_out_loss(stage, step, data),
             )
+
+
+def past(stage: PastStage[Pretrain]) -> PastUpdates:
+    """The updates of all steps: their rows are a function of the texts and the step."""
+    settings = stage.settings
+    data = _read(settings, stage.tokenizer, stage.context)
+    stream = Stream(data.texts, stage.seed)
+
+    def of(learner: Learner, step: int) -> PastUpdate:
+        return likelihood(learner, _groups(stream, step, settings.batch_size, data.row))
+
+    return PastUpdates(range(1, settings.steps + 1), of)
+
+
+def _groups(stream: "Stream", step: int, batch: int, row: int) -> list[TrainingGroup]:
+    """What one step (from 1) predicts."""
+    first = (step - 1) * batch
+    pieces = [piece for at in range(first, first + batch) for piece in stream.row(at, row)]
+    return training_groups(learnable(pieces))
 
 
 class Stream:

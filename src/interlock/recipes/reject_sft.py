@@ -23,9 +23,18 @@ from interlock.config.stages import RejectSft
 from interlock.errors import ModelError, RunError, TaskError, TrainingError
 from interlock.models.tokenizer import Tokenizer
 from interlock.recipes.evaluate import room
+from interlock.recipes.past import PastStage, PastUpdates, sampled
 from interlock.recipes.readable import unreadable
 from interlock.recipes.rollouts import Rollouts
-from interlock.recipes.sft import draw, evaluation, learn, read, read_examples, training_groups
+from interlock.recipes.sft import (
+    draw,
+    drawn_updates,
+    evaluation,
+    learn,
+    read,
+    read_examples,
+    training_groups,
+)
 from interlock.recipes.stage import Clock, Stage
 from interlock.recipes.texts import Row, texts
 from interlock.records.rl import Completion, FinishReason, ScoredGroup, Verdict
@@ -95,6 +104,17 @@ def run(stage: Stage[RejectSft], data: RejectData) -> None:
             stage.finish_step(
                 step, update=updated, seconds=clock.seconds(), held_out=evaluate(step)
             )
+
+
+def past(stage: PastStage[RejectSft]) -> PastUpdates:
+    """The updates on the rows that were made; before there are any, on what was sampled."""
+    settings = stage.settings
+    made = stage.run.rows_file(stage.index, settings.name)
+    if not made.exists():
+        return sampled(stage)
+    rows, _ = read(made, stage.tokenizer, min(settings.max_tokens, stage.context))
+    steps = range(settings.rounds + 1, settings.length + 1)
+    return drawn_updates(rows, settings.batch_size, stage.seed, steps, settings.rounds)
 
 
 def _sample(stage: Stage[RejectSft], data: RejectData, verifier: Verifiers) -> None:

@@ -21,9 +21,11 @@ from interlock.config.fields import Overlong, ThinkingSwitch
 from interlock.config.stages import Sft, StageSettings
 from interlock.config.tasks import TaskSettings
 from interlock.errors import TaskError
+from interlock.learner.learner import Learner
 from interlock.learner.packing import TrainingGroup
 from interlock.models.tokenizer import Tokenizer
 from interlock.recipes.evaluate import held_out_score, room
+from interlock.recipes.past import PastStage, PastUpdate, PastUpdates, likelihood
 from interlock.recipes.stage import Clock, Stage, update_metrics
 from interlock.recipes.texts import Row, texts
 from interlock.records.metrics import UpdateMetrics
@@ -109,6 +111,35 @@ def run(stage: Stage[Sft], data: Data) -> None:
             stage.finish_step(
                 step, update=updated, seconds=clock.seconds(), held_out=evaluate(step)
             )
+
+
+def past(stage: PastStage[Sft]) -> PastUpdates:
+    """The updates of all steps: their rows are a function of the data and the step."""
+    settings, known = stage.settings, stage.tokenizer
+    limit = min(settings.max_tokens, stage.context)
+    how = settings.overlong, settings.thinking_switch, settings.thinking_share
+    place = [each.get("name") for each in stage.run.config["stage"]].index
+    if settings.rows_of is not None:
+        made = stage.run.rows_file(place(settings.rows_of), settings.rows_of)
+        rows = read(made, known, limit, *how)[0]
+    elif settings.worked:
+        made = stage.run.rows_file(stage.index, settings.name)
+        found = [content for _, _, content in rows_of([made])]
+        rows = [row for each in found for row in texts(each, known, settings.thinking_switch)]
+    else:
+        rows = read(settings.data, known, limit, *how)[0]
+    return drawn_updates(rows, settings.batch_size, stage.seed, range(1, settings.steps + 1))
+
+
+def drawn_updates(
+    rows: Sequence[Row], batch: int, seed: int, steps: range, before: int = 0
+) -> PastUpdates:
+    """Those of rows that are drawn; `before`: the steps of the stage that draw none."""
+
+    def of(learner: Learner, step: int) -> PastUpdate:
+        return likelihood(learner, training_groups(draw(rows, batch, step - before, seed)))
+
+    return PastUpdates(steps, of)
 
 
 def _rows(stage: Stage[Sft], data: Data) -> tuple[list[Row], int]:

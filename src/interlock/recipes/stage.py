@@ -4,7 +4,6 @@ It holds the run's parts, knows where a resumed stage goes on, and writes what m
 What is learned, and in which order, stands in the recipe itself.
 """
 
-import hashlib
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from interlock.learner.learner import Learner
 from interlock.learner.losses.kept import KeptSums
 from interlock.learner.step_result import StepResult
 from interlock.mismatch import Mismatch
+from interlock.recipes.past import stage_seed
 from interlock.recipes.sinks import Sink
 from interlock.recipes.update_threads import UpdateThreads
 from interlock.records.metrics import (
@@ -174,12 +174,8 @@ class Stage(Generic[Settings]):
         self.last = step
 
     def seed(self, step: int) -> int:
-        """The seed of the sampling noise of one step; evaluations all share step 0's.
-
-        A stage that has a name is by itself what it is among others.
-        """
-        text = f"{self.recipe.seed}/{self.settings.name or self.index}/{step}"
-        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+        """The seed of the sampling noise of one step."""
+        return stage_seed(self.recipe.seed, self.settings.name, self.index, step)
 
     def publish(self) -> None:
         """Hand the learner's weights to the generators, unless they have these already."""

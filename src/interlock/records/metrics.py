@@ -268,6 +268,9 @@ EventKind = Literal[
     "recovered",  # what a kill had left torn
     "settings_changed",
     "extended",  # by stages
+    "moved",  # a part of the run goes on on another device
+    "move_refused",  # a device did not prove that it may
+    "bundled",  # written as a bundle, to go on on another machine
     "student_made",  # a stage begins with some layers of the weights that it would start from
     "started_from",  # a stage began with other weights than those that the one before it left
     "problems_dropped",  # repeated or held out

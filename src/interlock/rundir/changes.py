@@ -5,11 +5,12 @@ finished can be made longer, by steps of its last stage and by stages after it.
 """
 
 import re
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import msgspec
 
+from interlock.records.moves import Move
 from interlock.text import one_line
 
 # Settings that a resumed run may change: when things are written, and who generates. (Another
@@ -29,6 +30,20 @@ FREE_TO_CHANGE = frozenset(
         "unqualified",
     }
 )
+
+
+def with_moves(config: dict[str, Any], moves: Sequence[Move]) -> dict[str, Any]:
+    """A run's config as it goes on: its parts are where they have been moved to."""
+    found = dict(config)
+    for move in moves:
+        name, _, place = move.part.partition(".")
+        if not place:
+            found[name] = {**found.get(name, {}), **move.after.settings}
+            continue
+        tables = list(found.get(name) or [{}])
+        tables[int(place)] = {**tables[int(place)], **move.after.settings}
+        found[name] = tables
+    return found
 
 
 def steps_ahead(config: Mapping[str, Any], reached: tuple[int, int]) -> frozenset[str]:

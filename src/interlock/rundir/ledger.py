@@ -16,7 +16,7 @@ import secrets
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -276,6 +276,25 @@ class Ledger:
 
     def evaluation_steps(self) -> list[tuple[int, int]]:
         return self._steps("evaluations")
+
+    def copy_to(self, path: Path) -> None:
+        """Write all of it to a new file, as one moment has it. Raises RunError."""
+        with (
+            storage_errors(path.parent),
+            self._access() as database,
+            closing(_connect(str(path))) as target,
+        ):
+            database.backup(target)
+            target.execute("PRAGMA journal_mode=DELETE")
+
+    def forget_after(self, stage: int, step: int) -> None:
+        """Drop what came after a step, and all that waits; in one transaction."""
+        later = "WHERE stage > ? OR (stage = ? AND step > ?)"
+        with self._transaction() as database:
+            for table in ("groups", "evaluations"):
+                database.execute(f"DELETE FROM {table} {later}", (stage, stage, step))
+            for table in ("arrivals", "set_asides"):
+                database.execute(f"DELETE FROM {table} WHERE stage >= ?", (stage,))
 
     def close(self) -> None:
         with self._lock:

@@ -2,8 +2,10 @@
 
     config.json     the resolved config; a resumed run must match it
     config-history.jsonl  what config.json held before each change, and when that was
-    manifest.json   versions, platform, when and how the run began and ended; written last at
+    manifest.json   versions, platform, when and how the run began and ended, and the moves of its
+                    parts to other devices, which its config is read with; written last at
                     creation: a directory with a manifest is a run
+    moves/          01/checkpoint/, …: where each move was made; 02/discarded/: what came after it
     lock            held (flock) by the writing process; its pid inside
     metrics.jsonl   one line per optimizer step
     events.jsonl    one line per event: resumed, non-finite step skipped, verifier killed, …
@@ -41,6 +43,9 @@ from interlock.config.secrets import redacted
 from interlock.errors import RunError, UserError
 from interlock.processes.deadline import Deadline
 from interlock.records.metrics import Event, EventKind, StepMetrics
+from interlock.records.moves import Move
+from interlock.records.trust import Stack
+from interlock.rundir.changes import with_moves
 from interlock.rundir.files import (
     JsonLines,
     atomic_directory,
@@ -141,6 +146,26 @@ class RunDir(RunView):
             raise
 
     @classmethod
+    @contextmanager
+    def held(cls, path: Path) -> Iterator["RunDir"]:
+        """A run that no process goes on with meanwhile; this is no session of it.
+
+        Raises RunError when there is no run, or it is in use or damaged.
+        """
+        with closing(RunView(path)) as view:
+            view.ledger.check_current()
+            view.check_ledger()
+        lock = _acquire(path)
+        try:
+            run = cls(path, lock)
+        except BaseException:
+            lock.close()
+            raise
+        with closing(run):
+            recover(path)
+            yield run
+
+    @classmethod
     def read(cls, path: Path) -> RunView:
         """A read-only view, for reports. Raises RunError when `path` holds no run."""
         return RunView(path)
@@ -185,6 +210,20 @@ class RunDir(RunView):
         self.config["stage"] = stages
         _write_json(self.path / "config.json", self.config)
 
+    def computes_on(self, stack: Stack) -> None:
+        """Keep where this session learns."""
+        self.manifest.sessions[-1].learner = stack
+        _write_json(self.path / "manifest.json", self.manifest)
+
+    def moved(self, move: Move) -> None:
+        """Let a part of the run go on elsewhere: from one rename on, and not before."""
+        self.manifest.moves.append(move)
+        _write_json(self.path / "manifest.json", self.manifest)
+        self.config = with_moves(self.config, [move])
+        message = f"{move.part} goes on on {move.after.device}, from stage {move.stage} step "
+        message += f"{move.step}; it was on {move.before.device}"
+        self.event("moved", message, part=move.part, device=move.after.device)
+
     def log(self, metrics: StepMetrics) -> StepMetrics:
         """Append the metrics of one step; durable. -> with the time in them"""
         timed = msgspec.structs.replace(metrics, time=time.time())
@@ -225,11 +264,10 @@ class RunDir(RunView):
         return self.path / "stages" / (f"{index:02d}-{name}" if name else f"{index:02d}")
 
     def data_file(self, index: int, name: str) -> Path:
-        """Where the rows are that a stage made."""
-        directory = self.path / "data"
+        """Where the rows are to be that a stage makes."""
         with storage_errors(self.path):
-            directory.mkdir(0o700, exist_ok=True)
-        return directory / (f"{index:02d}-{name}.jsonl" if name else f"{index:02d}.jsonl")
+            (self.path / "data").mkdir(0o700, exist_ok=True)
+        return self.rows_file(index, name)
 
     def worker_log(self, name: str) -> Path:
         """The file for the output of one generator process."""

@@ -12,6 +12,8 @@ from interlock.config.secrets import redacted
 from interlock.errors import RunError
 from interlock.records.coding import Time, from_json
 from interlock.records.metrics import Event, StepMetrics
+from interlock.records.moves import Move
+from interlock.records.trust import Stack
 from interlock.regular import read_regular
 from interlock.rundir.changes import (
     FREE_TO_CHANGE,
@@ -19,6 +21,7 @@ from interlock.rundir.changes import (
     is_of_new_stage,
     stages_taken_away,
     steps_ahead,
+    with_moves,
     without_new_stages,
 )
 from interlock.rundir.files import JsonLines
@@ -32,6 +35,7 @@ class Session(msgspec.Struct):
 
     started: Time
     ended: Time | None = None
+    learner: Stack | None = None  # where it learned; None: an older version began it
 
 
 class Manifest(msgspec.Struct):
@@ -44,6 +48,7 @@ class Manifest(msgspec.Struct):
     status: str = "running"
     reason: str | None = None  # one line, when failed
     inputs: dict[str, str] = {}  # digest of all that it was made of, by name; {}: of older runs
+    moves: list[Move] = []  # of parts of the run to other devices, oldest first: `migrate`
     ledger: int = 0  # whose groups it learns from, see Ledger.identity; 0: of older runs
 
 
@@ -63,7 +68,8 @@ class RunView:
         """Raises RunError when `path` holds no run, or one that cannot be read."""
         self.path = path
         self.manifest = self._read_json("manifest.json", Manifest)
-        self.config = redacted(self._read_json("config.json", dict[str, Any]))
+        begun = redacted(self._read_json("config.json", dict[str, Any]))
+        self.config = with_moves(begun, self.manifest.moves)
         self.ledger = self._open_ledger()
         self._metrics = JsonLines(path / "metrics.jsonl")
         self._events = JsonLines(path / "events.jsonl")
@@ -118,6 +124,10 @@ class RunView:
 
     def latest_checkpoint(self) -> Checkpoint | None:
         return max(self.checkpoints(), default=None)
+
+    def rows_file(self, index: int, name: str) -> Path:
+        """Where the rows are that a stage made."""
+        return self.path / "data" / (f"{index:02d}-{name}.jsonl" if name else f"{index:02d}.jsonl")
 
     def check_same_config(self, tree: dict[str, Any]) -> None:
         """Raise RunError naming the first setting in which `tree` differs from the run's config."""
