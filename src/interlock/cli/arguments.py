@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 from interlock import __version__
 from interlock.cli import devices, verbs
 from interlock.cli.labelling import add_label
+from interlock.cli.migrating import add_migrate
 from interlock.cli.planning import add_plan
 from interlock.cli.reporting import add_evidence
 from interlock.cli.reviewing import add_review
@@ -79,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
         ),
         *(_add_qualify, _add_parity, _add_preflight, add_evidence),
         *(_add_export, _add_report, add_watch),
-        *(add_label, add_review),
+        *(add_label, add_review, add_migrate),
     ):
         add(choices)
     return parser
@@ -104,7 +105,7 @@ def _add_train(choices: Any) -> None:
         help="run a recipe",
         description="Exit code 3: it ended, but a stage learned nothing or had no answer judged.",
     )
-    verb.add_argument("recipe", metavar="RECIPE.toml")
+    verb.add_argument("recipe", metavar="RECIPE.toml", help="or with --resume a run")
     verb.add_argument(
         "settings", nargs="*", metavar="key=value", help="change the recipe's settings"
     )

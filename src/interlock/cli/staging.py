@@ -4,13 +4,15 @@ the first, or one that says what it starts from ──> a run of that stage alon
 any other ── a run of those before it, finished ──> the same run, with one stage more
 """
 
+import argparse
 from contextlib import closing
 from pathlib import Path
 
 from msgspec.structs import replace
 
-from interlock.config.reading import parse_recipe
+from interlock.config.reading import parse_recipe, recipe_of_run
 from interlock.config.schema import Recipe
+from interlock.config.secrets import withheld
 from interlock.config.stages import StageSettings, of_stage
 from interlock.errors import ConfigError
 from interlock.rundir import RunDir
@@ -50,6 +52,24 @@ def only(recipe: Recipe, which: str, resumed: Path | None) -> Recipe:
             f"that first: --stage {index - 1}"
         )
     return replace(recipe, stage=recipe.stage[: index + 1])
+
+
+def own_recipe(given: argparse.Namespace) -> Recipe:
+    """The recipe that a run recorded, where the run stands in the place of one; `given.run` is then
+    that run. Raises ConfigError where another is named, or its secrets are needed.
+    """
+    path = Path(given.recipe)
+    if given.run is not None and given.run.resolve() != path.resolve():
+        raise ConfigError(f"{path} is a run, and --run names another: {given.run}; leave one out")
+    with closing(RunDir.read(path)) as run:
+        config = run.config
+    if (secret := withheld(config)) is not None:
+        raise ConfigError(
+            f"{path} keeps no value of {secret}; give the recipe: interlock train RECIPE.toml "
+            f"--run {path} --resume"
+        )
+    given.run = path
+    return recipe_of_run(config, given.settings, f"{path}/config.json")
 
 
 def _place(recipe: Recipe, which: str) -> int:

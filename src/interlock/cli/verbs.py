@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from interlock.cli import starting, watching
-from interlock.cli.staging import only
+from interlock.cli.staging import only, own_recipe
 from interlock.config.reading import load_recipe, parse_sampling
 from interlock.config.schema import GeneratorSettings
 from interlock.config.secrets import shown_override
@@ -37,7 +37,10 @@ def train(given: argparse.Namespace) -> None:
     if given.unqualified:
         given.settings.append("unqualified=true")
     # Before torch is imported, which takes seconds: a slip is told at once.
-    recipe = load_recipe(Path(given.recipe), given.settings)
+    if given.resume and (Path(given.recipe) / "manifest.json").is_file():
+        recipe = own_recipe(given)
+    else:
+        recipe = load_recipe(Path(given.recipe), given.settings)
     if given.resume and given.run is None:
         raise ConfigError("--resume needs --run DIR, the run to go on with")
     if given.stage is not None:

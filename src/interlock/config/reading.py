@@ -48,6 +48,16 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     return parse_recipe(tree, source=str(path))
 
 
+def recipe_of_run(
+    config: dict[str, Any], overrides: Sequence[str] = (), source: str = "the run"
+) -> Recipe:
+    """A run's recorded config with overrides, as `load_recipe`. Raises ConfigError."""
+    tree: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(config))
+    for override in overrides:
+        _apply(tree, override)
+    return parse_recipe(tree, source)
+
+
 def load_serving(path: Path | None, overrides: Sequence[str] = ()) -> ServeSettings:
     """As `load_recipe`, of a serve.toml; None: the defaults. Raises ConfigError."""
     tree, source = ({}, "serve") if path is None else (_read(path, "settings"), str(path))

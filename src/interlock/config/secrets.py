@@ -28,6 +28,16 @@ def redacted(tree: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def withheld(tree: dict[str, Any]) -> str | None:
+    """The name of the first setting of which `tree` holds a digest alone."""
+    for index, table in enumerate(tree.get("generator") or []):
+        for name in ("env", "options"):
+            for key, value in (table.get(name) or {}).items():
+                if _REDACTED.fullmatch(str(value)):
+                    return f"generator.{index}.{name}.{key}"
+    return None
+
+
 def shown_override(override: str) -> str:
     """A `key=value` of the command line, to be printed: a variable's value is left out."""
     key, equals, _ = override.partition("=")

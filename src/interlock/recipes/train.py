@@ -40,7 +40,7 @@ from interlock.models.fetch import find_model
 from interlock.models.huggingface import read_architecture
 from interlock.models.predictor import published_predictor
 from interlock.models.tokenizer import Tokenizer
-from interlock.recipes import fleet, gate, inputs, notes, starts, students
+from interlock.recipes import fleet, gate, inputs, notes, placed, starts, students
 from interlock.recipes.gate import Use
 from interlock.recipes.sinks import Sink, Sinks
 from interlock.recipes.stage import Stage
@@ -92,6 +92,8 @@ def train(
         TrainingError: the run cannot go on.
     """
     heap.keep_freed()
+    if resume:
+        recipe = placed.following(recipe, directory)
     ranks = join(recipe.learner.device, recipe.learner.collective_s)
     trains = gate.learner(recipe.learner.device, ranks)  # on every rank
     with ranks:
@@ -135,6 +137,7 @@ def _run_rank0(
     hangs_on |= starts.digests(recipe, where, recorded)
     run = _directory(recipe, directory, hangs_on, resume, sinks)
     with run, sinks.of(run), ExitStack() as stack:
+        run.computes_on(device.stack(decoder.embed.device))
         notes.unqualified(uses, run, sinks)
         notes.untried(uses, sizes_of(arch), run, sinks)
         notes.isolation(recipe, run, sinks)
