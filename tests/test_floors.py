@@ -21,7 +21,7 @@ FLOORS = [
     {"engine", "learner", "plan"},
     {"workers"},
     {"serve"},
-    {"recipes", "qualify", "parity", "doctor", "preflight", "export", "label", "evidence"},
+    {"recipes", "qualify", "parity", "doctor", "preflight", "export", "label", "migrate", "evidence"},
     {"terminal"},
     {"cli"},
 ]

@@ -11,6 +11,7 @@
     ├── Overloaded          no room for a request now; whoever asked may ask again
     │   └── Unserved        as nobody serves, or is let to
     ├── Unavailable         what judges an answer is not there: it says nothing of the answer
+    ├── MoveRefused         a device did not prove that a run may go on there; exit code 1
     ├── SyncError           a weight version is missing, torn or not what it says; exit code 1
     └── TrainingError       the run cannot go on (bad steps, no generator left, …); exit code 1
 
@@ -72,6 +73,10 @@ class Unserved(Overloaded):
 
 class SyncError(InterlockError):
     """A weight version is missing, torn, out of order or not what its manifest says."""
+
+
+class MoveRefused(InterlockError):
+    """A device has not proved that a run may go on there; nothing of the run was changed."""
 
 
 class TrainingError(InterlockError):

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from evidence import findings_for
+from certified import certify, simulated
 from running import DEADLINE, ENVIRONMENT
 
-from interlock.chips import certificates
-from interlock.records.trust import Certificate, Sizes, Stack, Trust
+from interlock.records.trust import Sizes, Stack, Trust
 from interlock.rundir import RunDir
 
 SHORT = ("stage.steps=2", "stage.eval.every=0", "checkpoint_every=1")
@@ -32,19 +31,7 @@ def filing_cabinet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="module")
 def healthy() -> Stack:
     """The stack of the simulated device here."""
-    code = (
-        "import msgspec, sys; from interlock.chips import device; "
-        "sys.stdout.buffer.write(msgspec.json.encode(device.stack(device.claim('sim'))))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=DEADLINE)
-    return msgspec.json.decode(done.stdout, type=Stack)
-
-
-def certify(stack: Stack, trust: Trust, tried: Sizes = Sizes()) -> Certificate:  # noqa: B008
-    made = Certificate(stack, "sim", 2, "quick", trust, [], findings_for(trust), 1.0, tried=tried)
-    sealed = certificates.seal(made)
-    certificates.keep(sealed)
-    return sealed
+    return simulated()
 
 
 def train(recipe: Path, run: Path, *more: str) -> subprocess.CompletedProcess[str]:
