@@ -16,7 +16,7 @@ from jinja2 import Environment
 
 from interlock.config.schema import GuardSettings
 from interlock.records.metrics import Event, StepMetrics
-from interlock.report import fleet, plots, sheet, summary
+from interlock.report import fleet, moves, plots, sheet, summary
 from interlock.report.expert_plots import expert_plots
 from interlock.report.fleet_plots import fleet_plots
 from interlock.report.pool_plots import pool_plots
@@ -49,7 +49,8 @@ def _render(run: RunView) -> str:
     metrics, events = run.metrics(), run.events()
     found = summary.evaluations(run, metrics)
     pair = summary.before_after(run, found)
-    timeline = plots.Timeline(metrics, found)
+    moved = run.manifest.moves
+    timeline = plots.Timeline(metrics, found, moves.marks(moved))
     guard = _guard(run)
     shown = plots.plots(metrics, found, timeline) + teacher_plots(metrics, timeline)
     shown += pool_plots(metrics, timeline) + expert_plots(metrics, timeline)
@@ -81,6 +82,8 @@ def _render(run: RunView) -> str:
             rewards=reward_rows(metrics),
             reward_plots=of_rewards,
             hacked=hacked(events),
+            sides=moves.sides(moved, metrics),
+            moves=moves.rows(moved),
             workers=[] if inline else fleet.workers(metrics),
             fleet=fleet.summary(metrics),
             fleet_plots=of_fleet,

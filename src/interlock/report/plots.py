@@ -64,7 +64,13 @@ class Plot(NamedTuple):
 class Timeline:
     """Where each (stage, step) lies on the x axis: stages follow one another."""
 
-    def __init__(self, metrics: Metrics, evaluations: Sequence[Evaluation]) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        evaluations: Sequence[Evaluation],
+        moves: Sequence[tuple[int, int, str]] = (),
+    ) -> None:
+        """`moves`: stage, step and device of each move of the run."""
         points = [(line.stage, line.step) for line in metrics]
         points += [(evaluation.stage, evaluation.step) for evaluation in evaluations]
         self.kinds = {line.stage: line.kind for line in metrics}
@@ -73,29 +79,42 @@ class Timeline:
         for stage in sorted({stage for stage, _ in points}):
             self.starts[stage] = self.end
             self.end += max(step for other, step in points if other == stage)
+        self._moves = [
+            (self.x(stage, step), to) for stage, step, to in moves if stage in self.starts
+        ]
 
     def x(self, stage: int, step: int) -> int:
         return self.starts[stage] + step
 
     def marks(self) -> dict[str, list[dict[str, Any]]]:
-        """A dotted line where each stage but the first begins, and every stage's kind beside it."""
-        if len(self.starts) < 2:
-            return {"shapes": [], "annotations": []}
-        frame = {"xref": "x", "yref": "paper"}
-        dotted = {"color": GREY, "width": 1, "dash": "dot"}
-        shapes = [
-            {**frame, "type": "line", "x0": start, "x1": start, "y0": 0, "y1": 1, "line": dotted}
-            for start in list(self.starts.values())[1:]
-        ]
-        place = {"y": 1, "xanchor": "left", "yanchor": "bottom", "showarrow": False}
-        annotations = [
-            {**frame, **place, "x": start, "text": label(f"{stage}: {self.kinds[stage]}")}
-            for stage, start in self.starts.items()
+        """A dotted line where each stage but the first begins, and every stage's kind beside it; a
+        dashed one where a part of the run was moved, and the device below.
+        """
+        starts = list(self.starts.items()) if len(self.starts) > 1 else []
+        shapes = [_line(start, GREY, "dot") for _, start in starts[1:]]
+        shapes += [_line(x, VIOLET, "dash") for x, _ in self._moves]
+        named = [
+            (start, f"{stage}: {self.kinds[stage]}")
+            for stage, start in starts
             if stage in self.kinds
         ]
-        for annotation in annotations:
-            annotation["font"] = {"size": 11, "color": GREY}
+        annotations = [_beside(x, text, GREY, y=1) for x, text in named]
+        annotations += [_beside(x, f"→ {device}", VIOLET, y=0) for x, device in self._moves]
         return {"shapes": shapes, "annotations": annotations}
+
+
+_FRAME = {"xref": "x", "yref": "paper"}
+
+
+def _line(x: int, color: str, dash: str) -> dict[str, Any]:
+    how = {"color": color, "width": 1, "dash": dash}
+    return {**_FRAME, "type": "line", "x0": x, "x1": x, "y0": 0, "y1": 1, "line": how}
+
+
+def _beside(x: int, text: str, color: str, y: int) -> dict[str, Any]:
+    place = {"y": y, "xanchor": "left", "yanchor": "bottom", "showarrow": False}
+    font = {"size": 11, "color": color}
+    return {**_FRAME, **place, "x": x, "text": label(text), "font": font}
 
 
 def plots(metrics: Metrics, evaluations: Sequence[Evaluation], timeline: Timeline) -> list[Plot]:
