@@ -1,6 +1,5 @@
 """Fixtures that more than one room needs."""
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
+from tiny_recipe import write_tiny_recipe
 
 from interlock.chips import probe
 from interlock.errors import ModelError
@@ -17,13 +17,6 @@ from interlock.processes import run_delay
 # How long an example takes is the machine's affair.
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
-
-REWARD = '''
-def reward(problem, answer):
-    """Any function of the text that differs between random answers."""
-    return sum(map(ord, answer)) % 17 / 16
-'''
-
 
 # What a test finds is not to depend on what is fast here: all take float32 and torch's own kernels
 # where they say nothing, as on any machine; processes that they start inherit it.
@@ -88,36 +81,4 @@ def tiny_model(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tiny_recipe(tiny_model: Path, tmp_path: Path) -> Path:
     """A GRPO stage of 8 steps on the tiny model, as a TOML file."""
-    verifier = tmp_path / "reward.py"
-    verifier.write_text(REWARD)
-    problems = tmp_path / "problems.jsonl"
-    rows = ({"question": f"Say {number}.", "answer": str(number)} for number in range(40))
-    problems.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    recipe = tmp_path / "recipe.toml"
-    recipe.write_text(
-        f"""
-name = "tiny"
-checkpoint_every = 3
-model.path = "{tiny_model}"
-learner.dtype = "float32"
-
-[[generator]]
-dtype = "float32"
-slots = 8
-
-[[stage]]
-kind = "grpo"
-steps = 8
-problems_per_step = 3
-completions = 4
-sampling.max_tokens = 12
-optimizer = {{ lr = 1e-3, warmup_steps = 1, schedule = "cosine" }}
-eval = {{ every = 4, problems = 5 }}
-
-[stage.task]
-name = "jsonl"
-held_out = 8
-options = {{ path = "{problems}", verifier = "{verifier}:reward" }}
-"""
-    )
-    return recipe
+    return write_tiny_recipe(tmp_path, tiny_model)

@@ -23,7 +23,7 @@ def quiet_tell(line: str) -> None:
 
 def test_to_a_simulated_accelerator_and_back_in_the_middle_of_a_run(
     recipe: Recipe,
-    tiny_recipe: Path,
+    recipe_file: Path,
     stopped: Path,
     tmp_path: Path,
     certificates_here: Path,
@@ -50,7 +50,7 @@ def test_to_a_simulated_accelerator_and_back_in_the_middle_of_a_run(
     assert there.after.stack is not None and there.after.stack.driver == "healthy"
     # By the recipe that names the CPU, as before.
     settings = ("stage.eval.every=0", "stage.eval.problems=2", "--resume")
-    kill_during(start(tiny_recipe, stopped, *settings), stopped, 7, 0.0)
+    kill_during(start(recipe_file, stopped, *settings), stopped, 7, 0.0)
     assert RunDir.read(stopped).manifest.sessions[-1].learner == there.after.stack
 
     home = moving.back(stopped, MoveWish(), False, quiet_tell)

@@ -1,6 +1,7 @@
 """The verb `migrate`: a run goes on on another device, or on another machine."""
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,15 @@ def add_migrate(choices: Any) -> None:
     what = verb.add_mutually_exclusive_group()
     what.add_argument("--learner", metavar="DEVICE", help="cuda:1, npu, cpu, sim, …")
     what.add_argument("--back", action="store_true", help="take the last move back")
+    what.add_argument(
+        "--bundle",
+        type=Path,
+        metavar="PATH",
+        help="write the run with all that it needs for another machine: FILE.tar, or a folder",
+    )
+    verb.add_argument(
+        "--into", type=Path, metavar="DIR", help="of a bundle: the run directory to make of it"
+    )
     verb.add_argument(
         "--discard",
         action="store_true",
@@ -66,8 +76,15 @@ def migrate(given: argparse.Namespace) -> None:
         raise ConfigError("--updates, --tokens and --timeout are numbers above 0")
     if given.discard and not given.back:
         raise ConfigError("--discard is of --back: it puts aside what came since the last move")
+    if given.bundle is not None:
+        _bundle(given)
+        return
+    run = _unpacked(given)
     if not given.back and given.learner is None:
-        raise ConfigError("say where to: --learner DEVICE, or --back")
+        if given.into is None:
+            raise ConfigError("say where to: --learner DEVICE, --bundle PATH, or --back")
+        print(_to_go_on(run))
+        return
     wish = moving.MoveWish(
         given.learner or "",
         given.settings,
@@ -77,10 +94,35 @@ def migrate(given: argparse.Namespace) -> None:
         given.unqualified,
     )
     if given.back:
-        made = moving.back(given.run, wish, given.discard, _tell)
+        made = moving.back(run, wish, given.discard, _tell)
     else:
-        made = moving.move(given.run, wish, _tell)
-    _print(made, given.run)
+        made = moving.move(run, wish, _tell)
+    _print(made, run)
+
+
+def _bundle(given: argparse.Namespace) -> None:
+    from interlock.migrate import bundle
+
+    if given.into is not None:
+        raise ConfigError("--bundle writes one, and --into reads one; give one of them")
+    made = bundle.write(given.run, given.bundle, _tell)
+    size = sum(each.bytes for each in made.files.values())
+    print(f"{given.bundle}: {len(made.files)} files, {size / 1e6:,.1f} MB")
+
+
+def _unpacked(given: argparse.Namespace) -> Path:
+    """The run directory, made of the bundle where it is one."""
+    from interlock.migrate import bundle
+
+    run: Path = given.run
+    if not bundle.is_bundle(run):
+        if given.into is not None:
+            raise ConfigError(f"--into is of a bundle, and {run} is none; leave it out")
+        return run
+    if given.into is None:
+        raise ConfigError(f"{run} is a bundle; give --into DIR, the run directory to make of it")
+    bundle.unpack(run, given.into, _tell)
+    return Path(given.into)
 
 
 def _tell(line: str) -> None:
@@ -92,5 +134,9 @@ def _print(made: "Move", run: Path) -> None:
         print(f"{finding.check}: {finding.result}: {finding.summary}")
     print(
         f"{made.part}: {made.before.device} -> {made.after.device}, from stage {made.stage} step "
-        f"{made.step}\nto go on: interlock train {run} --resume"
+        f"{made.step}\n{_to_go_on(run)}"
     )
+
+
+def _to_go_on(run: Path) -> str:
+    return f"to go on: interlock train {shlex.quote(str(run))} --resume"

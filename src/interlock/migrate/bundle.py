@@ -1,0 +1,253 @@
+"""A run as one file, or one folder, for another machine: plain files, and the digest of each.
+
+    RUN is held ── contents.py ──> bundle.json, then every file: a tar, not compressed, or a folder
+    bundle ── names, sizes and digests looked at as it is read ──> a run directory, whole or none
+
+Nothing in a bundle is run or unpickled when it is read, no link is followed and no name leaves the
+directory. Verifiers among its files are code all the same, and a run that goes on runs them.
+"""
+
+import hashlib
+import tarfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, NamedTuple
+
+import msgspec
+
+from interlock import __version__
+from interlock.errors import RunError
+from interlock.migrate.contents import Tell, contents, placed
+from interlock.processes.scratch import Scratch
+from interlock.records.bundles import BundledFile, BundleList
+from interlock.records.coding import from_json
+from interlock.regular import open_regular
+from interlock.rundir import JsonLines, RunDir, atomic_directory, storage_errors, write_atomically
+from interlock.rundir.files import atomic_file
+from interlock.text import one_line
+
+_FORMAT = 1
+_LIST = "bundle.json"
+_MOST_LIST = 64 << 20  # bytes
+_PIECE = 1 << 20
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether it is to be unpacked: a file, or a folder with the list of one."""
+    return path.is_file() or (path / _LIST).is_file()
+
+
+def write(path: Path, target: Path, tell: Tell) -> BundleList:
+    """Bundle the run at `path`: as a tar where `target` ends in .tar, else as a folder.
+
+    Raises UserError, also when `target` is there; nothing is left of it then.
+    """
+    if target.exists():
+        raise RunError(f"{target} is there already, and is not overwritten; give another name")
+    with (
+        RunDir.held(path) as run,
+        storage_errors(target.parent),
+        Scratch("interlock-bundle-", str(target.absolute().parent)) as scratch,
+    ):
+        if not run.checkpoints():
+            raise RunError(f"{path} has no checkpoint to go on from; go on with it first")
+        run.ledger.copy_to(scratch / "ledger.sqlite")
+        found = contents(run, scratch / "ledger.sqlite", tell)
+        files = {name: _facts(each) for name, each in sorted(found.files.items())}
+        named = path.resolve().name
+        made = BundleList(_FORMAT, __version__, named, time.time(), files, found.settings)
+        size = sum(each.bytes for each in files.values())
+        tell(f"writing {len(files)} files, {size / 1e6:,.1f} MB")
+        if target.suffix == ".tar":
+            _write_tar(target, made, found.files)
+        else:
+            _write_folder(target, made, found.files)
+        run.event("bundled", f"bundled as {target.name}: {len(files)} files, {size} bytes")
+    return made
+
+
+def unpack(bundle: Path, into: Path, tell: Tell) -> BundleList:
+    """Make a run directory of a bundle. Raises RunError; then there is none."""
+    if into.exists() and (not into.is_dir() or any(into.iterdir())):
+        raise RunError(f"{into} is not empty; give a new directory")
+    reader = _tar if bundle.is_file() else _folder
+    with storage_errors(into.absolute().parent), atomic_directory(into.absolute()) as directory:
+        directory.chmod(0o700)
+        with reader(bundle) as (made, members):
+            tell(f"reading {len(made.files)} files of {made.run}")
+            _take(bundle, made, members, directory)
+        _settle(bundle, made, directory, into.absolute())
+    return made
+
+
+class _Member(NamedTuple):
+    """A file of a bundle that is read: its name, as it says, and its bytes."""
+
+    name: str
+    content: IO[bytes]
+
+
+def _facts(path: Path) -> BundledFile:
+    with open_regular(path) as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return BundledFile(digest, file.tell())
+
+
+def _encoded(made: BundleList) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(made), indent=1)
+
+
+def _write_tar(target: Path, made: BundleList, files: dict[str, Path]) -> None:
+    listed = _encoded(made)
+    with (
+        atomic_file(target) as file,
+        tarfile.open(fileobj=file, mode="w|", format=tarfile.PAX_FORMAT) as tar,
+        Scratch("interlock-bundle-", str(target.absolute().parent)) as scratch,
+    ):
+        (scratch / _LIST).write_bytes(listed)
+        with (scratch / _LIST).open("rb") as first:
+            tar.addfile(_info(_LIST, len(listed)), first)
+        for name, facts in made.files.items():
+            with open_regular(files[name]) as source:
+                checked = _Checked(source)
+                tar.addfile(_info(name, facts.bytes), checked)
+            _same(files[name], checked, facts)
+
+
+def _info(name: str, size: int) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = size, 0o600
+    return info
+
+
+def _write_folder(target: Path, made: BundleList, files: dict[str, Path]) -> None:
+    with atomic_directory(target.absolute()) as directory:
+        directory.chmod(0o700)
+        (directory / _LIST).write_bytes(_encoded(made))
+        for name, facts in made.files.items():
+            with open_regular(files[name]) as source:
+                checked = _Checked(source)
+                _fill(directory / name, checked, facts.bytes)
+            _same(files[name], checked, facts)
+
+
+class _Checked:
+    """What is read of a file, with the digest of it."""
+
+    def __init__(self, content: IO[bytes]) -> None:
+        self._content, self._digest = content, hashlib.sha256()
+        self.bytes = 0
+
+    def read(self, most: int = -1) -> bytes:
+        piece = self._content.read(most)
+        self._digest.update(piece)
+        self.bytes += len(piece)
+        return piece
+
+    @property
+    def facts(self) -> BundledFile:
+        return BundledFile(self._digest.hexdigest(), self.bytes)
+
+
+def _same(path: Path, checked: _Checked, facts: BundledFile) -> None:
+    if checked.facts != facts:
+        raise RunError(f"{path} changed while it was bundled; leave the run alone, and try again")
+
+
+def _fill(path: Path, content: _Checked, size: int) -> None:
+    """A new file of at most `size` bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "xb") as file:
+        left = size
+        while left and (piece := content.read(min(_PIECE, left))):
+            file.write(piece)
+            left -= len(piece)
+
+
+@contextmanager
+def _tar(bundle: Path) -> Iterator[tuple[BundleList, Iterator[_Member]]]:
+    try:
+        with open_regular(bundle) as file, tarfile.open(fileobj=file, mode="r|") as tar:
+            first = tar.next()
+            content = tar.extractfile(first) if first and first.isreg() else None
+            if first is None or content is None or first.name != _LIST:
+                raise RunError(f"{bundle} is no bundle: it does not begin with {_LIST}")
+            yield _read_list(bundle, content), _members(bundle, tar)
+    except (tarfile.TarError, EOFError) as error:
+        raise RunError(f"{bundle} is no bundle, or was cut off ({error}); copy it again") from None
+
+
+def _members(bundle: Path, tar: tarfile.TarFile) -> Iterator[_Member]:
+    while (info := tar.next()) is not None:
+        content = tar.extractfile(info) if info.isreg() else None
+        if content is None:
+            shown = one_line(repr(info.name), 80)
+            raise RunError(f"{bundle} holds {shown}, which is no plain file; do not trust it")
+        yield _Member(info.name, content)
+
+
+@contextmanager
+def _folder(bundle: Path) -> Iterator[tuple[BundleList, Iterator[_Member]]]:
+    with open_regular(bundle / _LIST) as file:
+        made = _read_list(bundle, file)
+
+    def members() -> Iterator[_Member]:
+        for name in made.files:
+            try:
+                with open_regular(bundle / name) as content:
+                    yield _Member(name, content)
+            except OSError as error:
+                raise RunError(f"{bundle} lacks {name} ({error.strerror}); copy it again") from None
+
+    yield made, members()
+
+
+def _read_list(bundle: Path, content: IO[bytes]) -> BundleList:
+    data = content.read(_MOST_LIST + 1)
+    try:
+        made = from_json(data, BundleList)
+    except ValueError as error:
+        raise RunError(f"{bundle}: its {_LIST} cannot be read ({error}); copy it again") from None
+    if made.format != _FORMAT:
+        raise RunError(
+            f"{bundle} has format {made.format}, not {_FORMAT}; use interlock "
+            f"{one_line(made.interlock, 20)} to unpack it"
+        )
+    for name in (*made.files, *made.settings.values()):
+        parts = PurePosixPath(name).parts
+        plain = name == "/".join(parts) and not set(parts) & {"..", "/"} and name.isprintable()
+        if not plain or parts[0] not in ("run", "model", "files"):
+            shown = one_line(repr(name), 80)
+            raise RunError(f"{bundle} names {shown}, which is outside of a run; do not trust it")
+    return made
+
+
+def _take(bundle: Path, made: BundleList, members: Iterator[_Member], directory: Path) -> None:
+    """Write every listed file, and no other, once; each as its digest says."""
+    missing = dict(made.files)
+    for name, content in members:
+        facts = missing.pop(name, None)
+        if facts is None:
+            shown = one_line(repr(name), 80)
+            raise RunError(f"{bundle} holds {shown}, which its list does not; do not trust it")
+        checked = _Checked(content)
+        _fill(directory / name.removeprefix("run/"), checked, facts.bytes)
+        if checked.facts != facts:
+            raise RunError(f"{bundle}: {name} is not what was bundled; copy it again")
+    if missing:
+        raise RunError(f"{bundle} lacks {min(missing)} and {len(missing) - 1} more; copy it again")
+
+
+def _settle(bundle: Path, made: BundleList, directory: Path, into: Path) -> None:
+    """Let the config name the files that came along, where they will be."""
+    try:
+        config: dict[str, Any] = from_json((directory / "config.json").read_bytes())
+        former = {"until": time.time(), "config": msgspec.to_builtins(config)}
+        JsonLines(directory / "config-history.jsonl").append(former)
+        placed(config, {name: into / place for name, place in made.settings.items()})
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise RunError(f"{bundle} holds no run that can be read ({error!r})") from None
+    data = msgspec.json.format(msgspec.json.encode(config), indent=2) + b"\n"
+    write_atomically(directory / "config.json", data)

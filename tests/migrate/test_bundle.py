@@ -1,0 +1,187 @@
+"""A run as a bundle: nothing is lost on the way, and nothing else comes in."""
+
+import io
+import os
+import shutil
+import tarfile
+from hashlib import sha256
+from pathlib import Path
+
+import msgspec
+import pytest
+from stopping import train_until
+
+from interlock.config.reading import parse_recipe
+from interlock.config.schema import Recipe
+from interlock.errors import RunError
+from interlock.migrate import bundle
+from interlock.records.bundles import BundleList
+from interlock.rundir import RunDir
+
+
+def told(line: str) -> None: ...
+
+
+@pytest.fixture
+def made(stopped: Path, tmp_path: Path) -> Path:
+    bundle.write(stopped, tmp_path / "b.tar", told)
+    return tmp_path / "b.tar"
+
+
+def members(path: Path) -> dict[str, bytes]:
+    with tarfile.open(path) as tar:
+        return {each.name: tar.extractfile(each).read() for each in tar}  # type: ignore[union-attr]
+
+
+def tar_of(path: Path, files: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def digest(path: Path) -> str:
+    return sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("name", ["b.tar", "folder"])
+def test_a_round_trip_loses_no_bit(
+    stopped: Path, recipe: Recipe, tmp_path: Path, name: str
+) -> None:
+    listed = bundle.write(stopped, tmp_path / name, told)
+    assert bundle.is_bundle(tmp_path / name) and not bundle.is_bundle(stopped)
+    into = tmp_path / "there"
+    assert bundle.unpack(tmp_path / name, into, told) == listed
+    for each, facts in listed.files.items():
+        if each != "run/config.json":  # whose paths are those of the other machine
+            assert digest(into / each.removeprefix("run/")) == facts.sha256, each
+    for file in ("metrics.jsonl", "checkpoints/stage00-step000003/masters.safetensors"):
+        assert digest(into / file) == digest(stopped / file)
+    model = Path(recipe.model.path)
+    assert digest(into / "model/model.safetensors") == digest(model / "model.safetensors")
+    ours, theirs = RunDir.read(stopped), RunDir.read(into)
+    assert theirs.ledger.identity == ours.ledger.identity
+    for step in range(1, 6):
+        assert theirs.ledger.read(0, step) == ours.ledger.read(0, step)
+    options = theirs.config["stage"][0]["task"][0]["options"]
+    assert Path(options["path"]).is_relative_to(into)
+    assert options["verifier"].endswith("/reward.py:reward")
+    assert {into.stat().st_mode & 0o777, (into / "ledger.sqlite").stat().st_mode & 0o777} == {
+        0o700,
+        0o600,
+    }
+
+
+def test_the_run_goes_on_from_a_bundle_without_what_it_came_from(
+    made: Path, stopped: Path, recipe: Recipe, recipe_file: Path, tmp_path: Path
+) -> None:
+    """In the same weights as where it was, though data and verifier are gone there."""
+    into = tmp_path / "there"
+    bundle.unpack(made, into, told)
+    train_until(recipe, stopped, 99, resume=True)
+    files = [recipe_file.with_name(name) for name in ("problems.jsonl", "reward.py")]
+    for file in files:
+        file.rename(file.with_suffix(".gone"))
+    train_until(parse_recipe(RunDir.read(into).config), into, 99, resume=True)
+    for file in files:
+        file.with_suffix(".gone").rename(file)
+    weights = "weights/model.safetensors"
+    assert digest(into / weights) == digest(stopped / weights)
+
+
+def test_a_bundle_cut_off_anywhere_is_refused_in_one_line(made: Path, tmp_path: Path) -> None:
+    whole = made.read_bytes()
+    for share in (0.001, 0.1, 0.5, 0.99):
+        short = tmp_path / "short.tar"
+        short.write_bytes(whole[: int(share * len(whole))])
+        with pytest.raises(RunError, match="copy it again") as refused:
+            bundle.unpack(short, tmp_path / "there", told)
+        assert "\n" not in str(refused.value)
+        assert not (tmp_path / "there").exists()
+    assert not [name for name in os.listdir(tmp_path) if name.startswith(".tmp-")]
+
+
+def test_an_altered_bundle_is_refused(made: Path, tmp_path: Path) -> None:
+    files = members(made)
+    metrics = files["run/metrics.jsonl"]
+    cases = {
+        "is not what was bundled": {"run/metrics.jsonl": metrics.replace(b"0", b"1")},
+        "which its list does not": {"run/lock": b""},
+        "lacks run/metrics.jsonl": {"run/metrics.jsonl": None},
+    }
+    for why, change in cases.items():
+        altered = {n: c for n, c in (files | change).items() if c is not None}
+        with pytest.raises(RunError, match=why):
+            bundle.unpack(tar_of(tmp_path / "altered.tar", altered), tmp_path / "there", told)
+        assert not (tmp_path / "there").exists()
+    folder = tmp_path / "folder"
+    bundle.write(tmp_path / "run", folder, told)
+    (folder / "run/metrics.jsonl").write_bytes(metrics[:-1] + b" ")
+    with pytest.raises(RunError, match="is not what was bundled"):
+        bundle.unpack(folder, tmp_path / "there", told)
+
+
+@pytest.mark.parametrize(
+    "name", ["../out", "/etc/out", "run/../../out", "run//out", "out", "run/a\nb", "files/.."]
+)
+def test_no_name_leaves_the_run(made: Path, tmp_path: Path, name: str) -> None:
+    files = members(made)
+    listed = msgspec.json.decode(files["bundle.json"], type=BundleList)
+    facts = bundle.BundledFile(sha256(b"x").hexdigest(), 1)
+    changed = msgspec.structs.replace(listed, files=listed.files | {name: facts})
+    evil = files | {"bundle.json": msgspec.json.encode(changed), name: b"x"}
+    with pytest.raises(RunError, match="outside of a run; do not trust it"):
+        bundle.unpack(tar_of(tmp_path / "evil.tar", evil), tmp_path / "there", told)
+    assert not (tmp_path / "there").exists() and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE])
+def test_nothing_but_plain_files_comes_in(made: Path, tmp_path: Path, kind: bytes) -> None:
+    files = members(made)
+    evil = tmp_path / "evil.tar"
+    with tarfile.open(evil, "w") as tar:
+        info = tarfile.TarInfo("bundle.json")
+        info.size = len(files["bundle.json"])
+        tar.addfile(info, io.BytesIO(files["bundle.json"]))
+        link = tarfile.TarInfo("run/metrics.jsonl")
+        link.type, link.linkname = kind, "/etc/passwd"
+        tar.addfile(link)
+    with pytest.raises(RunError, match="which is no plain file; do not trust it"):
+        bundle.unpack(evil, tmp_path / "there", told)
+    assert not (tmp_path / "there").exists()
+
+
+def test_a_full_disk_leaves_nothing(
+    made: Path, stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, os.strerror(28))
+
+    before = sorted(os.listdir(tmp_path))
+    monkeypatch.setattr(bundle, "_fill", full)
+    for work in (
+        lambda: bundle.unpack(made, tmp_path / "there", told),
+        lambda: bundle.write(stopped, tmp_path / "folder", told),
+    ):
+        with pytest.raises(RunError, match="no space left on the disk"):
+            work()
+    monkeypatch.setattr(tarfile.TarFile, "addfile", full)
+    with pytest.raises(RunError, match="no space left on the disk"):
+        bundle.write(stopped, tmp_path / "c.tar", told)
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_nothing_is_overwritten(made: Path, stopped: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="is there already"):
+        bundle.write(stopped, made, told)
+    with pytest.raises(RunError, match="is not empty"):
+        bundle.unpack(made, stopped, told)
+    noise = tmp_path / "noise"
+    noise.write_bytes(os.urandom(4096))
+    with pytest.raises(RunError, match="is no bundle"):
+        bundle.unpack(noise, tmp_path / "there", told)
+    shutil.rmtree(stopped / "checkpoints")
+    with pytest.raises(RunError, match="has no checkpoint to go on from"):
+        bundle.write(stopped, tmp_path / "c.tar", told)
