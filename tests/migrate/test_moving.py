@@ -14,9 +14,10 @@ import pytest
 from interlock.errors import RunError
 from interlock.migrate import moving
 from interlock.records.moves import Location, Move
-from interlock.records.rl import Group, Problem, ScoredGroup
+from interlock.records.rl import DrawnProblems, Group, Problem, ScoredGroup
 from interlock.records.trust import Stack
 from interlock.rundir import Checkpoint, RunDir
+from interlock.rundir.draws import Draws
 from interlock.rundir.moving import discard_since, keep_checkpoint
 
 CONFIG = {"learner": {"device": "cpu", "kernel": "onednn"}, "stage": [{"kind": "grpo", "steps": 9}]}
@@ -60,6 +61,8 @@ def run(tmp_path: Path) -> Path:
         made.moved(a_move())
         for step in (4, 5):
             learned(made, step)
+        for number in (1, 2, 3):
+            Draws(made.ledger, 0).record(number, DrawnProblems(2 * number - 1, []))
         (made.path / "metrics.jsonl").write_text(lines(1, 2, 3, 4, 5))
         rows = made.data_file(0, "rows")
         rows.write_text("{}\n")
@@ -146,6 +149,8 @@ def test_what_came_since_is_put_aside(run: Path) -> None:
     assert [each[:2] for each in view.checkpoints()] == [(0, 3)]
     assert (view.checkpoints()[0].path / "masters").read_text() == "weights 3"
     assert view.ledger.steps() == [(0, 1), (0, 2), (0, 3)]
+    # What step 5 had shown was not known at step 3.
+    assert [each.known for each in Draws(view.ledger, 0).read()] == [1, 3]
     assert [line.step for line in view.metrics()] == [1, 2, 3]
     assert not view.rows_file(0, "rows").exists()
     aside = run / "moves/02/discarded"

@@ -13,6 +13,7 @@ _TABLE = (
     "CREATE TABLE IF NOT EXISTS draws (stage INTEGER NOT NULL, number INTEGER NOT NULL, "
     "payload BLOB NOT NULL, sha256 TEXT NOT NULL, PRIMARY KEY (stage, number))"
 )
+_THERE = "SELECT 1 FROM sqlite_schema WHERE name = 'draws'"
 
 
 class Draws:
@@ -36,10 +37,19 @@ class Draws:
                     "start again in another directory"
                 )
 
+    def forget_after(self, step: int) -> None:
+        """Drop what was drawn by what later steps had shown, and all draws of later stages."""
+        kept = [draw for draw in self.read() if draw.known <= step]
+        with self._ledger.transaction() as database:
+            if not database.execute(_THERE).fetchone():
+                return
+            later = "DELETE FROM draws WHERE stage > ? OR (stage = ? AND number > ?)"
+            database.execute(later, (self._stage, self._stage, len(kept)))
+
     def read(self) -> list[DrawnProblems]:
         """All of them. Raises RunError when one is damaged, or lost."""
         with self._ledger.access() as database:
-            there = database.execute("SELECT 1 FROM sqlite_schema WHERE name = 'draws'").fetchone()
+            there = database.execute(_THERE).fetchone()
             rows = (
                 database.execute(
                     "SELECT number, payload, sha256 FROM draws WHERE stage = ? ORDER BY number",

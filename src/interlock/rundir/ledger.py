@@ -279,18 +279,14 @@ class Ledger:
 
     def copy_to(self, path: Path) -> None:
         """Write all of it to a new file, as one moment has it. Raises RunError."""
-        with (
-            storage_errors(path.parent),
-            self._access() as database,
-            closing(_connect(str(path))) as target,
-        ):
+        with self.access() as database, ledger_errors(path), closing(connect(str(path))) as target:
             database.backup(target)
             target.execute("PRAGMA journal_mode=DELETE")
 
     def forget_after(self, stage: int, step: int) -> None:
         """Drop what came after a step, and all that waits; in one transaction."""
         later = "WHERE stage > ? OR (stage = ? AND step > ?)"
-        with self._transaction() as database:
+        with self.transaction() as database:
             for table in ("groups", "evaluations"):
                 database.execute(f"DELETE FROM {table} {later}", (stage, stage, step))
             for table in ("arrivals", "set_asides"):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from interlock.errors import RunError
 from interlock.records.moves import Move
+from interlock.rundir.draws import Draws
 from interlock.rundir.files import (
     JsonLines,
     atomic_directory,
@@ -61,6 +62,7 @@ def discard_since(run: RunDir, move: Move, number: int, into: int) -> Checkpoint
         remove_directory(run.path / gone)
     _cut_metrics(run, move)
     run.ledger.forget_after(move.stage, move.step)
+    Draws(run.ledger, move.stage).forget_after(move.step)  # last: no group is without its draw
     return back
 
 
