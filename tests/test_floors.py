@@ -21,7 +21,17 @@ FLOORS = [
     {"engine", "learner", "plan"},
     {"workers"},
     {"serve"},
-    {"recipes", "qualify", "parity", "doctor", "preflight", "export", "label", "migrate", "evidence"},
+    {
+        "recipes",
+        "qualify",
+        "parity",
+        "doctor",
+        "preflight",
+        "export",
+        "label",
+        "migrate",
+        "evidence",
+    },
     {"terminal"},
     {"cli"},
 ]
