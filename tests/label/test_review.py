@@ -13,13 +13,17 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from running import DEADLINE, ENVIRONMENT
 
+from interlock.config.drawing import DrawSettings
+from interlock.config.tasks import TaskSettings
 from interlock.errors import ConfigError, RunError
 from interlock.label.marks import LabelAnswer
 from interlock.label.review.decisions import Decisions, agreements, settled
 from interlock.label.review.exchange import from_label_studio, to_label_studio, to_trl
 from interlock.label.rows import LabelRow, Labels, LabelSetting, Review, read
+from interlock.tasks.mixture import open_tasks
 
 MARKS = ("disagreed", "too_hard", "useful", "flaky")
 
@@ -175,6 +179,46 @@ def test_trl_has_what_is_settled() -> None:
     found, left_out = to_trl([accepted, corrected, rejected, disputed])
     assert [each["solution"] for each in found] == ["0", "99"] and left_out == 1
     assert found[0]["prompt"] == [{"role": "user", "content": accepted.question}]
+
+
+def test_a_pass_rate_goes_with_the_solution_that_it_is_of_to_where_it_is_drawn_by(
+    tmp_path: Path,
+) -> None:
+    first, second, third, last = rows()
+    accepted = replace(first, pass_rate=0.25, reviews={"ann": Review("accept")})
+    corrected = replace(second, pass_rate=0.5, reviews={"ann": Review("correct", "99")})
+    found, _ = to_trl([accepted, corrected, third, replace(last, pass_rate=0.75)])
+    assert [each.get("pass_rate") for each in found] == [0.25, None, None, 0.75]
+    path = tmp_path / "trl.jsonl"
+    path.write_bytes(b"".join(msgspec.json.encode(each) + b"\n" for each in found))
+    task = TaskSettings("jsonl", options={"path": str(path)}, held_out=1, draw=DrawSettings())
+    tasks = open_tasks([task])
+    told = {"0": 0.25, "3": 0.75}
+    held_out = tasks.held_out(1)[0].answer
+    left = [rate for answer, rate in told.items() if answer != held_out]
+    counts = tasks.standing()["jsonl"]
+    assert counts.untried == 3 - len(left)
+    assert (counts.rates["to 25%"], counts.rates["to 75%"]) == (left.count(0.25), left.count(0.75))
+
+
+def test_what_another_program_wrote_meanwhile_is_not_overwritten(file: Path) -> None:
+    with Decisions(file) as decisions:
+        decisions.decide("jsonl:0", "ann", Review("accept"))
+        edited = file.read_text().replace("because", "as I say")
+        file.write_text(edited)
+        with pytest.raises(RunError, match=r"labels\.jsonl was changed by another program"):
+            decisions.decide("jsonl:1", "ann", Review("accept"))
+        assert file.read_text() == edited
+    with Decisions(file) as decisions:
+        decisions.decide("jsonl:1", "ann", Review("accept"))
+        decisions.decide("jsonl:2", "bob", Review("reject"))
+    assert [list(row.reviews) for row in read(file)[1]] == [["ann"], ["ann"], ["bob"], []]
+    assert {row.why for row in read(file)[1]} == {"as I say"}
+    with Decisions(file) as decisions:
+        file.unlink()
+        with pytest.raises(RunError, match="was changed by another program"):
+            decisions.decide("jsonl:1", "ann", None)
+        assert not file.exists()
 
 
 # -- Over HTTP ------------------------------------------------------------------------------------

@@ -1,15 +1,15 @@
 """The rows of a file of labels and what reviewers said of them; saved with every decision.
 
 Whoever reviews has the file to himself; several reviewers ask one server. A decision is on the disk
-before the next row is shown, and says which one it was made on: one that was made on a row that
-another version of this file has no more is refused, nothing is overwritten.
+before the next row is shown. Where another program has changed the file meanwhile, an editor for
+one, a decision is refused and nothing is overwritten.
 """
 
 import math
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
@@ -17,9 +17,9 @@ from typing import NamedTuple
 import msgspec
 from msgspec.structs import replace
 
-from interlock.errors import ConfigError
+from interlock.errors import ConfigError, RunError
 from interlock.label.rows import LabelRow, Review, held, read
-from interlock.rundir import write_atomically
+from interlock.rundir import storage_errors, write_atomically
 
 
 class ReviewersAgree(NamedTuple):
@@ -41,7 +41,8 @@ class Decisions:
         self.path = path
         self._stack = ExitStack()
         self._stack.enter_context(held(path))
-        _, self.rows = read(path)  # as it is now that nobody else writes
+        self._seen = _state(path)
+        _, self.rows = read(path)  # as it is now that no interlock writes
         self._places = {row.id: place for place, row in enumerate(self.rows)}
 
     def __enter__(self) -> "Decisions":
@@ -74,11 +75,27 @@ class Decisions:
         return changed
 
     def keep(self, changed: dict[int, LabelRow]) -> None:
-        """Rows in place of those there; all of them, or none."""
+        """Rows in place of those there; all of them, or none.
+
+        Raises RunError when the file is no longer what was read, or the disk does not take it.
+        """
+        if _state(self.path) != self._seen:
+            raise RunError(
+                f"{self.path} was changed by another program meanwhile; nothing was overwritten: "
+                "end this review and begin it again"
+            )
         rows = [changed.get(place, row) for place, row in enumerate(self.rows)]
         data = b"".join(msgspec.json.encode(row) + b"\n" for row in rows)
         write_atomically(self.path, data)
-        self.rows = rows
+        self.rows, self._seen = rows, _state(self.path)
+
+
+def _state(path: Path) -> tuple[int, int, int] | None:
+    """Changes with whatever is written to a file; None: it is gone."""
+    with suppress(FileNotFoundError), storage_errors(path.parent):
+        found = path.stat()
+        return found.st_ino, found.st_size, found.st_mtime_ns
+    return None
 
 
 def _checked(review: Review, row: LabelRow) -> Review:

@@ -73,7 +73,10 @@ def from_label_studio(content: bytes, rows: Sequence[LabelRow]) -> dict[str, dic
 
 
 def to_trl(rows: Sequence[LabelRow]) -> tuple[list[dict[str, Any]], int]:
-    """-> rows of `prompt` and `solution`; how many are left out, as their reviewers do not agree"""
+    """-> rows of `prompt` and `solution`; how many are left out, as their reviewers do not agree
+
+    With the pass rate, where it is of that very solution: a stage may draw by it.
+    """
     found, disputed = [], 0
     for row in rows:
         try:
@@ -83,7 +86,10 @@ def to_trl(rows: Sequence[LabelRow]) -> tuple[list[dict[str, Any]], int]:
             continue
         if as_it_is is not None:
             turns = [{"role": "user", "content": as_it_is.question}]
-            found.append({"prompt": turns, "solution": as_it_is.answer, "id": as_it_is.id})
+            told = {"prompt": turns, "solution": as_it_is.answer, "id": as_it_is.id}
+            if row.pass_rate is not None and as_it_is.answer == row.answer:
+                told["pass_rate"] = row.pass_rate
+            found.append(told)
     return found, disputed
 
 
