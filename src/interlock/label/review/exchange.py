@@ -14,18 +14,26 @@ from interlock.errors import RunError
 from interlock.label.review.decisions import settled
 from interlock.label.rows import LabelRow, Review
 
-_DECISION, _ANSWER, _NOTE = "decision", "answer", "note"  # names of the controls in a labelling
+# Names of the controls in a labelling. The reviewer is one of them: as `completed_by` Label Studio
+# takes its own accounts alone, and refuses a whole import for any other name.
+_DECISION, _ANSWER, _NOTE, _REVIEWER = "decision", "answer", "note", "reviewer"
 INTERFACE = """<View>
+  <Header value="Question" size="5"/>
   <Text name="question" value="$question"/>
+  <Header value="Reference" size="5"/>
   <Text name="reference" value="$reference"/>
+  <Header value="Why it is shown" size="5"/>
   <Text name="why" value="$why"/>
-  <Choices name="decision" toName="question" required="true">
+  <Choices name="decision" toName="question" required="true" showInline="true">
     <Choice value="accept" hotkey="a"/>
     <Choice value="correct" hotkey="c"/>
     <Choice value="reject" hotkey="r"/>
   </Choices>
-  <TextArea name="answer" toName="question" maxSubmissions="1"/>
-  <TextArea name="note" toName="question" maxSubmissions="1"/>
+  <TextArea name="answer" toName="question" maxSubmissions="1"
+            placeholder="the right answer, where it is corrected; then enter"/>
+  <TextArea name="note" toName="question" maxSubmissions="1" placeholder="a note; then enter"/>
+  <TextArea name="reviewer" toName="question" maxSubmissions="1"
+            placeholder="who says so, if not this account; then enter"/>
 </View>
 """
 
@@ -43,7 +51,7 @@ def to_label_studio(rows: Sequence[LabelRow]) -> list[dict[str, Any]]:
                 "samples": [each.text for each in row.samples],
             },
             "annotations": [
-                {"completed_by": {"email": name}, "result": list(_results(review))}
+                {"result": list(_results(name, review)), "ground_truth": False}
                 for name, review in row.reviews.items()
             ],
         }
@@ -86,42 +94,49 @@ def to_trl(rows: Sequence[LabelRow]) -> tuple[list[dict[str, Any]], int]:
             continue
         if as_it_is is not None:
             turns = [{"role": "user", "content": as_it_is.question}]
-            told = {"prompt": turns, "solution": as_it_is.answer, "id": as_it_is.id}
+            told: dict[str, Any] = {"prompt": turns, "solution": as_it_is.answer, "id": as_it_is.id}
             if row.pass_rate is not None and as_it_is.answer == row.answer:
                 told["pass_rate"] = row.pass_rate
             found.append(told)
     return found, disputed
 
 
-def _results(review: Review) -> Iterator[dict[str, Any]]:
+def _results(reviewer: str, review: Review) -> Iterator[dict[str, Any]]:
     def result(name: str, kind: str, value: dict[str, Any]) -> dict[str, Any]:
         return {"from_name": name, "to_name": "question", "type": kind, "value": value}
 
     yield result(_DECISION, "choices", {"choices": [review.decision]})
-    for name, text in ((_ANSWER, review.answer), (_NOTE, review.note)):
+    texts = ((_ANSWER, review.answer), (_NOTE, review.note), (_REVIEWER, reviewer))
+    for name, text in texts:
         if text:
             yield result(name, "textarea", {"text": [text]})
 
 
 def _who(annotation: dict[str, Any]) -> str:
+    """The reviewer it names, else the account that made it."""
+    if name := _text(annotation["result"], _REVIEWER).strip():
+        return name
     who = annotation.get("completed_by")
     if isinstance(who, dict):
         who = who.get("email") or who.get("id")
     return f"{who}" if who is not None else "label studio"
 
 
+def _text(results: list[dict[str, Any]], name: str) -> str:
+    """What stands in a control for text; "" where nothing does."""
+    said = {each["from_name"]: each["value"] for each in results}
+    text = said.get(name, {}).get("text", "")
+    return "\n".join(text) if isinstance(text, list) else str(text)
+
+
 def _review(results: list[dict[str, Any]]) -> Review:
     said = {each["from_name"]: each["value"] for each in results}
-    texts = {}
-    for name in (_ANSWER, _NOTE):
-        text = said.get(name, {}).get("text", "")
-        texts[name] = "\n".join(text) if isinstance(text, list) else str(text)
     try:
         return msgspec.convert(
             {
                 "decision": said[_DECISION]["choices"][0],
-                "answer": texts[_ANSWER].strip() or None,
-                "note": texts[_NOTE],
+                "answer": _text(results, _ANSWER).strip() or None,
+                "note": _text(results, _NOTE),
             },
             Review,
         )
