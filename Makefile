@@ -17,7 +17,7 @@ LOCKED := $(INSTALL) --require-hashes -r requirements
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .PHONY: help demo test test-slow test-any-cpu test-any-cpu-quick chaos gpu clients client-environments wheel lint \
-  format bench untuned distil-or-grpo r1-tiny specialists credit-rules planted-hack planted-faults vllm lock clean
+  format bench untuned distil-or-grpo curriculum r1-tiny specialists credit-rules planted-hack planted-faults vllm lock clean
 
 help:  ## This list
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 20
@@ -101,6 +101,10 @@ untuned: $(VENV)/.bench  ## One recipe on five generators of reasoning-gym that 
 distil-or-grpo: $(VENV)/.bench  ## On-policy distillation against GRPO for equal compute; goes on where it stopped
 	mkdir -p $(FIGURES)
 	$(BIN)/python bench/distil_or_grpo.py --runs $(FIGURES)/distil-or-grpo --json $(FIGURES)/distil_or_grpo.json
+
+curriculum: $(VENV)/.bench  ## Problems labelled, then drawn by pass rate against in order: groups that teach; goes on
+	mkdir -p $(FIGURES)
+	$(BIN)/python bench/curriculum.py --runs $(FIGURES)/curriculum --json $(FIGURES)/curriculum.json
 
 r1-tiny: $(VENV)/.bench  ## R1's order of stages on a small model, every stage measured; goes on where it stopped
 	mkdir -p $(FIGURES)
