@@ -151,9 +151,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def reference_model(family: str) -> PreTrainedModel:
+def reference_model(family: str, **changes: Any) -> PreTrainedModel:
     """transformers' model of the family, with weights large enough to tell errors."""
     kind, settings = FAMILIES[family]
+    settings = settings | changes
     # transformers completes the rope parameters in place.
     settings = {key: dict(v) if isinstance(v, dict) else v for key, v in settings.items()}
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **_SIZES | settings))

@@ -83,8 +83,7 @@ class StoredWeights:
         self._places = {n: path for path, names in self._stored.used.items() for n in names}
         sizes = {name: list(view.shape) for name, view in decoder.tensors().items()}
         self.shapes = {name: sizes[name] for name in self._places}
-        layout = decoder.layout()
-        self.exact = {name for name in sizes if layout[name][0].endswith("router.correction")}
+        self.exact = decoder.exact()
         _check_spare(lambda: self.read("model.embed_tokens.weight"), self._stored.spare)
 
     def read(self, name: str) -> Tensor:

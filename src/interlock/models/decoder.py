@@ -28,6 +28,7 @@ from interlock.models.latent import LatentAttention
 from interlock.models.layers import LayoutEntry, Linear, Mlp, ParameterSlice, RMSNorm
 from interlock.models.moe import Experts
 from interlock.models.rope import Angles, Rotary, rotate
+from interlock.records.adapters import AdapterForm
 
 # Hugging Face name -> (parameter name, index into it)
 Layout = dict[str, ParameterSlice]
@@ -126,6 +127,10 @@ class Decoder(nn.Module):
         self.dtype = torch.float32
         self.checkpointing = False
         self.predictor: nn.Module | None = None  # models/predictor.py, where one is trained
+        # Of the adapter that stands beside the weights, which are frozen then (models/adapters.py);
+        # its tensors by PEFT's names.
+        self.adapter: AdapterForm | None = None
+        self.adapter_layout: Layout = {}
 
     @property
     def head(self) -> nn.Parameter:
@@ -165,9 +170,22 @@ class Decoder(nn.Module):
                 module.product = self.product
 
     def shared(self) -> "Decoder":
-        """Another decoder of the very same weights, outside of autograd: they change together."""
+        """Another decoder of the very same weights, outside of autograd: they change together.
+        Of an adapter it has none.
+        """
         own = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in self.parameters()}
-        return copy.deepcopy(self, memo=own)
+        other = copy.deepcopy(self, memo=own)
+        other.drop_adapter()
+        return other
+
+    def drop_adapter(self) -> None:
+        """Compute by the weights alone; they stay frozen, if they are."""
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.adapter = None
+            elif isinstance(module, Experts):
+                module.gate_up_adapter = module.down_adapter = None
+        self.adapter, self.adapter_layout = None, {}
 
     def expert_loads(self) -> list[Tensor]:
         """Of every layer of experts, the tokens that each had since they were last forgotten, [E].
@@ -211,10 +229,14 @@ class Decoder(nn.Module):
 
     def published(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
         """Hugging Face name and a copy in `dtype`, one at a time; what moe.py keeps fp32 stays."""
-        layout = self.layout()
+        exact = self.exact()
         for name, view in self.tensors().items():
-            exact = layout[name][0].endswith("router.correction")
-            yield name, view.to(torch.float32 if exact else dtype, copy=True)
+            yield name, view.to(torch.float32 if name in exact else dtype, copy=True)
+
+    def exact(self) -> set[str]:
+        """The tensors that are fp32 whatever the others are in, by Hugging Face names."""
+        owners = self.layout().items()
+        return {name for name, (owner, _) in owners if owner.endswith("router.correction")}
 
     def _experts(self) -> Iterator[Experts]:
         """Those of the layers: a predictor's are not balanced."""

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from interlock.chips.products import Product
+from interlock.models.low_rank import LowRank
 
 # (parameter name, index into it)
 ParameterSlice = tuple[str, tuple[int | slice, ...]]
@@ -23,18 +24,33 @@ LayoutEntry = tuple[str, ParameterSlice]
 
 
 class Linear(nn.Module):
-    """y = x Wᵀ + b, with W [out, in] cast to x's dtype; see Decoder.use for `product`."""
+    """y = x Wᵀ + b, with W [out, in] cast to x's dtype; see Decoder.use for `product`.
+
+    `adapter` adds to y (adapters.py). `lent`: what an engine has for all of it, adapter included
+    (engine/portable/prepacked.py).
+    """
 
     def __init__(self, inputs: int, outputs: int, bias: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(outputs, inputs))
         self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
         self.product: Product = F.linear
+        self.lent: Product | None = None
+        self.adapter: LowRank | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """x [N, in] -> [N, out]."""
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        return self.product(x, self.weight.to(x.dtype), bias)
+        return (self.lent or self.adapted)(x, self.weight.to(x.dtype), bias)
+
+    def adapted(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """x [N, in] -> [N, out] by this weight and bias, which are its own, with the adapter."""
+        y = self.product(x, weight, bias)
+        return y if self.adapter is None else self.adapter(x, y)
+
+    def whole(self) -> Tensor:
+        """The weight with what the adapter adds to it."""
+        return self.weight if self.adapter is None else self.adapter.added_to(self.weight)
 
     def layout(self, ours: str, theirs: str) -> Iterator[LayoutEntry]:
         """As one tensor of its own."""

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from interlock.chips.products import Product, grouped
 from interlock.models.architecture import Routing
 from interlock.models.layers import LayoutEntry, Mlp, swiglu
+from interlock.models.low_rank import LowRank
 
 
 class Router(nn.Module):
@@ -82,6 +83,8 @@ class Experts(nn.Module):
         self.down = nn.Parameter(torch.empty(count, hidden, inner))
         self.shared = Mlp(hidden, routing.shared_inner) if routing.shared_inner else None
         self.product: Product = F.linear  # see Decoder.use
+        self.gate_up_adapter: LowRank | None = None  # adapters.py
+        self.down_adapter: LowRank | None = None
         self.routed: Tensor | None = None  # [E] tokens per expert in the last forward pass
         self.load: Tensor | None = None  # [E] the same, summed since the last `balance`
 
@@ -90,13 +93,19 @@ class Experts(nn.Module):
         choice, weights = self.router(x)
         count, per_token = len(self.gate_up), choice.shape[1]
         order = choice.flatten().argsort(stable=True)  # [N k]
-        self.routed = routed = choice.flatten().bincount(minlength=count)
+        self.routed = choice.flatten().bincount(minlength=count)
         rows = x.repeat_interleave(per_token, dim=0).index_select(0, order)  # [N k, d]
-        inner = grouped(rows, self.gate_up.to(x.dtype), routed, self.product)  # [N k, 2I]
-        out = grouped(swiglu(inner), self.down.to(x.dtype), routed, self.product)
+        inner = self._each(rows, self.gate_up, self.gate_up_adapter)  # [N k, 2I]
+        out = self._each(swiglu(inner), self.down, self.down_adapter)
         out = out.index_select(0, order.argsort()).unflatten(0, (-1, per_token))  # [N, k, d]
         mixed = (out * weights[..., None]).sum(1).to(x.dtype)
         return mixed if self.shared is None else mixed + self.shared(x)
+
+    def _each(self, rows: Tensor, weights: Tensor, adapter: LowRank | None) -> Tensor:
+        """Rows [N k, in], sorted, by the weights [E, out, in] of the expert that each goes to."""
+        assert self.routed is not None
+        y = grouped(rows, weights.to(rows.dtype), self.routed, self.product)
+        return y if adapter is None else adapter.routed(rows, y, self.routed, self.product)
 
     def count(self) -> None:
         """Add the last forward pass to the load. Not in `forward`, which checkpointing repeats."""
