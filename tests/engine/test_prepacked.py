@@ -51,7 +51,7 @@ def test_a_packed_product_is_the_product(
 
 
 def used(decoder: Decoder) -> set[object]:
-    maps = [module.product for module in decoder.modules() if isinstance(module, Linear)]
+    maps = [m.lent or m.product for m in decoder.modules() if isinstance(m, Linear)]
     return {type(product) for product in (*maps, decoder.head_product)}
 
 

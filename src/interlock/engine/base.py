@@ -5,6 +5,7 @@
     running <────────────────────────┘             └─ its Completion, once that ended it
     abort(name)             what it made is forgotten; the others do not notice
     load(tensors, version)  between any two steps; what runs goes on under the new weights
+    load_adapter(…)         the same of an adapter, beside the weights that were loaded last
 
 Streams, joining in mid-flight, refilled slots and serving all come from that; `generate` is one
 loop on top, the same for every engine. An engine belongs to one thread.
@@ -26,6 +27,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from interlock.errors import ConfigError, ModelError
+from interlock.records.adapters import AdapterForm
 from interlock.records.replay import NO_REPLAY, Replay
 from interlock.records.rl import Completion, Sampling, Segment
 from interlock.records.serving import Alternatives, Rules
@@ -196,6 +198,21 @@ class Engine(ABC):
         Raises ModelError, with nothing changed, on a missing or unknown name or a wrong shape.
         """
 
+    @property
+    def takes_adapters(self) -> bool:
+        """Whether it has `load_adapter`; where not, adapters are merged and loaded as weights."""
+        return False
+
+    def load_adapter(
+        self, tensors: Mapping[str, "Tensor"], form: AdapterForm, version: int
+    ) -> None:
+        """Serve the weights that `load` was given last, with this adapter beside them: tensors by
+        PEFT's names. What runs goes on as of `load`.
+
+        Raises ModelError, with nothing changed, as `load` does.
+        """
+        raise NotImplementedError
+
     @abstractmethod
     def score(self, tokens: Sequence[int], top_k: int = 0) -> Scores:
         """Log-probabilities of given tokens [n] through the prefill of a prompt.
@@ -205,7 +222,9 @@ class Engine(ABC):
 
     @abstractmethod
     def held(self) -> "Iterator[tuple[str, Tensor]] | None":
-        """The weights as they are used, under Hugging Face names; None: they cannot be read."""
+        """The weights as they are used, under Hugging Face names, and the adapter beside them, by
+        PEFT's; None: they cannot be read.
+        """
 
     def generate(
         self, requests: Sequence[Request], on_finished: OnFinished | None = None

@@ -32,9 +32,11 @@ from interlock.engine.portable.kv_cache import Prefill
 from interlock.engine.portable.prepacked import PackedProducts
 from interlock.engine.portable.schedule import EXACT, Schedule
 from interlock.engine.portable.scheduler import Scheduler
+from interlock.models import adapters
 from interlock.models.attention import FUSED_ABOVE
 from interlock.models.checkpoint import load_decoder
 from interlock.models.decoder import Decoder
+from interlock.records.adapters import AdapterForm
 
 
 class PortableEngine(Engine):
@@ -113,9 +115,30 @@ class PortableEngine(Engine):
     def load(self, tensors: Mapping[str, Tensor], version: int) -> None:
         check_weights(tensors, self.shapes, version)
         self._packed.end()
+        if self.decoder.adapter is not None:
+            self.decoder.drop_adapter()
+            self._scheduler.rebuilt()
         with torch.no_grad():
             for name, view in self.decoder.tensors().items():
                 view.copy_(tensors[name])
+        self._serve(version)
+
+    @property
+    def takes_adapters(self) -> bool:
+        return True
+
+    def load_adapter(self, tensors: Mapping[str, Tensor], form: AdapterForm, version: int) -> None:
+        check_weights(tensors, adapters.adapter_shapes(self.shapes, form), version)
+        self._packed.end()
+        if self.decoder.adapter != form:
+            adapters.attach(self.decoder, form, self.decoder.dtype)
+            self.decoder.requires_grad_(False)
+            self._scheduler.rebuilt()
+        adapters.set_adapter(self.decoder, tensors)
+        self._serve(version)
+
+    def _serve(self, version: int) -> None:
+        """From now on, by the weights as they are; what runs is computed anew."""
         self.version = version
         try:
             with torch.inference_mode():
@@ -141,6 +164,7 @@ class PortableEngine(Engine):
 
     def held(self) -> Iterator[tuple[str, Tensor]]:
         yield from self.decoder.tensors().items()
+        yield from adapters.adapter_tensors(self.decoder).items()
 
     def _rest(self) -> None:
         """Nothing is held for sequences where there are none: an update may come."""

@@ -6,7 +6,8 @@ With few rows, half of a product's time goes into bringing W into that order, wi
 part of a prompt still a sixth. A packed copy takes the memory of the weights and the time of a few
 decoding steps; it is made when an engine begins to decode and dropped when nothing runs or the
 weights change, so it is never stale and never there in an update. Of a vocabulary narrower than its
-logits, a wide copy is kept as long.
+logits, a wide copy is kept as long. What an adapter adds is packed with the weights, so that it
+costs decoding nothing.
 What a kernel packs, and whether there is one, says chips/products.py.
 """
 
@@ -56,7 +57,7 @@ class PackedProducts:
         if 1 < rows <= MOST_ROWS and not self._packed:
             self._packed = True
             for each in self._linears() if self._packs(self._decoder.dtype) else ():
-                each.product = Packed(self._kernel, each.weight, rows, each.product)
+                each.lent = Packed(self._kernel, each.whole(), rows, each.adapted)
             if self._packs(wide_dtype):
                 self._widened = True
                 head = self._decoder.head.to(wide_dtype)
@@ -69,7 +70,8 @@ class PackedProducts:
     def end(self) -> None:
         """Multiply with the weights themselves again; the copies are freed."""
         if self._packed or self._widened:
-            self._decoder.use(self._kernel)
+            for each in self._linears():
+                each.lent = None
             self._decoder.head_product = wide
         self._packed = self._widened = False
 

@@ -46,6 +46,11 @@ class RecordedSteps:
             return self._decoder(tokens, positions, attend)
         return recorded.replay()
 
+    def forget(self) -> None:
+        """The decoder has other parts now."""
+        self._recorded.clear()
+        self._last = None
+
     def _record(self, tokens: Tensor, positions: Tensor, attend: Decode) -> RecordedWork[Tensor]:
         if len(self._recorded) == MOST:
             self._recorded.clear()

@@ -93,6 +93,11 @@ class Scheduler:
         """Tokens that any pending sequence may at most be given."""
         return max((p.request.sampling.max_tokens for p in self._prompts.values()), default=0)
 
+    def rebuilt(self) -> None:
+        """The decoder has other parts now; what runs is computed anew by `recompute`."""
+        if isinstance(self._decode_step, RecordedSteps):
+            self._decode_step.forget()
+
     def prepare(self) -> None:
         """What the first grammar would have all that runs wait for."""
         self._guides.prepare()
