@@ -151,7 +151,11 @@ def test_a_lone_stage_needs_no_index(tmp_path: Path) -> None:
         ("stage.steps='3'", "stage.0.steps = '3': expected int, got str; write it without quotes"),
         ("stage.steps=1e2", "stage.0.steps = 100.0: expected int, got float; write 100"),
         ("generator.env.OMP_NUM_THREADS=2", """'generator.0.env.OMP_NUM_THREADS="…"'"""),
-        ("model.lora_r=16", "'model.lora_r'; [model] has path, chat_template"),
+        ("model.lora_r=16", "unknown setting 'model.lora_r'; did you mean 'learner.lora'?"),
+        ("model.r=16", "'model.r'; [model] has path, chat_template"),
+        ("learner.lora.targets=q_proj", "choose one of all-linear, or a list of names"),
+        ("learner.lora.rank=0", "learner.lora.rank = 0: expected int >= 1"),
+        ('learner.lora={"targets"=[]}', "learner.lora.targets = [] leaves nothing to learn"),
         ("stage.optimizer.lr='1e-4'", "expected float, got str; write it without quotes"),
         ("learner.activation_checkpointing=yes", "got str; write true or false"),
         ("learner.activation_checkpointing=1", "got int; write true or false"),
@@ -436,3 +440,39 @@ steps = 1
         load(tmp_path, recipe)
     for mended in ("stage.1.max_tokens=4096", "stage.1.overlong=leave_out"):
         assert len(load(tmp_path, recipe, mended).stage) == 2
+
+
+def test_an_adapter_learns_at_ten_times_the_rate_where_none_is_said(tmp_path: Path) -> None:
+    text = 'model.path = "x"\n[[stage]]\nkind = "sft"\nsteps = 9\ndata = "y"\n'
+    path = tmp_path / "recipe.toml"
+    path.write_text(text)
+    rates = {
+        settings: load_recipe(path, settings).stage[0].optimizer
+        for settings in [
+            (),
+            ("learner.lora.rank=8",),
+            ("learner.lora.rank=8", "stage.optimizer.lr=3e-5"),
+            ("learner.lora.rank=8", "stage.optimizer.warmup_steps=2"),
+        ]
+    }
+    assert [each and each.lr for each in rates.values()] == [1e-5, 1e-4, 3e-5, 1e-4]
+    once = load_recipe(path, ["learner.lora.rank=8"])
+    assert parse_recipe(to_tree(once)) == once
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ("learner.mtp_weight = 0.1", "with learner.lora none of them changes; leave it at 0"),
+        (
+            "stage.from = 'hf:a/b'",
+            "'hf:a/b' is other weights than those that the adapter of learner.lora is of",
+        ),
+    ],
+)
+def test_what_an_adapter_does_not_go_with(more: str, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text('model.path = "x"\n[[stage]]\nkind = "sft"\nsteps = 9\ndata = "y"\n')
+    with pytest.raises(ConfigError) as refused:
+        load_recipe(path, ["learner.lora.rank=8", more.replace(" = ", "=")])
+    assert told in str(refused.value)

@@ -16,7 +16,7 @@ from typing import Any
 
 from interlock.config.rewards import JudgeReward
 from interlock.config.schema import GeneratorSettings, Recipe, by_name
-from interlock.config.stages import of_stage
+from interlock.config.stages import MODEL, of_stage
 from interlock.config.tasks import TaskSettings, task_conflicts
 from interlock.errors import ConfigError
 from interlock.text import hide_credentials, one_line
@@ -73,6 +73,27 @@ def _ahead(recipe: Recipe) -> Iterator[str]:
             yield (
                 f"learner.mtp_weight goes with no stage that begins from other weights (stage "
                 f"{index}: from), which are kept without that layer; leave it at 0"
+            )
+
+
+def _adapter(recipe: Recipe) -> Iterator[str]:
+    """An adapter is of one base, whose weights stay as they are."""
+    lora = recipe.learner.lora
+    if lora is None:
+        return
+    if recipe.learner.mtp_weight > 0:
+        yield (
+            "learner.mtp_weight trains a layer of the model, and with learner.lora none of them "
+            "changes; leave it at 0"
+        )
+    if lora.targets == []:
+        yield 'learner.lora.targets = [] leaves nothing to learn; name some, or "all-linear"'
+    for index, stage in enumerate(recipe.stage):
+        if stage.origin not in (None, MODEL) and of_stage(str(stage.origin)) is None:
+            shown = one_line(repr(stage.origin), 60)
+            yield (
+                f"stage.{index}.from = {shown} is other weights than those that the adapter of "
+                "learner.lora is of; set model.path to it"
             )
 
 
@@ -331,6 +352,7 @@ _CHECKS: tuple[Callable[[Recipe], Iterator[str]], ...] = (
     _inline,
     _learner,
     _ahead,
+    _adapter,
     _options,
     _guard,
     _stage_names,

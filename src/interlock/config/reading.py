@@ -21,7 +21,7 @@ from interlock.config.rewards import AnyReward
 from interlock.config.schema import Recipe
 from interlock.config.secrets import is_secret, shown_override
 from interlock.config.serving import ServeSettings
-from interlock.config.stages import STAGES
+from interlock.config.stages import LORA_FACTOR, STAGES
 from interlock.config.tasks import EvaluationSettings, TaskSettings
 from interlock.errors import ConfigError
 from interlock.records.rl import Sampling
@@ -119,9 +119,23 @@ def parse_sampling(
 
 def parse_recipe(tree: dict[str, Any], source: str = "recipe") -> Recipe:
     """Turn a plain tree into a Recipe. Raises ConfigError on any unknown key or wrong value."""
-    recipe = _convert(tree, Recipe, source, _listed(tree))
+    recipe = _rated(_convert(tree, Recipe, source, _listed(tree)), tree)
     check_combinations(recipe, source)
     return recipe
+
+
+def _rated(recipe: Recipe, tree: dict[str, Any]) -> Recipe:
+    """With the rates of stages that say none, where an adapter learns: see LORA_FACTOR."""
+    if recipe.learner.lora is None:
+        return recipe
+    stages = []
+    for stage, said in zip(recipe.stage, tree["stage"], strict=True):
+        if stage.optimizer is not None and "lr" not in said.get("optimizer", {}):
+            rate = LORA_FACTOR * stage.optimizer.lr
+            optimizer = msgspec.structs.replace(stage.optimizer, lr=rate)
+            stage = msgspec.structs.replace(stage, optimizer=optimizer)
+        stages.append(stage)
+    return msgspec.structs.replace(recipe, stage=stages)
 
 
 def to_tree(section: msgspec.Struct) -> dict[str, Any]:
@@ -302,6 +316,9 @@ def nearest(setting: str, kind: type[msgspec.Struct] = Recipe) -> str | None:
     near = difflib.get_close_matches(
         plain, same_leaf or like, n=1, cutoff=0.0 if same_leaf else 0.6
     )
+    if not near:  # in another table, by its last word alone
+        leaves = {path.rsplit(".", 1)[-1]: path for path in like}
+        near = [leaves[word] for word in difflib.get_close_matches(leaf, leaves, 1, cutoff=0.8)]
     return near[0] if near else None
 
 
@@ -319,8 +336,11 @@ def _choices(setting: str, kind: type[msgspec.Struct]) -> str:
     for path, found in _settings(msgspec.inspect.type_info(kind), ""):
         if isinstance(found, msgspec.inspect.VarTupleType | msgspec.inspect.ListType):
             found = found.item_type
-        if path == _plain(setting) and isinstance(found, msgspec.inspect.LiteralType):
-            return ", ".join(map(str, found.values))
+        several = found.types if isinstance(found, msgspec.inspect.UnionType) else (found,)
+        for each in several if path == _plain(setting) else ():
+            if isinstance(each, msgspec.inspect.LiteralType):
+                lists = any(isinstance(other, msgspec.inspect.ListType) for other in several)
+                return ", ".join(map(str, each.values)) + ", or a list of names" * lists
     return ""
 
 

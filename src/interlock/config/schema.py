@@ -27,6 +27,7 @@ from interlock.config.fields import (
     Weight,
 )
 from interlock.config.stages import AnyStage, StageSettings
+from interlock.records.adapters import AdapterForm
 
 EngineName = Literal["torch", "vllm"]  # the modules are named in workers/generator.py
 # "auto", and 0 where it says so: as measured on the device (chips/probe.py); the run records it.
@@ -125,6 +126,8 @@ class LearnerSettings(SettingsTable, frozen=True):
     micro_batch_tokens: NonNegative = 0
     logits_chunk: Positive = 1024  # tokens whose logits are held at a time
     activation_checkpointing: bool = False  # less memory, one forward pass more
+    # [learner.lora]: an adapter learns, the weights beside it stay (docs/lora.md). None: all learn.
+    lora: AdapterForm | None = None
     max_bad_steps: Positive = 5  # non-finite steps in a row before the run stops
     # How far an expert's bias moves per step against its load: DeepSeek-V3 (arXiv 2412.19437, 4.2).
     expert_bias_rate: Weight = 1e-3

@@ -7,7 +7,8 @@
 
 Written into a directory that the caller owns, syncs and renames (rundir's `atomic_directory`).
 Tensors go by the decoder's own parameter names; these files are for resuming, not for publishing.
-They are written and read by rank 0, and are the same whatever the number of processes.
+They are written and read by rank 0, and are the same whatever the number of processes. Of a learner
+with an adapter they hold that alone, and state.json the digest of the weights that it is of.
 The learner draws no random numbers, so there is no generator state to keep.
 """
 
@@ -42,6 +43,7 @@ class _SavedState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     unpublished: bool
     sha256: dict[str, str]  # file name -> digest of its bytes
     extra: dict[str, Any]
+    base: str | None = None  # of an adapter: Learner.base
 
 
 def save(learner: Learner, directory: Path, extra: dict[str, Any]) -> None:
@@ -65,6 +67,7 @@ def save(learner: Learner, directory: Path, extra: dict[str, Any]) -> None:
         unpublished=learner.unpublished,
         sha256=digests,
         extra=extra,
+        base=learner.base,
     )
     (directory / "state.json").write_bytes(msgspec.json.format(msgspec.json.encode(state)))
 
@@ -80,6 +83,14 @@ def load(learner: Learner, directory: Path) -> dict[str, Any]:
         raise RunError(
             f"{directory} has checkpoint format {state.format}, not {_FORMAT}; resume it with the "
             "version of Interlock that wrote it"
+        )
+    if state.base != learner.base:
+        raise RunError(
+            f"{directory} holds an adapter of other weights than these; resume with the model that "
+            "it was begun with"
+            if state.base is not None and learner.base is not None
+            else f"{directory} is of a run {'with' if state.base else 'without'} learner.lora; "
+            "resume with the recipe that wrote it"
         )
     kinds = _kinds(learner, state.steps)
     expected = {f"{kind}.safetensors" for kind in kinds}
@@ -152,7 +163,8 @@ def _like(learner: Learner, kind: StateKind) -> dict[str, Tensor]:
         return {name: parameter.detach() for name, parameter in learner.parameters.items()}
     owner = learner.reference if kind == "reference" else learner.decoder
     assert owner is not None
-    return {name: parameter.detach() for name, parameter in owner.named_parameters()}
+    found = {name: parameter.detach() for name, parameter in owner.named_parameters()}
+    return found if learner.base is None else {name: found[name] for name in learner.parameters}
 
 
 def _read(path: Path, digests: dict[str, str], like: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -208,7 +208,8 @@ class _ChunkedDivergence(torch.autograd.Function):
         wide = torch.promote_types(hidden.dtype, torch.float32)
         columns = hidden.new_empty((len(Columns._fields), len(targets)), dtype=wide)
         d_hidden = torch.empty_like(hidden)
-        d_head = torch.zeros_like(head, dtype=torch.promote_types(head.dtype, torch.float32))
+        learned = ctx.needs_input_grad[1]
+        d_head = torch.zeros_like(head, dtype=wide) if learned else None
         on_cpu = hidden.device.type == "cpu"
         block = max(1, CACHED // head.shape[0]) if on_cpu else chunk
         for rows in slices(len(targets), chunk):
@@ -223,7 +224,8 @@ class _ChunkedDivergence(torch.autograd.Function):
                 logits[part] = found.slope * scale[part]
             slopes = logits.to(dtype)
             d_hidden[rows] = product(slopes, weight.mT, None)
-            add_product(d_head, slopes.mT, hidden[rows].to(dtype))
+            if d_head is not None:
+                add_product(d_head, slopes.mT, hidden[rows].to(dtype))
         ctx.save_for_backward(d_hidden, d_head)
         ctx.head_dtype = head.dtype
         ctx.mark_non_differentiable(*(out := columns.unbind()))

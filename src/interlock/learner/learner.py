@@ -4,13 +4,15 @@
                                                                        v
     number, tensors <─ publish ─ masters <─ AdamW <─ clip <─ gradients, if all are finite
 
-It knows nothing of rewards, advantages or tasks: what to learn stands in the groups' weights.
+It knows nothing of rewards, advantages or tasks: what to learn stands in the groups' weights. Of a
+decoder with an adapter (models/adapters.py) the masters are A and B; the weights beside them are
+held once, in the compute dtype, and have neither gradients nor moments.
 """
 
 import copy
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 
 import msgspec
 import torch
@@ -43,6 +45,7 @@ from interlock.learner.optimizer import adamw, learning_rate
 from interlock.learner.packing import MicroBatch, TrainingGroup, check_sampled, labels_of, pack
 from interlock.learner.reading import read, read_targets
 from interlock.learner.step_result import StepResult, step_result
+from interlock.models import adapters
 from interlock.models.attention import causal, repeated
 from interlock.models.decoder import Decoder
 
@@ -57,9 +60,11 @@ class Learner:
         number, tensors = learner.publish()  # what generators load
 
     Args:
-        decoder: in fp32; its compute dtype becomes that of `settings`.
+        decoder: in fp32, but what an adapter leaves frozen; its compute dtype becomes that of
+            `settings`.
         total_steps: optimizer steps of the stage, which the schedule runs over.
-        keep_reference: freeze a copy of the decoder as it is now; groups with KL weights need it.
+        keep_reference: freeze a copy of the masters as they are now; groups with KL weights need
+            it.
         version: the number of the first published weights.
         ranks: the processes that share the decoder (sharding.py), each with a Learner on its part;
             rank 0's broadcasts what is asked of it to the others. None: this process alone.
@@ -197,19 +202,33 @@ class Learner:
             return found.tolist()
 
     @torch.no_grad()
-    def publish(self, dtype: torch.dtype | None = None) -> tuple[int, dict[str, Tensor]]:
-        """The weights for generators, or in another `dtype` than theirs for others.
+    def publish(self) -> tuple[int, dict[str, Tensor]]:
+        """What generators load: the weights, or the adapter (`decoder.adapter`) alone.
 
         Returns:
-            The version's number, and the masters in the compute dtype, or `dtype`, by HF names:
-            copies, on the masters' device; of several processes, on the CPU of rank 0 alone.
-            Weights that have not moved since the last call keep their number.
+            The version's number, and the masters in the compute dtype, by Hugging Face names, of an
+            adapter by PEFT's: copies, on the masters' device; of several processes, on the CPU of
+            rank 0 alone. Masters that have not moved since the last call keep their number.
         """
         self.version += self.unpublished
         self.unpublished = False
-        name = None if dtype is None else str(dtype).removeprefix("torch.")
-        with self.ranks.broadcast(PublishWeights(name)):
-            return self.version, dict(sharding.published(self.decoder, self.ranks, dtype))
+        if self.decoder.adapter is not None:
+            return self.version, adapters.published_adapter(self.decoder, self.decoder.dtype)
+        return self.version, self.weights(self.decoder.dtype)
+
+    @torch.no_grad()
+    def weights(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """The weights, with what an adapter adds to them, by Hugging Face names; as of `publish`"""
+        if self.decoder.adapter is not None:
+            return dict(adapters.merged_weights(self.decoder, dtype))
+        with self.ranks.broadcast(PublishWeights(str(dtype).removeprefix("torch."))):
+            return dict(sharding.published(self.decoder, self.ranks, dtype))
+
+    @cached_property
+    def base(self) -> str | None:
+        """Digest of the weights that the adapter stands beside; None: all of them learn."""
+        adapted = self.decoder.adapter is not None
+        return adapters.base_digest(self.decoder) if adapted else None
 
     @torch.no_grad()
     def renew_reference(self) -> None:
@@ -354,7 +373,8 @@ class Learner:
             self.unpublished = True
         self.optimizer.zero_grad()
         # At rate 0 the biases stay, and what a bad step counted is forgotten.
-        rate = self._settings.expert_bias_rate if finite else 0.0
+        moves = finite and self.decoder.adapter is None  # else they are of what is frozen
+        rate = self._settings.expert_bias_rate if moves else 0.0
         self._expert_load = settle_experts(self.decoder, self.ranks, rate)
         self._count_bad(not finite, loss, grad_norm)
         return grad_norm, not finite
@@ -390,9 +410,17 @@ def _of(batch: MicroBatch, column: Tensor | None) -> Tensor | None:
 
 
 def _frozen_copy(decoder: Decoder, ranks: Ranks) -> Decoder:
-    """The decoder as it is now, in its compute dtype, to which every weight is cast at its use."""
+    """The decoder as it is now, in its compute dtype, to which every weight is cast at its use.
+
+    Of one with an adapter, that alone is copied.
+    """
     if ranks.size > 1:
         return sharding.frozen_copy(decoder, ranks)
+    if decoder.adapter is not None:
+        beside = decoder.shared()
+        adapters.attach(beside, decoder.adapter, decoder.dtype)
+        adapters.set_adapter(beside, adapters.adapter_tensors(decoder))
+        return beside.requires_grad_(False)
     frozen = copy.deepcopy(decoder)
     for parameter in frozen.parameters():
         if parameter.requires_grad:  # the others stay fp32, see models/decoder.py

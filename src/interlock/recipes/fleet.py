@@ -77,20 +77,23 @@ def check(recipe: Recipe) -> None:
 def open_inline(recipe: Recipe, model: Path, trust: str, masters: Decoder | None) -> Inline:
     """The one generator of a recipe, in this process, on a chip of this trust. Raises UserError.
 
-    Where it would only hold a copy of the learner's `masters`, it uses these themselves: a recipe
-    publishes what it has learned before anything is generated.
+    Where it would only hold a copy of the learner's `masters`, or of what stands frozen beside an
+    adapter, it uses these themselves: a recipe publishes what it has learned before anything is
+    generated.
     """
     ((name, settings),) = worker_settings(recipe).items()
     template, clock = recipe.model.chat_template, recipe.model.clock
     if masters is not None and _would_copy(settings, recipe.learner, masters):
-        return Inline(sharing_generator(settings, masters, model, template, name, clock), trust)
+        shared = sharing_generator(settings, masters, model, template, name, clock)
+        return Inline(shared, trust, shares=True)
     return Inline(open_generator(settings, model, template, name, clock), trust)
 
 
 def _would_copy(settings: GeneratorSettings, learner: LearnerSettings, masters: Decoder) -> bool:
+    same = settings.engine == "torch" and settings.dtype == learner.dtype
     return (
-        settings.engine == "torch"
-        and settings.dtype == learner.dtype == "float32"
+        same
+        and (learner.dtype == "float32" or learner.lora is not None)
         and device.claim(settings.device) == masters.embed.device
     )
 

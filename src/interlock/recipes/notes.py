@@ -1,15 +1,34 @@
-"""What a run's record says of the devices and sandboxes that it uses, before its first step."""
+"""What a run says of its devices, sandboxes and adapter, before its first step."""
 
 from collections.abc import Sequence
 
 from interlock.config.schema import Recipe
+from interlock.config.stages import LORA_FACTOR, OptimizerSettings
+from interlock.models.adapters import adapter_share
+from interlock.models.decoder import Decoder
 from interlock.recipes.gate import Use
 from interlock.recipes.sinks import Sink
+from interlock.records.adapters import ALL_LINEAR
 from interlock.records.trust import Sizes
 from interlock.rundir import RunDir
 from interlock.sandbox.canary import open_sandbox
 from interlock.tasks.executing import executes, judges_outside
 from interlock.tasks.verifier_pool import sandbox_of
+
+
+def adapter(recipe: Recipe, decoder: Decoder) -> str:
+    """What learns, at which rates, in one line."""
+    form = recipe.learner.lora
+    assert form is not None
+    learned, beside = adapter_share(decoder)
+    where = "all linear layers" if form.targets == ALL_LINEAR else ", ".join(form.targets)
+    rates = dict.fromkeys(s.optimizer.lr for s in recipe.stage if s.optimizer is not None)
+    usual = LORA_FACTOR * OptimizerSettings().lr
+    told = [f"{lr:g}" + " (by rule, 10 times full training's)" * (lr == usual) for lr in rates]
+    return (
+        f"LoRA of rank {form.rank}, alpha {form.alpha:g}, on {where}: {learned:,} weights learn "
+        f"beside {beside:,} that stay ({learned / beside:.1%}); lr = {', '.join(told) or 'none'}"
+    )
 
 
 def unqualified(uses: Sequence[Use], run: RunDir, sinks: Sink) -> None:

@@ -42,7 +42,7 @@ from interlock.records.metrics import (
 from interlock.records.rl import Score, ScoredGroup
 from interlock.rundir import RunDir
 from interlock.tasks import TaskSource
-from interlock.workers.generators import Generators, Published
+from interlock.workers.generators import Beside, Generators, Published
 
 Settings = TypeVar("Settings", bound=StageSettings, covariant=True)
 Part = Literal["generate", "wait", "verify", "update", "publish"]  # of StepSeconds
@@ -182,8 +182,12 @@ class Stage(Generic[Settings]):
         assert self.generators is not None
         if self.generators.version == self.learner.version and not self.learner.unpublished:
             return
-        number, tensors = self.learner.publish()
-        published = self.generators.publish(number, tensors, self.learner.score)
+        learner, decoder = self.learner, self.learner.decoder
+        number, tensors = learner.publish()
+        beside = None
+        if decoder.adapter is not None:
+            beside = Beside(decoder.adapter, lambda: dict(decoder.published(decoder.dtype)))
+        published = self.generators.publish(number, tensors, learner.score, beside)
         if published.kind:
             self._published.append(published)
 

@@ -5,7 +5,8 @@
     "stage:NAME": an earlier one's end ──┘    (digest in the run's manifest)
 
 What is read is what a run publishes, in the model's own dtype. Of a stage that has begun nothing is
-read again: a resumed run takes its own.
+read again: a resumed run takes its own. Where an adapter learns (learner.lora), the weights beside
+it stay those of the recipe's model, and stages hand on the adapter alone.
 """
 
 import hashlib
@@ -18,17 +19,19 @@ import torch
 
 from interlock.config.schema import Recipe
 from interlock.config.stages import MODEL, of_stage
-from interlock.errors import ConfigError, UserError
+from interlock.errors import ConfigError, RunError, UserError
 from interlock.learner import checkpoint
-from interlock.learner.learner import Learner
+from interlock.models import adapters
 from interlock.models.checkpoint import load_decoder
 from interlock.models.fetch import find_model
 from interlock.models.huggingface import read_architecture
+from interlock.models.peft_files import load_adapter
 from interlock.recipes.stage import Stage
 from interlock.regular import open_regular
 from interlock.rundir import RunDir
 from interlock.text import one_line
 
+ADAPTER = "adapter"  # in a directory of weights: the adapter that is merged into them
 Starts = Mapping[int, Path]  # the directories of stages that start elsewhere and have not begun
 
 
@@ -123,15 +126,32 @@ def begin(stage: Stage[Any], starts: Starts) -> None:
         return
     name = of_stage(origin)
     directory = starts[stage.index] if name is None else stage.left_by(name)
-    _load(stage.learner, directory)
+    _load(stage, directory, fresh=origin == MODEL)
     digest = stage.run.manifest.inputs.get(_name(stage.index, origin)) or _digest(directory)
     message = f"stage {stage.index} starts from {origin}"
     stage.sinks.event(stage.run.event("started_from", message, origin=origin, digest=digest))
 
 
-def _load(learner: Learner, directory: Path) -> None:
-    decoder = load_decoder(directory, torch.float32, torch.device("cpu"))
-    checkpoint.begin_with(learner, {n: p.detach() for n, p in decoder.named_parameters()})
+def _load(stage: Stage[Any], directory: Path, fresh: bool) -> None:
+    """Of an adapter: that of an earlier stage's end, or a new one, beside the weights that stay."""
+    learner = stage.learner
+    if (form := learner.decoder.adapter) is None:
+        decoder = load_decoder(directory, torch.float32, torch.device("cpu"))
+        checkpoint.begin_with(learner, {n: p.detach() for n, p in decoder.named_parameters()})
+        return
+    decoder = learner.decoder.shared()
+    adapters.attach(decoder, form, torch.float32, seed=stage.recipe.seed)
+    if not fresh:
+        shapes = {name: list(tensor.shape) for name, tensor in decoder.tensors().items()}
+        kept = load_adapter(directory / ADAPTER, shapes)
+        if kept.base != learner.base:
+            raise RunError(
+                f"{directory / ADAPTER} is an adapter of other weights than those that it would "
+                "stand beside; begin from a stage that learned beside these"
+            )
+        adapters.set_adapter(decoder, kept.tensors)
+    drawn = {n: p.detach().cpu() for n, p in decoder.named_parameters() if p.requires_grad}
+    checkpoint.begin_with(learner, drawn)
 
 
 def _digest(directory: Path) -> str:

@@ -33,11 +33,13 @@ from interlock.learner.distributed import sharding
 from interlock.learner.distributed.rank_loop import run_rank
 from interlock.learner.distributed.ranks import Ranks, join
 from interlock.learner.learner import Learner
+from interlock.models import adapters
 from interlock.models.catalogue import sizes_of
 from interlock.models.checkpoint import has_predictor, load_decoder, save_model, stored_dtype
 from interlock.models.decoder import Decoder
 from interlock.models.fetch import find_model
 from interlock.models.huggingface import read_architecture
+from interlock.models.peft_files import save_adapter
 from interlock.models.predictor import published_predictor
 from interlock.models.tokenizer import Tokenizer
 from interlock.recipes import fleet, gate, inputs, notes, placed, starts, students
@@ -132,6 +134,8 @@ def _run_rank0(
     decoder = _masters(recipe, now, ranks, predict)
     if has_predictor(model) and not predict:
         sinks.note("the layer for multi-token prediction is left out (learner.mtp_weight = 0)")
+    if recipe.learner.lora is not None:
+        sinks.note(notes.adapter(recipe, decoder))
     inline = _inline(recipe, now, uses, decoder if ranks.size == 1 else None)
     hangs_on = inputs.identify(model, tokenizer, [each.data.files for each in prepared])
     hangs_on |= starts.digests(recipe, where, recorded)
@@ -154,10 +158,10 @@ def _run_rank0(
             path = students.make(run, recipe, index, where, model)
             if larger.generators is not None:
                 larger.generators.close()
-            decoder = load_decoder(path, torch.float32, ranks.load_device)
+            decoder = _masters(recipe, path, ranks, predict)
             return opened(path, decoder, _inline(recipe, path, uses, decoder))
 
-        keep = partial(_keep, tokenizer, predict)
+        keep = partial(_keep, tokenizer, predict, recipe.model.path)
         provided = Provided(prepared, where, keep, smaller, tokenizer.decode)
         first = opened(now, decoder, inline)
         learner, last = _run_stages(recipe, provided, run, first, ranks, sinks)
@@ -169,18 +173,33 @@ def _run_rank0(
 
 
 def _masters(recipe: Recipe, model: Path, ranks: Ranks, predict: bool) -> Decoder:
-    """The weights that are learned, each process its part."""
-    whole = load_decoder(model, torch.float32, ranks.load_device, predict=predict)
-    return sharding.shard(whole, recipe.learner, ranks)
+    """The weights that are learned, each process its part; or those that an adapter learns beside,
+    in the compute dtype, with a new one.
+    """
+    if (form := recipe.learner.lora) is None:
+        whole = load_decoder(model, torch.float32, ranks.load_device, predict=predict)
+        return sharding.shard(whole, recipe.learner, ranks)
+    frozen = load_decoder(model, device.dtype(recipe.learner.dtype), ranks.load_device)
+    adapters.attach(frozen, form, torch.float32, seed=recipe.seed)
+    return frozen
 
 
-def _keep(tokenizer: Tokenizer, predict: bool, learner: Learner, path: Path, source: Path) -> None:
-    """What is learned as a Hugging Face directory, in the dtype in which `source` is stored."""
-    dtype = stored_dtype(source) or learner.decoder.dtype
-    _, tensors = learner.publish(dtype)
-    ahead = published_predictor(learner.decoder, dtype)
-    save_model(chain(tensors.items(), ahead), path, source, dtype, predict)
+def _keep(
+    tokenizer: Tokenizer, predict: bool, base: str, learner: Learner, path: Path, source: Path
+) -> None:
+    """What is learned as a Hugging Face directory, in the dtype in which `source` is stored; an
+    adapter as it was served is in adapter/ of it, too. `base`: what the model is called.
+    """
+    decoder = learner.decoder
+    dtype = stored_dtype(source) or decoder.dtype
+    ahead = published_predictor(decoder, dtype)
+    save_model(chain(learner.weights(dtype).items(), ahead), path, source, dtype, predict)
     tokenizer.save(path)
+    if decoder.adapter is not None and learner.base is not None:
+        beside = path / starts.ADAPTER
+        beside.mkdir()
+        served = adapters.published_adapter(decoder, decoder.dtype)
+        save_adapter(served, decoder.adapter, beside, base, learner.base)
 
 
 def _directory(
@@ -200,6 +219,11 @@ def check_processes(recipe: Recipe, size: int) -> None:
         raise ConfigError(
             f"learner.mtp_weight: the layer for multi-token prediction learns in one process, and "
             f"this learner has {size}; start it without torchrun, or leave it at 0"
+        )
+    if size > 1 and recipe.learner.lora is not None:
+        raise ConfigError(
+            f"learner.lora: an adapter learns in one process, and this learner has {size}; start "
+            "it without torchrun, or leave it out"
         )
     for index, stage in enumerate(recipe.stage):
         if size > 1 and stage.learns_alone:

@@ -7,6 +7,10 @@
     Replica.fetch(42) <── manifests 42, 41, … back to what it holds or to the anchor <──┘
                       ── payloads in order ── digest of every tensor ──> tensors
 
+A version may be an adapter (models/adapters.py): its manifest says of which weights, a version of
+the store BASE in this one, and in what form; its digest is over that, too. Deltas between versions
+of one adapter are as those of weights.
+
 A version exists once its manifest does; the payload is written first. The names of all files follow
 from numbers and digests, so a reader lists nothing and takes no path from a manifest. A manifest
 tells its base, by number and digest, and the anchor that its chain begins with.
@@ -22,7 +26,7 @@ memory for nothing else.
 import hashlib
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Literal, NamedTuple
 
 import msgspec
@@ -31,17 +35,20 @@ from msgspec import Meta
 from torch import Tensor
 
 from interlock.errors import InterlockError, SyncError
+from interlock.records.adapters import Adapted, AdapterForm
 from interlock.records.coding import from_json
 from interlock.records.rl import WeightVersion
 from interlock.sync import codec
 from interlock.sync.codec import Natural, TensorSpec
 from interlock.sync.storage import Storage
 
+BASE = "base"  # below the URL of a store: the weights that its adapters are of
 _FORMAT = 1
 _LONGEST_CHAIN = 4096  # versions from an anchor to the one asked for
 MANIFEST_BYTES = 32 << 20  # bytes; DeepSeek-V3's 46,000 tensors take 8 MB
 _FILE = re.compile(r"v(\d{8,12})(?:\.json|-[0-9a-f]{16}\.(?P<kind>anchor|delta))")
 _Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+Shapes = Mapping[str, list[int]]
 _PayloadKind = Literal["anchor", "delta"]
 
 
@@ -57,16 +64,17 @@ class PublishedVersion(msgspec.Struct, frozen=True):
     dense: bool = False  # an anchor where a delta was due, which would have saved next to nothing
 
 
-class VersionManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class VersionManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     format: int
     number: Natural
-    digest: _Sha256  # root over `tensors`
+    digest: _Sha256  # version_digest
     kind: _PayloadKind
     base: WeightVersion | None  # None: an anchor
     anchor: Natural  # the number of the version that the chain begins with
     size: Natural  # of the payload
     sha256: _Sha256  # of the payload
     tensors: dict[str, TensorSpec]
+    adapter: Adapted | None = None  # None: whole weights
 
     @property
     def version(self) -> WeightVersion:
@@ -83,6 +91,14 @@ class _CompleteVersion(NamedTuple):
     version: WeightVersion
     tensors: dict[str, Tensor]
     specs: dict[str, TensorSpec]
+    adapter: Adapted | None
+
+
+def version_digest(parts: Mapping[str, str], adapter: Adapted | None) -> str:
+    """Of a version whose tensors have these digests, by name."""
+    if adapter is None:
+        return codec.digest(parts)
+    return codec.digest({**parts, "": msgspec.json.encode(adapter).decode()})
 
 
 class Publisher:
@@ -97,6 +113,7 @@ class Publisher:
     def __init__(self, url: str, anchor_every: int) -> None:
         assert anchor_every >= 1
         self._anchor_every = anchor_every
+        self._given = url
         self._storage = Storage(url)
         self.url = self._storage.url  # as it may be told
         self._storage.prepare()
@@ -104,12 +121,20 @@ class Publisher:
         self._last: WeightVersion | None = None
         self._chain: list[VersionManifest] = []  # the last anchor, and the deltas since then
 
+    def of_base(self) -> "Publisher":
+        """For the weights that adapters of this store are of."""
+        return Publisher(below(self._given), anchor_every=1)
+
     def withdraw(self) -> None:
         """Nothing will be published: leave no empty directory behind."""
         self._storage.withdraw()
 
-    def publish(self, number: int, tensors: Mapping[str, Tensor]) -> PublishedVersion:
+    def publish(
+        self, number: int, tensors: Mapping[str, Tensor], adapter: Adapted | None = None
+    ) -> PublishedVersion:
         """Make `tensors`, of any device, version `number`. The last one again is no publication.
+
+        `adapter`: they are one; None: they are whole weights.
 
         Raises:
             SyncError: `number` is not above the last one, or a remote store fails.
@@ -120,7 +145,7 @@ class Publisher:
         start = time.perf_counter()
         if self._last is not None and number < self._last.number:
             raise SyncError(f"version {number} is not above the last one, {self._last.number}")
-        base = self._base(tensors)
+        base = self._base(tensors, adapter)
         encoded = (
             codec.encode_delta(tensors, base.tensors, base.specs)
             if base
@@ -129,7 +154,7 @@ class Publisher:
         dense = base is not None and encoded.whole
         if dense:
             base = None
-        manifest = self._manifest(number, encoded, base)
+        manifest = self._manifest(number, encoded, base, adapter)
         kind: Literal["anchor", "delta", "unchanged"] = manifest.kind
         written = uncollected = 0
         if self._last is None or number != self._last.number:
@@ -160,7 +185,8 @@ class Publisher:
         if self._current is None or all(map(self._is_whole, self._chain)):
             return None
         encoded = codec.encode_anchor(self._current.tensors)
-        manifest = self._manifest(self._current.version.number, encoded, None)
+        current = self._current
+        manifest = self._manifest(current.version.number, encoded, None, current.adapter)
         written = self._write(manifest, encoded.payload)
         self._chain = [manifest]
         return PublishedVersion(
@@ -181,25 +207,34 @@ class Publisher:
             return False
         return hashlib.sha256(payload).hexdigest() == manifest.sha256
 
-    def _base(self, tensors: Mapping[str, Tensor]) -> _CompleteVersion | None:
+    def _base(
+        self, tensors: Mapping[str, Tensor], adapter: Adapted | None
+    ) -> _CompleteVersion | None:
         """What the next version is a delta against; None: it has to be an anchor."""
-        due = len(self._chain) >= self._anchor_every
         last = self._current
-        return last if last and not due and codec.same_layout(tensors, last.specs) else None
+        if last is None or len(self._chain) >= self._anchor_every or last.adapter != adapter:
+            return None
+        return last if codec.same_layout(tensors, last.specs) else None
 
     def _manifest(
-        self, number: int, encoded: codec.Encoded, base: _CompleteVersion | None
+        self,
+        number: int,
+        encoded: codec.Encoded,
+        base: _CompleteVersion | None,
+        adapter: Adapted | None,
     ) -> VersionManifest:
+        parts = {name: spec.digest for name, spec in encoded.specs.items()}
         return VersionManifest(
             format=_FORMAT,
             number=number,
-            digest=codec.root(encoded.specs),
+            digest=version_digest(parts, adapter),
             kind="delta" if base else "anchor",
             base=base.version if base else None,
             anchor=self._chain[0].number if base else number,
             size=len(encoded.payload),
             sha256=hashlib.sha256(encoded.payload).hexdigest(),
             tensors=encoded.specs,
+            adapter=adapter,
         )
 
     def _write(self, manifest: VersionManifest, payload: bytes) -> int:
@@ -235,7 +270,7 @@ class Publisher:
             del base
             own = {name: _copy(tensor) for name, tensor in tensors.items()}
             self._chain = [manifest]
-        self._current = _CompleteVersion(manifest.version, own, encoded.specs)
+        self._current = _CompleteVersion(manifest.version, own, encoded.specs, manifest.adapter)
 
     def _collect(self, newest: VersionManifest) -> int:
         """Remove what the newest two anchors do not need. -> files that could not be removed"""
@@ -273,10 +308,17 @@ class Publisher:
 class Replica:
     """A receiver's verified copy of one version at a time. For one thread at a time."""
 
-    def __init__(self, url: str, shapes: Mapping[str, list[int]] | None = None) -> None:
-        """`shapes`: by name, of the tensors that every version must have. None: whatever comes."""
+    def __init__(
+        self,
+        url: str,
+        shapes: Shapes | None = None,
+        adapters: Callable[[AdapterForm], Shapes] | None = None,
+    ) -> None:
+        """`shapes`: by name, of the tensors that every version must have; `adapters`: those of an
+        adapter of a form. None: whatever comes, and no adapter.
+        """
         self.fetched_bytes = 0  # since the beginning
-        self._shapes = shapes
+        self._shapes, self._adapters = shapes, adapters
         self._storage = Storage(url)
         self.url = self._storage.url  # as it may be told
         self._current: _CompleteVersion | None = None
@@ -285,6 +327,11 @@ class Replica:
     def version(self) -> WeightVersion | None:
         """What is held; None before the first fetch and after a failed one."""
         return self._current.version if self._current else None
+
+    @property
+    def adapter(self) -> Adapted | None:
+        """What the version that is held is an adapter of; None: it is whole weights."""
+        return self._current.adapter if self._current else None
 
     @property
     def digests(self) -> dict[str, str]:
@@ -323,14 +370,15 @@ class Replica:
                 codec.apply_delta(payload, tensors)
         assert tensors is not None
         codec.verify(tensors, chain[-1].tensors)
-        self._current = _CompleteVersion(version, tensors, chain[-1].tensors)
+        self._current = _CompleteVersion(version, tensors, chain[-1].tensors, chain[-1].adapter)
 
     def _chain(self, version: WeightVersion, held: WeightVersion | None) -> list[VersionManifest]:
         """The versions to apply, oldest first: onto what is held, or beginning with an anchor."""
         chain = [self._manifest(version)]
         while (base := chain[-1].base) and base != held:
             link = self._manifest(base)
-            if link.anchor != chain[-1].anchor or len(chain) == _LONGEST_CHAIN:
+            same = (link.anchor, link.adapter) == (chain[-1].anchor, chain[-1].adapter)
+            if not same or len(chain) == _LONGEST_CHAIN:
                 raise SyncError(f"{self.url}: versions up to {version.number} are no chain")
             chain.append(link)
         return chain[::-1]
@@ -343,17 +391,22 @@ class Replica:
             manifest = from_json(data, VersionManifest)
         except ValueError as error:
             raise SyncError(f"{self.url}: {name} is damaged ({error})") from None
-        if problem := _problem(manifest, version) or self._misfit(manifest.tensors):
+        if problem := _problem(manifest, version) or self._misfit(manifest):
             raise SyncError(f"{self.url}: {name} {problem}")
         return manifest
 
-    def _misfit(self, tensors: Mapping[str, TensorSpec]) -> str | None:
+    def _misfit(self, manifest: VersionManifest) -> str | None:
         """What of a version cannot be of the reader's model, before any memory is taken for it."""
-        if self._shapes is None:
+        shapes, tensors = self._shapes, manifest.tensors
+        if manifest.adapter is not None:
+            if self._adapters is None:
+                return "is an adapter, where whole weights are read"
+            shapes = self._adapters(manifest.adapter.form)
+        if shapes is None:
             return None
-        if odd := sorted(self._shapes.keys() ^ tensors.keys()):
+        if odd := sorted(shapes.keys() ^ tensors.keys()):
             return f"lacks or adds the tensor {odd[0]!r:.200} ({len(odd)} such names)"
-        wrong = [name for name, spec in tensors.items() if spec.shape != self._shapes[name]]
+        wrong = [name for name, spec in tensors.items() if spec.shape != shapes[name]]
         return f"gives {wrong[0]!r} a shape of another model" if wrong else None
 
     def _payload(self, link: VersionManifest) -> bytes:
@@ -369,6 +422,11 @@ class Replica:
         return data
 
 
+def below(url: str) -> str:
+    """Where the weights are that adapters in the store at `url` are of."""
+    return f"{url.rstrip('/')}/{BASE}"
+
+
 def _manifest_name(number: int) -> str:
     return f"v{number:08d}.json"
 
@@ -382,7 +440,8 @@ def _problem(manifest: VersionManifest, wanted: WeightVersion) -> str | None:
         return (
             f"is version {number} with digest {manifest.digest!r:.14}…, not {wanted.digest!r:.14}…"
         )
-    if codec.root(manifest.tensors) != manifest.digest:
+    parts = {name: spec.digest for name, spec in manifest.tensors.items()}
+    if version_digest(parts, manifest.adapter) != manifest.digest:
         return "does not have the digest that it gives"
     chained = manifest.anchor == number if base is None else manifest.anchor <= base.number < number
     if (manifest.kind == "anchor") != (base is None) or not chained:

@@ -17,10 +17,12 @@ from torch import Tensor
 from interlock.config.schema import FleetSettings, GuardSettings
 from interlock.errors import InterlockError, TrainingError
 from interlock.fleet.base import Fleet, Spec
+from interlock.records.adapters import Adapted
 from interlock.records.metrics import OUT_OF_USE, WorkerMetrics
 from interlock.records.rl import WeightVersion
 from interlock.sync.store import Publisher
 from interlock.workers.generators import (
+    Beside,
     Forget,
     Keep,
     LearnerScore,
@@ -75,6 +77,8 @@ class Dispatcher:
         assert canary is not None
         self._canary = canary
         self.weights: WeightVersion | None = None  # last published
+        self._base: WeightVersion | None = None  # that adapters are of
+        self._publishes_base: Publisher | None = None
         self._said_dense = False
         self._error: BaseException | None = None
         self._closing = False
@@ -129,18 +133,34 @@ class Dispatcher:
         with self._changed:
             self._pool.outcomes.forget = forget
 
-    def publish(self, number: int, tensors: Mapping[str, Tensor], score: LearnerScore) -> Published:
+    def publish(
+        self,
+        number: int,
+        tensors: Mapping[str, Tensor],
+        score: LearnerScore,
+        adapter: Beside | None = None,
+    ) -> Published:
         with self._publishing:
-            written = self._publisher.publish(number, tensors)
+            size, about = (0, None) if adapter is None else self._stand_beside(adapter)
+            written = self._publisher.publish(number, tensors, about)
         self.weights = written.version
-        if written.dense and not self._said_dense:
+        if written.dense and adapter is None and not self._said_dense:
             self._said_dense = True
             self._note("weights_whole", _DENSE.format(number, written.written_bytes / 1e6), "")
         target = Target(written.version, score(self._canary.text))
         with self._changed:
             self._pool.serve(target)
         self._fleet.wake()
-        return Published(written.kind, written.written_bytes)
+        return Published(written.kind, size + written.written_bytes)
+
+    def _stand_beside(self, adapter: Beside) -> tuple[int, Adapted]:
+        """Publish the weights that an adapter is of, the first time. -> bytes written"""
+        size = 0
+        if self._base is None:
+            self._publishes_base = self._publisher.of_base()
+            whole = self._publishes_base.publish(0, adapter.base())
+            self._base, size = whole.version, whole.written_bytes
+        return size, Adapted(adapter.form, self._base)
 
     def order(self, work: Sequence[Work]) -> None:
         with self._changed:
@@ -220,6 +240,8 @@ class Dispatcher:
         try:
             with self._publishing:
                 mended = self._publisher.repair()
+                if mended is None and self._publishes_base is not None:
+                    mended = self._publishes_base.repair()
             if mended is None:
                 self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
             else:

@@ -20,6 +20,7 @@ from interlock.engine.budget import budget_of
 from interlock.errors import ConfigError
 from interlock.models.decoder import Decoder
 from interlock.models.tokenizer import Tokenizer
+from interlock.records.adapters import AdapterForm
 from interlock.records.replay import NO_REPLAY, Replay
 from interlock.records.rl import Completion, Group, Problem, Sampling
 
@@ -60,6 +61,10 @@ class Generator:
     def load(self, version: int, tensors: Mapping[str, Tensor]) -> None:
         """Serve other weights. Raises ModelError, with nothing changed, when they do not fit."""
         self.engine.load(tensors, version)
+
+    def load_adapter(self, version: int, tensors: Mapping[str, Tensor], form: AdapterForm) -> None:
+        """Serve an adapter beside the weights. Raises ModelError as `load`."""
+        self.engine.load_adapter(tensors, form, version)
 
     def generate(
         self,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from interlock.records.adapters import AdapterForm
 from interlock.records.metrics import WorkerMetrics
 from interlock.records.replay import NO_REPLAY, Replay
 from interlock.records.rl import Group, Problem, Sampling
@@ -70,6 +71,15 @@ class Published(NamedTuple):
     bytes: int = 0
 
 
+class Beside(NamedTuple):
+    """What an adapter is, and the weights that it stands beside: the same for all versions of one
+    `Generators`, and asked for only where they are not held.
+    """
+
+    form: AdapterForm
+    base: Callable[[], Mapping[str, "Tensor"]]
+
+
 Keep = Callable[[Sequence[tuple[int, Group]]], None]  # makes training groups durable, by key
 Forget = Callable[[str], Sequence[int]]  # undoes that for what a worker made, if unused -> keys
 LearnerScore = Callable[[list[int]], list[float]]  # the learner's logprobs of tokens[1:]
@@ -89,12 +99,17 @@ class Generators(Protocol):
         """How many workers the recipe asks for."""
 
     def publish(
-        self, number: int, tensors: Mapping[str, "Tensor"], score: LearnerScore
+        self,
+        number: int,
+        tensors: Mapping[str, "Tensor"],
+        score: LearnerScore,
+        adapter: Beside | None = None,
     ) -> Published:
         """From now on, answer with these weights. Exact work that is under way is finished with the
         old; other work goes on under the new, as soon as its worker has them.
 
-        Raises SyncError or RunError when they cannot be stored.
+        `adapter`: `tensors` are one, by PEFT's names; None: they are whole weights. Raises
+        SyncError or RunError when they cannot be stored.
         """
 
     def order(self, work: Sequence[Work]) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from interlock.records.metrics import WorkerMetrics, WorkerState
 from interlock.workers.generator import Generator
 from interlock.workers.generators import (
+    Beside,
     Forget,
     Keep,
     LearnerScore,
@@ -29,20 +30,34 @@ class Inline:
 
     size = 1
 
-    def __init__(self, generator: Generator, trust: str = "cpu") -> None:
+    def __init__(self, generator: Generator, trust: str = "cpu", shares: bool = False) -> None:
+        """`shares`: it holds no weights of its own but those of the learner, adapters apart."""
         self.keep: Keep = no_keep
         self.forget: Forget = no_forget
         self.progress: Callable[[], None] = no_progress
         self.version: int | None = None
         self._generator = generator
+        self._has_base = shares
         self._waiting: dict[Purpose, deque[Work]] = defaultdict(deque)
         engine = generator.engine
         told = engine.description, engine.device, engine.dtype
         self._facts = WorkerMetrics(WorkerState.READY, *told, trust)
 
-    def publish(self, number: int, tensors: Mapping[str, Tensor], score: LearnerScore) -> Published:
+    def publish(
+        self,
+        number: int,
+        tensors: Mapping[str, Tensor],
+        score: LearnerScore,
+        adapter: Beside | None = None,
+    ) -> Published:
         began = time.monotonic()
-        self._generator.load(number, tensors)
+        if adapter is None:
+            self._generator.load(number, tensors)
+        else:
+            if not self._has_base:
+                self._generator.load(number, adapter.base())
+                self._has_base = True
+            self._generator.load_adapter(number, tensors, adapter.form)
         self._facts.seconds_loading += time.monotonic() - began
         self.version = self._facts.weight_version = number
         return Published()

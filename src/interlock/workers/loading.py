@@ -1,23 +1,29 @@
 """Weight versions of a worker's engine: fetched beside its work, loaded between two steps, proven.
 
-    begin ──a thread──> Fetched, put into the worker's inbox ──apply──> engine.load
+    begin ──a thread──> Fetched, put into the worker's inbox ──apply──> engine.load, load_adapter
                                                                   └─> canaries join what runs
     take(progress) of the canaries ──the last is finished──> score ──> Loaded, or Failed
+
+A version that is an adapter needs the weights that it is of, which are fetched and loaded where the
+engine has others. One that takes no adapters is given both merged.
 
 Between `apply` and the proof the version is `unproven`: nothing that it drew may leave the worker.
 """
 
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 from torch import Tensor
 
 from interlock.engine.base import Engine, Progress, Request
 from interlock.errors import TrainingError
+from interlock.models.adapters import adapter_shapes, merged
+from interlock.records.adapters import Adapted
 from interlock.records.rl import Completion, Sampling, WeightVersion
-from interlock.sync.codec import digest, tensor_digest
-from interlock.sync.store import Replica
+from interlock.sync.codec import tensor_digest
+from interlock.sync.store import Replica, below, version_digest
 from interlock.workers.protocol import Canary, Load, Loaded
 
 _NAME = "canary/"  # of its requests in the engine
@@ -28,6 +34,7 @@ class Fetched(NamedTuple):
 
     tensors: Mapping[str, Tensor]
     error: BaseException | None = None
+    adapter: Adapted | None = None  # what they are, where they are not whole weights
 
 
 class WeightLoader:
@@ -39,10 +46,13 @@ class WeightLoader:
         """`post` is called from another thread, once for every `begin`."""
         self.unproven = False  # what the engine serves since the last `apply`
         self._engine, self._canary, self._post = engine, canary, post
-        self._store, self._replica = store, Replica(store, engine.shapes)
+        self._follow(store)
+        self._holds: WeightVersion | None = (
+            None  # the whole weights in the engine, if of an adapter
+        )
         self._asked: Load | None = None
-        self._tensors: Mapping[str, Tensor] = {}
-        self._fetched_bytes = 0
+        self._given = _Given({}, {})
+        self._before = 0  # bytes fetched before the Load that is under way
         self._requests: dict[str, Request] = {}  # of the canaries, by name
         self._drawn: dict[str, Completion] = {}
 
@@ -66,18 +76,19 @@ class WeightLoader:
         self._asked = asked
         store = asked.store or self._store
         if store != self._store:  # a run that was resumed publishes elsewhere
-            self._store, self._replica = store, Replica(store, self._engine.shapes)
-        self._fetched_bytes = self._replica.fetched_bytes
-
-        replica = self._replica
+            self._follow(store)
+        self._before = self._fetched
+        replica, base = self._replica, self._base
 
         def fetch() -> None:
             try:
                 tensors = replica.fetch(WeightVersion(asked.number, asked.digest))
+                if replica.adapter is not None:
+                    base.fetch(replica.adapter.base)
             except BaseException as error:  # raised again in the worker's own thread
                 self._post(Fetched({}, error))
             else:
-                self._post(Fetched(tensors))
+                self._post(Fetched(tensors, adapter=replica.adapter))
 
         threading.Thread(target=fetch, name="fetch", daemon=True).start()
 
@@ -87,9 +98,8 @@ class WeightLoader:
         assert asked is not None
         if fetched.error is not None:
             raise fetched.error
-        self._tensors = fetched.tensors
         try:
-            engine.load(fetched.tensors, asked.number)
+            self._given = self._load(fetched, asked.number)
         except BaseException:
             self.unproven = engine.version != before  # it may have been torn
             raise
@@ -119,7 +129,7 @@ class WeightLoader:
         asked, self._asked = self._asked, None
         for name in self._requests:
             self._engine.abort(name)
-        self._tensors, self._requests, self._drawn = {}, {}, {}
+        self._given, self._requests, self._drawn = _Given({}, {}), {}, {}
         return [] if asked is None else [asked.id]
 
     def _proof(self) -> Loaded:
@@ -135,26 +145,69 @@ class WeightLoader:
             raise TrainingError("the engine scored another number of tokens than it was given")
         return Loaded(
             number=asked.number,
-            digest=_held(self._engine, self._tensors, self._replica.digests),
+            digest=self._held(),
             text=score(self._canary.text).logprobs,
             decode=decode,
             prefill=prefill,
-            fetched_bytes=self._replica.fetched_bytes - self._fetched_bytes,
+            fetched_bytes=self._fetched - self._before,
             id=asked.id,
         )
 
+    def _follow(self, store: str) -> None:
+        shapes = self._engine.shapes
+        self._store = store
+        self._replica = Replica(store, shapes, partial(adapter_shapes, shapes))
+        self._base = Replica(below(store), shapes)
 
-def _held(engine: Engine, given: Mapping[str, Tensor], digests: Mapping[str, str]) -> str | None:
-    """The digest of the weights the engine uses; None when it cannot show them.
+    @property
+    def _fetched(self) -> int:
+        """Bytes since the store is followed."""
+        return self._replica.fetched_bytes + self._base.fetched_bytes
 
-    A tensor that equals the given one, in the engine's own dtype, counts as that one.
-    """
-    shown = engine.held()
-    if shown is None:
-        return None
-    found = {}
-    for name, tensor in shown:
-        tensor = tensor.cpu()
-        same = name in given and bool((tensor == given[name].to(tensor.dtype)).all())
-        found[name] = digests[name] if same else tensor_digest(tensor)
-    return digest(found)
+    def _load(self, fetched: Fetched, number: int) -> "_Given":
+        """Have the engine serve it. -> what it was given"""
+        engine, adapter, added = self._engine, fetched.adapter, fetched.tensors
+        if adapter is None:
+            self._holds = None
+            engine.load(added, number)
+            return _Given(added, self._replica.digests)
+        base = self._base.fetch(adapter.base)
+        if not engine.takes_adapters:
+            whole = dict(merged(base.items(), added, adapter.form))
+            engine.load(whole, number)
+            return _Given(whole, self._base.digests)
+        if self._holds != adapter.base:
+            self._holds = None
+            engine.load(base, number)
+            self._holds = adapter.base
+        engine.load_adapter(added, adapter.form, number)
+        return _Given({**base, **added}, {**self._base.digests, **self._replica.digests})
+
+    def _held(self) -> str | None:
+        """The digest of the weights the engine uses; None when it cannot show them.
+
+        A tensor that equals the given one, in the engine's own dtype, counts as that one; so what
+        was merged here counts as the weights and the adapter that it was merged from.
+        """
+        shown = self._engine.held()
+        if shown is None:
+            return None
+        found = {name: self._given.digest(name, tensor.cpu()) for name, tensor in shown}
+        adapter = self._replica.adapter
+        if adapter is None:
+            return version_digest(found, None)
+        added = {name: found.pop(name, was) for name, was in self._replica.digests.items()}
+        base = WeightVersion(adapter.base.number, version_digest(found, None))
+        return version_digest(added, Adapted(adapter.form, base))
+
+
+class _Given(NamedTuple):
+    """What an engine was given, and the digests that it counts as."""
+
+    tensors: Mapping[str, Tensor]
+    digests: Mapping[str, str]
+
+    def digest(self, name: str, held: Tensor) -> str:
+        given = self.tensors.get(name)
+        same = given is not None and bool((held == given.to(held.dtype)).all())
+        return self.digests[name] if same else tensor_digest(held)

@@ -61,9 +61,9 @@ class ScoreText(_CommandBase, frozen=True):
 
 
 class PublishWeights(_CommandBase, frozen=True):
-    """Give rank 0 this rank's part of the weights in a dtype; None: the compute dtype."""
+    """Give rank 0 this rank's part of the weights in a dtype."""
 
-    dtype: str | None = None
+    dtype: str
 
 
 class GatherState(_CommandBase, frozen=True):

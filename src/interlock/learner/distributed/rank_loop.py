@@ -64,7 +64,7 @@ def _execute(learner: Learner, command: RankCommand) -> None:
         case ScoreText(tokens):
             learner.score(tokens)
         case PublishWeights(name):
-            learner.publish(None if name is None else device.dtype(name))
+            learner.weights(device.dtype(name))
         case GatherState(kind):
             checkpoint.gather_state(learner, kind)
         case RestoreState():

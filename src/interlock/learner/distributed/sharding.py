@@ -80,15 +80,11 @@ def scatter(parameter: Tensor, whole: Tensor | None, ranks: Ranks) -> None:
         parameter.copy_(memory)
 
 
-def published(
-    decoder: Decoder, ranks: Ranks, dtype: torch.dtype | None = None
-) -> Iterator[tuple[str, Tensor]]:
-    """As `decoder.published(dtype)`, None: `decoder.dtype`; of several ranks, on the CPU of rank 0
-    alone.
+def published(decoder: Decoder, ranks: Ranks, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """As `decoder.published(dtype)`; of several ranks, on the CPU of rank 0 alone.
 
     A collective: every rank must run it to its end.
     """
-    dtype = dtype or decoder.dtype
     if ranks.size == 1:
         yield from decoder.published(dtype)
         return

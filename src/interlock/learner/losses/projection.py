@@ -96,7 +96,8 @@ class _ChunkedLoss(torch.autograd.Function):
         logprobs = columns[0]
         loss = hidden.new_zeros((), dtype=torch.float32)
         d_hidden = torch.empty_like(hidden)
-        d_head = torch.zeros_like(head, dtype=torch.float32)
+        learned = ctx.needs_input_grad[1]
+        d_head = torch.zeros_like(head, dtype=torch.float32) if learned else None
         for rows, sets in _with_sets(len(targets), chunk, kept):
             logits = project(hidden[rows], weight, product)  # [m, V]
             columns[:, rows] = _to_probabilities(logits, targets[rows], temperature, sets)
@@ -110,7 +111,8 @@ class _ChunkedLoss(torch.autograd.Function):
             logits.scatter_(1, targets[rows, None], at_target[:, None].to(logits.dtype))
             logits = logits.to(dtype)
             d_hidden[rows] = product(logits, weight.mT, None)
-            add_product(d_head, logits.mT, hidden[rows].to(dtype))
+            if d_head is not None:
+                add_product(d_head, logits.mT, hidden[rows].to(dtype))
         ctx.save_for_backward(d_hidden, d_head)
         ctx.head_dtype = head.dtype
         logprobs, entropy, mass = columns.unbind()
@@ -122,10 +124,14 @@ class _ChunkedLoss(torch.autograd.Function):
         return *kept_gradients(ctx, grads[0]), *[None] * 7
 
 
-def kept_gradients(ctx: Any, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Those of hidden and head that a forward pass has taken, times `scale`, that of its loss."""
+def kept_gradients(ctx: Any, scale: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Those of hidden and head that a forward pass has taken, times `scale`, that of its loss.
+
+    None: the head is not learned.
+    """
     d_hidden, d_head = ctx.saved_tensors
-    d_head = d_head.mul_(scale).to(ctx.head_dtype)  # in place: it is as large as the head
+    if d_head is not None:
+        d_head = d_head.mul_(scale).to(ctx.head_dtype)  # in place: it is as large as the head
     return (d_hidden * scale).to(d_hidden.dtype), d_head
 
 

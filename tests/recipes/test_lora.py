@@ -1,0 +1,69 @@
+"""Runs that learn an adapter: what they leave, what they go on from, and what they refuse."""
+
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from running import finish, kill_during, start, weights
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from interlock.config.reading import load_recipe
+from interlock.recipes.train import train
+from interlock.rundir import RunDir
+
+LORA = ["learner.lora.rank=4", "learner.lora.alpha=8"]
+
+
+def said(run: Path, *settings: str, recipe: Path, resume: bool = False) -> list[str]:
+    """Run it here; what it told."""
+    from interlock.recipes.sinks import Sink
+
+    class Listening(Sink):
+        def note(self, message: str) -> None:
+            told.append(message)
+
+    told: list[str] = []
+    train(load_recipe(recipe, [*LORA, *settings]), run, resume=resume, sinks=[Listening()])
+    return told
+
+
+def test_a_run_leaves_merged_weights_and_the_adapter_that_peft_reads(
+    tiny_recipe: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    told = said(run, "stage.steps=3", "stage.eval.every=0", recipe=tiny_recipe)
+    assert any(
+        "LoRA of rank 4, alpha 8, on all linear layers: 4,096 weights learn" in each
+        and each.endswith("lr = 0.001")
+        for each in told
+    )
+    kept = {path.name for path in next((run / "checkpoints").iterdir()).iterdir()}
+    size = (next((run / "checkpoints").iterdir()) / "masters.safetensors").stat().st_size
+    assert kept == {f"{n}.safetensors" for n in ("masters", "exp_avg", "exp_avg_sq")} | {
+        "state.json"
+    }
+    assert size < 4 * 4096 + 4096
+    whole = AutoModelForCausalLM.from_pretrained(run / "weights")
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    adapted = PeftModel.from_pretrained(base, str(run / "weights" / "adapter"))
+    merged = adapted.merge_and_unload().state_dict()
+    start_weights = load_file(tiny_model / "model.safetensors")
+    moved = 0
+    for name, tensor in whole.state_dict().items():
+        torch.testing.assert_close(tensor, merged[name], atol=1e-6, rtol=1e-5)
+        before = start_weights.get(name)
+        moved += before is not None and not torch.equal(before, tensor)
+    assert moved == 14  # two layers of seven
+
+
+def test_three_kills_change_no_bit(tiny_recipe: Path, tmp_path: Path) -> None:
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    finish(start(tiny_recipe, undisturbed, *LORA, "stage.loss.kl_beta=0.01"))
+    process = start(tiny_recipe, killed, *LORA, "stage.loss.kl_beta=0.01")
+    for step in (2, 5):
+        kill_during(process, killed, step, 0.05)
+        process = start(tiny_recipe, killed, *LORA, "stage.loss.kl_beta=0.01", "--resume")
+    finish(process)
+    assert weights(killed) == weights(undisturbed)
+    assert len(RunDir.read(killed).metrics()) == len(RunDir.read(undisturbed).metrics())
