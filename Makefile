@@ -17,7 +17,8 @@ LOCKED := $(INSTALL) --require-hashes -r requirements
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .PHONY: help demo test test-slow test-any-cpu test-any-cpu-quick chaos gpu clients client-environments wheel lint \
-  format bench untuned distil-or-grpo curriculum r1-tiny specialists credit-rules planted-hack planted-faults vllm lock clean
+  format bench untuned distil-or-grpo curriculum r1-tiny specialists lora credit-rules planted-hack planted-faults vllm \
+  lock clean
 
 help:  ## This list
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 20
@@ -109,6 +110,11 @@ curriculum: $(VENV)/.bench  ## Problems labelled, then drawn by pass rate agains
 r1-tiny: $(VENV)/.bench  ## R1's order of stages on a small model, every stage measured; goes on where it stopped
 	mkdir -p $(FIGURES)
 	$(BIN)/python bench/recipe_stages.py r1-tiny --seeds 0 1 2 --runs $(FIGURES)/r1-tiny --json $(FIGURES)/r1_tiny.json
+
+lora: $(VENV)/.bench  ## Adapters against full training: bytes, swap, memory, step, and the gain on five seeds; goes on
+	mkdir -p $(FIGURES)
+	$(BIN)/python bench/lora.py --json $(FIGURES)/lora.json
+	$(BIN)/python bench/lora_gain.py --runs $(FIGURES)/lora-gain --json $(FIGURES)/lora_gain.json
 
 specialists: $(VENV)/.bench  ## Two specialists and the student that two teachers merge, every stage measured; goes on
 	mkdir -p $(FIGURES)

@@ -16,13 +16,18 @@ from interlock.config.stages import Grpo, OptimizerSettings
 from interlock.config.tasks import EvaluationSettings
 from interlock.recipes.sinks import Sink
 from interlock.recipes.train import train
+from interlock.records.adapters import AdapterForm
 from interlock.records.metrics import StepMetrics
 from interlock.records.rl import Sampling
 from workload import COMPLETIONS, LEARNING_RATE, MAX_TOKENS, MODEL, PROBLEMS, TEMPERATURE, task
 
 
-def recipe(steps: int, dtype: Literal["float32", "bfloat16"], directory: Path) -> Recipe:
-    """The workload. One step more than is taken, for the last one ends with an evaluation."""
+def recipe(
+    steps: int, dtype: Literal["float32", "bfloat16"], directory: Path, rank: int = 0
+) -> Recipe:
+    """The workload, with an adapter of this rank (0: in full). One step more than is taken, for the
+    last one ends with an evaluation.
+    """
     stage = Grpo(
         task=[task(directory)],
         steps=steps + 1,
@@ -35,7 +40,7 @@ def recipe(steps: int, dtype: Literal["float32", "bfloat16"], directory: Path) -
     return Recipe(
         model=ModelSettings(path=MODEL),
         stage=[stage],
-        learner=LearnerSettings(dtype=dtype),
+        learner=LearnerSettings(dtype=dtype, lora=AdapterForm(rank) if rank else None),
         generator=[GeneratorSettings(dtype=dtype)],
         checkpoint_every=0,
     )
@@ -73,11 +78,14 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), required=True)
+    parser.add_argument("--lora", type=int, default=0, metavar="RANK")
     given = parser.parse_args()
     turns = Turns()
     with tempfile.TemporaryDirectory() as directory:
         place = Path(directory)
-        train(recipe(given.steps, given.dtype, place), place / "run", sinks=[Held(turns)])
+        train(
+            recipe(given.steps, given.dtype, place, given.lora), place / "run", sinks=[Held(turns)]
+        )
 
 
 if __name__ == "__main__":

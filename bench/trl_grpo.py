@@ -20,6 +20,7 @@ from typing import Any
 
 import msgspec
 from datasets import Dataset
+from peft import LoraConfig
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
@@ -125,7 +126,9 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), required=True)
     parser.add_argument("--micro-batch", type=int, default=8)
     parser.add_argument("--weights", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--lora", type=int, default=0, metavar="RANK", help="peft's; 0: in full")
     given = parser.parse_args()
+    adapter = LoraConfig(r=given.lora, lora_alpha=32, target_modules="all-linear")
     turns = Turns()
     with tempfile.TemporaryDirectory() as directory:
         source = open_task(task(Path(directory)))
@@ -137,6 +140,7 @@ def main() -> None:
             reward_funcs=reward,
             args=settings(given.steps, given.micro_batch, given.weights, given.dtype, directory),
             train_dataset=Dataset.from_list(rows),
+            peft_config=adapter if given.lora else None,
         )
         trainer.add_callback(Held(turns, trainer, reward))
         trainer.train()

@@ -227,14 +227,15 @@ def _add_export(choices: Any) -> None:
     verb = choices.add_parser(
         "export",
         help="write a model as a Hugging Face directory with a card, or as a GGUF file",
-        description="Nothing is replaced. A GGUF file is for llama.cpp, Ollama, LM Studio.",
+        description="Nothing is replaced. A GGUF file is for llama.cpp, Ollama, LM Studio; peft is "
+        "the adapter that a run with learner.lora has learned, which hf and gguf merge.",
     )
     verb.add_argument(
         "model",
         metavar="MODEL",
         help="a model directory, a GGUF file, a run or hf:org/name",
     )
-    verb.add_argument("--to", required=True, choices=["hf", "gguf"])
+    verb.add_argument("--to", required=True, choices=["hf", "gguf", "peft"])
     verb.add_argument("--out", type=Path, metavar="PATH", help="default: exports/NAME…")
     verb.add_argument(
         "--dtype",

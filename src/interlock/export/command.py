@@ -21,20 +21,25 @@ def export(
     repository: str | None,
     tell: Tell,
 ) -> Path:
-    """Write a model in the `form` "hf" or "gguf". -> where it is
+    """Write a model in the `form` "hf" or "gguf", or a run's adapter as "peft". -> where it is
 
     Raises UserError with one line that says what to do.
     """
-    unfit = {"hf": ("--type", type_), "gguf": ("--dtype", dtype)}[form]
-    if unfit[1] is not None:
-        raise ConfigError(f"{unfit[0]} {unfit[1]} says nothing of --to {form}; leave it out")
+    given = {"--dtype": (dtype, "hf"), "--type": (type_, "gguf")}
+    for option, (value, of) in given.items():
+        if value is not None and form != of:
+            raise ConfigError(f"{option} {value} says nothing of --to {form}; leave it out")
     if repository is not None:
         check_name(repository)
     source = find_source(model, tell)
-    ending = "" if form == "hf" else f"-{type_ or 'BF16'}.gguf"
+    ending = {"hf": "", "gguf": f"-{type_ or 'BF16'}.gguf", "peft": "-adapter"}[form]
     target = out or Path("exports") / f"{source.name}{ending}"
-    check_free(target, directory=form == "hf")
-    if form == "hf":
+    check_free(target, directory=form != "gguf")
+    if form == "peft":
+        from interlock.export.adapter import write_adapter
+
+        write_adapter(source, target)
+    elif form == "hf":
         from interlock.export.directory import write_directory
 
         write_directory(source, target, dtype or "bfloat16")

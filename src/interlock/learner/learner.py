@@ -9,7 +9,6 @@ decoder with an adapter (models/adapters.py) the masters are A and B; the weight
 held once, in the compute dtype, and have neither gradients nor moments.
 """
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
@@ -44,6 +43,7 @@ from interlock.learner.losses.terms import Terms
 from interlock.learner.optimizer import adamw, learning_rate
 from interlock.learner.packing import MicroBatch, TrainingGroup, check_sampled, labels_of, pack
 from interlock.learner.reading import read, read_targets
+from interlock.learner.reference import frozen_copy
 from interlock.learner.step_result import StepResult, step_result
 from interlock.models import adapters
 from interlock.models.attention import causal, repeated
@@ -95,7 +95,7 @@ class Learner:
         self.parameters = parameters
         begin = BeginStage(settings, optimizer, total_steps, keep_reference, version)
         with self.ranks.broadcast(begin):
-            self.reference = _frozen_copy(decoder, self.ranks) if keep_reference else None
+            self.reference = frozen_copy(decoder, self.ranks) if keep_reference else None
         self.steps = 0  # applied: the place in the schedule
         self.bad_steps = 0
         self.bad_in_row = 0
@@ -407,22 +407,3 @@ class Learner:
 def _of(batch: MicroBatch, column: Tensor | None) -> Tensor | None:
     """The values [M] of the batch's targets, out of those [T] of all completion tokens."""
     return None if column is None else column[batch.source.cpu()].to(batch.source.device)
-
-
-def _frozen_copy(decoder: Decoder, ranks: Ranks) -> Decoder:
-    """The decoder as it is now, in its compute dtype, to which every weight is cast at its use.
-
-    Of one with an adapter, that alone is copied.
-    """
-    if ranks.size > 1:
-        return sharding.frozen_copy(decoder, ranks)
-    if decoder.adapter is not None:
-        beside = decoder.shared()
-        adapters.attach(beside, decoder.adapter, decoder.dtype)
-        adapters.set_adapter(beside, adapters.adapter_tensors(decoder))
-        return beside.requires_grad_(False)
-    frozen = copy.deepcopy(decoder)
-    for parameter in frozen.parameters():
-        if parameter.requires_grad:  # the others stay fp32, see models/decoder.py
-            parameter.data = parameter.data.to(decoder.dtype)
-    return frozen.requires_grad_(False)

@@ -23,6 +23,7 @@ from interlock.models.stored import opened
 from interlock.records.adapters import ALL_LINEAR, AdapterForm
 from interlock.text import one_line
 
+ADAPTER = "adapter"  # in a directory of merged weights: what they were merged from
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _BASE = "interlock.base"  # in the metadata
 # What changes an adapter's effect beyond what A and B say, and the values under which it does not.

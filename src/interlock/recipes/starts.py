@@ -25,13 +25,12 @@ from interlock.models import adapters
 from interlock.models.checkpoint import load_decoder
 from interlock.models.fetch import find_model
 from interlock.models.huggingface import read_architecture
-from interlock.models.peft_files import load_adapter
+from interlock.models.peft_files import ADAPTER, load_adapter
 from interlock.recipes.stage import Stage
 from interlock.regular import open_regular
 from interlock.rundir import RunDir
 from interlock.text import one_line
 
-ADAPTER = "adapter"  # in a directory of weights: the adapter that is merged into them
 Starts = Mapping[int, Path]  # the directories of stages that start elsewhere and have not begun
 
 

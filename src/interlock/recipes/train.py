@@ -13,7 +13,6 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from datetime import datetime
 from functools import partial
 from importlib import metadata
-from itertools import chain
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple, TypeVar
@@ -29,20 +28,16 @@ from interlock.config.stages import OptimizerSettings, StageSettings
 from interlock.engine.budget import budget_of
 from interlock.errors import ConfigError, InterlockError, RunError
 from interlock.learner import checkpoint
-from interlock.learner.distributed import sharding
 from interlock.learner.distributed.rank_loop import run_rank
 from interlock.learner.distributed.ranks import Ranks, join
 from interlock.learner.learner import Learner
-from interlock.models import adapters
 from interlock.models.catalogue import sizes_of
-from interlock.models.checkpoint import has_predictor, load_decoder, save_model, stored_dtype
+from interlock.models.checkpoint import has_predictor
 from interlock.models.decoder import Decoder
 from interlock.models.fetch import find_model
 from interlock.models.huggingface import read_architecture
-from interlock.models.peft_files import save_adapter
-from interlock.models.predictor import published_predictor
 from interlock.models.tokenizer import Tokenizer
-from interlock.recipes import fleet, gate, inputs, notes, placed, starts, students
+from interlock.recipes import fleet, gate, inputs, learned, notes, placed, starts, students
 from interlock.recipes.gate import Use
 from interlock.recipes.sinks import Sink, Sinks
 from interlock.recipes.stage import Stage
@@ -131,7 +126,7 @@ def _run_rank0(
     fleet.check(recipe)
     now = students.reached(directory, recipe, begun) or model
     predict = recipe.learner.mtp_weight > 0
-    decoder = _masters(recipe, now, ranks, predict)
+    decoder = learned.masters(recipe, now, ranks, predict)
     if has_predictor(model) and not predict:
         sinks.note("the layer for multi-token prediction is left out (learner.mtp_weight = 0)")
     if recipe.learner.lora is not None:
@@ -158,10 +153,10 @@ def _run_rank0(
             path = students.make(run, recipe, index, where, model)
             if larger.generators is not None:
                 larger.generators.close()
-            decoder = _masters(recipe, path, ranks, predict)
+            decoder = learned.masters(recipe, path, ranks, predict)
             return opened(path, decoder, _inline(recipe, path, uses, decoder))
 
-        keep = partial(_keep, tokenizer, predict, recipe.model.path)
+        keep = partial(learned.keep, tokenizer, predict, recipe.model.path)
         provided = Provided(prepared, where, keep, smaller, tokenizer.decode)
         first = opened(now, decoder, inline)
         learner, last = _run_stages(recipe, provided, run, first, ranks, sinks)
@@ -170,36 +165,6 @@ def _run_rank0(
             keep(learner, path, last)
         if recipe.keep_checkpoints == 0:
             run.prune_checkpoints(keep=0)
-
-
-def _masters(recipe: Recipe, model: Path, ranks: Ranks, predict: bool) -> Decoder:
-    """The weights that are learned, each process its part; or those that an adapter learns beside,
-    in the compute dtype, with a new one.
-    """
-    if (form := recipe.learner.lora) is None:
-        whole = load_decoder(model, torch.float32, ranks.load_device, predict=predict)
-        return sharding.shard(whole, recipe.learner, ranks)
-    frozen = load_decoder(model, device.dtype(recipe.learner.dtype), ranks.load_device)
-    adapters.attach(frozen, form, torch.float32, seed=recipe.seed)
-    return frozen
-
-
-def _keep(
-    tokenizer: Tokenizer, predict: bool, base: str, learner: Learner, path: Path, source: Path
-) -> None:
-    """What is learned as a Hugging Face directory, in the dtype in which `source` is stored; an
-    adapter as it was served is in adapter/ of it, too. `base`: what the model is called.
-    """
-    decoder = learner.decoder
-    dtype = stored_dtype(source) or decoder.dtype
-    ahead = published_predictor(decoder, dtype)
-    save_model(chain(learner.weights(dtype).items(), ahead), path, source, dtype, predict)
-    tokenizer.save(path)
-    if decoder.adapter is not None and learner.base is not None:
-        beside = path / starts.ADAPTER
-        beside.mkdir()
-        served = adapters.published_adapter(decoder, decoder.dtype)
-        save_adapter(served, decoder.adapter, beside, base, learner.base)
 
 
 def _directory(

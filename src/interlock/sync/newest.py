@@ -14,8 +14,8 @@ from typing import NamedTuple
 from interlock.errors import InterlockError, SyncError
 from interlock.records.coding import from_json
 from interlock.records.rl import WeightVersion
+from interlock.sync.manifest import MANIFEST_BYTES, VersionManifest
 from interlock.sync.storage import MissingError, Storage
-from interlock.sync.store import MANIFEST_BYTES, VersionManifest
 
 _MANIFEST = re.compile(r"v(\d{8,12})\.json")
 _SESSION = re.compile(r"session-(\d{1,9})")

@@ -27,11 +27,10 @@ import hashlib
 import re
 import time
 from collections.abc import Callable, Mapping
-from typing import Annotated, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 import torch
-from msgspec import Meta
 from torch import Tensor
 
 from interlock.errors import InterlockError, SyncError
@@ -39,17 +38,21 @@ from interlock.records.adapters import Adapted, AdapterForm
 from interlock.records.coding import from_json
 from interlock.records.rl import WeightVersion
 from interlock.sync import codec
-from interlock.sync.codec import Natural, TensorSpec
+from interlock.sync.codec import TensorSpec
+from interlock.sync.manifest import (
+    FORMAT,
+    MANIFEST_BYTES,
+    VersionManifest,
+    below,
+    manifest_name,
+    problem,
+    version_digest,
+)
 from interlock.sync.storage import Storage
 
-BASE = "base"  # below the URL of a store: the weights that its adapters are of
-_FORMAT = 1
 _LONGEST_CHAIN = 4096  # versions from an anchor to the one asked for
-MANIFEST_BYTES = 32 << 20  # bytes; DeepSeek-V3's 46,000 tensors take 8 MB
 _FILE = re.compile(r"v(\d{8,12})(?:\.json|-[0-9a-f]{16}\.(?P<kind>anchor|delta))")
-_Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 Shapes = Mapping[str, list[int]]
-_PayloadKind = Literal["anchor", "delta"]
 
 
 class PublishedVersion(msgspec.Struct, frozen=True):
@@ -64,27 +67,6 @@ class PublishedVersion(msgspec.Struct, frozen=True):
     dense: bool = False  # an anchor where a delta was due, which would have saved next to nothing
 
 
-class VersionManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    format: int
-    number: Natural
-    digest: _Sha256  # version_digest
-    kind: _PayloadKind
-    base: WeightVersion | None  # None: an anchor
-    anchor: Natural  # the number of the version that the chain begins with
-    size: Natural  # of the payload
-    sha256: _Sha256  # of the payload
-    tensors: dict[str, TensorSpec]
-    adapter: Adapted | None = None  # None: whole weights
-
-    @property
-    def version(self) -> WeightVersion:
-        return WeightVersion(self.number, self.digest)
-
-    @property
-    def payload(self) -> str:
-        return f"v{self.number:08d}-{self.sha256[:16]}.{self.kind}"
-
-
 class _CompleteVersion(NamedTuple):
     """A whole version in memory; the tensors are the holder's own, contiguous, on the CPU."""
 
@@ -92,13 +74,6 @@ class _CompleteVersion(NamedTuple):
     tensors: dict[str, Tensor]
     specs: dict[str, TensorSpec]
     adapter: Adapted | None
-
-
-def version_digest(parts: Mapping[str, str], adapter: Adapted | None) -> str:
-    """Of a version whose tensors have these digests, by name."""
-    if adapter is None:
-        return codec.digest(parts)
-    return codec.digest({**parts, "": msgspec.json.encode(adapter).decode()})
 
 
 class Publisher:
@@ -225,7 +200,7 @@ class Publisher:
     ) -> VersionManifest:
         parts = {name: spec.digest for name, spec in encoded.specs.items()}
         return VersionManifest(
-            format=_FORMAT,
+            format=FORMAT,
             number=number,
             digest=version_digest(parts, adapter),
             kind="delta" if base else "anchor",
@@ -241,7 +216,7 @@ class Publisher:
         data = msgspec.json.encode(manifest)
         try:
             self._storage.write(manifest.payload, payload)
-            self._storage.write(_manifest_name(manifest.number), data)
+            self._storage.write(manifest_name(manifest.number), data)
         except InterlockError:
             if not self._stands(manifest.number, data):
                 self._try_to_remove(manifest.payload)
@@ -251,7 +226,7 @@ class Publisher:
     def _stands(self, number: int, data: bytes) -> bool:
         """Whether a manifest is there in spite of an error: that may have come after the rename."""
         try:
-            return self._storage.read(_manifest_name(number), len(data)) == data
+            return self._storage.read(manifest_name(number), len(data)) == data
         except InterlockError:
             return False
 
@@ -284,9 +259,9 @@ class Publisher:
             for name, match in files.items()
             if match["kind"] == "anchor"
             and int(match[1]) <= newest.number
-            and _manifest_name(int(match[1])) in files
+            and manifest_name(int(match[1])) in files
         )
-        keep = {newest.payload, _manifest_name(newest.number)}
+        keep = {newest.payload, manifest_name(newest.number)}
         oldest = anchors[-2:][0] if anchors else newest.number
         old = [
             name
@@ -385,14 +360,14 @@ class Replica:
 
     def _manifest(self, version: WeightVersion) -> VersionManifest:
         """The manifest of a version, once all that can be checked about it holds."""
-        name = _manifest_name(version.number)
+        name = manifest_name(version.number)
         data = self._read(name, MANIFEST_BYTES)
         try:
             manifest = from_json(data, VersionManifest)
         except ValueError as error:
             raise SyncError(f"{self.url}: {name} is damaged ({error})") from None
-        if problem := _problem(manifest, version) or self._misfit(manifest):
-            raise SyncError(f"{self.url}: {name} {problem}")
+        if why := problem(manifest, version) or self._misfit(manifest):
+            raise SyncError(f"{self.url}: {name} {why}")
         return manifest
 
     def _misfit(self, manifest: VersionManifest) -> str | None:
@@ -420,35 +395,6 @@ class Replica:
         data = self._storage.read(name, limit)
         self.fetched_bytes += len(data)
         return data
-
-
-def below(url: str) -> str:
-    """Where the weights are that adapters in the store at `url` are of."""
-    return f"{url.rstrip('/')}/{BASE}"
-
-
-def _manifest_name(number: int) -> str:
-    return f"v{number:08d}.json"
-
-
-def _problem(manifest: VersionManifest, wanted: WeightVersion) -> str | None:
-    """What is wrong with a manifest by itself, if anything."""
-    base, number = manifest.base, manifest.number
-    if manifest.format != _FORMAT:
-        return f"has format {manifest.format}; this Interlock reads {_FORMAT}"
-    if manifest.version != wanted:
-        return (
-            f"is version {number} with digest {manifest.digest!r:.14}…, not {wanted.digest!r:.14}…"
-        )
-    parts = {name: spec.digest for name, spec in manifest.tensors.items()}
-    if version_digest(parts, manifest.adapter) != manifest.digest:
-        return "does not have the digest that it gives"
-    chained = manifest.anchor == number if base is None else manifest.anchor <= base.number < number
-    if (manifest.kind == "anchor") != (base is None) or not chained:
-        return "contradicts itself about its base"
-    if manifest.size > codec.payload_limit(manifest.tensors):
-        return f"has a payload of {manifest.size} bytes, too many for its tensors"
-    return None
 
 
 def _copy(tensor: Tensor) -> Tensor:

@@ -1,0 +1,52 @@
+"""The weights that a run learns: how they are opened, and what is kept of them as a directory.
+
+model directory ─ masters ─> Decoder, fp32; or frozen in the compute dtype, beside an adapter
+Learner ────────── keep ───> Hugging Face directory, merged; the adapter in adapter/ of it
+"""
+
+from itertools import chain
+from pathlib import Path
+
+import torch
+
+from interlock.chips import device
+from interlock.config.schema import Recipe
+from interlock.learner.distributed import sharding
+from interlock.learner.distributed.ranks import Ranks
+from interlock.learner.learner import Learner
+from interlock.models import adapters
+from interlock.models.checkpoint import load_decoder, save_model, stored_dtype
+from interlock.models.decoder import Decoder
+from interlock.models.peft_files import ADAPTER, save_adapter
+from interlock.models.predictor import published_predictor
+from interlock.models.tokenizer import Tokenizer
+
+
+def masters(recipe: Recipe, model: Path, ranks: Ranks, predict: bool) -> Decoder:
+    """The weights that are learned, each process its part; or those that an adapter learns beside,
+    in the compute dtype, with a new one.
+    """
+    if (form := recipe.learner.lora) is None:
+        whole = load_decoder(model, torch.float32, ranks.load_device, predict=predict)
+        return sharding.shard(whole, recipe.learner, ranks)
+    frozen = load_decoder(model, device.dtype(recipe.learner.dtype), ranks.load_device)
+    adapters.attach(frozen, form, torch.float32, seed=recipe.seed)
+    return frozen
+
+
+def keep(
+    tokenizer: Tokenizer, predict: bool, base: str, learner: Learner, path: Path, source: Path
+) -> None:
+    """What is learned as a Hugging Face directory, in the dtype in which `source` is stored; an
+    adapter as it was served is in adapter/ of it, too. `base`: what the model is called.
+    """
+    decoder = learner.decoder
+    dtype = stored_dtype(source) or decoder.dtype
+    ahead = published_predictor(decoder, dtype)
+    save_model(chain(learner.weights(dtype).items(), ahead), path, source, dtype, predict)
+    tokenizer.save(path)
+    if decoder.adapter is not None and learner.base is not None:
+        beside = path / ADAPTER
+        beside.mkdir()
+        served = adapters.published_adapter(decoder, decoder.dtype)
+        save_adapter(served, decoder.adapter, beside, base, learner.base)
