@@ -29,8 +29,8 @@ def test_all_problems_of_all_tasks_are_stacked() -> None:
     stacked, teach = plot.rows
     assert {trace["name"]: trace["y"] for trace in stacked.traces} == {
         "untried": [9, 5],
-        "pass rate 0%": [0, 5],
-        "pass rate 100%": [0, 1],
+        "0%": [0, 5],
+        "100%": [0, 1],
         "retired": [0, 3],
     }
     assert sum(trace["y"][1] for trace in stacked.traces) == 14

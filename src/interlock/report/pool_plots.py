@@ -34,7 +34,7 @@ def pool_plots(metrics: Metrics, timeline: Timeline) -> list[Plot]:
     names = list(dict.fromkeys(name for pool in pools for name in pool.rates))
     traces = draw.line("untried", GREY, _sum(lambda pool: pool.untried))
     for place, name in enumerate(names):
-        traces += draw.line(f"pass rate {name}", _COLORS[place % len(_COLORS)], _sum(_of(name)))
+        traces += draw.line(name, _COLORS[place % len(_COLORS)], _sum(_of(name)))
     traces += draw.line("retired", GREEN, _sum(lambda pool: pool.retired))
     stacked: list[Trace] = [
         trace | {"mode": "lines", "stackgroup": "problems", "line": trace["line"] | {"width": 0.5}}
@@ -52,7 +52,7 @@ def pool_plots(metrics: Metrics, timeline: Timeline) -> list[Plot]:
         "After each step, by the running pass rate that a step draws by; those that were solved "
         "too often in a row are retired. And the share of the step's groups whose rewards differ."
     )
-    return shown([Plot("pools", "Problems by pass rate", note, rows, height=340)])
+    return shown([Plot("pools", "Problems by pass rate", note, rows, height=360, wide=True)])
 
 
 def _of(name: str) -> Callable[[PoolMetrics], int | None]:
