@@ -71,6 +71,9 @@ def test_parity_against_the_certificate_of_the_same_device(tmp_path: Path) -> No
     apart = parity(tmp_path / "apart", 0.5, "torch:npu:0")
     assert "says different, and the certificate of Chip 9 says train." in odds(good, apart)[0]
     assert odds(good, same) == odds(bad, apart) == []
+    host = msgspec.structs.replace(REAL, kind="cpu", chip="a CPU")
+    reference = certificate(tmp_path / "c.json", Trust.TRAIN, host, device="cpu")
+    assert odds(reference, apart) == []  # the CPU is what others are held against
 
 
 def test_a_quarantine_against_a_certificate(tmp_path: Path) -> None:

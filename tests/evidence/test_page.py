@@ -109,7 +109,7 @@ def test_a_run_tells_speed_mismatch_and_what_became_of_workers(tmp_path: Path) -
     assert float(rate["value"]) == 300 / 2.0
     k3 = next(each for each in shown.cited if "mismatch/0/k3" in each["data-field"])
     assert float(k3["value"]) == pytest.approx((100 * 1e-3 + 300 * 2e-3) / 400)
-    assert "Of 2 steps one took 15.0 s." in shown.words
+    assert "A step took 15.0 s, the median of 2 steps." in shown.words
     assert "25.0% before, 50.0% after" in shown.words
     times = next(each for each in shown.cited if "lines 0, 1" in each["data-field"])
     assert times["value"] == "2"

@@ -4,6 +4,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
+from interlock.chips import vendors
+from interlock.chips.admission import needs_certificate
 from interlock.chips.verdict import judge
 from interlock.evidence import naming
 from interlock.evidence.certified import certificates, verdict_of
@@ -116,9 +118,11 @@ def _rules(sources: Sequence[EvidenceSource]) -> Iterator[Sentence]:
 
 
 def _parity(sources: Sequence[EvidenceSource]) -> Iterator[Sentence]:
+    """Of a device against the CPU, which is the reference; of two others either may be at fault."""
     for parity in parities(sources):
-        for side in ("a", "b"):
-            device = getattr(parity.content, side).label.partition(":")[2]
+        devices = [each.label.partition(":")[2] for each in (parity.content.a, parity.content.b)]
+        judged = [each for each in devices if needs_certificate(vendors.kind_of(each))]
+        for device in judged if len(judged) == 1 else ():
             for source in certificates(sources):
                 usable = source.content.trust in _USABLE
                 different = parity.content.verdict == "different"

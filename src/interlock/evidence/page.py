@@ -10,7 +10,7 @@ from interlock.evidence.record import EvidenceReport, Piece, Wanted
 from interlock.report import sheet
 
 _HERE = Path(__file__).parent
-_SHORT = 48  # characters of what is shown as a name
+_SHORT = 40  # characters of what is shown as a name
 TITLES = {
     Wanted.PURCHASE: "Evidence for a purchase of chips",
     Wanted.REFUSAL: "Evidence for a refusal of chips",

@@ -180,9 +180,9 @@ def _learner(source: EvidenceSource) -> list[Sentence]:
     rate = _median(source, steps, "update/tokens_per_s", lambda line: line.update.tokens_per_s)
     if seconds and steps:
         count = derive(source, len(steps), "number of lines of metrics.jsonl with a step", shown)
-        said.append(say("Of {} steps one took {} s.", count, seconds, how=f"{_HOW}; the median"))
+        said.append(say("A step took {} s, the median of {} steps.", seconds, count, how=_HOW))
     if rate:
-        said.append(say("Its learner updated {} tokens/s.", rate, how=f"{_HOW}; the median"))
+        said.append(say("Its learner took in {} tokens/s, the median step.", rate, how=_HOW))
     return said + _accuracy(source)
 
 
