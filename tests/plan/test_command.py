@@ -96,3 +96,27 @@ def test_every_shipped_recipe_is_planned(
         assert "fits nowhere" in text or "fewest" in text
     else:
         assert "chip-hours" in text
+
+
+@pytest.mark.parametrize(
+    ("profile", "told"),
+    [
+        ("", 'does not say of which chip it is; --chips has H800 SXM and H20-96G: add chip = "…"'),
+        ('chip = "MI300X"', "is of MI300X, and --chips has H800 SXM and H20-96G"),
+        ('chip = "AMD EPYC"', "is of AMD EPYC, and --chips has H800 SXM and H20-96G"),
+    ],
+)
+def test_a_profile_is_of_one_of_several_kinds_of_chips(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], profile: str, told: str
+) -> None:
+    file = tmp_path / "profile.toml"
+    file.write_text(f"{profile}\nbandwidth = 3e12\n")
+    asked = [str(RECIPE), "--model", "Qwen3-8B", "--profile", str(file), "--json"]
+    two = [*asked, "--chips", "8xH800:learner,16xH20:generator"]
+    code, _, error = _call(capsys, *two)
+    assert code == 2 and told in error and error.count("\n") == 1
+    code, text, _ = _call(capsys, *asked, "--chips", "8xH800:both")  # of one kind it is taken for
+    assert code == 0 and json.loads(text)["chips"][0]["bandwidth"] == 3e12
+    file.write_text('chip = "H20"\nbandwidth = 3e12\n')
+    chips = {each["name"]: each for each in json.loads(_call(capsys, *two)[1])["chips"]}
+    assert chips["H20-96G"]["bandwidth"] == 3e12 and chips["H800 SXM"]["bandwidth"] == 3.352e12

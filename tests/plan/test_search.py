@@ -75,3 +75,16 @@ def test_ten_thousand_placements_in_ten_seconds_of_processor(
     seconds = time.process_time() - began
     assert found.tried == count
     assert seconds * MOST / count < 10.0, f"{count} in {seconds:.1f} s"
+
+
+def test_an_entry_does_what_it_says_beside_entries_that_do_both() -> None:
+    """Those for both learn, generate or take turns; the others keep to their role."""
+    found = placements(parse_stock("4xH800:both,8xH20:generator,2xH100:learner"))
+    learning = {each.learner.chip.name for each in found}
+    turning = {each.learner.chip.name for each in found if each.turns}
+    generating = {stock.chip.name for each in found if not each.turns for stock in each.generators}
+    assert learning == {"H800 SXM", "H100 SXM"}
+    assert turning == {"H800 SXM"}
+    assert generating == {"H800 SXM", "H20-96G"}
+    alone = placements(parse_stock("4xH800:learner"))
+    assert alone and all(each.turns for each in alone)  # nobody else is there to generate

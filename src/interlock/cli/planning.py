@@ -170,12 +170,10 @@ def _profiled(
     """The chips of one kind are those that were measured; of several the profile's own are."""
     import msgspec
 
-    from interlock.plan.chips import find
     from interlock.plan.profile import applied, read_profile
 
     profile = read_profile(path)
-    kinds = {stock.chip.name for stock in stocks}
-    wanted = next(iter(kinds)) if len(kinds) == 1 else find(profile.chip).name
+    wanted = _measured(path, profile.chip, list(dict.fromkeys(each.chip.name for each in stocks)))
     rates = inputs.rates
     changed = []
     for stock in stocks:
@@ -184,6 +182,26 @@ def _profiled(
             stock = msgspec.structs.replace(stock, chip=chip)
         changed.append(stock)
     return msgspec.structs.replace(inputs, rates=rates, measured=True), changed
+
+
+def _measured(path: Path, chip: str, kinds: list[str]) -> str:
+    """Which of several kinds of chips a profile is of. Raises ConfigError where it does not say."""
+    from interlock.plan.chips import find
+
+    if len(kinds) == 1:
+        return kinds[0]
+    among = f"--chips has {' and '.join(kinds)}"
+    if not chip:
+        raise ConfigError(
+            f'--profile {path} does not say of which chip it is; {among}: add chip = "…"'
+        )
+    try:
+        found = find(chip).name
+    except ConfigError:
+        found = one_line(chip, 60)
+    if found not in kinds:
+        raise ConfigError(f"--profile {path} is of {found}, and {among}; give one of these")
+    return found
 
 
 def _rate(text: str) -> float:

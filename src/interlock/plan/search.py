@@ -123,12 +123,14 @@ def placements(stocks: Sequence[Stock], most: int = MOST) -> list[Roles]:
 
 
 def _all(stocks: Sequence[Stock], fineness: int) -> Iterator[Roles]:
+    alone = all(each.duty == "learner" for each in stocks)  # then they generate, too
     for place, stock in enumerate(stocks):
         if stock.duty == "generator":
             continue
         for count in _counts(stock.count, fineness):
-            learner = msgspec.structs.replace(stock, count=count, duty="both")
-            yield Roles(learner, (learner,), True)
+            if stock.duty == "both" or alone:
+                both = msgspec.structs.replace(stock, count=count, duty="both")
+                yield Roles(both, (both,), True)
             learner = msgspec.structs.replace(stock, count=count, duty="learner")
             yield from _with_generators(learner, stocks, place, fineness)
 
