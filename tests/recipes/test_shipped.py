@@ -88,6 +88,7 @@ def test_r1_tiny_goes_through_all_its_stages(
     changes = [*small(model, 6, {}), "stage.0.worked=8", "stage.2.rounds=1"]
     changes += [f"stage.{index}.problems_per_step=4" for index in (1, 2, 3, 5)]
     changes += [f"stage.{index}.batch_size=4" for index in (0, 2, 4)]
+    changes += [f"stage.{index}.optimizer.warmup_steps=1" for index in range(6)]
     recipe = load_recipe(SHIPPED / "r1-tiny.toml", changes)
     kinds = [stage.kind for stage in recipe.stage]
     assert kinds == ["sft", "grpo", "reject-sft", "grpo", "sft", "distill"]
