@@ -111,7 +111,7 @@ def test_specialists_are_merged_and_every_stage_is_measured(tmp_path: Path) -> N
     (metrics,) = [line for line in RunDir.read(runs / "seed-0").metrics() if line.stage == 2][-1:]
     assert {name: each.tokens > 0 for name, each in metrics.teachers.items()} == {
         "sums": True,
-        "differences": True,
+        "products": True,
     }
     # The benchmark measures what is there, and a finished run is not run again.
     figures = tmp_path / "figures.json"
@@ -120,7 +120,7 @@ def test_specialists_are_merged_and_every_stage_is_measured(tmp_path: Path) -> N
     rows = json.loads(figures.read_text())["results"]
     assert [(row["stage"], row["task"]) for row in rows] == [
         (stage, task)
-        for stage in ("model", "sums", "differences", "merged")
-        for task in ("sums", "differences")
+        for stage in ("model", "sums", "products", "merged")
+        for task in ("sums", "products")
     ]
     assert all(row["problems"] == 4 and 0 < row["tokens"] <= 12 for row in rows)
