@@ -120,13 +120,13 @@ def test_plans_are_ranges_with_dated_prices(tmp_path: Path) -> None:
     path = plan(tmp_path / "plan.json", "64xH800:learner,64xH20:generator")
     shown = ReadBack(page_of(path, wanted=Wanted.PURCHASE))
     tree = json.loads(path.read_text())
-    for name in ("hours", "dollars", "kwh", "chip_hours"):
+    for name in ("hours", "money", "kwh", "chip_hours"):
         values = {
             each["value"] for each in shown.cited if each["data-field"].startswith(f"/{name}/")
         }
         assert values >= {str(tree[name][end]) for end in ("low", "middle", "high")}
-    assert "prices.toml, 2026-11-20: contract 4711" in shown.said() and "$1.25" in shown.said()
-    assert "The price of H800 SXM has no date of its own" in shown.words
+    assert "prices.toml, contract 4711" in shown.said() and "1.25 USD" in shown.said()
+    assert "2026-11-20" in shown.said() and "2024-12-27" in shown.said()
     assert "Of H20-96G: no certificate and no measurement" in shown.words
 
 

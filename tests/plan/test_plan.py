@@ -42,8 +42,8 @@ def test_a_step_is_the_sum_of_its_parts_and_hours_are_steps(planned: Callable[..
     beside = 2 * parts.evaluation + 6 * parts.checkpoint  # before and after; every 20 steps
     assert plan.hours.middle * 3600 == pytest.approx(100 * parts.asynchronous + beside)
     assert plan.chip_hours.middle == pytest.approx(16 * plan.hours.middle)
-    assert plan.dollars is not None
-    assert plan.dollars.middle == pytest.approx(16 * plan.hours.middle * math.sqrt(1.99 * 5.0))
+    assert plan.money is not None
+    assert plan.money.middle == pytest.approx(16 * plan.hours.middle * math.sqrt(1.99 * 5.0))
     assert plan.kwh.middle == pytest.approx(16 * 0.7 * 0.8 * plan.hours.middle)
     assert plan.hours.low < plan.hours.middle < plan.hours.high
 
@@ -169,14 +169,15 @@ def test_a_learner_spans_no_two_kinds() -> None:
 def test_the_users_prices_go_first(planned: Callable[..., Plan], tmp_path: Path) -> None:
     file = tmp_path / "prices.toml"
     file.write_text(
-        '[[price]]\nchip = "910B"\nusd_per_hour = 1.5\ndate = 2026-11-01\nsource = "an offer"\n'
+        '[[price]]\nchip = "910B"\nper_hour = 1.5\ncurrency = "CNY"\n'
+        'date = 2026-11-01\nsource = "an offer"\n'
     )
     unknown = planned("8xH100:learner,8x910B:generator")
-    assert unknown.dollars is None
+    assert unknown.money is None
     priced = planned("8x910B:both", prices=read_prices(file))
-    assert priced.dollars is not None
-    assert priced.dollars.middle == pytest.approx(1.5 * priced.chip_hours.middle)
-    file.write_text('[[price]]\nchip = "910B"\nusd_per_hour = 1.5\n')
+    assert priced.money is not None and priced.currency == "CNY"
+    assert priced.money.middle == pytest.approx(1.5 * priced.chip_hours.middle)
+    file.write_text('[[price]]\nchip = "910B"\nper_hour = 1.5\ncurrency = "USD"\n')
     with pytest.raises(ConfigError, match="date"):
         read_prices(file)
 

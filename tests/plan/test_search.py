@@ -34,14 +34,14 @@ def test_many_kinds_are_searched_more_coarsely_and_too_many_refused() -> None:
         placements(parse_stock(",".join(["64xH800"] * 12)))
 
 
-def _option(hours: float, dollars: float) -> Option:
+def _option(hours: float, money: float) -> Option:
     chip = parse_stock("1xH100")[0]
-    return Option(Roles(chip, (chip,), True), hours, hours, dollars, True, 0.0)
+    return Option(Roles(chip, (chip,), True), hours, hours, money, True, 0.0)
 
 
 def test_the_front_is_what_no_other_one_beats() -> None:
     options = [_option(*each) for each in ((3, 1), (1, 9), (2, 5), (2, 6), (4, 1), (5, 0.5))]
-    assert [(each.hours, each.dollars) for each in front(options)] == [
+    assert [(each.hours, each.money) for each in front(options)] == [
         (1, 9),
         (2, 5),
         (3, 1),
@@ -55,8 +55,8 @@ def test_a_search_finds_the_fastest_of_all(inputs: Callable[..., PlanInputs]) ->
     assert found.tried == len(placements(stocks)) and found.fitting >= len(found.front) > 1
     hours = [each.hours for each in found.front]
     assert hours == sorted(hours)
-    dollars = [each.dollars for each in found.front]
-    assert dollars == sorted(dollars, reverse=True)
+    money = [each.money for each in found.front]
+    assert money == sorted(money, reverse=True)
 
 
 def test_nothing_fits_is_told(inputs: Callable[..., PlanInputs]) -> None:

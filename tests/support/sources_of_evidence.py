@@ -44,7 +44,8 @@ MEASURES = [
 HALF_AND_QUARTER = (Accuracy(0.5, 0.28, 0.72, 0.5), Accuracy(0.25, 0.1, 0.49, 0.25))
 PRICES = """[[price]]
 chip = "H20"
-usd_per_hour = 1.25
+per_hour = 1.25
+currency = "USD"
 date = 2026-11-20
 source = "contract 4711"
 """

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,22 +102,32 @@ def plan(given: argparse.Namespace) -> None:
     inputs, stocks, likeness = _inputs(given, recipe, stocks)
     if given.find:
         found = find_placements(inputs, stocks)
-        if given.json:
-            _print_sealed(SealedDocument.SEARCH, told.tree_of_search(found))
-            return
-        _show(told.lines_of_search(found))
+        kind = SealedDocument.SEARCH
+        _tell(given, likeness, kind, told.tree_of_search(found), told.lines_of_search(found))
         return
     generates = any(stage.generates for stage in recipe.stage)
     planned = plan_of(inputs, roles_of(stocks, generates))
+    tree, lines = told.tree_of(planned, inputs), told.lines_of(planned, inputs)
+    _tell(given, likeness, SealedDocument.PLAN, tree, lines)
+
+
+def _tell(
+    given: argparse.Namespace,
+    likeness: "Likeness | None",
+    document: SealedDocument,
+    tree: dict[str, Any],
+    lines: Iterable[str],
+) -> None:
+    """As asked for, and before it what was learned from the run of --like."""
+    from interlock.plan import told
+
     if given.json:
-        tree = told.tree_of(planned, inputs)
-        if likeness is not None:
-            tree["like"] = told.tree_of_likeness(likeness)
-        _print_sealed(SealedDocument.PLAN, tree)
+        like = {} if likeness is None else {"like": told.tree_of_likeness(likeness)}
+        _print_sealed(document, tree | like)
         return
     if likeness is not None:
         _show([*told.lines_of_likeness(likeness), ""])
-    _show(told.lines_of(planned, inputs))
+    _show(lines)
 
 
 def _print_sealed(document: SealedDocument, tree: dict[str, Any]) -> None:

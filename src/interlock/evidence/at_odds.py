@@ -4,6 +4,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
+from msgspec.structs import replace
+
 from interlock.chips import vendors
 from interlock.chips.admission import needs_certificate
 from interlock.chips.verdict import judge
@@ -17,12 +19,14 @@ from interlock.evidence.record import (
     EvidenceSource,
     Piece,
     Sentence,
+    amount,
     cite,
     derive,
     joined,
     pointer,
     say,
 )
+from interlock.evidence.written import WrittenPrice
 from interlock.records.trust import Certificate, Stack, Trust
 from interlock.report.fleet import workers
 
@@ -182,22 +186,23 @@ def _hours(sources: Sequence[EvidenceSource]) -> Iterator[Sentence]:
 
 def _prices(sources: Sequence[EvidenceSource]) -> Iterator[Sentence]:
     """A chip that several plans put at several prices."""
-    seen: dict[str, dict[tuple[float, float], EvidenceSource]] = defaultdict(dict)
+    seen: dict[str, dict[WrittenPrice, EvidenceSource]] = defaultdict(dict)
     for source in plans(sources):
         for name, price in source.content.prices.items():
             if price is not None:
-                seen[name].setdefault((price.low, price.high), source)
+                seen[name].setdefault(replace(price, source="", date=""), source)
     for name, found in seen.items():
         if len(found) > 1:
             lows: list[Piece] = [
-                cite(source, pointer("prices", name, "low")) for source in found.values()
+                cite(source, pointer("prices", name, "low"), amount(price.currency))
+                for price, source in found.items()
             ]
             first = next(iter(found.values()))
             chip = derive(first, name, pointer("prices", name), str)
             pieces = joined(lows)
             slots = "{}" * len(pieces)
             yield say(
-                f"Plans put {{}} at several prices, in dollars a chip and hour from: {slots}.",
+                f"Plans put {{}} at several prices, a chip and hour from: {slots}.",
                 chip,
                 *pieces,
                 how=_HOW,

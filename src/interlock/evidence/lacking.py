@@ -124,11 +124,6 @@ def _priced(sources: Sequence[EvidenceSource]) -> Iterator[Sentence]:
             if price is None and name not in told:
                 told.add(name)
                 yield say("No price of {}.", chip, how=_HOW)
-            elif price is not None and not price.date and name not in told:
-                told.add(name)
-                yield say(
-                    "The price of {} has no date of its own; it is the catalogue's.", chip, how=_HOW
-                )
 
 
 def _unnamed(sources: Sequence[EvidenceSource]) -> Iterator[Sentence]:

@@ -13,8 +13,8 @@ from interlock.evidence.record import (
     RangePicture,
     Sentence,
     SourceKind,
+    amount,
     cite,
-    dollars,
     giga,
     joined,
     pointer,
@@ -42,7 +42,7 @@ def alternatives(sources: Sequence[EvidenceSource]) -> EvidenceSection:
     columns = ["Chips", "Recipe, model", "Hours", "Chip-hours", "Money", "Energy, kWh"]
     rows = [_alternative(each) for each in found]
     tables = [EvidenceTable([], columns, rows), _verdicts(found)]
-    pictures = [_picture(found, name) for name in ("hours", "dollars")]
+    pictures = [_picture(found, "hours", "Hours"), _money(found)]
     return EvidenceSection(
         "What the alternatives would take",
         "Planned, not run. A range says between which figures about four of five published runs "
@@ -53,18 +53,29 @@ def alternatives(sources: Sequence[EvidenceSource]) -> EvidenceSection:
     )
 
 
-def _picture(sources: Sequence[EvidenceSource], name: str) -> RangePicture:
+def _money(sources: Sequence[EvidenceSource]) -> RangePicture:
+    """Of plans in one currency: amounts in several are not drawn to one scale."""
+    currencies = {each.content.currency for each in sources if each.content.money is not None}
+    if len(currencies) != 1:
+        return RangePicture("Money", [])
+    return _picture(sources, "money", "Money", amount(currencies.pop()))
+
+
+def _picture(
+    sources: Sequence[EvidenceSource],
+    name: str,
+    title: str,
+    form: Callable[[float | None], str] | None = None,
+) -> RangePicture:
     """Ranges side by side; one alone shows nothing."""
     bars = [
         RangeBar(
             cite(each, "/placement"),
             *(cite(each, f"/{name}/{end}", form) for end in ("low", "middle", "high")),
         )
-        for form in [dollars if name == "dollars" else None]
         for each in sources
         if each.content.fits and getattr(each.content, name) is not None
     ]
-    title = "Money" if name == "dollars" else "Hours"
     return RangePicture(title, bars if len(bars) > 1 else [])
 
 
@@ -89,7 +100,7 @@ def _alternative(source: EvidenceSource) -> EvidenceRow:
         what,
         _span(source, "hours"),
         _span(source, "chip_hours"),
-        _span(source, "dollars", dollars) if found.dollars else "a price is not known",
+        _span(source, "money", amount(found.currency)) if found.money else "not known",
         _span(source, "kwh"),
         how=_HOW,
     )
@@ -110,10 +121,10 @@ def _said(source: EvidenceSource) -> Sentence:
     if not found.fits:
         return say("On {} it does not fit.", placement, how=_HOW)
     low, high = (cite(source, f"/hours/{end}") for end in ("low", "high"))
-    if found.dollars is None:
-        template = "On {}: {} to {} hours; the price of a chip is not known."
+    if found.money is None:
+        template = "On {}: {} to {} hours; what they cost is not known."
         return say(template, placement, low, high, how=_HOW)
-    ends = (cite(source, f"/dollars/{end}", dollars) for end in ("low", "high"))
+    ends = (cite(source, f"/money/{end}", amount(found.currency)) for end in ("low", "high"))
     return say("On {}: {} to {} hours, {} to {}.", placement, low, high, *ends, how=_HOW)
 
 
@@ -150,11 +161,11 @@ def rests_on(sources: Sequence[EvidenceSource]) -> EvidenceSection:
 def _price(source: EvidenceSource, name: str) -> list[Cell]:
     place = pointer("prices", name)
     price = source.content.prices[name]
-    low, high = (cite(source, f"{place}/{end}", dollars) for end in ("low", "high"))
+    low, high = (cite(source, f"{place}/{end}", amount(price.currency)) for end in ("low", "high"))
     return [
         _name_of(source, name),
         low if price.low == price.high else [low, " to ", high],
-        cite(source, f"{place}/date") if price.date else "as its source has it",
+        cite(source, f"{place}/date"),
         cite(source, f"{place}/source"),
     ]
 

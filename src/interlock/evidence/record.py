@@ -217,8 +217,9 @@ def shown(value: Value) -> str:
     return figure(value)
 
 
-def dollars(value: float | None) -> str:
-    return "not known" if value is None else f"${figure(value)}"
+def amount(currency: str | None) -> Callable[[float | None], str]:
+    """Money in this currency."""
+    return lambda value: "not known" if value is None else f"{figure(value)} {currency}"
 
 
 def percent(value: float | None) -> str:

@@ -187,6 +187,7 @@ class WrittenSpan(msgspec.Struct, frozen=True):
 class WrittenPrice(msgspec.Struct, frozen=True):
     low: float
     high: float
+    currency: str
     source: str
     date: str
 
@@ -227,7 +228,8 @@ class PlanFile(msgspec.Struct, frozen=True):
     stages: list[WrittenStage]
     hours: WrittenSpan
     chip_hours: WrittenSpan
-    dollars: WrittenSpan | None
+    money: WrittenSpan | None
+    currency: str | None
     kwh: WrittenSpan
     prices: dict[str, WrittenPrice | None]
     verdicts: list[str]

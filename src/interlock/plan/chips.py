@@ -42,6 +42,7 @@ class Names(NamedTuple):
     ambiguous: dict[str, str]  # what a name that is read as one row may mean, too
     makers: list[str]
     alone: list[str]  # words that alone name no chip
+    drivers: dict[str, str]  # what drivers call them, plainly: the row
 
 
 class ChipSpec(msgspec.Struct, frozen=True):
@@ -57,8 +58,6 @@ class ChipSpec(msgspec.Struct, frozen=True):
     domain: int  # chips that these links join
     scale_out: float  # bytes/s, one direction, to chips of other domains
     watts: float
-    dollars: tuple[float, float] | None  # per chip and hour, rented: low and high
-    price_source: str
     source: str
     confidence: str  # "seen", "memory": where the row's figures come from
     assumed: tuple[str, ...]  # figures that the table does not have
@@ -109,8 +108,6 @@ def _read(row: dict[str, str]) -> ChipSpec | None:
         )
         if not row[column]
     ]
-    low = number("rental_low_usd_h")
-    high = number("rental_high_usd_h") or low
     return ChipSpec(
         name=row["chip"],
         vendor=row["vendor"],
@@ -122,15 +119,14 @@ def _read(row: dict[str, str]) -> ChipSpec | None:
         domain=int(number("scaleup_domain") or 1),
         scale_out=number("scaleout_gbps_per_chip") * 1e9 / 8 or _SCALE_OUT,
         watts=number("tdp_w") or _WATTS,
-        dollars=(low, high) if low else None,
-        price_source=row["rental_source"],
         source=row["source"],
         confidence=row["confidence"],
         assumed=tuple(assumed),
     )
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
+    """As names are compared: small letters and digits alone."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
@@ -139,32 +135,44 @@ def find(name: str) -> ChipSpec:
     """The chip that is meant by a name. Raises ConfigError, with the nearest names."""
     if name in catalogue():
         return catalogue()[name]
-    plain = _plain(name)
+    said = plain(name)
     for maker in names().makers:
-        plain = plain.removeprefix(maker) or plain
-    if plain in names().meant:
-        return catalogue()[names().meant[plain]]
-    meant = [each for each in catalogue() if plain in _called(each)]
+        said = said.removeprefix(maker) or said
+    if said in names().meant:
+        return catalogue()[names().meant[said]]
+    meant = [each for each in catalogue() if said in _called(each)]
     if len(meant) == 1:
         return catalogue()[meant[0]]
-    near = meant or _near(plain)
+    near = meant or _near(said)
     shown = one_line(repr(name), 60)
     raise ConfigError(f"no chip {shown} in the catalogue; the nearest are {', '.join(near[:5])}")
+
+
+@cache
+def called_by_driver(name: str) -> ChipSpec | None:
+    """The chip that a driver means by its name; None where the catalogue does not say."""
+    named = names().drivers.get(plain(name))
+    if named is not None:
+        return catalogue()[named]
+    try:
+        return find(name)
+    except ConfigError:
+        return None
 
 
 def _called(name: str) -> set[str]:
     """What may be written for a name: its first words, or its words from the second on."""
     words = re.split(r"[ -]", name.partition(" (")[0])
     ends = range(1, len(words) + 1)
-    found = {_plain("".join(words[i:j])) for i in (0, 1) for j in ends if i < j}
-    return (found | {_plain(name)}) - {"", *names().alone}
+    found = {plain("".join(words[i:j])) for i in (0, 1) for j in ends if i < j}
+    return (found | {plain(name)}) - {"", *names().alone}
 
 
-def _near(plain: str) -> list[str]:
-    known = {_plain(word): word.upper() for word in names().meant}
+def _near(said: str) -> list[str]:
+    known = {plain(word): word.upper() for word in names().meant}
     for each in catalogue():
         known |= dict.fromkeys(_called(each), each.partition(" (")[0])
-    near = difflib.get_close_matches(plain, known, n=8, cutoff=0.4)
+    near = difflib.get_close_matches(said, known, n=8, cutoff=0.4)
     usual = ["h100", "h800", "910b", "h20", "mi300x"]
     return list(dict.fromkeys(known.get(each, each.upper()) for each in [*near, *usual]))
 
@@ -183,7 +191,7 @@ def parse_stock(text: str) -> list[Stock]:
             raise ConfigError(f"--chips: {match[1]} chips; give 1 to {_MOST_CHIPS:,}")
         chip = find(match[2])
         note = ""
-        if (other := names().ambiguous.get(_plain(match[2]))) is not None:
+        if (other := names().ambiguous.get(plain(match[2]))) is not None:
             note = f"{match[2]} is read as {chip.name}; {other}"
         found.append(Stock(int(match[1]), chip, _DUTIES[match[3] or ""], note))
     return found

@@ -18,10 +18,11 @@ from interlock.config.schema import Recipe
 from interlock.plan.constants import Rates, values
 from interlock.plan.doubt import DOUBT, uncertainty
 from interlock.plan.estimate import Factors, Parts, stage_hours, stage_seconds
-from interlock.plan.prices import Price, price_of
+from interlock.plan.prices import Prices, common_currency, price_of
 from interlock.plan.roles import Precision, Roles, Settled, settle
 from interlock.plan.shapes import ModelShape
 from interlock.plan.workload import GivenFigures, StageWork, workloads
+from interlock.records.cost import ChipPrice
 
 _LENGTHS_SPREAD = 0.6  # of a mean length that nobody has measured; assumed
 _DRAWN_POWER = 0.8  # of the nominal power, on average; assumed
@@ -57,9 +58,10 @@ class Plan(NamedTuple):
     stages: tuple[StagePlan, ...]
     hours: Span
     chip_hours: Span
-    dollars: Span | None  # None: of a chip nobody knows the price
+    money: Span | None  # None: a chip's price is not known, or they are in several currencies
+    currency: str
     kwh: Span
-    prices: tuple[tuple[str, Price | None], ...]
+    prices: tuple[tuple[str, ChipPrice | None], ...]
     unfit: tuple[str, ...]
     assumed: tuple[str, ...]
 
@@ -71,7 +73,7 @@ class PlanInputs(msgspec.Struct, frozen=True):
     shape: ModelShape
     given: GivenFigures = GivenFigures()
     link: float | None = None  # bytes/s; None: the chips' own
-    prices: dict[str, Price] = {}
+    prices: Prices = {}
     factors: Factors = Factors()
     rates: Rates | None = None  # of a profile; None: as shipped
     measured: bool = False  # rates and factors are of this very machine
@@ -106,7 +108,8 @@ def plan_of(given: PlanInputs, roles: Roles) -> Plan:
         stages=tuple(stages),
         hours=hours,
         chip_hours=hours.times(sum(each.count for each in kinds)),
-        dollars=_dollars(hours, [each.count for each in kinds], [price for _, price in prices]),
+        money=_money(hours, [each.count for each in kinds], [price for _, price in prices]),
+        currency=common_currency([price for _, price in prices]),
         kwh=hours.times(watts / 1000.0),
         prices=prices,
         unfit=unfit,
@@ -119,9 +122,9 @@ def works_of(given: PlanInputs, roles: Roles) -> list[StageWork]:
     return workloads(given.recipe, named, not roles.turns, given.given)
 
 
-def _dollars(hours: Span, counts: Sequence[int], prices: Sequence[Price | None]) -> Span | None:
+def _money(hours: Span, counts: Sequence[int], prices: Sequence[ChipPrice | None]) -> Span | None:
     known = [price for price in prices if price is not None]
-    if len(known) < len(prices):
+    if not common_currency(prices):
         return None
     pairs = list(zip(counts, known, strict=True))
     return Span(

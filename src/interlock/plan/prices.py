@@ -1,75 +1,106 @@
-"""What an hour of a chip costs: the user's dated file first, then the catalogue's.
+"""What an hour of a chip costs: the user's dated file first, then the shipped one.
 
 [[price]]                        A price has a date and a source; one without is refused.
-chip = "H800"
-usd_per_hour = 2.0
+chip = "H800"                    as `--chips` names it, or in the words of its driver
+per_hour = 2.0                   or [low, high]
+currency = "USD"
 date = 2026-11-01
 source = "contract 4711"
+
+No currency is changed into another: nobody has told at what rate.
 """
 
 import datetime
 import tomllib
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from interlock.errors import ConfigError
-from interlock.plan.chips import ChipSpec, find
+from interlock.plan.chips import ChipSpec, called_by_driver, find, plain
+from interlock.records.cost import ChipPrice
 from interlock.regular import read_regular
-from interlock.text import error_line
+from interlock.text import error_line, one_line
 
 _MOST_BYTES = 1 << 20
+_CPU = "cpu"  # the name of a price for whatever CPU there is
 
-
-class Price(NamedTuple):
-    """Dollars per chip and hour: low, high, and where they are from."""
-
-    low: float
-    high: float
-    source: str
-    date: str = ""  # "": as its source has it
-
-    @property
-    def middle(self) -> float:
-        return (self.low * self.high) ** 0.5
+Prices = Mapping[str, ChipPrice]  # by the catalogue's name; by `plain` of one that it does not have
+_Amount = Annotated[float, Meta(ge=0, lt=1e6)]
 
 
 class _PriceEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     chip: str
-    usd_per_hour: float
+    per_hour: _Amount | Annotated[list[_Amount], Meta(min_length=2, max_length=2)]
+    currency: Annotated[str, Meta(pattern="^[A-Z]{3}$")]
     date: datetime.date
-    source: str
+    source: Annotated[str, Meta(min_length=1)]
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     price: list[_PriceEntry]
 
 
-def read_prices(path: Path) -> dict[str, Price]:
-    """A file of prices, by the catalogue's name of the chip. Raises ConfigError."""
+def read_prices(path: Path, named: str = "--prices") -> Prices:
+    """A file of prices; `named` is what asked for it. Raises ConfigError."""
     try:
-        tree = tomllib.loads(read_regular(path, _MOST_BYTES).decode("utf-8-sig"))
-        entries = msgspec.convert(tree, _File).price
+        return _prices(read_regular(path, _MOST_BYTES).decode("utf-8-sig"), f"{path.name}, ")
     except (OSError, ValueError, msgspec.ValidationError) as error:
         raise ConfigError(
-            f"--prices {path}: {error_line(error)}; give [[price]] tables with chip, usd_per_hour, "
-            "date and source"
+            f"{named} {path}: {error_line(error)}; give [[price]] tables with chip, per_hour, "
+            "currency, date and source"
         ) from None
+
+
+@cache
+def shipped_prices() -> Prices:
+    """Read once."""
+    text = files("interlock.plan").joinpath("data", "prices.toml").read_text(encoding="utf-8")
+    return _prices(text, "")
+
+
+def _prices(text: str, where: str) -> Prices:
     found = {}
-    for entry in entries:
-        if not 0 <= entry.usd_per_hour < 1e6:
-            raise ConfigError(f"--prices {path}: {entry.chip} at {entry.usd_per_hour} $ an hour")
-        source = f"{path.name}, {entry.date}: {entry.source}"
-        cost, date = entry.usd_per_hour, entry.date.isoformat()
-        found[find(entry.chip).name] = Price(cost, cost, source, date)
+    for entry in msgspec.convert(tomllib.loads(text), _File).price:
+        given = entry.per_hour
+        low, high = given if isinstance(given, list) else (given, given)
+        if low > high:
+            shown = one_line(repr(entry.chip), 40)
+            raise ValueError(f"per_hour of {shown} is [{low}, {high}], high to low")
+        source = f"{where}{entry.source}"
+        found[_key(entry.chip)] = ChipPrice(low, high, entry.currency, entry.date, source)
     return found
 
 
-def price_of(chip: ChipSpec, given: dict[str, Price]) -> Price | None:
+def _key(name: str) -> str:
+    try:
+        return find(name).name
+    except ConfigError:  # a driver's name, perhaps of a chip that the catalogue does not have
+        return plain(name)
+
+
+def price_of(chip: ChipSpec, given: Prices) -> ChipPrice | None:
     """None: nobody knows."""
-    if chip.name in given:
-        return given[chip.name]
-    if chip.dollars is None:
-        return None
-    return Price(*chip.dollars, chip.price_source or "data/chips.csv")
+    return given.get(chip.name) or shipped_prices().get(chip.name)
+
+
+def price_of_device(chip: str, kind: str, given: Prices) -> ChipPrice | None:
+    """By the name that its driver gives, of a device of this kind; None: nobody knows."""
+    known = called_by_driver(chip)
+    names = [plain(chip), known.name if known else "", find(_CPU).name if kind == _CPU else ""]
+    for prices in (given, shipped_prices()):
+        for name in filter(None, names):
+            if (price := prices.get(name)) is not None:
+                return price
+    return None
+
+
+def common_currency(prices: Sequence[ChipPrice | None]) -> str:
+    """Of all of them; "" where one is not known, or they are in several."""
+    currencies = {price.currency if price is not None else "" for price in prices}
+    return currencies.pop() if len(currencies) == 1 else ""

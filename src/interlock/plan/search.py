@@ -1,6 +1,6 @@
 """`--find`: every sensible placement of a stock of chips, and those that no other one beats.
 
-    [Stock] ──placements──> Roles … ──hours and dollars of each──> Pareto front of both
+    [Stock] ──placements──> Roles … ──hours and money of each──> Pareto front of both
 
 A placement gives learners some chips of one kind, and generators some of each; all of one kind in
 turns is one, too. Counts are powers of two, what they leave of the stock, and finer steps, as fine
@@ -8,6 +8,7 @@ as a limit on the number of placements lets them be.
 """
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ from interlock.plan.chips import Stock
 from interlock.plan.constants import Rates, values
 from interlock.plan.estimate import stage_hours, stage_seconds
 from interlock.plan.plan import PlanInputs, settled_for, works_of
-from interlock.plan.prices import price_of
+from interlock.plan.prices import common_currency, price_of
 from interlock.plan.roles import Roles
 from interlock.plan.workload import StageWork
 
@@ -26,12 +27,12 @@ MOST = 10_000
 
 
 class Option(NamedTuple):
-    """One placement. `dollars` is nan where a price is unknown."""
+    """One placement. `money` is nan where a price is unknown."""
 
     roles: Roles
     hours: float
     chip_hours: float
-    dollars: float
+    money: float
     synchronous: bool
     staleness: float
 
@@ -40,6 +41,7 @@ class Found(NamedTuple):
     front: list[Option]  # from the fastest to the cheapest
     tried: int  # placements
     fitting: int  # of these, in step and running ahead
+    currency: str = ""  # of all money; "": prices are in several, or one is not known
 
 
 def find_placements(given: PlanInputs, stocks: Sequence[Stock], most: int = MOST) -> Found:
@@ -51,20 +53,22 @@ def find_placements(given: PlanInputs, stocks: Sequence[Stock], most: int = MOST
     options: list[Option] = []
     why = ""
     candidates = placements(stocks, most)
+    prices = [price_of(stock.chip, given.prices) for stock in stocks]
+    currency = common_currency([price for price in prices if price is not None])
     works: dict[bool, list[StageWork]] = {}
     for roles in candidates:
         if roles.turns not in works:
             works[roles.turns] = works_of(given, roles)
-        found, reason = _tried(given, roles, works[roles.turns], rates)
+        found, reason = _tried(given, roles, works[roles.turns], rates, currency)
         options += found
         why = why or reason
     if not options:
         raise ConfigError(f"no placement of these chips fits: {why or 'none was tried'}")
-    return Found(front(options), len(candidates), len(options))
+    return Found(front(options), len(candidates), len(options), currency)
 
 
 def _tried(
-    given: PlanInputs, roles: Roles, works: Sequence[StageWork], rates: Rates
+    given: PlanInputs, roles: Roles, works: Sequence[StageWork], rates: Rates, currency: str
 ) -> tuple[list[Option], str]:
     """In step, and running ahead as the recipe's staleness lets it; or why it does not fit."""
     hours = {True: 0.0, False: 0.0}
@@ -79,29 +83,35 @@ def _tried(
         hours[False] += stage_hours(work, parts, not ahead)
         staleness = max(staleness, parts.staleness if ahead else 0.0)
     modes = [True, False] if staleness else [True]
-    return [_option(given, roles, hours[mode], mode, staleness) for mode in modes], ""
+    return [_option(given, roles, hours[mode], mode, staleness, currency) for mode in modes], ""
 
 
 def _option(
-    given: PlanInputs, roles: Roles, hours: float, synchronous: bool, staleness: float
+    given: PlanInputs,
+    roles: Roles,
+    hours: float,
+    synchronous: bool,
+    staleness: float,
+    currency: str,
 ) -> Option:
     kinds = [roles.learner, *(each for each in roles.generators if each is not roles.learner)]
-    dollars = 0.0
+    money = 0.0
     for each in kinds:
         price = price_of(each.chip, given.prices)
-        dollars += hours * each.count * (price.middle if price else float("nan"))
+        counts = price is not None and price.currency == currency
+        money += hours * each.count * (price.middle if price and counts else math.nan)
     chips = sum(each.count for each in kinds)
     return Option(
-        roles, hours, hours * chips, dollars, synchronous, 0.0 if synchronous else staleness
+        roles, hours, hours * chips, money, synchronous, 0.0 if synchronous else staleness
     )
 
 
 def front(options: Sequence[Option]) -> list[Option]:
     """Those that no other one beats in time and money at once, the fastest first."""
-    unpriced = any(each.dollars != each.dollars for each in options)
+    unpriced = any(each.money != each.money for each in options)
 
     def cost(each: Option) -> float:
-        return each.chip_hours if unpriced else each.dollars
+        return each.chip_hours if unpriced else each.money
 
     kept: list[Option] = []
     for option in sorted(options, key=lambda each: (each.hours, cost(each))):

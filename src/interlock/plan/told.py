@@ -138,16 +138,21 @@ def _stage(stage: StagePlan) -> Iterator[str]:
 
 
 def _money(plan: Plan) -> str:
-    if plan.dollars is not None:
-        return spanned(plan.dollars, "", "$")
+    if plan.money is not None:
+        return spanned(plan.money, plan.currency)
     unknown = [name for name, price in plan.prices if price is None]
+    if not unknown:
+        return "in several currencies, see the prices; give all in one, with --prices FILE"
     return f"no price of {', '.join(unknown)}; give --prices FILE"
 
 
 def _sources(plan: Plan, given: PlanInputs) -> Iterator[str]:
     for name, price in plan.prices:
         if price is not None:
-            yield f"price of {name}: ${figure(price.low)} to ${figure(price.high)}; {price.source}"
+            yield (
+                f"price of {name}: {figure(price.low)} to {figure(price.high)} {price.currency} an "
+                f"hour, {price.date}; {price.source}"
+            )
     for each in plan.assumed:
         yield f"assumed: {each}"
     kinds: dict[str, list[str]] = {}
@@ -167,11 +172,12 @@ def lines_of_search(found: Found) -> Iterator[str]:
         f"{found.tried:,} placements tried, {found.fitting:,} ways to run that fit; no other one "
         "beats these in time and cost:"
     )
-    yield f"{'hours':>8s} {'chip-h':>9s} {'$':>9s}  {'staleness':9s}  placement"
+    money = found.currency or "money"
+    yield f"{'hours':>8s} {'chip-h':>9s} {money:>9s}  {'staleness':9s}  placement"
     for option in found.front[:_SHOWN_OPTIONS]:
         yield (
             f"{figure(option.hours):>8s} {figure(option.chip_hours):>9s} "
-            f"{figure(option.dollars):>9s}  {_mode(option):9s}  {option.roles.told}"
+            f"{figure(option.money):>9s}  {_mode(option):9s}  {option.roles.told}"
         )
     if len(found.front) > _SHOWN_OPTIONS:
         yield f"and {len(found.front) - _SHOWN_OPTIONS} more; --json has them all"
@@ -232,9 +238,10 @@ def tree_of(plan: Plan, given: PlanInputs) -> dict[str, Any]:
         ],
         "hours": plan.hours._asdict(),
         "chip_hours": plan.chip_hours._asdict(),
-        "dollars": plan.dollars._asdict() if plan.dollars else None,
+        "money": plan.money._asdict() if plan.money else None,
+        "currency": plan.currency or None,
         "kwh": plan.kwh._asdict(),
-        "prices": {name: price._asdict() if price else None for name, price in plan.prices},
+        "prices": {name: msgspec.to_builtins(price) for name, price in plan.prices},
         "verdicts": verdicts(plan),
         "assumed": list(plan.assumed),
         "constants": {
@@ -267,13 +274,20 @@ def tree_of_search(found: Found) -> dict[str, Any]:
             "placement": option.roles.told,
             "hours": option.hours,
             "chip_hours": option.chip_hours,
-            "dollars": option.dollars,
+            "money": option.money,
             "synchronous": option.synchronous,
             "staleness": option.staleness,
         }
         for option in found.front
     ]
-    return _finite({"tried": found.tried, "fitting": found.fitting, "front": front})
+    return _finite(
+        {
+            "tried": found.tried,
+            "fitting": found.fitting,
+            "currency": found.currency or None,
+            "front": front,
+        }
+    )
 
 
 def tree_of_likeness(likeness: Likeness) -> dict[str, Any]:
