@@ -8,6 +8,7 @@
     │   ├── SandboxError    nothing here isolates what a model wrote
     │   └── RunError        a run directory: locked, not empty, unreadable, read-only, disk full
     ├── VoidResult          it ran to its end, and nothing was learned or judged; exit code 3
+    ├── BudgetSpent         a run used what [budget] lets it, and can be resumed; exit code 4
     ├── Overloaded          no room for a request now; whoever asked may ask again
     │   └── Unserved        as nobody serves, or is let to
     ├── Unavailable         what judges an answer is not there: it says nothing of the answer
@@ -45,6 +46,10 @@ class RunError(UserError):
 
 class VoidResult(InterlockError):
     """What was asked for ran to its end, but nothing was learned, or no answer could be judged."""
+
+
+class BudgetSpent(InterlockError):
+    """A run has used what its budget lets it: a checkpoint is kept, and `--resume` goes on."""
 
 
 class SandboxError(UserError):

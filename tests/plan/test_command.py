@@ -9,6 +9,9 @@ import pytest
 
 from interlock.cli import main
 from interlock.cli.planning import _rate
+from interlock.config.reading import load_recipe, to_tree
+from interlock.records.metrics import RolloutMetrics, StepMetrics, StepSeconds
+from interlock.rundir import RunDir
 
 RECIPE = Path(__file__).parents[2] / "src" / "interlock" / "recipes" / "shipped" / "r1-zero.toml"
 
@@ -40,6 +43,27 @@ def test_a_search_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     front = json.loads(text)["front"]
     assert code == 0 and front and front[0]["hours"] <= front[-1]["hours"]
     assert "placements tried" in _call(capsys, *asked)[1]
+
+
+def test_a_search_says_what_it_learned_from_a_run(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """A run that generated for 5 s a step: the factor is that over its own plan's."""
+    recipe = load_recipe(RECIPE, ["model.path=hf:Qwen/Qwen3-8B"])
+    with RunDir.create(tmp_path / "run", to_tree(recipe), {}) as run:
+        for step in (1, 2, 3):
+            spent = StepSeconds(generate=5.0, step=9.0)
+            made = RolloutMetrics(length=500.0)
+            run.log(StepMetrics(stage=0, step=step, kind="grpo", rollout=made, seconds=spent))
+    asked = [str(RECIPE), "--chips", "4xH800,4xH20", "--find", "--model", "Qwen3-8B"]
+    asked += ["--like", str(tmp_path / "run"), "--ran-on", "8xH800:both"]
+    code, text, _ = _call(capsys, *asked, "--json")
+    tree = json.loads(text)
+    assert code == 0 and tree["front"]
+    assert tree["like"]["parts"]["generation"]["happened_s"] == 5.0
+    assert tree["like"]["parts"]["generation"]["planned_s"] > 0
+    code, text, _ = _call(capsys, *asked)
+    assert code == 0 and text.index("happened") < text.index("placements tried")
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from evidence import findings_for
+from msgspec.structs import replace
 
+from evidence import findings_for
 from interlock.chips import certificates
 from interlock.errors import ConfigError
 from interlock.learner.distributed.ranks import Ranks
@@ -39,13 +40,20 @@ class Several(Ranks):
         self.whys = whys
 
     def all_gather(self, value: Any) -> list[Any]:
-        return [value, *self.whys]
+        others = [
+            replace(value, why=why, chip=replace(value.chip, serial=f"{rank}", place=f"{rank}"))
+            for rank, why in enumerate(self.whys, 1)
+        ]
+        return [value, *others]
 
 
 def test_the_cpu_needs_none(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = Stack("cpu", "", "", "", "", "", "", "")
     monkeypatch.setattr(gate.device, "stack", lambda _: cpu)
-    assert gate.learner("cpu", ALONE) == ("cpu", Role.TRAIN, "cpu", "", None)
+    use = gate.learner("cpu", ALONE)
+    assert use[:5] == ("cpu", Role.TRAIN, "cpu", "", None)
+    (chip,) = use.chips
+    assert (chip.device, chip.place) == ("cpu", f"{chip.host}/cpu") and chip.host
     gate.check([gate.inline("cpu")], unqualified=False)
 
 
@@ -75,7 +83,9 @@ def test_what_each_trust_allows(trust: Trust | None, train: str, generate: str) 
 
 def test_as_many_processes_as_the_collectives_were_proven_with() -> None:
     certify(Trust.TRAIN, world_size=2)
-    assert gate.learner("npu", Several("")).why == ""
+    use = gate.learner("npu", Several(""))
+    assert use.why == "" and [chip.place for chip in use.chips][1:] == ["1"]
+    assert use.chips[0].chip == "Chip 1"
     refused = gate.learner("npu", Several("", ""))
     expected = "its collectives are proven with 2 processes, but 3 are asked"
     assert refused.why == f"{expected}; {RUN}"

@@ -7,7 +7,7 @@ import pytest
 from msgspec.structs import replace
 from running import finish, kill_during, start, weights
 
-from interlock.records.metrics import PublishMetrics, StepMetrics, StepSeconds
+from interlock.records.metrics import CostMetrics, PublishMetrics, StepMetrics, StepSeconds
 from interlock.rundir import RunDir
 
 
@@ -41,6 +41,7 @@ def lasting(metrics: StepMetrics) -> StepMetrics:
         seconds=StepSeconds(),
         workers={},
         published=PublishMetrics(),
+        cost=CostMetrics(),
         rollout=replace(metrics.rollout, retried=None),  # of a session, as its workers' work
     )
 

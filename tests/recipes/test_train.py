@@ -332,7 +332,7 @@ def test_a_checkpoint_of_no_stage_is_named(tmp_path: Path) -> None:
     with RunDir.create(tmp_path / "run", tree, {}) as run:
         (run.path / "checkpoints" / "stage01-step000001").mkdir(parents=True)
         with pytest.raises(RunError, match=r"stage01-step000001 is of no stage of this recipe"):
-            provided = Provided([], {}, nothing, nothing, nothing)
+            provided = Provided([], {}, *[nothing] * 5)
             _run_stages(parse_recipe(tree), provided, run, nothing, nothing, nothing)
 
 

@@ -13,7 +13,7 @@ from io import TextIOWrapper
 from typing import NoReturn, TextIO
 
 from interlock.cli.arguments import parse
-from interlock.errors import InterlockError, UserError, VoidResult
+from interlock.errors import BudgetSpent, InterlockError, UserError, VoidResult
 from interlock.processes.spins import few_spins
 from interlock.processes.torchrun import end_with_torchrun
 from interlock.text import hide_credentials, one_line, visible
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one verb and exit.
 
     0: done. 1: it failed. 2: the user's mistake. 3: done, and nothing was learned or judged by it.
-    130: interrupted. 141: whoever read the output left before its end.
+    4: a run's budget stopped it. 130: interrupted. 141: whoever read the output left too early.
     """
     end_with_torchrun()
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -76,6 +76,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         return _fail(error, 2)
     except VoidResult as error:
         return _fail(error, 3)
+    except BudgetSpent as error:
+        return _fail(error, 4)
     except InterlockError as error:
         return _fail(error, 1)
     except ModuleNotFoundError as error:

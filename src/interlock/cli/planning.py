@@ -143,7 +143,6 @@ def _inputs(
 
     from interlock.plan.chips import parse_stock
     from interlock.plan.plan import PlanInputs
-    from interlock.plan.prices import read_prices
     from interlock.plan.roles import roles_of
     from interlock.plan.shapes import model_shape
     from interlock.plan.workload import GivenFigures
@@ -153,7 +152,7 @@ def _inputs(
         shape=model_shape(given.model or recipe.model.path),
         given=GivenFigures(given.mean_tokens, given.prompt_tokens, given.verify_s),
         link=_rate(given.link) if given.link else None,
-        prices=read_prices(given.prices) if given.prices else {},
+        prices=_prices(given.prices, recipe.prices),
         weight_bytes=given.weight_bytes,
     )
     if given.profile:
@@ -173,6 +172,15 @@ def _inputs(
     )
     inputs = msgspec.structs.replace(inputs, given=figures, factors=likeness.factors, measured=True)
     return inputs, stocks, likeness
+
+
+def _prices(given: Path | None, of_recipe: str | None) -> Any:
+    """Those of --prices, else the recipe's own; beside the shipped ones."""
+    from interlock.plan.prices import read_prices
+
+    if given is not None:
+        return read_prices(given)
+    return {} if of_recipe is None else read_prices(Path(of_recipe).expanduser(), "prices")
 
 
 def _profiled(

@@ -16,7 +16,7 @@ from interlock.cli.staging import only, own_recipe
 from interlock.config.reading import load_recipe, parse_sampling
 from interlock.config.schema import GeneratorSettings
 from interlock.config.secrets import shown_override
-from interlock.errors import ConfigError, VoidResult
+from interlock.errors import BudgetSpent, ConfigError, VoidResult
 from interlock.rundir import RunDir
 from interlock.text import visible
 
@@ -67,6 +67,10 @@ def train(given: argparse.Namespace) -> None:
                 console.print(f"watch at {url}", soft_wrap=True)
             screen = stack.enter_context(terminal.watching(console))
             run_recipe(recipe, directory, resume=given.resume, sinks=[screen])
+    except BudgetSpent:
+        write_report(directory)
+        terminal.print_outcome(console, RunDir.read(directory))
+        raise
     except KeyboardInterrupt:
         if not (directory / "manifest.json").exists():
             raise

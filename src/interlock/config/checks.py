@@ -15,7 +15,7 @@ from itertools import chain, combinations
 from typing import Any
 
 from interlock.config.rewards import JudgeReward
-from interlock.config.schema import GeneratorSettings, Recipe, by_name
+from interlock.config.schema import BudgetSettings, GeneratorSettings, Recipe, by_name
 from interlock.config.stages import MODEL, of_stage
 from interlock.config.tasks import TaskSettings, task_conflicts
 from interlock.errors import ConfigError
@@ -52,6 +52,7 @@ def _handed_on(recipe: Recipe) -> Iterator[str]:
     """What becomes a path, a URL or a variable of a process: none of them may hold a NUL."""
     texts = {"model.path": recipe.model.path, "model.chat_template": recipe.model.chat_template}
     texts |= {"sync.url": recipe.sync.url, "fleet.address": recipe.fleet.address}
+    texts |= {"prices": recipe.prices, "plan": recipe.plan}
     for index, stage in enumerate(recipe.stage):
         texts[f"stage.{index}.data"] = getattr(stage, "data", None)
         texts[f"stage.{index}.from"] = stage.origin
@@ -272,6 +273,18 @@ def _guard(recipe: Recipe) -> Iterator[str]:
         yield f"guard.warn = {warn} is above guard.quarantine = {quarantine}; lower it"
 
 
+def _budget(recipe: Recipe) -> Iterator[str]:
+    """What would be said of a limit that there is not."""
+    budget, usual = recipe.budget, BudgetSettings()
+    if budget.money is None and budget.currency != usual.currency:
+        yield (
+            f'budget.currency = "{budget.currency}" is that of budget.money, which is not set; set '
+            "that, or remove it"
+        )
+    if not budget.limits and budget.warn_at != usual.warn_at:
+        yield f"budget.warn_at = {budget.warn_at} is a share of limits, and there is none; set one"
+
+
 def _stage_names(recipe: Recipe) -> Iterator[str]:
     """A name is part of a directory's; a number is a stage's place."""
     before: list[str] = []
@@ -355,6 +368,7 @@ _CHECKS: tuple[Callable[[Recipe], Iterator[str]], ...] = (
     _adapter,
     _options,
     _guard,
+    _budget,
     _stage_names,
     _sizes,
     _held_out,

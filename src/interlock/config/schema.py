@@ -1,6 +1,6 @@
 """Every table of a recipe with its settings, their units, types and defaults; none is elsewhere.
 
-    Recipe ─┬─ [model] [learner] [fleet] [sync] [guard] [[generator]]: here
+    Recipe ─┬─ [model] [learner] [fleet] [sync] [guard] [budget] [[generator]]: here
             └─ [[stage]]: stages.py ─┬─ [stage.task] [stage.eval]: tasks.py
                                      └─ [stage.loss]: losses.py
 
@@ -115,6 +115,28 @@ class GuardSettings(SettingsTable, frozen=True):
     min_tokens: Positive = 128  # fresh tokens of a worker in a step; of fewer the k3 says nothing
 
 
+class BudgetSettings(SettingsTable, frozen=True):
+    """`[budget]`: what a run may use, its earlier sessions counted (docs/cost.md).
+
+    At the first limit that is reached a run ends its step, keeps a checkpoint and stops; with a
+    larger budget it is resumed. None: no limit.
+    """
+
+    hours: Rate | None = None  # of the run, pauses between its sessions left out
+    chip_hours: Rate | None = None
+    money: Rate | None = None  # at the high end of each price
+    currency: Annotated[str, Meta(pattern="^[A-Z]{3}$")] = "USD"  # of `money`, and of its prices
+    tokens: Annotated[int, Meta(gt=0, le=10**18)] | None = None  # sampled, and learned from
+    kwh: Rate | None = None
+    warn_at: Annotated[float, Meta(gt=0, lt=1)] = 0.8  # share of a limit; an event of the run
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """Those that there are, by name."""
+        names = ("hours", "chip_hours", "money", "tokens", "kwh")
+        return {name: limit for name in names if (limit := getattr(self, name)) is not None}
+
+
 class LearnerSettings(SettingsTable, frozen=True):
     """`[learner]`: where and how the weights are updated; the same for every stage."""
 
@@ -152,6 +174,9 @@ class Recipe(SettingsTable, frozen=True):
     fleet: FleetSettings = FleetSettings()
     sync: SyncSettings = SyncSettings()
     guard: GuardSettings = GuardSettings()
+    budget: BudgetSettings = BudgetSettings()
+    prices: str | None = None  # a file of [[price]] tables, before those that are shipped
+    plan: str | None = None  # what `interlock plan --json` printed, for the report to compare with
     unqualified: bool = False  # use devices that no certificate admits; kept in the run's record
     checkpoint_every: NonNegative = 20  # steps; 0: only at the end of a stage
     log: list[TrackerName] = []  # where every step's figures and events go as well
@@ -160,6 +185,11 @@ class Recipe(SettingsTable, frozen=True):
     keep_stages: bool = True
     # The newest, for --resume: 12 bytes a weight each. 0: one, until the run is finished.
     keep_checkpoints: NonNegative = 1
+
+    @property
+    def generates(self) -> bool:
+        """Whether some stage needs generators."""
+        return any(stage.generates for stage in self.stage)
 
     def staleness(self, stage: StageSettings) -> int:
         """Weight versions that a group of this stage may be behind when it is used.

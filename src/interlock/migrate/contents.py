@@ -1,6 +1,6 @@
 """What of a run, and of the machine that it is on, goes into a bundle.
 
-run/    config, manifest, figures, events, ledger, newest checkpoint, what stages left and made
+run/    config, manifest, figures, cost, events, ledger, newest checkpoint, what stages made
 model/  the model directory, unless it is the hub's, which is named with its revision
 files/  data and verifiers that the config names, a folder for each setting
 """
@@ -79,7 +79,7 @@ def placed(config: dict[str, Any], where: Mapping[str, Path]) -> None:
 
 def _of_run(run: RunDir, ledger: Path) -> Iterator[tuple[str, Path]]:
     yield "run/ledger.sqlite", ledger
-    for name in (*_RUN_FILES, "events.jsonl"):
+    for name in (*_RUN_FILES, "events.jsonl", "cost.json", "plan.json"):
         if (run.path / name).is_file():
             yield f"run/{name}", run.path / name
     newest = run.checkpoints()[-1].path

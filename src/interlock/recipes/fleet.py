@@ -18,6 +18,7 @@ from interlock.config.schema import (
 )
 from interlock.errors import ConfigError, UserError
 from interlock.fleet.base import Fleet, Spec
+from interlock.fleet.metered import MeteredFleet, Occupancy
 from interlock.models.decoder import Decoder
 from interlock.models.huggingface import read_architecture
 from interlock.models.tokenizer import Tokenizer
@@ -99,9 +100,15 @@ def _would_copy(settings: GeneratorSettings, learner: LearnerSettings, masters: 
 
 
 def open_fleet(
-    recipe: Recipe, model: Path, tokenizer: Tokenizer, run: RunDir, sinks: Sink
+    recipe: Recipe,
+    model: Path,
+    tokenizer: Tokenizer,
+    run: RunDir,
+    sinks: Sink,
+    told: Occupancy,
 ) -> Generators:
-    """Start the workers of a recipe; each reports by itself once it is up.
+    """Start the workers of a recipe; each reports by itself once it is up. `told` hears of every
+    process that begins and ends.
 
     Raises UserError when the fleet or the store of the weight versions cannot be set up.
     """
@@ -113,7 +120,7 @@ def open_fleet(
     publisher = Publisher(url, recipe.sync.anchor_every)
     try:
         return Dispatcher(
-            lambda: _FLEETS[recipe.fleet.kind](recipe.fleet),
+            lambda: MeteredFleet(_FLEETS[recipe.fleet.kind](recipe.fleet), told),
             _workers(recipe, model, url, canary(tokenizer), run),
             recipe.fleet,
             recipe.guard,

@@ -11,13 +11,23 @@ import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import msgspec
 import torch
 
 from interlock.chips import certificates, device
 from interlock.chips.admission import UNQUALIFIED, admit, needs_certificate
 from interlock.errors import ConfigError, RunError
 from interlock.learner.distributed.ranks import Ranks
+from interlock.recipes.held_chips import own
+from interlock.records.cost import HeldChip
 from interlock.records.trust import Role, Sizes
+
+
+class _Own(msgspec.Struct):
+    """What one of the learner's processes tells the others."""
+
+    why: str
+    chip: HeldChip
 
 
 class Use(NamedTuple):
@@ -28,6 +38,7 @@ class Use(NamedTuple):
     trust: str  # of its certificate; "cpu", which needs none; or "unqualified"
     why: str  # it may not; "": it may
     tried: Sizes | None = None  # what its certificate was made at; None: it needs none
+    chips: tuple[HeldChip, ...] = ()  # one for each process
 
 
 def learner(name: str, ranks: Ranks) -> Use:
@@ -35,7 +46,9 @@ def learner(name: str, ranks: Ranks) -> Use:
     here = int(os.environ.get("LOCAL_WORLD_SIZE", ranks.size))  # torchrun's
     use = _use(name, ranks.device or device.claim(name), Role.TRAIN, min(ranks.size, here))
     with ranks.collective_errors():
-        refused = [why for why in ranks.all_gather(use.why) if why]
+        every = ranks.all_gather(_Own(use.why, *use.chips))
+    use = use._replace(chips=tuple(each.chip for each in every))
+    refused = [each.why for each in every if each.why]
     return use._replace(trust=UNQUALIFIED, why=refused[0]) if refused else use
 
 
@@ -53,10 +66,11 @@ def check(uses: Sequence[Use], unqualified: bool) -> None:
 
 def _use(name: str, place: torch.device, role: Role, world_size: int = 1) -> Use:
     stack = device.stack(place)
+    chips = (own(place, stack),)
     try:
         certificate = certificates.find(stack) if needs_certificate(stack.kind) else None
     except RunError as error:
-        return Use(name, role, UNQUALIFIED, str(error))
+        return Use(name, role, UNQUALIFIED, str(error), chips=chips)
     found = admit(stack, certificate, role, world_size, device=name)
     tried = certificate.tried if certificate is not None else None
-    return Use(name, role, found.trust, found.why or "", tried)
+    return Use(name, role, found.trust, found.why or "", tried, chips)

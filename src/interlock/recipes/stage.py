@@ -18,12 +18,14 @@ from msgspec.structs import replace
 
 from interlock.config.schema import Recipe
 from interlock.config.stages import StageSettings
-from interlock.errors import RunError
+from interlock.errors import BudgetSpent, RunError
 from interlock.learner import checkpoint
 from interlock.learner.learner import Learner
 from interlock.learner.losses.kept import KeptSums
 from interlock.learner.step_result import StepResult
 from interlock.mismatch import Mismatch
+from interlock.recipes.budget import Budget
+from interlock.recipes.meter import CostMeter
 from interlock.recipes.past import stage_seed
 from interlock.recipes.sinks import Sink
 from interlock.recipes.update_threads import UpdateThreads
@@ -126,6 +128,8 @@ class Stage(Generic[Settings]):
     done: int = 0
     # The text of tokens; None where nobody can tell, and then no thinking is told from an answer.
     decode: Callable[[list[int]], str] | None = None
+    meter: CostMeter | None = None  # None: nothing is counted
+    budget: Budget | None = None
 
     def __post_init__(self) -> None:
         self._settled = self._moves()
@@ -269,6 +273,7 @@ class Stage(Generic[Settings]):
         every, last = self.recipe.checkpoint_every, step == self.last
         if last or (every and step % every == 0):
             self._checkpoint()
+        self._look_at_budget()
 
     def _log(self, metrics: StepMetrics, held_out: Score | None) -> None:
         if held_out is not None:
@@ -279,7 +284,20 @@ class Stage(Generic[Settings]):
                 pass_at=dict(held_out.pass_at),
                 held_out={name: _of_task(score) for name, score in held_out.tasks.items()},
             )
+        if self.meter is not None:
+            metrics = self.meter.step(metrics)
         self.sinks.step(self.run.log(metrics))
+
+    def _look_at_budget(self) -> None:
+        """Raise BudgetSpent, a checkpoint kept, at a limit that is reached with steps to go."""
+        last = self.index == len(self.recipe.stage) - 1 and self.done == self.settings.length
+        if self.meter is None or self.budget is None or last:
+            return
+        if (why := self.budget.look(self.meter.entered())) is not None:
+            self.save_what_is_done()
+            message = f"{why}; stage {self.index} step {self.done} is kept, raise it and --resume"
+            self.event("budget_spent", message)
+            raise BudgetSpent(message)
 
     def _note_threads(self, step: int, workers: Mapping[str, WorkerMetrics]) -> None:
         """Keep an event when a worker took other threads than in the step before."""

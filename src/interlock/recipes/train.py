@@ -7,23 +7,19 @@ again, not generated again, so it goes exactly where the interrupted one was goi
 """
 
 import importlib
-import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from datetime import datetime
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-import torch
 from msgspec.structs import replace
 
 from interlock import hub
-from interlock.chips import device, heap, probe
-from interlock.config.reading import parse_recipe, to_tree
-from interlock.config.schema import GeneratorSettings, LearnerSettings, Recipe
+from interlock.chips import device, heap
+from interlock.config.reading import to_tree
+from interlock.config.schema import Recipe
 from interlock.config.stages import OptimizerSettings, StageSettings
 from interlock.engine.budget import budget_of
 from interlock.errors import ConfigError, InterlockError, RunError
@@ -37,8 +33,21 @@ from interlock.models.decoder import Decoder
 from interlock.models.fetch import find_model
 from interlock.models.huggingface import read_architecture
 from interlock.models.tokenizer import Tokenizer
-from interlock.recipes import fleet, gate, inputs, learned, notes, placed, starts, students
+from interlock.recipes import (
+    fleet,
+    gate,
+    inputs,
+    learned,
+    metering,
+    notes,
+    placed,
+    settling,
+    starts,
+    students,
+)
+from interlock.recipes.budget import Budget
 from interlock.recipes.gate import Use
+from interlock.recipes.meter import CostMeter
 from interlock.recipes.sinks import Sink, Sinks
 from interlock.recipes.stage import Stage
 from interlock.recipes.students import Learning
@@ -48,11 +57,8 @@ from interlock.rundir import Checkpoint, RunDir, atomic_directory
 from interlock.workers.generators import Generators
 from interlock.workers.inline import Inline
 
-Part = TypeVar("Part", LearnerSettings, GeneratorSettings)
 Keep = Callable[[Learner, Path, Path], None]  # writes a learner's weights as a model directory
 Smaller = Callable[[Learning, int], Learning]  # opens what a stage with `every_layer` begins with
-_OURS = ("torch", "cpu")  # engine and device
-_PACKAGES = ("interlock", "torch", "msgspec", "safetensors", "tokenizers", "numpy")
 
 
 class Prepared(NamedTuple):
@@ -70,6 +76,8 @@ class Provided(NamedTuple):
     keep: Keep
     smaller: Smaller
     decode: Callable[[list[int]], str]
+    meter: CostMeter
+    budget: Budget
 
 
 def train(
@@ -108,12 +116,14 @@ def _run_rank0(
     ranks: Ranks, trains: Use, recipe: Recipe, directory: Path, resume: bool, sinks: Sinks
 ) -> None:
     """What `train` does in the first, and as a rule only, process of the learner."""
+    meter = metering.of_recipe(recipe, directory if resume else None, trains.chips)
+    plan = metering.plan_of(recipe)
     uses = [trains]
-    if recipe.fleet.kind == "inline" and _generates(recipe):
+    if recipe.fleet.kind == "inline" and recipe.generates:
         uses.append(gate.inline(recipe.generator[0].device))
     gate.check(uses, recipe.unqualified)
     check_processes(recipe, ranks.size)
-    recipe = _settled(recipe, directory if resume else None)
+    recipe = settling.settled(recipe, directory if resume else None)
     sinks.phase("opening the model")
     model = find_model(recipe.model.path, sinks.note)
     recipe = replace(recipe, model=replace(recipe.model, path=hub.pinned(recipe.model.path, model)))
@@ -140,11 +150,16 @@ def _run_rank0(
         notes.unqualified(uses, run, sinks)
         notes.untried(uses, sizes_of(arch), run, sinks)
         notes.isolation(recipe, run, sinks)
+        stack.enter_context(meter.running(run.keep_cost))
+        if plan is not None:
+            run.keep_plan(plan)
+        budget = metering.budget_of(recipe, run, sinks)
 
         def opened(path: Path, decoder: Decoder, generators: Generators | None) -> Learning:
-            if generators is None and _generates(recipe):
-                generators = fleet.open_fleet(recipe, path, tokenizer, run, sinks)
+            if generators is None and recipe.generates:
+                generators = fleet.open_fleet(recipe, path, tokenizer, run, sinks, meter)
             if generators is not None:
+                meter.generates(generators, metering.inline_chip(uses))
                 stack.callback(generators.close)
                 generators.progress = sinks.advance
             return Learning(path, decoder, generators)
@@ -157,7 +172,7 @@ def _run_rank0(
             return opened(path, decoder, _inline(recipe, path, uses, decoder))
 
         keep = partial(learned.keep, tokenizer, predict, recipe.model.path)
-        provided = Provided(prepared, where, keep, smaller, tokenizer.decode)
+        provided = Provided(prepared, where, keep, smaller, tokenizer.decode, meter, budget)
         first = opened(now, decoder, inline)
         learner, last = _run_stages(recipe, provided, run, first, ranks, sinks)
         sinks.phase("saving the weights")
@@ -173,9 +188,10 @@ def _directory(
     """The run directory, gone on with or begun."""
     if resume:
         return RunDir.open(directory, to_tree(recipe), hangs_on)
-    kernels = _kernels(recipe)
+    kernels = settling.kernels(recipe)
     sinks.note(kernels)
-    return RunDir.create(directory, to_tree(recipe), versions() | {"kernels": kernels}, hangs_on)
+    found = settling.versions() | {"kernels": kernels}
+    return RunDir.create(directory, to_tree(recipe), found, hangs_on)
 
 
 def check_processes(recipe: Recipe, size: int) -> None:
@@ -231,7 +247,16 @@ def _run_stages(
             now = provided.smaller(now, index)
         learner = _learner(recipe, settings, now.decoder, ranks, version)
         stage: Stage[Any] = Stage(
-            index, settings, recipe, run, learner, now.generators, sinks, decode=provided.decode
+            index,
+            settings,
+            recipe,
+            run,
+            learner,
+            now.generators,
+            sinks,
+            decode=provided.decode,
+            meter=provided.meter,
+            budget=provided.budget,
         )
         if newest and resumed:
             _restore(stage, newest)
@@ -239,7 +264,7 @@ def _run_stages(
             starts.begin(stage, provided.origins)
         if stage.done < settings.length:  # else it was finished, and another follows it
             sinks.stage(index, settings.kind, stage.done, settings.length)
-            with _saving(stage):
+            with provided.meter.stage(index), _saving(stage):
                 provided.stages[index].module.run(stage, provided.stages[index].data)
         version = learner.version + learner.unpublished
         if index + 1 < len(recipe.stage) and (recipe.keep_stages or index in kept):
@@ -276,65 +301,6 @@ def _saving(stage: Stage[Any]) -> Iterator[None]:
         raise
 
 
-def _settled(recipe: Recipe, resumed: Path | None) -> Recipe:
-    """The recipe with what it leaves open decided: as in the resumed run, or for here and now.
-
-    That is what is left to a measurement (chips/probe.py), the time that a chat template is told,
-    and a resumed run's revision of a model of the hub.
-    """
-    known = recipe
-    clock: datetime | None = datetime.now().replace(microsecond=0)
-    if resumed is not None:
-        with closing(RunDir.read(resumed)) as run:
-            run.ledger.check_current()  # before its settings are compared with those of today
-            known = parse_recipe(run.config, source=f"{resumed}/config.json")
-            clock = known.model.clock
-    return replace(
-        recipe,
-        model=replace(
-            recipe.model,
-            path=hub.settled(recipe.model.path, known.model.path),
-            clock=recipe.model.clock or clock,
-        ),
-        learner=_measured(recipe.learner, known.learner),
-        generator=_generators(recipe, known),
-    )
-
-
-def _kernels(recipe: Recipe) -> str:
-    """In one line what multiplies, and why; a generator that decides for itself says so itself."""
-    ours = (
-        [each for each in recipe.generator if each.kernel != "auto"] if _generates(recipe) else []
-    )
-    told = [
-        f"generator: {each.dtype} by {each.kernel}" + ", recorded steps" * (each.graphs is True)
-        for each in ours[:1]
-    ]
-    why = probe.why(recipe.learner, device.claim(recipe.learner.device))
-    return "; ".join([*told, f"learner: {why}"])
-
-
-def _generators(recipe: Recipe, known: Recipe) -> list[GeneratorSettings]:
-    """Those on this machine's CPU in this environment are settled, so that they come back as they
-    were; the others decide for their own device.
-    """
-    kind, kept = recipe.fleet.kind, known.generator
-    if len(kept) != len(recipe.generator):
-        kept = recipe.generator
-    return [
-        _measured(asked, old)
-        if kind == "inline"
-        or (kind == "local" and asked.python is None and (asked.engine, asked.device) == _OURS)
-        else asked
-        for asked, old in zip(recipe.generator, kept, strict=True)
-    ]
-
-
-def _measured(asked: Part, known: Part) -> Part:
-    kept = {name: getattr(known, name) for name in probe.left_open(asked)}
-    return probe.settled(replace(asked, **kept), device.claim(asked.device))
-
-
 def _learner(
     recipe: Recipe, settings: StageSettings, decoder: Decoder, ranks: Ranks, version: int
 ) -> Learner:
@@ -352,19 +318,6 @@ def _learner(
 def recipe_of(kind: str) -> ModuleType:
     """The file of a kind of stage: its `prepare` comes before anything is written, then `run`."""
     return importlib.import_module(f"interlock.recipes.{kind.replace('-', '_')}")
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide a run's numbers."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        with suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found | {"threads": str(torch.get_num_threads())}
-
-
-def _generates(recipe: Recipe) -> bool:
-    return any(stage.generates for stage in recipe.stage)
 
 
 def _inline(

@@ -17,6 +17,7 @@ from msgspec import Meta
 from interlock.records.coding import Time
 
 STALE_DAYS = 180  # of a price
+_A_WHILE_S = 60.0  # of a chip, in which its energy is told, or it never is
 _WHOLE = 0.98  # share of the chips' time whose energy was told, from which on it is that of all
 
 Amount = Annotated[float, Meta(ge=0)]
@@ -125,6 +126,16 @@ class RunCost(msgspec.Struct):
     @property
     def energy_whole(self) -> bool:
         return self.energy_told >= _WHOLE
+
+    def silent(self) -> list[str]:
+        """Chips that were held for a while, of whose energy nobody has told anything."""
+        chips = dict.fromkeys(use.chip for use in self._uses())
+        sums = {chip: [use for use in self._uses() if use.chip == chip] for chip in chips}
+        return [
+            chip
+            for chip, uses in sums.items()
+            if sum(use.chip_s for use in uses) >= _A_WHILE_S and not any(u.told_s for u in uses)
+        ]
 
     def money(self) -> dict[str, Money]:
         """By currency; of chips that have a price."""

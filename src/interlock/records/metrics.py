@@ -44,10 +44,13 @@ class WorkerMetrics(msgspec.Struct):
     dtype: str | None = None
     trust: str | None = None  # of its certificate; "cpu", which needs none; or "unqualified"
     weight_version: int | None = None
+    chip: str | None = None  # the name that the device's driver gives
+    serial: str | None = None  # of the device; "": it has none, or does not tell
     groups: int = 0  # given
     tokens: int = 0  # sampled
     seconds_generating: float = 0.0  # while it held units
     seconds_loading: float = 0.0  # while weights were fetched, loaded and proven, perhaps beside
+    seconds_busy: float = 0.0  # either
     fetched_bytes: int = 0
     dropped: int = 0  # groups too old, or of a worker in quarantine
     redispatched: int = 0  # units taken from it and given out again
@@ -220,6 +223,18 @@ class PublishMetrics(msgspec.Struct, frozen=True, omit_defaults=True):
     deltas: int = 0
 
 
+class CostMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """What the run has used until now, its earlier sessions counted (records/cost.py)."""
+
+    hours: float | None = None  # pauses between sessions left out
+    chip_hours: float | None = None
+    chip_hours_of: dict[str, float] = {}  # by role
+    unpriced_hours: float | None = None  # of chips whose price is not known
+    money: dict[str, float] = {}  # by currency, of the other chips; the middle of low and high
+    kwh: float | None = None  # None: nothing tells of the energy
+    tokens: float | None = None  # sampled, and learned from
+
+
 class StepMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """All that is logged of one step: a line of metrics.jsonl, and what sinks are given.
 
@@ -243,6 +258,7 @@ class StepMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
     published: PublishMetrics = PublishMetrics()
     teachers: dict[str, TeacherMetrics] = {}  # of a distill stage, by name
     workers: dict[str, WorkerMetrics] = {}
+    cost: CostMetrics = CostMetrics()
 
     def scalars(self) -> dict[str, float]:
         """Every number by a path, as trackers want them: "rollout/reward", "seconds/update".
@@ -295,6 +311,8 @@ EventKind = Literal[
     "entropy_collapsed",
     "answers_cut",  # by max_tokens
     "groups_stale",
+    "budget_low",  # a share of a limit of [budget] is used
+    "budget_spent",
     "problem_set_aside",
     "task_solved",  # too few of its problems are left to draw from
     "unqualified",  # a device is used without a certificate

@@ -26,6 +26,9 @@ FREE_TO_CHANGE = frozenset(
         "fleet",
         "sync",
         "guard",
+        "budget",
+        "prices",
+        "plan",
         "learner.collective_s",
         "unqualified",
     }

@@ -9,6 +9,8 @@
     lock            held (flock) by the writing process; its pid inside
     metrics.jsonl   one line per optimizer step
     events.jsonl    one line per event: resumed, non-finite step skipped, verifier killed, …
+    plan.json       what `interlock plan` had said of it, where it was given that
+    cost.json       what was used, by session, stage and role; entered every few seconds
     ledger.sqlite   scored groups, evaluations, groups not used yet; problems drawn and set aside
     workers/        the output of each generator process
     sync/           weight versions on their way to generators; emptied when a session begins
@@ -40,8 +42,9 @@ from typing import Any, Self, TextIO
 import msgspec
 
 from interlock.config.secrets import redacted
-from interlock.errors import RunError, UserError
+from interlock.errors import BudgetSpent, RunError, UserError
 from interlock.processes.deadline import Deadline
+from interlock.records.cost import RunCost
 from interlock.records.metrics import Event, EventKind, StepMetrics
 from interlock.records.moves import Move
 from interlock.records.trust import Stack
@@ -56,7 +59,7 @@ from interlock.rundir.files import (
     write_atomically,
 )
 from interlock.rundir.ledger import Ledger
-from interlock.rundir.view import Manifest, RunView, Session, as_on_disk
+from interlock.rundir.view import STOPPED_BY_BUDGET, Manifest, RunView, Session, as_on_disk
 from interlock.text import error_line, hide_credentials
 
 _LOCK_PATIENCE_S = 1.0  # a reader holds the lock for an instant to learn the status
@@ -230,6 +233,14 @@ class RunDir(RunView):
         self._metrics.append(timed)
         return timed
 
+    def keep_cost(self, cost: RunCost) -> None:
+        """Enter what the run has used; durable."""
+        write_atomically(self.path / "cost.json", msgspec.json.encode(cost) + b"\n")
+
+    def keep_plan(self, plan: dict[str, Any]) -> None:
+        """Beside what happens, for the report."""
+        _write_json(self.path / "plan.json", plan)
+
     def event(
         self, kind: EventKind, message: str, worker: str | None = None, **facts: str
     ) -> Event:
@@ -320,6 +331,8 @@ class RunDir(RunView):
             if isinstance(error, UserError) and self._is_untouched():
                 self.close()
                 remove_directory(self.path)
+            elif isinstance(error, BudgetSpent):
+                self.finish(STOPPED_BY_BUDGET, hide_credentials(error_line(error)))
             elif isinstance(error, Exception):
                 self.finish("failed", hide_credentials(error_line(error)))
             else:

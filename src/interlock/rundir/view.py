@@ -11,8 +11,10 @@ import msgspec
 from interlock.config.secrets import redacted
 from interlock.errors import RunError
 from interlock.records.coding import Time, from_json
+from interlock.records.cost import RunCost
 from interlock.records.metrics import Event, StepMetrics
 from interlock.records.moves import Move
+from interlock.records.planned import PlannedRun, planned_run
 from interlock.records.trust import Stack
 from interlock.regular import read_regular
 from interlock.rundir.changes import (
@@ -38,8 +40,13 @@ class Session(msgspec.Struct):
     learner: Stack | None = None  # where it learned; None: an older version began it
 
 
+STOPPED_BY_BUDGET = "stopped by budget"
+
+
 class Manifest(msgspec.Struct):
-    """How the run began and ended. `status`: running, finished, failed or interrupted."""
+    """How the run began and ended. `status`: running, finished, failed, interrupted or stopped by
+    budget.
+    """
 
     versions: dict[str, str]
     platform: str
@@ -90,7 +97,9 @@ class RunView:
 
     @property
     def status(self) -> str:
-        """running, finished, failed or interrupted (stopped by the user, or killed)."""
+        """running, finished, failed, interrupted (stopped by the user, or killed) or stopped by
+        budget.
+        """
         if self.manifest.status == "running" and not self._is_locked():
             return "interrupted"
         return self.manifest.status
@@ -104,6 +113,28 @@ class RunView:
         except OSError:
             return False
         return False
+
+    def cost(self) -> RunCost:
+        """What it has used; nothing where it was run without a meter."""
+        file = self.path / "cost.json"
+        try:
+            return from_json(read_regular(file), RunCost)
+        except FileNotFoundError:
+            return RunCost()
+        except (OSError, ValueError) as error:
+            raise RunError(
+                f"cannot read {file}: {error}; remove it: what is used is then counted anew"
+            ) from None
+
+    def plan(self) -> PlannedRun | None:
+        """What it was planned to take; None where nobody said."""
+        file = self.path / "plan.json"
+        try:
+            return planned_run(from_json(read_regular(file)))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise RunError(f"cannot read {file}: {error}; remove it") from None
 
     def metrics(self) -> list[StepMetrics]:
         """The metrics of each (stage, step), in order: those that were logged last."""

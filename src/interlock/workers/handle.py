@@ -17,7 +17,7 @@ from interlock.records.rl import Group
 from interlock.records.trust import Stack
 from interlock.text import one_line
 from interlock.workers.generators import Purpose, Work
-from interlock.workers.protocol import Open
+from interlock.workers.protocol import Open, Opened
 from interlock.workers.queue import Unit
 from interlock.workers.replies import Target
 
@@ -149,6 +149,14 @@ class WorkerHandle:
             busy = WorkerState.LOADING if self.loading else WorkerState.READY
             self.facts.state = WorkerState.GENERATING if self.held else busy
 
+    def describe(self, reply: Opened) -> None:
+        """Take in what it says of its engine and its chip."""
+        facts, stack = self.facts, reply.stack
+        facts.engine, facts.device = one_line(reply.engine, REASON), one_line(reply.device, REASON)
+        facts.dtype, self.stack = one_line(reply.dtype, REASON), stack
+        facts.chip = one_line(stack.chip, REASON) if stack else ""
+        facts.serial = one_line(stack.serial, REASON) if stack else ""
+
     def begin(self, state: WorkerState, deadline: float) -> None:
         self.facts.state, self.deadline = state, deadline
 
@@ -164,6 +172,8 @@ class WorkerHandle:
             self.facts.seconds_generating += seconds
         if self.loading:
             self.facts.seconds_loading += seconds
+        if self.busy:
+            self.facts.seconds_busy += seconds
         workless = self.serves is not None and not self.busy and self.room <= 0
         self.workless_s = self.workless_s + seconds if workless else 0.0
 

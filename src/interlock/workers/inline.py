@@ -58,7 +58,9 @@ class Inline:
                 self._generator.load(number, adapter.base())
                 self._has_base = True
             self._generator.load_adapter(number, tensors, adapter.form)
-        self._facts.seconds_loading += time.monotonic() - began
+        spent = time.monotonic() - began
+        self._facts.seconds_loading += spent
+        self._facts.seconds_busy += spent
         self.version = self._facts.weight_version = number
         return Published()
 
@@ -79,7 +81,9 @@ class Inline:
             on_group=lambda _: self.progress(),
             replay=unit.replay,
         )
-        self._facts.seconds_generating += time.monotonic() - began
+        spent = time.monotonic() - began
+        self._facts.seconds_generating += spent
+        self._facts.seconds_busy += spent
         self._facts.threads = self._generator.engine.threads
         self._facts.groups += len(groups)
         self._facts.tokens += sum(sum(c.mask) for group in groups for c in group.completions)

@@ -223,8 +223,7 @@ class WorkerPool:
 
     def _opened(self, worker: WorkerHandle, reply: Opened) -> None:
         facts = worker.facts
-        facts.engine, facts.device = one_line(reply.engine, REASON), one_line(reply.device, REASON)
-        facts.dtype, worker.stack = one_line(reply.dtype, REASON), reply.stack
+        worker.describe(reply)
         if not self._admit(worker, reply):
             return
         facts.state = WorkerState.READY

@@ -106,6 +106,11 @@ class Vendor(msgspec.Struct, frozen=True, kw_only=True):
     libraries: str = ""
     library_names: dict[str, str] = {}
 
+    # What prints the power of all its devices in watts, and a regular expression with the groups
+    # `device`, a serial or a number from 0 on, and `watts`.
+    power_command: tuple[str, ...] = ()
+    power: str = ""
+
     # How a machine shows that it has some.
     system: str = ""  # "Darwin arm64": all machines of a kind have one
     nodes: str = ""  # regular expression of files below /dev
