@@ -17,8 +17,10 @@ from jinja2 import Environment
 from interlock.config.schema import GuardSettings
 from interlock.records.metrics import Event, StepMetrics
 from interlock.report import fleet, moves, plots, sheet, summary
+from interlock.report.cost import cost_table
 from interlock.report.expert_plots import expert_plots
 from interlock.report.fleet_plots import fleet_plots
+from interlock.report.planned import planned_table
 from interlock.report.pool_plots import pool_plots
 from interlock.report.replay_plots import replay_plots
 from interlock.report.rewards import hacked, reward_plots, reward_rows
@@ -81,6 +83,8 @@ def _render(run: RunView) -> str:
             plots=shown,
             rewards=reward_rows(metrics),
             reward_plots=of_rewards,
+            cost=cost_table(run, metrics, pair),
+            planned=planned_table(run, metrics),
             hacked=hacked(events),
             sides=moves.sides(moved, metrics),
             moves=moves.rows(moved),

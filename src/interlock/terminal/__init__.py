@@ -22,7 +22,7 @@ from interlock.recipes.sinks import Sink
 from interlock.records.metrics import Event, StepMetrics, WorkerMetrics, WorkerState
 from interlock.records.passes import Share, accuracy, passes
 from interlock.records.rl import Score, ScoredGroup, of_tasks
-from interlock.report import summary
+from interlock.report import cost, summary
 from interlock.rundir import RunView
 from interlock.text import visible
 
@@ -190,12 +190,24 @@ class LiveWatch(Sink):
         if self._accuracy:
             points = "  ".join(f"{value:.1%} @{step}" for step, value in self._accuracy[-6:])
             parts.append(Text(f"held out  {points}", style="cyan"))
+        if self._steps and (used := _used(self._steps[-1])):
+            parts.append(Text(f"used      {used}", style="magenta"))
         if self._steps:
             parts.append(_step_table(self._steps[-_ROWS:]))
         if self._workers:
             parts.append(_worker_table(self._workers, self._k3))
         parts += [self._phase, self._waiting]
         return Group(*parts)
+
+
+def _used(step: StepMetrics) -> str:
+    """By the run until now."""
+    spent = step.cost
+    if spent.hours is None or spent.chip_hours is None:
+        return ""
+    parts = [f"{cost.figure(spent.hours)} h", f"{cost.figure(spent.chip_hours)} chip-hours"]
+    parts += [f"{cost.figure(amount)} {currency}" for currency, amount in spent.money.items()]
+    return " · ".join(parts + ([] if spent.kwh is None else [f"{cost.figure(spent.kwh)} kWh"]))
 
 
 def sparkline(values: list[float], width: int = 60) -> str:
@@ -257,9 +269,20 @@ def _figure(form: str, value: float | None) -> str:
 
 
 def print_outcome(console: Console, run: RunView) -> None:
-    """Accuracy before and after, and sample answers before and after."""
+    """Accuracy before and after, what it cost, and sample answers before and after."""
     metrics = run.metrics()
     pair = summary.before_after(run, summary.evaluations(run, metrics))
+    _print_accuracies(console, run, metrics, pair)
+    if line := cost.closing_line(run.cost(), pair):
+        console.print(Text(visible(line)), soft_wrap=True)
+
+
+def _print_accuracies(
+    console: Console,
+    run: RunView,
+    metrics: Sequence[StepMetrics],
+    pair: summary.BeforeAfter | None,
+) -> None:
     losses = _held_out_losses(metrics)
     for line in losses:
         console.print(line)

@@ -175,9 +175,25 @@ def _line(watched: FollowedRuns, number: int) -> dict[str, Any]:
         "steps": run.steps,
         "began": view.manifest.created if view else None,
         "seconds_left": run.seconds_left,
+        "cost": _cost(run),
         "event_count": run.event_count,
         "generation": run.generation,
         "ended": view.manifest.sessions[-1].ended if view and view.manifest.sessions else None,
+    }
+
+
+def _cost(run: Following) -> dict[str, Any] | None:
+    """What it has used by its last step, and is to use by its end; None without a meter."""
+    if run.last is None or run.last.cost.chip_hours is None:
+        return None
+    used, left = run.last.cost, run.money_left
+    whole = {name: amount + left[name] for name, amount in used.money.items() if name in left}
+    return {
+        "chip_hours": used.chip_hours,
+        "kwh": used.kwh,
+        "money": {visible(name): amount for name, amount in used.money.items()},
+        "unpriced": bool(used.unpriced_hours),
+        "money_at_end": {visible(name): amount for name, amount in whole.items()},
     }
 
 

@@ -18,6 +18,7 @@ from interlock.config.reading import parse_recipe
 from interlock.errors import ConfigError, RunError
 from interlock.records.metrics import Event, StepMetrics, WorkerMetrics
 from interlock.regular import open_regular
+from interlock.report.live.pace import Pace
 from interlock.report.live.series import Points, Series
 from interlock.rundir import RunDir, RunView
 from interlock.rundir.lines import event_of, steps_of
@@ -25,7 +26,6 @@ from interlock.rundir.lines import event_of, steps_of
 _AT_ONCE = 8 * 2**20  # bytes that are read at a time
 _LONGEST = 64 * 2**20  # bytes of a line: beyond, it is none
 _EVENTS = 200  # kept; the others are counted
-_RECENT = 20  # steps whose time tells how long the rest will take
 
 # What is drawn, by the paths of StepMetrics.
 FIGURES = (
@@ -35,7 +35,7 @@ FIGURES = (
     *("update.loss", "update.grad_norm", "update.entropy", "update.kl", "update.lr"),
     *("update.clipped_share", "update.effective_share", "update.mismatch.k3"),
     *("seconds.generate", "seconds.wait", "seconds.verify", "seconds.update"),
-    *("seconds.publish", "seconds.step", "published.bytes"),
+    *("seconds.publish", "seconds.step", "published.bytes", "cost.chip_hours"),
 )
 _direct = attrgetter(*(name for name in FIGURES if name != "update.mismatch.k3"))
 _DIRECT = [name for name in FIGURES if name != "update.mismatch.k3"]
@@ -89,7 +89,7 @@ class Following:
         self.trouble = ""  # why it cannot be read on
         self._damaged = ""  # the last line that is none
         self._before: dict[int, int] = {}  # steps of the run before each stage
-        self._recent: deque[float] = deque(maxlen=_RECENT)
+        self._pace = Pace()
         self._metrics, self._events = (
             Tail(path / f"{name}.jsonl") for name in ("metrics", "events")
         )
@@ -126,10 +126,18 @@ class Following:
     @property
     def seconds_left(self) -> float | None:
         """By the last steps' time; None where nothing tells."""
-        if self.status != "running" or not self._recent or self.steps is None:
+        return None if self._steps_left is None else self._pace.seconds(self._steps_left)
+
+    @property
+    def money_left(self) -> dict[str, float]:
+        """That the rest costs, by currency, as the last steps did; nothing where nothing tells."""
+        return {} if self._steps_left is None else self._pace.money(self._steps_left)
+
+    @property
+    def _steps_left(self) -> int | None:
+        if self.status != "running" or self.steps is None:
             return None
-        done = self.x - (len(self._before) - 1)  # each later stage has a step 0
-        return max(0, self.steps - done) * sum(self._recent) / len(self._recent)
+        return max(0, self.steps - self.x + len(self._before) - 1)  # a later stage has a step 0
 
     def close(self) -> None:
         if self._view is not None:
@@ -199,9 +207,7 @@ class Following:
             self._grow(name, xs, column)
         gaps = [step.update.mismatch.k3 if step.update.mismatch else None for _, step in batch]
         self._grow("update.mismatch.k3", xs, gaps)
-        for _, step in batch[-_RECENT:]:
-            if step.seconds.step is not None:
-                self._recent.append(step.seconds.step)
+        self._pace.add([step for _, step in batch])
         of_workers: defaultdict[str, tuple[list[float], list[float]]]
         of_workers = defaultdict(lambda: ([], []))
         for x, step in batch:
@@ -234,7 +240,7 @@ class Following:
         self.series, self.workers, self.last, self.x = {}, {}, None, -1
         self._before = {}
         self._damaged = ""
-        self._recent.clear()
+        self._pace = Pace()
         self.generation += 1
 
     def _take_events(self) -> None:

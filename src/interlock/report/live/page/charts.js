@@ -14,6 +14,7 @@ const CHARTS = [
   { title: "Clipped tokens", of: { "update.clipped_share": "share" }, share: true },
   { title: "Groups that teach nothing", of: { "rollout.groups_skipped": "of a step" } },
   { title: "Tokens per second", of: { "speed": "all" }, workers: "tokens_per_second" },
+  { title: "Chip-hours used", of: { "cost.chip_hours": "by all roles" } },
   { title: "Time of a step (s)", of: { "seconds.generate": "generate", "seconds.wait": "wait", "seconds.verify": "verify", "seconds.update": "update", "seconds.publish": "publish" } },
 ];
 const MOST_POINTS = 6000; // of a figure, beyond which the run is read anew, in buckets

@@ -102,12 +102,22 @@ function showFacts() {
     [`stage ${run.stage}: ${run.stages[run.stage] ?? ""}`, `step ${run.step.toLocaleString("en")}`],
     ["still to go", run.status === "running" ? duration(run.seconds_left) : "–"],
     ["since it began", run.began ? duration(endOf(run) - run.began) : "–"],
+    ["chip-hours used", short(run.cost?.chip_hours)],
+    ["cost so far", money(run.cost?.money, run.cost?.unpriced)],
+    ["cost when done", run.status === "running" ? money(run.cost?.money_at_end, run.cost?.unpriced) : "–"],
     ["a step takes", duration(last(run, "seconds.step"))],
     ["tokens per second", short(last(run, "speed"))],
     ["events", run.event_count.toLocaleString("en")],
   ];
   $("facts").replaceChildren(...facts.map(([name, value]) =>
     element("div", { class: "fact" }, element("b", { text: value }), element("span", { text: name }))));
+}
+
+/** Amounts by currency; what has no price is said to be unknown. */
+function money(amounts, unpriced) {
+  if (!amounts) return "–";
+  const known = Object.entries(amounts).map(([currency, amount]) => `${short(amount)} ${currency}`);
+  return [...known, ...(unpriced ? [known.length ? "unknown" : "no price"] : [])].join(" + ") || "–";
 }
 
 const endOf = (run) => run.status === "running" ? Date.now() / 1000 : run.ended ?? run.began;
