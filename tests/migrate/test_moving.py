@@ -10,33 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from a_move import HERE, THERE, a_move
 
 from interlock.errors import RunError
 from interlock.migrate import moving
-from interlock.records.moves import Location, Move
 from interlock.records.rl import DrawnProblems, Group, Problem, ScoredGroup
-from interlock.records.trust import Stack
 from interlock.rundir import Checkpoint, RunDir
 from interlock.rundir.draws import Draws
 from interlock.rundir.moving import discard_since, keep_checkpoint
 
 CONFIG = {"learner": {"device": "cpu", "kernel": "onednn"}, "stage": [{"kind": "grpo", "steps": 9}]}
-THERE = Location({"device": "sim", "kernel": "torch"}, Stack("sim"))
-HERE = Location({"device": "cpu", "kernel": "onednn"})
-
-
-def a_move(**changes: Any) -> Move:
-    settings = {
-        "part": "learner",
-        "before": HERE,
-        "after": THERE,
-        "stage": 0,
-        "step": 3,
-        "time": 2e9,  # before the rows that a test makes
-        "findings": [],
-        "trust": "train",
-    }
-    return Move(**settings | changes)
 
 
 def lines(*steps: int) -> str:

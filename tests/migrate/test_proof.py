@@ -57,13 +57,15 @@ def test_a_device_that_fails_is_refused_with_the_reason(
 ) -> None:
     found = asked(run, monkeypatch, f"{how} target", 1.0 if how == "hangs" else 30)
     (line,) = found.refused(False)
-    assert line.startswith("updates: 1 updates on cpu in float32: ") and why in line
+    assert line.startswith("updates: 1 update on cpu in float32: ") and why in line
 
 
 def test_a_cpu_that_fails_is_no_fault_of_the_device(
     run: RunView, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(TrainingError, match="1 updates on the CPU in float64: it raised out of"):
+    with pytest.raises(
+        TrainingError, match="1 update on the CPU in float64, for float32: it raised out of"
+    ):
         asked(run, monkeypatch, "raises exact", 30)
 
 

@@ -1,4 +1,4 @@
-"""Moves a part of a run to another device, or a whole run to another machine.
+"""Moves the learner of a run to another device, or a whole run to another machine.
 
     RUN, device ── proof ──> certificate, updates, canary ── moving ──> Move in the manifest
     RUN ── bundle ──> one file with digests ── on the other machine ──> RUN, then as above

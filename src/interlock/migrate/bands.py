@@ -77,11 +77,12 @@ def recorded(
 ) -> list[Measure]:
     """What the device made of the updates against what the run logged of them.
 
-    `lines`: by step. Both sides round, so that the limits are twice as wide.
+    `lines`: by step. Both sides round, so that the limits are twice as wide. In another dtype than
+    float32 only the first is of the run's own weights: all sides begin with rounded ones.
     """
     found = []
     loss_limit, norm_limit = (2 * limit for limit in update_limits(exact, own))
-    for made in target.updates:
+    for made in target.updates if target.dtype == "float32" else target.updates[:1]:
         logged = lines[made.step].update if made.whole and made.step in lines else None
         if logged is None or logged.loss is None or logged.grad_norm is None:
             continue

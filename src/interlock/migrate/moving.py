@@ -23,7 +23,6 @@ from interlock.records.trust import Role
 from interlock.rundir import RunDir, moving
 from interlock.text import one_line
 
-LEARNER = "learner"
 # What a move decides anew: by a measurement on the device, unless it is given.
 _MEASURED = {"kernel": "auto", "fused_attention_above": 0, "micro_batch_tokens": 0}
 _PLACED = ("device", *_MEASURED, "logits_chunk", "activation_checkpointing")
@@ -81,7 +80,7 @@ def standing(moves: Sequence[Move]) -> int | None:
 
 
 def _before(run: RunDir) -> Location:
-    """Location the learner is."""
+    """Where the learner is."""
     learner = to_tree(recipe_of_run(run.config, source=f"{run.path}/config.json").learner)
     stacks = [each.learner for each in run.manifest.sessions if each.learner is not None]
     return Location({name: learner[name] for name in _PLACED}, stacks[-1] if stacks else None)
@@ -120,7 +119,7 @@ def _move(run: RunDir, before: Location, proof: Proof, device: str) -> Move:
     settings = {name: proof.opened.settings[name] for name in _PLACED} | {"device": device}
     after = Location(settings, proof.opened.stack)
     place = newest.stage, newest.step, time.time()
-    return Move(LEARNER, before, after, *place, proof.findings, proof.trust)
+    return Move("learner", before, after, *place, proof.findings, proof.trust)
 
 
 def _made(run: RunDir, made: Move) -> Move:

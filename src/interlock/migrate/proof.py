@@ -9,7 +9,7 @@ and the log does not, it is the old device, or its checkpoint, that was wrong.
 
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import msgspec
 
@@ -115,13 +115,14 @@ def _sides(
 ) -> tuple[Sides, Finding | None]:
     """All sides; or how the device failed. Raises TrainingError when the CPU does."""
     found: Sides = {}
-    order: list[tuple[Side, str]] = [("exact", "float32")]
+    order: list[tuple[Side, str]] = []
     for dtype in opened.dtypes:
-        order += [("own", dtype), ("target", dtype)]
+        order += [("exact", dtype), ("own", dtype), ("target", dtype)]
     where = {"exact": "the CPU in float64", "own": "the CPU", "target": device}
     for side, dtype in order:
-        in_dtype = "" if side == "exact" else f" in {dtype}"
-        what = f"{len(opened.steps)} updates on {where[side]}{in_dtype}"
+        in_dtype = f", for {dtype}" if side == "exact" else f" in {dtype}"
+        count = len(opened.steps)
+        what = f"{count} update{'s' * (count != 1)} on {where[side]}{in_dtype}"
         tell(what)
         match answer := _answer(child, side_s):
             case Repeated():
@@ -150,15 +151,14 @@ def _answer(child: Child, seconds: float) -> RepeatAnswer | ChildError:
 
 
 def _judged(sides: Sides, opened: DeviceOpened, lines: Mapping[int, StepMetrics]) -> list[Finding]:
-    exact = sides["exact", "float32"]
     updates, canary = list[Measure](), list[Measure]()
     for dtype in opened.dtypes:
-        own, target = sides["own", dtype], sides["target", dtype]
+        exact, own, target = (sides[side, dtype] for side in get_args(Side))
         updates += bands.updates(exact, own, target)
         margin = MARGIN[dtype]
         canary += bands.logprobs(dtype, exact.canary, own.canary, target.canary, margin)
     dtype = opened.dtypes[0]
-    own, target = sides["own", dtype], sides["target", dtype]
+    exact, own, target = (sides[side, dtype] for side in get_args(Side))
     logged = bands.recorded(lines, exact, own, target) if opened.recorded else []
     steps = ", ".join(map(str, opened.steps))
     findings = [

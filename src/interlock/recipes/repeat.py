@@ -84,9 +84,9 @@ def answers(asked: Repeat) -> Iterator[RepeatAnswer]:
         yield DeviceOpened(
             device.stack(place), decided, dtypes, [*bench.steps], bench.ahead and bench.past.same
         )
-        told, truth = _repeat(bench, "exact", "float32", CPU, _plain(settings, "float32"))
-        yield told
         for dtype in dtypes:
+            told, truth = _repeat(bench, "exact", dtype, CPU, _plain(settings, "float32"))
+            yield told
             on_target = settings if dtype == settings.dtype else _plain(settings, dtype)
             own = _plain(settings, dtype)
             yield _repeat(bench, "own", dtype, CPU, own, truth)[0]
@@ -181,6 +181,7 @@ def _repeat(
     """One side. `truth`: None for the exact one, whose truth is given back."""
     began = time.perf_counter()
     learner = _learner(bench, place, settings)
+    _round(learner, dtype)
     if truth is None:
         _widen(learner)
     start = _on_cpu(learner)
@@ -223,6 +224,15 @@ def _learner(bench: _Bench, place: torch.device, settings: LearnerSettings) -> L
     )
     checkpoint.load(learner, bench.newest.path)
     return learner
+
+
+@torch.no_grad()
+def _round(learner: Learner, dtype: str) -> None:
+    """Let the weights be such as the dtype can hold: all sides compute from the same ones then, and
+    what is between them is not the rounding of these.
+    """
+    for parameter in learner.parameters.values():
+        parameter.copy_(parameter.to(device.dtype(dtype)))
 
 
 def _widen(learner: Learner) -> None:

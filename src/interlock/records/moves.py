@@ -1,4 +1,4 @@
-"""A part of a run that moves to another device: what is asked of the device, what it answers, and
+"""A run whose learner moves to another device: what is asked of the device, what it answers, and
 what the run keeps of it.
 
     migrate ──Repeat──> a process on the target: recipes/repeat.py
@@ -26,14 +26,13 @@ class Repeat(msgspec.Struct, frozen=True):
     settings: dict[str, Any] = {}  # of the learner, in place of the run's
     updates: int = 3  # at most
     tokens: int = 8192  # of an update, at most: of a longer one the first groups
-    generator: str = ""  # the part that moves, where it is no learner: "generator.0"
 
 
 class DeviceOpened(msgspec.Struct, frozen=True, tag=True):
     """The device is there."""
 
     stack: Stack
-    settings: dict[str, Any]  # of the part that moves, with what is measured decided
+    settings: dict[str, Any]  # the learner's, with what is measured decided
     dtypes: list[str]  # that it is asked about
     steps: list[int]  # that are repeated
     recorded: bool  # they come after the checkpoint: what the run logged of them is of the same
@@ -61,9 +60,6 @@ class Repeated(msgspec.Struct, frozen=True, tag=True):
     moved: float | None  # of how far all updates moved the weights; None: not at all
     canary: list[float]  # logprobs of a text, with the checkpoint's weights
     seconds: float
-    decode: list[float] = []  # a generator's: of what it drew, as it drew it
-    prefill: list[float] = []  # of the same, scored
-    sampled: list[float] = []  # of what the run recorded for these weights, scored
 
 
 class NotRepeated(msgspec.Struct, frozen=True, tag=True):
@@ -77,9 +73,9 @@ RepeatAnswer = DeviceOpened | Repeated | NotRepeated
 
 
 class Location(msgspec.Struct, frozen=True):
-    """Location a part of a run computes, and how."""
+    """Where a run learns, and how."""
 
-    settings: dict[str, Any]  # of that part, those that a move decides
+    settings: dict[str, Any]  # the learner's, those that a move decides
     stack: Stack | None = None  # None: not known, of a run that did not keep it
 
     @property
@@ -90,7 +86,7 @@ class Location(msgspec.Struct, frozen=True):
 class Move(msgspec.Struct, frozen=True):
     """One that was made. What comes after it was computed at `after`."""
 
-    part: str  # "learner", or "generator.0"
+    part: Literal["learner"]
     before: Location
     after: Location
     stage: Whole  # of the checkpoint that it was made at

@@ -39,13 +39,7 @@ def with_moves(config: dict[str, Any], moves: Sequence[Move]) -> dict[str, Any]:
     """A run's config as it goes on: its parts are where they have been moved to."""
     found = dict(config)
     for move in moves:
-        name, _, place = move.part.partition(".")
-        if not place:
-            found[name] = {**found.get(name, {}), **move.after.settings}
-            continue
-        tables = list(found.get(name) or [{}])
-        tables[int(place)] = {**tables[int(place)], **move.after.settings}
-        found[name] = tables
+        found[move.part] = {**found.get(move.part, {}), **move.after.settings}
     return found
 
 
