@@ -14,6 +14,7 @@ from interlock.errors import RunError
 from interlock.mismatch import mismatch
 from interlock.recipes.past import cut
 from interlock.recipes.repeat import answers
+from interlock.records.adapters import AdapterForm
 from interlock.records.moves import DeviceOpened, Repeat, Repeated
 from interlock.rundir import RunDir
 
@@ -62,6 +63,13 @@ def check_as_logged(run: Path) -> None:
 def test_of_texts(tiny_model: Path, tmp_path: Path, stage: dict[str, Any]) -> None:
     run = tmp_path / "run"
     train_until(of_texts(tiny_model, tmp_path, stage), run, 5)
+    check_as_logged(run)
+
+
+def test_of_an_adapter(tiny_model: Path, tmp_path: Path) -> None:
+    recipe = of_texts(tiny_model, tmp_path, TEXTS)
+    run, form = tmp_path / "run", AdapterForm(rank=4, alpha=8.0)
+    train_until(replace(recipe, learner=replace(recipe.learner, lora=form)), run, 5)
     check_as_logged(run)
 
 

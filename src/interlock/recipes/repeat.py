@@ -28,14 +28,14 @@ from interlock.config.schema import LearnerSettings, Recipe
 from interlock.config.stages import OptimizerSettings
 from interlock.errors import InterlockError, RunError, UserError
 from interlock.learner import checkpoint
+from interlock.learner.distributed.ranks import Ranks
 from interlock.learner.learner import Learner
 from interlock.models.attention import FUSED_ABOVE
-from interlock.models.checkpoint import load_decoder
 from interlock.models.fetch import find_model
 from interlock.models.huggingface import read_architecture
 from interlock.models.tokenizer import Tokenizer
 from interlock.processes.channel import Channel
-from interlock.recipes import students
+from interlock.recipes import learned, students
 from interlock.recipes.fleet import canary
 from interlock.recipes.past import PastStage, PastUpdate, PastUpdates, cut, sampled, stage_seed
 from interlock.recipes.stage import update_metrics
@@ -213,7 +213,7 @@ def _repeat(
 def _learner(bench: _Bench, place: torch.device, settings: LearnerSettings) -> Learner:
     """At the checkpoint."""
     predict = settings.mtp_weight > 0
-    decoder = load_decoder(bench.model, torch.float32, place, predict=predict)
+    decoder = learned.masters(bench.recipe, bench.model, Ranks(place), predict)
     stage = bench.stage.settings
     learner = Learner(
         decoder,
