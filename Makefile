@@ -17,7 +17,7 @@ LOCKED := $(INSTALL) --require-hashes -r requirements
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .PHONY: help demo test test-slow test-any-cpu test-any-cpu-quick chaos gpu clients client-environments wheel lint \
-  format bench untuned distil-or-grpo curriculum r1-tiny specialists lora credit-rules planted-hack planted-faults vllm \
+  format bench untuned replay distil-or-grpo curriculum r1-tiny specialists lora credit-rules planted-hack planted-faults vllm \
   lock clean
 
 help:  ## This list
@@ -95,6 +95,10 @@ $(BENCHMARKS:%=$(FIGURES)/%.json): $(FIGURES)/%.json: $(VENV)/.bench $(MEASURED)
 	mkdir -p $(FIGURES)
 	rm -rf $(FIGURES)/$*
 	$(BIN)/python bench/$(firstword $(subst -, ,$*)).py $(FLAGS) --json $@
+
+replay: $(VENV)/.bench  ## Kept sets and routes: the mismatch before and after replay (bench/replay.py, about a minute)
+	mkdir -p $(FIGURES)
+	$(BIN)/python bench/replay.py --json $(FIGURES)/replay.json
 
 untuned: $(VENV)/.bench  ## One recipe on five generators of reasoning-gym that it was not tuned on (bench/untuned.py)
 	$(BIN)/python bench/untuned.py --runs runs/untuned --json runs/untuned/untuned.json

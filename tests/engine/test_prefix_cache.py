@@ -25,7 +25,7 @@ def kept(cache: PrefixCache, tokens: list[int]) -> None:
 def found(cache: PrefixCache, tokens: list[int]) -> int:
     """How many tokens are known; their keys and values are the right ones."""
     blocks, (k, v) = cache.find(block_names(tokens, "")), values(tokens)
-    for place, (have_k, have_v) in enumerate(blocks):
+    for place, (have_k, have_v, _) in enumerate(blocks):
         at = slice(place * BLOCK, (place + 1) * BLOCK)
         assert have_k.equal(k[:, :, at]) and have_v.equal(v[:, :, at])
         size = (have_k.untyped_storage().nbytes() + have_v.untyped_storage().nbytes()) // BLOCK

@@ -214,9 +214,11 @@ def given_up(outputs: list[Any]) -> list[Any]:
     return outputs
 
 
-def opener(model: Path, patch: pytest.MonkeyPatch) -> Opened:
+def opener(
+    model: Path, patch: pytest.MonkeyPatch, config: Mapping[str, Any] | None = None
+) -> Opened:
     """What opens an engine of so many slots on a fake vLLM; its vocabulary may end completions."""
-    (model / "config.json").write_text(json.dumps(CONFIG))
+    (model / "config.json").write_text(json.dumps(config or CONFIG))
     params: Any = ModuleType("vllm.sampling_params")
     params.SamplingParams = SamplingParams
     params.RequestOutputKind = SimpleNamespace(DELTA="delta")
@@ -226,7 +228,7 @@ def opener(model: Path, patch: pytest.MonkeyPatch) -> Opened:
     with torch.device("meta"):
         views = Decoder(read_architecture(model)).tensors()
 
-    def open_(vocabulary: Any, slots: int = 4) -> tuple[VllmEngine, FakeVllm]:
+    def open_(vocabulary: Any, slots: int = 4, **options_: Any) -> tuple[VllmEngine, FakeVllm]:
         started: list[FakeVllm] = []
 
         def start(wanted: dict[str, Any], *_: Any) -> tuple[FakeVllm, str]:
@@ -235,7 +237,8 @@ def opener(model: Path, patch: pytest.MonkeyPatch) -> Opened:
             return started[0], "vllm fake"
 
         patch.setattr(options, "start", start)
-        engine = VllmEngine(model, GeneratorSettings(dtype="float32", slots=slots), vocabulary)
+        settings = GeneratorSettings(dtype="float32", slots=slots, options=options_)
+        engine = VllmEngine(model, settings, vocabulary)
         return engine, started[0]
 
     return open_

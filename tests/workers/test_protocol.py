@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from interlock.config.schema import GeneratorSettings
 from interlock.processes.child import UNASKED_BYTES
-from interlock.records.replay import KeptTokens, Replay, kept_ids
+from interlock.records.replay import KeptTokens, Replay, RouteShape, kept_ids
 from interlock.records.rl import Completion, FinishReason, Problem, Sampling, Segment
 from interlock.workers import protocol, sizes
 from interlock.workers.protocol import (
@@ -51,13 +51,25 @@ def test_the_longest_honest_answer_passes(
 def test_the_largest_sets_pass_and_are_bounded_by_what_was_asked(rule: Sampling) -> None:
     rule = msgspec.structs.replace(rule, max_tokens=700)
     request = msgspec.structs.replace(asked(1, 2, 700), sampling=rule, replay=Replay(kept=True))
-    sets = KeptTokens.of([kept_ids(range(200_000, 200_000 + rule.most_kept))] * 700)
+    sets = KeptTokens.of([kept_ids(range(200_000, 200_000 + rule.most_told))] * 700)
     segment = Segment([200_000] * 700, [-1.25] * 700, 10**9, sets)
     answer = Answered(0, [1] * 2000, [Completion([segment], FinishReason.LENGTH, "")] * 2, id=3)
     most = sizes.reply_bytes(request, CANARY)
     assert len(protocol.encode(answer)) < most
     plain = sizes.reply_bytes(asked(1, 2, 700), CANARY)
-    assert most - plain == 2 * 700 * (2 + 4 * rule.most_kept)
+    assert most - plain == 2 * 700 * (2 + 4 * rule.most_told)
+    assert protocol.reply(protocol.encode(answer)) == answer
+
+
+def test_the_longest_routes_pass_and_are_bounded_by_what_was_asked() -> None:
+    shape = RouteShape(layers=58, per_token=8, experts=256)
+    request = msgspec.structs.replace(asked(1, 2, 700), replay=Replay(routes=shape))
+    row = bytes(shape.token_bytes)
+    drawn = Segment([200_000] * 700, [-1.25] * 700, 10**9, routes=700 * row)
+    first = Completion([drawn], FinishReason.LENGTH, "", prompt_routes=2000 * row)
+    answer = Answered(0, [1] * 2001, [first, Completion([drawn], FinishReason.LENGTH, "")], id=3)
+    most = sizes.reply_bytes(request, CANARY)
+    assert len(protocol.encode(answer)) < most < 64 << 20
     assert protocol.reply(protocol.encode(answer)) == answer
 
 

@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from interlock.records.replay import KeptTokens, Replay, kept_ids
+from interlock.records.replay import KeptTokens, Replay, RouteShape, kept_ids
 from interlock.records.rl import (
     Completion,
     FinishReason,
@@ -148,7 +148,10 @@ HOSTILE: dict[str, tuple[KeptTokens | None, str]] = {
     "of one none": (kept_of([[3], [], [2, 5]]), "a token without the set"),
     "fewer": (kept_of(SETS[:2]), "kept sets in 4 bytes for 3 tokens"),
     "more": (kept_of([*SETS, [1]]), "kept sets in 8 bytes for 3 tokens"),
-    "larger": (kept_of([[0, 1, 2, 3], *SETS[1:]]), "a kept set of 4 tokens, where 3 are the most"),
+    "larger": (
+        kept_of([range(516), *SETS[1:]]),
+        "a kept set of 516 tokens, where 515 are the most",
+    ),
     "odd counts": (KeptTokens(b"\1\0\1", b""), "kept sets in 3 bytes"),
     "ids cut off": (KeptTokens(b"\1\0\1\0\1\0", b"\1\0\0\0\1"), "kept sets of 3 ids in 5 bytes"),
     "another's": (kept_of([[3], [1, 5], [2, 5]]), "a token 4 that is not of its kept set"),
@@ -177,6 +180,49 @@ def test_kept_sets_are_taken_where_they_were_asked_for() -> None:
     assert (
         why(answered(budget, 0, given), budget) == "problem 'p0': kept sets that nobody asked for"
     )
+
+
+SHAPE = RouteShape(layers=2, per_token=2, experts=8)
+ROUTE = bytes([0, 1, 2, 7])  # of a token
+
+
+def routed_work() -> Work:
+    return dataclasses.replace(make_work(1, 2), replay=Replay(routes=SHAPE))
+
+
+def routed_answer(of_prompt: int = 2, of_second: int = 0, row: bytes = ROUTE) -> Answered:
+    """Two completions of a prompt of three tokens; how many of its routes each tells."""
+    answers = [
+        replace(
+            completion(
+                replace(segment([3, 4]), routes=2 * ROUTE), replace(segment([5], 8), routes=row)
+            ),
+            prompt_routes=count * ROUTE,
+        )
+        for count in (of_prompt, of_second)
+    ]
+    return Answered(0, prompt(0), answers)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (routed_answer(of_prompt=1), "routes of 4 bytes where 2 tokens have 4 each"),
+        (routed_answer(of_second=2), "routes of 8 bytes where 0 tokens have 4 each"),
+        (routed_answer(row=b""), "routes of 0 bytes where 1 tokens have 4 each"),
+        (routed_answer(row=ROUTE[:3]), "routes of 3 bytes where 1 tokens have 4 each"),
+        (routed_answer(row=bytes([0, 1, 2, 8])), "a route through expert 8, where there are 8"),
+        (routed_answer(row=bytes([0, 1, 3, 3])), "a route through one expert twice"),
+    ],
+)
+def test_hostile_routes_are_refused_in_one_line(answer: Answered, said: str) -> None:
+    assert why(answer, routed_work()) == f"problem 'p0': {said}"
+
+
+def test_routes_are_taken_where_they_were_asked_for() -> None:
+    assert why(routed_answer(), routed_work()) is None
+    unasked = why(routed_answer(), make_work(1, 2))
+    assert unasked == "problem 'p0': routes that nobody asked for"
 
 
 def test_given_tokens_are_refused_but_where_thinking_has_a_budget() -> None:

@@ -7,7 +7,7 @@ from typing import Literal
 from interlock.records.replay import MOST_KEPT
 from interlock.records.rl import Sampling
 
-Replayed = Literal["kept"]
+Replayed = Literal["kept", "routes"]
 
 
 def thinking_conflicts(sampling: Sampling) -> Iterator[str]:
@@ -24,8 +24,15 @@ def thinking_conflicts(sampling: Sampling) -> Iterator[str]:
         )
 
 
-def replay_conflicts(sampling: Sampling, replay: Sequence[Replayed] | None) -> Iterator[str]:
+def replayed(sampling: Sampling, replay: Sequence[Replayed] | None) -> frozenset[Replayed]:
     """`replay` None: what is usual, the kept sets where there are any."""
+    if replay is not None:
+        return frozenset(replay)
+    return frozenset(["kept"]) if sampling.narrows else frozenset()
+
+
+def replay_conflicts(sampling: Sampling, replay: Sequence[Replayed] | None) -> Iterator[str]:
+    """`replay`: as of `replayed`."""
     wanted = replay or []
     if len(set(wanted)) < len(wanted):
         yield f"replay = {wanted} names one twice; name each once"

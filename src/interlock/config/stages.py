@@ -179,9 +179,9 @@ class Sampled(StageSettings, frozen=True, kw_only=True):
         return self.steps
 
     @property
-    def replays_kept(self) -> bool:
-        """Whether it learns over the sets that tokens were drawn from."""
-        return False
+    def replays(self) -> frozenset[replaying.Replayed]:
+        """What its learner repeats of how tokens were drawn."""
+        return frozenset()
 
 
 class Grpo(Sampled, frozen=True, kw_only=True, tag="grpo"):
@@ -191,7 +191,8 @@ class Grpo(Sampled, frozen=True, kw_only=True, tag="grpo"):
     # Groups that a step may make in place of those that teach nothing (DAPO's dynamic sampling).
     extra_groups: NonNegative = 0
     # What the learner repeats of how tokens were drawn (records/replay.py). "kept": the sets that
-    # top-p, top-k or min-p left, over which it normalises. None: that, where they leave any out.
+    # top-p, top-k or min-p left, over which it normalises; "routes": the experts that tokens
+    # passed, of a mixture. None: the kept sets, where any are left out.
     replay: list[replaying.Replayed] | None = None
     loss: LossSettings = LossSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
@@ -209,8 +210,8 @@ class Grpo(Sampled, frozen=True, kw_only=True, tag="grpo"):
         return True
 
     @property
-    def replays_kept(self) -> bool:
-        return self.sampling.narrows and (self.replay is None or "kept" in self.replay)
+    def replays(self) -> frozenset[replaying.Replayed]:
+        return replaying.replayed(self.sampling, self.replay)
 
     def conflicts(self) -> Iterator[str]:
         yield from super().conflicts()
@@ -260,8 +261,9 @@ class Distill(Sampled, frozen=True, kw_only=True, tag="distill"):
         return True
 
     @property
-    def replays_kept(self) -> bool:  # the other losses compare whole distributions
-        return self.loss == "policy_gradient" and self.sampling.narrows
+    def replays(self) -> frozenset[replaying.Replayed]:
+        """The losses but one compare whole distributions."""
+        return replaying.replayed(self.sampling, None if self.loss == "policy_gradient" else [])
 
     @property
     def refers_to(self) -> list[str]:
@@ -272,7 +274,7 @@ class Distill(Sampled, frozen=True, kw_only=True, tag="distill"):
         yield from super().conflicts()
         if self.sampling.temperature == 0:
             yield "sampling.temperature = 0 is no distribution to compare; set one above 0"
-        if self.replays_kept:
+        if self.replays:
             yield from replaying.kept_conflicts(self.sampling)
         tasks = [task.called for task in self.task]
         yield from teacher_conflicts(self.teacher, tasks, self.loss, self.sampling.temperature)

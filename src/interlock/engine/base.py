@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from interlock.errors import ConfigError, ModelError
 from interlock.records.adapters import AdapterForm
-from interlock.records.replay import NO_REPLAY, Replay
+from interlock.records.replay import NO_REPLAY, Replay, RouteShape
 from interlock.records.rl import Completion, Sampling, Segment
 from interlock.records.serving import Alternatives, Rules
 
@@ -282,6 +282,17 @@ def check_request(request: Request, limits: Limits) -> None:
     _check_rules(name, request.rules, limits)
     if request.budget is not None:
         check_tokens(f"the end of thinking of problem {name!r}", request.budget.close, limits)
+
+
+def check_routed(request: Request, shape: RouteShape | None) -> None:
+    """Raise ConfigError where routes are to be told that the model, with routes of `shape`, has
+    not; None: it has no experts."""
+    if (wanted := request.replay.routes) is not None and wanted != shape:
+        has = "has no experts" if shape is None else f"routes through {shape}"
+        raise ConfigError(
+            f"problem {request.problem_id!r} asks for routes as {wanted}, and the engine's model "
+            f"{has}; give learner and generators the same model, or leave replay of routes out"
+        )
 
 
 def _check_drawn(request: Request, limits: Limits) -> None:

@@ -8,6 +8,7 @@ with it once more.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from interlock.engine.base import Progress, Request, Vocabulary
 from interlock.engine.budget import ThinkingMeter
@@ -63,6 +64,16 @@ class Ending:
         return True
 
 
+class TokenReplay(NamedTuple):
+    """What a request asks to be told of a token (records/replay.py)."""
+
+    kept: bytes = b""  # the set it was drawn from, as kept_ids writes it
+    route: bytes = b""  # of the token before it, as it was read to draw this one
+
+
+NOT_TOLD = TokenReplay()
+
+
 @dataclass
 class _Drawn:
     """What one weight version drew, for as long as it did; None: it was given."""
@@ -70,11 +81,13 @@ class _Drawn:
     version: int | None
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    kept: list[bytes] = field(default_factory=list)  # of each token
+    told: list[TokenReplay] = field(default_factory=list)  # of each token
 
     @property
     def segment(self) -> Segment:
-        return Segment(self.tokens, self.logprobs, self.version, KeptTokens.of(self.kept))
+        kept = KeptTokens.of([each.kept for each in self.told])
+        routes = b"".join(each.route for each in self.told)
+        return Segment(self.tokens, self.logprobs, self.version, kept, routes)
 
 
 class LiveSequence:
@@ -89,6 +102,7 @@ class LiveSequence:
         self.tokens: list[int] = []
         self.finish: FinishReason | None = None
         self.cut = False  # its grammar gave up: it breaks off with the next token
+        self.prompt_routes = b""  # see Completion
         self._drawn: list[_Drawn] = []
         assert request.budget is None or not request.rules.guided
         self._meter = None if request.budget is None else ThinkingMeter(request.budget, vocabulary)
@@ -96,13 +110,18 @@ class LiveSequence:
             request.sampling, vocabulary, request.stop_ids, request.rules.ignore_eos
         )
         for segment in request.drawn:
-            sets = segment.kept.sets() if segment.kept else [b""] * len(segment.tokens)
-            for each in zip(segment.tokens, _logprobs(segment), sets, strict=True):
+            for each in zip(segment.tokens, _logprobs(segment), _told(segment), strict=True):
                 if self._take(*each, segment.weight_version) is not None:
                     raise ConfigError(
                         f"what was drawn of problem {request.problem_id!r} ends with its token "
                         f"{len(self.tokens)}; nothing goes on behind that"
                     )
+
+    @property
+    def routes(self) -> list[bytes]:
+        """Of the token before each of `tokens`, all by one version; []: by several."""
+        versions = {own.version for own in self._drawn} - {None}
+        return [each.route for own in self._drawn for each in own.told if len(versions) == 1]
 
     @property
     def owed(self) -> Sequence[int]:
@@ -115,23 +134,32 @@ class LiveSequence:
         logprob: float,
         version: int,
         top: Alternatives | None = None,
-        kept: bytes = b"",
+        told: TokenReplay = NOT_TOLD,
     ) -> Progress:
         """Take the next token, drawn from the weights of `version`; the last one sets `finish`.
 
-        `top`: its alternatives, `kept`: the set it was drawn from (replay.kept_ids), where they are
-        to be told. Where something is owed, that is taken instead, and what was drawn is forgotten.
+        `top`: its alternatives, where they are to be told. Where something is owed, that is taken
+        instead, and what was drawn is forgotten.
         """
         assert self.finish is None
         if self.owed:
-            return self._next(self.owed[0], 0.0, b"", None, None)
-        return self._next(token, logprob, kept, version, top)
+            return self._next(self.owed[0], 0.0, told._replace(kept=b""), None, None)
+        return self._next(token, logprob, told, version, top)
+
+    def route(self, rows: Sequence[bytes]) -> None:
+        """Tell, late, the routes of its prompt and of all that it has so far: `rows` of both."""
+        before = len(self.request.prompt_tokens) - 1
+        if self.number == self.request.first:
+            self.prompt_routes = b"".join(rows[:before])
+        each = iter(rows[before:])
+        for own in self._drawn:
+            own.told = [told._replace(route=next(each)) for told in own.told]
 
     def give(self) -> Progress:
         """Take all that is owed, instead of drawing it."""
-        made = self._next(self.owed[0], 0.0, b"", None, None)
+        made = self._next(self.owed[0], 0.0, NOT_TOLD, None, None)
         while self.owed and self.finish is None:
-            more = self._next(self.owed[0], 0.0, b"", None, None)
+            more = self._next(self.owed[0], 0.0, NOT_TOLD, None, None)
             made = more._replace(
                 tokens=made.tokens + more.tokens, logprobs=made.logprobs + more.logprobs
             )
@@ -141,11 +169,11 @@ class LiveSequence:
         self,
         token: int,
         logprob: float,
-        kept: bytes,
+        told: TokenReplay,
         version: int | None,
         top: Alternatives | None,
     ) -> Progress:
-        self.finish = self._take(token, logprob, kept, version)
+        self.finish = self._take(token, logprob, told, version)
         if self.cut:
             self.finish = FinishReason.BROKEN
         completion = None if self.finish is None else self._completion(self.finish)
@@ -153,7 +181,7 @@ class LiveSequence:
         return Progress(self.name, self.number, [token], [logprob], completion, tops)
 
     def _take(
-        self, token: int, logprob: float, kept: bytes, version: int | None
+        self, token: int, logprob: float, told: TokenReplay, version: int | None
     ) -> FinishReason | None:
         self.tokens.append(token)
         if not self._drawn or self._drawn[-1].version != version:
@@ -161,15 +189,26 @@ class LiveSequence:
         self._drawn[-1].tokens.append(token)
         if version is not None:
             self._drawn[-1].logprobs.append(logprob)
-        self._drawn[-1].kept.append(kept)
+        self._drawn[-1].told.append(told)
         if self._meter is not None:
             self._meter.push(token)
         return self._ending.push(token)
 
     def _completion(self, finish: FinishReason) -> Completion:
         """The record. Its tokens include the one that ended it, its text no stop string."""
-        return Completion([own.segment for own in self._drawn], finish, self._ending.text)
+        segments = [own.segment for own in self._drawn]
+        return Completion(segments, finish, self._ending.text, self.prompt_routes)
 
 
 def _logprobs(segment: Segment) -> list[float]:
     return segment.logprobs if segment.sampled else [0.0] * len(segment.tokens)
+
+
+def _told(segment: Segment) -> list[TokenReplay]:
+    count = len(segment.tokens)
+    sets = segment.kept.sets() if segment.kept else [b""] * count
+    width = len(segment.routes) // count
+    return [
+        TokenReplay(kept, segment.routes[place * width : (place + 1) * width])
+        for place, kept in enumerate(sets)
+    ]

@@ -48,6 +48,7 @@ from interlock.learner.step_result import StepResult, step_result
 from interlock.models import adapters
 from interlock.models.attention import causal, repeated
 from interlock.models.decoder import Decoder
+from interlock.models.routes import route_shape
 
 
 class Learner:
@@ -272,15 +273,14 @@ class Learner:
         self, groups: Sequence[TrainingGroup], every_token: bool = False, predict: bool = False
     ) -> list[MicroBatch]:
         """The micro-batches of some groups, as packing.pack. Raises TrainingError."""
-        limit, vocab = self._settings.micro_batch_tokens, self.decoder.arch.vocab
-        fused_above = self._settings.fused_attention_above
-        return pack(groups, limit, vocab, self.device, every_token, fused_above, predict)
+        settings, arch = self._settings, self.decoder.arch
+        how = every_token, settings.fused_attention_above, predict, route_shape(arch)
+        return pack(groups, settings.micro_batch_tokens, arch.vocab, self.device, *how)
 
     def _empty(self, like: MicroBatch) -> MicroBatch:
         """One token without weight: all ranks must make as many passes as the busiest of them."""
         kl_weights = None if like.kl_weights is None else [[0.0]]
-        group = TrainingGroup([0], [[0]], weights=[[0.0]], kl_weights=kl_weights)
-        return self.pack([group], every_token=True)[0]
+        return self.pack([TrainingGroup([0], [[0]], [[0.0]], kl_weights=kl_weights)], True)[0]
 
     def _accumulate(
         self,
@@ -307,7 +307,7 @@ class Learner:
             sequence=_of(batch, constants.sequence),
             labels=batch.labels,
         )
-        stream = read(self.decoder, batch)
+        stream = read(self.decoder, batch, routed=True)
         value, logprobs, entropy, mass = chunked_loss(
             repeated(stream, batch.rows),
             self.decoder.head,
@@ -334,7 +334,7 @@ class Learner:
 
     @torch.no_grad()
     def _logprobs(self, decoder: Decoder, batch: MicroBatch, temperature: float) -> Tensor:
-        hidden = read_targets(decoder, batch)
+        hidden = read_targets(decoder, batch, routed=decoder is self.decoder)
         found = self._of_targets(decoder, hidden, batch.targets, temperature, batch.kept)
         sharding.reshard(decoder)
         return found

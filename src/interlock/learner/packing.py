@@ -23,8 +23,9 @@ from torch import Tensor
 from interlock.errors import TrainingError
 from interlock.learner.ahead import Ahead, Text, ahead_of
 from interlock.learner.losses.kept import KeptSets
+from interlock.learner.routes import RoutedTexts, check_routes, stream_routes
 from interlock.models.attention import FUSED_ABOVE, Groups
-from interlock.records.replay import KeptTokens
+from interlock.records.replay import KeptTokens, RouteShape
 
 # A sampler in low precision may give a sure token a probability just above 1.
 _ROUNDING = 1e-3
@@ -56,6 +57,9 @@ class TrainingGroup(msgspec.Struct, frozen=True):
     # Of each completion, what its tokens were drawn from, over which they are then normalised in
     # every score of them: policy, old policy and reference. None: the whole vocabulary.
     kept: list[KeptTokens | None] | None = None
+    # The experts that the sampler's tokens passed: see routes.py. The policy is read by these.
+    prompt_routes: bytes = b""
+    routes: list[bytes] = []
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ class MicroBatch:
     labels: Tensor | None  # [M] int64, place in `labels_of(groups)`; of sampled groups only
     ahead: Ahead | None = None  # where more than the next token is predicted
     kept: KeptSets | None = None  # of the M targets
+    routes: Tensor | None = None  # [N, L, k] int16 (routes.py)
 
 
 class _Piece(NamedTuple):
@@ -101,6 +106,7 @@ def pack(
     every_token: bool = False,
     fused_above: int = FUSED_ABOVE,
     predict: bool = False,
+    shape: RouteShape | None = None,
 ) -> list[MicroBatch]:
     """Fill micro-batches with groups, in the order given.
 
@@ -116,6 +122,7 @@ def pack(
         every_token: make every completion token a target.
         fused_above: see models/attention.py.
         predict: lay out `ahead`, too.
+        shape: of a mixture's routes.
 
     Raises:
         TrainingError: a group is malformed: lengths that differ, ids outside the vocabulary, values
@@ -123,13 +130,15 @@ def pack(
     """
     for index, group in enumerate(groups):
         _check(group, described(index, group), vocab)
+        check_routes(_routed(group), shape, described(index, group))
     columns = _columns(groups, every_token)
     lengths = [len(completion) for group in groups for completion in group.completions]
     ends = list(accumulate(lengths, initial=0))
     members = accumulate((len(group.completions) for group in groups), initial=0)
     starts = [ends[member] for member in members]  # of each group, among the T tokens
+    told = shape if any(group.routes or group.prompt_routes for group in groups) else None
     batches = (
-        _micro_batch(groups, pieces, starts, columns, device, fused_above, predict)
+        _micro_batch(groups, pieces, starts, columns, device, fused_above, predict, told)
         for pieces in _filled(_pieces(groups, micro_batch_tokens), micro_batch_tokens)
     )
     return [batch for batch in batches if len(batch.rows)]
@@ -304,6 +313,7 @@ def _micro_batch(
     device: torch.device,
     fused_above: int,
     predict: bool,
+    shape: RouteShape | None,
 ) -> MicroBatch:
     tokens: list[int] = []
     rows: list[int] = []
@@ -325,6 +335,7 @@ def _micro_batch(
     lengths = [[len(groups[p.group].completions[m]) - 1 for m in p.members] for p in pieces]
     sampler, kl_weights, labels = columns.sampler_logprobs, columns.kl_weights, columns.labels
     kept = columns.kept
+    routes = stream_routes((_routed(groups[p.group], p.members) for p in pieces), shape)
     return MicroBatch(
         tokens=torch.tensor(tokens, device=device),
         attend=Groups(
@@ -344,7 +355,16 @@ def _micro_batch(
         if predict
         else None,
         kept=None if kept is None else kept.of(chosen).to(device),
+        routes=None if routes is None else routes.to(device),
     )
+
+
+def _routed(group: TrainingGroup, members: Sequence[int] | None = None) -> RoutedTexts:
+    if members is None:
+        return group.prompt, group.completions, group.prompt_routes, group.routes
+    texts = [group.completions[member] for member in members]
+    own = [group.routes[member] for member in members] if group.routes else []
+    return group.prompt, texts, group.prompt_routes, own
 
 
 def _texts(groups: Sequence[TrainingGroup], piece: _Piece) -> list[Text]:

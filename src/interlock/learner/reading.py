@@ -10,13 +10,18 @@ from interlock.models.attention import repeated
 from interlock.models.decoder import Decoder
 
 
-def read(decoder: Decoder, batch: MicroBatch) -> Tensor:
-    """The hidden states of all tokens, [N, d]."""
-    hidden: Tensor = decoder(batch.tokens, batch.attend.positions, batch.attend)
+def read(decoder: Decoder, batch: MicroBatch, routed: bool = False) -> Tensor:
+    """The hidden states of all tokens, [N, d].
+
+    `routed`: by the routes of the batch, where it has some. They are those of the policy that
+    sampled it, and of none but its successors.
+    """
+    routes = batch.routes if routed else None
+    hidden: Tensor = decoder(batch.tokens, batch.attend.positions, batch.attend, routes)
     return hidden
 
 
-def read_targets(decoder: Decoder, batch: MicroBatch) -> Tensor:
+def read_targets(decoder: Decoder, batch: MicroBatch, routed: bool = False) -> Tensor:
     """The hidden states that predict the targets, [M, d]."""
     # The last token of a prompt predicts the first one of each completion.
-    return repeated(read(decoder, batch), batch.rows)
+    return repeated(read(decoder, batch, routed), batch.rows)

@@ -83,12 +83,23 @@ class Layer(nn.Module):
         if arch.routing is not None and index in arch.routing.layers:
             self.mlp = Experts(arch.hidden, arch.routing)
 
-    def forward(self, x: Tensor, angles: Angles, attend: Attend, dtype: torch.dtype) -> Tensor:
-        """x [N, d] -> [N, d], both as wide as fp32; between them all is computed in `dtype`."""
+    def forward(
+        self,
+        x: Tensor,
+        angles: Angles,
+        attend: Attend,
+        dtype: torch.dtype,
+        route: Tensor | None = None,
+    ) -> Tensor:
+        """x [N, d] -> [N, d], both as wide as fp32; between them all is computed in `dtype`.
+
+        route [N, k]: the experts to pass, of a layer that has some (moe.py).
+        """
         normed = self.attention_norm(x, dtype).to(dtype)
         x = x + self.attention(normed, angles, attend).to(x.dtype)
         normed = self.mlp_norm(x, dtype).to(dtype)
-        return x + self.mlp(normed).to(x.dtype)
+        out = self.mlp(normed, route) if isinstance(self.mlp, Experts) else self.mlp(normed)
+        return x + out.to(x.dtype)
 
     def layout(self, ours: str, theirs: str) -> Iterator[LayoutEntry]:
         """As Attention's."""
@@ -137,22 +148,30 @@ class Decoder(nn.Module):
         """The vocabulary projection [V, d]; the embedding itself when the model ties them."""
         return self.embed if self.unembed is None else self.unembed
 
-    def forward(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+    def forward(
+        self, tokens: Tensor, positions: Tensor, attend: Attend, routes: Tensor | None = None
+    ) -> Tensor:
         """tokens [N] int64, positions [N] int64 -> hidden [N, d] after the last norm, fp32 (with
-        `dtype` float64, that)."""
+        `dtype` float64, that).
+
+        routes [N, L, k]: of L layers with experts, those to pass; -1: as the router chooses.
+        """
         learning = torch.is_grad_enabled()
         wide = torch.promote_types(self.dtype, torch.float32)
         x = F.embedding(tokens, self.embed).to(self.dtype).to(wide)
         angles = self.rotary(positions)
+        each = iter(() if routes is None else routes.unbind(1))
         for layer in self.layers:
+            assert isinstance(layer, Layer)
+            route = next(each, None) if isinstance(layer.mlp, Experts) else None
             if learning and self.checkpointing:
                 x = checkpoint(
-                    *(layer, x, angles, attend, self.dtype),
+                    *(layer, x, angles, attend, self.dtype, route),
                     use_reentrant=False,
                     preserve_rng_state=False,
                 )
             else:
-                x = layer(x, angles, attend, self.dtype)
+                x = layer(x, angles, attend, self.dtype, route)
         if learning:
             for experts in self._experts():
                 experts.count()
@@ -186,6 +205,10 @@ class Decoder(nn.Module):
             elif isinstance(module, Experts):
                 module.gate_up_adapter = module.down_adapter = None
         self.adapter, self.adapter_layout = None, {}
+
+    def routes(self) -> Tensor:
+        """The experts that each token of the last forward pass took, [N, L, k] int64."""
+        return torch.stack([each.choice for each in self._experts() if each.choice is not None], 1)
 
     def expert_loads(self) -> list[Tensor]:
         """Of every layer of experts, the tokens that each had since they were last forgotten, [E].

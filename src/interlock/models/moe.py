@@ -11,6 +11,9 @@ Balancing (DeepSeek-V3, arXiv 2412.19437, section 2.1.2): the layer counts how o
 chosen, and `balance` moves a bias that joins the choice but not the weights. The bias is no part of
 the loss and has no gradient.
 
+A choice may be given: the experts that another engine's router took (records/replay.py). Weights
+are always of this router's own scores, so its gradient flows as ever; -1 leaves a token its own.
+
 Legend: N tokens, d hidden size, E experts, k experts per token, G groups of experts, I inner size
         of an expert
 """
@@ -41,12 +44,14 @@ class Router(nn.Module):
             else None
         )
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x [N, d] -> choice [N, k] int64, weights [N, k] fp32."""
+    def forward(self, x: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x [N, d], given [N, k] -> choice [N, k] int64, weights [N, k] fp32."""
         routing = self.routing
         logits = F.linear(x.float(), self.weight.to(x.dtype).float())  # [N, E]
         scores = logits.softmax(-1) if routing.gate == "softmax" else logits.sigmoid()
         choice = self._choose(scores.detach())
+        if given is not None:
+            choice = torch.where(given < 0, choice, given.to(choice.dtype))
         weights = scores.gather(1, choice)
         if routing.normalize:
             weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
@@ -86,11 +91,13 @@ class Experts(nn.Module):
         self.gate_up_adapter: LowRank | None = None  # adapters.py
         self.down_adapter: LowRank | None = None
         self.routed: Tensor | None = None  # [E] tokens per expert in the last forward pass
+        self.choice: Tensor | None = None  # [N, k] of the last forward pass
         self.load: Tensor | None = None  # [E] the same, summed since the last `balance`
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [N, d] -> [N, d]; also sets `routed`."""
-        choice, weights = self.router(x)
+    def forward(self, x: Tensor, given: Tensor | None = None) -> Tensor:
+        """x [N, d], given [N, k] -> [N, d]; also sets `routed` and `choice`."""
+        choice, weights = self.router(x, given)
+        self.choice = choice
         count, per_token = len(self.gate_up), choice.shape[1]
         order = choice.flatten().argsort(stable=True)  # [N k]
         self.routed = choice.flatten().bincount(minlength=count)

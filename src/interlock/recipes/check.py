@@ -22,7 +22,17 @@ from interlock.models.checkpoint import StoredWeights
 from interlock.models.fetch import find_model
 from interlock.models.huggingface import read_architecture
 from interlock.models.tokenizer import Tokenizer
-from interlock.recipes import fleet, gate, pretrain, reject_sft, sft, starts, students, trackers
+from interlock.recipes import (
+    fleet,
+    gate,
+    pretrain,
+    reject_sft,
+    replays,
+    sft,
+    starts,
+    students,
+    trackers,
+)
 from interlock.recipes.train import recipe_of
 from interlock.text import hide_credentials
 
@@ -67,6 +77,7 @@ def check(recipe: Recipe, directory: Path) -> Checked:
         return found
     tried(lambda: starts.find(recipe, model, -1, {}, lambda _: None))
     tried(lambda: students.check(recipe, arch))
+    tried(lambda: replays.check(recipe, arch))
     for index, stage in enumerate(recipe.stage):
         module, where = recipe_of(stage.kind), f"stage {index} ({stage.kind}): "
         if stage.generates:

@@ -190,6 +190,8 @@ def _training_group(
         label=name,
         sampled=drawn(taught.scored.group),
         kept=kept_sets(taught.scored.group),
+        prompt_routes=answers[0].prompt_routes,
+        routes=routes if any(routes := [answer.routes for answer in answers]) else [],
     )
 
 

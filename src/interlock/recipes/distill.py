@@ -189,7 +189,7 @@ def _policy_gradient(
     ]
     loss = LossSettings(correction=settings.correction)
     # Over kept sets the ratio to the sampler is not of what was just scored.
-    before = None if settings.replays_kept else old
+    before = None if settings.replays else old
     return learner.step(weighted, loss, temperature, before), sums, cost
 
 

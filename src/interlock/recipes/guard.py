@@ -69,7 +69,7 @@ class Guard:
         settings, known = self._stage.settings, self._generators.facts()
         # Where tokens are left out the sampler's distribution is another one on purpose, unless
         # the learner leaves out the same.
-        if fresh and (settings.replays_kept or not settings.sampling.narrows):
+        if fresh and ("kept" in settings.replays or not settings.sampling.narrows):
             for worker in sorted(measured.keys() & known.keys() - self._generators.quarantined()):
                 k3 = numerics(measured[worker], self._stage.recipe.guard.min_tokens)
                 self._judge(worker, step, k3)

@@ -27,10 +27,10 @@ from interlock.errors import TrainingError
 from interlock.recipes.earnings import earnings
 from interlock.recipes.evaluate import grade, score
 from interlock.recipes.lengths import mean_lengths
+from interlock.recipes.replays import replay_of
 from interlock.recipes.stage import Clock, Stage
 from interlock.recipes.stream import open_stream
 from interlock.records.metrics import RolloutMetrics, TaskMetrics
-from interlock.records.replay import Replay
 from interlock.records.rl import (
     Completion,
     FinishReason,
@@ -279,7 +279,7 @@ class Rollouts:
                     self._stage.seed(step + 1),
                     self._stage.exact,
                     self._since(1 + max(0, order) // settings.problems_per_step),
-                    Replay(kept=settings.replays_kept),
+                    replay_of(settings, self._stage.learner.decoder.arch),
                 )
             )
             self._ordered.update(keys)

@@ -41,6 +41,7 @@ from interlock.recipes import (
     metering,
     notes,
     placed,
+    replays,
     settling,
     starts,
     students,
@@ -130,6 +131,7 @@ def _run_rank0(
     tokenizer = Tokenizer.load(model, recipe.model.chat_template, recipe.model.clock)
     arch = read_architecture(model)
     students.check(recipe, arch)
+    replays.check(recipe, arch)
     begun, recorded = _progress(directory if resume else None)
     where = starts.find(recipe, model, begun, recorded, sinks.note)
     prepared = _prepare(recipe, tokenizer, arch.context)

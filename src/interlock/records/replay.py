@@ -7,6 +7,11 @@ is of the distribution over them. A learner that normalises over the whole vocab
 likely by what the others had: the ratio of the two is the kept mass, on every token. So the kept
 set travels with the token, and the learner normalises over it (Keep Sampling Mask: DeepSeek-V3.2,
 arXiv 2512.02556, section 3.1).
+
+In a mixture a rounding may send a token through other experts, which moves its log-probability far
+more than rounding itself. So the routes travel, too (R3: arXiv 2510.11370): of each layer with
+experts, in their order, the numbers of those that a token passed, as the model's files count them.
+A row of them is RouteShape.token_bytes long; little-endian where it takes two bytes a number.
 """
 
 import struct
@@ -20,10 +25,27 @@ MOST_KEPT = 512
 _COUNT_BYTES, _ID_BYTES = 2, 4
 
 
+class RouteShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Of what a mixture tells of one token."""
+
+    layers: int  # with experts
+    per_token: int  # experts that a token passes, in each
+    experts: int  # to choose from
+
+    @property
+    def number_bytes(self) -> int:
+        return 1 if self.experts <= 256 else 2
+
+    @property
+    def token_bytes(self) -> int:
+        return self.layers * self.per_token * self.number_bytes
+
+
 class Replay(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is to be told."""
 
     kept: bool = False  # the tokens that were left to draw from, where some are left out
+    routes: RouteShape | None = None  # the experts that every token passed, prompts included
 
 
 NO_REPLAY = Replay()
@@ -58,7 +80,7 @@ class KeptTokens(msgspec.Struct, frozen=True):
             found.append(self.ids[at : (at := at + size * _ID_BYTES)])
         return found
 
-    def problem(self, tokens: Sequence[int], vocab: int, most: int = MOST_KEPT) -> str | None:
+    def problem(self, tokens: Sequence[int], vocab: int, most: int = 2 * MOST_KEPT) -> str | None:
         """Why this cannot be what `tokens` [n] were drawn from, of ids below `vocab` and at most
         `most` for each; None when it can.
         """

@@ -55,8 +55,16 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def most_kept(self) -> int:
-        """The largest kept set that is told (replay.py); 0: nothing is left out."""
+        """Tokens that are drawn from, where kept sets are told (replay.py); 0: nothing is left out.
+
+        An engine of others may keep more, of equals beside the last one.
+        """
         return min(self.top_k or MOST_KEPT, MOST_KEPT) if self.narrows else 0
+
+    @property
+    def most_told(self) -> int:
+        """The largest kept set that is taken from an engine."""
+        return self.most_kept + MOST_KEPT if self.narrows else 0
 
 
 class FinishReason(StrEnum):
@@ -76,6 +84,9 @@ class Segment(msgspec.Struct, frozen=True):
     logprobs: list[float] = []  # [n] of sampled tokens, as they were drawn; [] of given ones
     weight_version: int | None = None  # None: given
     kept: KeptTokens | None = None  # what each of the tokens was drawn from, where that is told
+    # Where that is told: the route (replay.py) of the token before each, in the very pass that
+    # drew it, so by the weights that the segment names. b"": it is not.
+    routes: bytes = b""
 
     @property
     def sampled(self) -> bool:
@@ -92,6 +103,9 @@ class Completion(msgspec.Struct, frozen=True):
     segments: list[Segment]  # at least one of them sampled
     finish: FinishReason
     text: str  # decoded, without special tokens and stop strings
+    # Where routes are told, those of the prompt but for its last token: of a group's first
+    # completion alone, since all read the same.
+    prompt_routes: bytes = b""
 
     @classmethod
     def sampled(
@@ -127,6 +141,12 @@ class Completion(msgspec.Struct, frozen=True):
     def kept(self) -> KeptTokens | None:
         """Of all N tokens; None: of none of them it is told."""
         return joined([(len(segment.tokens), segment.kept) for segment in self.segments])
+
+    @property
+    def routes(self) -> bytes:
+        """Of the token before each of all N; b"": of some it is not told."""
+        parts = [segment.routes for segment in self.segments]
+        return b"".join(parts) if all(parts) else b""
 
     @property
     def mask(self) -> list[bool]:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from interlock.mismatch import mismatch
+from interlock.models.routes import problem
+from interlock.records.replay import RouteShape
 from interlock.records.rl import Completion, Segment, WeightVersion
 from interlock.workers.generators import Work
 from interlock.workers.protocol import Answered, Canary, Loaded
@@ -47,10 +49,12 @@ def refusal(
             return f"{at}: a completion of {count} tokens, not 1 to {most}"
         if found := _odd_versions(completion, versions, work.sampling.thinking_budget is not None):
             return f"{at}: {found}"
-        most = work.sampling.most_kept if work.replay.kept else 0
+        most = work.sampling.most_told if work.replay.kept else 0
         for segment in completion.segments:
             if found := _odd_segment(segment, vocab) or _odd_kept(segment, vocab, most):
                 return f"{at}: {found}"
+    if found := _odd_routes(answered, work.replay.routes):
+        return f"{at}: {found}"
     return None
 
 
@@ -98,6 +102,23 @@ def _odd_kept(segment: Segment, vocab: int, most: int) -> str | None:
     if (why := kept.problem(segment.tokens, vocab, most)) is not None:
         return why
     return "a token without the set that it was drawn from" if not all(kept.sizes) else None
+
+
+def _odd_routes(answered: Answered, shape: RouteShape | None) -> str | None:
+    """`shape`: of the routes that were asked for."""
+    for number, completion in enumerate(answered.completions):
+        told = [(len(each.tokens), each.routes) for each in completion.segments]
+        if shape is None and (completion.prompt_routes or any(own for _, own in told)):
+            return "routes that nobody asked for"
+        if shape is not None:
+            # The prompt's are of the first completion alone.
+            told.append(
+                (0 if number else len(answered.prompt_tokens) - 1, completion.prompt_routes)
+            )
+            for tokens, own in told:
+                if (why := problem(own, tokens, shape)) is not None:
+                    return why
+    return None
 
 
 def odd_logprobs(values: Sequence[float]) -> str | None:

@@ -51,10 +51,13 @@ def reply_bytes(asked: Ask, canary: Canary | None) -> int:
             sampling, completion = asked.sampling, _COMPLETION_BYTES
             completion += sampling.max_tokens * _TOKEN_BYTES
             if asked.replay.kept:
-                completion += kept_bytes(sampling.max_tokens, sampling.most_kept)
+                completion += kept_bytes(sampling.max_tokens, sampling.most_told)
             # A problem's prompt comes back: a byte of it is a token of five at the most.
             longest = max(len(msgspec.msgpack.encode(each)) for each in asked.problems)
             prompt = 5 * (longest + _PROMPT_BYTES)
+            if (shape := asked.replay.routes) is not None:
+                completion += sampling.max_tokens * shape.token_bytes
+                prompt += (longest + _PROMPT_BYTES) * shape.token_bytes
             return UNASKED_BYTES + prompt + asked.completions * completion
         case Complete():
             return UNASKED_BYTES + step_bytes(asked.generation)

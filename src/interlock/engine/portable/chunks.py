@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from interlock.engine.portable.passes import Forward
+from interlock.engine.portable.passes import Forward, last_routes
 from interlock.engine.portable.prefilling import PREFILL_TOKENS, Filled, PromptsToCompute
 from interlock.engine.portable.prefix_cache import BLOCK, PrefixCache, Span, block_names
 from interlock.engine.portable.prompts import Prompt
@@ -39,6 +39,7 @@ class Started:
         self.prompt = prompt
         self.tokens = prompt.text
         self.names = block_names(self.tokens, prompt.request.owner)
+        self.routes: list[bytes] = []  # of the first `past` tokens, where they are to be told
         self.k = self.v = torch.empty(0)  # [Y, K, P, *], once something is stored
         self.past = 0
 
@@ -93,13 +94,14 @@ class PromptChunks(PromptsToCompute):
         self.prefixes.clear()
         for each in self._started:
             each.past, each.prompt.cached = 0, 0
+            each.routes = []
 
     def clear(self) -> None:
         self.prefixes.clear()
         self._started.clear()
 
-    def keep(self, tokens: Sequence[int], owner: str, span: Span) -> None:
-        self.prefixes.keep(block_names(tokens, owner), span)
+    def keep(self, tokens: Sequence[int], owner: str, span: Span, routes: Sequence[bytes]) -> None:
+        self.prefixes.keep(block_names(tokens, owner), span, routes)
 
     def step(self, decoder: Decoder, forward: Forward) -> Iterator[Filled]:
         room = self._a_step
@@ -117,13 +119,16 @@ class PromptChunks(PromptsToCompute):
     def _reuse(self, each: Started, decoder: Decoder) -> None:
         """Take what is known of it; its last token is computed, to know what follows."""
         first = each.past // BLOCK
-        found = self.prefixes.find(each.names[first : (len(each.tokens) - 1) // BLOCK])
+        names = each.names[first : (len(each.tokens) - 1) // BLOCK]
+        found = self.prefixes.find(names, each.prompt.routed)
         if not found:
             return
         self._make_room(each, decoder)
         begin, end = first * BLOCK, (first + len(found)) * BLOCK
-        torch.cat([k for k, _ in found], dim=2, out=each.k[:, :, begin:end])
-        torch.cat([v for _, v in found], dim=2, out=each.v[:, :, begin:end])
+        torch.cat([block.k for block in found], dim=2, out=each.k[:, :, begin:end])
+        torch.cat([block.v for block in found], dim=2, out=each.v[:, :, begin:end])
+        if each.prompt.routed:
+            each.routes[begin:] = [route for block in found for route in block.routes]
         each.prompt.cached += end - each.past
         each.past = end
 
@@ -154,13 +159,17 @@ class PromptChunks(PromptsToCompute):
         attend = Further(parts, place, self._fused_above)
         stream = [token for each, n in parts for token in each.tokens[each.past : each.past + n]]
         hidden = forward(torch.tensor(stream, device=place), attend.positions, attend)
+        routed = any(part.of.prompt.routed for part in parts)
+        told = last_routes(decoder, len(hidden)) if routed else []
         at = 0
         for each, count in parts:
+            if each.prompt.routed:
+                each.routes += told[at : at + count]
             at += count
             each.past += count
             if not each.left:
-                each.prompt.hidden = hidden[at - 1].clone()
-            self.prefixes.keep(each.names[: each.past // BLOCK], each.span)
+                each.prompt.hidden, each.prompt.routes = hidden[at - 1].clone(), each.routes
+            self.prefixes.keep(each.names[: each.past // BLOCK], each.span, each.routes)
 
 
 class Further:

@@ -25,6 +25,7 @@ from interlock.engine.base import (
     Shapes,
     Vocabulary,
     check_request,
+    check_routed,
     check_scored,
     check_weights,
 )
@@ -36,6 +37,7 @@ from interlock.models import adapters
 from interlock.models.attention import FUSED_ABOVE
 from interlock.models.checkpoint import load_decoder
 from interlock.models.decoder import Decoder
+from interlock.models.routes import route_shape
 from interlock.records.adapters import AdapterForm
 
 
@@ -85,6 +87,7 @@ class PortableEngine(Engine):
 
     def add(self, name: str, request: Request) -> None:
         check_request(request, self.limits)
+        check_routed(request, route_shape(self.decoder.arch))
         self._scheduler.add(name, request)
         self._grown = True
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 
 from interlock.engine.portable.kv_cache import Prefill
-from interlock.engine.portable.passes import Forward
+from interlock.engine.portable.passes import Forward, last_routes
 from interlock.engine.portable.prefix_cache import Span
 from interlock.engine.portable.prompts import Prompt, length_class
 from interlock.models.decoder import Decoder
@@ -63,8 +63,9 @@ class PromptsToCompute(ABC):
         """Forget everything."""
 
     @abstractmethod
-    def keep(self, tokens: Sequence[int], owner: str, span: Span) -> None:
-        """A text of `owner` is finished, and its keys and values are about to go."""
+    def keep(self, tokens: Sequence[int], owner: str, span: Span, routes: Sequence[bytes]) -> None:
+        """A text of `owner` is finished, and its keys and values are about to go. `routes`: of all
+        its tokens; or none."""
 
 
 class WholePrompts(PromptsToCompute):
@@ -102,6 +103,11 @@ class WholePrompts(PromptsToCompute):
         hidden = forward(stream, attend.positions, attend)  # [N, d]
         for prompt, last in zip(fresh, hidden[attend.last], strict=True):
             prompt.hidden = last
+        if any(prompt.routed for prompt in fresh):
+            told = last_routes(decoder, len(hidden))
+            ends = itertools.accumulate(map(len, rests), initial=common)
+            for prompt, (first, end) in zip(fresh, itertools.pairwise(ends), strict=True):
+                prompt.routes = told[:common] + told[first:end]
         return Filled(fresh, *attend.stored())
 
     def forget(self, prompt: Prompt) -> None:
@@ -113,7 +119,7 @@ class WholePrompts(PromptsToCompute):
     def clear(self) -> None:
         self._fresh.clear()
 
-    def keep(self, tokens: Sequence[int], owner: str, span: Span) -> None:
+    def keep(self, tokens: Sequence[int], owner: str, span: Span, routes: Sequence[bytes]) -> None:
         """Who computes anew what is not the same bits keeps nothing."""
 
 

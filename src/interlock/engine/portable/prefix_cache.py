@@ -16,6 +16,7 @@ import hashlib
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -35,30 +36,37 @@ def block_names(tokens: Sequence[int], owner: str) -> list[bytes]:
     return found
 
 
+class PrefixBlock(NamedTuple):
+    k: torch.Tensor  # [Y, K, BLOCK, D]
+    v: torch.Tensor  # [Y, K, BLOCK, E]
+    routes: tuple[bytes, ...]  # of its tokens (records/replay.py); (): they were not asked for
+
+
 class PrefixCache:
     """No more than `most_bytes` of keys and values; `token_bytes` are one token's."""
 
     def __init__(self, most_bytes: int, token_bytes: int) -> None:
         self.most_bytes, self._block_bytes = most_bytes, BLOCK * token_bytes
         self._most = most_bytes // self._block_bytes  # blocks
-        self._blocks: OrderedDict[bytes, tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
+        self._blocks: OrderedDict[bytes, PrefixBlock] = OrderedDict()
 
     @property
     def held_bytes(self) -> int:
         return len(self._blocks) * self._block_bytes
 
-    def find(self, names: Sequence[bytes]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Keys and values of as many first blocks of these as there are."""
+    def find(self, names: Sequence[bytes], routed: bool = False) -> list[PrefixBlock]:
+        """As many first blocks of these as there are, with their routes where that is asked."""
         found = []
         for name in names:
-            if name not in self._blocks:
+            block = self._blocks.get(name)
+            if block is None or (routed and not block.routes):
                 break
-            found.append(self._blocks[name])
+            found.append(block)
         self._touch(names[: len(found)])
         return found
 
-    def keep(self, names: Sequence[bytes], span: Span) -> None:
-        """Copy what is not there of the blocks of a text."""
+    def keep(self, names: Sequence[bytes], span: Span, routes: Sequence[bytes] = ()) -> None:
+        """Copy what is not there of the blocks of a text; `routes` of all their tokens, or none."""
         names = names[: self._most]
         self._touch([name for name in names if name in self._blocks])
         lacking = [place for place, name in enumerate(names) if name not in self._blocks]
@@ -66,7 +74,11 @@ class PrefixCache:
             self._blocks.popitem(last=False)
         for place in lacking:
             k, v = span(place * BLOCK, (place + 1) * BLOCK)
-            self._blocks[names[place]] = _copied(k), _copied(v)
+            self._blocks[names[place]] = PrefixBlock(_copied(k), _copied(v), ())
+        for place, name in enumerate(names):
+            if routes and not self._blocks[name].routes:
+                own = tuple(routes[place * BLOCK : (place + 1) * BLOCK])
+                self._blocks[name] = self._blocks[name]._replace(routes=own)
         self._touch(names)
 
     def clear(self) -> None:

@@ -17,7 +17,7 @@ from interlock.engine.base import Progress, Request, Vocabulary
 from interlock.engine.guides import Guide
 from interlock.engine.portable.kv_cache import KVCache, SharedPrompts
 from interlock.engine.portable.sampler import Noise
-from interlock.engine.sequence import LiveSequence
+from interlock.engine.sequence import NOT_TOLD, LiveSequence, TokenReplay
 from interlock.records.serving import Alternatives
 
 SHORTEST_CLASS = 32  # prompts up to this length share a cache
@@ -55,6 +55,8 @@ class Prompt:
         self.unfinished = request.completions
         self.cached = 0  # tokens whose keys and values were there already
         self.hidden = torch.empty(0)  # [d], of the last token, once it is prefilled
+        self.routed = request.replay.routes is not None
+        self.routes: list[bytes] = []  # of its tokens, once it is computed, where they are told
         self.names: Sequence[bytes] = ()  # of its blocks, if others may begin alike
         # What its sequences begin with, once it is computed; None: all of it is in the own row.
         self.kept: Kept | None = None
@@ -64,6 +66,11 @@ class Prompt:
     def first_own(self) -> int:
         """The place in its text of the first token that is in a sequence's own row."""
         return 0 if self.kept is None else self.kept.length
+
+    @property
+    def last_route(self) -> bytes:
+        """Of the token that the next one is drawn behind."""
+        return self.routes[-1] if self.routes else b""
 
     @property
     def done(self) -> bool:
@@ -84,6 +91,13 @@ class Running(LiveSequence):
     def fresh(self) -> list[int]:
         """What was drawn behind the prompt's text."""
         return self.tokens[self.prompt.begun :] if self.prompt.begun else self.tokens
+
+    @property
+    def text_routes(self) -> list[bytes]:
+        """Of all that it has read, its newest token apart; [] where they are not known as a whole:
+        of several versions, or not told."""
+        drawn = self.routes[self.prompt.begun :]
+        return [*self.prompt.routes, *drawn[1:]] if drawn and self.prompt.routes else []
 
     @property
     def stored(self) -> int:
@@ -107,12 +121,15 @@ class Running(LiveSequence):
         logprob: float,
         version: int,
         top: Alternatives | None = None,
-        kept: bytes = b"",
+        told: TokenReplay = NOT_TOLD,
     ) -> Progress:
         if self.guide is not None:
             self.guide.push(token)
             self.cut = bool(self.guide.broken)
-        return super().push(token, logprob, version, top, kept)
+        if self.number == self.request.first and not self.fresh:
+            before = len(self.request.prompt_tokens) - 1
+            self.prompt_routes = b"".join(self.prompt.routes[:before])
+        return super().push(token, logprob, version, top, told)
 
     def noise(self) -> tuple[float, float]:
         """The uniforms of the next token."""

@@ -28,7 +28,7 @@ from interlock.engine import guides
 from interlock.engine.base import Progress, Request, Vocabulary
 from interlock.engine.portable.chunks import PromptChunks
 from interlock.engine.portable.kv_cache import KVCache, Prefill
-from interlock.engine.portable.passes import DecodeStep, Forward, WithRunning
+from interlock.engine.portable.passes import DecodeStep, Forward, WithRunning, last_routes
 from interlock.engine.portable.prefilling import (
     PREFILL_TOKENS,
     PromptsToCompute,
@@ -39,6 +39,7 @@ from interlock.engine.portable.recorded_steps import RecordedSteps, recordable
 from interlock.engine.portable.sampler import draw
 from interlock.engine.portable.schedule import EXACT, Schedule
 from interlock.engine.portable.stored import Stored
+from interlock.engine.sequence import TokenReplay
 from interlock.errors import TrainingError
 from interlock.models.decoder import Decoder
 
@@ -132,11 +133,13 @@ class Scheduler:
             running.hidden()  # by itself: in company it would round otherwise
         self._compute_prompts(running or self._decoder)
         hidden = [] if running is None else [running.hidden()]
+        routes = [] if running is None else running.routes
         if started := self._start():
             hidden.append(torch.stack([each.prompt.hidden for each in started]))
+            routes = [*routes, *(each.prompt.last_route for each in started)]
         if not self._running:
             return []
-        progress = self._sample(torch.cat(hidden), version)
+        progress = self._sample(torch.cat(hidden), routes, version)
         self._retire()
         return progress
 
@@ -171,6 +174,8 @@ class Scheduler:
         k, v = attend.stored()
         self._stored.own = self._stored.own or KVCache(k, v)
         prompt.hidden, first = hidden[length - 1], prompt.first_own
+        if prompt.routed:
+            prompt.routes = last_routes(self._decoder, len(stream))[:length]
         shared = k[:, :1, :, :first], v[:, :1, :, :first]
         prompt.kv = None
         if first < length and not drawn:
@@ -222,7 +227,9 @@ class Scheduler:
     def _prefilling(self, common: int, rests: Sequence[int]) -> Prefill:
         return Prefill(common, rests, self._device, self._fused_above)
 
-    def _sample(self, hidden: torch.Tensor, version: int) -> list[Progress]:
+    def _sample(
+        self, hidden: torch.Tensor, routes: Sequence[bytes], version: int
+    ) -> list[Progress]:
         """Draw the next token of every running sequence from its hidden state [B, d]."""
         rules = [each.request.sampling for each in self._running]
         noise = [each.noise() for each in self._running]
@@ -235,10 +242,14 @@ class Scheduler:
                 f"the logits of weight version {version} are not finite: training broke the "
                 "weights, or the generator's dtype is too narrow for them"
             )
-        drawn = zip(self._running, tokens.tolist(), logprobs.tolist(), tops, kept, strict=True)
+        told = [
+            TokenReplay(among, route if each.prompt.routed else b"")
+            for each, among, route in zip(self._running, kept, routes, strict=True)
+        ]
+        drawn = zip(self._running, tokens.tolist(), logprobs.tolist(), tops, told, strict=True)
         pushed = [
-            (each, each.push(token, logprob, version, top, among))
-            for each, token, logprob, top, among in drawn
+            (each, each.push(token, logprob, version, top, more))
+            for each, token, logprob, top, more in drawn
         ]
         return [each.told(progress) for each, progress in pushed]
 
@@ -249,7 +260,7 @@ class Scheduler:
             each = self._running[row]
             text = [*each.prompt.text, *each.fresh[:-1]]
             span = self._stored.span(row, each.prompt)
-            self._to_compute.keep(text, each.request.owner, span)
+            self._to_compute.keep(text, each.request.owner, span, each.text_routes)
             each.prompt.unfinished -= 1
             self.pending -= 1
             if each.prompt.done:
@@ -270,8 +281,9 @@ class Scheduler:
         attend = self._stored.decode(self._running, self._prompts.values())
         tokens = self._tensor([each.tokens[-1] for each in self._running])
         positions = [each.prompt.length + len(each.fresh) - 1 for each in self._running]
-        alone = self._decode_step
-        return WithRunning(self._decoder, tokens, self._tensor(positions), attend, alone)
+        alone, routed = self._decode_step, any(each.prompt.routed for each in self._running)
+        places = self._tensor(positions)
+        return WithRunning(self._decoder, tokens, places, attend, alone, routed)
 
     def _tensor(self, values: Sequence[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.long, device=self._device)

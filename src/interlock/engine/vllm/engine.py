@@ -38,6 +38,7 @@ from interlock.engine.base import (
 )
 from interlock.engine.sequence import LiveSequence
 from interlock.engine.vllm import options, parameters, requests
+from interlock.engine.vllm.replays import Replays
 from interlock.errors import ConfigError, ModelError, SyncError, TrainingError
 from interlock.models.checkpoint import in_blocks
 from interlock.models.decoder import Decoder
@@ -85,6 +86,7 @@ class VllmEngine(Engine):
         self._early: dict[tuple[str, int], Progress] = {}
         self._named = 0  # requests of vLLM's so far
         self._tainted = False  # its keys and values may hold what is not finite
+        self._replays = Replays(settings.options, decoder.arch)
         self._refuse_packed()
         self.version = 0
 
@@ -103,6 +105,7 @@ class VllmEngine(Engine):
         check_request(request, self.limits)
         requests.check_temperature(request)
         requests.check_rules(request)
+        self._replays.check(request)
         added = [LiveSequence(name, request, n, self._vocabulary) for n in request.numbers]
         self._waiting += added
         self._early |= {(name, each.number): each.give() for each in added if each.owed}
@@ -158,7 +161,7 @@ class VllmEngine(Engine):
         key = self._next_name()
         try:
             self._engine.add_request(
-                key, {"prompt_token_ids": list(tokens)}, requests.scoring(top_k)
+                key, {"prompt_token_ids": list(tokens)}, requests.scoring(top_k, self._replays)
             )
         except ValueError as error:
             raise ConfigError(f"vLLM refuses to score a text: {error_line(error)}") from None
@@ -196,7 +199,7 @@ class VllmEngine(Engine):
         """Give vLLM a sequence to begin, or to go on with where it has drawn tokens already."""
         key = self._next_name()
         tokens = [*sequence.request.prompt_tokens, *sequence.tokens]
-        params = requests.drawing(sequence, self._vocabulary.eos_ids)
+        params = requests.drawing(sequence, self._vocabulary.eos_ids, self._replays)
         prompt: dict[str, Any] = {"prompt_token_ids": tokens}
         if owner := sequence.request.owner:  # its prefix cache keeps owners apart by that
             prompt["cache_salt"] = owner
@@ -229,7 +232,9 @@ class VllmEngine(Engine):
             return None
         (answer,) = output.outputs
         made: Progress | None = None
-        for token, entry in zip(answer.token_ids, answer.logprobs or (), strict=True):
+        more = self._replays.of_tokens(answer, sequence, output.finished)
+        drawn = zip(answer.token_ids, answer.logprobs or (), more, strict=True)
+        for token, entry, told in drawn:
             logprob = entry[token].logprob
             if not math.isfinite(logprob):
                 raise TrainingError(
@@ -237,7 +242,7 @@ class VllmEngine(Engine):
                     "the weights, or the generator's dtype is too narrow for them"
                 )
             top = requests.alternatives(entry, sequence.request.rules)
-            made = _then(made, sequence.push(token, logprob, self.version, top))
+            made = _then(made, sequence.push(token, logprob, self.version, top, told))
             if sequence.owed and sequence.finish is None:
                 made = _then(made, sequence.give())
                 self._go_on(output, sequence)

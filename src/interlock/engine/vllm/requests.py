@@ -7,7 +7,9 @@ from typing import Any
 
 from interlock.engine.base import Request
 from interlock.engine.sequence import LiveSequence
+from interlock.engine.vllm.replays import Replays
 from interlock.errors import ConfigError
+from interlock.records.rl import Sampling
 from interlock.records.serving import Alternatives, Rules
 
 LOWEST_TEMPERATURE = 0.01  # vLLM raises a lower one to this, greedy apart
@@ -38,7 +40,7 @@ def check_rules(request: Request) -> None:
     )
 
 
-def drawing(sequence: LiveSequence, eos_ids: Iterable[int]) -> Any:
+def drawing(sequence: LiveSequence, eos_ids: Iterable[int], replays: Replays) -> Any:
     """SamplingParams for the rest of a sequence; logprobs are of the distribution drawn from."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
@@ -47,8 +49,7 @@ def drawing(sequence: LiveSequence, eos_ids: Iterable[int]) -> Any:
     sampling, rules = request.sampling, request.rules
     own_ends = () if rules.ignore_eos else eos_ids
     return SamplingParams(
-        temperature=sampling.temperature,
-        top_k=sampling.top_k,
+        **replays.drawing(sampling),
         top_p=sampling.top_p,
         min_p=sampling.min_p,
         logit_bias=rules.logit_bias or None,
@@ -62,12 +63,16 @@ def drawing(sequence: LiveSequence, eos_ids: Iterable[int]) -> Any:
     )
 
 
-def scoring(top_k: int) -> Any:
+def scoring(top_k: int, replays: Replays) -> Any:
     """SamplingParams for a text that is scored; vLLM draws one token behind every prompt."""
     from vllm import SamplingParams
 
     return SamplingParams(
-        max_tokens=1, temperature=0.0, prompt_logprobs=top_k, detokenize=False, ignore_eos=True
+        **replays.drawing(Sampling(temperature=0.0)),
+        max_tokens=1,
+        prompt_logprobs=top_k,
+        detokenize=False,
+        ignore_eos=True,
     )
 
 
