@@ -69,6 +69,13 @@ def test_a_cpu_that_fails_is_no_fault_of_the_device(
         asked(run, monkeypatch, "raises exact", 30)
 
 
+def test_a_machine_without_memory_is_no_fault_of_the_device(
+    run: RunView, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(TrainingError, match="1 update on cpu in float32: the process was killed"):
+        asked(run, monkeypatch, "killed target", 30)
+
+
 def test_limits_are_a_multiple_of_what_rounding_does() -> None:
     """16 in float32: own errors are 1e-6, so that 15e-6 passes and 17e-6 does not."""
     for off, wrong in ((14e-6, False), (16.5e-6, True)):

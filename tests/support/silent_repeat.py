@@ -1,6 +1,7 @@
 """Stands for recipes/repeat.py on a device that does what $REPEAT_AS says in its turn."""
 
 import os
+import signal
 import time
 
 import msgspec
@@ -36,6 +37,8 @@ def serve(channel: Channel) -> None:
                     time.sleep(600)
                 case "dies":
                     os.abort()
+                case "killed":
+                    os.kill(os.getpid(), signal.SIGKILL)
                 case "raises":
                     channel.send(msgspec.msgpack.encode(NotRepeated("out of memory", False)))
                     return

@@ -132,6 +132,11 @@ def _sides(
                 why = f"it raised {reason}"
             case ChildLate():
                 why = f"{answer}" if answer.deadline.busy else f"{answer}: it hangs, or is too slow"
+            case _ if child.was_killed:  # by no fault of the device
+                raise TrainingError(
+                    f"{what}: the process was killed, as where memory is short; free some, or "
+                    "lower --tokens"
+                )
             case _:
                 why = f"its process died: {answer}"
         if side == "target":
