@@ -1,5 +1,6 @@
 """Runs that learn an adapter: what they leave, what they go on from, and what they refuse."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -67,3 +68,62 @@ def test_three_kills_change_no_bit(tiny_recipe: Path, tmp_path: Path) -> None:
     finish(process)
     assert weights(killed) == weights(undisturbed)
     assert len(RunDir.read(killed).metrics()) == len(RunDir.read(undisturbed).metrics())
+
+
+STAGES = """
+[[stage]]
+kind = "grpo"
+{more}
+steps = 2
+problems_per_step = 3
+completions = 4
+sampling.max_tokens = 12
+optimizer.lr = 1e-3
+eval = {{ every = 0, problems = 5 }}
+[stage.task]
+name = "jsonl"
+held_out = 8
+options = {{ path = "{folder}/problems.jsonl", verifier = "{folder}/reward.py:reward" }}
+"""
+
+
+def staged(recipe: Path, *stages: str) -> Path:
+    """The recipe with these stages in place of its own."""
+    head = recipe.read_text().partition("[[stage]]")[0]
+    text = head + "".join(STAGES.format(more=more, folder=recipe.parent) for more in stages)
+    path = recipe.with_name(f"stages-{len(list(recipe.parent.glob('stages-*')))}.toml")
+    path.write_text(text)
+    return path
+
+
+def test_stages_hand_on_the_adapter_and_begin_again_from_the_model(
+    tiny_recipe: Path, tmp_path: Path
+) -> None:
+    """What a stage left is, read back, what the next would have gone on with."""
+    on = staged(tiny_recipe, 'name = "one"', 'name = "two"')
+    back = staged(tiny_recipe, 'name = "one"', 'name = "two"\nfrom = "stage:one"')
+    anew = staged(tiny_recipe, 'name = "two"', 'name = "one"', 'name = "x"\nfrom = "model"')
+    alone = staged(tiny_recipe, 'name = "x"')
+    for name, recipe in {"on": on, "back": back, "anew": anew, "alone": alone}.items():
+        said(tmp_path / name, recipe=recipe)
+    assert weights(tmp_path / "on") == weights(tmp_path / "back")
+    assert weights(tmp_path / "anew") == weights(tmp_path / "alone")
+    left = json.loads((tmp_path / "on/stages/00-one/adapter/adapter_config.json").read_text())
+    assert (left["r"], left["lora_alpha"]) == (4, 8)
+
+
+def test_workers_are_given_the_adapter_and_serve_what_the_learner_has(
+    two_generators: Path, tmp_path: Path
+) -> None:
+    said(tmp_path / "run", "stage.steps=4", "stage.eval.every=0", recipe=two_generators)
+    run = RunDir.read(tmp_path / "run")
+    steps = run.metrics()[1:]
+    published = [each.published.bytes for each in steps]
+    whole = (tmp_path / "run" / "weights" / "model.safetensors").stat().st_size
+    assert published[0] > 0.5 * whole and all(0 < each < 0.05 * whole for each in published[1:])
+    (store,) = (tmp_path / "run" / "sync").iterdir()
+    assert len(list((store / "base").glob("*.json"))) == 1
+    kinds = {event.kind for event in run.events()}
+    assert not kinds & {"mismatch", "quarantined", "worker_lost", "weights_whole"}
+    gaps = [each.update.mismatch for each in steps if each.update.mismatch is not None]
+    assert gaps and max(gap.k3 for gap in gaps) < 1e-6
