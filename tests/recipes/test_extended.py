@@ -160,7 +160,7 @@ def test_other_weights_than_those_recorded_are_refused_before_the_stage_begins(
     train(first(load_recipe(recipe)), tmp_path / "first")
     asked = load_recipe(recipe, [f"stage.1.from={tmp_path / 'first'}"])
 
-    def interrupted(*_: Any) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("interlock.recipes.starts._load", interrupted)
@@ -208,7 +208,7 @@ def test_a_run_that_is_made_longer_is_not_started_from_until_it_ends(
     whole, first_run = load_recipe(recipe), tmp_path / "first"
     train(first(whole), first_run)
 
-    def interrupted(*_: Any) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
