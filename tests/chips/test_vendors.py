@@ -20,7 +20,7 @@ ALLOWED = {
     "chips/vendors": "the table",
     "chips/sim": "the simulated device is an npu to torch",
     "chips/device.py": "sets the simulated device up",
-    "cli/arguments.py": "examples of devices in the help",
+    "cli/judging.py": "examples of devices in the help",
 }
 
 
