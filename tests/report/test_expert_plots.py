@@ -1,8 +1,8 @@
 """The load of experts in the report."""
 
 from interlock.records.metrics import StepMetrics, UpdateMetrics
+from interlock.report.drawing import Timeline
 from interlock.report.expert_plots import expert_plots
-from interlock.report.plots import Timeline
 
 
 def test_the_busiest_and_the_idle_have_a_row_each() -> None:

@@ -15,8 +15,8 @@ from interlock.records.metrics import (
     WorkerState,
 )
 from interlock.report import fleet
+from interlock.report.drawing import Timeline
 from interlock.report.fleet_plots import fleet_plots
-from interlock.report.plots import Timeline
 
 FleetRun = tuple[list[StepMetrics], list[Event]]
 GUARD = GuardSettings(warn=1e-3, quarantine=1e-2)

@@ -9,7 +9,7 @@ from interlock.records.metrics import StepMetrics
 from interlock.records.moves import Location, Move
 from interlock.records.trust import Finding, Measure, Result, Stack
 from interlock.report import moves, write_report
-from interlock.report.plots import Timeline
+from interlock.report.drawing import Timeline
 from interlock.rundir import RunDir
 
 CPU = Location({"device": "cpu"}, Stack("cpu", "A <processor>", torch="2.13"))

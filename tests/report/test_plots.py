@@ -6,7 +6,8 @@ import pytest
 from msgspec.structs import replace
 
 from interlock.records.metrics import StepMetrics, StepSeconds, UpdateMetrics
-from interlock.report.plots import Timeline, plots
+from interlock.report.drawing import Timeline
+from interlock.report.plots import plots
 from interlock.report.summary import Evaluation
 
 Step = Callable[..., StepMetrics]

@@ -1,7 +1,7 @@
 """Problems by pass rate in the report."""
 
 from interlock.records.metrics import PoolMetrics, RolloutMetrics, StepMetrics
-from interlock.report.plots import Timeline
+from interlock.report.drawing import Timeline
 from interlock.report.pool_plots import pool_plots
 
 

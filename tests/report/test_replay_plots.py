@@ -2,7 +2,7 @@
 
 from interlock.mismatch import Mismatch
 from interlock.records.metrics import ReplayMetrics, StepMetrics, UpdateMetrics
-from interlock.report.plots import Timeline
+from interlock.report.drawing import Timeline
 from interlock.report.replay_plots import replay_plots
 
 

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 import pytest
 
 from interlock.records.metrics import Event, RewardMetrics, StepMetrics
-from interlock.report.plots import Timeline
+from interlock.report.drawing import Timeline
 from interlock.report.rewards import hacked, reward_plots, reward_rows
 from interlock.report.summary import Evaluation
 

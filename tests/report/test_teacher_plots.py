@@ -1,7 +1,7 @@
 import plotly.graph_objects as go
 
 from interlock.records.metrics import StepMetrics, TeacherMetrics
-from interlock.report.plots import Timeline
+from interlock.report.drawing import Timeline
 from interlock.report.teacher_plots import teacher_plots
 
 

@@ -16,7 +16,7 @@ from interlock.parity.bisect import Bisection, named
 from interlock.parity.outcome import How, Report
 from interlock.records.sealing import SealedDocument, sealed
 from interlock.report import sheet
-from interlock.report.plots import BLUE, GREY, ORANGE
+from interlock.report.drawing import BLUE, GREY, ORANGE
 from interlock.rundir import storage_errors, write_atomically
 from interlock.text import label
 

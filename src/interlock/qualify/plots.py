@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from interlock.qualify.check import beyond, excess
 from interlock.records.trust import Finding, Measure
-from interlock.report.plots import BLUE, GREY, Trace
+from interlock.report.drawing import BLUE, GREY, Trace
 from interlock.text import label
 
 RED = "#e5484d"

@@ -1,6 +1,6 @@
 """How even the experts of a mixture are: step metrics ──> Plot; a model without any has none."""
 
-from interlock.report.plots import GREY, ORANGE, Drawing, Panel, Plot, Timeline, shown
+from interlock.report.drawing import GREY, ORANGE, Drawing, Panel, Plot, Timeline, shown
 from interlock.report.summary import Metrics
 
 

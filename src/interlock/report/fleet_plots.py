@@ -16,7 +16,7 @@ from typing import Any
 from interlock.config.schema import GuardSettings
 from interlock.records.metrics import Event, EventKind, StepMetrics, WorkerState
 from interlock.report import fleet
-from interlock.report.plots import (
+from interlock.report.drawing import (
     BLUE,
     GREEN,
     GREY,

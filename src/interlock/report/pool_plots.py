@@ -6,7 +6,7 @@ step metrics ── pools ──> Plot(problems by pass rate, share that teaches
 from collections.abc import Callable
 
 from interlock.records.metrics import PoolMetrics, StepMetrics
-from interlock.report.plots import (
+from interlock.report.drawing import (
     BLUE,
     GREEN,
     GREY,

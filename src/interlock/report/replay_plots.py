@@ -1,7 +1,7 @@
 """What repeating the sampler's kept sets changes: step metrics ──> Plot; without them, none."""
 
 from interlock.records.metrics import StepMetrics
-from interlock.report.plots import BLUE, GREY, ORANGE, Drawing, Panel, Plot, Timeline, shown
+from interlock.report.drawing import BLUE, GREY, ORANGE, Drawing, Panel, Plot, Timeline, shown
 from interlock.report.summary import Metrics
 
 

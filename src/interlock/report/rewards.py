@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from interlock.records.metrics import Event, RewardMetrics, StepMetrics
-from interlock.report.plots import (
+from interlock.report.drawing import (
     BLUE,
     GREEN,
     GREY,

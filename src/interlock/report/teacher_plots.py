@@ -6,7 +6,7 @@ step metrics ── teachers ──> Plot(reverse KL, overlap); a run without an
 from functools import partial
 
 from interlock.records.metrics import StepMetrics, TeacherMetrics
-from interlock.report.plots import (
+from interlock.report.drawing import (
     BLUE,
     GREEN,
     ORANGE,
