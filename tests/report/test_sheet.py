@@ -122,7 +122,7 @@ def test_writing(tmp_path: Path) -> None:
 
 def test_every_table_of_every_page_has_a_form_for_phones() -> None:
     """Beside those of two narrow columns: a wider one would be cut."""
-    forms = {"stacked", "compare", "samples", "events", "counts", "figures"}
+    forms = {"stacked", "compare", "samples", "events", "counts", "figures", "sourced"}
     source = Path(sheet.__file__).parents[1]
     tables = [
         set(classes.split())
