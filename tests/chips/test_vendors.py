@@ -21,6 +21,7 @@ ALLOWED = {
     "chips/sim": "the simulated device is an npu to torch",
     "chips/device.py": "sets the simulated device up",
     "cli/judging.py": "examples of devices in the help",
+    "cli/migrating.py": "examples of devices in the help",
 }
 
 
