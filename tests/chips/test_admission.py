@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 import pytest
-from evidence import findings_for
+from findings import findings_for
 from msgspec.structs import fields, replace
 
 from interlock.chips.admission import admit, distrust, needs_certificate

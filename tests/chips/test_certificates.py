@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from evidence import findings_for
+from findings import findings_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import fields, replace

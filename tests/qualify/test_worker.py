@@ -6,7 +6,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 import pytest
-from evidence import findings_for
+from findings import findings_for
 
 from interlock.chips import certificates
 from interlock.errors import ConfigError

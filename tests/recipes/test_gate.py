@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from findings import findings_for
 from msgspec.structs import replace
 
-from evidence import findings_for
 from interlock.chips import certificates
 from interlock.errors import ConfigError
 from interlock.learner.distributed.ranks import Ranks

@@ -4,8 +4,8 @@ import subprocess
 import sys
 
 import msgspec
+from findings import findings_for
 
-from evidence import findings_for
 from interlock.chips import certificates
 from interlock.records.trust import Certificate, Sizes, Stack, Trust
 

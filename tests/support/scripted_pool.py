@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-from evidence import findings_for
+from findings import findings_for
 from msgspec.structs import replace
 from readers import Believer
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import msgspec
 import pytest
+from findings import findings_for
 
-from evidence import findings_for
 from interlock.chips import certificates
 from interlock.chips.speeds import Speed, Table
 from interlock.chips.verdict import judge

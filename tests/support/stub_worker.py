@@ -12,7 +12,7 @@ import threading
 import time
 from pathlib import Path
 
-from evidence import findings_for
+from findings import findings_for
 from msgspec.structs import replace
 
 from interlock.chips import certificates
