@@ -52,6 +52,7 @@ def test_chances_by_hand() -> None:
     )
     assert chances([0.0, 0.0], 0.1) == [0.5, 0.5]  # nothing is wanted: all are alike
     assert chances([0.25, 0.0], 1.0) == [0.5, 0.5]
+    assert chances([5e-324, 0.0], 0.5) == [0.75, 0.25]  # the least that a float can be
 
 
 @given(

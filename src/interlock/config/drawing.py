@@ -15,14 +15,15 @@ class DrawSettings(SettingsTable, frozen=True):
 
     wanted: tuple[Share, Share] = (0.0, 1.0)  # pass rates with a weight, both ends included
     # Of every draw, the chance that all problems which are left are alike: none is starved.
-    floor: Annotated[float, Meta(gt=0, le=1)] = 0.1
+    floor: Annotated[float, Meta(ge=1e-6, le=1)] = 0.1
     # Of a problem's running pass rate, what the newest of its groups counts.
     newest: Annotated[float, Meta(gt=0, le=1)] = 0.5
     retire: NonNegative = 3  # solved groups in a row, after which it is drawn no more; 0: never
     # Of the data: what a model made of each, as `interlock label` writes it. None: "pass_rate",
     # where rows have it.
     column: str | None = None
-    pool: NonNegative = 0  # of a task that makes its problems: as many are made, and drawn from
+    # Of a task that makes its problems: as many are made, and drawn from.
+    pool: Annotated[int, Meta(ge=0, le=10**6)] = 0
 
     def conflicts(self) -> Iterator[str]:
         """As StageSettings.conflicts."""

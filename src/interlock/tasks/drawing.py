@@ -77,8 +77,8 @@ def chances(weights: Sequence[float], floor: float) -> list[float]:
     """Of each problem, the chance to be drawn first; where no weight is above 0, all are alike."""
     total = sum(weights)
     share = floor if total > 0 else 1.0
-    alike, scale = share / len(weights), (1 - share) / (total or 1.0)
-    return [alike + scale * each for each in weights]
+    alike = share / len(weights)
+    return [alike + (1 - share) * (each / (total or 1.0)) for each in weights]
 
 
 def drawn(likely: Sequence[float], count: int, rng: Random) -> list[int]:
