@@ -43,6 +43,29 @@ def test_a_limit_is_reached_at_its_figure(
             Budget(limit, lambda _: None).look(short)
 
 
+@pytest.mark.parametrize(
+    ("hours", "shares", "known"),
+    [
+        (0.25, (1.0, 0.0), False),  # of the generators, which are elsewhere, nothing is told
+        (0.25, (0.9, 0.1), True),  # they begin
+        (2.0, (0.9, 0.4), False),  # only some of them are here
+        (2.0, (0.9, 0.6), True),
+        (0.01, (0.0, 0.0), True),  # 36 s: nobody can have told yet
+    ],
+)
+def test_energy_of_chips_elsewhere_is_not_taken_for_none(
+    hours: float, shares: tuple[float, float], known: bool
+) -> None:
+    """All are of one kind."""
+    held = 3600 * hours
+    uses = [
+        ChipUse(0, role, "A", held, joules=1.0, told_s=share * held)
+        for role, share in zip(("learner", "generator"), shares, strict=True)
+    ]
+    cost = RunCost([SessionCost(1.0, held, True, uses)])
+    assert cost.silent() == ([] if known else ["A"])
+
+
 def test_each_limit_warns_once() -> None:
     warned: list[str] = []
     budget = Budget(BudgetSettings(hours=10.0, chip_hours=100.0, warn_at=0.5), warned.append)

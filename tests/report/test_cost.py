@@ -11,7 +11,7 @@ from interlock.errors import RunError
 from interlock.records.cost import ChipPrice, ChipUse, Money, RunCost, SessionCost
 from interlock.records.metrics import CostMetrics, RolloutMetrics, StepMetrics, StepSeconds
 from interlock.report import write_report
-from interlock.report.cost import closing_line, cost_table, point_told, told
+from interlock.report.cost import closing_line, cost_table, figure, point_told, told
 from interlock.report.live.app import FollowedRuns, _cost
 from interlock.report.live.following import Following
 from interlock.report.live.pace import Pace
@@ -101,10 +101,30 @@ def test_the_page_has_the_section_and_no_foreign_markup(
 
 def test_a_damaged_file_is_named_with_its_remedy(make_run: Callable[..., RunDir]) -> None:
     with make_run() as run:
-        for text in ("{", '{"sessions": [{"began": -1}]}', '{"sessions": 3}'):
+        texts = ["{", '{"sessions": [{"began": -1}]}', '{"sessions": 3}']
+        texts += ['{"sessions": [{"began": 1, "seconds": 1e17}]}']  # which no date tells
+        for text in texts:
             (run.path / "cost.json").write_text(text)
             with pytest.raises(RunError, match=r"cost\.json: .*; remove it: what is used is then"):
                 run.cost()
+
+
+def test_a_killed_last_session_is_told_once_nobody_goes_on(
+    make_run: Callable[..., RunDir],
+) -> None:
+    cut = RunCost(cost().sessions[:1])
+    with make_run() as run:
+        run.keep_cost(cut)
+        running = cost_table(run, [], None)
+    over = cost_table(RunDir.read(run.path), [], None)
+    assert running is not None and over is not None
+    killed = "A session was killed: counted to its last entry, 2026-11-28 13:00:00 UTC."
+    assert killed in over.notes and killed not in running.notes
+
+
+def test_figures_of_any_size_have_three_digits() -> None:
+    shown = [figure(value) for value in (0.01234, 4.567, 789.4, 12345.6, 1e18, 0.0)]
+    assert shown == ["0.0123", "4.57", "789", "12,346", "1e+18", "0"]
 
 
 # -- The live page --------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from interlock.config.fields import (
 )
 from interlock.config.stages import AnyStage, StageSettings
 from interlock.records.adapters import AdapterForm
+from interlock.records.cost import Currency
 
 EngineName = Literal["torch", "vllm"]  # the modules are named in workers/generator.py
 # "auto", and 0 where it says so: as measured on the device (chips/probe.py); the run records it.
@@ -125,7 +126,7 @@ class BudgetSettings(SettingsTable, frozen=True):
     hours: Rate | None = None  # of the run, pauses between its sessions left out
     chip_hours: Rate | None = None
     money: Rate | None = None  # at the high end of each price
-    currency: Annotated[str, Meta(pattern="^[A-Z]{3}$")] = "USD"  # of `money`, and of its prices
+    currency: Currency = "USD"  # of `money`, and of its prices
     tokens: Annotated[int, Meta(gt=0, le=10**18)] | None = None  # sampled, and learned from
     kwh: Rate | None = None
     warn_at: Annotated[float, Meta(gt=0, lt=1)] = 0.8  # share of a limit; an event of the run

@@ -23,7 +23,7 @@ from msgspec import Meta
 
 from interlock.errors import ConfigError
 from interlock.plan.chips import ChipSpec, called_by_driver, find, plain
-from interlock.records.cost import ChipPrice
+from interlock.records.cost import ChipPrice, Currency
 from interlock.regular import read_regular
 from interlock.text import error_line, one_line
 
@@ -35,9 +35,9 @@ _Amount = Annotated[float, Meta(ge=0, lt=1e6)]
 
 
 class _PriceEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    chip: str
+    chip: Annotated[str, Meta(min_length=1)]
     per_hour: _Amount | Annotated[list[_Amount], Meta(min_length=2, max_length=2)]
-    currency: Annotated[str, Meta(pattern="^[A-Z]{3}$")]
+    currency: Currency
     date: datetime.date
     source: Annotated[str, Meta(min_length=1)]
 
@@ -50,9 +50,10 @@ def read_prices(path: Path, named: str = "--prices") -> Prices:
     """A file of prices; `named` is what asked for it. Raises ConfigError."""
     try:
         return _prices(read_regular(path, _MOST_BYTES).decode("utf-8-sig"), f"{path.name}, ")
-    except (OSError, ValueError, msgspec.ValidationError) as error:
+    except (OSError, ValueError, RecursionError) as error:
+        shown = f"{named} {one_line(str(path), 80)}"
         raise ConfigError(
-            f"{named} {path}: {error_line(error)}; give [[price]] tables with chip, per_hour, "
+            f"{shown}: {error_line(error, 200)}; give [[price]] tables with chip, per_hour, "
             "currency, date and source"
         ) from None
 
@@ -65,15 +66,17 @@ def shipped_prices() -> Prices:
 
 
 def _prices(text: str, where: str) -> Prices:
-    found = {}
+    found: dict[str, ChipPrice] = {}
     for entry in msgspec.convert(tomllib.loads(text), _File).price:
         given = entry.per_hour
         low, high = given if isinstance(given, list) else (given, given)
+        shown, key = one_line(repr(entry.chip), 40), _key(entry.chip)
+        if key in found:
+            raise ValueError(f"{shown} has a price already, by this or another of its names")
         if low > high:
-            shown = one_line(repr(entry.chip), 40)
             raise ValueError(f"per_hour of {shown} is [{low}, {high}], high to low")
         source = f"{where}{entry.source}"
-        found[_key(entry.chip)] = ChipPrice(low, high, entry.currency, entry.date, source)
+        found[key] = ChipPrice(low, high, entry.currency, entry.date, source)
     return found
 
 

@@ -18,9 +18,12 @@ from interlock.records.coding import Time
 
 STALE_DAYS = 180  # of a price
 _A_WHILE_S = 60.0  # of a chip, in which its energy is told, or it never is
+_LONG_S = 3600.0  # of a chip, of which at least half is told where all of its kind are seen
 _WHOLE = 0.98  # share of the chips' time whose energy was told, from which on it is that of all
 
-Amount = Annotated[float, Meta(ge=0)]
+Amount = Annotated[float, Meta(ge=0, le=1e18)]
+Currency = Annotated[str, Meta(pattern="^[A-Z]{3}$")]
+_LAST = 253402300800  # of Time
 
 
 class HeldChip(msgspec.Struct, frozen=True):
@@ -38,7 +41,7 @@ class ChipPrice(msgspec.Struct, frozen=True):
 
     low: Amount
     high: Amount
-    currency: str  # "USD"
+    currency: Currency
     date: Date  # of the price, or of when it was read
     source: str
 
@@ -80,6 +83,10 @@ class SessionCost(msgspec.Struct):
     ended: bool = False  # False: it goes on, or was killed after the last entry
     uses: list[ChipUse] = []
     prices: dict[str, ChipPrice] = {}  # by chip; one that is not there has none that is known
+
+    def __post_init__(self) -> None:
+        if not self.began + self.seconds < _LAST:
+            raise ValueError(f"a session of {self.seconds:g} s has no end that a date tells")
 
 
 class Money(msgspec.Struct, frozen=True):
@@ -128,14 +135,20 @@ class RunCost(msgspec.Struct):
         return self.energy_told >= _WHOLE
 
     def silent(self) -> list[str]:
-        """Chips that were held for a while, of whose energy nobody has told anything."""
-        chips = dict.fromkeys(use.chip for use in self._uses())
-        sums = {chip: [use for use in self._uses() if use.chip == chip] for chip in chips}
-        return [
+        """Chips that were held for a while in some role, of whose energy there nobody has told
+        anything; or for long, and of less than half: the others are on a machine that is not seen.
+        """
+        sums: dict[tuple[str, str], ChipUse] = {}
+        for use in self._uses():
+            key = use.chip, use.role
+            sums[key] = sums[key] + use if key in sums else use
+        unseen = [
             chip
-            for chip, uses in sums.items()
-            if sum(use.chip_s for use in uses) >= _A_WHILE_S and not any(u.told_s for u in uses)
+            for (chip, _), use in sums.items()
+            if (use.chip_s >= _A_WHILE_S and not use.told_s)
+            or (use.chip_s >= _LONG_S and use.told_s < use.chip_s / 2)
         ]
+        return list(dict.fromkeys(unseen))
 
     def money(self) -> dict[str, Money]:
         """By currency; of chips that have a price."""
@@ -169,9 +182,12 @@ class RunCost(msgspec.Struct):
             if (use.stage, use.role, use.chip) == key
         )
 
-    def cut_off(self) -> Iterator[SessionCost]:
-        """Those that were killed: counted to their last entry, and no further."""
-        return (session for session in self.sessions[:-1] if not session.ended)
+    def cut_off(self, runs: bool = True) -> Iterator[SessionCost]:
+        """Those that were killed: counted to their last entry, and no further. `runs`: the last
+        one may go on.
+        """
+        over = self.sessions[:-1] if runs else self.sessions
+        return (session for session in over if not session.ended)
 
     def _uses(self) -> Iterator[ChipUse]:
         return (use for session in self.sessions for use in session.uses)

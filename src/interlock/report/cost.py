@@ -77,8 +77,8 @@ def closing_line(cost: RunCost, pair: BeforeAfter | None) -> str:
 
 
 def figure(value: float) -> str:
-    """Three digits: 0.0123, 4.56, 789, 12,300."""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    """Three digits: 0.0123, 4.56, 789, 12,300; 1e+18."""
+    return f"{value:,.0f}" if 100 <= abs(value) < 1e15 else f"{value:.3g}"
 
 
 def told(money: Mapping[str, Money], unknown: bool) -> str:
@@ -143,7 +143,7 @@ def _notes(run: RunView, cost: RunCost, metrics: Metrics) -> Iterator[str]:
         yield "No driver of these chips told of their energy."
     elif not cost.energy_whole:
         yield f"Energy was told for {cost.energy_told:.0%} of the chips' time."
-    for session in cost.cut_off():
+    for session in cost.cut_off(runs=run.status == "running"):
         last = datetime.fromtimestamp(session.began + session.seconds, UTC)
         yield f"A session was killed: counted to its last entry, {last:%Y-%m-%d %H:%M:%S} UTC."
     unmetered = len(run.manifest.sessions) - len(cost.sessions)
