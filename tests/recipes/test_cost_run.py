@@ -173,6 +173,28 @@ def test_a_budget_stops_a_run_that_then_goes_on_bit_for_bit(
     limited(limit)  # nothing is left to do
 
 
+def test_a_stage_that_has_nothing_left_to_draw_is_done_whatever_its_budget(
+    tiny_recipe: Path, tmp_path: Path
+) -> None:
+    tiny_recipe.with_name("reward.py").write_text("def reward(problem, answer):\n    return 1.0\n")
+    drawn = "[stage.task.draw]\nretire = 1\n"
+    tiny_recipe.write_text(tiny_recipe.read_text().replace("held_out = 8", "held_out = 36") + drawn)
+    recipe = load_recipe(tiny_recipe, ["stage.problems_per_step=2", "budget.tokens=1"])
+    with pytest.raises(BudgetSpent, match="stage 0 step 1 is kept"):
+        train(recipe, tmp_path / "run")
+    spent = int(RunDir.read(tmp_path / "run").cost().tokens)
+    # Of four problems two are left after a step, and none after the second, which is the last.
+    raised = replace(recipe, budget=replace(recipe.budget, tokens=spent + 1))
+    for _ in range(2):
+        train(raised, tmp_path / "run", resume=True)
+        view = RunDir.read(tmp_path / "run")
+        assert view.status == "finished" and view.metrics()[-1].step == 2
+        assert view.cost().tokens > spent + 1
+    longer = load_recipe(tiny_recipe, ["stage.problems_per_step=2", "stage.steps=9"])
+    with pytest.raises(ConfigError, match=r"budget\.tokens = 1: \d+ tokens are used by"):
+        train(replace(longer, budget=recipe.budget), tmp_path / "run", resume=True)
+
+
 @pytest.mark.slow
 def test_a_budget_a_kill_and_a_larger_budget_change_no_bit(
     tiny_recipe: Path, tmp_path: Path

@@ -5,10 +5,12 @@ RunCost ──look, after every step──> 80 % of a limit: an event ──> at
 
 from collections.abc import Callable, Iterator
 
+from interlock.config.reading import parse_recipe
 from interlock.config.schema import BudgetSettings, Recipe
 from interlock.errors import ConfigError
 from interlock.records.cost import RunCost
 from interlock.rundir import RunView
+from interlock.text import one_line
 
 Warn = Callable[[str], None]
 
@@ -51,7 +53,7 @@ def spent(cost: RunCost, name: str, settings: BudgetSettings) -> float:
             for chip in cost.silent():
                 raise ConfigError(
                     f"budget.kwh = {settings.kwh:g} cannot be kept: nothing tells of the energy of "
-                    f"{chip or 'an unknown chip'} (docs/cost.md); set budget.chip_hours"
+                    f"{_chip(chip)} (docs/cost.md); set budget.chip_hours"
                 )
             return cost.kwh
         case _:
@@ -67,10 +69,14 @@ def spent(cost: RunCost, name: str, settings: BudgetSettings) -> float:
 def unpriced(cost: RunCost, currency: str) -> Iterator[str]:
     """Chips that have no price in it."""
     for chip in cost.unpriced():
-        yield f"no price of {chip or 'an unknown chip'} is known"
+        yield f"no price of {_chip(chip)} is known"
     for other in cost.money():
         if other != currency:
             yield f"prices of its chips are in {other}"
+
+
+def _chip(name: str) -> str:
+    return one_line(name, 80) or "an unknown chip"
 
 
 def told(name: str, used: float, settings: BudgetSettings) -> str:
@@ -81,9 +87,13 @@ def told(name: str, used: float, settings: BudgetSettings) -> str:
 
 def check_resumed(recipe: Recipe, view: RunView) -> None:
     """Raise ConfigError when a run that has more to do has no budget left to do it."""
-    newest, last = view.latest_checkpoint(), len(recipe.stage) - 1
+    newest, lengths = view.latest_checkpoint(), [stage.length for stage in recipe.stage]
     reached = (newest.stage, newest.step) if newest else (0, 0)
-    if reached >= (last, recipe.stage[last].length):
+    if reached >= (len(lengths) - 1, lengths[-1]):
         return
+    if view.status == "finished":  # before its steps were all done, perhaps: nothing was left
+        known = parse_recipe(view.config, source=f"{view.path}/config.json")
+        if [stage.length for stage in known.stage] == lengths:
+            return
     if (why := Budget(recipe.budget, lambda _: None).look(view.cost())) is not None:
         raise ConfigError(f"{why} by {view.path}; raise it to go on, or remove it")

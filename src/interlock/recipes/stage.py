@@ -290,7 +290,7 @@ class Stage(Generic[Settings]):
 
     def _look_at_budget(self) -> None:
         """Raise BudgetSpent, a checkpoint kept, at a limit that is reached with steps to go."""
-        last = self.index == len(self.recipe.stage) - 1 and self.done == self.settings.length
+        last = self.index == len(self.recipe.stage) - 1 and self.done == self.last
         if self.meter is None or self.budget is None or last:
             return
         if (why := self.budget.look(self.meter.entered())) is not None:
