@@ -10,10 +10,11 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
+from interlock.config.origins import of_stage
 from interlock.config.reading import parse_recipe, recipe_of_run
 from interlock.config.schema import Recipe
 from interlock.config.secrets import withheld
-from interlock.config.stages import StageSettings, of_stage
+from interlock.config.stages import StageSettings
 from interlock.errors import ConfigError
 from interlock.rundir import RunDir
 from interlock.text import one_line

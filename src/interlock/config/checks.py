@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain, combinations
 from typing import Any
 
+from interlock.config.origins import MODEL, of_stage
 from interlock.config.rewards import JudgeReward
 from interlock.config.schema import BudgetSettings, GeneratorSettings, Recipe, by_name
-from interlock.config.stages import MODEL, of_stage
 from interlock.config.tasks import TaskSettings, task_conflicts
 from interlock.errors import ConfigError
 from interlock.text import hide_credentials, one_line

@@ -26,19 +26,11 @@ from interlock.config.fields import (
     Weight,
 )
 from interlock.config.losses import LossSettings
+from interlock.config.origins import of_stage
 from interlock.config.rewards import OverlongReward
 from interlock.config.sampling_data import MixSettings, ReadableSettings, mix_conflicts
 from interlock.config.tasks import EvaluationSettings, TaskSettings, room_for_tasks, task_conflicts
 from interlock.records.rl import Sampling
-
-MODEL = "model"  # as `from`: what the first stage begins with
-_OF_STAGE = "stage:"
-
-
-def of_stage(origin: str) -> str | None:
-    """The name of the earlier stage whose weights are meant, of "stage:NAME"; None: of none."""
-    return origin.removeprefix(_OF_STAGE) if origin.startswith(_OF_STAGE) else None
-
 
 # An adapter learns best at about ten times the rate of full training, whatever its rank (Thinking
 # Machines, "LoRA Without Regret", 2025-09-29).

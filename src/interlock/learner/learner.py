@@ -15,7 +15,7 @@ from functools import cached_property, partial
 
 import msgspec
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from interlock.chips import device, probe
 from interlock.config.losses import LossSettings
@@ -40,7 +40,7 @@ from interlock.learner.losses.kept import KeptSets, kept_sums
 from interlock.learner.losses.policy import Sums, policy_loss, sums
 from interlock.learner.losses.projection import chunked_loss, token_logprobs
 from interlock.learner.losses.terms import Terms
-from interlock.learner.optimizer import adamw, learning_rate
+from interlock.learner.optimizer import adamw, clip, gradients_of, learning_rate
 from interlock.learner.packing import MicroBatch, TrainingGroup, check_sampled, labels_of, pack
 from interlock.learner.reading import read, read_targets
 from interlock.learner.reference import frozen_copy
@@ -358,14 +358,13 @@ class Learner:
             # token met, an idle expert's say, would then depend on when it was last used.
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        grad_norm, gradients = self._gradients(predictor=False)
-        ahead_norm, ahead = self._gradients(predictor=True)
+        # Apart: what a detached predictor learns is to change nothing else.
+        grad_norm, gradients = gradients_of(self.parameters, self.ranks, predictor=False)
+        ahead_norm, ahead = gradients_of(self.parameters, self.ranks, predictor=True)
         finite = all(map(math.isfinite, (loss, grad_norm, ahead_norm)))
         if finite:
-            for norm, part in ((grad_norm, gradients), (ahead_norm, ahead)):
-                if norm > self._schedule.clip_norm:
-                    for gradient in part:
-                        gradient.mul_(self._schedule.clip_norm / norm)
+            clip(gradients, grad_norm, self._schedule.clip_norm)
+            clip(ahead, ahead_norm, self._schedule.clip_norm)
             for parameter_group in self.optimizer.param_groups:
                 parameter_group["lr"] = lr
             self.optimizer.step()
@@ -378,21 +377,6 @@ class Learner:
         self._expert_load = settle_experts(self.decoder, self.ranks, rate)
         self._count_bad(not finite, loss, grad_norm)
         return grad_norm, not finite
-
-    def _gradients(self, predictor: bool) -> tuple[float, list[Tensor]]:
-        """Those of the predictor's parameters, or of all others, and their norm.
-
-        They are clipped apart: what a detached predictor learns is to change nothing else.
-        """
-        found = [
-            sharding.local_shard(parameter.grad)
-            for name, parameter in self.parameters.items()
-            if parameter.grad is not None and name.startswith("predictor.") is predictor
-        ]
-        if not found:
-            return 0.0, []
-        norm = nn.utils.get_total_norm(found).item()
-        return math.hypot(*self.ranks.all_gather(norm)), found
 
     def _count_bad(self, bad: bool, loss: float, grad_norm: float) -> None:
         self.bad_steps += bad

@@ -1,16 +1,20 @@
-"""AdamW on the masters, and the rate of each of its steps.
+"""AdamW on the masters, the rate of each of its steps, and the length of what it is given.
 
 OptimizerSettings ─┬─ adamw ──────────> torch.optim.AdamW, norms and biases without decay
-                   └─ learning_rate ──> warm-up, then the schedule, by the steps applied so far
+                   ├─ learning_rate ──> warm-up, then the schedule, by the steps applied so far
+                   └─ clip ───────────> gradients no longer than clip_norm
 """
 
 import math
+from collections.abc import Iterable, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from interlock.chips import device
 from interlock.config.stages import OptimizerSettings
+from interlock.learner.distributed import sharding
+from interlock.learner.distributed.ranks import Ranks
 
 
 def learning_rate(settings: OptimizerSettings, step: int, total_steps: int) -> float:
@@ -46,3 +50,27 @@ def adamw(parameters: dict[str, nn.Parameter], settings: OptimizerSettings) -> t
     return torch.optim.AdamW(
         groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=fused
     )
+
+
+def gradients_of(
+    parameters: Mapping[str, nn.Parameter], ranks: Ranks, predictor: bool
+) -> tuple[float, list[Tensor]]:
+    """The norm of the gradients over all `ranks`, and this process's part of them: those of the
+    layer for multi-token prediction, or of all else.
+    """
+    found = [
+        sharding.local_shard(parameter.grad)
+        for name, parameter in parameters.items()
+        if parameter.grad is not None and name.startswith("predictor.") is predictor
+    ]
+    if not found:
+        return 0.0, []
+    norm = nn.utils.get_total_norm(found).item()
+    return math.hypot(*ranks.all_gather(norm)), found
+
+
+def clip(gradients: Iterable[Tensor], norm: float, longest: float) -> None:
+    """Scale gradients of this norm down to the longest that is let."""
+    if norm > longest:
+        for gradient in gradients:
+            gradient.mul_(longest / norm)

@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
+from interlock.config.origins import MODEL, of_stage
 from interlock.config.schema import Recipe
-from interlock.config.stages import MODEL, of_stage
 from interlock.errors import ConfigError, RunError, UserError
 from interlock.learner import checkpoint
 from interlock.models import adapters

@@ -9,8 +9,8 @@ one's: one model is learned at a time.
 from pathlib import Path
 from typing import NamedTuple
 
+from interlock.config.origins import of_stage
 from interlock.config.schema import Recipe
-from interlock.config.stages import of_stage
 from interlock.errors import ConfigError
 from interlock.models.decoder import Decoder
 from interlock.models.huggingface import Architecture

@@ -22,7 +22,8 @@ import torch
 
 from interlock.chips import device
 from interlock.config.distilling import TeacherSettings, teacher_names, teacher_of
-from interlock.config.stages import StageSettings, of_stage
+from interlock.config.origins import of_stage
+from interlock.config.stages import StageSettings
 from interlock.errors import ModelError, RunError, TrainingError
 from interlock.learner.distillation import TeacherSums, tops
 from interlock.learner.losses.divergences import Tops
