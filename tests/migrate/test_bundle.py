@@ -124,7 +124,7 @@ def test_an_altered_bundle_is_refused(made: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../out", "/etc/out", "run/../../out", "run//out", "out", "run/a\nb", "files/.."]
+    "name", ["../out", "/etc/out", "run/../../out", "run//out", "out", "run/a\nb", "files/..", ""]
 )
 def test_no_name_leaves_the_run(made: Path, tmp_path: Path, name: str) -> None:
     files = members(made)
@@ -153,6 +153,27 @@ def test_nothing_but_plain_files_comes_in(made: Path, tmp_path: Path, kind: byte
     assert not (tmp_path / "there").exists()
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"GNU.sparse.map": "a,b", "GNU.sparse.size": "5"},
+        {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "5"},
+    ],
+)
+def test_a_header_that_is_no_number_is_refused_in_one_line(
+    tmp_path: Path, said: dict[str, str]
+) -> None:
+    """tarfile raises ValueError of these, and no error of its own."""
+    evil = tmp_path / "evil.tar"
+    with tarfile.open(evil, "w", format=tarfile.PAX_FORMAT) as tar:
+        info = tarfile.TarInfo("bundle.json")
+        info.size, info.pax_headers = 4, {"GNU.sparse.name": "bundle.json", **said}
+        tar.addfile(info, io.BytesIO(b"zzz\n"))
+    with pytest.raises(RunError, match="is no bundle"):
+        bundle.unpack(evil, tmp_path / "there", told)
+    assert not (tmp_path / "there").exists()
+
+
 def test_a_full_disk_leaves_nothing(
     made: Path, stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,6 +197,8 @@ def test_a_full_disk_leaves_nothing(
 def test_nothing_is_overwritten(made: Path, stopped: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="is there already"):
         bundle.write(stopped, made, told)
+    with pytest.raises(RunError, match="a bundle is not compressed; end its"):
+        bundle.write(stopped, tmp_path / "c.tar.gz", told)
     with pytest.raises(RunError, match="is not empty"):
         bundle.unpack(made, stopped, told)
     noise = tmp_path / "noise"

@@ -9,6 +9,7 @@ from certified import certify, simulated
 from running import ENVIRONMENT, kill_during, start, weights
 from stopping import train_until
 
+from interlock.cli import main
 from interlock.config.schema import Recipe
 from interlock.errors import ConfigError, MoveRefused
 from interlock.migrate import moving
@@ -98,3 +99,27 @@ def test_mistakes(stopped: Path, tmp_path: Path) -> None:
     with pytest.raises(Exception, match="has no move to take back"):
         moving.back(stopped, MoveWish(), False, quiet_tell)
     assert msgspec.json.decode((stopped / "manifest.json").read_bytes())["moves"] == []
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        (["--back", "learner.kernel=torch"], "learner.kernel=torch is of a device that the"),
+        (["--bundle", "b.tar", "learner.kernel=torch"], "learner.kernel=torch is of a device"),
+        (["--learner", ""], "--learner '' names no device"),
+    ],
+)
+def test_nothing_that_is_given_is_passed_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], given: list[str], line: str
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["migrate", str(tmp_path), *given])
+    assert end.value.code == 2 and line in capsys.readouterr().err
+
+
+def test_what_is_not_there_is_called_that(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["migrate", str(tmp_path / "b.tar"), "--into", str(tmp_path / "run")])
+    assert end.value.code == 2 and "there is no " in capsys.readouterr().err

@@ -146,6 +146,23 @@ def test_what_came_since_is_put_aside(run: Path) -> None:
     assert whole.ledger.identity == whole.manifest.ledger
 
 
+def test_what_a_killed_attempt_has_put_aside_stays(run: Path) -> None:
+    """It died before the manifest said so: of steps 4 and 5 that is all there is."""
+    for _ in range(2):
+        with RunDir.held(run) as held:
+            discard_since(held, a_move(), 1, 2)
+    first, second = (run / "moves/02" / name for name in ("discarded", "discarded-2"))
+    assert (first / "metrics.jsonl").read_text() == lines(1, 2, 3, 4, 5)
+    assert (first / "checkpoints/stage00-step000005/masters").read_text() == "weights 5"
+    assert (second / "metrics.jsonl").read_text() == lines(1, 2, 3)
+
+
+def test_what_a_kill_left_half_put_aside_goes_with_the_next_session(run: Path) -> None:
+    (half := run / "moves/01/.tmp-1-discarded").mkdir()
+    RunDir.open(run).close()
+    assert not half.exists()
+
+
 def test_a_kill_while_it_is_put_aside_leaves_a_run(run: Path, tmp_path: Path) -> None:
     def discard() -> None:
         with RunDir.held(copy) as held:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interlock.errors import ConfigError
+from interlock.text import one_line
 
 if TYPE_CHECKING:
     from interlock.records.moves import Move
@@ -76,6 +77,13 @@ def migrate(given: argparse.Namespace) -> None:
         raise ConfigError("--updates, --tokens and --timeout are numbers above 0")
     if given.discard and not given.back:
         raise ConfigError("--discard is of --back: it puts aside what came since the last move")
+    if given.settings and given.learner is None:
+        shown = one_line(given.settings[0], 60)
+        raise ConfigError(f"{shown} is of a device that the learner moves to; give --learner, too")
+    if given.learner == "":
+        raise ConfigError("--learner '' names no device; give one, such as cpu, cuda:0 or npu:0")
+    if not given.run.exists():
+        raise ConfigError(f"there is no {given.run}; give a run directory, or a bundle of one")
     if given.bundle is not None:
         _bundle(given)
         return

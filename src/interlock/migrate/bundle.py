@@ -26,12 +26,13 @@ from interlock.records.coding import from_json
 from interlock.regular import open_regular
 from interlock.rundir import JsonLines, RunDir, atomic_directory, storage_errors, write_atomically
 from interlock.rundir.files import atomic_file
-from interlock.text import one_line
+from interlock.text import error_line, one_line
 
 _FORMAT = 1
 _LIST = "bundle.json"
 _MOST_LIST = 64 << 20  # bytes
 _PIECE = 1 << 20
+_PACKED = {".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip"}
 
 
 def is_bundle(path: Path) -> bool:
@@ -44,6 +45,8 @@ def write(path: Path, target: Path, tell: Tell) -> BundleList:
 
     Raises UserError, also when `target` is there; nothing is left of it then.
     """
+    if target.suffix in _PACKED:
+        raise RunError(f"{target}: a bundle is not compressed; end its name in .tar")
     if target.exists():
         raise RunError(f"{target} is there already, and is not overwritten; give another name")
     with (
@@ -169,8 +172,8 @@ def _fill(path: Path, content: _Checked, size: int) -> None:
 @contextmanager
 def _tar(bundle: Path) -> Iterator[tuple[BundleList, Iterator[_Member]]]:
     try:
-        with open_regular(bundle) as file, tarfile.open(fileobj=file, mode="r|") as tar:
-            first = tar.next()
+        with open_regular(bundle) as file, _opened(bundle, file) as tar:
+            first = tar.next()  # which was read when it was opened
             content = tar.extractfile(first) if first and first.isreg() else None
             if first is None or content is None or first.name != _LIST:
                 raise RunError(f"{bundle} is no bundle: it does not begin with {_LIST}")
@@ -179,8 +182,27 @@ def _tar(bundle: Path) -> Iterator[tuple[BundleList, Iterator[_Member]]]:
         raise RunError(f"{bundle} is no bundle, or was cut off ({error}); copy it again") from None
 
 
+@contextmanager
+def _header_errors(bundle: Path) -> Iterator[None]:
+    """tarfile has no error of its own for numbers that are none."""
+    try:
+        yield
+    except ValueError as error:
+        raise RunError(f"{bundle} is no bundle ({error_line(error, 80)})") from None
+
+
+def _opened(bundle: Path, file: IO[bytes]) -> tarfile.TarFile:
+    with _header_errors(bundle):
+        return tarfile.open(fileobj=file, mode="r|")
+
+
+def _next(bundle: Path, tar: tarfile.TarFile) -> tarfile.TarInfo | None:
+    with _header_errors(bundle):
+        return tar.next()
+
+
 def _members(bundle: Path, tar: tarfile.TarFile) -> Iterator[_Member]:
-    while (info := tar.next()) is not None:
+    while (info := _next(bundle, tar)) is not None:
         content = tar.extractfile(info) if info.isreg() else None
         if content is None:
             shown = one_line(repr(info.name), 80)
@@ -218,7 +240,7 @@ def _read_list(bundle: Path, content: IO[bytes]) -> BundleList:
     for name in (*made.files, *made.settings.values()):
         parts = PurePosixPath(name).parts
         plain = name == "/".join(parts) and not set(parts) & {"..", "/"} and name.isprintable()
-        if not plain or parts[0] not in ("run", "model", "files"):
+        if not plain or parts[:1] not in (("run",), ("model",), ("files",)):
             shown = one_line(repr(name), 80)
             raise RunError(f"{bundle} names {shown}, which is outside of a run; do not trust it")
     return made

@@ -11,6 +11,7 @@ import errno
 import os
 import shutil
 from contextlib import suppress
+from itertools import chain, count
 from pathlib import Path
 
 from interlock.errors import RunError
@@ -67,8 +68,11 @@ def discard_since(run: RunDir, move: Move, number: int, into: int) -> Checkpoint
 
 
 def _put_aside(run: RunDir, move: Move, into: int) -> None:
-    """Keep what is about to be cut back, whole."""
-    with atomic_directory(place(run, into) / "discarded") as directory:
+    """Keep what is about to be cut back, whole; beside what an attempt that was killed has kept."""
+    folder = place(run, into)
+    names = chain(["discarded"], (f"discarded-{number}" for number in count(2)))
+    free = (each for name in names if not (each := folder / name).exists())
+    with atomic_directory(next(free)) as directory:
         run.ledger.copy_to(directory / "ledger.sqlite")
         for name in ("metrics.jsonl", "weights", "teachers"):
             if (run.path / name).exists():

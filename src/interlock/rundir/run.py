@@ -175,9 +175,10 @@ class RunDir(RunView):
 
     def _resume(self) -> None:
         leftovers = recover(self.path)
-        for name in ("checkpoints", "stages", "data"):
-            if (self.path / name).is_dir():
-                leftovers += recover(self.path / name)
+        folders = [self.path / name for name in ("checkpoints", "stages", "data")]
+        for folder in (*folders, *sorted(self.path.glob("moves/*"))):
+            if folder.is_dir():
+                leftovers += recover(folder)
         history = JsonLines(self.path / "config-history.jsonl")
         torn = self._metrics.repair() + self._events.repair() + history.repair()
         self.manifest.sessions.append(Session(time.time()))
