@@ -1,13 +1,15 @@
-"""Whole runs that draw by pass rate: killed, extended, and refused."""
+"""Whole runs that draw by pass rate: stopped, extended, and refused."""
 
 import json
 from pathlib import Path
 
 import pytest
-from running import finish, kill_during, start, weights
+from running import weights
+from stopping import train_until
 
 from interlock.config.reading import load_recipe
 from interlock.errors import ConfigError
+from interlock.recipes.train import train
 from interlock.rundir import RunDir
 from interlock.rundir.draws import Draws
 
@@ -35,16 +37,19 @@ def drawn_recipe(tiny_recipe: Path) -> Path:
     return tiny_recipe
 
 
-def test_a_kill_changes_no_draw_and_no_bit_and_another_stage_draws_anew(
+def test_a_stop_changes_no_draw_and_no_bit_and_another_stage_draws_anew(
     drawn_recipe: Path, tmp_path: Path
 ) -> None:
-    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    finish(start(drawn_recipe, undisturbed))
-    process = start(drawn_recipe, killed)
-    kill_during(process, killed, 4, 0.05)
-    finish(start(drawn_recipe, killed, "--resume"))
-    assert weights(killed) == weights(undisturbed)
-    ours, theirs = RunDir.read(killed), RunDir.read(undisturbed)
+    undisturbed, stopped = tmp_path / "undisturbed", tmp_path / "stopped"
+    given = ["model.clock=2026-01-01T00:00:00", "stage.0.eval.problems=2"]
+    recipe = load_recipe(drawn_recipe, given)
+    train(recipe, undisturbed)
+    train_until(recipe, stopped, 5)  # the newest checkpoint is of step 3
+    newest = RunDir.read(stopped).latest_checkpoint()
+    assert newest is not None and newest.step == 3
+    train(recipe, stopped, resume=True)
+    assert weights(stopped) == weights(undisturbed)
+    ours, theirs = RunDir.read(stopped), RunDir.read(undisturbed)
     drawn = Draws(theirs.ledger, 0).read()
     assert Draws(ours.ledger, 0).read() == drawn and len(drawn) == 8
     retired = [name for draw in drawn for name in draw.retired]
@@ -54,7 +59,7 @@ def test_a_kill_changes_no_draw_and_no_bit_and_another_stage_draws_anew(
     assert pools[-1].retired and pools[-1].retired >= len(retired)
     stage = drawn_recipe.read_text().partition("[[stage]]")[2]
     drawn_recipe.write_text(f"{drawn_recipe.read_text()}\n[[stage]]{stage}")
-    finish(start(drawn_recipe, undisturbed, "--resume", "stage.1.steps=2"))
+    train(load_recipe(drawn_recipe, [*given, "stage.1.steps=2"]), undisturbed, resume=True)
     longer = RunDir.read(undisturbed)
     assert Draws(longer.ledger, 0).read() == drawn
     # Its own pass rates: those of the data, and none retired.
