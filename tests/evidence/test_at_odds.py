@@ -1,5 +1,6 @@
 """Sources that contradict one another are all shown, and what is missing is told."""
 
+import json
 from pathlib import Path
 
 import msgspec
@@ -16,6 +17,7 @@ from interlock.evidence.at_odds import at_odds
 from interlock.evidence.lacking import lacking
 from interlock.evidence.reading import read
 from interlock.evidence.record import Sentence
+from interlock.records.sealing import resealed
 from interlock.records.trust import Trust
 
 
@@ -48,6 +50,8 @@ def test_two_certificates_of_one_chip_with_other_verdicts(tmp_path: Path) -> Non
     )
     other = msgspec.structs.replace(REAL, serial="another")
     assert odds(paths[1], certificate(tmp_path / "c.json", Trust.REJECT, other)) == []
+    # Without serial numbers, two devices of one machine are two chips.
+    assert odds(paths[1], certificate(tmp_path / "d.json", Trust.REJECT, device="npu:1")) == []
 
 
 def test_a_certificate_of_older_software_proves_nothing_of_the_newer(tmp_path: Path) -> None:
@@ -88,6 +92,25 @@ def test_plans_that_differ(tmp_path: Path) -> None:
     longer = plan(tmp_path / "b.json", "64xH20:both", "--mean-tokens", "100")
     assert "Two plans of r1-zero on 64xH20-96G:both differ: " in odds(one, longer)[0]
     assert odds(one, plan(tmp_path / "c.json", "32xH20:both")) == []
+
+
+def test_prices_that_differ_are_told_as_ranges(tmp_path: Path) -> None:
+    one, two = (plan(tmp_path / name, "64xH20:both") for name in ("a.json", "b.json"))
+    tree = json.loads(two.read_text())
+    tree["prices"]["H20-96G"] |= {"high": 2.5}
+    two.write_text(json.dumps(resealed(tree)))
+    assert "a chip and hour: 1.25 USD, 1.25 USD to 2.50 USD." in odds(one, two)[-1]
+
+
+def test_what_ran_on_a_real_accelerator_is_not_denied(tmp_path: Path) -> None:
+    denied = "Nothing here was measured on a real accelerator"
+    for made in (
+        run(tmp_path / "worker", "npu:0"),
+        run(tmp_path / "learner", "cpu", REAL),
+        parity(tmp_path / "parity", label="torch:npu:0"),
+    ):
+        assert denied not in missing(made)
+    assert denied in missing(run(tmp_path / "cpu", "cpu"))
 
 
 def test_what_is_missing_is_told(tmp_path: Path) -> None:

@@ -11,12 +11,14 @@ from typing import Any
 import msgspec
 import pytest
 from sources_of_evidence import (
+    REAL,
     SIMULATED,
     ReadBack,
     bench,
     certificate,
     parity,
     plan,
+    preflight,
     run,
 )
 
@@ -25,7 +27,8 @@ from interlock.evidence.assembly import assemble
 from interlock.evidence.page import grouped, render
 from interlock.evidence.reading import read
 from interlock.evidence.record import EvidenceSource, Wanted, at
-from interlock.records.trust import Trust
+from interlock.records.sealing import resealed
+from interlock.records.trust import Stack, Trust
 
 ATTACKS = [
     "<script>alert(1)</script>",
@@ -104,16 +107,61 @@ def test_what_failed_is_told_by_its_numbers(tmp_path: Path) -> None:
 
 
 def test_a_run_tells_speed_mismatch_and_what_became_of_workers(tmp_path: Path) -> None:
-    shown = ReadBack(page_of(run(tmp_path / "run")))
+    shown = ReadBack(page_of(run(tmp_path / "run", "npu:0", REAL)))
     rate = next(each for each in shown.cited if "seconds_generating" in each["data-field"])
     assert float(rate["value"]) == 300 / 2.0
     k3 = next(each for each in shown.cited if "mismatch/0/k3" in each["data-field"])
     assert float(k3["value"]) == pytest.approx((100 * 1e-3 + 300 * 2e-3) / 400)
     assert "A step took 15.0 s, the median of 2 steps." in shown.words
-    assert "25.0% before, 50.0% after" in shown.words
+    assert "problems of stage 0: 25.0% at step 1, 50.0% at step 2." in shown.words
     times = next(each for each in shown.cited if "lines 0, 1" in each["data-field"])
     assert times["value"] == "2"
     assert "was put in quarantine: k3 0.00018 is more than 1e-05" in shown.words
+
+
+def test_right_answers_of_each_stage_are_told_by_its_last_lines(tmp_path: Path) -> None:
+    """A resumed run logs a step again; another stage may ask other problems."""
+    made = run(tmp_path / "run", "cpu")
+    more = [(0, 2, 0.625), (1, 0, 0.125), (1, 4, 0.875)]
+    with (made / "metrics.jsonl").open("a") as file:
+        for stage, step, share in more:
+            file.write(json.dumps({"stage": stage, "step": step, "accuracy": share}) + "\n")
+    words = ReadBack(page_of(made)).words
+    assert "problems of stage 0: 25.0% at step 1, 62.5% at step 2." in words
+    assert "problems of stage 1: 12.5% at step 0, 87.5% at step 4." in words
+
+
+@pytest.mark.parametrize(("device", "learner"), [("sim:matmul-bf16", None), ("cpu", SIMULATED)])
+def test_no_speed_of_a_simulated_run_is_told(
+    tmp_path: Path, device: str, learner: Stack | None
+) -> None:
+    shown = ReadBack(page_of(run(tmp_path / "run", device, learner)))
+    assert "A step took" not in shown.words
+    assert "Of the run mine no speed is told: part of it was simulated." in shown.words
+    assert "It says nothing of any real chip" in shown.words
+    rates = [each for each in shown.cited if "seconds_generating" in each["data-field"]]
+    assert len(rates) == (0 if learner is None else 1)
+
+
+def test_the_headlines_of_a_simulated_preflight_tell_no_speed(tmp_path: Path) -> None:
+    for stack, told in ((REAL, True), (SIMULATED, False)):
+        made = preflight(tmp_path / stack.kind, tmp_path, stack)
+        sections = json.loads((made / "preflight.json").read_text())["sections"]
+        headline = next(each["headline"] for each in sections if each["name"] == "decode")
+        assert (headline in ReadBack(page_of(made)).said()) is told
+
+
+def test_ranges_that_have_no_width_are_not_drawn(tmp_path: Path) -> None:
+    """A price of nothing; figures that were not finite."""
+    paths = [tmp_path / "0.json", tmp_path / "1.json"]
+    for path, chips in zip(paths, ["64xH800:both", "128xH800:both"], strict=True):
+        tree = json.loads(plan(path, chips).read_text())
+        tree["money"] = dict.fromkeys(("low", "middle", "high"), 0.0)
+        tree["hours"] |= {"high": None}
+        path.write_text(json.dumps(resealed(tree)))
+    shown = ReadBack(page_of(*paths))
+    assert not [own for tag, own in shown.tags if tag == "rect"]
+    assert "not finite, or not known" in shown.said()
 
 
 def test_plans_are_ranges_with_dated_prices(tmp_path: Path) -> None:

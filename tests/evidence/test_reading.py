@@ -21,7 +21,7 @@ from interlock.cli import main
 from interlock.errors import RunError
 from interlock.evidence.reading import read
 from interlock.evidence.record import SourceKind
-from interlock.records.sealing import SealedDocument, sealed
+from interlock.records.sealing import SealedDocument, resealed, sealed
 from interlock.rundir import RunDir
 
 
@@ -45,6 +45,45 @@ def test_the_same_file_twice_is_one_source_with_two_names(tmp_path: Path) -> Non
     shutil.copy(path, tmp_path / "b.json")
     [found] = read([path, tmp_path / "b.json"])
     assert found.origin.name == str(path) and found.origin.also == [str(tmp_path / "b.json")]
+
+
+def test_a_page_never_takes_the_place_of_a_source(tmp_path: Path) -> None:
+    single, folder = certificate(tmp_path / "a.json"), run(tmp_path / "run")
+    for source, out in ((single, single), (folder, folder / "metrics.jsonl")):
+        before = out.read_bytes()
+        with pytest.raises(SystemExit) as end:
+            main(["evidence", str(source), "--for", "refusal", "--out", str(out)])
+        assert end.value.code == 2 and out.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("config.json", {"name": {"a": 1}}),
+        ("config.json", {"name": None}),
+        ("manifest.json", {"sessions": []}),
+    ],
+)
+def test_a_run_that_lacks_what_is_cited_is_refused(
+    tmp_path: Path, file: str, change: dict[str, object]
+) -> None:
+    made = run(tmp_path / "run")
+    edited(made / file, lambda tree: tree.update(change))
+    refused(made, "is no whole run")
+
+
+def test_a_sealed_file_at_odds_with_itself_makes_a_page(tmp_path: Path) -> None:
+    """It names a choice that was not measured, and a price of no chip of it."""
+    speed, hours = bench(tmp_path / "bench.json"), plan(tmp_path / "plan.json", "64xH20:both")
+    odd = json.loads(speed.read_text())
+    odd["taken"]["dtype"] = "other"
+    speed.write_text(json.dumps(resealed(odd)))
+    odd = json.loads(hours.read_text())
+    odd["prices"]["Other"] = odd["prices"]["H20-96G"]
+    hours.write_text(json.dumps(resealed(odd)))
+    with pytest.raises(SystemExit) as end:
+        main(["evidence", str(speed), str(hours), "--for", "refusal", "--out", str(tmp_path / "p")])
+    assert not end.value.code and "Other" in (tmp_path / "p").read_text()
 
 
 def refused(path: Path, told: str) -> None:

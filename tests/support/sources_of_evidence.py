@@ -160,7 +160,7 @@ def plan(path: Path, chips: str, *more: str) -> Path:
     return path
 
 
-def run(path: Path) -> Path:
+def run(path: Path, device: str = "sim:matmul-bf16", learner: Stack | None = None) -> Path:
     """Two steps. The worker "bad" sampled 300 tokens in 2 s, and was put in quarantine twice."""
     config = {"name": "mine", "model": {"path": "m"}}
     with RunDir.create(path, config, {"interlock": "0.1.0", "torch": "2.13.0"}) as made:
@@ -168,7 +168,7 @@ def run(path: Path) -> Path:
             bad = WorkerMetrics(
                 WorkerState.QUARANTINED if step == 2 else WorkerState.GENERATING,
                 "torch",
-                "sim:matmul-bf16",
+                device,
                 "float32",
                 "unqualified",
                 groups=4 * step,
@@ -187,6 +187,8 @@ def run(path: Path) -> Path:
                     seconds=StepSeconds(step=10.0 * step),
                 )
             )
+        if learner is not None:
+            made.computes_on(learner)
         made.event("worker_quarantined", "k3 0.00018 is more than 1e-05", worker="bad")
         made.event("worker_quarantined", "it stays out", worker="bad")
     return path

@@ -53,11 +53,13 @@ def evidence(given: argparse.Namespace) -> None:
 
     from interlock.evidence.assembly import assemble
     from interlock.evidence.page import render
-    from interlock.evidence.reading import read
+    from interlock.evidence.reading import read, refuse_to_replace
     from interlock.evidence.record import Wanted
     from interlock.report import sheet
 
-    report = assemble(Wanted(given.wanted), given.claim, date, read(given.sources))
+    sources = read(given.sources)
+    refuse_to_replace(given.out, sources)
+    report = assemble(Wanted(given.wanted), given.claim, date, sources)
     written = sheet.write(given.out, render(report))
     if given.json:
         print(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())

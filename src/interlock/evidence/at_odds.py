@@ -22,7 +22,6 @@ from interlock.evidence.record import (
     amount,
     cite,
     derive,
-    joined,
     pointer,
     say,
 )
@@ -54,15 +53,17 @@ def at_odds(sources: Sequence[EvidenceSource]) -> EvidenceSection:
     )
 
 
-def _same_chip(stack: Stack) -> tuple[str, str, str]:
-    return stack.kind, stack.chip, stack.serial
+def _same_chip(found: Certificate) -> tuple[str, str, str]:
+    """One that has no serial number is known by its device's name alone."""
+    stack = found.stack
+    return stack.kind, stack.chip, stack.serial or found.device
 
 
 def _verdicts(sources: Sequence[EvidenceSource]) -> Iterator[Sentence]:
     """Certificates of one chip, in the order in which they were issued, pair by pair."""
     groups: dict[tuple[str, str, str], list[EvidenceSource]] = defaultdict(list)
     for source in certificates(sources):
-        groups[_same_chip(source.content.stack)].append(source)
+        groups[_same_chip(source.content)].append(source)
     for group in groups.values():
         ordered = sorted(group, key=lambda each: each.origin.made)
         for older, newer in pairwise(ordered):
@@ -193,17 +194,24 @@ def _prices(sources: Sequence[EvidenceSource]) -> Iterator[Sentence]:
                 seen[name].setdefault(replace(price, source="", date=""), source)
     for name, found in seen.items():
         if len(found) > 1:
-            lows: list[Piece] = [
-                cite(source, pointer("prices", name, "low"), amount(price.currency))
-                for price, source in found.items()
-            ]
+            pieces: list[Piece] = []
+            for price, source in found.items():
+                pieces += [", "] if pieces else []
+                pieces += _span(source, name, price)
             first = next(iter(found.values()))
             chip = derive(first, name, pointer("prices", name), str)
-            pieces = joined(lows)
             slots = "{}" * len(pieces)
             yield say(
-                f"Plans put {{}} at several prices, a chip and hour from: {slots}.",
+                f"Plans put {{}} at several prices, a chip and hour: {slots}.",
                 chip,
                 *pieces,
                 how=_HOW,
             )
+
+
+def _span(source: EvidenceSource, name: str, price: WrittenPrice) -> list[Piece]:
+    low, high = (
+        cite(source, pointer("prices", name, end), amount(price.currency))
+        for end in ("low", "high")
+    )
+    return [low] if price.low == price.high else [low, " to ", high]

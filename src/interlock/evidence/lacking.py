@@ -70,6 +70,13 @@ def _real(sources: Sequence[EvidenceSource]) -> bool:
             kinds.add(each.content.stack.kind)
         if each.origin.kind is SourceKind.PREFLIGHT:
             kinds.add(each.content.identity.stack.kind)
+        if each.origin.kind is SourceKind.RUN:
+            own = {own.device for own in workers(each.content.metrics)}
+            kinds |= {vendors.kind_of(name) for name in own if name}
+            kinds |= {stack.kind for stack in each.content.learners}
+        if each.origin.kind is SourceKind.PARITY:
+            labels = (each.content.a.label, each.content.b.label)
+            kinds |= {vendors.kind_of(label.partition(":")[2]) for label in labels}
         if each.origin.kind is SourceKind.FLEET:
             kinds |= {device.kind for node in each.content.nodes for device in node.devices}
     return any(kind and not vendors.of(kind).host for kind in kinds)

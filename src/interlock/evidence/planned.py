@@ -15,14 +15,16 @@ from interlock.evidence.record import (
     SourceKind,
     amount,
     cite,
+    derive,
     giga,
     joined,
     pointer,
     row,
     say,
+    shown,
     tera,
 )
-from interlock.evidence.written import PlanFile
+from interlock.evidence.written import PlanFile, WrittenSpan
 
 _HOW = (
     "interlock plan: computed, nothing was run; each range holds about four of five published runs "
@@ -74,9 +76,14 @@ def _picture(
             *(cite(each, f"/{name}/{end}", form) for end in ("low", "middle", "high")),
         )
         for each in sources
-        if each.content.fits and getattr(each.content, name) is not None
+        if each.content.fits and _is_drawn(getattr(each.content, name))
     ]
-    return RangePicture(title, bars if len(bars) > 1 else [])
+    drawn = RangePicture(title, bars if len(bars) > 1 else [])
+    return drawn if drawn.bars and drawn.most > 0 else RangePicture(title, [])
+
+
+def _is_drawn(span: WrittenSpan | None) -> bool:
+    return span is not None and None not in (span.low, span.middle, span.high)
 
 
 def _verdicts(sources: Sequence[EvidenceSource]) -> EvidenceTable:
@@ -163,17 +170,11 @@ def _price(source: EvidenceSource, name: str) -> list[Cell]:
     price = source.content.prices[name]
     low, high = (cite(source, f"{place}/{end}", amount(price.currency)) for end in ("low", "high"))
     return [
-        _name_of(source, name),
+        derive(source, name, place, shown),
         low if price.low == price.high else [low, " to ", high],
         cite(source, f"{place}/date"),
         cite(source, f"{place}/source"),
     ]
-
-
-def _name_of(source: EvidenceSource, name: str) -> Piece:
-    found: PlanFile = source.content
-    place = next(i for i, each in enumerate(found.chips) if each.name == name)
-    return cite(source, pointer("chips", place, "name"))
 
 
 def _published(source: EvidenceSource, i: int) -> list[Cell]:

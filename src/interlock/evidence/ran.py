@@ -94,7 +94,7 @@ def _worker(source: EvidenceSource, own: WorkerRow) -> EvidenceRow:
         derive(source, own.name, place, shown),
         "–" if own.device is None else _device(source, own.device, place),
         figure(own.trust, "trust", "the last"),
-        figure(own.rate, "tokens", "sum of its growth, ÷ that of seconds_generating"),
+        figure(_rate(own), "tokens", "sum of its growth, ÷ that of seconds_generating"),
         figure(own.k3, f"mismatch/{own.staleness}/k3", "mean over the tokens"),
         figure(own.canary_k3, "canary_k3", "the last"),
         *(
@@ -105,6 +105,11 @@ def _worker(source: EvidenceSource, own: WorkerRow) -> EvidenceRow:
         how=_HOW,
         bad=own.state in (WorkerState.QUARANTINED, WorkerState.RETIRED),
     )
+
+
+def _rate(own: WorkerRow) -> float | None:
+    """What is simulated has the CPU's speed, which is not told."""
+    return None if own.device is not None and naming.is_simulated(own.device) else own.rate
 
 
 def _device(source: EvidenceSource, name: str, place: str) -> Cited:
@@ -175,6 +180,12 @@ def _learner(source: EvidenceSource) -> list[Sentence]:
             how=_HOW,
         )
     ]
+    if naming.SIMULATED in source.origin.machine:
+        name = cite(source, "/config.json/name")
+        said.append(
+            say("Of the run {} no speed is told: part of it was simulated.", name, how=_HOW)
+        )
+        return said + _accuracy(source)
     steps = [each for each in found.metrics if each.step > 0]
     seconds = _median(source, steps, "seconds/step", lambda line: line.seconds.step)
     rate = _median(source, steps, "update/tokens_per_s", lambda line: line.update.tokens_per_s)
@@ -199,12 +210,27 @@ def _median(
 
 
 def _accuracy(source: EvidenceSource) -> list[Sentence]:
-    lines = [(i, each) for i, each in enumerate(source.tree.get("metrics.jsonl", []))]
-    known = [i for i, each in lines if each.get("accuracy") is not None]
-    if len(known) < 2:
-        return []
-    first, last = (
-        cite(source, pointer("metrics.jsonl", i, "accuracy"), percent)
-        for i in (known[0], known[-1])
-    )
-    return [say("Right answers to held-out problems: {} before, {} after.", first, last, how=_HOW)]
+    """The first and the last of each stage: another stage may ask other problems."""
+    placed: dict[int, dict[int, int]] = {}  # stage -> step -> line, the last of them
+    for i, line in enumerate(source.tree.get("metrics.jsonl", [])):
+        if line.get("accuracy") is not None:
+            placed.setdefault(line.get("stage", 0), {})[line["step"]] = i
+    said = []
+    for stage, lines in sorted(placed.items()):
+        if len(lines) < 2:
+            continue
+        ends = [pointer("metrics.jsonl", lines[step]) for step in (min(lines), max(lines))]
+        pieces = [
+            cite(source, f"{end}/{name}", form)
+            for end in ends
+            for name, form in (("accuracy", percent), ("step", None))
+        ]
+        of = derive(source, stage, f"{ends[0]}/stage", shown)
+        said.append(
+            say(
+                "Right answers to held-out problems of stage {}: {} at step {}, {} at step {}.",
+                *(of, *pieces),
+                how=_HOW,
+            )
+        )
+    return said

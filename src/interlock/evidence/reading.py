@@ -48,6 +48,16 @@ _READABLE = (
 )
 
 
+def refuse_to_replace(out: Path, sources: Sequence[EvidenceSource]) -> None:
+    """Raises RunError where a page would take the place of a file that it cites."""
+    for each in sources:
+        for name in (each.origin.name, *each.origin.also):
+            path = Path(name)
+            own = [path / file.name for file in each.origin.files] if path.is_dir() else [path]
+            if out.resolve() in (file.resolve() for file in own):
+                raise RunError(f"--out {out} is one of the sources; give the page another name")
+
+
 def read(paths: Sequence[Path]) -> list[EvidenceSource]:
     """All sources, numbered in the order given. Raises RunError, one line that names the file."""
     found: dict[tuple[str, ...], EvidenceSource] = {}
@@ -202,20 +212,23 @@ def _run(path: Path) -> EvidenceSource:
             raise RunError(f"{path} is a run that goes on; wait for its end, or give a copy")
         manifest = view.manifest
         content = RunFiles(manifest, view.status, view.metrics(), view.events())
-    tree = {
+    tree: dict[str, Any] = {
         name: _lines(path / name) if name.endswith("l") else from_json(_bytes(path / name))
         for name in _OF_A_RUN
         if (path / name).exists()
     }
     if before != _digests_of_run(path):
         raise RunError(f"{path} changed while it was read; wait for its end, or give a copy")
+    if not manifest.sessions or not isinstance(tree["config.json"].get("name"), str):
+        raise RunError(f"{path} is no whole run: it has no session, or no name; give another copy")
     made = manifest.sessions[-1].ended or manifest.created
     versions = ", ".join(
         f"{name} {manifest.versions[name]}" for name in _TOLD if name in manifest.versions
     )
     devices = {own.device for line in content.metrics for own in line.workers.values()}
-    names = sorted(naming.called(each) for each in devices if each)
-    machine = ", ".join([manifest.platform, *names])
+    names = {naming.called(each) for each in devices if each}
+    names |= {naming.chip_of(each) for each in content.learners}
+    machine = ", ".join([manifest.platform, *sorted(names)])
     origin = SourceOrigin(
         0, SourceKind.RUN, str(path), [], before, made, one_line(versions, 400), machine, False
     )

@@ -1,6 +1,6 @@
 """What was measured of speed: `bench`, and the sections of preflights. Of runs, see ran.py."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from interlock.chips import vendors
 from interlock.evidence import naming
@@ -27,6 +27,7 @@ _BENCH = (
     "interlock bench: products of the sizes of decoding, and of learning with both gradients; the "
     "fastest of several runs taken in turns"
 )
+_TIMED = ("decode", "learner")  # the sections of a preflight that tell a speed
 
 
 def speeds(sources: Sequence[EvidenceSource]) -> EvidenceSection:
@@ -38,22 +39,21 @@ def speeds(sources: Sequence[EvidenceSource]) -> EvidenceSection:
     return EvidenceSection(
         "How fast it was",
         "Measured on the machines at hand. What vendors publish stands with the plans, by itself.",
-        brief=(said := [_taken(each) for each in real]),
+        brief=(said := [sentence for each in real for sentence in _taken(each)]),
         sentences=[*said, *(_left_out(each) for each in benches if each not in real)],
         tables=tables,
     )
 
 
-def _taken(source: EvidenceSource) -> Sentence:
+def _taken(source: EvidenceSource) -> Iterator[Sentence]:
+    """What is chosen there; nothing where that was not measured."""
     found: BenchFile = source.content
-    speeds = list(enumerate(found.measured.speeds))
-
-    def place(kernel: str) -> int:
-        wanted = (found.taken.dtype, kernel)
-        return next(i for i, each in speeds if (each.dtype, each.kernel) == wanted)
-
-    decode, learn = place(found.taken.generator), place(found.taken.learner)
-    return say(
+    places = {(each.dtype, each.kernel): i for i, each in enumerate(found.measured.speeds)}
+    decode = places.get((found.taken.dtype, found.taken.generator))
+    learn = places.get((found.taken.dtype, found.taken.learner))
+    if decode is None or learn is None:
+        return
+    yield say(
         "{} in {}: {} in decoding, {} in learning; {} of the time its threads waited for others.",
         naming.chip(source, found.stack, "stack"),
         cite(source, "/taken/dtype"),
@@ -102,9 +102,13 @@ def _sections(source: EvidenceSource) -> EvidenceTable:
 
 def _section(source: EvidenceSource, i: int) -> EvidenceRow:
     section = source.content.sections[i]
+    simulated = vendors.simulated(source.content.identity.stack.kind)
+    untold = {"headline"} if simulated and section.name in _TIMED else set[str]()
     return row(
         *(
-            cite(source, pointer("sections", i, name)) if getattr(section, name) else "–"
+            cite(source, pointer("sections", i, name))
+            if getattr(section, name) and (name not in untold or section.status == "failed")
+            else "–"
             for name in ("name", "status", "headline", "shortened")
         ),
         how=_how(section.command) if section.command else "interlock preflight",
@@ -119,7 +123,7 @@ def _figures(source: EvidenceSource) -> list[EvidenceTable]:
     if vendors.simulated(found.identity.stack.kind):
         return tables
     for i, section in enumerate(found.sections):
-        if section.name not in ("decode", "learner") or not section.figures:
+        if section.name not in _TIMED or not section.figures:
             continue
         rows = [
             row(

@@ -245,3 +245,8 @@ class RunFiles(msgspec.Struct, frozen=True):
     status: str
     metrics: list[StepMetrics]
     events: list[Event]
+
+    @property
+    def learners(self) -> list[Stack]:
+        """What it learned on, session by session, as far as that was kept."""
+        return [each.learner for each in self.manifest.sessions if each.learner is not None]
