@@ -10,6 +10,7 @@ from interlock.config.losses import LossSettings
 from interlock.config.reading import load_recipe, parse_recipe, parse_task, to_tree
 from interlock.config.rewards import AccuracyReward, OverlongReward
 from interlock.config.schema import Recipe
+from interlock.config.secrets import shown_override
 from interlock.config.stages import Grpo, Sft
 from interlock.config.tasks import TaskSettings
 from interlock.errors import ConfigError
@@ -301,6 +302,19 @@ def test_a_lone_task_takes_the_same_overrides() -> None:
         parse_task("arithmetic", 64, ["template={day=2026-11-28}"])
     with pytest.raises(ConfigError, match="2 are called 'format'"):
         parse_task("arithmetic", 64, ["reward=[{kind='format'},{kind='format'}]"])
+
+
+def test_a_number_of_tokens_is_no_secret(tmp_path: Path) -> None:
+    shown = {
+        "budget.tokens=1e30": "budget.tokens=1e30",
+        "sampling.max_tokens=1_000": "sampling.max_tokens=1_000",
+        "log_token=12345678": "log_token=…",
+        "generator.env.MAX_TOKENS=5": "generator.env.MAX_TOKENS=…",
+        "auth_tokens=s3cr3t": "auth_tokens=…",
+    }
+    assert {given: shown_override(given) for given in shown} == shown
+    with pytest.raises(ConfigError, match=r"budget\.tokens = -5: expected int"):
+        load(tmp_path, BASE, "budget.tokens=-5")
 
 
 @pytest.mark.parametrize(

@@ -238,7 +238,7 @@ def explain(message: str, tree: Any, kind: type[msgspec.Struct]) -> str:
         complaint = f"choose one of {choices}"
     shown = one_line(hide_credentials(repr(value)), _SHOWN)
     remedy = _remedy(complaint, where, value)
-    if is_secret(where):
+    if is_secret(where, str(value)):
         shown, remedy = "…", _remedy(complaint, where, "…")
     return f"{where or 'the recipe'} = {shown}: {complaint}{remedy}"
 

@@ -15,6 +15,8 @@ from interlock.text import hide_credentials
 
 _REDACTED = re.compile(r"digest:[0-9a-f]{6}")
 _SECRET = re.compile(r"token|secret|passw|credential|api_?key|private_?key", re.IGNORECASE)
+# A number of tokens is none.
+_COUNT = re.compile(r"(.*[._])?tokens=[-+]?[\d_.]+(e[-+]?\d+)?", re.IGNORECASE)
 _ROUNDS = 20_000
 _SHORTEST = 8  # characters; "npu:3" is no secret
 
@@ -40,13 +42,14 @@ def withheld(tree: dict[str, Any]) -> str | None:
 
 def shown_override(override: str) -> str:
     """A `key=value` of the command line, to be printed: a variable's value is left out."""
-    key, equals, _ = override.partition("=")
-    return f"{key}=…" if equals and is_secret(key) else hide_credentials(override)
+    key, equals, value = override.partition("=")
+    return f"{key}=…" if equals and is_secret(key, value) else hide_credentials(override)
 
 
-def is_secret(setting: str) -> bool:
-    """Whether the value of a setting, named by its dotted path, may not be shown."""
-    return ".env" in setting or _SECRET.search(setting) is not None
+def is_secret(setting: str, value: str) -> bool:
+    """Whether this value of a setting, named by its dotted path, may not be shown."""
+    counts = _COUNT.fullmatch(f"{setting}={value}") is not None
+    return ".env" in setting or (_SECRET.search(setting) is not None and not counts)
 
 
 def without_secrets(text: str, env: Mapping[str, str]) -> str:
