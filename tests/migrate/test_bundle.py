@@ -91,6 +91,24 @@ def test_the_run_goes_on_from_a_bundle_without_what_it_came_from(
     assert digest(into / weights) == digest(stopped / weights)
 
 
+@pytest.mark.parametrize("gone", ["problems.jsonl", "reward.py", "chat.jinja"])
+def test_no_bundle_is_without_what_the_config_names(
+    stopped: Path, tmp_path: Path, gone: str
+) -> None:
+    """A path that was given from another directory, say: it would be missed on the way only."""
+    config = msgspec.json.decode((stopped / "config.json").read_bytes())
+    options = config["stage"][0]["task"][0]["options"]
+    if gone == "chat.jinja":
+        config["model"]["chat_template"] = gone
+    else:
+        name = "path" if gone.endswith("l") else "verifier"
+        options[name] = options[name].replace(f"/{gone}", f"/elsewhere/{gone}")
+    (stopped / "config.json").write_bytes(msgspec.json.encode(config))
+    with pytest.raises(RunError, match=rf"names .*{gone}, which is not there"):
+        bundle.write(stopped, tmp_path / "c.tar", told)
+    assert not (tmp_path / "c.tar").exists()
+
+
 def test_a_bundle_cut_off_anywhere_is_refused_in_one_line(made: Path, tmp_path: Path) -> None:
     whole = made.read_bytes()
     for share in (0.001, 0.1, 0.5, 0.99):

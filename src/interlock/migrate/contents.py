@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from interlock import hub
+from interlock.config.origins import of_stage
+from interlock.errors import RunError
 from interlock.models.fetch import find_model
 from interlock.rundir import RunDir
 from interlock.tasks.data import find
 from interlock.tasks.user_verifier import sources
+from interlock.text import one_line
 
 Tell = Callable[[str], None]
 _RUN_FILES = ("manifest.json", "config.json", "config-history.jsonl", "metrics.jsonl")
@@ -44,7 +47,7 @@ def contents(run: RunDir, ledger: Path, tell: Tell) -> Contents:
     found = Contents(dict(_of_run(run, ledger)), {})
     for setting, value in _named(run.config):
         name = f"files/{len(found.settings)}"
-        if value.startswith(hub.PREFIX) or not _is_here(setting, value):
+        if value.startswith(hub.PREFIX) or not _names_files(setting, value):
             continue
         placed, own = _files(setting, value)
         found.files.update({f"{name}/{inside}": path for inside, path in own.items()})
@@ -58,7 +61,7 @@ def contents(run: RunDir, ledger: Path, tell: Tell) -> Contents:
         found.settings["model.path"] = "model"
     template = run.config["model"].get("chat_template")
     if template:
-        found.files["files/chat_template.jinja"] = Path(template)
+        found.files["files/chat_template.jinja"] = _there("model.chat_template", template)
         found.settings["model.chat_template"] = "files/chat_template.jinja"
     for index, stage in enumerate(run.config.get("stage", [])):
         if (origin := stage.get("from")) and Path(origin).expanduser().exists():
@@ -107,10 +110,27 @@ def _matches(node: Any, parts: list[str], path: str) -> Iterator[tuple[str, str]
         yield from _matches(node[parts[0]], parts[1:], f"{path}.{parts[0]}")
 
 
-def _is_here(setting: str, value: str) -> bool:
-    """It names no earlier stage, and nothing that a task brings itself."""
+def _names_files(setting: str, value: str) -> bool:
+    """It names no earlier stage, and nothing that Interlock brings itself. Raises RunError when the
+    files are not there.
+    """
     path = value.rpartition(":")[0] if setting.endswith(_FUNCTIONS) else value
-    return bool(path) and Path(path).expanduser().exists()
+    if not path or of_stage(value) is not None:
+        return False
+    if setting.endswith("model"):  # or a model by its name
+        return Path(path).expanduser().exists()
+    _there(setting, path)
+    return True
+
+
+def _there(setting: str, path: str) -> Path:
+    found = Path(path).expanduser()
+    if not found.exists():
+        raise RunError(
+            f"{setting} names {one_line(path, 80)}, which is not there; put it back, or bundle "
+            "from where the run was begun: that is where its paths begin"
+        )
+    return found
 
 
 def _files(setting: str, value: str) -> tuple[str, dict[str, Path]]:
