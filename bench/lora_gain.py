@@ -5,7 +5,8 @@
 
 Accuracy is greedy, on --problems held-out sums. The figure is the gain of the adapter over that of
 full training with the same seed, and the lower end of its 95 % interval over the seeds (Student's
-t). Runs go one after the other; what is finished is not run again, and an interrupted one goes on.
+t); a seed with which full training gains nothing has no such figure, and is told. Runs go one after
+the other; what is finished is not run again, and an interrupted one goes on.
 
     python bench/lora_gain.py --seeds 0 1 2 3 4 --runs runs/lora-gain --json lora_gain.json
 """
@@ -36,8 +37,8 @@ class Gain(NamedTuple):
     lora: float
 
     @property
-    def ratio(self) -> float:
-        return self.lora / self.full
+    def ratio(self) -> float | None:
+        return self.lora / self.full if self.full > 0 else None
 
 
 def gain(directory: Path, settings: list[str]) -> float:
@@ -45,7 +46,9 @@ def gain(directory: Path, settings: list[str]) -> float:
     if _status(directory) != "finished":
         more = ["--resume"] if (directory / "manifest.json").is_file() else []
         command = [str(INTERLOCK), "train", str(RECIPE), *settings, "--run", str(directory)]
-        subprocess.run([*command, *more], check=True)
+        done = subprocess.run([*command, *more], check=False)
+        if done.returncode not in (0, 3):  # 3: it learned nothing
+            raise subprocess.CalledProcessError(done.returncode, command)
     with closing(RunDir.read(directory)) as run:
         found = [line.accuracy for line in run.metrics() if line.accuracy is not None]
     return found[-1] - found[0]
@@ -58,12 +61,23 @@ def _status(directory: Path) -> str:
         return run.status
 
 
-def lower_bound(ratios: list[float]) -> float:
-    """The lower end of the 95 % interval of their mean; -inf of one alone."""
+def lower_bound(ratios: list[float]) -> float | None:
+    """The lower end of the 95 % interval of their mean; None: of one alone it has none."""
     if len(ratios) < 2:
-        return -math.inf
+        return None
     width = stats.t.ppf(0.975, len(ratios) - 1) * stdev(ratios) / math.sqrt(len(ratios))
     return fmean(ratios) - float(width)
+
+
+def told(found: list[Gain]) -> str:
+    """The figure in a line."""
+    ratios = [each.ratio for each in found if each.ratio is not None]
+    without = [str(each.seed) for each in found if each.ratio is None]
+    line = f"adapter / full of {len(ratios)} seeds: "
+    line += f"{fmean(ratios):.3f}" if ratios else "none"
+    if (bound := lower_bound(ratios)) is not None:
+        line += f", at least {bound:.3f} (95 %)"
+    return line + (f"; full training gained nothing with {', '.join(without)}" if without else "")
 
 
 def main() -> None:
@@ -83,13 +97,14 @@ def main() -> None:
         own = [f"seed={seed}", *common]
         full = gain(given.runs / f"full-{seed}", [f"stage.optimizer.lr={RATE}", *own])
         found.append(Gain(seed, full, gain(given.runs / f"lora-{seed}", [*lora, *own])))
-        print(f"seed {seed}: full +{full:.1%}, adapter +{found[-1].lora:.1%}", flush=True)
-    bound = lower_bound([each.ratio for each in found])
-    print(f"adapter / full: {fmean(each.ratio for each in found):.3f}, at least {bound:.3f} (95 %)")
+        print(f"seed {seed}: full {full:+.1%}, adapter {found[-1].lora:+.1%}", flush=True)
+    print(told(found))
     if given.json:
-        figures = {"environment": environment(), "settings": [*lora, *common], "bound": bound}
-        rows = [each._asdict() for each in found]
-        given.json.write_text(json.dumps(figures | {"seeds": rows}, indent=2) + "\n")
+        ratios = [each.ratio for each in found if each.ratio is not None]
+        figures = {"environment": environment(), "settings": [*lora, *common]}
+        rows = [each._asdict() | {"ratio": each.ratio} for each in found]
+        figures |= {"seeds": rows, "bound": lower_bound(ratios)}
+        given.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -58,6 +58,12 @@ def pinned(address: str, snapshot: Path) -> str:
     return f"{address}@{snapshot.name}" if open_ended else address
 
 
+def parts(address: str) -> tuple[str, str | None]:
+    """An address as "org/name" and its revision, if it names one."""
+    name, _, revision = address.removeprefix(PREFIX).partition("@")
+    return name, revision or None
+
+
 def settled(address: str, known: str) -> str:
     """What a run has recorded, if that only adds a revision to the address; else the address."""
     return known if address.startswith(PREFIX) and known.startswith(f"{address}@") else address

@@ -64,7 +64,7 @@ def _base(path: str, directory: Path | None = None) -> tuple[str | None, str | N
     Nothing is fetched for that.
     """
     if path.startswith(hub.PREFIX):
-        return path.removeprefix(hub.PREFIX).partition("@")[0], None
+        return hub.parts(path)[0], None
     place = cache_dir() / "models" / SMOLLM2 if path == SMOLLM2 else Path(path).expanduser()
     place = directory or place
     if not place.is_dir():

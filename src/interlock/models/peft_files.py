@@ -16,6 +16,7 @@ import msgspec
 from safetensors.torch import save_file
 from torch import Tensor
 
+from interlock import hub
 from interlock.errors import ModelError
 from interlock.models.adapters import adapter_shapes, targets_of
 from interlock.models.files import inside, read_object
@@ -52,14 +53,17 @@ class AdapterFile(NamedTuple):
 def save_adapter(
     tensors: Mapping[str, Tensor], form: AdapterForm, directory: Path, base: str, digest: str
 ) -> None:
-    """Write an adapter into an existing directory; `base`: what its model is called.
+    """Write an adapter into an existing directory; `base`: its model, as a recipe names it. What is
+    on the hub is told as PEFT has it, name and revision.
 
     Raises OSError, or SafetensorError, when the disk refuses.
     """
+    name, revision = hub.parts(base) if base.startswith(hub.PREFIX) else (base, None)
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
+        "base_model_name_or_path": name,
+        "revision": revision,
         "r": form.rank,
         "lora_alpha": int(form.alpha) if form.alpha.is_integer() else form.alpha,
         "lora_dropout": 0.0,
