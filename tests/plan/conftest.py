@@ -34,7 +34,7 @@ def inputs() -> Callable[..., PlanInputs]:
     def make(
         model: str = "Qwen3-8B", stage: dict[str, Any] | None = None, **rest: Any
     ) -> PlanInputs:
-        recipe_rest = {key: rest.pop(key) for key in ("sync", "fleet") if key in rest}
+        recipe_rest = {key: rest.pop(key) for key in ("sync", "fleet", "learner") if key in rest}
         tree = GRPO | {"stage": [GRPO["stage"][0] | (stage or {})]} | recipe_rest
         return PlanInputs(recipe=parse_recipe(tree), shape=model_shape(model), **rest)
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,6 +60,27 @@ def test_memory_by_hand(planned: Callable[..., Plan]) -> None:
     # 1,024 answers over 8 replicas, each of 1,115 tokens at 2 * 8 * 128 * 36 elements of 2 bytes
     assert group.memory.cache == pytest.approx(128 * 1115 * 73_728 * 2)
     assert group.replica.slots == pytest.approx((72e9 - 2 * shape.params) / (1115 * 147_456))
+
+
+def test_an_adapter_by_hand(planned: Callable[..., Plan]) -> None:
+    """Qwen3-8B, 36 layers: q and o 4096 + 4096, k and v 4096 + 1024, three of 4096 + 12,288."""
+    lora: dict[str, Any] = {"learner": {"lora": {"rank": 16}}}
+    plan = planned("1xH100:learner,8xH100:generator", **lora)
+    trained = 16 * 36 * (2 * 8192 + 2 * 5120 + 3 * 16384)
+    assert trained == 43_646_976
+    use, shape, parts = plan.settled.learner_memory, plan.shape, plan.stages[0].parts
+    assert (use.weights, use.optimizer) == (2 * shape.params, 18 * trained) and use.fits
+    assert parts.bytes == pytest.approx(2 * trained * (19 * 0.65 + 1) / 20)  # one of 20 is whole
+    assert parts.checkpoint == pytest.approx(12 * trained / 2e9)
+    full = planned("1xH100:learner,8xH100:generator")
+    assert "do not hold the learner" in full.unfit[0]  # 18 bytes of each of 8.2 B weights
+    two = {"learner": {"lora": {"rank": 16, "targets": ["q_proj", "v_proj"]}}}
+    narrow = planned("1xH100:learner,8xH100:generator", **two)
+    assert narrow.settled.learners.adapter == 16 * 36 * (8192 + 5120)
+    (why,) = planned("2xH100:learner,8xH100:generator", **lora).unfit
+    assert why.startswith("2 x H100 SXM would learn, and an adapter (learner.lora) learns on one")
+    with pytest.raises(ConfigError, match="names no linear layer of Qwen3-8B; choose of k_proj"):
+        planned("1xH100:both", learner={"lora": {"targets": ["query"]}})
 
 
 def test_deepseek_needs_what_it_needs() -> None:

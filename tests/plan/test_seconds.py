@@ -103,6 +103,17 @@ def test_an_update_is_eight_flops_a_weight_and_token() -> None:
     assert forward_s(of, load, IDEAL) == pytest.approx(forward, rel=0.01)
 
 
+def test_of_an_adapter_an_update_is_two_thirds_without_gradients_of_the_weights() -> None:
+    load = StepLoad(8, 64, 0, AnswerLengths(100, 100, 0.8))
+    of = Learners(LLAMA, H100, 1, recompute=False, adapter=4e7)
+    products = 4 * LLAMA.active * 6400 / 989e12  # forward, and backward to the inputs
+    scores = 2 * 3.5 * 32 * 8192 * 64 * 100**2 / 2 / 989e12
+    wanted = products + scores + 34 * 4e7 / 3.35e12
+    assert update_s(of, load, 1, IDEAL) == pytest.approx(wanted, rel=1e-3)
+    again = update_s(of._replace(recompute=True), load, 1, IDEAL)
+    assert again - wanted == pytest.approx(products / 2 + scores / 3.5, rel=1e-2)
+
+
 def test_a_pipeline_waits_to_fill() -> None:
     load = StepLoad(32, 512, 0, AnswerLengths(100, 100, 0.8))
     of = Learners(V3, H100, 256, stages=16, expert=16, bucket=512)

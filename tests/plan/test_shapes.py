@@ -7,6 +7,7 @@ import pytest
 
 from interlock.errors import ModelError
 from interlock.plan.shapes import ModelShape, model_shape, named, of_config, of_counts
+from interlock.records.adapters import AdapterForm
 
 
 @pytest.mark.parametrize(
@@ -44,6 +45,9 @@ def test_a_small_dense_model_by_hand() -> None:
     assert shape.kv_elements == 2 * 8
     assert shape.attention == 2 * 2 * 4
     assert shape.hit(10) == 0
+    around, keys, inner = 2 * (8 + 8), 2 * (8 + 4), 2 * (8 + 16)
+    assert shape.adapter(AdapterForm(rank=3)) == 3 * (2 * around + 2 * keys + 3 * inner)
+    assert shape.adapter(None) == 0
 
 
 def test_experts_and_latent_attention_by_hand() -> None:
@@ -75,6 +79,11 @@ def test_experts_and_latent_attention_by_hand() -> None:
     assert shape.routed == experts
     assert shape.kv_elements == 3 * 6
     assert shape.hit(1) == pytest.approx(experts / 4)
+    # latent 8+6 and 4+2*(3+5), queries 8+6 and 6+2*5, output 2*5+8
+    pairs = 14 + 20 + 14 + 16 + 18
+    # one dense layer of 16; of two layers, four experts and the shared one, of 2
+    inner = 24 + 2 * 5 * 10
+    assert shape.adapter(AdapterForm(rank=3)) == 3 * (3 * pairs + 3 * inner)
     assert shape.hit(2) == pytest.approx(experts * (1 - 0.75**2))
 
 

@@ -24,6 +24,7 @@ _ENCODED = 0.73e9  # bytes/s of the model that one thread makes a delta of; meas
 _APPLIED = 1.0e9  # bytes/s of the model, per node, that are put in place; measured there
 _THREADS = 8.0  # that encode or apply at a time on a node; assumed
 _INDEXED = 3.0  # bytes of a delta per byte that changed: its place and its value
+_ADAPTER_DELTA = 0.65  # of an adapter's bytes, in a delta; measured (bench/RESULTS.md, Adapters)
 _STORED = 2e9  # bytes/s to a checkpoint's disk; assumed
 _KEPT_BYTES = 12.0  # of a weight in a checkpoint
 _LATENCY_S = 0.2  # before a version is noticed; assumed
@@ -151,10 +152,11 @@ def _publication(
     """-> bytes sent per step, seconds on the link, all seconds if every version were whole, and
     seconds to make and apply one.
     """
-    size = at.learners.shape.params * 2.0
+    adapter = at.learners.adapter
+    size = (adapter or at.learners.shape.params) * 2.0
     if at.roles.turns or not work.learns:
         return 0.0, 0.0, 0.0, 0.0
-    delta = min(size, size * work.changed * _INDEXED)
+    delta = min(size, size * (_ADAPTER_DELTA if adapter else work.changed * _INDEXED))
     sent = (delta * (work.whole_every - 1) + size) / work.whole_every
     slowest = min([at.learners.chip.scale_out, *(each.stock.chip.scale_out for each in at.groups)])
     over = link or slowest
@@ -206,7 +208,7 @@ def _staleness(
 
 def _beside(work: StageWork, at: Settled, load: StepLoad, rates: Rates) -> tuple[float, float]:
     """Seconds of one evaluation, and of one checkpoint."""
-    written = at.learners.shape.params * _KEPT_BYTES / _STORED
+    written = (at.learners.adapter or at.learners.shape.params) * _KEPT_BYTES / _STORED
     if not work.evaluations or not at.groups:
         return 0.0, written
     asked = load._replace(prompts=work.evaluated, completions=work.evaluated)

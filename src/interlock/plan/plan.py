@@ -147,6 +147,7 @@ def settled_for(given: PlanInputs, roles: Roles, work: StageWork, rates: Rates) 
         work.recompute,
         # A recipe written for one small engine has its slots; a plan of many chips has theirs.
         float(generator.slots) if roles.chips == 1 else 4096.0,
+        given.shape.adapter(given.recipe.learner.lora),
     )
 
 

@@ -106,19 +106,28 @@ def settle(
     completions: float,
     recompute: bool,
     slots: float = 4096.0,
+    adapter: float = 0.0,
 ) -> Settled:
-    """Parallelism and memory of each role; `longest` and `mean` count the prompt's tokens."""
+    """Parallelism and memory of each role; `longest` and `mean` count the prompt's tokens.
+
+    `adapter`: weights of one, which alone learn, on one chip; 0: all do.
+    """
     unfit: list[str] = []
     learner, chip = roles.learner, roles.learner.chip
+    if adapter and learner.count > 1:
+        unfit.append(
+            f"{learner.count} x {chip.name} would learn, and an adapter (learner.lora) learns on "
+            "one chip; give 1 :learner and the others :generator"
+        )
     tensor, context, expert, stages = learner_layout(shape, chip, learner.count)
     split = tensor * context * stages
     if not recompute:
-        recompute = must_recompute(shape, chip, learner.count, longest, split)
+        recompute = must_recompute(shape, chip, learner.count, longest, split, adapter)
     # A sequence is split over as many chips as it must be to fit (context parallelism).
-    parts = _parts(shape, chip, learner.count, longest)
-    memory = learner_memory(shape, chip, learner.count, longest / parts)
+    parts = _parts(shape, chip, learner.count, longest, adapter)
+    memory = learner_memory(shape, chip, learner.count, longest / parts, adapter)
     if not memory.fits:
-        least = least_learners(shape, chip, longest / 16)
+        least = None if adapter else least_learners(shape, chip, longest / 16)
         unfit.append(
             f"{learner.count} x {chip.name} do not hold the learner of {shape.name} "
             f"({memory.total / 1e9:.0f} of {memory.usable / 1e9:.0f} GB a chip); "
@@ -134,6 +143,7 @@ def settle(
         max(context, parts // split or 1),
         precision.learning,
         recompute,
+        adapter,
     )
     groups = []
     for stock in roles.generators:
@@ -148,10 +158,11 @@ def settle(
     return Settled(roles, learners, memory, tuple(groups), tuple(unfit))
 
 
-def _parts(shape: ModelShape, chip: ChipSpec, chips: int, longest: float) -> int:
+def _parts(shape: ModelShape, chip: ChipSpec, chips: int, longest: float, adapter: float) -> int:
     parts = 1
     while (
-        parts * 2 <= min(chips, 16) and not learner_memory(shape, chip, chips, longest / parts).fits
+        parts * 2 <= min(chips, 16)
+        and not learner_memory(shape, chip, chips, longest / parts, adapter).fits
     ):
         parts *= 2
     return parts

@@ -33,6 +33,7 @@ _PROMPT = 115.0  # tokens, as most rows of NeMo-RL have (the identity below); as
 _GROUP = 16  # completions of a problem where the row does not tell; assumed
 _BUCKET = 512  # sequences per optimizer step, as NeMo-RL's rows state
 _ROLLOUTS = 16  # R1-Zero's steps per rollout of 8,192 completions (Nature 2025, supplement)
+_ADAPTER_SHARE = 0.01  # of the weights, that an adapter has; assumed
 _DYNAMIC = 2.0  # batches drawn per step with DAPO's dynamic sampling; assumed
 
 
@@ -252,7 +253,7 @@ def _update_alone(row: Row) -> PublishedFigure:
             1.0,
             AnswerLengths(longest - 1, longest - 1, rates.spread),
         )
-        adapter = "lora" in row["mode"].lower()
+        adapter = _ADAPTER_SHARE * shape.params if "lora" in row["mode"].lower() else 0.0
         return update_s(Learners(shape, chip, chips, adapter=adapter), load, 1.0, rates)
 
     published = number(row, "update_s") or number(row, "step_s")

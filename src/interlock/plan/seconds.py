@@ -73,7 +73,7 @@ class Learners(NamedTuple):
     context: int = 1
     weight_bytes: float = 2.0
     recompute: bool = True
-    adapter: bool = False  # LoRA: no gradient of the weights themselves
+    adapter: float = 0.0  # weights of one (LoRA), which alone have gradients; 0: all have
     bucket: float = 0.0  # sequences per optimizer step; 0: all of a step's
 
 
@@ -232,7 +232,7 @@ def update_s(of: Learners, load: StepLoad, updates: float, rates: Rates) -> floa
     again = 1.0 if of.recompute else 0.0
     linear = (2.0 if of.adapter else 3.0) + again
     passes = _passes_s(of, load, linear, 3.5 + again, rates) * bubble(of, load)
-    trained = 0.01 * of.shape.params if of.adapter else of.shape.params
+    trained = of.adapter or of.shape.params
     optimizer = trained * _OPTIMIZER_BYTES / (of.chips * moving(of.chip, rates))
     return passes + updates * (optimizer + _gradients_s(of, trained, rates) + rates.update_s)
 

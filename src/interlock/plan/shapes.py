@@ -16,8 +16,9 @@ from typing import Any
 
 import msgspec
 
-from interlock.errors import ModelError
+from interlock.errors import ConfigError, ModelError
 from interlock.models.catalogue import ModelRecord, catalogue
+from interlock.records.adapters import ALL_LINEAR, AdapterForm
 from interlock.regular import read_regular
 from interlock.text import error_line, one_line
 
@@ -45,12 +46,28 @@ class ModelShape(msgspec.Struct, frozen=True):
     per_token: int = 0
     routed: float = 0.0  # weights of routed experts, in all
     active_inner: float = 0.0  # per layer: inner elements that a token passes
+    # Of every linear layer but the vocabulary's and the gate of experts, by its last word: inputs
+    # and outputs, all of its kind added up. An adapter of rank r has r times as many weights.
+    linear: tuple[tuple[str, float], ...] = ()
     source: str = "catalogue"
 
     @property
     def always(self) -> float:
         """Weights that every decoding step reads, whoever is routed where; no embedding."""
         return self.active - self.routed * (self.per_token / self.experts if self.experts else 0)
+
+    def adapter(self, form: AdapterForm | None) -> float:
+        """Weights of an adapter; 0 of none. Raises ConfigError where it would have none."""
+        if form is None:
+            return 0.0
+        every = form.targets == ALL_LINEAR
+        chosen = [size for name, size in self.linear if every or name in form.targets]
+        if not chosen:
+            raise ConfigError(
+                f"learner.lora.targets = {one_line(repr(form.targets), 80)} names no linear layer "
+                f"of {self.name}; choose of {', '.join(name for name, _ in self.linear)}"
+            )
+        return form.rank * sum(chosen)
 
     def hit(self, tokens: float) -> float:
         """Weights of experts that a step with so many tokens reads, on average.
@@ -106,6 +123,33 @@ def _attention(of: _Sizes) -> tuple[float, float, float, float]:
     return around + keys, 2 * of.kv_heads * of.head_dim, attention, attention
 
 
+def _linear(of: _Sizes) -> dict[str, float]:
+    """Of ModelShape.linear."""
+    with_experts = of.layers - of.dense_layers if of.experts else 0
+    values = of.heads * (of.value_dim or of.head_dim)
+    queries = of.heads * of.head_dim
+    if of.kv_rank:
+        rotated = of.rope_dim or 64
+        up = of.heads * (of.head_dim - rotated) + values
+        attention = {
+            "kv_a_proj_with_mqa": of.hidden + of.kv_rank + rotated,
+            "kv_b_proj": of.kv_rank + up,
+        }
+    else:
+        keys = of.hidden + of.kv_heads * of.head_dim
+        attention = {"k_proj": keys, "v_proj": keys}
+    if of.kv_rank and of.q_rank:
+        attention |= {"q_a_proj": of.hidden + of.q_rank, "q_b_proj": of.q_rank + queries}
+    else:
+        attention["q_proj"] = of.hidden + queries
+    attention["o_proj"] = values + of.hidden
+    inner = (of.layers - with_experts) * (of.hidden + of.inner)
+    inner += with_experts * of.experts * (of.hidden + of.expert_inner)
+    inner += with_experts * (of.hidden + of.shared_inner) if of.shared_inner else 0
+    found = {name: float(of.layers * size) for name, size in attention.items()}
+    return found | dict.fromkeys(("gate_proj", "up_proj", "down_proj"), float(inner))
+
+
 def _shape(of: _Sizes, source: str) -> ModelShape:
     weights, cache, attention, decoding = _attention(of)
     with_experts = of.layers - of.dense_layers if of.experts else 0
@@ -131,6 +175,7 @@ def _shape(of: _Sizes, source: str) -> ModelShape:
         per_token=of.per_token,
         routed=routed,
         active_inner=passed / of.layers,
+        linear=tuple(_linear(of).items()),
         source=source,
     )
 
@@ -287,5 +332,6 @@ def of_counts(name: str, total: float, active: float) -> ModelShape:
         decoding=near.decoding * by,
         routed=min(routed, near.routed * total / near.params) if near.experts else 0.0,
         active_inner=near.active_inner * by,
+        linear=tuple((each, size * by**2) for each, size in near.linear),
         source=f"scaled from {near.name}",
     )

@@ -18,7 +18,6 @@ _LEAST_CACHE = 0.15  # of the usable memory that a generator keeps for its cache
 # Per weight of the learner: bfloat16 copy 2, gradient in float32 4, master and two moments 12.
 _LEARNER_BYTES = 18.0
 _ADAPTER_BYTES = 2.0  # the frozen weights in bfloat16
-_ADAPTER_SHARE = 0.01  # of the weights, that an adapter adds and trains; assumed
 _KEPT_PER_LAYER = 2.0  # bytes per hidden element and token: a layer's input, the rest recomputed
 _AT_WORK = 34.0  # bytes per hidden element and token of the one layer that is being recomputed
 _LOGITS = 1024 * 8.0  # tokens times bytes: logits and their gradient, a chunk at a time
@@ -72,12 +71,14 @@ def generator_memory(
 
 
 def learner_memory(
-    shape: ModelShape, chip: ChipSpec, chips: int, tokens: float, adapter: bool = False
+    shape: ModelShape, chip: ChipSpec, chips: int, tokens: float, adapter: float = 0.0
 ) -> MemoryUse:
-    """With everything sharded over all chips (FSDP, ZeRO-3); `tokens` a chip computes at a time."""
+    """With everything sharded over all chips (FSDP, ZeRO-3); `tokens` a chip computes at a time.
+
+    `adapter`: weights of one, which alone learn; 0: all do.
+    """
     if adapter:
-        trained = _ADAPTER_SHARE * shape.params
-        weights, optimizer = shape.params * _ADAPTER_BYTES, trained * _LEARNER_BYTES
+        weights, optimizer = shape.params * _ADAPTER_BYTES, adapter * _LEARNER_BYTES
     else:
         weights = 2.0 * shape.params
         optimizer = (_LEARNER_BYTES - 2.0) * shape.params
@@ -93,12 +94,12 @@ def learner_memory(
 
 
 def must_recompute(
-    shape: ModelShape, chip: ChipSpec, chips: int, tokens: float, split: int
+    shape: ModelShape, chip: ChipSpec, chips: int, tokens: float, split: int, adapter: float = 0.0
 ) -> bool:
     """Whether all activations of one sequence, split over so many chips, leave no room."""
     kept = tokens * shape.hidden * shape.layers * _AT_WORK / split
-    held = _LEARNER_BYTES * shape.params / chips
-    return kept + held > chip.memory * _USABLE
+    held = learner_memory(shape, chip, chips, 0.0, adapter)
+    return kept + held.weights + held.optimizer > chip.memory * _USABLE
 
 
 def learner_layout(shape: ModelShape, chip: ChipSpec, chips: int) -> tuple[int, int, int, int]:
@@ -130,7 +131,7 @@ def learner_layout(shape: ModelShape, chip: ChipSpec, chips: int) -> tuple[int, 
 
 
 def least_learners(
-    shape: ModelShape, chip: ChipSpec, tokens: float, adapter: bool = False
+    shape: ModelShape, chip: ChipSpec, tokens: float, adapter: float = 0.0
 ) -> int | None:
     """The fewest chips, as a power of two, that hold the learner; None: no number does."""
     chips = 1
