@@ -88,7 +88,7 @@ def versions(model: Path, form: AdapterForm, count: int, dtype: str, lr: float) 
 
 def decoding(model: Path, form: AdapterForm, dtype: str, rounds: int) -> dict[str, Any]:
     """Tokens a second with an adapter and without, in turns; and how far the log-probabilities of
-    drawn tokens, from packed merged weights, are from those that A and B give beside the weights.
+    drawn tokens, with packed weights, are from those that A and B give beside the weights.
 
     B is drawn so that the adapter moves every weight by some thousandths.
     """

@@ -101,9 +101,12 @@ def main() -> None:
     print(told(found))
     if given.json:
         ratios = [each.ratio for each in found if each.ratio is not None]
-        figures = {"environment": environment(), "settings": [*lora, *common]}
-        rows = [each._asdict() | {"ratio": each.ratio} for each in found]
-        figures |= {"seeds": rows, "bound": lower_bound(ratios)}
+        figures = {
+            "environment": environment(),
+            "settings": [*lora, *common],
+            "seeds": [each._asdict() | {"ratio": each.ratio} for each in found],
+            "bound": lower_bound(ratios),
+        }
         given.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 

@@ -155,7 +155,6 @@ def test_gradients_are_those_of_the_plain_formula(llama: Path) -> None:
     ):
         torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-12)
     torch.testing.assert_close(layer(x), y, atol=1e-12, rtol=1e-12)
-    torch.testing.assert_close(x @ layer.whole().double().T, y, atol=1e-5, rtol=1e-5)
 
 
 def test_a_new_adapter_changes_no_bit_and_is_drawn_by_its_seed(llama: Path) -> None:

@@ -23,8 +23,8 @@ from interlock.models.checkpoint import load_decoder
 from interlock.models.fetch import find_model
 from interlock.models.peft_files import save_adapter
 from interlock.models.tokenizer import Tokenizer
-from interlock.records.adapters import AdapterForm
 from interlock.recipes.train import train
+from interlock.records.adapters import AdapterForm
 from interlock.rundir import RunDir
 
 MOVING = ["learner.lora.rank=4", "learner.lora.alpha=8", "stage.steps=3", "stage.eval.every=0"]

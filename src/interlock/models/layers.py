@@ -26,7 +26,7 @@ LayoutEntry = tuple[str, ParameterSlice]
 class Linear(nn.Module):
     """y = x Wᵀ + b, with W [out, in] cast to x's dtype; see Decoder.use for `product`.
 
-    `adapter` adds to y (adapters.py). `lent`: what an engine has for all of it, adapter included
+    `adapter` adds to y (adapters.py). `lent`: what an engine has in the place of `product`
     (engine/portable/prepacked.py).
     """
 
@@ -41,16 +41,8 @@ class Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [N, in] -> [N, out]."""
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        return (self.lent or self.adapted)(x, self.weight.to(x.dtype), bias)
-
-    def adapted(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """x [N, in] -> [N, out] by this weight and bias, which are its own, with the adapter."""
-        y = self.product(x, weight, bias)
+        y = (self.lent or self.product)(x, self.weight.to(x.dtype), bias)
         return y if self.adapter is None else self.adapter(x, y)
-
-    def whole(self) -> Tensor:
-        """The weight with what the adapter adds to it."""
-        return self.weight if self.adapter is None else self.adapter.added_to(self.weight)
 
     def layout(self, ours: str, theirs: str) -> Iterator[LayoutEntry]:
         """As one tensor of its own."""

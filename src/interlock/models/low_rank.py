@@ -69,15 +69,6 @@ class LowRank(nn.Module):
             y = torch.cat([y[:, :start], more, y[:, end:]], dim=1)
         return y
 
-    def added_to(self, weight: Tensor) -> Tensor:
-        """W + scale * B A [out, in], rounded once, to the weight's dtype."""
-        wide = weight.detach().to(torch.float32, copy=True)
-        a = self.a.detach().to(weight.dtype).float().split(self.rank)
-        b = self.b.detach().to(weight.dtype).float()
-        for (start, end), rows, own in zip(self.spans, self.rows, a, strict=True):
-            wide[start:end].addmm_(b[rows], own, alpha=self.scale)
-        return wide.to(weight.dtype)
-
 
 def _add(
     y: Tensor, down: Tensor, b: Tensor, parts: Sequence[tuple[Span, slice]], scale: float

@@ -6,8 +6,8 @@ With few rows, half of a product's time goes into bringing W into that order, wi
 part of a prompt still a sixth. A packed copy takes the memory of the weights and the time of a few
 decoding steps; it is made when an engine begins to decode and dropped when nothing runs or the
 weights change, so it is never stale and never there in an update. Of a vocabulary narrower than its
-logits, a wide copy is kept as long. What an adapter adds is packed with the weights, so that it
-costs decoding nothing.
+logits, a wide copy is kept as long. What an adapter adds is multiplied beside it, as the learner
+does: W with B A added and rounded to bfloat16 is further from that (docs/lora.md).
 What a kernel packs, and whether there is one, says chips/products.py.
 """
 
@@ -57,7 +57,7 @@ class PackedProducts:
         if 1 < rows <= MOST_ROWS and not self._packed:
             self._packed = True
             for each in self._linears() if self._packs(self._decoder.dtype) else ():
-                each.lent = Packed(self._kernel, each.whole(), rows, each.adapted)
+                each.lent = Packed(self._kernel, each.weight, rows, each.product)
             if self._packs(wide_dtype):
                 self._widened = True
                 head = self._decoder.head.to(wide_dtype)
