@@ -223,5 +223,7 @@ def test_a_procedure_makes_a_pool_and_a_list_has_one(write_jsonl: WriteJsonl) ->
     assert len(seen) == 20 and not seen & {p.id for p in made.held_out(8)}
     with pytest.raises(TaskError, match=r"without an end; set draw\.pool to how many"):
         tasks(0)
+    with pytest.raises(TaskError, match=r"more than the 4095 .* lower .*draw\.pool"):
+        tasks(5000)
     with pytest.raises(TaskError, match=r"draw\.pool = 5 is of a task that makes its problems"):
         open_tasks(settings(write_jsonl("a.jsonl", row(1), row(2)), pool=5))

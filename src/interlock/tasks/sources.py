@@ -186,7 +186,8 @@ class ProceduralSource:
             held = f"and {len(taken)} held out " if taken else ""
             raise TaskError(
                 f"{count} different problems {held}are more than the {self._families} that the "
-                "task has; lower held_out or problems_per_step, or widen the task's options"
+                "task has; lower held_out, problems_per_step or draw.pool, or widen the task's "
+                "options"
             )
         found: dict[str, Problem] = {}
         draws_left = 1000 + 100 * count
@@ -194,7 +195,7 @@ class ProceduralSource:
             if draws_left == 0:
                 raise TaskError(
                     f"the task has too few different problems: found {len(found)} of {count}; "
-                    "lower held_out or problems_per_step, or widen the task's options"
+                    "lower held_out, problems_per_step or draw.pool, or widen the task's options"
                 )
             draws_left -= 1
             problem = self._draw(rng)
