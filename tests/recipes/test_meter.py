@@ -146,10 +146,14 @@ def test_an_inline_generator_takes_turns_with_the_learner_on_one_chip() -> None:
     made.generates(Generators(g=facts), HeldChip("A", "a"))  # type: ignore[arg-type]
     with made.stage(0):
         clock.passes(20)
-        facts.seconds_busy, facts.tokens = 15.0, 300
+        facts.seconds_busy, facts.tokens, facts.seconds_loading = 15.0, 300, 2.0
+        spent = StepSeconds(update=1.0, publish=2.5)
+        made.step(StepMetrics(stage=0, step=1, seconds=spent, workers={"g": facts}))
     cost = made.entered()
     assert figures(cost, "chip_s") == {(0, "learner", "A"): 5, (0, "generator", "A"): 15}
-    assert figures(cost, "process_s") == {(0, "learner", "A"): 20, (0, "generator", "A"): 0}
+    assert figures(cost, "process_s") == figures(cost, "chip_s")
+    # Of 2.5 s of publishing 2 are the generator's, which loads.
+    assert figures(cost, "busy_s") == {(0, "learner", "A"): 1.5, (0, "generator", "A"): 15}
     assert cost.chip_hours == pytest.approx(20 / 3600)
 
 

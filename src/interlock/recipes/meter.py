@@ -75,6 +75,7 @@ class CostMeter:
         self._prices: dict[str, ChipPrice] = {}
         self._asked: set[str] = set()  # chips whose price was looked up
         self._generators: Generators | None = None
+        self._loaded = 0.0  # seconds that an inline generator has loaded for, by the last step
         self._turns = False  # the generator is part of the learner's process, on its chip
         self._ended: float | None = None
         self._keep: Callable[[RunCost], None] | None = None
@@ -99,6 +100,7 @@ class CostMeter:
         with self._lock:
             self._generators = generators
             self._seen.clear()
+            self._loaded = 0.0
             self._turns = inline is not None and inline.place == self._holds[0].chip.place
             if inline is not None and not self._turns:
                 (name,) = generators.facts()
@@ -119,9 +121,14 @@ class CostMeter:
     def step(self, metrics: StepMetrics) -> StepMetrics:
         """A step is done. -> with what the run has used until now"""
         seconds = metrics.seconds
+        loaded = sum(worker.seconds_loading for worker in metrics.workers.values())
         with self._lock:
             own = self._counts[self._stage, LEARNER, "0"]
-            own.busy_s += (seconds.update or 0.0) + (seconds.publish or 0.0)
+            publish = seconds.publish or 0.0
+            if self._turns:  # while it publishes, the generator loads
+                publish -= min(publish, max(0.0, loaded - self._loaded))
+                self._loaded = loaded
+            own.busy_s += (seconds.update or 0.0) + publish
             own.tokens += metrics.update.tokens or 0
             own.bytes += metrics.published.bytes or 0
         return replace(metrics, cost=cost_metrics(self.entered()))
@@ -258,6 +265,7 @@ def _take_turns(learner: ChipUse, generator: ChipUse) -> None:
     seconds = min(generator.busy_s, learner.chip_s)
     part = seconds / learner.chip_s if learner.chip_s else 0.0
     generator.chip_s, learner.chip_s = seconds, learner.chip_s - seconds
+    generator.process_s, learner.process_s = seconds, learner.process_s - seconds
     for name in ("joules", "told_s"):
         whole = getattr(learner, name)
         setattr(generator, name, part * whole)
