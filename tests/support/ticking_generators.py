@@ -179,7 +179,12 @@ def open_stage(
         model=ModelSettings("m"), stage=[grpo], fleet=FleetSettings(kind="local", unit=unit), seed=5
     )
     learner: Any = SimpleNamespace(
-        version=0, steps=0, bad_steps=0, unpublished=False, device=torch.device("cpu")
+        version=0,
+        steps=0,
+        bad_steps=0,
+        unpublished=False,
+        device=torch.device("cpu"),
+        decoder=SimpleNamespace(arch=None),  # nothing of it is asked: no routes are repeated
     )
     fleet: Any = generators
     return Stage(STAGE, grpo, recipe, run, learner, fleet, Sink())
