@@ -6,7 +6,7 @@ import pytest
 import silent_repeat
 from msgspec.structs import replace
 
-from interlock.errors import TrainingError
+from interlock.errors import TrainingError, UserError
 from interlock.migrate import bands, proof
 from interlock.migrate.proof import prove
 from interlock.mismatch import Mismatch
@@ -37,7 +37,7 @@ def asked(run: RunView, monkeypatch: pytest.MonkeyPatch, how: str, seconds: floa
 
 def test_a_sound_device_is_let(run: RunView, monkeypatch: pytest.MonkeyPatch) -> None:
     found = asked(run, monkeypatch, "works always", 30)
-    assert found.refused(False) == [] and found.doubts() == [] and found.trust == "cpu"
+    assert found.refused(False) == [] and found.trust == "cpu"
     results = {each.check: each.result for each in found.findings}
     passed = dict.fromkeys(("certificate", "updates", "canary"), Result.PASS)
     assert results == passed | {"recorded": Result.UNKNOWN}
@@ -67,6 +67,13 @@ def test_a_cpu_that_fails_is_no_fault_of_the_device(
         TrainingError, match="1 update on the CPU in float64, for float32: it raised out of"
     ):
         asked(run, monkeypatch, "raises exact", 30)
+    with pytest.raises(TrainingError, match=r"no answer within .*; raise --timeout"):
+        asked(run, monkeypatch, "hangs exact", 1.0)
+
+
+def test_a_damaged_run_is_the_users_to_mend(run: RunView, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="^it is damaged$"):
+        asked(run, monkeypatch, "blames exact", 30)
 
 
 def test_a_machine_without_memory_is_no_fault_of_the_device(

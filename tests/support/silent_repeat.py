@@ -42,6 +42,9 @@ def serve(channel: Channel) -> None:
                 case "raises":
                     channel.send(msgspec.msgpack.encode(NotRepeated("out of memory", False)))
                     return
+                case "blames":
+                    channel.send(msgspec.msgpack.encode(NotRepeated("it is damaged", True)))
+                    return
                 case "babbles":
                     channel.send(b"\xc1")
                     return

@@ -49,18 +49,13 @@ class Proof(NamedTuple):
             if each.result is not Result.PASS and each.check not in mild
         ]
 
-    def doubts(self) -> list[str]:
-        """What is wrong with where the run has been, a line each."""
-        found = [each for each in self.findings if each.check == RECORDED]
-        return [each.summary for each in found if each.result is Result.FAIL]
-
 
 def prove(
     run: RunView, asked: Repeat, role: Role, unqualified: bool, side_s: float, tell: Tell
 ) -> Proof:
     """Ask the device, for at most `side_s` seconds a side.
 
-    Raises UserError where nothing of the run can be repeated, and TrainingError where the CPU fails
+    Raises UserError where the run cannot be repeated, and TrainingError where the CPU fails
     and not the device.
     """
     try:
@@ -128,10 +123,13 @@ def _sides(
             case Repeated():
                 found[side, dtype] = answer
                 continue
+            case NotRepeated(reason, users=True) if side != "target":
+                raise UserError(reason)  # of the run's files, which the CPU reads first
             case NotRepeated(reason):
                 why = f"it raised {reason}"
             case ChildLate():
-                why = f"{answer}" if answer.deadline.busy else f"{answer}: it hangs, or is too slow"
+                hangs = side == "target" and not answer.deadline.busy
+                why = f"{answer}" + (": it hangs, or is too slow" if hangs else "; raise --timeout")
             case _ if child.was_killed:  # by no fault of the device
                 raise TrainingError(
                     f"{what}: the process was killed, as where memory is short; free some, or "
