@@ -86,6 +86,17 @@ def test_a_sealed_file_at_odds_with_itself_makes_a_page(tmp_path: Path) -> None:
     assert not end.value.code and "Other" in (tmp_path / "p").read_text()
 
 
+@pytest.mark.parametrize("name", ["..", "/etc", "own/..", ""])
+def test_a_preflight_names_no_file_beside_its_folder(tmp_path: Path, name: str) -> None:
+    made = preflight(tmp_path / "preflight", tmp_path)
+    tree = json.loads((made / "preflight.json").read_text())
+    tree["sections"][0]["name"] = name
+    (made / "preflight.json").write_text(json.dumps(resealed(tree)))
+    shutil.copy(made / "qualify" / "certificate.json", tmp_path)
+    with pytest.raises(RunError, match="names a file"):
+        read([made])
+
+
 def refused(path: Path, told: str) -> None:
     with pytest.raises(RunError, match=told) as error:
         read([path])

@@ -188,8 +188,8 @@ def _preflight(folder: Path) -> Iterator[EvidenceSource]:
     found: PreflightFile = source.content
     for section in found.sections:
         for name, sha256 in section.results.items():
-            path = folder / section.name / name
-            if Path(section.name, name).parts != (section.name, name):
+            path, parts = folder / section.name / name, Path(section.name, name).parts
+            if parts != (section.name, name) or ".." in parts:
                 raise RunError(f"{folder / 'preflight.json'} names a file {one_line(name, 60)!r}")
             if hashlib.sha256(_bytes(path)).hexdigest() != sha256:
                 raise RunError(f"{path} is not what the preflight left there; run it again")
