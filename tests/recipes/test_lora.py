@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from peft import PeftModel
 from running import finish, kill_during, start, weights
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from interlock.config.reading import load_recipe
+from interlock.errors import ModelError
 from interlock.recipes.train import train
 from interlock.rundir import RunDir
 
@@ -56,6 +58,14 @@ def test_a_run_leaves_merged_weights_and_the_adapter_that_peft_reads(
         before = start_weights.get(name)
         moved += before is not None and not torch.equal(before, tensor)
     assert moved == 14  # two layers of seven
+
+
+def test_a_target_that_the_model_lacks_is_told(tiny_recipe: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        ModelError, match="names 'query', which is no linear layer of this model; ch"
+    ):
+        said(tmp_path / "run", 'learner.lora.targets=["q_proj", "query"]', recipe=tiny_recipe)
+    assert not (tmp_path / "run").exists()
 
 
 def test_three_kills_change_no_bit(tiny_recipe: Path, tmp_path: Path) -> None:

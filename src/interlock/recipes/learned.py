@@ -30,6 +30,8 @@ def masters(recipe: Recipe, model: Path, ranks: Ranks, predict: bool) -> Decoder
         whole = load_decoder(model, torch.float32, ranks.load_device, predict=predict)
         return sharding.shard(whole, recipe.learner, ranks)
     frozen = load_decoder(model, device.dtype(recipe.learner.dtype), ranks.load_device)
+    shapes = {name: list(tensor.shape) for name, tensor in frozen.tensors().items()}
+    adapters.check_targets(shapes, form)
     adapters.attach(frozen, form, torch.float32, seed=recipe.seed)
     return frozen
 
