@@ -402,3 +402,15 @@ def test_finite_nonsense_is_doubted(part: str, value: float) -> None:
 def test_a_canary_just_within_the_limits_is_weighed() -> None:
     assert doubted(before=None, decode=[-1e4] * 3, prefill=[-1e4] * 3) is None
     assert doubted(before=None, text=[1e-3, -1e4, 0.0]) is None  # the pool measures how far off
+
+
+@given(st.lists(st.lists(st.integers(0, 7), max_size=4), max_size=5), st.data())
+def test_kept_sets_are_refused_as_one_by_one(sets: list[list[int]], data: st.DataObject) -> None:
+    """Against a plain loop over the tokens."""
+    tokens = data.draw(st.lists(st.integers(0, 7), min_size=len(sets), max_size=len(sets)))
+    kept = KeptTokens.of([kept_ids(each) for each in sets]) or KeptTokens(bytes(2 * len(sets)), b"")
+    good = all(
+        not each or (token in each and each == sorted(set(each)) and max(each) < 7)
+        for token, each in zip(tokens, sets, strict=True)
+    )
+    assert (kept.problem(tokens, vocab=7) is None) == good
