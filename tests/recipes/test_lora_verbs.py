@@ -160,6 +160,22 @@ def test_export_as_peft_is_what_peft_reads_and_names_no_place(
     assert str(base.parent) not in told
 
 
+def test_an_adapter_of_fewer_layers_names_their_directory(base: Path, tmp_path: Path) -> None:
+    text = write_tiny_recipe(tmp_path, base).read_text().replace("every = 4", "every = 0")
+    (tmp_path / "few.toml").write_text(text.replace('"grpo"', '"grpo"\nevery_layer = 2'))
+    train(load_recipe(tmp_path / "few.toml", MOVING[:3]), tmp_path / "run")
+    told = (tmp_path / "run" / "weights" / "adapter" / "adapter_config.json").read_text()
+    few = Path(json.loads(told)["base_model_name_or_path"])
+    assert few.is_relative_to(tmp_path / "run") and len(load_file(few / "model.safetensors")) == 11
+    model = AutoModelForCausalLM.from_pretrained(few, dtype=torch.float32)
+    adapted = PeftModel.from_pretrained(model, str(tmp_path / "run" / "weights" / "adapter"))
+    close(adapted.merge_and_unload().state_dict(), tmp_path / "run" / "weights")
+    with pytest.raises(SystemExit):
+        main(["export", str(tmp_path / "run"), "--to", "peft", "--out", str(tmp_path / "out")])
+    told = (tmp_path / "out" / "adapter_config.json").read_text()
+    assert json.loads(told)["base_model_name_or_path"] == few.name
+
+
 def test_a_base_of_the_hub_is_told_as_peft_has_it(tmp_path: Path) -> None:
     save_adapter({}, AdapterForm(4, 8.0), tmp_path, "hf:org/base@v1", "0" * 64)
     told = json.loads((tmp_path / "adapter_config.json").read_text())

@@ -4,6 +4,7 @@ model directory ─ masters ─> Decoder, fp32; or frozen in the compute dtype, 
 Learner ────────── keep ───> Hugging Face directory, merged; the adapter in adapter/ of it
 """
 
+from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
 
@@ -37,10 +38,16 @@ def masters(recipe: Recipe, model: Path, ranks: Ranks, predict: bool) -> Decoder
 
 
 def keep(
-    tokenizer: Tokenizer, predict: bool, base: str, learner: Learner, path: Path, source: Path
+    tokenizer: Tokenizer,
+    predict: bool,
+    names: Mapping[Path, str],
+    learner: Learner,
+    path: Path,
+    source: Path,
 ) -> None:
     """What is learned as a Hugging Face directory, in the dtype in which `source` is stored; an
-    adapter as it was served is in adapter/ of it, too. `base`: what the model is called.
+    adapter as it was served is in adapter/ of it, too. `names`: what models are called
+    in a recipe; one that a stage made of fewer layers is its directory.
     """
     decoder = learner.decoder
     dtype = stored_dtype(source) or decoder.dtype
@@ -50,5 +57,6 @@ def keep(
     if decoder.adapter is not None and learner.base is not None:
         beside = path / ADAPTER
         beside.mkdir()
+        base = names.get(source, str(source.absolute()))
         served = adapters.published_adapter(decoder, decoder.dtype)
         save_adapter(served, decoder.adapter, beside, base, learner.base)

@@ -173,7 +173,7 @@ def _run_rank0(
             decoder = learned.masters(recipe, path, ranks, predict)
             return opened(path, decoder, _inline(recipe, path, uses, decoder))
 
-        keep = partial(learned.keep, tokenizer, predict, recipe.model.path)
+        keep = partial(learned.keep, tokenizer, predict, {model: recipe.model.path})
         provided = Provided(prepared, where, keep, smaller, tokenizer.decode, meter, budget)
         first = opened(now, decoder, inline)
         learner, last = _run_stages(recipe, provided, run, first, ranks, sinks)
