@@ -1,10 +1,12 @@
 """What a stage asks its generators to tell, and how that comes to the learner."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from expert_models import mixture
 from msgspec.structs import replace
+from running import finish, kill_during, start, weights
 
 from interlock.config.losses import LossSettings
 from interlock.config.schema import ModelSettings, Recipe
@@ -25,6 +27,7 @@ from interlock.records.rl import (
     Segment,
     Verdict,
 )
+from interlock.rundir import RunDir
 
 ARCH = mixture().arch
 SHAPE = RouteShape(layers=3, per_token=4, experts=16)
@@ -76,3 +79,17 @@ def test_what_was_told_comes_to_the_learner_with_its_tokens() -> None:
     assert taught.prompt_routes == row and taught.routes == [3 * row, b""]
     assert taught.kept is not None and taught.kept[1] is None and taught.kept[0] is not None
     assert taught.kept[0].sizes == (2, 1, 0)
+
+
+@pytest.mark.slow
+def test_a_kill_changes_no_bit_where_sets_are_repeated(tiny_recipe: Path, tmp_path: Path) -> None:
+    """What is learned again after the last checkpoint has its sets from the ledger."""
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    finish(start(tiny_recipe, undisturbed, "stage.sampling.top_p=0.5"))
+    process = start(tiny_recipe, killed, "stage.sampling.top_p=0.5")
+    kill_during(process, killed, 5, 0.05)
+    finish(start(tiny_recipe, killed, "stage.sampling.top_p=0.5", "--resume"))
+    assert weights(killed) == weights(undisturbed)
+    steps = RunDir.read(killed).metrics()[1:]
+    masses = [each.update.replay.kept_mass for each in steps]
+    assert len(masses) == 8 and all(mass is not None and mass < 0.9 for mass in masses)
