@@ -9,7 +9,8 @@ from msgspec.structs import replace
 from ticking_generators import STAGE, FakeGenerators, Killed, constant, open_stage
 
 from interlock.config.drawing import DrawSettings
-from interlock.errors import RunError
+from interlock.config.tasks import TaskSettings
+from interlock.errors import RunError, TrainingError
 from interlock.recipes.rollouts import Rollouts
 from interlock.recipes.stage import Clock
 from interlock.records.metrics import RolloutMetrics
@@ -239,6 +240,23 @@ def test_when_all_is_solved_the_stage_ends_and_says_so(run: RunDir, cap: int) ->
         again = Life(run, idle, size=12, retire=1, judge=Solving(), done=done)
         assert again.live() == used[done:] and again.stage.last == len(used)
         assert not idle.ordered
+
+
+def test_a_task_whose_weight_is_nothing_beside_one_that_is_solved_is_not_drawn_for_ever(
+    run: RunDir,
+) -> None:
+    life = Life(run, FakeGenerators(constant(0)), size=8, retire=1, judge=Solving())
+    drawn, endless = life.stage.settings.task[0], TaskSettings("arithmetic", label="b", weight=1e-9)
+    life.stage.settings = replace(life.stage.settings, task=[drawn, endless])
+    how = drawn.draw
+    assert how is not None
+    listed = ListSource([Problem(str(number), [], "") for number in range(8)], [], 0)
+    other = ListSource([Problem(str(number), [], "") for number in range(8, 16)], [], 0)
+    task = Mixture([drawn, endless], [DrawnSource(listed, how, 0), other])
+    life.rollouts = Rollouts(life.stage, task)
+    with pytest.raises(TrainingError, match="in 200 draws nothing came of the tasks that are left"):
+        life.live()
+    assert 200 <= len(draws(run)) <= 210
 
 
 def test_a_ledger_that_lost_its_draws_is_refused(run: RunDir) -> None:

@@ -17,7 +17,7 @@ resumed run has the same problems, and in a synchronous stage draws the others a
 from typing import Protocol
 
 from interlock.config.stages import Sampled
-from interlock.errors import RunError
+from interlock.errors import RunError, TrainingError
 from interlock.recipes.stage import Stage
 from interlock.records.metrics import PoolMetrics
 from interlock.records.rl import DrawnProblems, Problem
@@ -26,6 +26,8 @@ from interlock.rundir.ledger import JudgedGroup
 from interlock.tasks import TaskSource
 from interlock.tasks.drawing import GroupOutcome
 from interlock.tasks.mixture import Mixture
+
+_IDLE = 200  # draws in a row without a problem, while tasks are left
 
 
 class ProblemStream(Protocol):
@@ -113,6 +115,11 @@ class DrawnStream:
         while before >= len(self._found):
             if self.closed:
                 return None
+            if len(self._found) >= _IDLE and not any(d.problems for d in self._found[-_IDLE:]):
+                raise TrainingError(
+                    f"in {_IDLE} draws nothing came of the tasks that are left: their weight is "
+                    "too small beside those that are solved; begin anew without these"
+                )
             self._draw(len(self._found) + 1)
         problems = self._found[before].problems
         return problems[index] if index < len(problems) else None
