@@ -126,5 +126,10 @@ def test_the_tracker_of_the_documentation(tiny_recipe: Path, tmp_path: Path) -> 
     sent = [json.loads(line) for line in (tmp_path / "sent.jsonl").read_text().splitlines()]
     metrics = RunDir.read(tmp_path / "run").metrics()
     assert [line["rollout/reward"] for line in sent[1:]] == [m.rollout.reward for m in metrics[1:]]
-    assert sent[0].keys() == {"step", "accuracy", "held_out_reward"}
+    assert {key for key in sent[0] if not key.startswith("cost/")} == {
+        "step",
+        "accuracy",
+        "held_out_reward",
+    }
+    assert sent[0]["cost/chip_hours"] == metrics[0].cost.chip_hours
     assert sent[2]["seconds/update"] > 0 and sent[2]["workers/generator-0/tokens"] > 0
