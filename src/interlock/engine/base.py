@@ -24,8 +24,9 @@ requests before its first step, gives the same bits.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
+from interlock.engine.budget import ThinkingBudget
 from interlock.errors import ConfigError, ModelError
 from interlock.records.adapters import AdapterForm
 from interlock.records.replay import NO_REPLAY, Replay, RouteShape
@@ -35,28 +36,10 @@ from interlock.records.serving import Alternatives, Rules
 if TYPE_CHECKING:  # whoever serves or dispatches has no use for torch itself
     from torch import Tensor
 
-    from interlock.engine.budget import ThinkingBudget
-
 # Called with the index of a request, once all of its completions are there.
 OnFinished = Callable[[int, list[Completion]], None]
 Shapes = dict[str, list[int]]  # of a model's tensors, by Hugging Face name
 NO_RULES = Rules()
-
-
-class TextStream(Protocol):
-    """Text of tokens that arrive one by one."""
-
-    def push(self, token: int) -> str: ...
-
-
-class Vocabulary(Protocol):
-    """What an engine needs of models.tokenizer.Tokenizer: it finds where an answer ends."""
-
-    @property
-    def eos_ids(self) -> frozenset[int]: ...
-    def decode(self, ids: list[int]) -> str: ...
-    def stream(self) -> TextStream: ...
-    def definition(self) -> str: ...  # as tokenizer.json has it; grammars are read with it
 
 
 @dataclass(frozen=True)

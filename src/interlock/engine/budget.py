@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from interlock.engine.base import TextStream
+from interlock.engine.vocabulary import TextStream
 from interlock.errors import ConfigError
 from interlock.records.rl import Sampling
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from interlock.engine.base import Vocabulary
+from interlock.engine.vocabulary import Vocabulary
 from interlock.errors import ConfigError
 from interlock.text import error_line, one_line
 

@@ -33,8 +33,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from interlock.engine.base import Request, Vocabulary
+from interlock.engine.base import Request
 from interlock.engine.grammars import Bits, Grammars, Matcher, words
+from interlock.engine.vocabulary import Vocabulary
 from interlock.errors import ConfigError
 from interlock.records.serving import Rules
 

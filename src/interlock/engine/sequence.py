@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from interlock.engine.base import Progress, Request, Vocabulary
+from interlock.engine.base import Progress, Request
 from interlock.engine.budget import ThinkingMeter
+from interlock.engine.vocabulary import Vocabulary
 from interlock.errors import ConfigError
 from interlock.records.replay import KeptTokens
 from interlock.records.rl import Completion, FinishReason, Sampling, Segment

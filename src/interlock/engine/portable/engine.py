@@ -23,7 +23,6 @@ from interlock.engine.base import (
     Request,
     Scores,
     Shapes,
-    Vocabulary,
     check_request,
     check_routed,
     check_scored,
@@ -33,6 +32,7 @@ from interlock.engine.portable.kv_cache import Prefill
 from interlock.engine.portable.prepacked import PackedProducts
 from interlock.engine.portable.schedule import EXACT, Schedule
 from interlock.engine.portable.scheduler import Scheduler
+from interlock.engine.vocabulary import Vocabulary
 from interlock.models import adapters
 from interlock.models.attention import FUSED_ABOVE
 from interlock.models.checkpoint import load_decoder

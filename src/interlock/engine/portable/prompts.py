@@ -13,11 +13,12 @@ from typing import TypeVar
 
 import torch
 
-from interlock.engine.base import Progress, Request, Vocabulary
+from interlock.engine.base import Progress, Request
 from interlock.engine.guides import Guide
 from interlock.engine.portable.kv_cache import KVCache, SharedPrompts
 from interlock.engine.portable.sampler import Noise
 from interlock.engine.sequence import NOT_TOLD, LiveSequence, TokenReplay
+from interlock.engine.vocabulary import Vocabulary
 from interlock.records.serving import Alternatives
 
 SHORTEST_CLASS = 32  # prompts up to this length share a cache

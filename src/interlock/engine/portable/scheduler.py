@@ -25,7 +25,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from interlock.engine import guides
-from interlock.engine.base import Progress, Request, Vocabulary
+from interlock.engine.base import Progress, Request
 from interlock.engine.portable.chunks import PromptChunks
 from interlock.engine.portable.kv_cache import KVCache, Prefill
 from interlock.engine.portable.passes import DecodeStep, Forward, WithRunning, last_routes
@@ -40,6 +40,7 @@ from interlock.engine.portable.sampler import draw
 from interlock.engine.portable.schedule import EXACT, Schedule
 from interlock.engine.portable.stored import Stored
 from interlock.engine.sequence import TokenReplay
+from interlock.engine.vocabulary import Vocabulary
 from interlock.errors import TrainingError
 from interlock.models.decoder import Decoder
 

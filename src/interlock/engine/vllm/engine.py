@@ -31,7 +31,6 @@ from interlock.engine.base import (
     Request,
     Scores,
     Shapes,
-    Vocabulary,
     check_request,
     check_scored,
     check_weights,
@@ -39,6 +38,7 @@ from interlock.engine.base import (
 from interlock.engine.sequence import LiveSequence
 from interlock.engine.vllm import options, parameters, requests
 from interlock.engine.vllm.replays import Replays
+from interlock.engine.vocabulary import Vocabulary
 from interlock.errors import ConfigError, ModelError, SyncError, TrainingError
 from interlock.models.checkpoint import in_blocks
 from interlock.models.decoder import Decoder

@@ -8,7 +8,7 @@ The engine says where an answer ends; here its text is cut at the same place.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from interlock.engine.base import Vocabulary
+from interlock.engine.vocabulary import Vocabulary
 from interlock.records.rl import FinishReason
 from interlock.records.serving import Alternatives, Piece
 
