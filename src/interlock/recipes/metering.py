@@ -56,7 +56,7 @@ def plan_of(recipe: Recipe) -> dict[str, Any] | None:
         tree = from_json(read_regular(Path(recipe.plan).expanduser(), _MOST_BYTES), dict[str, Any])
         planned_run(tree)
     except (OSError, ValueError) as error:
-        shown = one_line(recipe.plan, 80)
+        shown = one_line(recipe.plan, 300)
         raise ConfigError(
             f"plan {shown}: {error_line(error)}; give what `interlock plan RECIPE.toml --chips … "
             "--json` prints"
