@@ -127,7 +127,7 @@ def _there(setting: str, path: str) -> Path:
     found = Path(path).expanduser()
     if not found.exists():
         raise RunError(
-            f"{setting} names {one_line(path, 80)}, which is not there; put it back, or bundle "
+            f"{setting} names {one_line(path, 300)}, which is not there; put it back, or bundle "
             "from where the run was begun: that is where its paths begin"
         )
     return found

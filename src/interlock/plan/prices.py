@@ -51,7 +51,7 @@ def read_prices(path: Path, named: str = "--prices") -> Prices:
     try:
         return _prices(read_regular(path, _MOST_BYTES).decode("utf-8-sig"), f"{path.name}, ")
     except (OSError, ValueError, RecursionError) as error:
-        shown = f"{named} {one_line(str(path), 80)}"
+        shown = f"{named} {one_line(str(path), 200)}"
         raise ConfigError(
             f"{shown}: {error_line(error, 200)}; give [[price]] tables with chip, per_hour, "
             "currency, date and source"
