@@ -1,10 +1,12 @@
-"""What a run says of its devices, sandboxes and adapter, before its first step."""
+"""What a run says of what learns, its devices and sandboxes, before its first step."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from interlock.config.schema import Recipe
 from interlock.config.stages import LORA_FACTOR, OptimizerSettings
 from interlock.models.adapters import adapter_share
+from interlock.models.checkpoint import has_predictor
 from interlock.models.decoder import Decoder
 from interlock.recipes.gate import Use
 from interlock.recipes.sinks import Sink
@@ -16,7 +18,22 @@ from interlock.tasks.executing import executes, judges_outside
 from interlock.tasks.verifier_pool import sandbox_of
 
 
-def adapter(recipe: Recipe, decoder: Decoder) -> str:
+def learns(recipe: Recipe, model: Path, decoder: Decoder, sinks: Sink) -> None:
+    """What learns, where that is not all of the model."""
+    if has_predictor(model) and recipe.learner.mtp_weight == 0:
+        sinks.note("the layer for multi-token prediction is left out (learner.mtp_weight = 0)")
+    if recipe.learner.lora is not None:
+        sinks.note(_adapter(recipe, decoder))
+
+
+def trust(recipe: Recipe, uses: Sequence[Use], sizes: Sizes, run: RunDir, sinks: Sink) -> None:
+    """What a reader of the run should not take for granted."""
+    _unqualified(uses, run, sinks)
+    _untried(uses, sizes, run, sinks)
+    _isolation(recipe, run, sinks)
+
+
+def _adapter(recipe: Recipe, decoder: Decoder) -> str:
     """What learns, at which rates, in one line."""
     form = recipe.learner.lora
     assert form is not None
@@ -31,14 +48,14 @@ def adapter(recipe: Recipe, decoder: Decoder) -> str:
     )
 
 
-def unqualified(uses: Sequence[Use], run: RunDir, sinks: Sink) -> None:
+def _unqualified(uses: Sequence[Use], run: RunDir, sinks: Sink) -> None:
     for use in uses:
         if use.why:
             message = f"{use.device} is used unqualified to {use.role}: {use.why}"
             sinks.event(run.event("unqualified", message, device=use.device, reason=use.why))
 
 
-def untried(uses: Sequence[Use], sizes: Sizes, run: RunDir, sinks: Sink) -> None:
+def _untried(uses: Sequence[Use], sizes: Sizes, run: RunDir, sinks: Sink) -> None:
     """Where the model is larger than what a certificate was made at."""
     for use in uses:
         if use.tried is not None and not use.why and (beyond := sizes.beyond(use.tried)):
@@ -49,7 +66,7 @@ def untried(uses: Sequence[Use], sizes: Sizes, run: RunDir, sinks: Sink) -> None
             sinks.event(run.event("sizes_untried", message, device=use.device))
 
 
-def isolation(recipe: Recipe, run: RunDir, sinks: Sink) -> None:
+def _isolation(recipe: Recipe, run: RunDir, sinks: Sink) -> None:
     for task in (task for stage in recipe.stage for task in stage.task):
         way = open_sandbox() if judges_outside(task) else sandbox_of(task)
         if way is not None:

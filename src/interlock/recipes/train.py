@@ -28,7 +28,6 @@ from interlock.learner.distributed.rank_loop import run_rank
 from interlock.learner.distributed.ranks import Ranks, join
 from interlock.learner.learner import Learner
 from interlock.models.catalogue import sizes_of
-from interlock.models.checkpoint import has_predictor
 from interlock.models.decoder import Decoder
 from interlock.models.fetch import find_model
 from interlock.models.huggingface import read_architecture
@@ -139,19 +138,14 @@ def _run_rank0(
     now = students.reached(directory, recipe, begun) or model
     predict = recipe.learner.mtp_weight > 0
     decoder = learned.masters(recipe, now, ranks, predict)
-    if has_predictor(model) and not predict:
-        sinks.note("the layer for multi-token prediction is left out (learner.mtp_weight = 0)")
-    if recipe.learner.lora is not None:
-        sinks.note(notes.adapter(recipe, decoder))
+    notes.learns(recipe, model, decoder, sinks)
     inline = _inline(recipe, now, uses, decoder if ranks.size == 1 else None)
     hangs_on = inputs.identify(model, tokenizer, [each.data.files for each in prepared])
     hangs_on |= starts.digests(recipe, where, recorded)
     run = _directory(recipe, directory, hangs_on, resume, sinks)
     with run, sinks.of(run), ExitStack() as stack:
         run.computes_on(device.stack(decoder.embed.device))
-        notes.unqualified(uses, run, sinks)
-        notes.untried(uses, sizes_of(arch), run, sinks)
-        notes.isolation(recipe, run, sinks)
+        notes.trust(recipe, uses, sizes_of(arch), run, sinks)
         stack.enter_context(meter.running(run.keep_cost))
         if plan is not None:
             run.keep_plan(plan)
@@ -178,10 +172,15 @@ def _run_rank0(
         first = opened(now, decoder, inline)
         learner, last = _run_stages(recipe, provided, run, first, ranks, sinks)
         sinks.phase("saving the weights")
-        with run.weights() as path:
-            keep(learner, path, last)
-        if recipe.keep_checkpoints == 0:
-            run.prune_checkpoints(keep=0)
+        _save(recipe, run, keep, learner, last)
+
+
+def _save(recipe: Recipe, run: RunDir, keep: Keep, learner: Learner, source: Path) -> None:
+    """The weights of a finished run; its checkpoints go if nobody wants them."""
+    with run.weights() as path:
+        keep(learner, path, source)
+    if recipe.keep_checkpoints == 0:
+        run.prune_checkpoints(keep=0)
 
 
 def _directory(
