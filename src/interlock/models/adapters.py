@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from interlock.errors import ModelError
+from interlock.models.cells import narrowest, spread
 from interlock.models.decoder import Decoder, Layout
 from interlock.models.layers import Linear
 from interlock.models.low_rank import LowRank, Span
@@ -100,10 +101,15 @@ def targets_of(adapter: Iterable[str]) -> list[str]:
 
 
 def merged(
-    weights: Iterable[tuple[str, Tensor]], adapter: Mapping[str, Tensor], form: AdapterForm
+    weights: Iterable[tuple[str, Tensor]],
+    adapter: Mapping[str, Tensor],
+    form: AdapterForm,
+    dtype: torch.dtype | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
-    """The weights, by Hugging Face names, with what the adapter adds; rounded once, to the dtype
-    of each. None of `weights` is written to.
+    """The weights, by Hugging Face names, with what the adapter adds. None is written to.
+
+    What has an adapter is rounded once, to `dtype` (None: that of each), from anywhere in the cell
+    that its weight lay in (cells.py): to nearest, most of what a small adapter adds were lost.
     """
     for name, weight in weights:
         module = name.removesuffix(_WEIGHT)
@@ -111,16 +117,17 @@ def merged(
         if a is None or b is None:
             yield name, weight
             continue
-        wide = weight.to(torch.float32, copy=True)
+        wide = weight.to(torch.float32, copy=True).contiguous()
+        spread(wide, narrowest(dtype or weight.dtype), name)
         wide.addmm_(b.to(wide), a.to(wide), alpha=form.scale)
-        yield name, wide.to(weight.dtype)
+        yield name, wide.to(dtype or weight.dtype)
 
 
 def merged_weights(decoder: Decoder, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
     """As Decoder.published, with what the adapter adds as it is served, in the compute dtype."""
     assert decoder.adapter is not None
     served, exact = published_adapter(decoder, decoder.dtype), decoder.exact()
-    for name, each in merged(decoder.published(torch.float32), served, decoder.adapter):
+    for name, each in merged(decoder.published(torch.float32), served, decoder.adapter, dtype):
         yield name, each if name in exact else each.to(dtype)
 
 

@@ -1,6 +1,7 @@
 """The weights that a run learns: how they are opened, and what is kept of them as a directory.
 
-model directory ─ masters ─> Decoder, fp32; or frozen in the compute dtype, beside an adapter
+model directory ─ masters ─> Decoder, fp32, spread within the cells of what it is stored or computed
+                             in; or frozen in the compute dtype, beside an adapter
 Learner ────────── keep ───> Hugging Face directory, merged; the adapter in adapter/ of it
 """
 
@@ -16,6 +17,7 @@ from interlock.learner.distributed import sharding
 from interlock.learner.distributed.ranks import Ranks
 from interlock.learner.learner import Learner
 from interlock.models import adapters
+from interlock.models.cells import narrowest, spread
 from interlock.models.checkpoint import load_decoder, save_model, stored_dtype
 from interlock.models.decoder import Decoder
 from interlock.models.peft_files import ADAPTER, save_adapter
@@ -28,13 +30,26 @@ def masters(recipe: Recipe, model: Path, ranks: Ranks, predict: bool) -> Decoder
     in the compute dtype, with a new one.
     """
     if (form := recipe.learner.lora) is None:
-        whole = load_decoder(model, torch.float32, ranks.load_device, predict=predict)
+        compute = device.dtype(recipe.learner.dtype)
+        whole = load_masters(model, ranks.load_device, compute, predict)
         return sharding.shard(whole, recipe.learner, ranks)
     frozen = load_decoder(model, device.dtype(recipe.learner.dtype), ranks.load_device)
     shapes = {name: list(tensor.shape) for name, tensor in frozen.tensors().items()}
     adapters.check_targets(shapes, form)
     adapters.attach(frozen, form, torch.float32, seed=recipe.seed)
     return frozen
+
+
+def load_masters(
+    model: Path, place: torch.device, compute: torch.dtype, predict: bool = False
+) -> Decoder:
+    """The weights of a model directory in fp32, such that they round to what is stored there."""
+    decoder = load_decoder(model, torch.float32, place, predict=predict)
+    narrow = narrowest(stored_dtype(model), compute)
+    for name, parameter in decoder.named_parameters():
+        if parameter.requires_grad:
+            spread(parameter, narrow, name)
+    return decoder
 
 
 def keep(

@@ -22,10 +22,10 @@ from interlock.config.schema import Recipe
 from interlock.errors import ConfigError, RunError, UserError
 from interlock.learner import checkpoint
 from interlock.models import adapters
-from interlock.models.checkpoint import load_decoder
 from interlock.models.fetch import find_model
 from interlock.models.huggingface import read_architecture
 from interlock.models.peft_files import ADAPTER, load_adapter
+from interlock.recipes.learned import load_masters
 from interlock.recipes.stage import Stage
 from interlock.regular import open_regular
 from interlock.rundir import RunDir
@@ -135,7 +135,7 @@ def _load(stage: Stage[Any], directory: Path, fresh: bool) -> None:
     """Of an adapter: that of an earlier stage's end, or a new one, beside the weights that stay."""
     learner = stage.learner
     if (form := learner.decoder.adapter) is None:
-        decoder = load_decoder(directory, torch.float32, torch.device("cpu"))
+        decoder = load_masters(directory, torch.device("cpu"), learner.decoder.dtype)
         checkpoint.begin_with(learner, {n: p.detach() for n, p in decoder.named_parameters()})
         return
     decoder = learner.decoder.shared()
