@@ -35,7 +35,7 @@ class WorkerState(StrEnum):
 OUT_OF_USE = frozenset({WorkerState.QUARANTINED, WorkerState.QUALIFYING})
 
 
-class WorkerMetrics(msgspec.Struct):
+class WorkerMetrics(msgspec.Struct, gc=False):
     """One worker's present and past, as shown and logged. Counts and sums are over the session."""
 
     state: WorkerState = WorkerState.STARTING
@@ -63,7 +63,7 @@ class WorkerMetrics(msgspec.Struct):
     mismatch: dict[int, Mismatch] = {}
 
 
-class TaskMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+class TaskMetrics(msgspec.Struct, gc=False, frozen=True, omit_defaults=True, kw_only=True):
     """Of one task, in a stage that has several. Means are over the completions."""
 
     reward: float | None = None  # mean
@@ -74,7 +74,7 @@ class TaskMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
     completions: int | None = None
 
 
-class PoolMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+class PoolMetrics(msgspec.Struct, gc=False, frozen=True, omit_defaults=True, kw_only=True):
     """How the problems of a task stand that is drawn by pass rate, after a step."""
 
     problems: int | None = None  # all that there are
@@ -83,7 +83,7 @@ class PoolMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
     rates: dict[str, int] = {}  # the rest, by ranges of their pass rates
 
 
-class RewardMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+class RewardMetrics(msgspec.Struct, gc=False, frozen=True, omit_defaults=True, kw_only=True):
     """One reward of a weighted list in one step. Figures "within groups" compare the completions
     of one problem with one another alone, as an advantage does: recipes/earnings.py.
     """
@@ -103,7 +103,7 @@ class RewardMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tru
     at_high: float | None = None
 
 
-class RolloutMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+class RolloutMetrics(msgspec.Struct, gc=False, frozen=True, omit_defaults=True, kw_only=True):
     """What a step sampled and used. Means are over its completions unless said otherwise."""
 
     reward: float | None = None  # mean
@@ -145,7 +145,7 @@ class RolloutMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tr
     pools: dict[str, PoolMetrics] = {}  # of each task that is drawn by pass rate
 
 
-class ReplayMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+class ReplayMetrics(msgspec.Struct, gc=False, frozen=True, omit_defaults=True, kw_only=True):
     """What normalising over the kept sets (records/replay.py) does in one step: of the tokens that
     were drawn from such sets, with r = pi / mu of each. Where several updates learn from the same
     groups, pi is the policy before the first.
@@ -158,7 +158,7 @@ class ReplayMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tru
     whole: Mismatch | None = None  # likewise: what update.mismatch would be without
 
 
-class UpdateMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+class UpdateMetrics(msgspec.Struct, gc=False, frozen=True, omit_defaults=True, kw_only=True):
     """What the optimizer steps of one step did. Means are over these."""
 
     loss: float | None = None  # mean; a sum over tokens, whose weights hold the normalisation
@@ -187,7 +187,7 @@ class UpdateMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tru
     replay: ReplayMetrics = ReplayMetrics()
 
 
-class TeacherMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+class TeacherMetrics(msgspec.Struct, gc=False, frozen=True, omit_defaults=True, kw_only=True):
     """What one teacher said of a step. Means are over the sampled tokens that it scored."""
 
     tokens: int | None = None
@@ -204,7 +204,7 @@ class TeacherMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tr
     retries: int | None = None  # requests that an endpoint was sent again
 
 
-class StepSeconds(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+class StepSeconds(msgspec.Struct, gc=False, frozen=True, omit_defaults=True, kw_only=True):
     """Where the time of one step went, in seconds; `step` is all of it."""
 
     generate: float | None = None  # the learner's generator, or workers with nothing beside them
@@ -215,7 +215,7 @@ class StepSeconds(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
     step: float | None = None
 
 
-class PublishMetrics(msgspec.Struct, frozen=True, omit_defaults=True):
+class PublishMetrics(msgspec.Struct, gc=False, frozen=True, omit_defaults=True):
     """The weight versions that were written for the workers since the last step."""
 
     bytes: int | None = None
@@ -223,7 +223,7 @@ class PublishMetrics(msgspec.Struct, frozen=True, omit_defaults=True):
     deltas: int = 0
 
 
-class CostMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+class CostMetrics(msgspec.Struct, gc=False, frozen=True, omit_defaults=True, kw_only=True):
     """What the run has used until now, its earlier sessions counted (records/cost.py)."""
 
     hours: float | None = None  # pauses between sessions left out
@@ -235,7 +235,7 @@ class CostMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
     tokens: float | None = None  # sampled, and learned from
 
 
-class StepMetrics(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+class StepMetrics(msgspec.Struct, gc=False, frozen=True, omit_defaults=True, kw_only=True):
     """All that is logged of one step: a line of metrics.jsonl, and what sinks are given.
 
     A part that a stage does not have is there all the same, with nothing in it: of an SFT step

@@ -75,8 +75,8 @@ def read_events(file: JsonLines) -> list[Event]:
 
 def steps_of(lines: Sequence[bytes], path: Path) -> list[StepMetrics]:
     """Some lines of a file that is followed while it grows. Raises RunError when one is none."""
-    text = b"\n".join(lines)
-    if not any(name in text for name in _OLDER):
+    # Those of an older version are before those of a newer one.
+    if lines and not any(name in lines[0] for name in _OLDER):
         try:
             return [_STEP.decode(line) for line in lines]
         except msgspec.MsgspecError:

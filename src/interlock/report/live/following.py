@@ -208,15 +208,15 @@ class Following:
         gaps = [step.update.mismatch.k3 if step.update.mismatch else None for _, step in batch]
         self._grow("update.mismatch.k3", xs, gaps)
         self._pace.add([step for _, step in batch])
-        of_workers: defaultdict[str, tuple[list[float], list[float]]]
+        of_workers: defaultdict[tuple[str, str], tuple[list[float], list[float]]]
         of_workers = defaultdict(lambda: ([], []))
         for x, step in batch:
-            for name, value in _of_workers(step):
-                at, values = of_workers[name]
+            for figure, value in _of_workers(step):
+                at, values = of_workers[figure]
                 at.append(x)
                 values.append(value)
-        for name, (at, values) in of_workers.items():
-            self._grow(name, at, values)
+        for (worker, what), (at, values) in of_workers.items():
+            self._grow(f"workers/{worker}/{what}", at, values)
         if batch[-1][1].workers:
             self.workers = batch[-1][1].workers
 
@@ -271,16 +271,22 @@ def _length(view: RunView) -> int | None:
     return sum(stage.length for stage in recipe.stage)
 
 
-def _of_workers(step: StepMetrics) -> Iterator[tuple[str, float]]:
-    """Mismatch, staleness and speed of every worker, by paths of their own."""
+def _of_workers(step: StepMetrics) -> Iterator[tuple[tuple[str, str], float]]:
+    """Mismatch, staleness and speed of every worker, by its name and what it is."""
     for name, facts in step.workers.items():
         if gaps := facts.mismatch:
-            tokens = sum(gap.tokens for gap in gaps.values()) or 1
-            yield f"workers/{name}/k3", sum(g.k3 * g.tokens for g in gaps.values()) / tokens
-            late = sum(age * gap.tokens for age, gap in gaps.items())
-            yield f"workers/{name}/staleness", late / tokens
+            yield (name, "k3"), _mean([(gap.k3, gap.tokens) for gap in gaps.values()])
+            yield (name, "staleness"), _mean([(age, gap.tokens) for age, gap in gaps.items()])
         if facts.seconds_generating > 0:
-            yield f"workers/{name}/tokens_per_second", facts.tokens / facts.seconds_generating
+            yield (name, "tokens_per_second"), facts.tokens / facts.seconds_generating
+
+
+def _mean(figures: Sequence[tuple[float, int]]) -> float:
+    """Of figures of so many tokens each; 0 without any."""
+    if len(figures) == 1:  # as a rule
+        return figures[0][0] if figures[0][1] else 0.0
+    tokens = sum(count for _, count in figures) or 1
+    return sum(value * count for value, count in figures) / tokens
 
 
 def told(points: Points) -> dict[str, list[float | None]]:
