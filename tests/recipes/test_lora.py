@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,9 +12,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from interlock.config.reading import load_recipe
+from interlock.engine.portable.engine import PortableEngine
 from interlock.errors import ModelError
+from interlock.recipes import fleet
 from interlock.recipes.train import train
+from interlock.records.adapters import AdapterForm
 from interlock.rundir import RunDir
+from interlock.workers.protocol import Canary
 
 LORA = ["learner.lora.rank=4", "learner.lora.alpha=8"]
 
@@ -137,3 +142,27 @@ def test_workers_are_given_the_adapter_and_serve_what_the_learner_has(
     assert not kinds & {"mismatch", "quarantined", "worker_lost", "weights_whole"}
     gaps = [each.update.mismatch for each in steps if each.update.mismatch is not None]
     assert gaps and max(gap.k3 for gap in gaps) < 1e-6
+
+
+def test_workers_are_opened_for_the_form_that_learns(two_generators: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(two_generators, LORA)
+    canary, run = Canary([1, 2], [[3]], 1), SimpleNamespace(worker_log=tmp_path.joinpath)
+    made = fleet._workers(recipe, tmp_path, "store", canary, run)  # type: ignore[arg-type]
+    assert [opening.adapter for _, opening in made.values()] == 2 * [recipe.learner.lora]
+    assert recipe.learner.lora == AdapterForm(rank=4, alpha=8.0)
+
+
+def test_a_generator_that_takes_no_adapter_is_given_both_merged_and_it_is_told(
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of another dtype than the learner, so that it holds weights of its own."""
+    monkeypatch.setattr(PortableEngine, "merges", lambda self, form: "there are no slots")
+    monkeypatch.setattr(PortableEngine, "load_adapter", None)
+    run = tmp_path / "run"
+    more = ["stage.steps=2", "stage.eval.every=0", "generator.0.dtype=bfloat16"]
+    said(run, *more, recipe=tiny_recipe)
+    (event,) = [each for each in RunDir.read(run).events() if each.kind == "adapter_merged"]
+    assert event.message == "the generator has adapters merged: there are no slots"
+    steps = RunDir.read(run).metrics()[1:]
+    gaps = [each.update.mismatch for each in steps if each.update.mismatch is not None]
+    assert gaps and max(gap.k3 for gap in gaps) < 1e-3

@@ -1,8 +1,8 @@
 """vLLM's side of engine/vllm in a page: the same calls, and a rule instead of a model.
 
 Its keys and values are one number per request, made of every token it has read and of the weights
-that it was read under. So a memory kept over a load, or a token left out, shows in all that is
-drawn after it; `draw` says what should have been.
+that it was read under, an adapter's among them. So a memory kept over a load, or a token left out,
+shows in all that is drawn after it; `draw` says what should have been.
 """
 
 import json
@@ -25,8 +25,11 @@ from interlock.config.schema import GeneratorSettings
 from interlock.engine.vllm import options
 from interlock.engine.vllm.engine import VllmEngine
 from interlock.engine.vllm.requests import noise_seed
+from interlock.engine.vllm.slots import AdapterSlots
+from interlock.models.adapters import adapter_shapes
 from interlock.models.decoder import Decoder
 from interlock.models.huggingface import read_architecture
+from interlock.records.adapters import AdapterForm
 
 VOCAB = 64
 CONFIG = {
@@ -76,6 +79,7 @@ class _Request:
     name: str
     prompt: list[int]
     params: Any
+    adapter: Any = None
     tokens: list[int] = field(default_factory=list)
     memory: int = 0
     read: bool = False
@@ -87,23 +91,58 @@ class FakeVllm:
     `fault` may do something to what a step gives, until all keys and values are forgotten.
     """
 
-    def __init__(self, tensors: dict[str, Any], sequences: int) -> None:
-        self.tensors, self.sequences = tensors, sequences
+    def __init__(self, tensors: dict[str, Any], wanted: Mapping[str, Any]) -> None:
+        self.tensors, self.sequences = tensors, wanted["max_num_seqs"]
+        self.rank = wanted["max_lora_rank"] if wanted.get("enable_lora") else 0
+        self.slots: dict[str, Tensor] = {}  # of the one adapter that there is room for
+        self.adapter: Any = None  # its request
+        self.tears = False  # an adapter is taken, and then an error
         self.requests: dict[str, _Request] = {}
         self.steps = 0
         self.most = 0  # requests it ever held at once
         self.salts: list[str | None] = []  # of every request, for the prefix cache
+        self.adapters: list[Any] = []  # of every request
         self.ignored: list[str] = []  # tensors that a load is to leave out
         self.fault: Callable[[list[Any]], list[Any]] = _none
 
-    @property
-    def weights(self) -> float:
-        return sum(tensor.double().sum().item() for tensor in self.tensors.values())
+    def weights(self, adapter: Any) -> float:
+        """That a request with this adapter, or None, is computed by."""
+        assert adapter is None or adapter == self.adapter, "vLLM has no such adapter"
+        slots = self.slots.values() if adapter else ()
+        return sum(tensor.double().sum().item() for tensor in (*self.tensors.values(), *slots))
 
-    def add_request(self, name: str, prompt: dict[str, Any], params: Any) -> None:
+    def add_lora(self, request: Any) -> bool:
+        """PEFT's files, A and B each in the upper corner of zeros, and B times the scale."""
+        assert self.adapter is None, "one at a time"
+        config = json.loads((Path(request.lora_path) / "adapter_config.json").read_text())
+        given = load_file(Path(request.lora_path) / "adapter_model.safetensors")
+        self.slots = self._zeros()
+        for name, tensor in given.items():
+            slot, own = self.slots[name], tensor.to(torch.float32)
+            own *= config["lora_alpha"] / config["r"] if ".lora_B." in name else 1
+            slot[: own.shape[0], : own.shape[1]] = own
+        self.adapter = request
+        if self.tears:
+            raise RuntimeError("no memory\nfor it")
+        return True
+
+    def remove_lora(self, number: int) -> bool:
+        assert self.adapter.lora_int_id == number and not self.requests
+        self.adapter, self.slots = None, {}
+        return True
+
+    def _zeros(self) -> dict[str, Tensor]:
+        shapes = {name: list(tensor.shape) for name, tensor in self.tensors.items()}
+        form = AdapterForm(rank=self.rank)
+        return {name: torch.zeros(shape) for name, shape in adapter_shapes(shapes, form).items()}
+
+    def add_request(
+        self, name: str, prompt: dict[str, Any], params: Any, lora_request: Any = None
+    ) -> None:
         assert name not in self.requests
         self.salts.append(prompt.get("cache_salt"))
-        self.requests[name] = _Request(name, prompt["prompt_token_ids"], params)
+        self.adapters.append(lora_request)
+        self.requests[name] = _Request(name, prompt["prompt_token_ids"], params, lora_request)
         self.most = max(self.most, len(self.requests))
 
     def abort_request(self, names: list[str]) -> None:
@@ -118,14 +157,14 @@ class FakeVllm:
         return outputs
 
     def _advance(self, request: _Request) -> Any:
-        scored = None
+        scored, weights = None, self.weights(request.adapter)
         if not request.read:
-            request.read, request.memory = True, _read(0, request.prompt, self.weights)
+            request.read, request.memory = True, _read(0, request.prompt, weights)
             if request.params.prompt_logprobs is not None:
                 scored = [None, *(self._scored(request, n) for n in range(1, len(request.prompt)))]
         token, logprob = _drawn(request.memory, request.params.seed, len(request.tokens))
         request.tokens.append(token)
-        request.memory = _read(request.memory, [token], self.weights)
+        request.memory = _read(request.memory, [token], weights)
         finish = "length" if len(request.tokens) == request.params.max_tokens else None
         entry = _beside(token, logprob, request.params)
         answer = SimpleNamespace(token_ids=[token], logprobs=[entry], finish_reason=finish)
@@ -145,16 +184,19 @@ class FakeVllm:
             token: SimpleNamespace(rank=rank, logprob=-float(rank)) for token, rank in ranks.items()
         }
 
-    def collective_rpc(self, name: str, args: tuple[str, ...] = ()) -> list[Any]:
+    def collective_rpc(self, name: str, args: tuple[Any, ...] = ()) -> list[Any]:
+        if name == "interlock_slots":
+            return [{name: list(slot.shape) for name, slot in self._zeros().items()}]
         if name == "interlock_shapes":
             return [({name: list(tensor.shape) for name, tensor in self.tensors.items()}, {})]
         if name == "interlock_forget":
             assert not self.requests, "keys and values are needed"
             self.fault = _none
             return [None]
-        (path,) = args
+        path = args[0]
         if name == "interlock_save":
-            save_file(self.tensors, path)
+            assert args[1] == (self.adapter and self.adapter.lora_int_id)
+            save_file(self.tensors | self.slots, path)
             return [None]
         assert name == "interlock_load"
         given = load_file(path)
@@ -217,28 +259,40 @@ def given_up(outputs: list[Any]) -> list[Any]:
 def opener(
     model: Path, patch: pytest.MonkeyPatch, config: Mapping[str, Any] | None = None
 ) -> Opened:
-    """What opens an engine of so many slots on a fake vLLM; its vocabulary may end completions."""
+    """What opens an engine of so many slots on a fake vLLM that has room for adapters of rank 2 or
+    8; its vocabulary may end completions.
+    """
     (model / "config.json").write_text(json.dumps(config or CONFIG))
     params: Any = ModuleType("vllm.sampling_params")
     params.SamplingParams = SamplingParams
     params.RequestOutputKind = SimpleNamespace(DELTA="delta")
     patch.setitem(sys.modules, "vllm", params)
     patch.setitem(sys.modules, "vllm.sampling_params", params)
+    request: Any = ModuleType("vllm.lora.request")
+    request.LoRARequest = lambda *given: SimpleNamespace(
+        **dict(zip(("lora_name", "lora_int_id", "lora_path"), given, strict=True))
+    )
+    patch.setitem(sys.modules, "vllm.lora", ModuleType("vllm.lora"))
+    patch.setitem(sys.modules, "vllm.lora.request", request)
     patch.setattr(os, "environ", dict(os.environ))
     with torch.device("meta"):
         views = Decoder(read_architecture(model)).tensors()
 
-    def open_(vocabulary: Any, slots: int = 4, **options_: Any) -> tuple[VllmEngine, FakeVllm]:
+    def open_(
+        vocabulary: Any, slots: int = 4, adapter: AdapterForm | None = None, **options_: Any
+    ) -> tuple[VllmEngine, FakeVllm]:
         started: list[FakeVllm] = []
 
-        def start(wanted: dict[str, Any], *_: Any) -> tuple[FakeVllm, str]:
-            tensors = filled(1.0, views)
-            started.append(FakeVllm(tensors, wanted["max_num_seqs"]))
+        def start(
+            wanted: dict[str, Any], given: Mapping[str, Any], kind: str, slots: AdapterSlots
+        ) -> tuple[FakeVllm, str]:
+            wanted |= slots.arguments([2, 8], kind, wanted["dtype"])
+            started.append(FakeVllm(filled(1.0, views), wanted | dict(given)))
             return started[0], "vllm fake"
 
         patch.setattr(options, "start", start)
         settings = GeneratorSettings(dtype="float32", slots=slots, options=options_)
-        engine = VllmEngine(model, settings, vocabulary)
+        engine = VllmEngine(model, settings, vocabulary, adapter)
         return engine, started[0]
 
     return open_

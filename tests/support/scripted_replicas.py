@@ -145,6 +145,7 @@ class Replicas:
         if target is not None:
             self.crew.changes.target = target
         self.texts: dict[str, float] = {}  # a replica's error of the canary's text
+        self.merged: dict[str, str] = {}  # why it merges adapters
         self.engines: dict[str, str] = {}  # other than "torch 2"
 
     def attend(self, *events: Event) -> None:
@@ -211,7 +212,7 @@ class Replicas:
             del self.fleet.asked[name][asked.id]
             text, drawn = [-1.0 - self.texts.get(name, 0.0)] * 2, [-0.5] * 2
             proof = Loaded(asked.number, asked.digest, text, drawn, drawn, 0, id=asked.id)
-            self.hear(name, proof)
+            self.hear(name, msgspec.structs.replace(proof, merged=self.merged.get(name, "")))
 
     def brought(self, name: str) -> bool:
         change = self.handle(name).change

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from msgspec.structs import replace
 from real_workers import CANARY, RealWorker
 from torch import Tensor
 
 from interlock.config.schema import GeneratorSettings
+from interlock.engine.portable import engine
 from interlock.engine.portable.engine import PortableEngine
 from interlock.errors import SyncError
 from interlock.models import adapters
@@ -91,7 +93,8 @@ def test_a_worker_proves_the_base_and_each_adapter_that_it_serves(
     published: Adapters, takes: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As an adapter, and merged for an engine that takes none (vLLM without slots for them)."""
-    monkeypatch.setattr(PortableEngine, "takes_adapters", property(lambda self: takes))
+    why = "" if takes else "there are no slots"
+    monkeypatch.setattr(PortableEngine, "merges", lambda self, form: why)
     loads: list[int] = []
     load = PortableEngine.load
 
@@ -110,11 +113,30 @@ def test_a_worker_proves_the_base_and_each_adapter_that_it_serves(
     second = published.publish(2)
     told = answered(worker, second)
     assert isinstance(told, Loaded) and (told.number, told.digest) == (2, second.digest)
+    assert told.merged == why
     close(told.text, published.score())
     close(told.prefill, told.decode)
     # The weights that it stands beside were fetched and loaded once.
     assert told.fetched_bytes < 0.5 * whole
     assert loads == ([1] if takes else [1, 2])
+
+
+def test_an_engine_is_opened_for_the_form_that_will_come(
+    published: Adapters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[object] = []
+
+    def listening(*asked: object) -> PortableEngine:
+        given.append(asked[-1])
+        return opening(*asked)  # type: ignore[arg-type]
+
+    opening = engine.open_engine
+    monkeypatch.setattr(engine, "open_engine", listening)
+    opened(published)
+    worker = RealWorker()
+    worker.ask(replace(published.open(), adapter=FORM))
+    worker.turn()
+    assert given == [None, FORM]
 
 
 def test_weights_that_changed_beside_the_adapter_break_the_proof(published: Adapters) -> None:

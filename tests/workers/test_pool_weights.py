@@ -363,3 +363,17 @@ def test_the_canary_is_measured_against_the_learner(
         s.publish(2)
         s.hear("a", proof(s.loading("a"), shift))
         assert s.kinds() == kinds
+
+
+def test_a_worker_that_merges_adapters_says_why_once_for_each_reason(scene: Make) -> None:
+    s = scene("a").put("a", WorkerState.LOADING)
+    s.events.clear()
+    for number, why in enumerate(["no slots", "no slots", "", "rank 99 is\nabove"], start=2):
+        s.hear("a", replace(proof(s.loading("a")), merged=why))
+        s.publish(number)
+    assert s.state("a") is WorkerState.LOADING
+    told = [event for event in s.events if event[0] == "adapter_merged"]
+    assert [message for _, message, _ in told] == [
+        "a has adapters merged: no slots",
+        "a has adapters merged: rank 99 is above",
+    ]

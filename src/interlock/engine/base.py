@@ -181,10 +181,11 @@ class Engine(ABC):
         Raises ModelError, with nothing changed, on a missing or unknown name or a wrong shape.
         """
 
-    @property
-    def takes_adapters(self) -> bool:
-        """Whether it has `load_adapter`; where not, adapters are merged and loaded as weights."""
-        return False
+    def merges(self, form: AdapterForm) -> str:
+        """Why adapters of this form are to be merged, and loaded as weights; "": `load_adapter`
+        takes them.
+        """
+        return "the engine takes no adapters"
 
     def load_adapter(
         self, tensors: Mapping[str, "Tensor"], form: AdapterForm, version: int

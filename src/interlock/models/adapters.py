@@ -25,7 +25,7 @@ from interlock.sync import codec
 
 Shapes = dict[str, list[int]]
 _WEIGHT = ".weight"
-_PEFT = "base_model.model.{}.lora_{}.weight"
+PEFT_NAME = "base_model.model.{}.lora_{}.weight"
 _NOT_LINEAR = {"embed_tokens", "lm_head", "gate"}  # `gate` chooses experts
 
 
@@ -90,8 +90,8 @@ def adapter_shapes(shapes: Mapping[str, Sequence[int]], form: AdapterForm) -> Sh
     for name, shape in shapes.items():
         module = name.removesuffix(_WEIGHT)
         if module != name and len(shape) == 2 and _chosen(module, form):
-            found[_PEFT.format(module, "A")] = [form.rank, shape[1]]
-            found[_PEFT.format(module, "B")] = [shape[0], form.rank]
+            found[PEFT_NAME.format(module, "A")] = [form.rank, shape[1]]
+            found[PEFT_NAME.format(module, "B")] = [shape[0], form.rank]
     return found
 
 
@@ -113,7 +113,7 @@ def merged(
     """
     for name, weight in weights:
         module = name.removesuffix(_WEIGHT)
-        a, b = (adapter.get(_PEFT.format(module, which)) for which in "AB")
+        a, b = (adapter.get(PEFT_NAME.format(module, which)) for which in "AB")
         if a is None or b is None:
             yield name, weight
             continue
@@ -200,6 +200,6 @@ def _entries(place: str, added: LowRank, parts: Sequence[_Part]) -> Layout:
         number = added.spans.index(part.rows)
         lead = () if part.expert is None else (part.expert,)
         own = slice(number * rank, (number + 1) * rank)
-        found[_PEFT.format(part.module, "A")] = f"{place}.a", (*lead, own)
-        found[_PEFT.format(part.module, "B")] = f"{place}.b", (*lead, rows[part.rows])
+        found[PEFT_NAME.format(part.module, "A")] = f"{place}.a", (*lead, own)
+        found[PEFT_NAME.format(part.module, "B")] = f"{place}.b", (*lead, rows[part.rows])
     return found

@@ -87,7 +87,8 @@ def open_inline(recipe: Recipe, model: Path, trust: str, masters: Decoder | None
     if masters is not None and _would_copy(settings, recipe.learner, masters):
         shared = sharing_generator(settings, masters, model, template, name, clock)
         return Inline(shared, trust, shares=True)
-    return Inline(open_generator(settings, model, template, name, clock), trust)
+    form = recipe.learner.lora
+    return Inline(open_generator(settings, model, template, name, clock, form), trust)
 
 
 def _would_copy(settings: GeneratorSettings, learner: LearnerSettings, masters: Decoder) -> bool:
@@ -157,6 +158,7 @@ def _workers(
                 settings=replace(settings, env={}),  # its process has them
                 store=_seen_from(settings, url),
                 canary=canary,
+                adapter=recipe.learner.lora,
             ),
         )
         for name, settings in worker_settings(recipe).items()

@@ -16,6 +16,7 @@ from interlock.rundir import RunDir
 from interlock.sandbox.canary import open_sandbox
 from interlock.tasks.executing import executes, judges_outside
 from interlock.tasks.verifier_pool import sandbox_of
+from interlock.workers.inline import Inline
 
 
 def learns(recipe: Recipe, model: Path, decoder: Decoder, sinks: Sink) -> None:
@@ -24,6 +25,13 @@ def learns(recipe: Recipe, model: Path, decoder: Decoder, sinks: Sink) -> None:
         sinks.note("the layer for multi-token prediction is left out (learner.mtp_weight = 0)")
     if recipe.learner.lora is not None:
         sinks.note(_adapter(recipe, decoder))
+
+
+def merges(recipe: Recipe, inline: Inline | None, run: RunDir, sinks: Sink) -> None:
+    """Where the generator in this process does not take the adapter that learns."""
+    form = recipe.learner.lora
+    if inline is not None and form is not None and (why := inline.merges(form)):
+        sinks.event(run.event("adapter_merged", f"the generator has adapters merged: {why}"))
 
 
 def trust(recipe: Recipe, uses: Sequence[Use], sizes: Sizes, run: RunDir, sinks: Sink) -> None:

@@ -146,6 +146,7 @@ def _run_rank0(
     with run, sinks.of(run), ExitStack() as stack:
         run.computes_on(device.stack(decoder.embed.device))
         notes.trust(recipe, uses, sizes_of(arch), run, sinks)
+        notes.merges(recipe, inline, run, sinks)
         stack.enter_context(meter.running(run.keep_cost))
         if plan is not None:
             run.keep_plan(plan)

@@ -321,6 +321,7 @@ EventKind = Literal[
     "sandboxed",  # by which way answers are judged in isolation
     "unsandboxed",  # what the model wrote is executed without isolation
     "worker_started",
+    "adapter_merged",  # with its weights, for an engine that does not take it
     "worker_failed",
     "worker_lost",
     "worker_late",

@@ -24,7 +24,7 @@ from interlock.records.adapters import AdapterForm
 from interlock.records.replay import NO_REPLAY, Replay
 from interlock.records.rl import Completion, Group, Problem, Sampling
 
-# The module of each engine, which offers open_engine(settings, model, vocabulary) -> Engine.
+# The module of each engine, with open_engine(settings, model, vocabulary, adapter) -> Engine.
 ENGINES: dict[EngineName, str] = {
     "torch": "interlock.engine.portable.engine",
     "vllm": "interlock.engine.vllm.engine",
@@ -177,15 +177,17 @@ def open_generator(
     chat_template: str | None,
     name: str,
     clock: datetime | None = None,
+    adapter: AdapterForm | None = None,
 ) -> Generator:
     """The generator that `settings` describes, with the weights in the directory `model` as
     version 0. `chat_template`: a Jinja file that replaces the model's own, or None; `clock`: the
-    time that it is told, or None for the present.
+    time that it is told, or None for the present; `adapter`: the form that versions will have,
+    where they are adapters.
 
     Raises ConfigError when the device is not there, ModelError when the model cannot be read.
     """
     tokenizer = Tokenizer.load(model, chat_template, clock)
     module = importlib.import_module(ENGINES[settings.engine])
-    engine: Engine = module.open_engine(settings, model, tokenizer)
+    engine: Engine = module.open_engine(settings, model, tokenizer, adapter)
     tokenizer.check_fits(engine.limits.vocab)
     return Generator(engine, tokenizer, name)

@@ -78,6 +78,7 @@ class WorkerHandle:
     serves: Target | None = None  # None: to be loaded and proven (again)
     proven: list[Target] = field(default_factory=list)  # by this process, in order; see `prove`
     warned: bool = False  # of its mismatch
+    merges: str = ""  # why it merged an adapter last; "": it did not
     may_return: bool = False  # in quarantine, to be qualified
     accused: float = math.inf  # seconds since 1970 when the last qualification began
     mistake: bool = False  # it was set up in a way that can never work
@@ -137,6 +138,12 @@ class WorkerHandle:
         self.proven = [each for each in self.proven if each.version.number >= oldest]
         self.proven.append(target)
         self.loading, self.serves, self.cut_off = None, target, False
+
+    def merging(self, why: str) -> str:
+        """What to tell of its merging adapters, unless that was told; `why`: "" if it does not."""
+        before, self.merges = self.merges, why
+        untold = why not in ("", before)
+        return f"{self.name} has adapters merged: {self.quoted(why)}" if untold else ""
 
     def number(self) -> int:
         """Of the next ask."""

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence, Set
 
 from torch import Tensor
 
+from interlock.models.adapters import merged
+from interlock.records.adapters import AdapterForm
 from interlock.records.metrics import WorkerMetrics, WorkerState
 from interlock.workers.generator import Generator
 from interlock.workers.generators import (
@@ -53,6 +55,9 @@ class Inline:
         began = time.monotonic()
         if adapter is None:
             self._generator.load(number, tensors)
+        elif self.merges(adapter.form):
+            whole = merged(adapter.base().items(), tensors, adapter.form)
+            self._generator.load(number, dict(whole))
         else:
             if not self._has_base:
                 self._generator.load(number, adapter.base())
@@ -63,6 +68,10 @@ class Inline:
         self._facts.seconds_busy += spent
         self.version = self._facts.weight_version = number
         return Published()
+
+    def merges(self, form: AdapterForm) -> str:
+        """As of its engine."""
+        return self._generator.engine.merges(form)
 
     def order(self, work: Sequence[Work]) -> None:
         for unit in work:

@@ -5,7 +5,7 @@
     take(progress) of the canaries ──the last is finished──> score ──> Loaded, or Failed
 
 A version that is an adapter needs the weights that it is of, which are fetched and loaded where the
-engine has others. One that takes no adapters is given both merged.
+engine has others. One that does not take it is given both merged, and the proof says why.
 
 Between `apply` and the proof the version is `unproven`: nothing that it drew may leave the worker.
 """
@@ -151,6 +151,7 @@ class WeightLoader:
             decode=decode,
             prefill=prefill,
             fetched_bytes=self._fetched - self._before,
+            merged=self._given.merged,
             id=asked.id,
         )
 
@@ -173,10 +174,11 @@ class WeightLoader:
             engine.load(added, number)
             return _Given(added, self._replica.digests)
         base = self._base.fetch(adapter.base)
-        if not engine.takes_adapters:
+        if why := engine.merges(adapter.form):
+            self._holds = None
             whole = dict(merged(base.items(), added, adapter.form))
             engine.load(whole, number)
-            return _Given(whole, self._base.digests)
+            return _Given(whole, self._base.digests, why)
         if self._holds != adapter.base:
             self._holds = None
             engine.load(base, number)
@@ -207,6 +209,7 @@ class _Given(NamedTuple):
 
     tensors: Mapping[str, Tensor]
     digests: Mapping[str, str]
+    merged: str = ""  # why an adapter was
 
     def digest(self, name: str, held: Tensor) -> str:
         given = self.tensors.get(name)

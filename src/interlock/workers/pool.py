@@ -266,6 +266,8 @@ class WorkerPool:
             self._restart(worker, "worker_unproven", why)
             return
         worker.prove(target)
+        if told := worker.merging(reply.merged):
+            self._note("adapter_merged", told, worker.name)
         facts.weight_version = reply.number
         facts.canary_k3 = mismatch(target.text, reply.text).k3
         figures = f"k3 {facts.canary_k3:.2g} against the learner on the canary"

@@ -26,6 +26,7 @@ import msgspec
 from interlock.config.schema import GeneratorSettings
 from interlock.errors import InterlockError, SyncError, UserError
 from interlock.processes.channel import Channel
+from interlock.records.adapters import AdapterForm
 from interlock.records.coding import from_bytes
 from interlock.records.replay import NO_REPLAY, Replay
 from interlock.records.rl import Completion, FinishReason, Problem, Sampling
@@ -68,6 +69,7 @@ class Open(_Ask, frozen=True, tag="open"):
     canary: Canary | None = None  # as `store`
     clock: datetime | None = None  # that the template is told; None: it asks its own machine
     serves: bool = False  # Completes will come: what a first one would wait for is made before
+    adapter: AdapterForm | None = None  # that versions will have; None: not known, or none
 
 
 class Load(_Ask, frozen=True, tag="load"):
@@ -207,6 +209,7 @@ class Loaded(_Reply, frozen=True, tag="loaded"):
     decode: list[float]  # logprobs of the continuations as they were drawn
     prefill: list[float]  # of the same tokens, through prefill
     fetched_bytes: int
+    merged: str = ""  # why an adapter was merged into its weights; "": it was not
 
 
 class Brought(_Reply, frozen=True, tag="brought"):

@@ -149,7 +149,12 @@ class Worker:
 
     def _open(self, asked: Open) -> Opened:
         opened = open_generator(
-            asked.settings, Path(asked.model), asked.chat_template, asked.name, asked.clock
+            asked.settings,
+            Path(asked.model),
+            asked.chat_template,
+            asked.name,
+            asked.clock,
+            asked.adapter,
         )
         engine = opened.engine
         if asked.serves:

@@ -179,3 +179,15 @@ def test_nobody_is_left_behind_where_versions_come_fast() -> None:
     first = [name for name, _ in loaded[:3]]
     assert sorted(first) == ["a", "b", "c"]
     assert sorted(r.facts(name).version or 0 for name in "abc")[0] >= 3
+
+
+def test_a_replica_that_merges_adapters_says_why_once() -> None:
+    r = Replicas("a").up("a")
+    r.merged["a"] = "no slots"
+    for target in (V1, V2):
+        r.crew.changes.target = target
+        r.attend()
+        r.load("a")
+    assert r.facts("a").version == 2
+    told = [message for kind, message, _ in r.notes if kind == "adapter_merged"]
+    assert told == ["a has adapters merged: no slots"]

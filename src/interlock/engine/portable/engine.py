@@ -126,9 +126,8 @@ class PortableEngine(Engine):
                 view.copy_(tensors[name])
         self._serve(version)
 
-    @property
-    def takes_adapters(self) -> bool:
-        return True
+    def merges(self, form: AdapterForm) -> str:
+        return ""
 
     def load_adapter(self, tensors: Mapping[str, Tensor], form: AdapterForm, version: int) -> None:
         check_weights(tensors, adapters.adapter_shapes(self.shapes, form), version)
@@ -176,8 +175,15 @@ class PortableEngine(Engine):
             self._threads.rest()
 
 
-def open_engine(settings: GeneratorSettings, model: Path, vocabulary: Vocabulary) -> PortableEngine:
+def open_engine(
+    settings: GeneratorSettings,
+    model: Path,
+    vocabulary: Vocabulary,
+    adapter: AdapterForm | None = None,
+) -> PortableEngine:
     """The engine that `settings` ask for, with the weights in the directory `model` as version 0.
+
+    `adapter`: the form that versions will have; nothing is made ready for it.
 
     Raises ConfigError when the device is not there, ModelError when the model cannot be read.
     """

@@ -3,6 +3,7 @@
     add ──check──> waiting ──a slot is free──> a request of vLLM's each ──step──> Progress
                       ^──── load: withdrawn, to go on under the new weights ──┘
     load ──compared with the model──> file ──extension.py, in vLLM's worker──> its model
+    load_adapter ──> PEFT's files ──slots.py──> a slot beside it
     held, score <── the parameters themselves <──────────────────────────────┘
 
 Only this folder imports vllm, and only when an engine is opened. vLLM gets token ids and gives
@@ -15,7 +16,7 @@ What differs between versions of vLLM is asked for, not assumed. docs/vllm.md sa
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,14 @@ from interlock.engine.base import (
 from interlock.engine.sequence import LiveSequence
 from interlock.engine.vllm import options, parameters, requests
 from interlock.engine.vllm.replays import Replays
+from interlock.engine.vllm.slots import AdapterSlots
 from interlock.engine.vocabulary import Vocabulary
 from interlock.errors import ConfigError, ModelError, SyncError, TrainingError
+from interlock.models.adapters import adapter_shapes
 from interlock.models.checkpoint import in_blocks
 from interlock.models.decoder import Decoder
 from interlock.models.huggingface import read_architecture
+from interlock.records.adapters import AdapterForm
 from interlock.text import error_line
 
 NO_VERSION = -1  # of an engine whose weights are not whole
@@ -59,8 +63,15 @@ class VllmEngine(Engine):
     `score` raise SyncError until a load succeeds.
     """
 
-    def __init__(self, model: Path, settings: GeneratorSettings, vocabulary: Vocabulary) -> None:
+    def __init__(
+        self,
+        model: Path,
+        settings: GeneratorSettings,
+        vocabulary: Vocabulary,
+        adapter: AdapterForm | None = None,
+    ) -> None:
         """Start vLLM on the weights in the directory `model`, as version 0; takes a minute.
+        `adapter`: the form that versions will have, where they are adapters.
 
         Raises ConfigError when vLLM is not installed, is too old, or refuses a setting; ModelError
         when the model is of a family that Interlock does not know, or stored in fp8.
@@ -79,7 +90,11 @@ class VllmEngine(Engine):
         self.device = options.settle(settings)
         self.dtype = probe.settled(settings, device.claim(settings.device)).dtype
         wanted = options.arguments(model, settings, self.device, self.dtype, context)
-        self._engine, self.description = options.start(wanted, settings.options, self.device)
+        self._slots = AdapterSlots(decoder.arch, self._shapes, adapter, settings.options)
+        begun = options.start(wanted, settings.options, self.device, self._slots)
+        self._engine, self.description = begun
+        if self._slots.enabled:
+            self._slots.opened(self._engine.collective_rpc("interlock_slots"))
         self._waiting: deque[LiveSequence] = deque()
         self._running: dict[str, LiveSequence] = {}  # by the name of vLLM's request
         # Told to nobody yet: drawn while something was scored. By name and number.
@@ -139,13 +154,32 @@ class VllmEngine(Engine):
         check_weights(tensors, self._shapes, version)
         with parameters.room() as path:
             parameters.write({name: tensors[name] for name in self._shapes}, path)
-            running = self._withdraw(list(self._running))
-            self.version = NO_VERSION
-            try:
-                self._replace(path, version)
-            except BaseException:
-                self._clear()
-                raise
+            self._serve(version, lambda: self._replace(path, version))
+
+    def merges(self, form: AdapterForm) -> str:
+        return self._slots.merges(form)
+
+    def load_adapter(self, tensors: Mapping[str, Tensor], form: AdapterForm, version: int) -> None:
+        """Besides what the contract says, raises as `load`."""
+        assert not self.merges(form)
+        check_weights(tensors, adapter_shapes(self._shapes, form), version)
+        with parameters.room() as path:
+            directory = path.parent
+            parameters.write_adapter(tensors, form, directory)
+            engine = self._engine
+            self._serve(version, lambda: self._slots.put(engine, directory, tensors, form))
+
+    def _serve(self, version: int, change: Callable[[], None]) -> None:
+        """What runs goes on as version `version`, which `change` makes of the weights."""
+        running = self._withdraw(list(self._running))
+        self.version = NO_VERSION
+        try:
+            change()
+            if self._engine.reset_prefix_cache() is False:
+                raise TrainingError("vLLM kept its prefix cache, which belongs to older weights")
+        except BaseException:
+            self._clear()
+            raise
         self.version = version
         self._waiting.extendleft(reversed(running))
 
@@ -161,7 +195,10 @@ class VllmEngine(Engine):
         key = self._next_name()
         try:
             self._engine.add_request(
-                key, {"prompt_token_ids": list(tokens)}, requests.scoring(top_k, self._replays)
+                key,
+                {"prompt_token_ids": list(tokens)},
+                requests.scoring(top_k, self._replays),
+                lora_request=self._slots.request,
             )
         except ValueError as error:
             raise ConfigError(f"vLLM refuses to score a text: {error_line(error)}") from None
@@ -177,7 +214,8 @@ class VllmEngine(Engine):
         return Scores(given, [requests.most_likely(entry, top_k) for _, entry in places])
 
     def held(self) -> Iterator[tuple[str, Tensor]] | None:
-        """The weights as vLLM's products read them, under Hugging Face names.
+        """The weights as vLLM's products read them, under Hugging Face names, and by PEFT's the
+        adapter in its slot.
 
         None when they cannot be read back: sharded over several workers, or stored by vLLM in an
         order of its own (experts of a mixture, latent attention, quantised weights).
@@ -203,7 +241,7 @@ class VllmEngine(Engine):
         prompt: dict[str, Any] = {"prompt_token_ids": tokens}
         if owner := sequence.request.owner:  # its prefix cache keeps owners apart by that
             prompt["cache_salt"] = owner
-        self._engine.add_request(key, prompt, params)
+        self._engine.add_request(key, prompt, params, lora_request=self._slots.request)
         self._running[key] = sequence
 
     def _withdraw(self, keys: Iterable[str]) -> list[LiveSequence]:
@@ -284,14 +322,13 @@ class VllmEngine(Engine):
         return found
 
     def _replace(self, path: Path, version: int) -> None:
+        self._slots.drop(self._engine)
         left = self._engine.collective_rpc("interlock_load", args=(str(path),))
         if missing := sorted({name for names in left for name in names}):
             raise ModelError(
                 f"vLLM has weights that version {version} does not set, {missing[0]} first; use "
                 'engine = "torch" for this model'
             )
-        if self._engine.reset_prefix_cache() is False:
-            raise TrainingError("vLLM kept its prefix cache, which belongs to older weights")
 
     def _check_whole(self) -> None:
         if self.version == NO_VERSION:
@@ -313,13 +350,20 @@ class VllmEngine(Engine):
 
     def _read(self, where: Mapping[str, parameters.Place]) -> Iterator[tuple[str, Tensor]]:
         with parameters.room() as path:
-            self._engine.collective_rpc("interlock_save", args=(str(path),))
+            self._engine.collective_rpc("interlock_save", args=(str(path), self._slots.number))
             yield from parameters.read_places(path, where.items())
+            if places := self._slots.places:
+                yield from self._slots.held(parameters.read_places(path, places))
 
 
-def open_engine(settings: GeneratorSettings, model: Path, vocabulary: Vocabulary) -> VllmEngine:
+def open_engine(
+    settings: GeneratorSettings,
+    model: Path,
+    vocabulary: Vocabulary,
+    adapter: AdapterForm | None = None,
+) -> VllmEngine:
     """The engine that `settings` ask for, with the weights in the directory `model`, version 0."""
-    return VllmEngine(model, settings, vocabulary)
+    return VllmEngine(model, settings, vocabulary, adapter)
 
 
 def _then(before: Progress | None, after: Progress) -> Progress:

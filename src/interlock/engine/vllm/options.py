@@ -16,7 +16,9 @@ import torch
 
 from interlock.chips import vendors
 from interlock.config.schema import GeneratorSettings
+from interlock.engine.vllm import cpu_products
 from interlock.engine.vllm.extension import WorkerExtension
+from interlock.engine.vllm.slots import TARGETS, AdapterSlots, known_ranks
 from interlock.errors import ConfigError
 from interlock.text import error_line
 
@@ -29,6 +31,7 @@ _FIXED = {
     "skip_tokenizer_init",
     "trust_remote_code",
     "worker_extension_cls",
+    TARGETS,
 }
 
 
@@ -89,7 +92,9 @@ def arguments(
     return wanted
 
 
-def start(wanted: dict[str, Any], options: Mapping[str, Any], kind: str) -> tuple[Any, str]:
+def start(
+    wanted: dict[str, Any], options: Mapping[str, Any], kind: str, slots: AdapterSlots
+) -> tuple[Any, str]:
     """The started LLMEngine, and its name with version."""
     try:
         import vllm
@@ -106,9 +111,11 @@ def start(wanted: dict[str, Any], options: Mapping[str, Any], kind: str) -> tupl
             f"generator.device = {kind!r}, but this {description} is built for {built!r}; set "
             "generator.python to an environment with the other build"
         )
+    wanted |= slots.arguments(known_ranks(), kind, wanted["dtype"])
     check_options(options, wanted, {field.name for field in dataclasses.fields(EngineArgs)})
     if kind == "cpu":
-        _keep_weights_plain()
+        cpu_products.keep_weights_plain()
+        cpu_products.multiply_adapters_at_once()
     try:
         engine = LLMEngine.from_engine_args(EngineArgs(**wanted | dict(options)))
     except (ValueError, TypeError) as error:
@@ -132,17 +139,3 @@ def check_options(options: Mapping[str, Any], wanted: Mapping[str, Any], known: 
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ConfigError(f"vLLM has no setting {name!r} (in generator.options){hint}")
-
-
-def _keep_weights_plain() -> None:
-    """Have vLLM's CPU build multiply with its parameters as they are.
-
-    It would pack them away for oneDNN: not to be read back, and a vocabulary projection tied to the
-    embedding would go on with the packed weights of the version before.
-    """
-    from vllm.model_executor.layers import utils
-
-    def plain(layer: Any, remove_weight: bool) -> None:
-        layer.cpu_linear = torch.nn.functional.linear
-
-    utils.dispatch_cpu_unquantized_gemm = plain

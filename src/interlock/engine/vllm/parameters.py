@@ -10,7 +10,9 @@ from torch import Tensor
 
 from interlock.engine.base import Shapes
 from interlock.errors import SyncError
+from interlock.models.peft_files import save_adapter
 from interlock.processes.scratch import Scratch
+from interlock.records.adapters import AdapterForm
 from interlock.text import error_line
 
 Place = tuple[str, int, int]  # a vLLM parameter, and from which of its rows to which
@@ -65,6 +67,14 @@ def write(tensors: Mapping[str, Tensor], path: Path) -> None:
         save_file(plain, path)
     except (OSError, SafetensorError) as error:
         raise _refused(f"{path} ({error_line(error)})") from None
+
+
+def write_adapter(tensors: Mapping[str, Tensor], form: AdapterForm, directory: Path) -> None:
+    """An adapter as PEFT has it, for vLLM alone. Raises SyncError when the disk refuses."""
+    try:
+        save_adapter(tensors, form, directory, base="", digest="")
+    except (OSError, SafetensorError) as error:
+        raise _refused(f"{directory} ({error_line(error)})") from None
 
 
 def read(path: Path) -> Iterator[tuple[str, Tensor]]:

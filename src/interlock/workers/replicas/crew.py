@@ -233,6 +233,8 @@ class Crew:
         if why := doubt(reply, Target(weights, text), before, canary, self._band.quarantine):
             self._restart(replica, "worker_unproven", why)
             return
+        if told := replica.merging(reply.merged):
+            self._note("adapter_merged", told, replica.name)
         replica.change, replica.misses = None, 0
         replica.evidence = weights, CanaryScores(reply.text, reply.decode, reply.prefill)
 

@@ -74,6 +74,7 @@ class ReplicaHandle:
         None  # not judged: it waits for the reference
     )
     put_aside: bool = False  # somebody wants it drained
+    merges: str = ""  # why it merged an adapter last; "": it did not
     speed: ReplicaSpeed = field(default_factory=ReplicaSpeed)
     delay: RunDelay = field(default_factory=partial(RunDelay, []))
 
@@ -123,6 +124,12 @@ class ReplicaHandle:
     def quoted(self, text: str) -> str:
         """What it said of a failure, as it may be shown."""
         return one_line(without_secrets(text, self.spec.env), REASON)
+
+    def merging(self, why: str) -> str:
+        """What to tell of its merging adapters, unless that was told; `why`: "" if it does not."""
+        before, self.merges = self.merges, why
+        untold = why not in ("", before)
+        return f"{self.name} has adapters merged: {self.quoted(why)}" if untold else ""
 
     def ask(self, fleet: Fleet, message: protocol.Ask) -> int:
         """Send it under the next number, which it returns."""
