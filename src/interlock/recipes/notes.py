@@ -27,18 +27,19 @@ def learns(recipe: Recipe, model: Path, decoder: Decoder, sinks: Sink) -> None:
         sinks.note(_adapter(recipe, decoder))
 
 
-def merges(recipe: Recipe, inline: Inline | None, run: RunDir, sinks: Sink) -> None:
-    """Where the generator in this process does not take the adapter that learns."""
-    form = recipe.learner.lora
-    if inline is not None and form is not None and (why := inline.merges(form)):
-        sinks.event(run.event("adapter_merged", f"the generator has adapters merged: {why}"))
-
-
-def trust(recipe: Recipe, uses: Sequence[Use], sizes: Sizes, run: RunDir, sinks: Sink) -> None:
+def trust(
+    recipe: Recipe,
+    uses: Sequence[Use],
+    sizes: Sizes,
+    inline: Inline | None,
+    run: RunDir,
+    sinks: Sink,
+) -> None:
     """What a reader of the run should not take for granted."""
     _unqualified(uses, run, sinks)
     _untried(uses, sizes, run, sinks)
     _isolation(recipe, run, sinks)
+    _merges(recipe, inline, run, sinks)
 
 
 def _adapter(recipe: Recipe, decoder: Decoder) -> str:
@@ -54,6 +55,13 @@ def _adapter(recipe: Recipe, decoder: Decoder) -> str:
         f"LoRA of rank {form.rank}, alpha {form.alpha:g}, on {where}: {learned:,} weights learn "
         f"beside {beside:,} that stay ({learned / beside:.1%}); lr = {', '.join(told) or 'none'}"
     )
+
+
+def _merges(recipe: Recipe, inline: Inline | None, run: RunDir, sinks: Sink) -> None:
+    """Where the generator in this process does not take the adapter that learns."""
+    form = recipe.learner.lora
+    if inline is not None and form is not None and (why := inline.merges(form)):
+        sinks.event(run.event("adapter_merged", f"the generator has adapters merged: {why}"))
 
 
 def _unqualified(uses: Sequence[Use], run: RunDir, sinks: Sink) -> None:

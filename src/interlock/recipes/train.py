@@ -145,8 +145,7 @@ def _run_rank0(
     run = _directory(recipe, directory, hangs_on, resume, sinks)
     with run, sinks.of(run), ExitStack() as stack:
         run.computes_on(device.stack(decoder.embed.device))
-        notes.trust(recipe, uses, sizes_of(arch), run, sinks)
-        notes.merges(recipe, inline, run, sinks)
+        notes.trust(recipe, uses, sizes_of(arch), inline, run, sinks)
         stack.enter_context(meter.running(run.keep_cost))
         if plan is not None:
             run.keep_plan(plan)
@@ -172,12 +171,14 @@ def _run_rank0(
         provided = Provided(prepared, where, keep, smaller, tokenizer.decode, meter, budget)
         first = opened(now, decoder, inline)
         learner, last = _run_stages(recipe, provided, run, first, ranks, sinks)
-        sinks.phase("saving the weights")
-        _save(recipe, run, keep, learner, last)
+        _save(recipe, run, keep, learner, last, sinks)
 
 
-def _save(recipe: Recipe, run: RunDir, keep: Keep, learner: Learner, source: Path) -> None:
+def _save(
+    recipe: Recipe, run: RunDir, keep: Keep, learner: Learner, source: Path, sinks: Sinks
+) -> None:
     """The weights of a finished run; its checkpoints go if nobody wants them."""
+    sinks.phase("saving the weights")
     with run.weights() as path:
         keep(learner, path, source)
     if recipe.keep_checkpoints == 0:
