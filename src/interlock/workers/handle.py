@@ -7,7 +7,6 @@ from functools import partial
 
 from interlock.chips import vendors
 from interlock.chips.admission import needs_certificate
-from interlock.config.secrets import without_secrets
 from interlock.errors import ConfigError, TrainingError, UserError
 from interlock.fleet.base import Spec
 from interlock.processes.deadline import MOST_TIMES
@@ -20,10 +19,10 @@ from interlock.workers.generators import Purpose, Work
 from interlock.workers.protocol import Open, Opened
 from interlock.workers.queue import Unit
 from interlock.workers.replies import Target
+from interlock.workers.words import REASON, MergeNotice
 
 UP = (WorkerState.LOADING, WorkerState.READY, WorkerState.GENERATING)
 GONE = (WorkerState.QUARANTINED, WorkerState.RETIRED)
-REASON = 300  # characters of what a worker says of a failure
 MESSAGE = 1000  # characters of one of ours that quotes it: the remedy stands at its end
 _LONGEST_BACKOFF_S = 60.0
 
@@ -78,7 +77,7 @@ class WorkerHandle:
     serves: Target | None = None  # None: to be loaded and proven (again)
     proven: list[Target] = field(default_factory=list)  # by this process, in order; see `prove`
     warned: bool = False  # of its mismatch
-    merges: str = ""  # why it merged an adapter last; "": it did not
+    merges: MergeNotice = field(default_factory=MergeNotice)
     may_return: bool = False  # in quarantine, to be qualified
     accused: float = math.inf  # seconds since 1970 when the last qualification began
     mistake: bool = False  # it was set up in a way that can never work
@@ -87,10 +86,6 @@ class WorkerHandle:
     @property
     def name(self) -> str:
         return self.spec.name
-
-    def quoted(self, text: str) -> str:
-        """What it said of a failure, as it may be shown."""
-        return one_line(without_secrets(text, self.spec.env), REASON)
 
     @property
     def awaited(self) -> bool:
@@ -138,12 +133,6 @@ class WorkerHandle:
         self.proven = [each for each in self.proven if each.version.number >= oldest]
         self.proven.append(target)
         self.loading, self.serves, self.cut_off = None, target, False
-
-    def merging(self, why: str) -> str:
-        """What to tell of its merging adapters, unless that was told; `why`: "" if it does not."""
-        before, self.merges = self.merges, why
-        untold = why not in ("", before)
-        return f"{self.name} has adapters merged: {self.quoted(why)}" if untold else ""
 
     def number(self) -> int:
         """Of the next ask."""

@@ -35,7 +35,6 @@ from interlock.workers.generators import Outcome, Purpose, Work
 from interlock.workers.handle import (
     GONE,
     MESSAGE,
-    REASON,
     UP,
     HeldUnit,
     Note,
@@ -60,6 +59,7 @@ from interlock.workers.queue import UnitQueue
 from interlock.workers.reading import Reader
 from interlock.workers.replies import Target, doubt, refusal
 from interlock.workers.requalification import Requalification
+from interlock.workers.words import REASON, quoted
 
 _NUMERICS = ("engine-parity",)  # the checks that would tell more of what was seen of a worker
 _PROOF = ("stale-weights",)
@@ -194,7 +194,7 @@ class WorkerPool:
             return  # what it said before it was given up
         worker.heard = time.monotonic()
         if isinstance(event, Lost):
-            self._restart(worker, "worker_lost", worker.quoted(event.reason))
+            self._restart(worker, "worker_lost", quoted(worker.spec, event.reason))
             return
         try:
             reply = protocol.reply(event)
@@ -266,7 +266,7 @@ class WorkerPool:
             self._restart(worker, "worker_unproven", why)
             return
         worker.prove(target)
-        if told := worker.merging(reply.merged):
+        if told := worker.merges.told(worker.spec, reply.merged):
             self._note("adapter_merged", told, worker.name)
         facts.weight_version = reply.number
         facts.canary_k3 = mismatch(target.text, reply.text).k3
@@ -303,7 +303,7 @@ class WorkerPool:
 
     def _failed(self, worker: WorkerHandle, reply: Failed) -> None:
         """It is alive, and says that it could not do what it was asked."""
-        state, reason = worker.facts.state, worker.quoted(reply.reason)
+        state, reason = worker.facts.state, quoted(worker.spec, reply.reason)
         if state is WorkerState.QUALIFYING:
             self._restart(worker, None, reason)
             return

@@ -44,8 +44,9 @@ from interlock.workers.protocol import (
 from interlock.workers.replicas.changes import OWN, Changes, examine
 from interlock.workers.replicas.desk import Desk
 from interlock.workers.replicas.parity import CanaryScores, Parity, odd_stretch, rank
-from interlock.workers.replicas.replica import GONE, OFF, REASON, Note, ReplicaHandle
+from interlock.workers.replicas.replica import GONE, OFF, Note, ReplicaHandle
 from interlock.workers.replies import Target, doubt
+from interlock.workers.words import REASON, quoted
 
 _OWN_PAUSE_S = 5.0  # without a look at the replicas: this process was stopped, or busy
 _MEASURE_S = 1.0  # between two looks at how long they waited for processors
@@ -130,7 +131,7 @@ class Crew:
             return  # what it said before it was given up
         replica.heard = self._clock()
         if isinstance(event, Lost):
-            self._restart(replica, "worker_lost", replica.quoted(event.reason))
+            self._restart(replica, "worker_lost", quoted(replica.spec, event.reason))
             return
         try:
             reply = protocol.reply(event)
@@ -233,7 +234,7 @@ class Crew:
         if why := doubt(reply, Target(weights, text), before, canary, self._band.quarantine):
             self._restart(replica, "worker_unproven", why)
             return
-        if told := replica.merging(reply.merged):
+        if told := replica.merges.told(replica.spec, reply.merged):
             self._note("adapter_merged", told, replica.name)
         replica.change, replica.misses = None, 0
         replica.evidence = weights, CanaryScores(reply.text, reply.decode, reply.prefill)
@@ -292,7 +293,7 @@ class Crew:
 
     def _failed(self, replica: ReplicaHandle, reply: Failed) -> None:
         """It is alive, and says that it could not do what it was asked."""
-        reason, mistake = replica.quoted(reply.reason), reply.kind is Failure.MISTAKE
+        reason, mistake = quoted(replica.spec, reply.reason), reply.kind is Failure.MISTAKE
         change = replica.change
         if not replica.opened:
             if mistake:

@@ -21,8 +21,9 @@ from interlock.workers.replicas.jobs import LiveGeneration, LivePart, sequences
 from interlock.workers.replicas.parity import odd_stretch
 from interlock.workers.replicas.placement import Seating
 from interlock.workers.replicas.queue import FairQueue
-from interlock.workers.replicas.replica import GONE, REASON, ReplicaHandle
+from interlock.workers.replicas.replica import GONE, ReplicaHandle
 from interlock.workers.replies import odd_logprobs
+from interlock.workers.words import REASON
 
 _KEEP = 0.95  # of what was seen of earlier generations, with every one that ends
 _UNTOLD = "the engine tells no alternatives of its tokens; ask without logprobs of others"

@@ -27,7 +27,8 @@ from interlock.workers.replicas.base import Take, Ticket
 from interlock.workers.replicas.changes import OWN
 from interlock.workers.replicas.crew import TERMS, Crew, PoolTerms
 from interlock.workers.replicas.desk import check
-from interlock.workers.replicas.replica import GONE, REASON, Note
+from interlock.workers.replicas.replica import GONE, Note
+from interlock.workers.words import REASON
 
 if TYPE_CHECKING:
     from interlock.sync.newest import StoreView

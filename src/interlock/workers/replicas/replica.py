@@ -7,7 +7,6 @@ from functools import partial
 
 import msgspec
 
-from interlock.config.secrets import without_secrets
 from interlock.fleet.base import Fleet, Spec
 from interlock.processes.child import UNASKED_BYTES
 from interlock.processes.deadline import MOST_TIMES
@@ -15,16 +14,15 @@ from interlock.processes.run_delay import RunDelay
 from interlock.records.metrics import EventKind
 from interlock.records.rl import WeightVersion
 from interlock.records.serving import ReplicaFacts, ReplicaState
-from interlock.text import one_line
 from interlock.workers import protocol, sizes
 from interlock.workers.protocol import Abort, Open
 from interlock.workers.replicas.jobs import LivePart, sequences
 from interlock.workers.replicas.parity import CanaryExam, CanaryScores
 from interlock.workers.replicas.speed import ReplicaSpeed
+from interlock.workers.words import MergeNotice
 
 GONE = (ReplicaState.REFUSED, ReplicaState.RETIRED)
 OFF = (*GONE, ReplicaState.RESTARTING)  # no process of it runs
-REASON = 300  # characters of what a worker says of a failure
 
 Note = Callable[[EventKind, str, str], None]  # kind, message, replica
 
@@ -74,7 +72,7 @@ class ReplicaHandle:
         None  # not judged: it waits for the reference
     )
     put_aside: bool = False  # somebody wants it drained
-    merges: str = ""  # why it merged an adapter last; "": it did not
+    merges: MergeNotice = field(default_factory=MergeNotice)
     speed: ReplicaSpeed = field(default_factory=ReplicaSpeed)
     delay: RunDelay = field(default_factory=partial(RunDelay, []))
 
@@ -120,16 +118,6 @@ class ReplicaHandle:
         """Seconds for all that it has, at so many tokens a second."""
         prompts = sum(part.prompt_tokens for part in self.held.values() if not part.advanced)
         return sum(part.room for part in self.held.values()) / speed + prompts * prompt_s
-
-    def quoted(self, text: str) -> str:
-        """What it said of a failure, as it may be shown."""
-        return one_line(without_secrets(text, self.spec.env), REASON)
-
-    def merging(self, why: str) -> str:
-        """What to tell of its merging adapters, unless that was told; `why`: "" if it does not."""
-        before, self.merges = self.merges, why
-        untold = why not in ("", before)
-        return f"{self.name} has adapters merged: {self.quoted(why)}" if untold else ""
 
     def ask(self, fleet: Fleet, message: protocol.Ask) -> int:
         """Send it under the next number, which it returns."""
