@@ -21,7 +21,7 @@ from interlock.records.metrics import (
     WorkerState,
 )
 from interlock.rundir.files import JsonLines
-from interlock.rundir.lines import read_events, read_metrics
+from interlock.rundir.lines import read_events, read_metrics, steps_of
 
 # A line as it was written before metrics had parts.
 OLD: dict[str, Any] = {
@@ -109,6 +109,18 @@ def test_a_line_of_an_older_run_reads_as_one_of_today(tmp_path: Path) -> None:
     file = written(tmp_path / "metrics.jsonl", OLD)
     file.append(NEW)
     assert read_metrics(file) == [NEW, NEW]
+
+
+@pytest.mark.parametrize("places", [{0}, {1}, {2}, {0, 2}, {0, 1, 2}])
+def test_lines_of_older_versions_are_read_wherever_they_stand(
+    tmp_path: Path, places: set[int]
+) -> None:
+    """A run may have been gone on with by an older version than the one that began it."""
+    file = JsonLines(tmp_path / "metrics.jsonl")
+    for place in range(3):
+        file.append(OLD if place in places else NEW)
+    assert steps_of(file.path.read_bytes().splitlines(), file.path) == [NEW] * 3
+    assert read_metrics(file) == [NEW] * 3
 
 
 def test_a_bare_line_reads_and_what_nobody_knows_is_passed_over(tmp_path: Path) -> None:

@@ -75,13 +75,19 @@ def read_events(file: JsonLines) -> list[Event]:
 
 def steps_of(lines: Sequence[bytes], path: Path) -> list[StepMetrics]:
     """Some lines of a file that is followed while it grows. Raises RunError when one is none."""
-    # Those of an older version are before those of a newer one.
-    if lines and not any(name in lines[0] for name in _OLDER):
-        try:
-            return [_STEP.decode(line) for line in lines]
-        except msgspec.MsgspecError:
-            pass  # a null for what was not finite, or damage: the careful way tells
-    return [_followed(line, path, _step, StepMetrics) for line in lines]
+    try:
+        steps = [_STEP.decode(line) for line in lines]
+    except msgspec.MsgspecError:  # a null for what was not finite, or damage: the careful way tells
+        return [_followed(line, path, _step, StepMetrics) for line in lines]
+    return [
+        _followed(line, path, _step, StepMetrics) if _older(step, line) else step
+        for step, line in zip(steps, lines, strict=True)
+    ]
+
+
+def _older(step: StepMetrics, line: bytes) -> bool:
+    """Whether something of this line is to be moved. Nothing of an older one is in its seconds."""
+    return step.seconds.step is None and any(name in line for name in _OLDER)
 
 
 def event_of(line: bytes, path: Path) -> Event:
