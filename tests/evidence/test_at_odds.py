@@ -14,9 +14,11 @@ from sources_of_evidence import (
 )
 
 from interlock.evidence.at_odds import at_odds
+from interlock.evidence.identity import worker_at
 from interlock.evidence.lacking import lacking
 from interlock.evidence.reading import read
 from interlock.evidence.record import Sentence
+from interlock.records.metrics import StepMetrics, WorkerMetrics
 from interlock.records.sealing import resealed
 from interlock.records.trust import Trust
 
@@ -70,10 +72,10 @@ def test_a_certificate_that_says_more_than_its_findings(tmp_path: Path) -> None:
 def test_parity_against_the_certificate_of_the_same_device(tmp_path: Path) -> None:
     bad = certificate(tmp_path / "a.json", Trust.REJECT)
     same = parity(tmp_path / "same", 1e-9, "torch:npu:0")
-    assert "says same, and the certificate of Chip 9 says reject." in odds(bad, same)[0]
+    assert "says same, and the certificate of Chip 9 says reject" in odds(bad, same)[0]
     good = certificate(tmp_path / "b.json", Trust.TRAIN)
     apart = parity(tmp_path / "apart", 0.5, "torch:npu:0")
-    assert "says different, and the certificate of Chip 9 says train." in odds(good, apart)[0]
+    assert "says different, and the certificate of Chip 9 says train" in odds(good, apart)[0]
     assert odds(good, same) == odds(bad, apart) == []
     host = msgspec.structs.replace(REAL, kind="cpu", chip="a CPU")
     reference = certificate(tmp_path / "c.json", Trust.TRAIN, host, device="cpu")
@@ -84,7 +86,56 @@ def test_a_quarantine_against_a_certificate(tmp_path: Path) -> None:
     path = certificate(tmp_path / "a.json", stack=SIMULATED, device="sim:matmul-bf16")
     said = odds(path, run(tmp_path / "run"))
     assert len(said) == 2 and "put the worker bad in quarantine" in said[0]
-    assert "simulated device" in said[0] and said[0].endswith("says generate.")
+    assert "simulated device" in said[0]
+    assert said[0].endswith(
+        "says generate; the former tells no serial number: the device is known by its name."
+    )
+
+
+A, B = (msgspec.structs.replace(REAL, serial=serial) for serial in "AB")
+
+
+def test_a_chip_is_known_by_its_serial_number_where_that_is_told(tmp_path: Path) -> None:
+    of_a = certificate(tmp_path / "a.json", Trust.TRAIN, A)
+    # npu:0 of this machine is not npu:0 of that; and A is A wherever it is put.
+    assert odds(of_a, parity(tmp_path / "1", 0.5, "torch:npu:0", B)) == []
+    [said] = odds(of_a, parity(tmp_path / "2", 0.5, "torch:npu:3", A))
+    assert said.endswith("says different, and the certificate of Chip 9, A says train.")
+    assert odds(of_a, run(tmp_path / "3", "npu:0", None, "Chip 9", "B")) == []
+    said = odds(of_a, run(tmp_path / "4", "npu:3", None, "Chip 9", "A"))[0]
+    assert said.endswith("the certificate of its device, Chip 9, A, says train.")
+    # Another chip of that name, or none with such a number.
+    assert odds(of_a, run(tmp_path / "5", "npu:0", None, "Chip 8")) == []
+    assert odds(of_a, run(tmp_path / "6", "npu:0", None, "Chip 9", "")) == []
+
+
+def test_a_chip_without_a_serial_number_is_known_by_its_name_which_is_said(tmp_path: Path) -> None:
+    bare = certificate(tmp_path / "a.json", Trust.TRAIN)
+    [said] = odds(bare, parity(tmp_path / "1", 0.5, "torch:npu:0", REAL))
+    assert said.endswith("says train; the device has no serial number, and is known by its name.")
+    assert odds(bare, parity(tmp_path / "2", 0.5, "torch:npu:1", REAL)) == []
+    of_a = certificate(tmp_path / "b.json", Trust.TRAIN, A)
+    [said] = odds(of_a, parity(tmp_path / "3", 0.5, "torch:npu:0"))
+    assert said.endswith("the former tells no serial number: the device is known by its name.")
+
+
+def test_a_comparison_under_other_software_than_the_certificate_says_so(tmp_path: Path) -> None:
+    of_a = certificate(tmp_path / "a.json", Trust.TRAIN, A)
+    newer = msgspec.structs.replace(A, driver="1.3")
+    [said] = odds(of_a, parity(tmp_path / "1", 0.5, "torch:npu:0", newer))
+    assert said.endswith("says train; from this to that changed driver 1.2 → 1.3.")
+
+
+def test_a_quarantine_is_of_the_chip_that_the_worker_had_then(tmp_path: Path) -> None:
+    had = [WorkerMetrics(device="npu:0", chip="Chip 9", serial=serial) for serial in "AB"]
+    steps = [
+        StepMetrics(stage=0, step=n, time=10.0 * n, workers={"w": each})
+        for n, each in enumerate(had, start=1)
+    ]
+    for time, serial in ((9.0, "A"), (10.0, "A"), (11.0, "B"), (99.0, "B")):
+        found = worker_at(steps, "w", time)
+        assert found is not None and found.serial == serial
+    assert worker_at(steps, "another", 9.0) is None
 
 
 def test_plans_that_differ(tmp_path: Path) -> None:
@@ -125,6 +176,15 @@ def test_what_is_missing_is_told(tmp_path: Path) -> None:
     ):
         assert part in told
     assert "No run" not in told and "No measured speed" not in told
+    other = run(tmp_path / "other", "npu:0", None, "Chip 9", "B")
+    of_a, of_b = (
+        certificate(tmp_path / f"{each.serial}.json", Trust.TRAIN, each) for each in (A, B)
+    )
+    told = "No certificate of npu:0 (Chip 9, B), on which the run mine worked."
+    assert told in missing(other, of_a) and told not in missing(other, of_b)
+    names = "names devices, not chips"
+    assert names in missing(parity(tmp_path / "p", label="torch:npu:0"))
+    assert names not in missing(parity(tmp_path / "q", label="torch:npu:0", stack=A))
     undecided = certificate(tmp_path / "a.json", Trust.UNKNOWN)
     told = missing(undecided)
     assert "The check forward did not run on Chip 9: nobody asked." in told

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from sources_of_evidence import (
     RECIPE,
+    ReadBack,
     bench,
     certificate,
     edited,
@@ -19,8 +20,8 @@ from sources_of_evidence import (
 
 from interlock.cli import main
 from interlock.errors import RunError
-from interlock.evidence.reading import read
-from interlock.evidence.record import SourceKind
+from interlock.evidence.reading import passed_over, read
+from interlock.evidence.record import PassedOver, SourceKind
 from interlock.records.sealing import SealedDocument, resealed, sealed
 from interlock.rundir import RunDir
 
@@ -38,6 +39,26 @@ def test_a_folder_gives_all_that_lies_in_it(tmp_path: Path) -> None:
     bench(tmp_path / "bench.json")
     parity(tmp_path)
     assert [each.origin.kind for each in read([tmp_path])] == [SourceKind.BENCH, SourceKind.PARITY]
+
+
+def test_folders_in_a_folder_are_not_read_and_that_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a run, a preflight and a fleet it is known what lies in them."""
+    folder, out = tmp_path / "all", tmp_path / "out.html"
+    certificate(folder / "a.json")
+    for name in ("npu-1", "npu-0"):
+        certificate(folder / name / "certificate.json")
+    run(tmp_path / "run")
+    found = passed_over([folder, tmp_path / "run", folder, folder / "a.json"])
+    assert found == [PassedOver(str(folder), ["npu-0", "npu-1"])]
+    with pytest.raises(SystemExit) as end:
+        main(["evidence", str(folder), "--for", "refusal", "--out", str(out)])
+    said = f"What is in 2 folders of {folder}, not looked into: npu-0, npu-1."
+    assert not end.value.code and said in capsys.readouterr().err
+    assert said in ReadBack(out.read_text()).words
+    with pytest.raises(RunError, match=r"holds no evidence; name those of its 2 folders that do"):
+        read([tmp_path])
 
 
 def test_the_same_file_twice_is_one_source_with_two_names(tmp_path: Path) -> None:

@@ -74,12 +74,18 @@ def certificate(
     return path
 
 
-def parity(path: Path, k3: float = 0.0207, label: str = "torch:sim:decode-drift") -> Path:
-    """parity.json in a folder."""
+def parity(
+    path: Path,
+    k3: float = 0.0207,
+    label: str = "torch:sim:decode-drift",
+    stack: Stack | None = None,
+) -> Path:
+    """parity.json in a folder. `stack`: of the device on side b; None: neither side tells."""
+    host = None if stack is None else Stack("cpu", "a CPU")
     report = Report(
         "m",
-        *(SideFacts("torch:cpu", "torch", "cpu", "float32"),),
-        *(SideFacts(label, "torch", label.partition(":")[2], "float32"),),
+        *(SideFacts("torch:cpu", "torch", "cpu", "float32", host),),
+        *(SideFacts(label, "torch", label.partition(":")[2], "float32", stack),),
         GuardSettings(),
         Weights(272, [], [], [], []),
         [],
@@ -160,8 +166,16 @@ def plan(path: Path, chips: str, *more: str) -> Path:
     return path
 
 
-def run(path: Path, device: str = "sim:matmul-bf16", learner: Stack | None = None) -> Path:
-    """Two steps. The worker "bad" sampled 300 tokens in 2 s, and was put in quarantine twice."""
+def run(
+    path: Path,
+    device: str = "sim:matmul-bf16",
+    learner: Stack | None = None,
+    chip: str | None = None,
+    serial: str | None = None,
+) -> Path:
+    """Two steps. The worker "bad" sampled 300 tokens in 2 s, and was put in quarantine twice.
+    `chip`, `serial`: of its device; None: an older version did not log them.
+    """
     config = {"name": "mine", "model": {"path": "m"}}
     with RunDir.create(path, config, {"interlock": "0.1.0", "torch": "2.13.0"}) as made:
         for step, (tokens, seconds) in enumerate([(100, 0.5), (300, 2.0)], start=1):
@@ -171,6 +185,8 @@ def run(path: Path, device: str = "sim:matmul-bf16", learner: Stack | None = Non
                 device,
                 "float32",
                 "unqualified",
+                chip=chip,
+                serial=serial,
                 groups=4 * step,
                 tokens=tokens,
                 seconds_generating=seconds,

@@ -21,6 +21,7 @@ from interlock.evidence.record import (
     EvidenceSource,
     EvidenceTable,
     Footnote,
+    PassedOver,
     Piece,
     Sentence,
     Wanted,
@@ -42,7 +43,11 @@ _ORDER: dict[Wanted, tuple[Build, ...]] = {
 
 
 def assemble(
-    wanted: Wanted, claim: str, date: str, sources: Sequence[EvidenceSource]
+    wanted: Wanted,
+    claim: str,
+    date: str,
+    sources: Sequence[EvidenceSource],
+    passed_over: Sequence[PassedOver] = (),
 ) -> EvidenceReport:
     """All of the page. The same sources give the same, whenever that is."""
     notes = _Footnotes()
@@ -58,7 +63,7 @@ def assemble(
         brief=brief[:_BRIEF],
         more=len(brief) > _BRIEF,
         sections=sections,
-        missing=[notes.of_sentence(each) for each in lacking(sources)],
+        missing=[notes.of_sentence(each) for each in lacking(sources, passed_over)],
         notes=notes.found,
         sources=[each.origin for each in sources],
     )

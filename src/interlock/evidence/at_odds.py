@@ -3,15 +3,16 @@
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from interlock.chips import vendors
 from interlock.chips.admission import needs_certificate
 from interlock.chips.verdict import judge
 from interlock.evidence import naming
 from interlock.evidence.certified import certificates, verdict_of
 from interlock.evidence.compared import parities
+from interlock.evidence.identity import Sameness, of_side, of_worker, same_chip, sameness, worker_at
 from interlock.evidence.planned import plans
 from interlock.evidence.ran import runs
 from interlock.evidence.record import (
@@ -25,14 +26,24 @@ from interlock.evidence.record import (
     pointer,
     say,
 )
-from interlock.evidence.written import WrittenPrice
+from interlock.evidence.written import ParityFile, WrittenPrice
 from interlock.records.trust import Certificate, Stack, Trust
-from interlock.report.fleet import workers
 
 _HOW = "found by holding the sources against each other"
 _RULES = "the rules of chips/verdict.py on the certificate's own findings"
 _USABLE = (Trust.TRAIN, Trust.GENERATE)
+_DOUBTS = {
+    Sameness.BY_SERIAL: "",
+    Sameness.BY_NAME: "; the device has no serial number, and is known by its name",
+    Sameness.BY_NAME_ALONE: "; the former tells no serial number: the device is known by its name",
+}
 _APART = 0.01  # of the hours of two plans of the same, from which they differ
+
+
+class PlacedStack(NamedTuple):
+    source: EvidenceSource
+    stack: Stack
+    place: str  # in the source, a JSON pointer
 
 
 def at_odds(sources: Sequence[EvidenceSource]) -> EvidenceSection:
@@ -53,17 +64,11 @@ def at_odds(sources: Sequence[EvidenceSource]) -> EvidenceSection:
     )
 
 
-def _same_chip(found: Certificate) -> tuple[str, str, str]:
-    """One that has no serial number is known by its device's name alone."""
-    stack = found.stack
-    return stack.kind, stack.chip, stack.serial or found.device
-
-
 def _verdicts(sources: Sequence[EvidenceSource]) -> Iterator[Sentence]:
     """Certificates of one chip, in the order in which they were issued, pair by pair."""
     groups: dict[tuple[str, str, str], list[EvidenceSource]] = defaultdict(list)
     for source in certificates(sources):
-        groups[_same_chip(source.content)].append(source)
+        groups[same_chip(source.content)].append(source)
     for group in groups.values():
         ordered = sorted(group, key=lambda each: each.origin.made)
         for older, newer in pairwise(ordered):
@@ -72,7 +77,9 @@ def _verdicts(sources: Sequence[EvidenceSource]) -> Iterator[Sentence]:
 
 def _pair(older: EvidenceSource, newer: EvidenceSource) -> Iterator[Sentence]:
     was, now = older.content, newer.content
-    changed = _changed(older, newer)
+    changed = _changed(
+        PlacedStack(older, was.stack, "/stack"), PlacedStack(newer, now.stack, "/stack")
+    )
     chip, slots = naming.chip(newer, now.stack, "stack"), "{}" * len(changed)
     if was.trust is not now.trust:
         why = f"between them changed {slots}" if changed else "both are of the same software"
@@ -91,15 +98,17 @@ def _pair(older: EvidenceSource, newer: EvidenceSource) -> Iterator[Sentence]:
         )
 
 
-def _changed(older: EvidenceSource, newer: EvidenceSource) -> list[Piece]:
+def _changed(before: PlacedStack, after: PlacedStack) -> list[Piece]:
     """ "driver 1 → 2, torch 2.12 → 2.13"."""
-    was, now = older.content.stack, newer.content.stack
-    names = [name for name in Stack.__struct_fields__ if getattr(was, name) != getattr(now, name)]
     found: list[Piece] = []
-    for name in names:
+    for name in Stack.__struct_fields__:
+        if getattr(before.stack, name) == getattr(after.stack, name):
+            continue
+        was, now = (
+            cite(each.source, each.place + pointer(name), _or_none) for each in (before, after)
+        )
         found += [", "] if found else []
-        field = pointer("stack", name)
-        found += [f"{name} ", cite(older, field, _or_none), " → ", cite(newer, field, _or_none)]
+        found += [f"{name} ", was, " → ", now]
     return found
 
 
@@ -125,37 +134,55 @@ def _rules(sources: Sequence[EvidenceSource]) -> Iterator[Sentence]:
 def _parity(sources: Sequence[EvidenceSource]) -> Iterator[Sentence]:
     """Of a device against the CPU, which is the reference; of two others either may be at fault."""
     for parity in parities(sources):
-        devices = [each.label.partition(":")[2] for each in (parity.content.a, parity.content.b)]
-        judged = [each for each in devices if needs_certificate(vendors.kind_of(each))]
-        for device in judged if len(judged) == 1 else ():
+        found: ParityFile = parity.content
+        chips = {name: of_side(side) for name, side in (("a", found.a), ("b", found.b))}
+        judged = [name for name, told in chips.items() if needs_certificate(told.kind)]
+        for name in judged if len(judged) == 1 else ():
             for source in certificates(sources):
-                usable = source.content.trust in _USABLE
-                different = parity.content.verdict == "different"
-                if source.content.device == device and usable is different:
-                    yield say(
-                        "Parity of {} and {} says {}, and the certificate of {} says {}.",
-                        naming.device(parity, "/b/label"),
-                        naming.device(parity, "/a/label"),
-                        cite(parity, "/verdict"),
-                        naming.chip(source, source.content.stack, "stack"),
-                        cite(source, "/trust"),
-                        how=_HOW,
-                    )
+                usable, different = source.content.trust in _USABLE, found.verdict == "different"
+                if usable is different and (alike := sameness(chips[name], source.content)):
+                    yield _against(parity, name, source, alike)
+
+
+def _against(
+    parity: EvidenceSource, side: str, certificate: EvidenceSource, alike: Sameness
+) -> Sentence:
+    """A comparison that says otherwise than a certificate, and of which software either is."""
+    stack, found = getattr(parity.content, side).stack, certificate.content
+    changed: list[Piece] = []
+    if stack is not None:
+        certified = PlacedStack(certificate, found.stack, "/stack")
+        changed = _changed(certified, PlacedStack(parity, stack, pointer(side, "stack")))
+    slots = "{}" * len(changed)
+    return say(
+        "Parity of {} and {} says {}, and the certificate of {} says {}"
+        f"{'; from this to that changed ' + slots if changed else ''}{_DOUBTS[alike]}.",
+        naming.device(parity, "/b/label"),
+        naming.device(parity, "/a/label"),
+        cite(parity, "/verdict"),
+        naming.chip(certificate, found.stack, "stack"),
+        cite(certificate, "/trust"),
+        *changed,
+        how=_HOW,
+    )
 
 
 def _quarantined(sources: Sequence[EvidenceSource]) -> Iterator[Sentence]:
     """A chip that a certificate lets generate, and that a run put in quarantine."""
     for run in runs(sources):
-        devices = {each.name: each.device for each in workers(run.content.metrics)}
         for line, event in enumerate(run.content.events):
             if event.kind != "worker_quarantined" or event.worker is None:
                 continue
+            worker = worker_at(run.content.metrics, event.worker, event.time)
+            told = None if worker is None else of_worker(worker)
+            if told is None:
+                continue
             for source in certificates(sources):
                 found: Certificate = source.content
-                if found.device == devices.get(event.worker) and found.trust in _USABLE:
+                if found.trust in _USABLE and (alike := sameness(told, found)):
                     yield say(
                         "The run {} put the worker {} in quarantine, and the certificate of its "
-                        "device, {}, says {}.",
+                        f"device, {{}}, says {{}}{_DOUBTS[alike]}.",
                         cite(run, "/config.json/name"),
                         cite(run, pointer("events.jsonl", line, "worker")),
                         naming.chip(source, found.stack, "stack"),

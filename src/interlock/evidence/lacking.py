@@ -1,6 +1,7 @@
 """What is not shown: what a reader might expect, and no source says."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from interlock.chips import vendors
 from interlock.chips.admission import needs_certificate
@@ -8,10 +9,12 @@ from interlock.errors import ConfigError
 from interlock.evidence import naming
 from interlock.evidence.certified import certificates, not_run
 from interlock.evidence.compared import parities
+from interlock.evidence.identity import ToldChip, of_worker, sameness
 from interlock.evidence.planned import plans
 from interlock.evidence.ran import runs
 from interlock.evidence.record import (
     EvidenceSource,
+    PassedOver,
     Sentence,
     SourceKind,
     cite,
@@ -25,9 +28,12 @@ from interlock.report.fleet import workers
 _HOW = "absent from the sources"
 
 
-def lacking(sources: Sequence[EvidenceSource]) -> list[Sentence]:
+def lacking(
+    sources: Sequence[EvidenceSource], passed_over: Sequence[PassedOver] = ()
+) -> list[Sentence]:
     """In sentences; those that name a chip say where its name stands."""
     return [
+        *(_plain(each.words) for each in passed_over),
         *_kinds(sources),
         *_alternatives(sources),
         *_uncertified(sources),
@@ -109,18 +115,27 @@ def _catalogued(chip: str) -> str:
 
 def _uncertified(sources: Sequence[EvidenceSource]) -> Iterator[Sentence]:
     """Devices that runs worked on, and of which there is no certificate; a CPU needs none."""
-    certified = {each.content.device for each in certificates(sources)}
+    certified = [each.content for each in certificates(sources)]
     for source in runs(sources):
-        for own in workers(source.content.metrics):
-            name = own.device
-            if name and needs_certificate(vendors.kind_of(name)) and name not in certified:
-                field = f"/metrics.jsonl/*{pointer('workers', own.name, 'device')}: the last"
+        last = {name: own for line in source.content.metrics for name, own in line.workers.items()}
+        for worker, own in last.items():
+            told = of_worker(own)
+            if told is None or not needs_certificate(told.kind):
+                continue
+            if not any(sameness(told, each) for each in certified):
+                field = (
+                    f"/metrics.jsonl/*{pointer('workers', worker)}/device, chip, serial: the last"
+                )
                 yield say(
                     "No certificate of {}, on which the run {} worked.",
-                    derive(source, name, field, lambda text: naming.called(str(text))),
+                    derive(source, told.device, field, partial(_told, told)),
                     cite(source, "/config.json/name"),
                     how=_HOW,
                 )
+
+
+def _told(chip: ToldChip, _: object) -> str:
+    return naming.told(*chip)
 
 
 def _priced(sources: Sequence[EvidenceSource]) -> Iterator[Sentence]:
@@ -135,6 +150,8 @@ def _priced(sources: Sequence[EvidenceSource]) -> Iterator[Sentence]:
 
 def _unnamed(sources: Sequence[EvidenceSource]) -> Iterator[Sentence]:
     for source in parities(sources):
+        if source.content.a.stack is not None and source.content.b.stack is not None:
+            continue
         yield say(
             "The comparison of {} and {} names devices, not chips or drivers.",
             naming.device(source, "/b/label"),

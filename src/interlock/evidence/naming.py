@@ -24,6 +24,13 @@ def called(device: str) -> str:
     return f"{name} ({SIMULATED})" if is_simulated(device) else name
 
 
+def told(device: str, kind: str, chip: str | None, serial: str | None) -> str:
+    """A device with what is known of its chip."""
+    if vendors.simulated(kind) or not chip:
+        return called(device)
+    return f"{called(device)} ({one_line(', '.join(filter(None, (chip, serial))), _MOST)})"
+
+
 def device(source: EvidenceSource, field: str) -> Cited:
     """The device whose name stands in a field."""
     name = str(at(source.tree, field))

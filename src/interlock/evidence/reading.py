@@ -17,7 +17,13 @@ import msgspec
 from interlock.chips import certificates
 from interlock.errors import RunError
 from interlock.evidence import naming
-from interlock.evidence.record import EvidenceSource, SourceFile, SourceKind, SourceOrigin
+from interlock.evidence.record import (
+    EvidenceSource,
+    PassedOver,
+    SourceFile,
+    SourceKind,
+    SourceOrigin,
+)
 from interlock.evidence.written import (
     BenchFile,
     FleetFile,
@@ -25,6 +31,7 @@ from interlock.evidence.written import (
     PlanFile,
     PreflightFile,
     RunFiles,
+    WrittenSide,
 )
 from interlock.records.coding import from_json
 from interlock.records.sealing import SealedDocument, document_of, is_whole
@@ -34,6 +41,7 @@ from interlock.text import error_line, one_line
 
 _MOST_BYTES = 64 << 20
 _OF_A_RUN = ("manifest.json", "config.json", "metrics.jsonl", "events.jsonl")
+_OF_FOLDERS = ("manifest.json", "preflight.json", "fleet.json")  # which say what else is read
 _TOLD = ("interlock", "torch", "python")  # of the versions of a run; its manifest has all
 _RECORDS: dict[SealedDocument, tuple[SourceKind, Any]] = {
     SealedDocument.PARITY: (SourceKind.PARITY, ParityFile),
@@ -78,6 +86,16 @@ def _with_origin(source: EvidenceSource, **changes: Any) -> EvidenceSource:
     return msgspec.structs.replace(source, origin=origin)
 
 
+def passed_over(paths: Sequence[Path]) -> list[PassedOver]:
+    """The folders within those that stand for the files that lie in them: nobody reads these."""
+    found = []
+    for path in dict.fromkeys(paths):
+        if path.is_dir() and not any((path / name).exists() for name in _OF_FOLDERS):
+            within = sorted(each.name for each in path.iterdir() if each.is_dir())
+            found += [PassedOver(str(path), within)] if within else []
+    return found
+
+
 def _of_path(path: Path) -> Iterator[EvidenceSource]:
     if not path.is_dir():
         yield _file(path)
@@ -92,7 +110,9 @@ def _of_path(path: Path) -> Iterator[EvidenceSource]:
     else:
         files = sorted(each for each in path.glob("*.json") if each.is_file())
         if not files:
-            raise RunError(f"{path} holds no evidence; {_READABLE}")
+            within = sum(each.is_dir() for each in path.iterdir())
+            name = f"name those of its {within} folders that do, or " if within else ""
+            raise RunError(f"{path} holds no evidence; {name}{_READABLE}")
         for each in files:
             yield _file(each)
 
@@ -157,10 +177,8 @@ def _made(content: Any) -> tuple[float, str, str]:
     """When, by which software, on what."""
     match content:
         case ParityFile():
-            sides = (
-                f"{naming.called(each.label)} in {each.dtype}" for each in (content.a, content.b)
-            )
-            return content.created, f"Interlock {content.interlock}", " and ".join(sides)
+            sides = " and ".join(_side(each) for each in (content.a, content.b))
+            return content.created, f"Interlock {content.interlock}", sides
         case FleetFile():
             kinds = {
                 naming.called(each.kind) for node in content.nodes for each in node.devices
@@ -175,6 +193,13 @@ def _made(content: Any) -> tuple[float, str, str]:
             return content.created, naming.software_of(content.stack), naming.chip_of(content.stack)
     assert isinstance(content, PlanFile)
     return content.created, f"Interlock {content.interlock}", "computed; nothing was run"
+
+
+def _side(side: WrittenSide) -> str:
+    called = f"{naming.called(side.label)} in {side.dtype}"
+    if side.stack is None or naming.is_simulated(side.label):
+        return called
+    return f"{called} on {naming.chip_of(side.stack)}"
 
 
 def _digest(name: str, data: bytes) -> SourceFile:

@@ -79,6 +79,21 @@ class Cited(msgspec.Struct, frozen=True):
     derived: bool = False
 
 
+class PassedOver(msgspec.Struct, frozen=True):
+    """A folder that stands for its files: what of it was not looked into."""
+
+    folder: str
+    within: list[str]  # the folders in it
+
+    @property
+    def words(self) -> str:
+        count, most = len(self.within), 8
+        names = ", ".join(one_line(each, 60) for each in self.within[:most])
+        more = ", …" if count > most else ""
+        what = "a folder" if count == 1 else f"{count} folders"
+        return f"What is in {what} of {one_line(self.folder, 200)}, not looked into: {names}{more}."
+
+
 Piece = str | Cited
 Cell = Cited | list[Piece] | str
 

@@ -21,6 +21,7 @@ class WrittenSide(msgspec.Struct, frozen=True):
     engine: str
     device: str
     dtype: str
+    stack: Stack | None = None  # None: of an older version, or of a worker that does not tell
 
 
 class WrittenMismatch(msgspec.Struct, frozen=True):

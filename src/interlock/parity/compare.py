@@ -79,7 +79,8 @@ def compare(question: Question, logs: Path, note: Note) -> Report:
         note(f"starting {question.a.label} and {question.b.label}")
         opened = sides.open({n: (question.directory(n), s.settings) for n, s in specs.items()})
         facts = {
-            n: SideFacts(specs[n].label, o.engine, o.device, o.dtype) for n, o in opened.items()
+            n: SideFacts(specs[n].label, o.engine, o.device, o.dtype, o.stack)
+            for n, o in opened.items()
         }
         note("comparing weights")
         weighed = sides.ask({"a": Weigh(), "b": Weigh()}, Weighed)

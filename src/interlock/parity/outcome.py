@@ -14,6 +14,7 @@ from interlock.config.schema import GuardSettings
 from interlock.errors import ConfigError
 from interlock.parity.bisect import Bisection
 from interlock.parity.figures import Difference, Greedy, TaskResult
+from interlock.records.trust import Stack
 from interlock.text import one_line
 from interlock.workers.protocol import HeldTensor
 
@@ -44,6 +45,7 @@ class SideFacts(msgspec.Struct, frozen=True):
     engine: str
     device: str
     dtype: str
+    stack: Stack | None = None  # None: an older worker, which does not tell
 
 
 class Wrong(msgspec.Struct, frozen=True):
