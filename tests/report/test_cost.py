@@ -12,9 +12,10 @@ from interlock.records.cost import ChipPrice, ChipUse, Money, RunCost, SessionCo
 from interlock.records.metrics import CostMetrics, RolloutMetrics, StepMetrics, StepSeconds
 from interlock.report import write_report
 from interlock.report.cost import closing_line, cost_table, figure, point_told, told
-from interlock.report.live.app import FollowedRuns, _cost
+from interlock.report.live import telling
 from interlock.report.live.following import Following
 from interlock.report.live.pace import Pace
+from interlock.report.live.watchers import FollowedRuns
 from interlock.report.summary import BeforeAfter, Evaluation
 from interlock.rundir import RunDir
 
@@ -160,11 +161,11 @@ def test_the_live_page_tells_of_money_now_and_at_the_end(tmp_path: Path) -> None
         following = Following(tmp_path / "run")
         run.log(step(0, None))
         following.poll()
-        assert _cost(following) is None
+        assert telling.cost(following) is None
         for line in (step(1, 1.0, USD=2.0), step(2, 2.0, USD=5.0)):
             run.log(line)
         following.poll()
-        told = _cost(following)
+        told = telling.cost(following)
         assert told is not None
         assert (told["chip_hours"], told["money"]) == (4.0, {"USD": 5.0})
         assert told["money_at_end"] == {"USD": pytest.approx(5.0 + 2 * 3.0)}

@@ -138,13 +138,14 @@ def test_a_run_is_followed_over_stages_and_a_resume(tmp_path: Path) -> None:
     following.close()
 
 
-def test_damage_is_told_and_what_was_read_stays(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", [b"{nonsense}", b'{"stage":0,"step":2,"more":' + b"[" * 5000])
+def test_damage_is_told_and_what_was_read_stays(tmp_path: Path, damage: bytes) -> None:
     with RunDir.create(tmp_path / "run", CONFIG, {}) as run:
         run.log(step(0, 1, 0.5))
         following = Following(tmp_path / "run")
         following.poll()
         with open(tmp_path / "run" / "metrics.jsonl", "ab") as file:
-            file.write(b"{nonsense}\n")
+            file.write(damage + b"\n")
         following.poll()
         assert "metrics.jsonl has a damaged line" in following.trouble
         run.log(step(0, 2, 0.75))

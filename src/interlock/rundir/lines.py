@@ -73,11 +73,17 @@ def read_events(file: JsonLines) -> list[Event]:
     ]
 
 
-def steps_of(lines: Sequence[bytes], path: Path) -> list[StepMetrics]:
-    """Some lines of a file that is followed while it grows. Raises RunError when one is none."""
+def steps_of(
+    lines: Sequence[bytes], path: Path, decoder: msgspec.json.Decoder[Any] = _STEP
+) -> list[Any]:
+    """Some lines of a file that is followed while it grows, as StepMetrics or, for a decoder of
+    something else, as records that have some of its names; of a line that needs care it is always
+    a StepMetrics. Raises RunError when one is none.
+    """
     try:
-        steps = [_STEP.decode(line) for line in lines]
-    except msgspec.MsgspecError:  # a null for what was not finite, or damage: the careful way tells
+        steps = [decoder.decode(line) for line in lines]
+    except (msgspec.MsgspecError, RecursionError):
+        # A null for what was not finite, or damage: the careful way tells.
         return [_followed(line, path, _step, StepMetrics) for line in lines]
     return [
         _followed(line, path, _step, StepMetrics) if _older(step, line) else step
@@ -85,7 +91,7 @@ def steps_of(lines: Sequence[bytes], path: Path) -> list[StepMetrics]:
     ]
 
 
-def _older(step: StepMetrics, line: bytes) -> bool:
+def _older(step: Any, line: bytes) -> bool:
     """Whether something of this line is to be moved. Nothing of an older one is in its seconds."""
     return step.seconds.step is None and any(name in line for name in _OLDER)
 

@@ -19,7 +19,7 @@ const CHARTS = [
 ];
 const MOST_POINTS = 6000; // of a figure, beyond which the run is read anew, in buckets
 const sync = uPlot.sync("steps");
-const drawn = new Map(); // title: {plot, key}
+const drawn = new Map(); // title: {plot, key, extent}
 const DASHES = [[], [6, 4], [2, 3], [8, 3, 2, 3], [1, 2]];
 
 /** Every line of a chart: {label, colour, dash, points}. */
@@ -107,8 +107,11 @@ function draw(runs) {
     }
     const key = lines.map((line) => line.label).join("\n") + (lines.some((l) => l.points.x.length >= 60) ? "" : "·");
     const old = drawn.get(chart.title);
+    const extent = lines.map((line) => [line.points.x, line.points.x.length]); // figures only grow
     if (old?.key === key) {
-      if (key) old.plot.setData(columns(lines), old.whole());
+      if (sameExtent(old.extent, extent)) continue;
+      old.extent = extent;
+      old.plot.setData(columns(lines), old.whole());
       continue;
     }
     old?.plot.destroy();
@@ -128,10 +131,11 @@ function draw(runs) {
       const xs = plot.data[0];
       return from == null || (from <= xs[0] && to >= xs[xs.length - 1]);
     };
-    drawn.set(chart.title, { plot, card, key, whole });
+    drawn.set(chart.title, { plot, card, key, extent, whole });
   }
 }
 
+const sameExtent = (a, b) => a.every(([x, length], place) => b[place][0] === x && b[place][1] === length);
 const widthOf = (card) => Math.max(200, card.clientWidth - 30);
 
 function refit() {

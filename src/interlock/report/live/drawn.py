@@ -1,0 +1,151 @@
+"""What is drawn of steps: of a line of metrics.jsonl its figures, and those of every worker.
+
+    lines ──> DrawnStep: the figures alone ──> a column for each figure
+
+The rest of a line, which is most of it, is passed over and becomes no object. All names are those
+of records/metrics.py, so that a whole StepMetrics serves as well.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import attrgetter
+from typing import Any
+
+import msgspec
+
+from interlock.mismatch import Mismatch
+from interlock.records.coding import Whole
+from interlock.records.metrics import StepMetrics, WorkerMetrics
+
+# By their paths; and update.mismatch.k3, of a part that may not be there.
+FIGURES = (
+    *("accuracy", "held_out_reward", "held_out_loss"),
+    *("rollout.reward", "rollout.correct", "rollout.length", "rollout.truncated"),
+    *("rollout.tokens", "rollout.groups_skipped", "rollout.staleness_mean"),
+    *("update.loss", "update.grad_norm", "update.entropy", "update.kl", "update.clipped_share"),
+    *("seconds.generate", "seconds.wait", "seconds.verify", "seconds.update"),
+    *("seconds.publish", "seconds.step", "cost.chip_hours"),
+)
+
+
+def _by_part(paths: Sequence[str]) -> dict[str, list[tuple[str, Callable[[Any], Any]]]]:
+    """Of each part of a step, "" for the step itself, the paths in it and what gets each."""
+    found: dict[str, list[tuple[str, Callable[[Any], Any]]]] = defaultdict(list)
+    for path in paths:
+        part, _, name = path.rpartition(".")
+        found[part].append((path, attrgetter(name)))
+    return found
+
+
+_PARTS = _by_part(FIGURES)
+
+
+class DrawnRollout(msgspec.Struct, gc=False, frozen=True):
+    reward: float | None = None
+    correct: float | None = None
+    length: float | None = None
+    truncated: float | None = None
+    tokens: int | None = None
+    groups_skipped: int | None = None
+    staleness_mean: float | None = None
+
+
+class DrawnMismatch(msgspec.Struct, gc=False, frozen=True):
+    tokens: int = 0
+    k3: float = 0.0
+
+
+class DrawnUpdate(msgspec.Struct, gc=False, frozen=True):
+    loss: float | None = None
+    grad_norm: float | None = None
+    entropy: float | None = None
+    kl: float | None = None
+    clipped_share: float | None = None
+    mismatch: DrawnMismatch | None = None
+
+
+class DrawnSeconds(msgspec.Struct, gc=False, frozen=True):
+    generate: float | None = None
+    wait: float | None = None
+    verify: float | None = None
+    update: float | None = None
+    publish: float | None = None
+    step: float | None = None
+
+
+class DrawnCost(msgspec.Struct, gc=False, frozen=True):
+    chip_hours: float | None = None
+
+
+class DrawnWorker(msgspec.Struct, gc=False, frozen=True):
+    tokens: int = 0
+    seconds_generating: float = 0.0
+    mismatch: dict[int, DrawnMismatch] = {}
+
+
+class DrawnStep(msgspec.Struct, gc=False, frozen=True, kw_only=True):
+    stage: Whole
+    step: Whole
+    accuracy: float | None = None
+    held_out_reward: float | None = None
+    held_out_loss: float | None = None
+    rollout: DrawnRollout = DrawnRollout()
+    update: DrawnUpdate = DrawnUpdate()
+    seconds: DrawnSeconds = DrawnSeconds()
+    workers: dict[str, DrawnWorker] = {}
+    cost: DrawnCost = DrawnCost()
+
+
+Steps = Sequence[DrawnStep | StepMetrics]
+Gaps = Mapping[int, DrawnMismatch | Mismatch]  # by staleness
+Column = tuple[Sequence[float], Sequence[float]]  # places, and the figure at each
+
+
+def columns(xs: Sequence[float], steps: Steps) -> Iterator[tuple[str, Column]]:
+    """Every figure that some of the steps at `xs` have, by its name."""
+    for part, names in _PARTS.items():
+        records = list(map(attrgetter(part), steps)) if part else steps
+        for path, of_it in names:
+            yield from _there(path, xs, list(map(of_it, records)))
+    gaps = [step.update.mismatch for step in steps]
+    yield from _there("update.mismatch.k3", xs, [None if gap is None else gap.k3 for gap in gaps])
+    yield from _of_workers(xs, steps)
+
+
+def _there(name: str, xs: Sequence[float], column: Sequence[Any]) -> Iterator[tuple[str, Column]]:
+    """Without the places where there is none; nothing where there is none at all."""
+    if None in column:
+        kept = [(x, y) for x, y in zip(xs, column, strict=True) if y is not None]
+        if not kept:
+            return
+        xs, column = zip(*kept, strict=True)
+    yield name, (xs, column)
+
+
+def _of_workers(xs: Sequence[float], steps: Steps) -> Iterator[tuple[str, Column]]:
+    """Mismatch, staleness and speed of every worker."""
+    found: defaultdict[str, list[tuple[float, DrawnWorker | WorkerMetrics]]] = defaultdict(list)
+    for x, step in zip(xs, steps, strict=True):
+        for name, facts in step.workers.items():
+            found[name].append((x, facts))
+    for name, rows in found.items():
+        at = [x for x, _ in rows]
+        k3, ages = zip(*[_means(facts.mismatch) for _, facts in rows], strict=True)
+        speeds = [
+            facts.tokens / facts.seconds_generating if facts.seconds_generating > 0 else None
+            for _, facts in rows
+        ]
+        for figure, column in (("k3", k3), ("staleness", ages), ("tokens_per_second", speeds)):
+            yield from _there(f"workers/{name}/{figure}", at, column)
+
+
+def _means(gaps: Gaps) -> tuple[float, float] | tuple[None, None]:
+    """k3 and staleness over the tokens of all; 0 without tokens, None without mismatches."""
+    if not gaps:
+        return None, None
+    if len(gaps) == 1:  # as a rule
+        ((age, gap),) = gaps.items()
+        return (gap.k3, age) if gap.tokens else (0.0, 0.0)
+    tokens = sum(gap.tokens for gap in gaps.values()) or 1
+    k3 = sum(gap.k3 * gap.tokens for gap in gaps.values())
+    return k3 / tokens, sum(age * gap.tokens for age, gap in gaps.items()) / tokens
