@@ -1,8 +1,12 @@
 """Runs whose later stages learn a smaller model from what the earlier ones made."""
 
+import gc
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +15,9 @@ from safetensors.torch import load_file
 
 from interlock.config.reading import load_recipe
 from interlock.errors import ConfigError
+from interlock.learner.learner import Learner
 from interlock.models.checkpoint import load_decoder
+from interlock.models.decoder import Decoder
 from interlock.models.huggingface import read_architecture
 from interlock.recipes import sft
 from interlock.recipes.evaluate import measure, practised
@@ -80,6 +86,16 @@ optimizer.lr = 1e-2
 [[stage.teacher]]
 model = "stage:reject"
 """
+SAMPLED = """
+[[stage]]
+kind = "grpo"
+steps = 1
+problems_per_step = 2
+completions = 2
+sampling.max_tokens = 8
+eval.problems = 2
+{task}
+"""
 
 
 class Killed(BaseException):
@@ -126,6 +142,50 @@ def test_a_student_of_every_second_layer_is_the_runs_model(recipe: Path, tmp_pat
     # Its evaluation is of the smaller model.
     found = measure(str(run), practised(run), load_recipe(recipe).generator[0], Sink())
     assert len(found) == 2
+
+
+@contextmanager
+def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[int, tuple[int, set[int]]]]:
+    """By stage: learners, and the layers of decoders, that are there when a step of it ends."""
+    before = [each for each in gc.get_objects() if type(each) in (Learner, Decoder)]
+    found: dict[int, tuple[int, set[int]]] = {}
+    finish = Stage.finish_step
+
+    def finished(self: Stage, *args: Any, **more: Any) -> None:
+        objects = [each for each in gc.get_objects() if type(each) in (Learner, Decoder)]
+        there = [each for each in objects if not any(each is old for old in before)]
+        learners = [each for each in there if isinstance(each, Learner)]
+        layers = {each.arch.layers for each in there if isinstance(each, Decoder)}
+        found[self.index] = len(learners), layers
+        finish(self, *args, **more)
+
+    monkeypatch.setattr(Stage, "finish_step", finished)
+    gc.disable()  # what is in no circle goes by itself, when nobody refers to it
+    try:
+        yield found
+    finally:
+        gc.enable()
+
+
+def test_what_gave_way_to_a_student_is_there_no_more(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with held(monkeypatch) as found:
+        train(load_recipe(recipe), tmp_path / "run")
+    # The last stage's teacher has three layers.
+    assert found == {0: (1, {3}), 1: (1, {3}), 2: (1, {2}), 3: (1, {2, 3})}
+
+
+def test_a_stage_that_generated_is_there_no_more_in_one_that_starts_elsewhere(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, then = SAMPLED.format(task=TASK), 'from = "model"\nworked = 6'
+    text = recipe.read_text().partition('[[stage]]\nkind = "reject-sft"')[0]
+    text = text.replace("[[stage]]\n", first + "[[stage]]\n", 1).replace("worked = 6", then)
+    recipe.write_text(text)
+    with held(monkeypatch) as found:
+        train(load_recipe(recipe), tmp_path / "run")
+    assert found == {0: (1, {3}), 1: (1, {3})}
 
 
 @pytest.mark.parametrize(("stage", "step"), [(2, 0), (2, 1), (3, 1)])

@@ -332,8 +332,8 @@ def test_a_checkpoint_of_no_stage_is_named(tmp_path: Path) -> None:
     with RunDir.create(tmp_path / "run", tree, {}) as run:
         (run.path / "checkpoints" / "stage01-step000001").mkdir(parents=True)
         with pytest.raises(RunError, match=r"stage01-step000001 is of no stage of this recipe"):
-            provided = Provided([], {}, *[nothing] * 5)
-            _run_stages(parse_recipe(tree), provided, run, nothing, nothing, nothing)
+            provided = Provided(parse_recipe(tree), run, *[nothing] * 9)
+            _run_stages(provided, nothing)
 
 
 def test_a_generator_that_took_fewer_threads_says_so_once(

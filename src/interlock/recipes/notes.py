@@ -16,6 +16,7 @@ from interlock.rundir import RunDir
 from interlock.sandbox.canary import open_sandbox
 from interlock.tasks.executing import executes, judges_outside
 from interlock.tasks.verifier_pool import sandbox_of
+from interlock.workers.generators import Generators
 from interlock.workers.inline import Inline
 
 
@@ -31,7 +32,7 @@ def trust(
     recipe: Recipe,
     uses: Sequence[Use],
     sizes: Sizes,
-    inline: Inline | None,
+    generators: Generators | None,
     run: RunDir,
     sinks: Sink,
 ) -> None:
@@ -39,7 +40,7 @@ def trust(
     _unqualified(uses, run, sinks)
     _untried(uses, sizes, run, sinks)
     _isolation(recipe, run, sinks)
-    _merges(recipe, inline, run, sinks)
+    _merges(recipe, generators, run, sinks)
 
 
 def _adapter(recipe: Recipe, decoder: Decoder) -> str:
@@ -57,10 +58,12 @@ def _adapter(recipe: Recipe, decoder: Decoder) -> str:
     )
 
 
-def _merges(recipe: Recipe, inline: Inline | None, run: RunDir, sinks: Sink) -> None:
+def _merges(recipe: Recipe, generators: Generators | None, run: RunDir, sinks: Sink) -> None:
     """Where the generator in this process does not take the adapter that learns."""
     form = recipe.learner.lora
-    if inline is not None and form is not None and (why := inline.merges(form)):
+    if not isinstance(generators, Inline) or form is None:
+        return
+    if why := generators.merges(form):
         sinks.event(run.event("adapter_merged", f"the generator has adapters merged: {why}"))
 
 

@@ -6,9 +6,11 @@ A smaller model has a decoder and generators of its own, and they take the place
 one's: one model is learned at a time.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
+from interlock.chips import heap
 from interlock.config.origins import of_stage
 from interlock.config.schema import Recipe
 from interlock.errors import ConfigError
@@ -30,12 +32,30 @@ def check(recipe: Recipe, arch: Architecture) -> None:
             )
 
 
-class Learning(NamedTuple):
-    """What learns now: a model directory, its weights, and what generates with them."""
+@dataclass
+class Learning:
+    """What learns now: a model directory, its weights, and what generates with them.
+
+    Nobody else holds these from stage to stage, so what gives way is there no more.
+    """
 
     model: Path
     decoder: Decoder
     generators: Generators | None  # None where no stage generates anything
+
+    def give_way(self, opened: "Callable[[], Learning]") -> None:
+        """Another takes the place of what learns; it is opened when that is gone."""
+        self.close()
+        del self.decoder
+        heap.release()
+        other = opened()
+        self.model, self.decoder, self.generators = other.model, other.decoder, other.generators
+
+    def close(self) -> None:
+        """Nothing is generated any more."""
+        if self.generators is not None:
+            self.generators.close()
+            self.generators = None
 
 
 def directory(run: Path, recipe: Recipe, index: int) -> Path:

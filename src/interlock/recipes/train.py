@@ -6,6 +6,7 @@ A resumed run starts at the newest checkpoint. Groups that are in the ledger are
 again, not generated again, so it goes exactly where the interrupted one was going.
 """
 
+import gc
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -54,11 +55,11 @@ from interlock.recipes.students import Learning
 from interlock.recipes.trackers import trackers_of
 from interlock.records.trust import Role
 from interlock.rundir import Checkpoint, RunDir, atomic_directory
-from interlock.workers.generators import Generators
+from interlock.workers.generators import no_forget, no_keep
 from interlock.workers.inline import Inline
 
 Keep = Callable[[Learner, Path, Path], None]  # writes a learner's weights as a model directory
-Smaller = Callable[[Learning, int], Learning]  # opens what a stage with `every_layer` begins with
+Smaller = Callable[[int], None]  # lets what a stage with `every_layer` begins with take over
 
 
 class Prepared(NamedTuple):
@@ -71,6 +72,10 @@ class Prepared(NamedTuple):
 class Provided(NamedTuple):
     """What stages work with, looked up before the first of them."""
 
+    recipe: Recipe
+    run: RunDir
+    ranks: Ranks
+    sinks: Sinks
     stages: Sequence[Prepared]
     origins: starts.Starts
     keep: Keep
@@ -135,54 +140,50 @@ def _run_rank0(
     where = starts.find(recipe, model, begun, recorded, sinks.note)
     prepared = _prepare(recipe, tokenizer, arch.context)
     fleet.check(recipe)
-    now = students.reached(directory, recipe, begun) or model
-    predict = recipe.learner.mtp_weight > 0
-    decoder = learned.masters(recipe, now, ranks, predict)
-    notes.learns(recipe, model, decoder, sinks)
-    inline = _inline(recipe, now, uses, decoder if ranks.size == 1 else None)
+    now = _opened(recipe, students.reached(directory, recipe, begun) or model, ranks, uses)
+    notes.learns(recipe, model, now.decoder, sinks)
     hangs_on = inputs.identify(model, tokenizer, [each.data.files for each in prepared])
     hangs_on |= starts.digests(recipe, where, recorded)
     run = _directory(recipe, directory, hangs_on, resume, sinks)
     with run, sinks.of(run), ExitStack() as stack:
-        run.computes_on(device.stack(decoder.embed.device))
-        notes.trust(recipe, uses, sizes_of(arch), inline, run, sinks)
+        run.computes_on(device.stack(now.decoder.embed.device))
+        notes.trust(recipe, uses, sizes_of(arch), now.generators, run, sinks)
         stack.enter_context(meter.running(run.keep_cost))
+        stack.callback(now.close)
         if plan is not None:
             run.keep_plan(plan)
         budget = metering.budget_of(recipe, run, sinks)
 
-        def opened(path: Path, decoder: Decoder, generators: Generators | None) -> Learning:
-            if generators is None and recipe.generates:
-                generators = fleet.open_fleet(recipe, path, tokenizer, run, sinks, meter)
-            if generators is not None:
-                meter.generates(generators, metering.inline_chip(uses))
-                stack.callback(generators.close)
-                generators.progress = sinks.advance
-            return Learning(path, decoder, generators)
+        def generates() -> None:
+            if now.generators is None and recipe.generates:
+                now.generators = fleet.open_fleet(recipe, now.model, tokenizer, run, sinks, meter)
+            if now.generators is not None:
+                meter.generates(now.generators, metering.inline_chip(uses))
+                now.generators.progress = sinks.advance
 
-        def smaller(larger: Learning, index: int) -> Learning:
+        def smaller(index: int) -> None:
             path = students.make(run, recipe, index, where, model)
-            if larger.generators is not None:
-                larger.generators.close()
-            decoder = learned.masters(recipe, path, ranks, predict)
-            return opened(path, decoder, _inline(recipe, path, uses, decoder))
+            now.give_way(lambda: _opened(recipe, path, ranks, uses))
+            generates()
 
-        keep = partial(learned.keep, tokenizer, predict, {model: recipe.model.path})
-        provided = Provided(prepared, where, keep, smaller, tokenizer.decode, meter, budget)
-        first = opened(now, decoder, inline)
-        learner, last = _run_stages(recipe, provided, run, first, ranks, sinks)
-        _save(recipe, run, keep, learner, last, sinks)
+        generates()
+        keep = partial(learned.keep, tokenizer, _predicts(recipe), {model: recipe.model.path})
+        provided = Provided(
+            *(recipe, run, ranks, sinks, prepared, where),
+            *(keep, smaller, tokenizer.decode, meter, budget),
+        )
+        _run_stages(provided, now)
 
 
-def _save(
-    recipe: Recipe, run: RunDir, keep: Keep, learner: Learner, source: Path, sinks: Sinks
-) -> None:
-    """The weights of a finished run; its checkpoints go if nobody wants them."""
-    sinks.phase("saving the weights")
-    with run.weights() as path:
-        keep(learner, path, source)
-    if recipe.keep_checkpoints == 0:
-        run.prune_checkpoints(keep=0)
+def _opened(recipe: Recipe, path: Path, ranks: Ranks, uses: Sequence[Use]) -> Learning:
+    """What learns in a model directory, with the generator in this process, if there is one."""
+    decoder = learned.masters(recipe, path, ranks, _predicts(recipe))
+    inline = _inline(recipe, path, uses, decoder if ranks.size == 1 else None)
+    return Learning(path, decoder, inline)
+
+
+def _predicts(recipe: Recipe) -> bool:
+    return recipe.learner.mtp_weight > 0
 
 
 def _directory(
@@ -228,52 +229,64 @@ def _prepare(recipe: Recipe, tokenizer: Tokenizer, context: int) -> list[Prepare
     return found
 
 
-def _run_stages(
-    recipe: Recipe,
-    provided: Provided,
-    run: RunDir,
-    now: Learning,
-    ranks: Ranks,
-    sinks: Sinks,
-) -> tuple[Learner, Path]:
-    """One stage after another, from the newest checkpoint on.
-
-    -> the learner of the last, and the model directory whose shape it has
-    """
-    newest, version = run.latest_checkpoint(), 0
-    kept = {*starts.referred(recipe), *students.needed(recipe)}
+def _run_stages(provided: Provided, now: Learning) -> None:
+    """One stage after another, from the newest checkpoint on."""
+    recipe, newest, version = provided.recipe, provided.run.latest_checkpoint(), 0
     if newest and newest.stage >= len(recipe.stage):
         raise RunError(f"{newest.path} is of no stage of this recipe; remove it")
     for index in range(newest.stage if newest else 0, len(recipe.stage)):
-        settings, resumed = recipe.stage[index], bool(newest and newest.stage == index)
-        if settings.every_layer > 1 and not resumed:
-            now = provided.smaller(now, index)
-        learner = _learner(recipe, settings, now.decoder, ranks, version)
-        stage: Stage[Any] = Stage(
-            index,
-            settings,
-            recipe,
-            run,
-            learner,
-            now.generators,
-            sinks,
-            decode=provided.decode,
-            meter=provided.meter,
-            budget=provided.budget,
-        )
-        if newest and resumed:
-            _restore(stage, newest)
-        elif settings.every_layer == 1:
-            starts.begin(stage, provided.origins)
-        if stage.done < settings.length:  # else it was finished, and another follows it
-            sinks.stage(index, settings.kind, stage.done, settings.length)
-            with provided.meter.stage(index), _saving(stage):
-                provided.stages[index].module.run(stage, provided.stages[index].data)
-        version = learner.version + learner.unpublished
-        if index + 1 < len(recipe.stage) and (recipe.keep_stages or index in kept):
-            with atomic_directory(run.stage_weights(index, settings.name)) as path:
-                provided.keep(learner, path, now.model)
-    return learner, now.model
+        resumed = newest if newest and newest.stage == index else None
+        if recipe.stage[index].every_layer > 1 and resumed is None:
+            provided.smaller(index)
+        version = _run_stage(provided, now, index, resumed, version)
+        gc.collect()  # torch's first optimizer leaves frames in a circle, the learner's among them
+
+
+def _run_stage(
+    provided: Provided, now: Learning, index: int, resumed: Checkpoint | None, version: int
+) -> int:
+    """One stage, whose learner is there no more when it returns. -> version of what it leaves"""
+    recipe, run, sinks = provided.recipe, provided.run, provided.sinks
+    settings = recipe.stage[index]
+    learner = _learner(recipe, settings, now.decoder, provided.ranks, version)
+    stage: Stage[Any] = Stage(
+        index,
+        settings,
+        recipe,
+        run,
+        learner,
+        now.generators,
+        sinks,
+        decode=provided.decode,
+        meter=provided.meter,
+        budget=provided.budget,
+    )
+    if resumed:
+        _restore(stage, resumed)
+    elif settings.every_layer == 1:
+        starts.begin(stage, provided.origins)
+    if stage.done < settings.length:  # else it was finished, and another follows it
+        sinks.stage(index, settings.kind, stage.done, settings.length)
+        with provided.meter.stage(index), _saving(stage):
+            provided.stages[index].module.run(stage, provided.stages[index].data)
+    if now.generators is not None:  # whom they told of groups holds the stage
+        now.generators.keep, now.generators.forget = no_keep, no_forget
+    _leave(provided, index, learner, now.model)
+    return learner.version + learner.unpublished
+
+
+def _leave(provided: Provided, index: int, learner: Learner, source: Path) -> None:
+    """The weights that a stage ends with, where they are wanted; the last one's are the run's."""
+    recipe, run = provided.recipe, provided.run
+    if index + 1 == len(recipe.stage):
+        provided.sinks.phase("saving the weights")
+        with run.weights() as path:
+            provided.keep(learner, path, source)
+        if recipe.keep_checkpoints == 0:
+            run.prune_checkpoints(keep=0)
+    elif recipe.keep_stages or index in {*starts.referred(recipe), *students.needed(recipe)}:
+        with atomic_directory(run.stage_weights(index, recipe.stage[index].name)) as path:
+            provided.keep(learner, path, source)
 
 
 def _progress(resumed: Path | None) -> tuple[int, dict[str, str]]:
