@@ -34,11 +34,8 @@ class Series:
         open_y.extend(ys)
         while len(open_x) >= (width := self.width):
             whole = min(MOST - len(self._buckets.x), len(open_x) // width) * width
-            parts = [open_y[start : start + width] for start in range(0, whole, width)]
             self._buckets.x.extend(open_x[:whole:width])
-            self._buckets.y.extend(sum(part) / width for part in parts)
-            self._buckets.low.extend(map(min, parts))
-            self._buckets.high.extend(map(max, parts))
+            self._close(open_y[:whole])
             del open_x[:whole], open_y[:whole]
             if len(self._buckets.x) == MOST:
                 self._join()
@@ -67,6 +64,18 @@ class Series:
         for column in found[1:]:
             column.extend(y for _, y in fresh)
         return found
+
+    def _close(self, ys: Sequence[float]) -> None:
+        """As many points as some buckets are wide become these."""
+        _, mean, low, high = self._buckets
+        if self.width == 1:
+            for column in (mean, low, high):
+                column.extend(ys)
+            return
+        parts = list(zip(*[iter(ys)] * self.width, strict=True))
+        mean.extend([total / self.width for total in map(sum, parts)])
+        low.extend(map(min, parts))
+        high.extend(map(max, parts))
 
     def _join(self) -> None:
         """Pairs of buckets become one."""
