@@ -31,7 +31,7 @@ from urllib.request import urlopen
 
 from environment import environment
 
-_DEADLINE = 60.0
+_DEADLINE = 300.0
 # Whether a fact with this text is shown, asked in every frame.
 _SHOWN = """
 ([text, deadline]) => new Promise((resolve, reject) => {
@@ -139,21 +139,32 @@ def drawn_page(browser: Any) -> Iterator[Page]:
         page.close()
 
 
-def lengthened(run: Path, steps: int, directory: Path) -> bytes:
-    """A copy of a run, with its steps again and again. -> the next line
+class Steps:
+    """Those of a run, again and again."""
+
+    def __init__(self, run: Path) -> None:
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_bytes().splitlines()]
+        self._rest = []
+        for line in lines:
+            if line.pop("step"):
+                line.pop("stage")
+                self._rest.append(json.dumps(line).encode().removeprefix(b"{"))
+
+    def line(self, step: int) -> bytes:
+        rest = self._rest[step % len(self._rest)]
+        return b'{"stage": 0, "step": %d, %b\n' % (step, rest)
+
+
+def lengthened(run: Path, steps: int, directory: Path) -> Steps:
+    """A copy of a run with so many steps. -> the steps, to go on
 
     Its ledger is that of the run; the page asks it for the newest step alone.
     """
     shutil.copytree(run, directory, ignore=shutil.ignore_patterns("weights", "checkpoints"))
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_bytes().splitlines()]
-    lines = [line for line in lines if line["step"]]
+    made = Steps(run)
     with (directory / "metrics.jsonl").open("wb") as file:
-        for step in range(1, steps + 2):
-            line = lines[step % len(lines)] | {"stage": 0, "step": step}
-            written = json.dumps(line).encode() + b"\n"
-            if step <= steps:
-                file.write(written)
-    return written
+        file.writelines(made.line(step) for step in range(1, steps + 1))
+    return made
 
 
 def memory(server: "subprocess.Popen[str]") -> float:
@@ -186,7 +197,7 @@ def served(run: Path) -> Iterator[tuple["subprocess.Popen[str]", str]]:
 def measured(run: Path, steps: int, updates: int, page: Page) -> Result:
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch) / "run"
-        line = lengthened(run, steps, directory)
+        made = lengthened(run, steps, directory)
         with served(directory) as (server, url):
             began = time.monotonic()
             page.open(url)
@@ -196,7 +207,7 @@ def measured(run: Path, steps: int, updates: int, page: Page) -> Result:
             for step in range(steps + 1, steps + 1 + updates):
                 with (directory / "metrics.jsonl").open("ab") as file:
                     began = time.monotonic()
-                    file.write(line.replace(b'"step": %d' % (steps + 1), b'"step": %d' % step))
+                    file.write(made.line(step))
                 page.until(step)
                 seconds.append(time.monotonic() - began)
             return Result(steps, opened, used, seconds, least, memory(server))
