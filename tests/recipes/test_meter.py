@@ -8,7 +8,14 @@ import pytest
 
 from interlock.chips.power import Energy, PowerMeter
 from interlock.recipes.meter import CostMeter, HeldBy
-from interlock.records.cost import ChipPrice, ChipUse, HeldChip, RunCost, SessionCost
+from interlock.records.cost import (
+    ChipPrice,
+    ChipUse,
+    HeldChip,
+    MemoryPeak,
+    RunCost,
+    SessionCost,
+)
 from interlock.records.metrics import (
     PublishMetrics,
     StepMetrics,
@@ -59,8 +66,14 @@ class Generators:
     def __init__(self, **facts: WorkerMetrics) -> None:
         self.told = facts
 
+        self.peaks_told: dict[str, MemoryPeak] = {}
+
     def facts(self) -> dict[str, WorkerMetrics]:
         return self.told
+
+    def peaks(self) -> dict[str, MemoryPeak]:
+        taken, self.peaks_told = self.peaks_told, {}
+        return taken
 
 
 def meter(
@@ -206,6 +219,46 @@ def test_energy_is_shared_as_the_chip_is_and_only_where_it_is_told() -> None:
     }
     assert cost.kwh == pytest.approx(0.001)
     assert cost.energy_told == pytest.approx(0.5) and not cost.energy_whole
+
+
+def test_the_most_memory_of_a_role_is_of_one_process_and_one_stage() -> None:
+    """What each look finds is the most since the one before, and of the stage that goes on."""
+    clock, own = Clock(), iter([9, 4, 7, 5, 3, 2, 1])
+    held = {name: HeldBy(HeldChip("B", name)) for name in ("v", "w")}
+    made = CostMeter(
+        RunCost(),
+        [HeldChip("A", "a")],
+        lambda _: None,
+        held,
+        NoPower(),
+        clock,
+        lambda: MemoryPeak(10 * (size := next(own)), size),
+    )
+    for name in held:
+        made.began(name)
+    generators: Any = Generators(v=WorkerMetrics(), w=WorkerMetrics())
+    made.generates(generators)  # 9: while the model is opened
+    clock.passes(1)
+    with made.stage(0):  # 4, before it begins
+        generators.peaks_told = {"v": MemoryPeak(600, 60), "w": MemoryPeak(400, 70)}
+        clock.passes(1)
+        made.entered()  # 7
+        generators.peaks_told = {"v": MemoryPeak(500, 50)}
+        clock.passes(1)  # 5, at its end
+    with made.stage(1):  # 3
+        clock.passes(1)
+        cost = made.entered()  # 2
+    assert figures(cost, "chip_bytes") == {
+        (None, "learner", "A"): 90,
+        (None, "generator", "B"): 0,
+        (0, "learner", "A"): 70,
+        (0, "generator", "B"): 600,
+        (1, "learner", "A"): 20,
+        (1, "generator", "B"): 0,
+    }
+    assert figures(cost, "resident_bytes")[0, "generator", "B"] == 70
+    two = RunCost([*cost.sessions, *cost.sessions])  # as of a resumed run: no sum
+    assert figures(two, "chip_bytes") == figures(cost, "chip_bytes")
 
 
 def test_sessions_add_up_each_by_its_own_prices() -> None:

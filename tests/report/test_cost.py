@@ -28,9 +28,15 @@ def cost() -> RunCost:
     """A killed session of an hour, and one of two hours in which a second chip generated."""
     prices = {"A": ChipPrice(2.0, 2.0, "USD", DAY, "prices.toml, contract")}
     first = [ChipUse(0, "learner", "A", 3600.0, 3600.0, 900.0, tokens=1000, bytes=2e6)]
+    first[0].chip_bytes = first[0].resident_bytes = 3.5e9
     second = [
         ChipUse(0, "learner", "A", 3600.0, 3600.0, 1800.0, joules=3.6e6, told_s=3600.0),
-        ChipUse(0, "generator", "B", 7200.0, 7200.0, 7200.0, tokens=5000),
+        ChipUse(
+            *(0, "generator", "B", 7200.0, 7200.0, 7200.0),
+            tokens=5000,
+            chip_bytes=8e9,
+            resident_bytes=2e9,
+        ),
         ChipUse(None, "learner", "A", 3600.0, 3600.0),
     ]
     return RunCost(
@@ -47,11 +53,11 @@ def test_the_table_adds_up_and_says_what_nobody_knows(make_run: Callable[..., Ru
         table = cost_table(run, [], GAINED)
     assert table is not None
     assert [tuple(row) for row in table.rows] == [
-        ("0: first", "learner", "A", "2", "38%", "1,000", "2.0", "1", "4 USD"),
-        ("0: first", "generator", "B", "2", "100%", "5,000", "", "unknown", "unknown"),
-        ("opening and saving", "learner", "A", "1", "0%", "", "", "unknown", "2 USD"),
+        ("0: first", "learner", "A", "2", "38%", "1,000", "2.0", "3.5", "1", "4 USD"),
+        ("0: first", "generator", "B", "2", "100%", "5,000", "", "8, host 2", "unknown", "unknown"),
+        ("opening and saving", "learner", "A", "1", "0%", "", "", "", "unknown", "2 USD"),
     ]
-    assert table.whole[3:] == ("5", "", "6,000", "2.0", "1", "6 USD + unknown")
+    assert table.whole[3:] == ("5", "", "6,000", "2.0", "", "1", "6 USD + unknown")
     assert table.point == "a point of accuracy took 0.2 chip-hours, 0.24 USD + unknown"
     assert table.notes == [
         "A: 2 USD an hour (prices.toml, contract, 2026-11-01).",

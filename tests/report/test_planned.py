@@ -34,9 +34,18 @@ PLAN: dict[str, Any] = {
             "synchronous": True,
             "step_s": span(20.0),
             "seconds": {"generation": 10.0, "scoring": 1.0, "update": 1.0, "publication": None},
+            "memory_bytes": {"learner": 2e9, "generator": 5e8},
         },
-        {"name": "stage 1, reject-sft: sampling", "steps": 2, "step_s": span(1.0), "seconds": {}},
-        {"name": "stage 1, reject-sft: learning", "steps": 2, "step_s": span(1.0), "seconds": {}},
+        *(
+            {
+                "name": f"stage 1, reject-sft: {what}",
+                "steps": 2,
+                "step_s": span(1.0),
+                "seconds": {},
+                "memory_bytes": {"learner": size},
+            }
+            for what, size in (("sampling", 1e9), ("learning", 4e9))
+        ),
     ],
     "hours": span(1.0),
     "chip_hours": span(2.0),
@@ -48,7 +57,11 @@ PRICE = ChipPrice(2.0, 2.0, "USD", datetime.date(2026, 11, 1), "offer")
 
 
 def used(**prices: ChipPrice) -> RunCost:
-    uses = [ChipUse(0, "learner", "A", 10800.0, 10800.0)]
+    uses = [
+        ChipUse(0, "learner", "A", 10800.0, 10800.0, chip_bytes=3e9, resident_bytes=9e9),
+        ChipUse(1, "learner", "A", chip_bytes=1e9),
+        ChipUse(1, "learner", "B", chip_bytes=2e9),
+    ]
     return RunCost([SessionCost(1e9, 5400.0, True, uses, dict(prices))])
 
 
@@ -72,6 +85,9 @@ def test_each_figure_stands_beside_what_happened(
         ("chip-hours", "2", "1 to 4", "3", "x 1.5"),
         ("USD", "8", "4 to 16", "6", "x 0.75"),
         ("kWh", "1", "0.5 to 2", "unknown", "–"),
+        ("stage 0: GB of memory, learner", "2", "", "3", "x 1.5"),
+        ("stage 0: GB of memory, generator", "0.5", "", "unknown", "–"),
+        ("stage 1: GB of memory, learner", "4", "", "2", "x 0.5"),
         ("stage 0, grpo: s a step", "20", "10 to 40", "10", "x 0.5"),
         ("stage 0, grpo: s of generation", "10", "", "5", "x 0.5"),
         ("stage 0, grpo: s of update", "2", "", "4", "x 2"),

@@ -163,6 +163,9 @@ class FakeGenerators:
     def facts(self) -> dict[str, Any]:
         return {}
 
+    def peaks(self) -> dict[str, Any]:
+        return {}
+
 
 def open_stage(
     run: RunDir,

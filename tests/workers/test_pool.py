@@ -20,11 +20,13 @@ from scripted_pool import (
 )
 
 from interlock.fleet.base import Lost
+from interlock.records.cost import MemoryPeak
 from interlock.records.metrics import WorkerState
 from interlock.records.rl import Completion, FinishReason, Segment
 from interlock.workers import protocol
 from interlock.workers.generators import Purpose
 from interlock.workers.protocol import (
+    Alive,
     Answered,
     Failed,
     Failure,
@@ -199,3 +201,14 @@ def test_one_sound_worker_finishes_everything_without_setting_anything_aside(
     found = one_sound_worker(sound, problems=12, exact=exact, noise=random.Random(seed))
     assert sorted(outcome.key for outcome in found) == list(range(12))
     assert all(outcome.group is not None for outcome in found)
+
+
+def test_memory_is_the_most_that_was_told_since_it_was_taken(scene: Make) -> None:
+    s = scene("a", "b")
+    for chip, resident in ((70, 7), (50, 9)):
+        s.hear("a", Alive(MemoryPeak(chip, resident)))
+    assert s.pool.peaks() == {"a": MemoryPeak(70, 9), "b": MemoryPeak()}
+    s.hear("a", Alive(MemoryPeak(20, 2)))
+    assert s.pool.peaks()["a"] == MemoryPeak(20, 2)
+    s.hear("a", protocol.encode(Alive()).replace(b"\xa4chip\x00", b"\xa4chip\xff"))
+    assert s.pool.facts()["a"].refused == 1  # none has less than nothing

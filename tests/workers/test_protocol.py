@@ -1,5 +1,8 @@
 """How long an answer may be: enough for the longest honest one, and bounded by what was asked."""
 
+import threading
+from queue import SimpleQueue
+
 import msgspec
 import pytest
 from hypothesis import given, settings
@@ -7,11 +10,13 @@ from hypothesis import strategies as st
 
 from interlock.config.schema import GeneratorSettings
 from interlock.processes.child import UNASKED_BYTES
+from interlock.records.cost import MemoryPeak
 from interlock.records.replay import KeptTokens, Replay, RouteShape, kept_ids
 from interlock.records.rl import Completion, FinishReason, Problem, Sampling, Segment
 from interlock.workers import protocol, sizes
 from interlock.workers.protocol import (
     Abort,
+    Alive,
     Answered,
     Canary,
     Generate,
@@ -135,3 +140,22 @@ def test_a_message_nested_without_end_is_a_value_error() -> None:
         for read in (protocol.ask, protocol.reply):
             with pytest.raises(ValueError, match=r"deep|truncated|Expected"):
                 read(deep)
+
+
+def test_signs_of_life_tell_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: SimpleQueue[bytes] = SimpleQueue()
+    enough = threading.Event()
+
+    class Listening:
+        def send(self, message: bytes) -> None:
+            said.put(message)
+            if said.qsize() >= 2:
+                enough.set()
+                threading.Event().wait()  # its thread says nothing more
+
+    monkeypatch.setattr(protocol, "BEAT_S", 0.001)
+    peaks = iter([MemoryPeak(5, 6), MemoryPeak(3, 4)])
+    protocol.beat(Listening(), lambda: next(peaks))  # type: ignore[arg-type]
+    assert enough.wait(60)
+    found = [protocol.reply(said.get()) for _ in range(2)]
+    assert found == [Alive(MemoryPeak(5, 6)), Alive(MemoryPeak(3, 4))]

@@ -162,6 +162,18 @@ def memory(device: torch.device) -> Memory:
     return Memory(used, int(free), int(total))
 
 
+def peak(device: torch.device) -> int:
+    """Bytes of its memory that this process had at the most since this was last asked; where the
+    device tells of no peak, those that it has now. 0: it does not tell, or is the CPU.
+    """
+    if device.type == "cpu":
+        return 0
+    of = [device] if _vendor(device).numbered else []
+    most = _asked(device, "max_memory_allocated", *of)
+    _asked(device, "reset_peak_memory_stats", *of)
+    return int(most or memory(device).used)
+
+
 def room(device: torch.device) -> int:
     """Bytes that are free; of a device that does not tell, what any is likely to have."""
     known = memory(device)

@@ -24,7 +24,14 @@ from msgspec.structs import replace
 from interlock.chips.power import PowerMeter
 from interlock.errors import InterlockError
 from interlock.recipes.holds import Hold, held
-from interlock.records.cost import ChipPrice, ChipUse, HeldChip, RunCost, SessionCost
+from interlock.records.cost import (
+    ChipPrice,
+    ChipUse,
+    HeldChip,
+    MemoryPeak,
+    RunCost,
+    SessionCost,
+)
 from interlock.records.metrics import CostMetrics, StepMetrics, WorkerMetrics
 from interlock.workers.generators import Generators
 
@@ -59,10 +66,14 @@ class CostMeter:
         workers: Mapping[str, HeldBy] | None = None,
         power: PowerMeter | None = None,
         now: Callable[[], float] = time.monotonic,
+        memory: Callable[[], MemoryPeak] = MemoryPeak,
     ) -> None:
-        """`learners`: the chip of each of the learner's processes; `workers`: by name."""
+        """`learners`: the chip of each of the learner's processes; `workers`: by name; `memory`: of
+        this process, the first of these, since it was last asked.
+        """
         self._earlier, self._price_of, self._now = earlier, price_of, now
         self._power = power or PowerMeter(now)
+        self._memory = memory
         self._expected = dict(workers or {})
         self._entering = threading.RLock()  # one entry after another; taken before the other one
         self._lock = threading.RLock()  # of what follows; nothing is waited for under it
@@ -71,6 +82,7 @@ class CostMeter:
         self._stages: list[tuple[float, int | None]] = []
         self._counts: dict[_Whose, _Counts] = defaultdict(_Counts)
         self._energy: dict[tuple[int | None, str], tuple[float, float]] = {}  # by stage and place
+        self._peaks: dict[_Whose, MemoryPeak] = defaultdict(MemoryPeak)
         self._seen: dict[str, _Counts] = {}  # what each worker's counters said last
         self._prices: dict[str, ChipPrice] = {}
         self._asked: set[str] = set()  # chips whose price was looked up
@@ -179,12 +191,18 @@ class CostMeter:
                 self._stages.append((self._now(), stage))
 
     def _look(self) -> None:
-        """At the generators' counters and at the power, for the stage that goes on.
+        """At the generators' counters, at memory and power, for the stage that goes on.
 
         Both may wait for others, the fleet's thread among them, which waits for our lock.
         """
-        facts = {} if self._generators is None else self._generators.facts()
+        generators = self._generators
+        facts = {} if generators is None else generators.facts()
+        peaks = {} if generators is None else generators.peaks()
+        own = self._memory()
         with self._lock:
+            self._peaks[self._stage, LEARNER, "0"] |= own
+            for name, peak in peaks.items():
+                self._peaks[self._stage, GENERATOR, name] |= peak
             for name, worker in facts.items():
                 self._identify(name, worker)
                 self._count(name, worker)
@@ -252,6 +270,9 @@ class CostMeter:
             learner = found.get((stage, LEARNER, "0"))
             if role == GENERATOR and self._turns and learner is not None:
                 _take_turns(learner, use)
+        for key, peak in self._peaks.items():
+            if (there := found.get(key)) is not None:
+                there.chip_bytes, there.resident_bytes = peak.chip, peak.resident
         return RunCost([SessionCost(0.0, uses=list(found.values()))]).rows()
 
     def _chip(self, role: str, name: str) -> str:

@@ -5,7 +5,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from interlock.chips import vendors
+from interlock.chips import device, vendors
+from interlock.chips.memory import MemoryWatch
 from interlock.config.schema import Recipe
 from interlock.errors import ConfigError
 from interlock.plan.prices import Prices, price_of_device, read_prices
@@ -43,7 +44,8 @@ def of_recipe(recipe: Recipe, resumed: Path | None, learners: Sequence[HeldChip]
         with closing(RunDir.read(resumed)) as run:
             check_resumed(recipe, run)
             earlier = run.cost()
-    meter = CostMeter(earlier, learners, price, of_workers(recipe))
+    watch = MemoryWatch(device.claim(learners[0].device))
+    meter = CostMeter(earlier, learners, price, of_workers(recipe), memory=watch.look)
     Budget(recipe.budget, lambda _: None).look(meter.entered())
     return meter
 

@@ -22,6 +22,7 @@ _LONG_S = 3600.0  # of a chip, of which at least half is told where all of its k
 _WHOLE = 0.98  # share of the chips' time whose energy was told, from which on it is that of all
 
 Amount = Annotated[float, Meta(ge=0, le=1e18)]
+Bytes = Annotated[int, Meta(ge=0, le=10**18)]
 Currency = Annotated[str, Meta(pattern="^[A-Z]{3}$")]
 _LAST = 253402300800  # of Time
 
@@ -34,6 +35,17 @@ class HeldChip(msgspec.Struct, frozen=True):
     device: str = ""  # as settings name it there
     serial: str = ""
     host: str = ""
+
+
+class MemoryPeak(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The most that a process had at a time since it was last asked, in bytes; 0: not told."""
+
+    chip: Bytes = 0  # of its chip's memory; of a CPU's, what is resident
+    resident: Bytes = 0  # of its machine's memory
+
+    def __or__(self, other: "MemoryPeak") -> "MemoryPeak":
+        """Of two stretches of time."""
+        return MemoryPeak(max(self.chip, other.chip), max(self.resident, other.resident))
 
 
 class ChipPrice(msgspec.Struct, frozen=True):
@@ -66,12 +78,17 @@ class ChipUse(msgspec.Struct):
     bytes: Amount = 0.0  # of weights: published; fetched
     joules: Amount = 0.0
     told_s: Amount = 0.0  # of chip_s, for which the joules were told
+    # The most that one of these processes had at a time; 0: nobody told.
+    chip_bytes: Amount = 0.0  # of its chip's memory; of a CPU's, what was resident
+    resident_bytes: Amount = 0.0  # of its machine's memory
 
     def __add__(self, other: "ChipUse") -> "ChipUse":
         figures = {name: getattr(self, name) + getattr(other, name) for name in FIGURES}
-        return ChipUse(self.stage, self.role, self.chip, **figures)
+        peaks = {name: max(getattr(self, name), getattr(other, name)) for name in PEAKS}
+        return ChipUse(self.stage, self.role, self.chip, **figures, **peaks)
 
 
+PEAKS = ("chip_bytes", "resident_bytes")
 FIGURES = ("chip_s", "process_s", "busy_s", "tokens", "bytes", "joules", "told_s")
 
 

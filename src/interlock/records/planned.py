@@ -24,6 +24,8 @@ class PlannedStage(msgspec.Struct, frozen=True):
     steps: int
     step_s: PlannedRange
     seconds: dict[str, float | None]  # of a step, by part as plan/estimate.py has them
+    # Of a process, by its role, on one chip; an older plan has none.
+    memory_bytes: dict[str, _Figure | None] = {}
 
     @property
     def place(self) -> int | None:

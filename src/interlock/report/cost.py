@@ -27,6 +27,7 @@ class CostRow(NamedTuple):
     busy: str  # share of the time that it was held
     tokens: str
     megabytes: str  # of weights
+    memory: str  # GB that one process had at the most
     kwh: str
     money: str
 
@@ -53,6 +54,7 @@ def cost_table(run: RunView, metrics: Metrics, pair: BeforeAfter | None) -> Cost
         "",
         f"{cost.tokens:,.0f}",
         megabytes(sum(use.bytes for use in cost.rows())),
+        "",
         _energy(cost.kwh, cost.energy_told),
         told(cost.money(), bool(cost.unpriced())),
     )
@@ -123,9 +125,18 @@ def _row(cost: RunCost, use: ChipUse, names: Sequence[str]) -> CostRow:
         f"{min(1.0, use.busy_s / held):.0%}" if held else "",
         f"{use.tokens:,.0f}" if use.tokens else "",
         megabytes(use.bytes) if use.bytes else "",
+        _memory(use),
         _energy(use.joules / 3.6e6, energy),
         told(money, use.chip in cost.unpriced()),
     )
+
+
+def _memory(use: ChipUse) -> str:
+    """Of its chip; and of its machine, where that is another memory."""
+    own = figure(use.chip_bytes / 1e9) if use.chip_bytes else ""
+    if not use.resident_bytes or use.resident_bytes == use.chip_bytes:
+        return own
+    return f"{own or _UNKNOWN}, host {figure(use.resident_bytes / 1e9)}"
 
 
 def _energy(kwh: float, share: float) -> str:

@@ -1,4 +1,4 @@
-"""The section on a plan and what happened: hours, chips, money, energy, and a step by part.
+"""The section on a plan and what happened: hours, chips, money, energy, memory, a step by part.
 
 plan.json ── PlannedRun ──┐
 cost.json, step metrics ──┴─> rows: planned with its range, happened, one over the other
@@ -48,7 +48,8 @@ def planned_table(run: RunView, metrics: Metrics) -> PlannedTable | None:
     if plan is None:
         return None
     whole = run.status == "finished"
-    rows = [*_wholes(plan, run.cost()), *_steps(plan, metrics)]
+    cost = run.cost()
+    rows = [*_wholes(plan, cost), *_memory(plan, cost), *_steps(plan, metrics)]
     note = "" if whole else "The run has not come to its end: what it used is not yet all."
     return PlannedTable(plan.placement, rows, note)
 
@@ -61,6 +62,23 @@ def _wholes(plan: PlannedRun, cost: RunCost) -> Iterator[PlannedRow]:
         known = used is not None and not cost.unpriced() and len(cost.money()) == 1
         yield _row(plan.currency, plan.money, used.middle if used and known else None)
     yield _row("kWh", plan.kwh, cost.kwh if cost.energy_whole else None)
+
+
+def _memory(plan: PlannedRun, cost: RunCost) -> Iterator[PlannedRow]:
+    """Of each stage the most that one process had of its chip. What samples first and then learns
+    is two stages of a plan's, and one of what happened.
+    """
+    planned: dict[tuple[int, str], float] = {}
+    for stage in plan.stages:
+        for role, size in stage.memory_bytes.items():
+            if stage.place is not None and size:
+                key = stage.place, role
+                planned[key] = max(planned.get(key, 0.0), size)
+    for (place, role), size in planned.items():
+        own = [use for use in cost.rows() if (use.stage, use.role) == (place, role)]
+        happened = max((use.chip_bytes for use in own), default=0.0) / 1e9
+        same = PlannedRange(*[size / 1e9] * 3)
+        yield _row(f"stage {place}: GB of memory, {role}", same, happened or None)
 
 
 def _steps(plan: PlannedRun, metrics: Metrics) -> Iterator[PlannedRow]:

@@ -18,6 +18,7 @@ from interlock.config.schema import FleetSettings, GuardSettings
 from interlock.errors import InterlockError, TrainingError
 from interlock.fleet.base import Fleet, Spec
 from interlock.records.adapters import Adapted
+from interlock.records.cost import MemoryPeak
 from interlock.records.metrics import OUT_OF_USE, WorkerMetrics
 from interlock.records.rl import WeightVersion
 from interlock.sync.store import Publisher
@@ -203,6 +204,10 @@ class Dispatcher:
     def facts(self) -> dict[str, WorkerMetrics]:
         with self._changed:
             return self._pool.facts()
+
+    def peaks(self) -> dict[str, MemoryPeak]:
+        with self._changed:
+            return self._pool.peaks()
 
     def close(self) -> None:
         """Kill the workers. Bounded in time."""

@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from interlock.records.adapters import AdapterForm
+from interlock.records.cost import MemoryPeak
 from interlock.records.metrics import WorkerMetrics
 from interlock.records.replay import NO_REPLAY, Replay
 from interlock.records.rl import Group, Problem, Sampling
@@ -136,6 +137,9 @@ class Generators(Protocol):
         """Count a group of this worker that will not be used."""
 
     def facts(self) -> dict[str, WorkerMetrics]: ...
+
+    def peaks(self) -> dict[str, MemoryPeak]:
+        """Of the memory of each that has a process of its own, since the last call."""
 
     def close(self) -> None: ...
 

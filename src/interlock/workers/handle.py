@@ -11,12 +11,13 @@ from interlock.errors import ConfigError, TrainingError, UserError
 from interlock.fleet.base import Spec
 from interlock.processes.deadline import MOST_TIMES
 from interlock.processes.run_delay import RunDelay
+from interlock.records.cost import MemoryPeak
 from interlock.records.metrics import EventKind, WorkerMetrics, WorkerState
 from interlock.records.rl import Group
 from interlock.records.trust import Stack
 from interlock.text import one_line
 from interlock.workers.generators import Purpose, Work
-from interlock.workers.protocol import Open, Opened
+from interlock.workers.protocol import Open, Opened, Room
 from interlock.workers.queue import Unit
 from interlock.workers.replies import Target
 from interlock.workers.words import REASON, MergeNotice
@@ -82,6 +83,7 @@ class WorkerHandle:
     accused: float = math.inf  # seconds since 1970 when the last qualification began
     mistake: bool = False  # it was set up in a way that can never work
     reason: str = ""  # of the last failure
+    peak: MemoryPeak = field(default_factory=MemoryPeak)  # of its memory, since that was taken
 
     @property
     def name(self) -> str:
@@ -155,6 +157,16 @@ class WorkerHandle:
 
     def begin(self, state: WorkerState, deadline: float) -> None:
         self.facts.state, self.deadline = state, deadline
+
+    def has_room(self, reply: Room) -> None:
+        """What was given to it after it said so takes from the room."""
+        later = [held.unit.work for number, held in self.held.items() if number > reply.after]
+        self.room = reply.sequences - sum(work.sequences for work in later)
+
+    def take_peak(self) -> MemoryPeak:
+        """What it told of its memory since this was last asked."""
+        found, self.peak = self.peak, MemoryPeak()
+        return found
 
     def forget_process(self) -> None:
         """Its process is no more, and with it what it has proven."""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from interlock.models.adapters import merged
 from interlock.records.adapters import AdapterForm
+from interlock.records.cost import MemoryPeak
 from interlock.records.metrics import WorkerMetrics, WorkerState
 from interlock.workers.generator import Generator
 from interlock.workers.generators import (
@@ -117,6 +118,9 @@ class Inline:
 
     def facts(self) -> dict[str, WorkerMetrics]:
         return {self._generator.name: self._facts}
+
+    def peaks(self) -> dict[str, MemoryPeak]:
+        return {}  # it has no process of its own
 
     def close(self) -> None:
         pass

@@ -26,6 +26,7 @@ from interlock.config.schema import FleetSettings, GuardSettings
 from interlock.errors import ConfigError, TrainingError, UserError
 from interlock.fleet.base import Event, Fleet, Lost, Spec
 from interlock.mismatch import mismatch
+from interlock.records.cost import MemoryPeak
 from interlock.records.metrics import OUT_OF_USE, EventKind, WorkerMetrics, WorkerState
 from interlock.records.rl import Completion, Group
 from interlock.text import error_line, one_line
@@ -117,6 +118,9 @@ class WorkerPool:
     def facts(self) -> dict[str, WorkerMetrics]:
         return {n: msgspec.structs.replace(worker.facts) for n, worker in self._workers.items()}
 
+    def peaks(self) -> dict[str, MemoryPeak]:
+        return {name: worker.take_peak() for name, worker in self._workers.items()}
+
     def serve(self, target: Target) -> None:
         """Every worker is to load these weights, as soon as it may."""
         self._first = self._first or target
@@ -205,13 +209,13 @@ class WorkerPool:
         state, loading = worker.facts.state, worker.loading
         match reply:
             case Alive():
-                pass
+                worker.peak |= reply.peak
             case Failed():
                 self._failed(worker, reply)
             case Opened() if state is WorkerState.STARTING and reply.id == worker.asked:
                 self._opened(worker, reply)
             case Room() if state in UP:
-                self._has_room(worker, reply)
+                worker.has_room(reply)
             case Loaded() if loading is not None and loading.id == reply.id:
                 self._loaded(worker, loading.target, reply)
             case Answered() if reply.id in worker.held:
@@ -249,11 +253,6 @@ class WorkerPool:
         if not facts.restarts:
             raise ConfigError(f"{worker.name} may not generate on {device}: {why}")
         return False
-
-    def _has_room(self, worker: WorkerHandle, reply: Room) -> None:
-        """What was given to it after it said so takes from the room."""
-        later = [held.unit.work for number, held in worker.held.items() if number > reply.after]
-        worker.room = reply.sequences - sum(work.sequences for work in later)
 
     def _loaded(self, worker: WorkerHandle, target: Target, reply: Loaded) -> None:
         facts, limit, canary = worker.facts, self._guard.quarantine, worker.open.canary

@@ -16,7 +16,7 @@ once. The number of an ask, which its replies carry, is the caller's. Importing 
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -28,6 +28,7 @@ from interlock.errors import InterlockError, SyncError, UserError
 from interlock.processes.channel import Channel
 from interlock.records.adapters import AdapterForm
 from interlock.records.coding import from_bytes
+from interlock.records.cost import MemoryPeak
 from interlock.records.replay import NO_REPLAY, Replay
 from interlock.records.rl import Completion, FinishReason, Problem, Sampling
 from interlock.records.serving import Alternatives, Generation
@@ -319,6 +320,8 @@ class Room(_Sign, frozen=True, tag="room"):
 class Alive(_Sign, frozen=True, tag="alive"):
     """A sign of life, whatever else the worker is doing."""
 
+    peak: MemoryPeak = MemoryPeak()  # of its memory, since the last one
+
 
 Inspection = Weigh | ScoreTexts | Trace | Record | Take | Apply
 Inspected = Weighed | Scored | Traced | Recorded | Taken | Applied
@@ -365,12 +368,15 @@ def failed(error: InterlockError, ids: Sequence[int]) -> Failed:
     return Failed(error_line(error, _REASON_CHARACTERS), kind, list(ids))
 
 
-def beat(channel: Channel) -> None:
-    """Give signs of life from now on, from a thread of its own, until the process ends."""
+def beat(channel: Channel, look: Callable[[], MemoryPeak] = MemoryPeak) -> None:
+    """Give signs of life from now on, from a thread of its own, until the process ends.
+
+    `look`: at the process's memory, since the last look.
+    """
 
     def work() -> None:
         while True:
             time.sleep(BEAT_S)
-            channel.send(encode(Alive()))
+            channel.send(encode(Alive(look())))
 
     threading.Thread(target=work, name="beat", daemon=True).start()

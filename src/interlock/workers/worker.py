@@ -25,6 +25,7 @@ import msgspec
 
 from interlock.chips import certificates, device, heap
 from interlock.chips.admission import needs_certificate
+from interlock.chips.memory import MemoryWatch
 from interlock.engine.base import Progress, check_request
 from interlock.errors import InterlockError, RunError, TrainingError
 from interlock.processes.channel import Channel
@@ -55,8 +56,8 @@ _UNPROVEN = "its weights are not proven"
 def serve(channel: Channel) -> None:
     """Answer until the coordinator is gone. Bugs end the process, with a traceback."""
     heap.keep_freed()
-    protocol.beat(channel)
     worker = Worker(channel)
+    protocol.beat(channel, worker.memory.look)
     while worker.turn():
         pass
 
@@ -73,6 +74,7 @@ class Worker:
     """One engine, and what it was asked for and has not answered."""
 
     def __init__(self, channel: Channel) -> None:
+        self.memory = MemoryWatch()
         self._channel = channel
         self._generator: Generator | None = None
         self._inspector = Inspector()
@@ -165,7 +167,8 @@ class Worker:
         self._generator = opened
         self._inspector.engine, self._inspector.model = engine, Path(asked.model)
         # Asked last: an engine may insist on being the first to touch the device.
-        stack = device.stack(device.claim(asked.settings.device))
+        self.memory.place = device.claim(asked.settings.device)
+        stack = device.stack(self.memory.place)
         facts = engine.description, engine.device, engine.dtype
         return Opened(*facts, stack, _filed(stack), *engine.limits, id=asked.id)
 
