@@ -10,16 +10,12 @@ import pytest
 from interlock.config.reading import load_recipe, parse_recipe
 from interlock.errors import ConfigError
 from interlock.plan.chips import parse_stock
+from interlock.plan.memory import LearnerLoad, generator_chips, room_for
 from interlock.plan.plan import Plan, PlanInputs, plan_of
 from interlock.plan.prices import read_prices
 from interlock.plan.roles import roles_of
 from interlock.plan.shapes import model_shape
-from interlock.plan.sharding import (
-    generator_chips,
-    learner_layout,
-    least_learners,
-    room_for,
-)
+from interlock.plan.sharding import learner_layout, least_learners
 from interlock.plan.verdicts import verdicts
 from interlock.plan.workload import GivenFigures, changed_share, workloads
 
@@ -52,9 +48,11 @@ def test_a_step_is_the_sum_of_its_parts_and_hours_are_steps(planned: Callable[..
 def test_memory_by_hand(planned: Callable[..., Plan]) -> None:
     plan = planned("8xH100:learner,8xH100:generator", given=GivenFigures(mean_tokens=1000))
     use, shape = plan.settled.learner_memory, plan.shape
-    assert use.weights == pytest.approx(2 * shape.params / 8)
-    assert use.optimizer == pytest.approx(16 * shape.params / 8)
-    assert use.total == use.weights + use.optimizer + use.cache + use.activations
+    assert (use.weights, use.held, use.cache, use.process) == (0, 0, 0, 0)
+    assert use.copies == pytest.approx(2 * shape.params / 8)
+    assert use.gradients == pytest.approx(4 * shape.params / 8)
+    assert use.optimizer == pytest.approx(12 * shape.params / 8)
+    assert use.total == pytest.approx(18 * shape.params / 8 + use.activations)
     group = plan.settled.groups[0]
     assert (group.replica.chips, group.replicas) == (1, 8)
     # 1,024 answers over 8 replicas, each of 1,115 tokens at 2 * 8 * 128 * 36 elements of 2 bytes
@@ -69,7 +67,8 @@ def test_an_adapter_by_hand(planned: Callable[..., Plan]) -> None:
     trained = 16 * 36 * (2 * 8192 + 2 * 5120 + 3 * 16384)
     assert trained == 43_646_976
     use, shape, parts = plan.settled.learner_memory, plan.shape, plan.stages[0].parts
-    assert (use.weights, use.optimizer) == (2 * shape.params, 18 * trained) and use.fits
+    assert use.weights == 2 * shape.params and use.fits
+    assert (use.copies, use.gradients, use.optimizer) == (2 * trained, 4 * trained, 12 * trained)
     assert parts.bytes == pytest.approx(2 * trained * (19 * 0.65 + 1) / 20)  # one of 20 is whole
     assert parts.checkpoint == pytest.approx(12 * trained / 2e9)
     full = planned("1xH100:learner,8xH100:generator")
@@ -88,7 +87,8 @@ def test_deepseek_needs_what_it_needs() -> None:
     (h800,) = (each.chip for each in parse_stock("1xH800"))
     assert generator_chips(shape, h800, 2.0) == 32  # 1,342 GB over 61.2 GB each
     assert generator_chips(shape, h800, 1.0) == 16
-    assert least_learners(shape, h800, 4096) == 256  # 12,078 GB over 72 GB each are 168
+    # 12,078 GB over 72 GB each are 168.
+    assert least_learners(shape, h800, LearnerLoad(4096, 8192)) == 256
     assert room_for(shape, h800, 32, 2.0, 8000) == pytest.approx(
         (32 * 72e9 - 1.34205e12) / (8000 * 70_272), rel=1e-3
     )
@@ -207,12 +207,11 @@ def test_the_users_prices_go_first(planned: Callable[..., Plan], tmp_path: Path)
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.toml")), ids=lambda path: path.stem)
 def test_every_shipped_recipe_is_planned(path: Path) -> None:
     recipe = load_recipe(path)
-    name = recipe.model.path
-    shape = model_shape("DeepSeek-V3" if "671b" in path.stem else name)
+    shape = model_shape("DeepSeek-V3" if "671b" in path.stem else recipe.model.path)
     chips = "512xH800:learner,512x910B:generator" if shape.params > 1e11 else "8xH100:both"
     plan = plan_of(PlanInputs(recipe, shape), roles_of(parse_stock(chips), True))
     assert not plan.unfit and 0 < plan.hours.low < plan.hours.high < 1e6
-    works = workloads(recipe, name, True)
+    works = workloads(recipe, shape, True)
     assert len(works) == len(plan.stages) and all(work.steps > 0 for work in works)
 
 
@@ -226,7 +225,8 @@ def test_a_stage_that_samples_and_then_learns_is_both() -> None:
         "task": [{"name": "arithmetic"}],
     }
     recipe = parse_recipe({"model": {"path": "hf:Qwen/Qwen3-8B"}, "stage": [tree]})
-    sampling, learning = workloads(recipe, "Qwen3-8B", True)
+    shape = model_shape("Qwen3-8B")
+    sampling, learning = workloads(recipe, shape, True)
     assert (sampling.steps, sampling.samples, sampling.learns) == (3, True, False)
     assert (learning.steps, learning.samples, learning.learns) == (10, False, True)
     assert learning.mean_tokens == 512  # half of max_tokens
@@ -237,10 +237,22 @@ def test_a_stage_that_samples_and_then_learns_is_both() -> None:
                 "stage": [{"kind": "sft", "steps": 5, "data": "x.jsonl", "max_tokens": 32768}],
             }
         ),
-        "Qwen3-8B",
+        shape,
         True,
     )
     assert (long.mean_tokens, long.max_tokens, long.samples) == (4000, 32768, False)
+
+
+def test_an_evaluation_asks_for_answers_whatever_is_learned_from() -> None:
+    """Rows of up to 32,768 tokens, and answers of up to 80."""
+    task = {"task": [{"name": "arithmetic"}], "sampling": {"max_tokens": 80}, "steps": 3}
+    rows = {"kind": "sft", "data": "x.jsonl", "max_tokens": 32768} | task
+    tree = {"model": {"path": "hf:Qwen/Qwen3-8B"}, "stage": [rows, {"kind": "grpo"} | task]}
+    inputs = PlanInputs(parse_recipe(tree), model_shape("Qwen3-8B"))
+    plan = plan_of(inputs, roles_of(parse_stock("8xH100:both"), True))
+    learned, sampled = (stage.parts for stage in plan.stages)
+    assert learned.evaluation == sampled.evaluation > 0
+    assert plan.stages[0].settled.groups == plan.stages[1].settled.groups
 
 
 def test_the_share_of_changed_weights_goes_through_what_was_measured() -> None:

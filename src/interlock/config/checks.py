@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain, combinations
 from typing import Any
 
-from interlock.config.origins import MODEL, of_stage
+from interlock.config.origins import MODEL, layers_apart, of_stage
 from interlock.config.rewards import JudgeReward
 from interlock.config.schema import BudgetSettings, GeneratorSettings, Recipe, by_name
 from interlock.config.tasks import TaskSettings, task_conflicts
@@ -320,21 +320,14 @@ def _stage_names(recipe: Recipe) -> Iterator[str]:
 
 def _sizes(recipe: Recipe) -> Iterator[str]:
     """Weights of another size cannot be gone on with: one decoder learns, stage after stage."""
-    sizes: list[int] = []  # every so many layers of the recipe's model
-    names = [stage.name for stage in recipe.stage]
-    for index, stage in enumerate(recipe.stage):
-        now = sizes[-1] if sizes else 1
-        named = None if stage.origin is None else of_stage(stage.origin)
-        if named in names[:index]:
-            begins = sizes[names.index(named)]
-        else:
-            begins = now if stage.origin is None else 1
-        if stage.every_layer == 1 and begins != now:
+    before, apart = 1, layers_apart(recipe.stage)
+    for index, (stage, now) in enumerate(zip(recipe.stage, apart, strict=True)):
+        if stage.every_layer == 1 and now != before:
             yield (
                 f"stage.{index}.from = {stage.origin!r} has other layers than the stage before it; "
                 "put the stages of the smaller model last"
             )
-        sizes.append(begins * stage.every_layer)
+        before = now
 
 
 def _held_out(recipe: Recipe) -> Iterator[str]:

@@ -62,6 +62,11 @@ class ChipSpec(msgspec.Struct, frozen=True):
     confidence: str  # "seen", "memory": where the row's figures come from
     assumed: tuple[str, ...]  # figures that the table does not have
 
+    @property
+    def host(self) -> bool:
+        """It has its machine's memory, with all else that a process has there."""
+        return self.vendor == "CPU"
+
 
 class Stock(msgspec.Struct, frozen=True):
     """So many of one chip, and what they are there for."""

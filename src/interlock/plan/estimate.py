@@ -69,12 +69,12 @@ def stage_seconds(
     load = work.load(rates)
     scoring = update = 0.0
     if work.learns:
-        scoring = work.scored * forward_s(at.learners, load, rates) * by.scoring
+        scoring = _scoring(work, at, load, rates) * by.scoring
         update = update_s(at.learners, load, work.updates, rates) * by.update
     if not work.samples:
         done = scoring + update
         nothing = (0.0, 0.0, 0.0, scoring, update, 0.0, 0.0, 0.0, 0.0, 0.0)
-        return Parts(*nothing, done, done, 0.0, done, *_beside(work, at, load, rates))
+        return Parts(*nothing, done, done, 0.0, done, *_beside(work, at, rates))
     drawn = load._replace(
         prompts=load.prompts * work.drawn, completions=load.completions * work.drawn
     )
@@ -110,8 +110,17 @@ def stage_seconds(
         asynchronous,
         staleness,
         learning,
-        *_beside(work, at, load, rates),
+        *_beside(work, at, rates),
     )
+
+
+def _scoring(work: StageWork, at: Settled, load: StepLoad, rates: Rates) -> float:
+    """Log-probabilities of its own weights, and of its teachers, on the learner's chips."""
+    seconds = work.scored * forward_s(at.learners, load, rates)
+    for teacher in work.teachers:
+        reading = at.learners._replace(shape=teacher.shape, adapter=0.0)
+        seconds += teacher.share * forward_s(reading, load, rates)
+    return seconds
 
 
 def _part(load: StepLoad, share: float) -> StepLoad:
@@ -206,12 +215,12 @@ def _staleness(
     return float(work.staleness)
 
 
-def _beside(work: StageWork, at: Settled, load: StepLoad, rates: Rates) -> tuple[float, float]:
+def _beside(work: StageWork, at: Settled, rates: Rates) -> tuple[float, float]:
     """Seconds of one evaluation, and of one checkpoint."""
     written = (at.learners.adapter or at.learners.shape.params) * _KEPT_BYTES / _STORED
     if not work.evaluations or not at.groups:
         return 0.0, written
-    asked = load._replace(prompts=work.evaluated, completions=work.evaluated)
+    asked = work.evaluation(rates)
     shares = _shares(at.groups, asked, rates)
     seconds = max(
         generation_s(each.replica, each.replicas, _part(asked, share), rates)

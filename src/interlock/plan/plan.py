@@ -18,8 +18,9 @@ from interlock.config.schema import Recipe
 from interlock.plan.constants import Rates, values
 from interlock.plan.doubt import DOUBT, uncertainty
 from interlock.plan.estimate import Factors, Parts, stage_hours, stage_seconds
+from interlock.plan.memory import MICRO_BATCH, LearnerLoad
 from interlock.plan.prices import Prices, common_currency, price_of
-from interlock.plan.roles import Precision, Roles, Settled, settle
+from interlock.plan.roles import MemoryDemand, Roles, Settled, settle
 from interlock.plan.shapes import ModelShape
 from interlock.plan.workload import GivenFigures, StageWork, workloads
 from interlock.records.cost import ChipPrice
@@ -47,6 +48,11 @@ class StagePlan(NamedTuple):
     step: Span  # seconds
     hours: Span
 
+    @property
+    def memory(self) -> dict[str, float]:
+        """Bytes that a process has of its chip, by its role."""
+        return self.settled.processes
+
 
 class Plan(NamedTuple):
     """What a recipe takes on a placement."""
@@ -54,7 +60,7 @@ class Plan(NamedTuple):
     recipe: str
     shape: ModelShape
     roles: Roles
-    settled: Settled  # of the largest stage
+    settled: Settled  # of the stage that takes the most memory
     stages: tuple[StagePlan, ...]
     hours: Span
     chip_hours: Span
@@ -80,14 +86,6 @@ class PlanInputs(msgspec.Struct, frozen=True):
     weight_bytes: float | None = None  # of generators; None: as the recipe's dtype
 
 
-def precision_of(given: PlanInputs) -> Precision:
-    generating, learning = (
-        4.0 if each == "float32" else 2.0
-        for each in (given.recipe.generator[0].dtype, given.recipe.learner.dtype)
-    )
-    return Precision(given.weight_bytes or generating, learning)
-
-
 def plan_of(given: PlanInputs, roles: Roles) -> Plan:
     """Every stage of the recipe on these chips. Raises ConfigError."""
     rates = given.rates or values()
@@ -98,7 +96,7 @@ def plan_of(given: PlanInputs, roles: Roles) -> Plan:
     prices = tuple((each.chip.name, price_of(each.chip, given.prices)) for each in kinds)
     unfit = tuple(dict.fromkeys(why for each in stages for why in each.settled.unfit))
     watts = sum(each.count * each.chip.watts for each in kinds) * _DRAWN_POWER
-    largest = max(stages, key=lambda each: each.work.max_tokens)
+    largest = max(stages, key=lambda each: sum(each.memory.values()))
     assumed = dict.fromkeys(why for work in works for why in work.assumed)
     return Plan(
         recipe=given.recipe.name,
@@ -118,8 +116,7 @@ def plan_of(given: PlanInputs, roles: Roles) -> Plan:
 
 
 def works_of(given: PlanInputs, roles: Roles) -> list[StageWork]:
-    named = f"{given.recipe.model.path} {given.shape.name}"
-    return workloads(given.recipe, named, not roles.turns, given.given)
+    return workloads(given.recipe, given.shape, not roles.turns, given.given)
 
 
 def _money(hours: Span, counts: Sequence[int], prices: Sequence[ChipPrice | None]) -> Span | None:
@@ -135,20 +132,57 @@ def _money(hours: Span, counts: Sequence[int], prices: Sequence[ChipPrice | None
 
 
 def settled_for(given: PlanInputs, roles: Roles, work: StageWork, rates: Rates) -> Settled:
-    lengths = work.lengths(rates)
+    """Parallelism and memory of a stage, with the model that it has."""
+    load, evaluation = work.load(rates), work.evaluation(rates)
     generator = given.recipe.generator[0]
-    return settle(
-        roles,
-        given.shape,
-        precision_of(given),
-        work.prompt_tokens + work.max_tokens,
-        work.prompt_tokens + lengths.mean,
-        work.problems * work.completions * work.drawn,
-        work.recompute,
+    longest = work.prompt_tokens + work.max_tokens
+    made = load.completions * work.drawn if work.samples else 0.0
+    demand = MemoryDemand(
+        longest,
+        evaluation.prompt_tokens + evaluation.lengths.mean,
+        max(made, evaluation.completions if work.evaluations else 1.0),
+        _learner_load(given, work, longest, load.tokens / roles.learner.count),
+        _generating_bytes(given),
         # A recipe written for one small engine has its slots; a plan of many chips has theirs.
         float(generator.slots) if roles.chips == 1 else 4096.0,
-        given.shape.adapter(given.recipe.learner.lora),
+        _shares(given),
     )
+    return settle(roles, work.shape, demand)
+
+
+def _learner_load(given: PlanInputs, work: StageWork, longest: float, tokens: float) -> LearnerLoad:
+    """`longest`: tokens of a sequence; `tokens`: of a step, that one chip learns from."""
+    settings = given.recipe.learner
+    bytes_ = _weight_bytes(settings.dtype)
+    adapter = work.shape.adapter(settings.lora)
+    frozen = (adapter or work.shape.params) if work.reference else 0.0
+    frozen += sum(each.shape.params for each in work.teachers if each.held)
+    return LearnerLoad(
+        tokens=max(longest, min(tokens, settings.micro_batch_tokens or MICRO_BATCH)),
+        longest=longest,
+        adapter=adapter,
+        recompute=work.recompute,
+        held=frozen * bytes_,
+        weight_bytes=bytes_,
+        logits_chunk=float(settings.logits_chunk),
+        taught=bool(work.teachers),
+    )
+
+
+def _weight_bytes(dtype: str) -> float:
+    return 4.0 if dtype == "float32" else 2.0
+
+
+def _generating_bytes(given: PlanInputs) -> float:
+    """Of a generator's weight."""
+    return given.weight_bytes or _weight_bytes(given.recipe.generator[0].dtype)
+
+
+def _shares(given: PlanInputs) -> bool:
+    """As recipes/fleet.py has it, of a generator in the learner's process."""
+    generator, learner = given.recipe.generator[0], given.recipe.learner
+    same = generator.engine == "torch" and generator.dtype == learner.dtype
+    return same and (learner.dtype == "float32" or learner.lora is not None)
 
 
 def _stage(given: PlanInputs, roles: Roles, work: StageWork, rates: Rates) -> StagePlan:

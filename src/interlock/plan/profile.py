@@ -191,7 +191,7 @@ def _compared(
     own: PlanInputs, roles: Roles, stage: int, lines: Sequence[StepMetrics]
 ) -> list[Happened]:
     rates = own.rates or values()
-    work = works_of(own, roles)[stage]
+    work = next(each for each in works_of(own, roles) if each.place == stage)
     settled = settled_for(own, roles, work, rates)
     if settled.unfit:
         raise ConfigError(f"--like: {settled.unfit[0]}; give the chips that it ran on in --ran-on")

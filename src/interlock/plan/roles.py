@@ -1,6 +1,6 @@
 """Who does what: chips that learn, chips that generate, or the same chips in turns; and memory.
 
-[Stock] ──roles_of──> Roles ──fitted_roles──> replicas, layout, memory per chip of each role
+[Stock] ──roles_of──> Roles ──settle──> replicas, layout, memory per chip of each role
 """
 
 from collections.abc import Sequence
@@ -10,19 +10,20 @@ import msgspec
 
 from interlock.errors import ConfigError
 from interlock.plan.chips import ChipSpec, Stock
-from interlock.plan.seconds import GeneratorReplica, Learners
-from interlock.plan.shapes import ModelShape
-from interlock.plan.sharding import (
+from interlock.plan.memory import (
+    LearnerLoad,
     MemoryUse,
     generator_chips,
     generator_memory,
-    learner_layout,
+    in_turns,
     learner_memory,
-    least_learners,
-    must_recompute,
     room_for,
 )
+from interlock.plan.seconds import GeneratorReplica, Learners
+from interlock.plan.shapes import ModelShape
+from interlock.plan.sharding import learner_layout, least_learners, must_recompute
 
+_ROUNDING = 1.0 + 1e-9
 _ROOMY = 64.0  # answers that a replica should hold at a time; assumed
 
 
@@ -68,6 +69,21 @@ class Settled(NamedTuple):
     groups: tuple[GeneratorGroup, ...]
     unfit: tuple[str, ...]  # why it cannot be, with the least that can
 
+    @property
+    def one_process(self) -> bool:
+        """The generator is part of the learner's process, on its chip."""
+        return self.roles.turns and self.roles.chips == 1 and bool(self.groups)
+
+    @property
+    def processes(self) -> dict[str, float]:
+        """Bytes that a process has of its chip, by its role; of unlike generators the most."""
+        if self.one_process:
+            return {"learner": in_turns(self.learner_memory, self.groups[0].memory)}
+        found = {"learner": self.learner_memory.total}
+        if self.groups:
+            found["generator"] = max(group.memory.total for group in self.groups)
+        return found
+
 
 def roles_of(stocks: Sequence[Stock], generates: bool) -> Roles:
     """What --chips says. Raises ConfigError where no chips, or several kinds, would learn."""
@@ -90,104 +106,114 @@ def roles_of(stocks: Sequence[Stock], generates: bool) -> Roles:
     return Roles(learner, (learner,), True)
 
 
-class Precision(NamedTuple):
-    """Bytes of a weight."""
+class MemoryDemand(NamedTuple):
+    """What a stage asks of memory. Tokens of a sequence count its prompt."""
 
-    generating: float = 2.0
-    learning: float = 2.0
+    longest: float  # tokens of a sequence
+    mean: float
+    completions: float  # that are generated for a step
+    learner: LearnerLoad  # before a sequence is cut
+    generating: float = 2.0  # bytes of a weight
+    slots: float = 4096.0
+    shares: bool = False  # in one process the generator multiplies by the learner's weights
 
 
-def settle(
-    roles: Roles,
-    shape: ModelShape,
-    precision: Precision,
-    longest: float,
-    mean: float,
-    completions: float,
-    recompute: bool,
-    slots: float = 4096.0,
-    adapter: float = 0.0,
-) -> Settled:
-    """Parallelism and memory of each role; `longest` and `mean` count the prompt's tokens.
-
-    `adapter`: weights of one, which alone learn, on one chip; 0: all do.
-    """
-    unfit: list[str] = []
-    learner, chip = roles.learner, roles.learner.chip
-    if adapter and learner.count > 1:
-        unfit.append(
-            f"{learner.count} x {chip.name} would learn, and an adapter (learner.lora) learns on "
-            "one chip; give 1 :learner and the others :generator"
-        )
-    tensor, context, expert, stages = learner_layout(shape, chip, learner.count)
-    split = tensor * context * stages
-    if not recompute:
-        recompute = must_recompute(shape, chip, learner.count, longest, split, adapter)
-    # A sequence is split over as many chips as it must be to fit (context parallelism).
-    parts = _parts(shape, chip, learner.count, longest, adapter)
-    memory = learner_memory(shape, chip, learner.count, longest / parts, adapter)
-    if not memory.fits:
-        least = None if adapter else least_learners(shape, chip, longest / 16)
-        unfit.append(
-            f"{learner.count} x {chip.name} do not hold the learner of {shape.name} "
-            f"({memory.total / 1e9:.0f} of {memory.usable / 1e9:.0f} GB a chip); "
-            + (f"{least} are the fewest that do" if least else "no number of them does")
-        )
-    learners = Learners(
-        shape,
-        chip,
-        learner.count,
-        tensor,
-        stages,
-        expert,
-        max(context, parts // split or 1),
-        precision.learning,
-        recompute,
-        adapter,
-    )
+def settle(roles: Roles, shape: ModelShape, demand: MemoryDemand) -> Settled:
+    """Parallelism and memory of each role."""
+    learners, memory, unfit = _learners(roles.learner, shape, demand)
     groups = []
     for stock in roles.generators:
-        chips = generator_chips(shape, stock.chip, precision.generating)
+        chips = generator_chips(shape, stock.chip, demand.generating)
         if chips > stock.count:
             unfit.append(
                 f"{stock.count} x {stock.chip.name} do not hold one generator of {shape.name}; "
                 f"{chips} are the fewest that do"
             )
             continue
-        groups.append(_group(stock, shape, chips, precision, mean, completions, slots))
-    return Settled(roles, learners, memory, tuple(groups), tuple(unfit))
+        in_learner = roles.turns and roles.chips == 1
+        groups.append(_group(stock, shape, chips, demand, memory if in_learner else None))
+    settled = Settled(roles, learners, memory, tuple(groups), tuple(unfit))
+    if settled.one_process and not unfit:
+        both = settled.processes["learner"]
+        if both > memory.usable * _ROUNDING:  # the cache is as large as is left
+            why = (
+                f"one {roles.learner.chip.name} does not hold learner and generator of "
+                f"{shape.name} ({both / 1e9:.0f} of {memory.usable / 1e9:.0f} GB); give each "
+                "a chip of its own"
+            )
+            settled = settled._replace(unfit=(why,))
+    return settled
 
 
-def _parts(shape: ModelShape, chip: ChipSpec, chips: int, longest: float, adapter: float) -> int:
+def _learners(
+    stock: Stock, shape: ModelShape, demand: MemoryDemand
+) -> tuple[Learners, MemoryUse, list[str]]:
+    """How they are cut, what each holds, and why that cannot be."""
+    unfit: list[str] = []
+    chip, count, load = stock.chip, stock.count, demand.learner
+    if load.adapter and count > 1:
+        unfit.append(
+            f"{count} x {chip.name} would learn, and an adapter (learner.lora) learns on "
+            "one chip; give 1 :learner and the others :generator"
+        )
+    tensor, context, expert, stages = learner_layout(shape, chip, count)
+    split = tensor * context * stages
+    again = load.recompute or must_recompute(
+        shape, chip, count, demand.longest, split, load.adapter
+    )
+    load = load._replace(recompute=again or not _fits(shape, chip, count, load))
+    # A sequence is split over as many chips as it must be to fit (context parallelism).
     parts = 1
-    while (
-        parts * 2 <= min(chips, 16)
-        and not learner_memory(shape, chip, chips, longest / parts, adapter).fits
-    ):
+    while parts * 2 <= min(count, 16) and not _fits(shape, chip, count, _cut(load, parts)):
         parts *= 2
-    return parts
+    memory = learner_memory(shape, chip, count, _cut(load, parts))
+    if not memory.fits:
+        least = None if load.adapter else least_learners(shape, chip, _cut(load, 16))
+        unfit.append(
+            f"{count} x {chip.name} do not hold the learner of {shape.name} "
+            f"({memory.total / 1e9:.0f} of {memory.usable / 1e9:.0f} GB a chip); "
+            + (f"{least} are the fewest that do" if least else "no number of them does")
+        )
+    learners = Learners(
+        shape,
+        chip,
+        count,
+        tensor,
+        stages,
+        expert,
+        max(context, parts // split or 1),
+        load.weight_bytes,
+        load.recompute,
+        load.adapter,
+    )
+    return learners, memory, unfit
+
+
+def _fits(shape: ModelShape, chip: ChipSpec, chips: int, load: LearnerLoad) -> bool:
+    return learner_memory(shape, chip, chips, load).fits
+
+
+def _cut(load: LearnerLoad, parts: int) -> LearnerLoad:
+    return load._replace(tokens=load.tokens / parts)
 
 
 def _group(
-    stock: Stock,
-    shape: ModelShape,
-    chips: int,
-    precision: Precision,
-    mean: float,
-    completions: float,
-    slots: float,
+    stock: Stock, shape: ModelShape, chips: int, demand: MemoryDemand, beside: MemoryUse | None
 ) -> GeneratorGroup:
+    """`beside`: of the learner in whose process it is; None: in none."""
+    bytes_, mean, completions = demand.generating, demand.mean, demand.completions
     most = max(chips, min(stock.count, stock.chip.domain))
     while chips * 2 <= most and _crowded(
-        room_for(shape, stock.chip, chips, precision.generating, mean),
-        completions * chips / stock.count,
+        room_for(shape, stock.chip, chips, bytes_, mean), completions * chips / stock.count
     ):
         chips *= 2  # so few answers at a time that weights are read for next to nothing
     replicas = stock.count // chips
-    room = min(slots, room_for(shape, stock.chip, chips, precision.generating, mean))
+    taken = 0.0 if beside is None else beside.total
+    room = min(demand.slots, room_for(shape, stock.chip, chips, bytes_, mean, taken))
     rows = max(1.0, min(room, completions / replicas))
-    memory = generator_memory(shape, stock.chip, chips, precision.generating, rows, mean)
-    replica = GeneratorReplica(shape, stock.chip, chips, room, precision.generating)
+    shared = beside is not None and demand.shares
+    memory = generator_memory(shape, stock.chip, chips, bytes_, rows, mean, shared)
+    replica = GeneratorReplica(shape, stock.chip, chips, room, bytes_)
     return GeneratorGroup(replica, replicas, memory, stock)
 
 

@@ -15,6 +15,7 @@ from interlock.errors import ConfigError
 from interlock.plan.chips import ChipSpec, find
 from interlock.plan.constants import Rates
 from interlock.plan.lengths import AnswerLengths
+from interlock.plan.memory import generator_chips, room_for
 from interlock.plan.seconds import (
     GeneratorReplica,
     Learners,
@@ -25,7 +26,7 @@ from interlock.plan.seconds import (
     update_s,
 )
 from interlock.plan.shapes import ModelShape, named, of_counts
-from interlock.plan.sharding import generator_chips, learner_layout, must_recompute, room_for
+from interlock.plan.sharding import learner_layout, must_recompute
 from interlock.plan.typical import typical_lengths
 
 Row = dict[str, str]

@@ -69,6 +69,24 @@ class ModelShape(msgspec.Struct, frozen=True):
             )
         return form.rank * sum(chosen)
 
+    def thinned(self, every: int) -> "ModelShape":
+        """Layers 0, `every`, 2 * `every`, … of a model without experts, and all that is none."""
+        if every == 1:
+            return self
+        assert not self.experts
+        left = -(-self.layers // every)
+        kept = left / self.layers
+        gone = (1.0 - kept) * (self.active - self.hidden * self.vocab)
+        return msgspec.structs.replace(
+            self,
+            name=f"{self.name}, every {every}. layer",
+            params=self.params - gone,
+            active=self.active - gone,
+            layers=left,
+            kv_elements=self.kv_elements * kept,
+            linear=tuple((name, size * kept) for name, size in self.linear),
+        )
+
     def hit(self, tokens: float) -> float:
         """Weights of experts that a step with so many tokens reads, on average.
 

@@ -11,10 +11,10 @@ import msgspec
 
 from interlock.plan.chips import Stock
 from interlock.plan.constants import Rates, constants
+from interlock.plan.memory import MemoryUse
 from interlock.plan.plan import Plan, PlanInputs, Span, StagePlan
 from interlock.plan.profile import Likeness
 from interlock.plan.search import Found, Option
-from interlock.plan.sharding import MemoryUse
 from interlock.plan.verdicts import verdicts
 
 _SHOWN_OPTIONS = 20
@@ -49,6 +49,7 @@ def lines_of(plan: Plan, given: PlanInputs) -> Iterator[str]:
     yield ""
     yield "memory, GB a chip"
     yield from _memory(plan)
+    yield from _smaller(plan)
     if not plan.unfit:
         for stage in plan.stages:
             yield ""
@@ -93,14 +94,32 @@ def _memory(plan: Plan) -> Iterator[str]:
             f"{group.replicas} replicas of {group.replica.chips} {group.stock.chip.name}, "
             f"room for {figure(math.floor(group.replica.slots))} answers each",
         )
+    if settled.one_process:
+        both = figure(settled.processes["learner"] / 1e9)
+        yield f"  one process has both in turns: {both} at the most"
+
+
+def _smaller(plan: Plan) -> Iterator[str]:
+    """Stages that learn another model than most."""
+    for stage in plan.stages:
+        shape = stage.work.shape
+        if shape.layers != plan.shape.layers:
+            found = ", ".join(f"{role} {figure(s / 1e9)}" for role, s in stage.memory.items())
+            yield (
+                f"  {stage.work.name}: {shape.layers} layers, {figure(shape.params / 1e9)} B "
+                f"weights: {found}"
+            )
 
 
 def _memory_line(role: str, use: MemoryUse, told: str) -> str:
     parts = (
-        ("weights", use.weights),
+        ("weights", use.weights + use.copies),
+        ("gradients", use.gradients),
         ("optimizer", use.optimizer),
+        ("reference and teachers", use.held),
         ("cache", use.cache),
         ("activations", use.activations),
+        ("program", use.process + use.pieces),
     )
     what = " + ".join(f"{name} {figure(size / 1e9)}" for name, size in parts if size)
     return f"  {role:10s}{what} = {figure(use.total / 1e9)} of {figure(use.usable / 1e9)}; {told}"
@@ -211,6 +230,7 @@ def tree_of(plan: Plan, given: PlanInputs) -> dict[str, Any]:
         "memory_bytes": {
             "learner": plan.settled.learner_memory._asdict(),
             "generators": [group.memory._asdict() for group in plan.settled.groups],
+            "processes": plan.settled.processes,
         },
         "parallelism": {
             "learner": {
@@ -233,6 +253,9 @@ def tree_of(plan: Plan, given: PlanInputs) -> dict[str, Any]:
                 "synchronous": stage.synchronous,
                 "step_s": stage.step._asdict(),
                 "seconds": stage.parts._asdict(),
+                "layers": stage.work.shape.layers,
+                "weights": stage.work.shape.params,
+                "memory_bytes": stage.memory,
             }
             for stage in plan.stages
         ],

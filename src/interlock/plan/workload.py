@@ -6,6 +6,8 @@ What a recipe does not say, and no run has measured, is assumed and named: how l
 how long prompts are, how long it takes to judge an answer.
 """
 
+from typing import NamedTuple
+
 import msgspec
 
 from interlock.config.schema import Recipe
@@ -21,6 +23,8 @@ from interlock.config.stages import (
 from interlock.plan.constants import Rates
 from interlock.plan.lengths import AnswerLengths
 from interlock.plan.seconds import StepLoad
+from interlock.plan.shapes import ModelShape
+from interlock.plan.stage_models import TeacherWork, stage_shapes, teachers_of
 from interlock.plan.typical import thinks, typical_lengths
 
 _PROMPT_TOKENS = 115.0  # as most published rows have
@@ -40,6 +44,8 @@ class StageWork(msgspec.Struct, frozen=True):
     """One stage, as a plan sees it. Tokens, seconds, counts."""
 
     name: str  # "stage 0, grpo"
+    place: int  # of the recipe's stage
+    shape: ModelShape  # of what learns
     steps: int
     problems: float  # per step; of SFT the rows
     completions: float  # of each
@@ -50,7 +56,9 @@ class StageWork(msgspec.Struct, frozen=True):
     samples: bool  # whether it generates to learn
     learns: bool
     updates: float  # optimizer steps of a step
-    scored: float  # passes for log-probabilities beside the update
+    scored: float  # passes of its own shape for log-probabilities beside the update
+    teachers: tuple[TeacherWork, ...]
+    reference: bool  # a copy of the weights is kept
     drawn: float  # groups that are generated for one that is learned from
     staleness: int  # weight versions that a group may be behind
     verify_s: float  # one answer
@@ -59,22 +67,34 @@ class StageWork(msgspec.Struct, frozen=True):
     whole_every: int  # versions, of which one is sent whole
     evaluations: float  # in the whole stage
     evaluated: float  # answers of each
+    evaluated_prompt: float  # tokens; where it does not sample, else as above
+    evaluated_most: float
+    evaluated_mean: float | None
     recompute: bool
     checkpoints: float  # in the whole stage
     assumed: tuple[str, ...]
 
     def lengths(self, rates: Rates) -> AnswerLengths:
-        if self.mean_tokens is not None:
-            mean = min(self.mean_tokens, self.max_tokens)
-            return AnswerLengths(
-                mean, self.max_tokens, rates.spread, rates.endless if mean > 1 else 0.0
-            )
-        return typical_lengths(self.model, self.max_tokens, rates.spread, rates.endless)
+        return self._lengths(rates, self.mean_tokens, self.max_tokens)
+
+    def _lengths(self, rates: Rates, mean: float | None, most: float) -> AnswerLengths:
+        if mean is None:
+            return typical_lengths(self.model, most, rates.spread, rates.endless)
+        mean = min(mean, most)
+        return AnswerLengths(mean, most, rates.spread, rates.endless if mean > 1 else 0.0)
 
     def load(self, rates: Rates) -> StepLoad:
         completions = self.problems * self.completions
         lengths = self.lengths(rates)
         return StepLoad(self.problems, completions, self.prompt_tokens, lengths, packed=True)
+
+    def evaluation(self, rates: Rates) -> StepLoad:
+        """The answers of one."""
+        prompt, lengths = self.prompt_tokens, self.lengths(rates)
+        if not self.samples:  # rows are learned from, and answers are of other lengths
+            prompt = self.evaluated_prompt
+            lengths = self._lengths(rates, self.evaluated_mean, self.evaluated_most)
+        return StepLoad(self.evaluated, self.evaluated, prompt, lengths, packed=True)
 
 
 class GivenFigures(msgspec.Struct, frozen=True):
@@ -85,66 +105,77 @@ class GivenFigures(msgspec.Struct, frozen=True):
     verify_s: float | None = None
 
 
+class _Asked(NamedTuple):
+    """What every stage is planned from."""
+
+    recipe: Recipe
+    model: ModelShape  # of [model]
+    shapes: list[ModelShape]  # of what each stage learns
+    apart: bool
+    known: GivenFigures
+
+
 def workloads(
-    recipe: Recipe, model: str, apart: bool, known: GivenFigures | None = None
+    recipe: Recipe, shape: ModelShape, apart: bool, known: GivenFigures | None = None
 ) -> list[StageWork]:
     """Every stage of the recipe; one that samples first and then learns is two.
 
-    `apart`: whether generators have chips of their own.
+    `shape`: of [model]; `apart`: whether generators have chips of their own. Raises ConfigError.
     """
-    known = known or GivenFigures()
+    shapes = stage_shapes(recipe, shape)
+    asked = _Asked(recipe, shape, shapes, apart, known or GivenFigures())
     found: list[StageWork] = []
     for place, stage in enumerate(recipe.stage):
         if isinstance(stage, Sampled):
-            found.append(_sampled(recipe, place, stage, model, apart, known))
+            found.append(_sampled(asked, place, stage))
         if not isinstance(stage, Sampled) or isinstance(stage, RejectSft):
-            found.append(_rows(recipe, place, stage, known))
+            found.append(_rows(asked, place, stage))
     return found
 
 
-def _sampled(
-    recipe: Recipe, place: int, stage: Sampled, model: str, apart: bool, known: GivenFigures
-) -> StageWork:
+def _sampled(asked: _Asked, place: int, stage: Sampled) -> StageWork:
     """Of the steps that sample, and of what is learned from them at once."""
+    recipe, known, rounds = asked.recipe, asked.known, isinstance(stage, RejectSft)
     assumed: list[str] = []
-    prompt = known.prompt_tokens
-    if prompt is None:
-        prompt = _PROMPT_TOKENS
-        assumed.append(f"prompts of {prompt:g} tokens (--prompt-tokens)")
+    base = _base(asked, place, stage, evaluated=not rounds)
+    if known.prompt_tokens is None:
+        assumed.append(f"prompts of {_PROMPT_TOKENS:g} tokens (--prompt-tokens)")
     if known.mean_tokens is None:
-        kind = "thinks" if thinks(model) else "does not think"
+        kind = "thinks" if thinks(base.model) else "does not think"
         assumed.append(f"answers as long as of a model that {kind} (--mean-tokens)")
     if isinstance(stage, Grpo):
         assumed.append("every group teaches; those of equal rewards would be skipped")
+    teachers: tuple[TeacherWork, ...] = ()
     if isinstance(stage, Distill):
-        assumed.append("teachers as large as the student, on the learner's chips")
+        teachers = teachers_of(
+            stage.teacher, stage.task, recipe, asked.model, asked.shapes, assumed
+        )
     verify, verifiers = _verification(stage, known, assumed)
-    rounds = isinstance(stage, RejectSft)
-    base = _base(recipe, place, stage, evaluated=not rounds)
     return msgspec.structs.replace(
         base,
         name=f"{base.name}: sampling" if rounds else base.name,
         steps=stage.sampled_steps,
         problems=float(stage.problems_per_step),
         completions=float(stage.completions),
-        prompt_tokens=prompt,
-        max_tokens=float(stage.sampling.max_tokens),
-        mean_tokens=known.mean_tokens,
-        model=model,
+        prompt_tokens=base.evaluated_prompt,
+        max_tokens=base.evaluated_most,
+        mean_tokens=base.evaluated_mean,
         samples=True,
         learns=not rounds,
         updates=0.0 if rounds else stage.updates / stage.steps,
         scored=_scored(stage),
+        teachers=teachers,
         drawn=_drawn(stage),
-        staleness=0 if rounds else _staleness(recipe, stage, apart, assumed),
+        staleness=0 if rounds else _staleness(recipe, stage, asked.apart, assumed),
         verify_s=verify,
         verifiers=verifiers,
         assumed=tuple(assumed),
     )
 
 
-def _rows(recipe: Recipe, place: int, stage: StageSettings, known: GivenFigures) -> StageWork:
+def _rows(asked: _Asked, place: int, stage: StageSettings) -> StageWork:
     """Of the steps that learn from rows of data."""
+    known = asked.known
     assumed: list[str] = []
     batch, longest, mean = _row_sizes(stage)
     if mean is None:
@@ -153,7 +184,7 @@ def _rows(recipe: Recipe, place: int, stage: StageSettings, known: GivenFigures)
             assumed.append(f"rows of {mean:,g} tokens on average (--mean-tokens)")
     if isinstance(stage, Pretrain) and not stage.row_tokens:
         assumed.append(f"rows of {longest} tokens (row_tokens)")
-    base = _base(recipe, place, stage, evaluated=True)
+    base = _base(asked, place, stage, evaluated=True)
     return msgspec.structs.replace(
         base,
         name=f"{base.name}: learning" if isinstance(stage, RejectSft) else base.name,
@@ -174,24 +205,29 @@ def _row_sizes(stage: StageSettings) -> tuple[int, int, float | None]:
     return stage.batch_size, stage.max_tokens, None
 
 
-def _base(recipe: Recipe, place: int, stage: StageSettings, evaluated: bool) -> StageWork:
+def _base(asked: _Asked, place: int, stage: StageSettings, evaluated: bool) -> StageWork:
     """What hangs on no kind of stage; the rest as of one row a step."""
+    recipe, known = asked.recipe, asked.known
     lr = stage.optimizer.lr if stage.optimizer else 0.0
     every = stage.eval.every or stage.steps
     saved = stage.steps // recipe.checkpoint_every if recipe.checkpoint_every else 0
     return StageWork(
         name=f"stage {place}, {stage.kind}",
+        place=place,
+        shape=asked.shapes[place],
         steps=stage.steps,
         problems=1.0,
         completions=1.0,
         prompt_tokens=0.0,
         max_tokens=1.0,
         mean_tokens=1.0,
-        model=recipe.model.path,
+        model=f"{recipe.model.path} {asked.model.name}",
         samples=False,
         learns=True,
         updates=1.0,
         scored=0.0,
+        teachers=(),
+        reference=stage.keeps_reference,
         drawn=1.0,
         staleness=0,
         verify_s=0.0,
@@ -200,6 +236,9 @@ def _base(recipe: Recipe, place: int, stage: StageSettings, evaluated: bool) -> 
         whole_every=recipe.sync.anchor_every,
         evaluations=1.0 + stage.steps / every if stage.task and evaluated else 0.0,
         evaluated=float(stage.eval.problems * stage.eval.samples * len(stage.task)),
+        evaluated_prompt=known.prompt_tokens or _PROMPT_TOKENS,
+        evaluated_most=float(stage.sampling.max_tokens),
+        evaluated_mean=known.mean_tokens,
         recompute=recipe.learner.activation_checkpointing,
         checkpoints=1.0 + saved if evaluated else 0.0,
         assumed=(),
@@ -215,11 +254,7 @@ def _staleness(recipe: Recipe, stage: StageSettings, apart: bool, assumed: list[
 
 
 def _scored(stage: StageSettings) -> float:
-    """A reference's log-probabilities; the old ones, where one batch is learned from twice; each
-    teacher's.
-    """
-    if isinstance(stage, Distill):
-        return float(len(stage.teacher))
+    """A reference's log-probabilities; the old ones, where one batch is learned from twice."""
     if isinstance(stage, Grpo):
         return float(stage.keeps_reference) + float(stage.updates_per_step > 1)
     return 0.0
