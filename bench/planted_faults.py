@@ -32,6 +32,15 @@ from interlock.tasks.verifier_pool import VerifierProcess
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "demo.toml"
 INTERLOCK = Path(sys.executable).with_name("interlock")
+PROBLEMS = 512  # held out, and answered behind each run
+COMMON = [
+    "stage.steps=12",  # which teach the demo's task for the most part
+    "stage.problems_per_step=8",
+    "stage.eval.problems=16",
+    f"stage.task.held_out={PROBLEMS}",
+    "stage.task.retries=1",
+    "stage.task.retry_s=1",
+]
 ARMS = ("clean", "left_out", "zeros")
 CAUSE = "a planted fault"
 Judge = Callable[[VerifierProcess, Attempt], Verdict]
@@ -69,15 +78,13 @@ def planted(arm: str, share: float, judge: Judge) -> Judge:
 def train_one(arm: str, seed: int, share: float, directory: Path, settings: list[str]) -> None:
     """In a process of its own, for what is replaced stays so."""
     VerifierProcess.verify = planted(arm, share, VerifierProcess.verify)  # type: ignore[assignment, method-assign]
-    told = [f"seed={seed}", "stage.task.retries=1", "stage.task.retry_s=1", *settings]
-    train(load_recipe(RECIPE, told), directory)
+    train(load_recipe(RECIPE, [f"seed={seed}", *COMMON, *settings]), directory)
 
 
 def result(arm: str, seed: int, share: float, directory: Path) -> Result:
     """Of a finished run; accuracy by a process in which nothing is planted."""
-    measured = subprocess.run(
-        [str(INTERLOCK), "eval", str(directory), "--json"], check=True, capture_output=True
-    )
+    command = [str(INTERLOCK), "eval", str(directory), "--problems", str(PROBLEMS), "--json"]
+    measured = subprocess.run(command, check=True, capture_output=True)
     view = RunDir.read(directory)
     verdicts = [
         (scored.group.problem, answer.text, verdict)

@@ -36,7 +36,7 @@ from interlock.tasks.data import find, rows_of
 from interlock.tasks.mixture import Verifiers, open_tasks
 from interlock.tasks.rows import Row as DataRow
 from interlock.tasks.rows import row_errors
-from interlock.tasks.worked import worked
+from interlock.tasks.worked import open_solver
 
 
 class Data(NamedTuple):
@@ -76,10 +76,10 @@ def prepare(settings: Sft, tokenizer: Tokenizer, context: int) -> Data:
 
 def solutions(tasks: Sequence[TaskSettings], problems: Sequence[Problem]) -> list[DataRow]:
     """Each problem as a row of data, with its worked solution. Raises TaskError."""
-    by_name = {task.called: task for task in tasks}
+    solvers = {task.called: open_solver(task) for task in tasks}
     rows: list[DataRow] = []
     for problem in problems:
-        turn = {"role": "assistant", "content": worked(by_name[problem.task], problem)}
+        turn = {"role": "assistant", "content": solvers[problem.task](problem)}
         row: DataRow = {"messages": [*problem.messages, turn]}
         if problem.template:
             row["chat_template_kwargs"] = problem.template

@@ -111,6 +111,34 @@ def open_verifier(task: TaskSettings) -> Callable[[Problem, str], dict[str, Any]
     return verify
 
 
+def open_solver(task: TaskSettings) -> Callable[[Problem], str]:
+    """A problem's reference answer as the task asks for it, which its own scorer pays in full.
+
+    Raises TaskError where the form asks for reasoning, which no generator has, where examples show
+    the form already, and for a problem whose answer is not paid in full.
+    """
+    form = task.options.get("form")
+    if task.options.get("shots"):
+        raise TaskError(f"{task.name}: shots show what worked teaches; remove one of them")
+    if task.system is None and form not in _WITHOUT_REASONING:
+        raise TaskError(
+            f"{task.name} has answers without reasoning, and form = {form or 'default'!r} asks for "
+            'reasoning; set options.form = "direct" for worked'
+        )
+    told, verify = _told(task), open_verifier(task)
+
+    def solve(problem: Problem) -> str:
+        turn = told.worked.format(problem.answer)
+        if (paid := verify(problem, turn)["reward"]) < 1:
+            raise TaskError(
+                f"{task.name} pays its own answer {problem.answer!r} {paid:g} instead of 1; give "
+                "data in place of worked"
+            )
+        return turn
+
+    return solve
+
+
 def _dilutes(answer: str, reference: str, score: float) -> bool:
     """Whether it is paid in part for naming the right answer among other things.
 

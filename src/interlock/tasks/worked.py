@@ -1,6 +1,7 @@
-"""Worked solutions of a task's problems: what a cold start learns from, with no data from outside.
+"""Solutions of a task's problems: what a cold start learns from, with no data from outside.
 
-    Problem ──lines of the calculation──> "<think>\\n7+8=15\\n</think>\\n15"
+    Problem ──lines of the calculation──> "<think>\\n7+8=15\\n</think>\\n15"     arithmetic
+            ──its reference answer──────> "<answer>15</answer>"                  reasoning-gym/…
 
 A solution is a function of its problem alone.
 """
@@ -11,17 +12,33 @@ from interlock import thinking
 from interlock.config.tasks import TaskSettings
 from interlock.errors import TaskError
 from interlock.records.rl import Problem
+from interlock.tasks import known
+from interlock.tasks.packages import module_of
+
+Solve = Callable[[Problem], str]
 
 
-def worked(task: TaskSettings, problem: Problem) -> str:
-    """The assistant's turn: the thinking, then the answer. Raises TaskError where there is none."""
-    lines = _LINES.get(task.name)
-    if lines is None:
-        raise TaskError(
-            f"task {task.name!r} has no worked solutions, which {', '.join(_LINES)} has; give data"
-        )
+def open_solver(task: TaskSettings) -> Solve:
+    """What gives the assistant's turn for a problem of `task`.
+
+    Raises TaskError where there is no such thing, now or when it is asked for one problem.
+    """
+    kind = known(task.name)
+    if kind == "arithmetic":
+        return worked
+    if kind == "reasoning-gym":
+        solver: Solve = module_of("interlock.tasks.gym", f"task {task.name!r}").open_solver(task)
+        return solver
+    raise TaskError(
+        f"task {task.name!r} has no worked solutions, which arithmetic and reasoning-gym have; "
+        "give data"
+    )
+
+
+def worked(problem: Problem) -> str:
+    """A calculation, worked out line by line inside the tags of thinking, then the answer."""
     begin, end = thinking.PAIRS[0]
-    thought = "\n".join(lines(problem))
+    thought = "\n".join(_arithmetic(problem))
     return f"{begin}\n{thought}\n{end}\n{problem.answer}"
 
 
@@ -73,6 +90,3 @@ def _parts(number: int) -> list[int]:
     digits = str(number)
     parts = [int(d) * 10 ** (len(digits) - 1 - place) for place, d in enumerate(digits)]
     return [part for part in parts if part] or [0]
-
-
-_LINES: dict[str, Callable[[Problem], Iterator[str]]] = {"arithmetic": _arithmetic}
