@@ -1,6 +1,7 @@
 """Adapters against full training: bytes of a version, swap of an engine, memory, seconds of a step.
 
-    versions   AdamW steps on the texts of sync.py; what each version takes in the store
+    versions   AdamW steps on the texts of sync.py; what each version takes in the store; and the
+               same of random weights in the shape of Qwen2.5-0.5B, four times as large
     swap       an engine that has served one version takes the next: fetched, loaded, first score
     decoding   64 completions with an adapter and without, in turns
     step       grpo_step.py's workload in turns: Interlock in full, with an adapter, and TRL with
@@ -21,6 +22,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from environment import environment
 from grpo_step import Side, measure
@@ -33,6 +35,8 @@ from interlock.learner.learner import Learner
 from interlock.mismatch import Mismatch, mismatch
 from interlock.models import adapters
 from interlock.models.checkpoint import load_decoder
+from interlock.models.decoder import Decoder
+from interlock.models.huggingface import read_architecture
 from interlock.models.fetch import find_model
 from interlock.models.tokenizer import Tokenizer
 from interlock.records.adapters import Adapted, AdapterForm
@@ -42,8 +46,42 @@ from interlock.sync.store import Publisher, Replica
 from sync import groups, texts
 from workload import MODEL
 
+# Qwen/Qwen2.5-0.5B's config.json, as published.
+QWEN = {
+    "model_type": "qwen2",
+    "vocab_size": 151936,
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1e6,
+    "hidden_act": "silu",
+    "tie_word_embeddings": True,
+}
 ROWS = 2  # texts of a step
 SCORED = list(range(40, 168))
+
+
+def at_random(directory: Path) -> Path:
+    """A checkpoint of random weights in the shape of Qwen2.5-0.5B, with SmolLM2's tokenizer."""
+    for each in find_model(MODEL).iterdir():
+        if each.suffix != ".safetensors":
+            (directory / each.name).symlink_to(each)
+    (directory / "config.json").unlink()
+    (directory / "config.json").write_text(json.dumps(QWEN), encoding="utf-8")
+    decoder = Decoder(read_architecture(directory))
+    noise = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            if parameter.ndim == 1:
+                parameter.fill_(1.0)
+            else:
+                parameter.normal_(0.0, 0.02, generator=noise)
+    save_file(dict(decoder.published(torch.bfloat16)), directory / "model.safetensors")
+    return directory
 
 
 def versions(model: Path, form: AdapterForm, count: int, dtype: str, lr: float) -> dict[str, Any]:
@@ -165,7 +203,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
     given = parser.parse_args()
     form = AdapterForm(rank=given.rank)
-    found = {"versions": versions(find_model(MODEL), form, given.versions, given.dtype, given.lr)}
+    how = form, given.versions, given.dtype, given.lr
+    found = {"versions": versions(find_model(MODEL), *how)}
+    with tempfile.TemporaryDirectory() as directory:
+        found["qwen2.5-0.5b"] = versions(at_random(Path(directory)), *how)
     if given.rounds:
         found["decoding"] = decoding(find_model(MODEL), form, given.dtype, given.rounds)
         found["step"] = steps(given.rounds, given.dtype, given.rank, not given.no_trl)

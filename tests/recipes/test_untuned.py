@@ -32,7 +32,7 @@ def test_the_interval_by_hand(untuned: ModuleType) -> None:
 
 def test_learned_is_that_the_intervals_are_apart(untuned: ModuleType) -> None:
     def learned(before: float, after: float) -> bool:
-        return untuned.Result("gcd", 256, before, after, 0.6, 30, 5.0, []).learned
+        return untuned.Result("gcd", 256, before, 0.5, after, 0.6, 5.0, []).learned
 
     # Of 256: 26 right have [7.0 %, 14.4 %], 53 [16.2 %, 26.1 %], 47 [14.1 %, 23.5 %].
     assert learned(26 / 256, 53 / 256)
@@ -44,9 +44,11 @@ def test_to_say_the_commonest_answer_always_is_told_apart(
     untuned: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # Of 256, 92 right have [30.3 %, 42.0 %].
-    rows = [untuned.Result("gcd", 256, 0.1, 92 / 256, share, 30, 5.0, []) for share in (0.30, 0.31)]
+    rows = [
+        untuned.Result("gcd", 256, 0.1, 0.2, 92 / 256, share, 5.0, []) for share in (0.30, 0.31)
+    ]
     untuned.show(rows)
-    told = [line.split(" | ")[3] for line in capsys.readouterr().out.splitlines()[2:]]
+    told = [line.split(" | ")[4] for line in capsys.readouterr().out.splitlines()[2:]]
     assert told == ["yes", "yes, no more than the commonest answer earns"]
 
 
@@ -58,13 +60,16 @@ def test_one_generator_of_a_model_that_knows_nothing(tmp_path: Path) -> None:
     model, told = make_model(tmp_path, max_position_embeddings=2048), tmp_path / "told.json"
     command = [sys.executable, str(BENCH / "untuned.py"), "--generators", "letter_counting"]
     command += ["--runs", str(tmp_path / "runs"), "--json", str(told), f"model.path={model}"]
-    command += ["stage.steps=6", "stage.task.held_out=16", "stage.eval.problems=16"]
-    command += ["stage.sampling.max_tokens=8"]
+    command += ["stage.0.worked=4", "stage.0.steps=5", "stage.1.steps=6", "stage.1.extra_groups=0"]
+    command += ["stage.0.optimizer.lr=1e-12"]
+    for stage in ("stage.0", "stage.1"):
+        command += [f"{stage}.task.held_out=16", f"{stage}.eval.problems=16"]
+        command += [f"{stage}.sampling.max_tokens=8"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=360)
     assert ran.returncode == 0, ran.stderr[-4000:]
     [row] = json.loads(told.read_text())["results"]
-    assert (row["before"], row["after"], row["learned"], row["steps"]) == (0, 0, False, 6)
+    assert (row["before"], row["between"], row["after"], row["learned"]) == (0, 0, 0, False)
     assert any("answers are cut off at max_tokens = 8" in line for line in row["said"])
     again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert again.stdout.splitlines()[-1] == ran.stdout.splitlines()[-1]  # it is not run again
