@@ -36,8 +36,8 @@ from interlock.mismatch import Mismatch, mismatch
 from interlock.models import adapters
 from interlock.models.checkpoint import load_decoder
 from interlock.models.decoder import Decoder
-from interlock.models.huggingface import read_architecture
 from interlock.models.fetch import find_model
+from interlock.models.huggingface import read_architecture
 from interlock.models.tokenizer import Tokenizer
 from interlock.records.adapters import Adapted, AdapterForm
 from interlock.records.rl import Sampling

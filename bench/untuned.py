@@ -4,11 +4,13 @@
                   (a cold start on right answers, then GRPO)
 
 The five were written down here before any of them was run with the recipe, which was developed on
-others. letter_counting and spell_backward did not move with the demo's settings. Accuracies, before
-it, after the cold start and after all, are those of greedy answers to the same held-out problems, with Wilson's 95 % interval; a generator has
-learned where the interval after lies above the one before. `commonest`: the share of these problems
-whose right answer is the most frequent one, which is had for saying it always. A run that is
-finished is not run again, one that was cut off goes on.
+others. letter_counting and spell_backward did not move with the demo's settings. What is measured,
+before it, after the cold start and after all, is what greedy answers to the same held-out problems
+earn by the generator's own scorer, and the share that is right; the two are one for scorers that
+pay all or nothing. A generator has learned where Wilson's 95 % interval of what is earned lies
+above the one before; of rewards between 0 and 1 that interval is too wide, if anything.
+`commonest`: the share of these problems whose right answer is the most frequent one, which is had
+for saying it always. A run that is finished is not run again, one that was cut off goes on.
 
     python bench/untuned.py --runs runs/untuned --json untuned.json
 """
@@ -42,16 +44,22 @@ _Z = 1.959964  # of 95 %
 
 
 @dataclass(frozen=True)
+class Measured:
+    """Means over the held-out problems."""
+
+    earned: float
+    right: float
+
+
+@dataclass(frozen=True)
 class Result:
-    """`before`, `between` (the stages) and `after` are shares of `problems`; `said`: why it did not
-    learn, by itself.
-    """
+    """`said`: why it did not learn, by itself."""
 
     generator: str
     problems: int
-    before: float
-    between: float
-    after: float
+    before: Measured
+    between: Measured  # the stages
+    after: Measured
     commonest: float
     minutes: float
     said: list[str]
@@ -59,11 +67,12 @@ class Result:
     @property
     def beyond_guessing(self) -> bool:
         """Whether it is better than to say the commonest answer always."""
-        return interval(self.after, self.problems)[0] > self.commonest
+        return interval(self.after.earned, self.problems)[0] > self.commonest
 
     @property
     def learned(self) -> bool:
-        return interval(self.after, self.problems)[0] > interval(self.before, self.problems)[1]
+        ends = [interval(each.earned, self.problems) for each in (self.before, self.after)]
+        return ends[1][0] > ends[0][1]
 
 
 def interval(share: float, problems: int) -> tuple[float, float]:
@@ -93,40 +102,41 @@ def train(generator: str, directory: Path, settings: list[str]) -> None:
 
 def result(generator: str, directory: Path) -> Result:
     with closing(RunDir.read(directory)) as run:
-        metrics = run.metrics()
-        measured = [line for line in metrics if line.accuracy is not None]
+        found = [
+            (line.stage, Measured(line.held_out_reward, line.accuracy))
+            for line in run.metrics()
+            if line.accuracy is not None and line.held_out_reward is not None
+        ]
         held_out = run.ledger.read_evaluation(0, 0)
         said = [event.message for event in run.events() if event.kind in CAUSES]
         seconds = sum(each.ended - each.started for each in run.manifest.sessions if each.ended)
-    left = {line.stage: line.accuracy for line in measured}.values()  # by each stage, after its last
-    answers = Counter(each.group.problem.answer for each in held_out)
-    return Result(
-        generator,
-        len(held_out),
-        measured[0].accuracy,
-        *left,
-        answers.most_common(1)[0][1] / len(held_out),
-        seconds / 60,
-        said,
-    )
+    last = dict(found)  # of each stage
+    commonest = Counter(each.group.problem.answer for each in held_out).most_common(1)[0][1]
+    share = commonest / len(held_out)
+    measured = found[0][1], last[0], last[1]
+    return Result(generator, len(held_out), *measured, share, seconds / 60, said)
 
 
-def shown(share: float, problems: int) -> str:
-    low, high = interval(share, problems)
-    return f"{share:.1%} [{low:.1%}, {high:.1%}]"
+def shown(measured: Measured, problems: int) -> str:
+    low, high = interval(measured.earned, problems)
+    right = "" if measured.right == measured.earned else f", {measured.right:.1%} right"
+    return f"{measured.earned:.1%} [{low:.1%}, {high:.1%}]{right}"
 
 
 def show(results: list[Result]) -> None:
     """A Markdown table, as RESULTS.md has it."""
-    print("| generator | before | after the cold start | after GRPO | learned | commonest answer |", end="")
+    print(
+        "| generator | before | after the cold start | after GRPO | learned | commonest answer |",
+        end="",
+    )
     print(" minutes | it said |\n|---|---|---|---|---|---|---|---|")
     for row in results:
-        shares = [shown(each, row.problems) for each in (row.before, row.between, row.after)]
+        cells = [shown(each, row.problems) for each in (row.before, row.between, row.after)]
         learned = "yes" if row.learned else "no"
         if row.learned and not row.beyond_guessing:
             learned = "yes, no more than the commonest answer earns"
         print(
-            f"| {row.generator} | {' | '.join(shares)} | {learned} | {row.commonest:.1%} "
+            f"| {row.generator} | {' | '.join(cells)} | {learned} | {row.commonest:.1%} "
             f"| {row.minutes:.1f} | {'; '.join(row.said) or 'nothing'} |"
         )
 

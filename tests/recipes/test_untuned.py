@@ -32,7 +32,8 @@ def test_the_interval_by_hand(untuned: ModuleType) -> None:
 
 def test_learned_is_that_the_intervals_are_apart(untuned: ModuleType) -> None:
     def learned(before: float, after: float) -> bool:
-        return untuned.Result("gcd", 256, before, 0.5, after, 0.6, 5.0, []).learned
+        ends = [untuned.Measured(earned, 0.0) for earned in (before, 0.5, after)]
+        return untuned.Result("spell_backward", 256, *ends, 0.6, 5.0, []).learned
 
     # Of 256: 26 right have [7.0 %, 14.4 %], 53 [16.2 %, 26.1 %], 47 [14.1 %, 23.5 %].
     assert learned(26 / 256, 53 / 256)
@@ -44,9 +45,8 @@ def test_to_say_the_commonest_answer_always_is_told_apart(
     untuned: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # Of 256, 92 right have [30.3 %, 42.0 %].
-    rows = [
-        untuned.Result("gcd", 256, 0.1, 0.2, 92 / 256, share, 5.0, []) for share in (0.30, 0.31)
-    ]
+    ends = [untuned.Measured(share, share) for share in (0.1, 0.2, 92 / 256)]
+    rows = [untuned.Result("gcd", 256, *ends, commonest, 5.0, []) for commonest in (0.30, 0.31)]
     untuned.show(rows)
     told = [line.split(" | ")[4] for line in capsys.readouterr().out.splitlines()[2:]]
     assert told == ["yes", "yes, no more than the commonest answer earns"]
@@ -69,7 +69,9 @@ def test_one_generator_of_a_model_that_knows_nothing(tmp_path: Path) -> None:
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=360)
     assert ran.returncode == 0, ran.stderr[-4000:]
     [row] = json.loads(told.read_text())["results"]
-    assert (row["before"], row["between"], row["after"], row["learned"]) == (0, 0, 0, False)
+    nothing = {"earned": 0, "right": 0}
+    assert [row[when] for when in ("before", "between", "after")] == [nothing] * 3
+    assert row["learned"] is False
     assert any("answers are cut off at max_tokens = 8" in line for line in row["said"])
     again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert again.stdout.splitlines()[-1] == ran.stdout.splitlines()[-1]  # it is not run again
