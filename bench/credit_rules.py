@@ -28,6 +28,7 @@ COMMON = [
     "stage.steps=15",
     "stage.problems_per_step=8",
     "stage.updates_per_step=4",
+    "stage.optimizer.lr=1e-5",  # a third of the demo's, for four times as many updates
     "stage.eval.problems=16",  # the weights are measured on all of them behind the run
 ]
 RULES = {
