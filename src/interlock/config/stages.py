@@ -285,7 +285,7 @@ class Sft(StageSettings, frozen=True, kw_only=True, tag="sft"):
     """
 
     data: str = ""
-    # In place of `data`: so many problems of the stage's task with their solutions (tasks/worked.py).
+    # In place of `data`: so many problems of the stage's task, with solutions (tasks/worked.py).
     worked: NonNegative = 0
     batch_size: Positive = 16  # rows per optimizer step
     max_tokens: Positive = 1024  # of a row, and no more than the model's context
@@ -310,7 +310,7 @@ class Sft(StageSettings, frozen=True, kw_only=True, tag="sft"):
             yield f"worked = {self.worked} is of a task's problems; add a [stage.task]"
         usual = {field.name: field.default for field in msgspec.structs.fields(Sft)}
         if self.worked and self.thinking_share != usual["thinking_share"]:
-            yield "thinking_share is of rows with and without thinking, and worked ones are of one kind"
+            yield "thinking_share is of rows with thoughts and without; worked ones are alike"
 
 
 class RejectSft(Sampled, frozen=True, kw_only=True, tag="reject-sft"):
