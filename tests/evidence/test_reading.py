@@ -107,6 +107,22 @@ def test_a_sealed_file_at_odds_with_itself_makes_a_page(tmp_path: Path) -> None:
     assert not end.value.code and "Other" in (tmp_path / "p").read_text()
 
 
+def test_a_finished_run_is_whole_and_one_that_was_killed_may_end_within_a_line(
+    tmp_path: Path,
+) -> None:
+    whole = run(tmp_path / "run")
+    metrics, manifest = whole / "metrics.jsonl", whole / "manifest.json"
+    lines = metrics.read_bytes()
+    metrics.write_bytes(lines[:-5])
+    refused(whole, r"is finished, and its metrics\.jsonl ends within a line; give another copy")
+    finished = manifest.read_text()
+    manifest.write_text(finished.replace('"finished"', '"interrupted"'))
+    assert len(read([whole])[0].content.metrics) == len(lines.splitlines()) - 1
+    manifest.write_text(finished)
+    metrics.unlink()
+    refused(whole, r"is finished, and has no metrics\.jsonl; give another copy")
+
+
 @pytest.mark.parametrize("name", ["..", "/etc", "own/..", ""])
 def test_a_preflight_names_no_file_beside_its_folder(tmp_path: Path, name: str) -> None:
     made = preflight(tmp_path / "preflight", tmp_path)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from interlock.errors import ConfigError, RunError
 from interlock.label import measuring
 from interlock.label.measuring import Measuring, label_all
 from interlock.label.rows import held, read
+from interlock.models.huggingface import read_architecture
 from interlock.workers.generator import open_generator
 
 VERIFIER = """
@@ -117,6 +119,18 @@ def test_labels_are_a_data_set(tiny_model: Path, data: Path, tmp_path: Path) -> 
     assert [(each.id, each.answer) for each in again] == [(row.id, row.answer) for row in rows]
 
 
+def test_answers_that_leave_no_room_for_a_prompt_are_refused(
+    tiny_model: Path, data: Path, tmp_path: Path
+) -> None:
+    """Else every row would be unfit."""
+    context, out = read_architecture(tiny_model).context, tmp_path / "labels.jsonl"
+    sampling, before = parse_sampling(1.0, context, []), sorted(tmp_path.iterdir())
+    asked, generator = replace(how(data), sampling=sampling), GeneratorSettings()
+    with pytest.raises(ConfigError, match=f"--max-tokens {context}: prompt and answer have"):
+        label_all(asked, str(tiny_model), out, generator, lambda _: None, lambda *_: None)
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def test_a_task_without_data(tiny_model: Path, tmp_path: Path) -> None:
     task = parse_task("arithmetic", 1, [])
     with pytest.raises(ConfigError, match="task 'arithmetic' has no data to label"):
@@ -133,6 +147,7 @@ def command(*arguments: str) -> list[str]:
         (["--samples", "0"], "--samples 0: give a number from 1 to 1024"),
         (["--easy", "0.2", "--hard", "0.5"], "--hard 0.5 and --easy 0.2: give shares"),
         (["--task", "arithmetic"], "arithmetic"),
+        (["--out", "/"], "--out / is a directory; give the name of a file"),
         ([], "there is no /nowhere.jsonl"),
     ],
 )

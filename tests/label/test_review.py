@@ -348,5 +348,8 @@ def test_exchange_by_command(file: Path, tmp_path: Path) -> None:
     refused = run("--from-label-studio", str(studio))
     assert refused.returncode == 2 and "says no other answer than the row has" in refused.stderr
     assert file.read_bytes() == before
+    refused = run("--from-label-studio", str(file))
+    assert refused.stderr.startswith(f"interlock: {file}: this is no JSON export of Label Studio")
+    assert refused.returncode == 2 and file.read_bytes() == before
     missing = run("--from-label-studio", "/nowhere.json")
     assert missing.returncode == 2 and missing.stderr.startswith("interlock: cannot read /nowhere")

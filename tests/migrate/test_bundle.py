@@ -212,6 +212,23 @@ def test_a_full_disk_leaves_nothing(
     assert sorted(os.listdir(tmp_path)) == before
 
 
+def test_a_damaged_checkpoint_is_not_bundled(stopped: Path, tmp_path: Path) -> None:
+    newest = max((stopped / "checkpoints").iterdir())
+    masters, state = newest / "masters.safetensors", newest / "state.json"
+    whole = masters.read_bytes()
+    masters.write_bytes(whole[:1000])
+    with pytest.raises(RunError, match=r"masters\.safetensors is not what was saved; remove that"):
+        bundle.write(stopped, tmp_path / "c.tar", told)
+    masters.unlink()
+    with pytest.raises(RunError, match=r"masters\.safetensors is not what was saved"):
+        bundle.write(stopped, tmp_path / "c.tar", told)
+    masters.write_bytes(whole)
+    state.write_bytes(state.read_bytes()[:30])
+    with pytest.raises(RunError, match=r"state\.json is unreadable"):
+        bundle.write(stopped, tmp_path / "c.tar", told)
+    assert not (tmp_path / "c.tar").exists()
+
+
 def test_nothing_is_overwritten(made: Path, stopped: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="is there already"):
         bundle.write(stopped, made, told)

@@ -49,6 +49,8 @@ def label(given: argparse.Namespace) -> None:
             f"--hard {given.hard:g} and --easy {given.easy:g}: give shares of which the first is "
             "the smaller, such as 0 and 0.95"
         )
+    if given.out.is_dir():
+        raise ConfigError(f"--out {given.out} is a directory; give the name of a file")
     task = parse_task(given.task, 1, [f"options.path={given.data}", *given.settings])
     sampling = parse_sampling(given.temperature, given.max_tokens, given.stop or [])
 

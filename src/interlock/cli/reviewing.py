@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from interlock.cli.watching import HOST, PORT, need_packages
-from interlock.errors import ConfigError
+from interlock.errors import ConfigError, RunError
 
 
 def add_review(choices: Any) -> None:
@@ -83,8 +83,13 @@ def _take(path: Path, decisions: Any) -> None:
     try:
         content = read_regular(path)
     except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    said = from_label_studio(content, decisions.rows)
+        raise ConfigError(
+            f"cannot read {path}: {error.strerror}; give the JSON that Label Studio exports"
+        ) from None
+    try:
+        said = from_label_studio(content, decisions.rows)
+    except RunError as error:
+        raise RunError(f"{path}: {error}") from None
     for row in decisions.rows:
         for each in said.get(row.id, {}).values():
             if each.decision == "correct" and each.answer in (None, row.answer):

@@ -123,7 +123,8 @@ def _bytes(path: Path) -> bytes:
     except FileNotFoundError:
         raise RunError(f"there is no {path}; {_READABLE}") from None
     except OSError as error:
-        raise RunError(f"cannot read {path}: {error_line(error)}; {_READABLE}") from None
+        why = error.strerror or error_line(error)
+        raise RunError(f"cannot read {path}: {why}; {_READABLE}") from None
 
 
 def _file(path: Path) -> EvidenceSource:
@@ -236,6 +237,8 @@ def _run(path: Path) -> EvidenceSource:
         if view.status == "running":
             raise RunError(f"{path} is a run that goes on; wait for its end, or give a copy")
         manifest = view.manifest
+        if view.status == "finished" and (why := _incomplete(path)):
+            raise RunError(f"{path} is finished, and {why}; give another copy")
         content = RunFiles(manifest, view.status, view.metrics(), view.events())
     tree: dict[str, Any] = {
         name: _lines(path / name) if name.endswith("l") else from_json(_bytes(path / name))
@@ -262,6 +265,18 @@ def _run(path: Path) -> EvidenceSource:
 
 def _digests_of_run(path: Path) -> list[SourceFile]:
     return [_digest(name, _bytes(path / name)) for name in _OF_A_RUN if (path / name).exists()]
+
+
+def _incomplete(path: Path) -> str | None:
+    """What no run that is finished lacks; one that was killed may."""
+    for name in _OF_A_RUN:
+        if name == "events.jsonl" and not (path / name).exists():
+            continue  # nothing happened
+        if not (path / name).exists():
+            return f"has no {name}"
+        if name.endswith("l") and not _bytes(path / name).endswith(b"\n"):
+            return f"its {name} ends within a line"
+    return None
 
 
 def _lines(path: Path) -> list[Any]:

@@ -70,6 +70,12 @@ def label_all(
     """
     directory = find_model(model, note)
     problems, repeated = problems_of(how.task)
+    context = read_architecture(directory).context
+    if how.sampling.max_tokens >= context:
+        raise ConfigError(
+            f"--max-tokens {how.sampling.max_tokens}: prompt and answer have {context} tokens in "
+            f"the context of {model}; give less"
+        )
     if repeated:
         note(f"{repeated} rows repeat the question of another, and are left out")
     setting = LabelSetting(
@@ -86,7 +92,8 @@ def label_all(
         hard=how.hard,
     )
     with held(out):
-        return _label(how, directory, problems, Labels(out, setting), generator, progress)
+        labels = Labels(out, setting)
+        return _label(how, directory, problems, labels, generator, context, progress)
 
 
 def _label(
@@ -95,11 +102,11 @@ def _label(
     problems: Sequence[Problem],
     labels: Labels,
     generator: GeneratorSettings,
+    context: int,
     progress: Callable[[int, int, int], None],
 ) -> list[LabelRow]:
     left = [problem for problem in problems if not labels.has(problem)]
     if left:
-        context = read_architecture(directory).context
         engine = open_generator(generator, directory, None, "label")
         drawn = 0
         with Verifiers([how.task]) as verifier:

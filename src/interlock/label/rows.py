@@ -133,9 +133,15 @@ def _setting(path: Path) -> LabelSetting:
     try:
         return from_json(read_regular(file), LabelSetting)
     except FileNotFoundError:
-        raise RunError(f"{file} is gone, which says how {path} was measured") from None
+        raise RunError(
+            f"{file} is gone, which says how {path} was measured; put it back, or label anew with "
+            "another --out"
+        ) from None
     except (OSError, ValueError) as error:
-        raise RunError(f"{file} cannot be read ({error}); give another --out") from None
+        raise RunError(
+            f"{file} cannot be read ({error}); put it back from a copy, or label anew with another "
+            "--out"
+        ) from None
 
 
 def _rows(path: Path) -> Iterator[LabelRow]:
@@ -144,5 +150,6 @@ def _rows(path: Path) -> Iterator[LabelRow]:
             yield msgspec.convert(row, LabelRow)
         except msgspec.ValidationError as error:
             raise RunError(
-                f"{path} line {number} is no row of labels ({error}); give another --out"
+                f"{path} line {number} is no row of labels ({error}); give a file that interlock "
+                "label wrote, or another --out"
             ) from None

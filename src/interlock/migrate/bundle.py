@@ -23,7 +23,7 @@ from interlock.migrate.contents import Tell, contents, placed
 from interlock.processes.scratch import Scratch
 from interlock.records.bundles import BundledFile, BundleList
 from interlock.records.coding import from_json
-from interlock.regular import open_regular
+from interlock.regular import open_regular, read_regular
 from interlock.rundir import JsonLines, RunDir, atomic_directory, storage_errors, write_atomically
 from interlock.rundir.files import atomic_file
 from interlock.text import error_line, one_line
@@ -59,6 +59,7 @@ def write(path: Path, target: Path, tell: Tell) -> BundleList:
         run.ledger.copy_to(scratch / "ledger.sqlite")
         found = contents(run, scratch / "ledger.sqlite", tell)
         files = {name: _facts(each) for name, each in sorted(found.files.items())}
+        _check_saved(run.checkpoints()[-1].path, run.path, files)
         named = path.resolve().name
         made = BundleList(_FORMAT, __version__, named, time.time(), files, found.settings)
         size = sum(each.bytes for each in files.values())
@@ -83,6 +84,27 @@ def unpack(bundle: Path, into: Path, tell: Tell) -> BundleList:
             _take(bundle, made, members, directory)
         _settle(bundle, made, directory, into.absolute())
     return made
+
+
+class _SavedDigests(msgspec.Struct):
+    """Of a checkpoint's state.json, what its files were when it was saved."""
+
+    sha256: dict[str, str]
+
+
+def _check_saved(checkpoint: Path, run: Path, files: dict[str, BundledFile]) -> None:
+    """Raise RunError unless a run can go on from its checkpoint where it is unpacked."""
+    inside = f"run/{checkpoint.relative_to(run).as_posix()}"
+    remedy = "remove that checkpoint to bundle the one before"
+    try:
+        saved = from_json(read_regular(checkpoint / "state.json"), _SavedDigests).sha256
+    except (OSError, ValueError) as error:
+        why = error_line(error)
+        raise RunError(f"{checkpoint / 'state.json'} is unreadable ({why}); {remedy}") from None
+    for name, digest in saved.items():
+        facts = files.get(f"{inside}/{name}")
+        if facts is None or facts.sha256 != digest:
+            raise RunError(f"{checkpoint / name} is not what was saved; {remedy}")
 
 
 class _Member(NamedTuple):

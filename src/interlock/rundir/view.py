@@ -89,8 +89,12 @@ class RunView:
                 f"no run in {self.path} ({name} is missing); give the directory a run was "
                 "written to"
             ) from None
-        except (OSError, ValueError) as error:
-            raise RunError(f"cannot read {self.path / name}: {error}") from None
+        except OSError as error:
+            raise RunError(f"cannot read {self.path / name}: {error.strerror}") from None
+        except ValueError as error:
+            raise RunError(
+                f"cannot read {self.path / name}: {error}; put it back from a copy of the run"
+            ) from None
 
     def _open_ledger(self) -> Ledger:
         return Ledger.read_only(self.path / "ledger.sqlite")

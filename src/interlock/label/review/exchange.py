@@ -64,7 +64,9 @@ def from_label_studio(content: bytes, rows: Sequence[LabelRow]) -> dict[str, dic
     try:
         tasks = msgspec.json.decode(content, type=list[dict[str, Any]])
     except (msgspec.MsgspecError, RecursionError) as error:
-        raise RunError(f"this is no JSON export of Label Studio: {error}") from None
+        raise RunError(
+            f"this is no JSON export of Label Studio ({error}); export the project as JSON"
+        ) from None
     known = {row.id for row in rows}
     found: dict[str, dict[str, Review]] = {}
     for number, task in enumerate(tasks, start=1):
