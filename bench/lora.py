@@ -15,6 +15,7 @@ apart. TRL as in trl_grpo.py, its weights in --dtype: what stays frozen needs no
 
 import argparse
 import json
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -69,8 +70,7 @@ def at_random(directory: Path) -> Path:
     """A checkpoint of random weights in the shape of Qwen2.5-0.5B, with SmolLM2's tokenizer."""
     for each in find_model(MODEL).iterdir():
         if each.suffix != ".safetensors":
-            (directory / each.name).symlink_to(each)
-    (directory / "config.json").unlink()
+            shutil.copy(each, directory)
     (directory / "config.json").write_text(json.dumps(QWEN), encoding="utf-8")
     decoder = Decoder(read_architecture(directory))
     noise = torch.Generator().manual_seed(0)
