@@ -25,7 +25,7 @@ class Witness(stub_worker.Stub):
     def open(self, asked: Open) -> None:
         self.replica = None
         if asked.store:
-            from interlock.sync.store import Replica  # imports torch
+            from interlock.sync.replica import Replica  # imports torch
 
             self.replica = Replica(asked.store)
         super().open(asked)

@@ -43,7 +43,8 @@ from interlock.models.tokenizer import Tokenizer
 from interlock.records.adapters import Adapted, AdapterForm
 from interlock.records.rl import Sampling
 from interlock.records.serving import Rules
-from interlock.sync.store import Publisher, Replica
+from interlock.sync.replica import Replica
+from interlock.sync.store import Publisher
 from sync import groups, texts
 from workload import MODEL
 

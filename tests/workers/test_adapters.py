@@ -19,7 +19,8 @@ from interlock.models.tokenizer import Tokenizer
 from interlock.records.adapters import Adapted, AdapterForm
 from interlock.records.rl import WeightVersion
 from interlock.sync.manifest import below
-from interlock.sync.store import Publisher, Replica
+from interlock.sync.replica import Replica
+from interlock.sync.store import Publisher
 from interlock.workers.protocol import Failed, Failure, Load, Loaded, Open
 
 ASIDE = 99  # the version of an engine that only scores

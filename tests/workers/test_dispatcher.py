@@ -20,7 +20,8 @@ from interlock.fleet.base import Spec
 from interlock.fleet.local import LocalFleet
 from interlock.records.metrics import WorkerMetrics, WorkerState
 from interlock.records.rl import Group, Problem, Sampling
-from interlock.sync.store import Publisher, Replica
+from interlock.sync.replica import Replica
+from interlock.sync.store import Publisher
 from interlock.workers import requalification
 from interlock.workers.dispatcher import Dispatcher
 from interlock.workers.generators import Outcome, Purpose, Work

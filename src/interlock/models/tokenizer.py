@@ -22,9 +22,16 @@ from interlock import thinking
 from interlock.errors import ModelError, TaskError
 from interlock.models.chat import ChatTemplate, Messages
 from interlock.models.detokenizer import Detokenizer, no_panic
-from interlock.models.files import check_companions, copy, inside, read_object, read_text
+from interlock.models.files import check_companions, copy, read_object
 from interlock.models.templates import Span
 from interlock.models.token_bytes import TokenBytes
+from interlock.models.tokenizer_files import (
+    end_ids,
+    open_backend,
+    roles_of,
+    template_text,
+    tokenizer_settings,
+)
 from interlock.text import error_line
 
 
@@ -77,10 +84,10 @@ class Tokenizer:
         Raises ModelError when a file is missing or damaged, or a token has no row in the model.
         """
         check_companions(directory)
-        config = _settings(directory)
-        roles = _roles(config)
-        backend = _backend(directory, config, roles)
-        text = _template_text(directory, config, chat_template)
+        config = tokenizer_settings(directory)
+        roles = roles_of(config)
+        backend = open_backend(directory, config, roles)
+        text = template_text(directory, config, chat_template)
         source = chat_template or str(directory)
         template = None if text is None else ChatTemplate(text, roles, source, clock)
         eos_id, eos_ids = None, set()
@@ -94,7 +101,7 @@ class Tokenizer:
             eos_ids = {eos_id}
         model = read_object(directory, "config.json") or {}
         generation = read_object(directory, "generation_config.json") or {}
-        eos_ids |= _ids(model, directory) | _ids(generation, directory)
+        eos_ids |= end_ids(model, directory) | end_ids(generation, directory)
         tokenizer = cls(backend, template, eos_id, frozenset(eos_ids), directory)
         tokenizer.roles = roles
         if isinstance(rows := model.get("vocab_size"), int):
@@ -248,7 +255,9 @@ class Tokenizer:
         copy(self._directory, directory)
         if self._template is not None:
             generation = read_object(directory, "generation_config.json") or {}
-            if not self.eos_ids <= _ids(generation, directory):  # for engines that read no template
+            if not self.eos_ids <= end_ids(
+                generation, directory
+            ):  # for engines that read no template
                 generation["eos_token_id"] = sorted(self.eos_ids)
                 (directory / "generation_config.json").write_text(json.dumps(generation))
             path = directory / "chat_template.jinja"
@@ -324,84 +333,3 @@ def _within(span: Span, start: int, end: int) -> bool:
     """
     first, last = span
     return start <= first and last <= end and not first == last == start
-
-
-def _settings(directory: Path) -> dict[str, Any]:
-    """tokenizer_config.json; special_tokens_map.json counts only beside the older form of it."""
-    config = read_object(directory, "tokenizer_config.json") or {}
-    if "added_tokens_decoder" in config:
-        return config
-    return config | (read_object(directory, "special_tokens_map.json") or {})
-
-
-def _roles(config: dict[str, Any]) -> dict[str, str]:
-    """bos_token, eos_token, … as text; the files hold a string or an object with `content`."""
-    roles = {name: value for name, value in config.items() if name.endswith("_token")}
-    texts = {name: v.get("content") if isinstance(v, dict) else v for name, v in roles.items()}
-    return {name: text for name, text in texts.items() if isinstance(text, str)}
-
-
-def _backend(
-    directory: Path, config: dict[str, Any], roles: dict[str, str]
-) -> tokenizers.Tokenizer:
-    """tokenizer.json with the added and the special tokens of tokenizer_config.json."""
-    path = inside(directory, "tokenizer.json")
-    if path is None:
-        raise ModelError(
-            f"{directory} has no tokenizer.json; save its tokenizer again with transformers"
-        )
-    try:
-        with no_panic():
-            backend = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing narrower
-        raise ModelError(f"cannot read {path}: {error}; fetch the model again") from None
-    backend.no_truncation()
-    backend.no_padding()
-    try:
-        tokens = config.get("added_tokens_decoder") or {}
-        added = sorted((int(index), AddedToken(**token)) for index, token in tokens.items())
-    except (AttributeError, TypeError, ValueError) as error:
-        raise ModelError(f"{directory} has damaged added_tokens_decoder entries: {error}") from None
-    for index, token in added:
-        backend.add_tokens([token])
-        if (found := backend.token_to_id(token.content)) != index:
-            raise ModelError(
-                f"{directory} gives the token {token.content!r} the id {index} in "
-                f"tokenizer_config.json and {found} in tokenizer.json; use those of one model"
-            )
-    known = [token for token in roles.values() if backend.token_to_id(token) is not None]
-    backend.add_special_tokens(known)
-    return backend
-
-
-def _template_text(directory: Path, config: dict[str, Any], replacement: str | None) -> str | None:
-    """The Jinja text: the user's file, else chat_template.jinja, else tokenizer_config.json's."""
-    if replacement:
-        remedy = "give [model] chat_template a Jinja file"
-        return read_text(Path(replacement).expanduser(), remedy)
-    if path := inside(directory, "chat_template.jinja"):
-        return read_text(path)
-    text = config.get("chat_template")
-    if isinstance(text, list):
-        named = {str(e.get("name")): e.get("template") for e in text if isinstance(e, dict)}
-        if "default" not in named:
-            raise ModelError(
-                f"{directory} has the chat templates {sorted(named)} and no default; put the one "
-                "you want in a file and set [model] chat_template to it"
-            )
-        text = named["default"]
-    if text is not None and not isinstance(text, str):
-        raise ModelError(f"the chat_template in {directory}/tokenizer_config.json is no text")
-    return text
-
-
-def _ids(config: dict[str, Any], directory: Path) -> set[int]:
-    """eos_token_id of config.json or generation_config.json: absent, one id or a list."""
-    value = config.get("eos_token_id")
-    ids = [] if value is None else value if isinstance(value, list) else [value]
-    if not all(type(token) is int and token >= 0 for token in ids):
-        raise ModelError(
-            f"eos_token_id {value!r} in {directory} is no list of token ids; use the config.json "
-            "and generation_config.json that came with the model"
-        )
-    return set(ids)

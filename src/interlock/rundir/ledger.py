@@ -12,10 +12,9 @@ problems, from 0; the database itself refuses to use one twice. Any thread may c
 
 import errno
 import os
-import secrets
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -26,7 +25,6 @@ import msgspec
 from interlock.errors import RunError
 from interlock.records.coding import Record, from_bytes, to_bytes
 from interlock.records.rl import Group, ScoredGroup, Verdict
-from interlock.rundir import older
 from interlock.rundir.database import (
     connect,
     kept,
@@ -34,24 +32,7 @@ from interlock.rundir.database import (
     open_existing,
     refuse_pipe,
 )
-
-# Of the tables below and the records in them; kept in the file as PRAGMA user_version. Of the
-# formats before it, those with a converter can still be read.
-_FORMAT = 4
-_OLDER: dict[int, dict[type[msgspec.Struct], Callable[[dict[str, Any]], dict[str, Any]]]] = {
-    2: {Group: older.group, ScoredGroup: older.scored_group},
-    3: {},  # whose digests are of the payload alone
-}
-_SEALED = "problem_id TEXT NOT NULL, payload BLOB NOT NULL, sha256 TEXT NOT NULL"
-_PLACE = "stage INTEGER NOT NULL, step INTEGER NOT NULL, position INTEGER NOT NULL"
-_STREAM = "stage INTEGER NOT NULL, sequence INTEGER NOT NULL"
-_TABLES = {
-    "groups": f"{_PLACE}, sequence INTEGER NOT NULL, {_SEALED}, "
-    "PRIMARY KEY (stage, step, position), UNIQUE (stage, sequence)",
-    "evaluations": f"{_PLACE}, {_SEALED}, PRIMARY KEY (stage, step, position)",
-    "arrivals": f"{_STREAM}, {_SEALED}, PRIMARY KEY (stage, sequence)",
-    "set_asides": f"{_STREAM}, reason TEXT NOT NULL, PRIMARY KEY (stage, sequence)",
-}
+from interlock.rundir.ledger_tables import OLDER, create_tables, format_of
 
 
 class _By(msgspec.Struct):
@@ -96,12 +77,12 @@ class Ledger:
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
             refuse_pipe(path)
             with kept(connect(str(path))) as self._database:
-                self.format = _format_of(self._database, path)
+                self.format = format_of(self._database, path)
                 self.check_current()
                 self._database.execute("PRAGMA journal_mode=WAL")
                 self._database.execute("PRAGMA synchronous=FULL")
                 if not self.format:
-                    self.format = _create_tables(self._database)
+                    self.format = create_tables(self._database)
 
     @classmethod
     def read_only(cls, path: Path) -> "Ledger":
@@ -116,12 +97,12 @@ class Ledger:
             refuse_pipe(path)
             there = path.exists()
             with kept(open_existing(path) if there else connect(":memory:")) as ledger._database:
-                ledger.format = _format_of(ledger._database, path)
+                ledger.format = format_of(ledger._database, path)
             ledger.missing = not ledger.format
             if ledger.missing:  # or a kill came before the first table
                 ledger._database.close()
                 ledger._database = connect(":memory:")
-                ledger.format = _create_tables(ledger._database)
+                ledger.format = create_tables(ledger._database)
         return ledger
 
     @property
@@ -133,7 +114,7 @@ class Ledger:
 
     def check_current(self) -> None:
         """Raise RunError when the ledger can be read, but is not of the format that is written."""
-        if self.format in _OLDER:
+        if self.format in OLDER:
             raise RunError(
                 f"{self.path} has ledger format {self.format}, which this version of Interlock "
                 "reads but does not go on with; finish the run with the version that wrote it, or "
@@ -341,12 +322,12 @@ class Ledger:
     ) -> Record:
         """What `sealed` made of a record. Raises RunError when it is damaged or of elsewhere."""
         whole = isinstance(payload, bytes)  # a damaged row may hold anything
-        if not whole or _digest(payload, () if self.format in _OLDER else key) != digest:
+        if not whole or _digest(payload, () if self.format in OLDER else key) != digest:
             raise RunError(f"{where} is damaged; restore the ledger or start a new run")
         try:
-            if self.format not in _OLDER:
+            if self.format not in OLDER:
                 return from_bytes(payload, kind)
-            convert = _OLDER[self.format].get(kind, lambda tree: tree)
+            convert = OLDER[self.format].get(kind, lambda tree: tree)
             return msgspec.convert(convert(from_bytes(payload, Any)), kind)
         except (ValueError, KeyError, TypeError) as error:
             raise RunError(f"{where} was written by another version ({error})") from None
@@ -381,32 +362,3 @@ def _delete_arrivals(database: sqlite3.Connection, stage: int, sequences: Sequen
         "DELETE FROM arrivals WHERE stage = ? AND sequence = ?",
         [(stage, sequence) for sequence in sequences],
     )
-
-
-def _format_of(database: sqlite3.Connection, path: Path) -> int:
-    """The format of the tables, 0 when there are none yet. RunError when it cannot be read."""
-    (version,) = database.execute("PRAGMA user_version").fetchone()
-    tables = {name for (name,) in database.execute("SELECT name FROM sqlite_schema")}
-    if version not in (_FORMAT, *_OLDER) and (version or tables):
-        known = ", ".join(map(str, sorted([*_OLDER, _FORMAT])))
-        raise RunError(
-            f"{path} has ledger format {version}, and this version of Interlock reads {known}; "
-            "use the version that wrote it, or start a new run"
-        )
-    if version and (lost := _TABLES.keys() - tables):
-        raise RunError(
-            f"{path} has lost its table {min(lost)!r}; restore it from a copy, or start a new run"
-        )
-    found: int = version
-    return found
-
-
-def _create_tables(database: sqlite3.Connection) -> int:
-    """All tables and the format in one transaction: a kill leaves both or neither. -> format"""
-    with database:
-        database.execute("BEGIN IMMEDIATE")
-        for table, columns in _TABLES.items():
-            database.execute(f"CREATE TABLE {table} ({columns})")
-        database.execute(f"PRAGMA user_version = {_FORMAT}")
-        database.execute(f"PRAGMA application_id = {1 + secrets.randbelow(1 << 30)}")
-    return _FORMAT

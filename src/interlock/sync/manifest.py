@@ -1,10 +1,11 @@
 """What a version says of itself: its tensors, its payload, what it is a delta or an adapter of."""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta
+from torch import Tensor
 
 from interlock.records.adapters import Adapted
 from interlock.records.rl import WeightVersion
@@ -37,6 +38,15 @@ class VersionManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, o
     @property
     def payload(self) -> str:
         return f"v{self.number:08d}-{self.sha256[:16]}.{self.kind}"
+
+
+class CompleteVersion(NamedTuple):
+    """A whole version in memory; the tensors are the holder's own, contiguous, on the CPU."""
+
+    version: WeightVersion
+    tensors: dict[str, Tensor]
+    specs: dict[str, TensorSpec]
+    adapter: Adapted | None
 
 
 def version_digest(parts: Mapping[str, str], adapter: Adapted | None) -> str:

@@ -24,7 +24,7 @@ from interlock.records.adapters import Adapted
 from interlock.records.rl import Completion, Sampling, WeightVersion
 from interlock.sync.codec import tensor_digest
 from interlock.sync.manifest import below, version_digest
-from interlock.sync.store import Replica
+from interlock.sync.replica import Replica
 from interlock.workers.protocol import Canary, Load, Loaded
 
 _NAME = "canary/"  # of its requests in the engine
