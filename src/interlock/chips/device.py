@@ -309,6 +309,11 @@ def _host_memory() -> Memory:
         found = {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines}
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         return Memory(pages * resource.getpagesize(), found["MemAvailable"], found["MemTotal"])
-    except (OSError, ValueError, LookupError):  # not Linux: the most that was ever resident
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return Memory(most if sys.platform == "darwin" else most << 10, 0, 0)
+    except (OSError, ValueError, LookupError):  # not Linux
+        return Memory(most_resident(), 0, 0)
+
+
+def most_resident() -> int:
+    """Bytes of the machine's memory that this process ever had at a time."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most << 10

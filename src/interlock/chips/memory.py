@@ -7,8 +7,6 @@ Where the kernel does not let its figure begin anew, it is that of the process's
 engine that computes in processes of its own, such as vLLM's, nothing is seen.
 """
 
-import resource
-import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -44,5 +42,4 @@ def resident_peak() -> int:
     with suppress(OSError, ValueError, IndexError):
         lines = _STATUS.read_text().splitlines()
         return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:"))
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most << 10
+    return device.most_resident()

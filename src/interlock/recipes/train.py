@@ -123,15 +123,10 @@ def _run_rank0(
     """What `train` does in the first, and as a rule only, process of the learner."""
     meter = metering.of_recipe(recipe, directory if resume else None, trains.chips)
     plan = metering.plan_of(recipe)
-    uses = [trains]
-    if recipe.fleet.kind == "inline" and recipe.generates:
-        uses.append(gate.inline(recipe.generator[0].device))
-    gate.check(uses, recipe.unqualified)
+    uses = _used(recipe, trains)
     check_processes(recipe, ranks.size)
     recipe = settling.settled(recipe, directory if resume else None)
-    sinks.phase("opening the model")
-    model = find_model(recipe.model.path, sinks.note)
-    recipe = replace(recipe, model=replace(recipe.model, path=hub.pinned(recipe.model.path, model)))
+    model, recipe = _found(recipe, sinks)
     tokenizer = Tokenizer.load(model, recipe.model.chat_template, recipe.model.clock)
     arch = read_architecture(model)
     students.check(recipe, arch)
@@ -169,10 +164,36 @@ def _run_rank0(
         generates()
         keep = partial(learned.keep, tokenizer, _predicts(recipe), {model: recipe.model.path})
         provided = Provided(
-            *(recipe, run, ranks, sinks, prepared, where),
-            *(keep, smaller, tokenizer.decode, meter, budget),
+            recipe=recipe,
+            run=run,
+            ranks=ranks,
+            sinks=sinks,
+            stages=prepared,
+            origins=where,
+            keep=keep,
+            smaller=smaller,
+            decode=tokenizer.decode,
+            meter=meter,
+            budget=budget,
         )
         _run_stages(provided, now)
+
+
+def _used(recipe: Recipe, trains: Use) -> list[Use]:
+    """What computes in this process. Raises ConfigError where it may not be trusted with that."""
+    uses = [trains]
+    if recipe.fleet.kind == "inline" and recipe.generates:
+        uses.append(gate.inline(recipe.generator[0].device))
+    gate.check(uses, recipe.unqualified)
+    return uses
+
+
+def _found(recipe: Recipe, sinks: Sinks) -> tuple[Path, Recipe]:
+    """The directory of [model], and the recipe with the very commit that it is of, if any."""
+    sinks.phase("opening the model")
+    model = find_model(recipe.model.path, sinks.note)
+    path = hub.pinned(recipe.model.path, model)
+    return model, replace(recipe, model=replace(recipe.model, path=path))
 
 
 def _opened(recipe: Recipe, path: Path, ranks: Ranks, uses: Sequence[Use]) -> Learning:

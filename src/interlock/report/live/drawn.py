@@ -7,7 +7,7 @@ of records/metrics.py, so that a whole StepMetrics serves as well.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -16,28 +16,6 @@ import msgspec
 from interlock.mismatch import Mismatch
 from interlock.records.coding import Whole
 from interlock.records.metrics import StepMetrics, WorkerMetrics
-
-# By their paths; and update.mismatch.k3, of a part that may not be there.
-FIGURES = (
-    *("accuracy", "held_out_reward", "held_out_loss"),
-    *("rollout.reward", "rollout.correct", "rollout.length", "rollout.truncated"),
-    *("rollout.tokens", "rollout.groups_skipped", "rollout.staleness_mean"),
-    *("update.loss", "update.grad_norm", "update.entropy", "update.kl", "update.clipped_share"),
-    *("seconds.generate", "seconds.wait", "seconds.verify", "seconds.update"),
-    *("seconds.publish", "seconds.step", "cost.chip_hours"),
-)
-
-
-def _by_part(paths: Sequence[str]) -> dict[str, list[tuple[str, Callable[[Any], Any]]]]:
-    """Of each part of a step, "" for the step itself, the paths in it and what gets each."""
-    found: dict[str, list[tuple[str, Callable[[Any], Any]]]] = defaultdict(list)
-    for path in paths:
-        part, _, name = path.rpartition(".")
-        found[part].append((path, attrgetter(name)))
-    return found
-
-
-_PARTS = _by_part(FIGURES)
 
 
 class DrawnRollout(msgspec.Struct, gc=False, frozen=True):
@@ -95,6 +73,30 @@ class DrawnStep(msgspec.Struct, gc=False, frozen=True, kw_only=True):
     workers: dict[str, DrawnWorker] = {}
     cost: DrawnCost = DrawnCost()
 
+
+_RECORDS: dict[str, type[msgspec.Struct]] = {
+    "": DrawnStep,
+    "rollout": DrawnRollout,
+    "update": DrawnUpdate,
+    "seconds": DrawnSeconds,
+    "cost": DrawnCost,
+}
+
+
+def _figures() -> Iterator[tuple[str, list[str]]]:
+    """Of each part of a step, "" for the step itself, the names of the numbers in it."""
+    for part, record in _RECORDS.items():
+        fields = msgspec.structs.fields(record)
+        yield part, [field.name for field in fields if field.type in _NUMBERS]
+
+
+_NUMBERS = (float | None, int | None)
+_PARTS = {
+    part: [(f"{part}.{name}" if part else name, attrgetter(name)) for name in names]
+    for part, names in _figures()
+}
+# By their paths; and update.mismatch.k3, of a part that may not be there.
+FIGURES = tuple(path for names in _PARTS.values() for path, _ in names)
 
 Steps = Sequence[DrawnStep | StepMetrics]
 Gaps = Mapping[int, DrawnMismatch | Mismatch]  # by staleness
