@@ -4,7 +4,6 @@ What it was measured with stands beside it, in FILE.setting.json. A file that wa
 is not added to, and a row whose question has another answer now is told of: nothing is mixed.
 """
 
-import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from interlock.records.coding import from_json
 from interlock.records.rl import Problem
 from interlock.regular import read_regular
 from interlock.rundir import JsonLines, storage_errors, write_atomically
+from interlock.rundir.locking import locked
 
 
 class LabelSetting(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,12 +107,10 @@ class Labels:
 def held(path: Path) -> Iterator[None]:
     """Nobody else writes it meanwhile. Raises RunError when somebody else holds it."""
     with storage_errors(path.parent), open(path.with_name(f"{path.name}.lock"), "a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not locked(lock):
             raise RunError(
                 f"{path} is being labelled or reviewed by another interlock; end that first"
-            ) from None
+            )
         yield
 
 

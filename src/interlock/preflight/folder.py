@@ -7,7 +7,6 @@
 A section's results appear whole; preflight.json is written after each. One process has the folder.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -32,6 +31,7 @@ from interlock.rundir.files import (
     storage_errors,
     write_atomically,
 )
+from interlock.rundir.locking import locked
 from interlock.text import one_line
 
 _FILE = "preflight.json"
@@ -86,10 +86,8 @@ def opened(folder: Path, device: str) -> Iterator[list[SectionRecord]]:
     with _writing(folder):
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(f"{folder}: another preflight is at work there; wait for it") from None
+        if not locked(descriptor):
+            raise RunError(f"{folder}: another preflight is at work there; wait for it")
         with _writing(folder):
             recover(folder)
         yield _known(folder, device)

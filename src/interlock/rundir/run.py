@@ -27,7 +27,6 @@ after s updates, so an evaluation at step 0 is of the weights the stage began wi
 a step may be logged again: the last line of each (stage, step) counts.
 """
 
-import fcntl
 import os
 import platform
 import re
@@ -43,7 +42,6 @@ import msgspec
 
 from interlock.config.secrets import redacted
 from interlock.errors import BudgetSpent, RunError, UserError
-from interlock.processes.deadline import Deadline
 from interlock.records.cost import RunCost
 from interlock.records.metrics import Event, EventKind, StepMetrics
 from interlock.records.moves import Move
@@ -59,10 +57,9 @@ from interlock.rundir.files import (
     write_atomically,
 )
 from interlock.rundir.ledger import Ledger
+from interlock.rundir.locking import locked
 from interlock.rundir.view import STOPPED_BY_BUDGET, Manifest, RunView, Session, as_on_disk
 from interlock.text import error_line, hide_credentials
-
-_LOCK_PATIENCE_S = 1.0  # a reader holds the lock for an instant to learn the status
 
 
 class RunDir(RunView):
@@ -349,21 +346,13 @@ def _acquire(directory: Path) -> TextIO:
     with storage_errors(directory):
         # The open file is the lock.
         file = open(directory / "lock", "a+", opener=unlinked)  # noqa: SIM115
-    deadline = Deadline(_LOCK_PATIENCE_S)
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            if not deadline.over:
-                time.sleep(0.05)
-                continue
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
-            file.close()
-            raise RunError(
-                f"{directory} is in use by process {holder}; wait for it, or give another directory"
-            ) from None
+    if not locked(file):
+        file.seek(0)
+        holder = file.read().strip() or "unknown"
+        file.close()
+        raise RunError(
+            f"{directory} is in use by process {holder}; wait for it, or give another directory"
+        )
     with storage_errors(directory):
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
