@@ -49,8 +49,8 @@ def test_all_wrong() -> None:
     said = found([seen(taught=0, **WRONG)] * WINDOW)
     assert said == {
         "nothing_taught": "no group has taught anything in 5 steps: all answers are wrong (0% "
-        "right): take easier problems (stage.task.options), or begin with an sft stage, or set "
-        "stage.completions = 16"
+        "right): take easier problems (stage.task.options), or begin with an sft stage, or a "
+        "longer one, or set stage.completions = 16"
     }
     assert (
         "completions"

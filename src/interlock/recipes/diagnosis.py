@@ -140,8 +140,8 @@ def _formless(recent: Sequence[Seen], settings: Sampled) -> str | None:
         what = "can be read" if read else f"is in the form of reward {name!r}"
         return (
             f"{fmean(shares):.1%} of the answers {what}: tell the form (stage.task.system) or show "
-            "it (reasoning-gym: stage.task.options.shots = 3), or begin with an sft stage on "
-            "answers that are in form"
+            "it (reasoning-gym: stage.task.options.shots = 3), or begin with an sft stage, or a "
+            "longer one, on answers that are in form"
         )
     return None
 
@@ -193,7 +193,10 @@ def _collapsed(seen: Sequence[Seen], settings: Sampled, loss: LossSettings) -> s
 def _easier(settings: Sampled) -> str:
     """What lets a right answer come up."""
     more = min(_MOST_COMPLETIONS, 2 * settings.completions)
-    ways = ["take easier problems (stage.task.options), or begin with an sft stage"]
+    ways = [
+        "take easier problems (stage.task.options)",
+        "or begin with an sft stage, or a longer one",
+    ]
     if more > settings.completions:
         ways.append(f"or set stage.completions = {more}")
     return ", ".join(ways)
