@@ -39,7 +39,7 @@ from interlock.models.checkpoint import load_decoder
 from interlock.models.fetch import find_model
 from interlock.models.tokenizer import Tokenizer
 from interlock.records.rl import WeightVersion
-from interlock.sync import Publisher, Replica, codec
+from interlock.sync import Publisher, Replica, codec, identity
 from interlock.sync.storage import Storage
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -132,7 +132,7 @@ def equal(a: Tensor, b: Tensor) -> bool:
 
 
 def measure_codec(
-    old: dict[str, Tensor], specs: dict[str, codec.TensorSpec], new: dict[str, Tensor]
+    old: dict[str, Tensor], specs: dict[str, identity.TensorSpec], new: dict[str, Tensor]
 ) -> tuple[codec.Encoded, float, float]:
     """The delta, and the seconds to encode it and to apply and verify it on a copy."""
     start = time.perf_counter()
@@ -141,7 +141,7 @@ def measure_codec(
     held = {name: tensor.clone() for name, tensor in old.items()}
     start = time.perf_counter()
     codec.apply_delta(encoded.payload, held)
-    codec.verify(held, encoded.specs)
+    identity.verify(held, encoded.specs)
     return encoded, encode_s, time.perf_counter() - start
 
 
@@ -156,7 +156,7 @@ def measure(
     rows: list[Row] = []
     anchor: dict[str, list[float]] = {}
     old: dict[str, Tensor] = {}
-    specs: dict[str, codec.TensorSpec] = {}
+    specs: dict[str, identity.TensorSpec] = {}
     for number in itertools.count():
         torch.set_num_threads(threads)
         if (new := next(weights, None)) is None:
@@ -191,7 +191,7 @@ def measure(
                 flush=True,
             )
         else:
-            specs = codec.specs(new)
+            specs = identity.specs(new)
             anchor = {"anchor share": [share], "anchor publish_s": [published.seconds]}
             print(
                 f"  version 0: anchor, {published.full_bytes / 1e6:.1f} MB, stored in {share:.1%}; "
@@ -228,7 +228,9 @@ def measure_link(store: Path, mbit: float, full_bytes: int) -> dict[str, list[fl
 def model_bytes(store: Path) -> int:
     """Bytes of the whole model, from the newest manifest."""
     tree = json.loads(max(store.glob("v*.json")).read_bytes())
-    return codec.nbytes({name: codec.TensorSpec(**spec) for name, spec in tree["tensors"].items()})
+    return identity.nbytes(
+        {name: identity.TensorSpec(**spec) for name, spec in tree["tensors"].items()}
+    )
 
 
 def spread(values: list[float]) -> dict[str, float]:

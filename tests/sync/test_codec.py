@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from torch import Tensor
 
 from interlock.errors import SyncError
-from interlock.sync import codec
+from interlock.sync import codec, identity
 
 Same = Callable[..., bool]
 EVERYTHING = settings(deadline=None, max_examples=60)
@@ -32,7 +32,7 @@ def from_bytes(data: np.ndarray, dtype: torch.dtype, shape: list[int]) -> Tensor
 @st.composite
 def pairs(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
     """A tensor of any bits, and one in which a share of its elements may have other bits."""
-    dtype = draw(st.sampled_from(sorted(codec.DTYPES.values(), key=str)))
+    dtype = draw(st.sampled_from(sorted(identity.DTYPES.values(), key=str)))
     shape = draw(st.lists(st.integers(0, 40), max_size=3))
     density = draw(st.sampled_from([0.0, 0.003, 0.02, 0.3, 0.6, 1.0]))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
@@ -60,21 +60,21 @@ def test_round_trips_give_every_bit_back(drawn: list[tuple[Tensor, Tensor]]) -> 
     anchor = codec.encode_anchor(old)
     held = codec.decode_anchor(anchor.payload, anchor.specs)
     assert bits(held) == bits(old)
-    codec.verify(held, anchor.specs)
+    identity.verify(held, anchor.specs)
 
     delta = codec.encode_delta(new, old, anchor.specs)
-    assert delta.specs == codec.specs(new)
+    assert delta.specs == identity.specs(new)
     assert len(delta.payload) <= codec.payload_limit(delta.specs)
     for _ in range(2):  # overwriting twice is overwriting once
         codec.apply_delta(delta.payload, held)
         assert bits(held) == bits(new)
-    codec.verify(held, delta.specs)
+    identity.verify(held, delta.specs)
 
 
 def test_odd_strides_of_one_element_do_not_matter() -> None:
     expanded = torch.tensor(2.0).expand(1)
     assert expanded.stride() == (0,)
-    assert codec.tensor_digest(expanded) == codec.tensor_digest(torch.tensor([2.0]))
+    assert identity.tensor_digest(expanded) == identity.tensor_digest(torch.tensor([2.0]))
 
 
 @pytest.mark.parametrize("offset", [0, 1, 3])
@@ -83,7 +83,7 @@ def test_strided_and_unaligned_tensors_are_read_as_they_are(offset: int) -> None
     old = {"t": pool[offset : offset + 600].view(20, 30).t()}
     new = {"t": old["t"].clone()}
     new["t"][4, 7] = -1
-    delta = codec.encode_delta(new, old, codec.specs(old))
+    delta = codec.encode_delta(new, old, identity.specs(old))
     held = {"t": old["t"].contiguous()}
     codec.apply_delta(delta.payload, held)
     assert torch.equal(held["t"], new["t"])
@@ -96,7 +96,7 @@ def test_places_far_apart_are_found() -> None:
     new = copies(old)
     for place in (0, count // 2, count - 4, count - 1):
         new["t"][place] = 1
-    delta = codec.encode_delta(new, old, codec.specs(old))
+    delta = codec.encode_delta(new, old, identity.specs(old))
     codec.apply_delta(delta.payload, old)
     assert torch.equal(old["t"], new["t"])
     assert len(delta.payload) < 100
@@ -107,27 +107,27 @@ def test_bits_are_compared_not_values() -> None:
     new = copies(old)
     new["t"][0] = -0.0
     new["t"].view(torch.int32)[2] += 1  # another NaN
-    assert len(codec.encode_delta(old, old, codec.specs(old)).payload) == 9
-    delta = codec.encode_delta(new, old, codec.specs(old))
+    assert len(codec.encode_delta(old, old, identity.specs(old)).payload) == 9
+    delta = codec.encode_delta(new, old, identity.specs(old))
     codec.apply_delta(delta.payload, old)
     assert bits(old) == bits(new)
 
 
 def test_digests_are_those_worked_out_by_hand() -> None:
     one = hashlib.sha256(b'["bfloat16", [1]]' + b"\x80\x3f").hexdigest()
-    assert codec.tensor_digest(torch.ones(1, dtype=torch.bfloat16)) == one
+    assert identity.tensor_digest(torch.ones(1, dtype=torch.bfloat16)) == one
     two = hashlib.sha256(b'["int16", [2, 1]]' + b"\x01\x00\xff\xff").hexdigest()
-    assert codec.tensor_digest(torch.tensor([[1], [-1]], dtype=torch.int16)) == two
+    assert identity.tensor_digest(torch.tensor([[1], [-1]], dtype=torch.int16)) == two
     both = hashlib.sha256(f'[["a", "{two}"], ["b", "{one}"]]'.encode()).hexdigest()
-    assert codec.digest({"b": one, "a": two}) == codec.digest({"a": two, "b": one}) == both
+    assert identity.digest({"b": one, "a": two}) == identity.digest({"a": two, "b": one}) == both
 
 
 def test_digests_tell_dtype_shape_and_bits_apart() -> None:
     zeros = torch.zeros(4, dtype=torch.bfloat16)
     others = [zeros.half(), zeros.view(2, 2), -zeros, zeros[:3]]
-    assert len({codec.tensor_digest(tensor) for tensor in [zeros, *others]}) == 5
+    assert len({identity.tensor_digest(tensor) for tensor in [zeros, *others]}) == 5
     transposed = torch.arange(6).view(2, 3).t()
-    assert codec.tensor_digest(transposed) == codec.tensor_digest(transposed.contiguous())
+    assert identity.tensor_digest(transposed) == identity.tensor_digest(transposed.contiguous())
 
 
 @pytest.mark.parametrize(("share", "bar"), [(0.0036, 0.012), (0.02, 0.06)])
@@ -137,7 +137,7 @@ def test_deltas_of_bf16_weights_are_small(share: float, bar: float) -> None:
     new = copies(old)
     changed = torch.rand(1_000_000, generator=generator) < share
     new["w"].view(torch.int16)[changed] += 1
-    delta = codec.encode_delta(new, old, codec.specs(old))
+    delta = codec.encode_delta(new, old, identity.specs(old))
     assert len(delta.payload) <= bar * 2_000_000
     codec.apply_delta(delta.payload, old)
     assert bits(old) == bits(new)
@@ -148,11 +148,11 @@ def test_a_tensor_that_changed_throughout_takes_no_more_than_in_full() -> None:
     old = {"w": torch.randn(50_000, generator=generator).bfloat16(), "still": torch.ones(9999)}
     new = {"w": torch.randn(50_000, generator=generator).bfloat16(), "still": torch.ones(9999)}
     alone = len(codec.encode_anchor({"w": new["w"]}).payload)
-    assert len(codec.encode_delta(new, old, codec.specs(old)).payload) == alone
+    assert len(codec.encode_delta(new, old, identity.specs(old)).payload) == alone
     # 45 % other bits: with gaps, each takes more than the whole does.
     mixed = {"w": torch.where(torch.rand(50_000) < 0.45, new["w"], old["w"]), "still": old["still"]}
     full = len(codec.encode_anchor({"w": mixed["w"]}).payload)
-    assert len(codec.encode_delta(mixed, old, codec.specs(old)).payload) <= full
+    assert len(codec.encode_delta(mixed, old, identity.specs(old)).payload) <= full
 
 
 def test_a_dtype_that_cannot_be_published_is_named() -> None:
@@ -243,7 +243,7 @@ def test_a_damaged_payload_is_refused_whole_or_stays_in_bounds(data: st.DataObje
     new = copies(old)
     new["a"][::37] += 1
     new["b"][2] = 1.0
-    delta = bytearray(codec.encode_delta(new, old, codec.specs(old)).payload)
+    delta = bytearray(codec.encode_delta(new, old, identity.specs(old)).payload)
     if data.draw(st.booleans()):
         cut = data.draw(st.integers(0, len(delta) - 1))
         with pytest.raises(SyncError):
@@ -260,7 +260,7 @@ def test_a_damaged_payload_is_refused_whole_or_stays_in_bounds(data: st.DataObje
 
 def test_a_name_that_is_no_text_is_refused() -> None:
     old = {"weight": torch.zeros(8)}
-    delta = codec.encode_delta({"weight": torch.ones(8)}, old, codec.specs(old)).payload
+    delta = codec.encode_delta({"weight": torch.ones(8)}, old, identity.specs(old)).payload
     with pytest.raises(SyncError, match="header is damaged"):
         codec.apply_delta(delta.replace(b"weight", b"\xffeight"), old)
 
@@ -275,33 +275,33 @@ def test_an_anchor_has_to_be_whole(model: dict[str, Tensor], same: Same) -> None
         codec.decode_anchor(anchor.payload, fewer.specs)
     part = payload([["t", 1, 0, [1, 1]]], b"ab")
     with pytest.raises(SyncError, match="not whole"):
-        codec.decode_anchor(part, {"t": codec.TensorSpec("int16", [2], "")})
+        codec.decode_anchor(part, {"t": identity.TensorSpec("int16", [2], "")})
 
 
 @pytest.mark.parametrize(
     ("spec", "complaint"),
     [
-        (codec.TensorSpec("int16", [3], ""), "not whole"),
-        (codec.TensorSpec("int16", [1], ""), "does not fit"),
-        (codec.TensorSpec("float32", [2], ""), "does not fit"),
-        (codec.TensorSpec("object", [2], ""), "unknown dtype"),
+        (identity.TensorSpec("int16", [3], ""), "not whole"),
+        (identity.TensorSpec("int16", [1], ""), "does not fit"),
+        (identity.TensorSpec("float32", [2], ""), "does not fit"),
+        (identity.TensorSpec("object", [2], ""), "unknown dtype"),
     ],
 )
-def test_an_anchor_of_another_layout_is_refused(spec: codec.TensorSpec, complaint: str) -> None:
+def test_an_anchor_of_another_layout_is_refused(spec: identity.TensorSpec, complaint: str) -> None:
     with pytest.raises(SyncError, match=complaint):
         codec.decode_anchor(payload([["t", 2, 0, [2, 2]]], b"abcd"), {"t": spec})
 
 
 def test_verify_names_the_tensor_that_differs(model: dict[str, Tensor]) -> None:
-    expected = codec.specs(model)
-    codec.verify(model, expected)
+    expected = identity.specs(model)
+    identity.verify(model, expected)
     with pytest.raises(SyncError, match="'scale' is missing"):
-        codec.verify({n: t for n, t in model.items() if n != "scale"}, expected)
+        identity.verify({n: t for n, t in model.items() if n != "scale"}, expected)
     with pytest.raises(SyncError, match="'more' is unknown"):
-        codec.verify(model | {"more": model["norm"]}, expected)
+        identity.verify(model | {"more": model["norm"]}, expected)
     with pytest.raises(SyncError, match=r"'norm' is float32 \[6, 8\], not float32 \[48\]"):
-        codec.verify(model | {"norm": model["norm"].view(6, 8)}, expected)
+        identity.verify(model | {"norm": model["norm"].view(6, 8)}, expected)
     other = model["norm"].clone()
     other[5] = 1.0000001
     with pytest.raises(SyncError, match="'norm' does not have the digest"):
-        codec.verify(model | {"norm": other}, expected)
+        identity.verify(model | {"norm": other}, expected)

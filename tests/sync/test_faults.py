@@ -22,7 +22,7 @@ from torch import Tensor
 
 from interlock.errors import ConfigError, RunError, SyncError
 from interlock.records.rl import WeightVersion
-from interlock.sync import Publisher, Replica, codec
+from interlock.sync import Publisher, Replica, codec, identity
 
 Same = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], bool]
 Moved = Callable[[Mapping[str, Tensor], int], dict[str, Tensor]]
@@ -124,7 +124,7 @@ def test_an_interrupted_fetch_starts_again_at_the_anchor(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(codec, "verify", interrupted)
+        patch.setattr(identity, "verify", interrupted)
         with pytest.raises(KeyboardInterrupt):
             replica.fetch(chain.versions[2])
     assert replica.version is None
@@ -143,7 +143,7 @@ def forge(chain: Chain, number: int, /, **changes: object) -> WeightVersion:
     """Rewrite a manifest, with the root digest that its tensors now have."""
     path = chain.directory / f"v{number:08d}.json"
     tree = msgspec.json.decode(path.read_bytes()) | changes
-    tree["digest"] = codec.digest({n: spec["digest"] for n, spec in tree["tensors"].items()})
+    tree["digest"] = identity.digest({n: spec["digest"] for n, spec in tree["tensors"].items()})
     path.write_bytes(msgspec.json.encode(tree))
     return WeightVersion(tree["number"], tree["digest"])
 
@@ -204,7 +204,7 @@ def test_a_header_nested_without_end_is_damaged(model: dict[str, Tensor]) -> Non
     header = b"\x91" * 100_000
     payload = codec.MAGIC + len(header).to_bytes(4, "little") + header
     with pytest.raises(SyncError, match="header is damaged"):
-        codec.decode_anchor(payload, codec.specs(model))
+        codec.decode_anchor(payload, identity.specs(model))
 
 
 @pytest.mark.parametrize("shape", [[1] * 30_000, [2**48] * 16, [2**40], [6, 8, 1], []])
@@ -476,12 +476,12 @@ def test_a_publisher_killed_before_the_manifest_has_published_nothing(
     assert len(left) == 1
     one = {"w": torch.arange(5000).bfloat16()}
     one["w"][7] = 5.0
-    version = WeightVersion(1, codec.root(codec.specs(one)))
+    version = WeightVersion(1, identity.root(identity.specs(one)))
     replica = Replica(str(store))
     assert same(replica.fetch(version), one)
     two = {"w": one["w"].clone()}
     two["w"][8] = 5.0
-    second = WeightVersion(2, codec.root(codec.specs(two)))
+    second = WeightVersion(2, identity.root(identity.specs(two)))
     with pytest.raises(SyncError, match=r"there is no v00000002\.json"):
         replica.fetch(second)
     published = Publisher(str(store), 9).publish(2, two)

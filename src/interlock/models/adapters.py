@@ -21,7 +21,7 @@ from interlock.models.layers import Linear
 from interlock.models.low_rank import LowRank, Span
 from interlock.models.moe import Experts
 from interlock.records.adapters import ALL_LINEAR, AdapterForm
-from interlock.sync import codec
+from interlock.sync import identity
 
 Shapes = dict[str, list[int]]
 _WEIGHT = ".weight"
@@ -132,8 +132,8 @@ def merged_weights(decoder: Decoder, dtype: torch.dtype) -> Iterator[tuple[str, 
 
 
 def base_digest(decoder: Decoder) -> str:
-    """Of the weights without the adapter: what sync.codec gives for them as they are held."""
-    return codec.root(codec.specs(decoder.tensors()))
+    """Of the weights without the adapter: what sync.identity gives for them as they are held."""
+    return identity.root(identity.specs(decoder.tensors()))
 
 
 def adapter_share(decoder: Decoder) -> tuple[int, int]:

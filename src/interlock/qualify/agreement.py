@@ -28,7 +28,7 @@ from interlock.qualify import tiny_model
 from interlock.qualify.check import Evidence, Subject, judged, short
 from interlock.records.rl import Completion
 from interlock.records.trust import Measure
-from interlock.sync.codec import tensor_digest
+from interlock.sync.identity import tensor_digest
 
 # How many times the CPU's own error in the same dtype a device may be off.
 MARGIN = {device.dtype(name): margin for name, margin in rounding.MARGIN.items()}

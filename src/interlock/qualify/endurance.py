@@ -32,7 +32,7 @@ from interlock.qualify import tiny_model
 from interlock.qualify.check import Evidence, Level, Subject, judged, short
 from interlock.qualify.soak import DTYPES, naming
 from interlock.records.trust import Measure
-from interlock.sync.codec import digest, tensor_digest
+from interlock.sync.identity import digest, tensor_digest
 
 # Determinism.
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from interlock.chips import device
 from interlock.errors import ConfigError
 from interlock.processes.channel import Channel
-from interlock.sync.codec import tensor_digest
+from interlock.sync.identity import tensor_digest
 
 # Longer than the check waits, also on a busy machine: a hang shall be told from an error.
 _TIMEOUT = timedelta(minutes=15)

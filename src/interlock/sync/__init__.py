@@ -1,10 +1,10 @@
 """Weight versions as lossless deltas under any fsspec URL.
 
-`codec` turns tensors into bytes, `storage` keeps bytes under a URL, `store` ties them to
-versions, and a `replica` follows one.
+`identity` says what a tensor is, `codec` turns tensors into bytes, `storage` keeps bytes under a
+URL, `store` ties them to versions, and a `replica` follows one.
 """
 
-from interlock.sync.codec import digest, tensor_digest
+from interlock.sync.identity import digest, tensor_digest
 from interlock.sync.replica import Replica
 from interlock.sync.store import PublishedVersion, Publisher
 

@@ -2,20 +2,15 @@
 
     tensors, base ── encode_delta ──> payload: only what changed ── apply_delta ──> base, in place
     tensors ──────── encode_anchor ─> payload: every tensor ────── decode_anchor ─> new tensors
-    tensors ──────── specs ─────────> dtype, shape and digest of each ── verify
 
 A payload is MAGIC, the length of the header (4 bytes, little-endian), the header (msgpack, a list
 of entries), and the entries' planes one after another. An entry gives some elements of one tensor
 their new bits, so applying it twice does no harm. Their places are coded as gaps. Gaps and bits are
 split into planes (the lowest bytes of all, then the next, …), which zstd's entropy coder packs
 well; a plane that does not shrink is stored as it is. Tensors that did not change have no entry.
-
-Bits are compared, never values: NaN equals itself, and -0.0 differs from 0.0. Byte order is that of
-little-endian machines; on another the digests would not match, and the update would be refused.
+Bits are compared, never values; digests are identity.py's.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, NamedTuple
 
@@ -29,17 +24,10 @@ from torch import Tensor
 
 from interlock.errors import SyncError
 from interlock.records.coding import from_bytes
+from interlock.sync import identity
+from interlock.sync.identity import DTYPES, Bytes, Natural, TensorSpec, bits
 
 MAGIC = b"ilw1"
-DTYPES = {
-    str(dtype).removeprefix("torch."): dtype
-    for dtype in (
-        *(torch.bfloat16, torch.float16, torch.float32, torch.float64),
-        *(torch.float8_e4m3fn, torch.float8_e5m2),
-        *(torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.bool),
-    )
-}
-
 # Elements compared at a time: both sides and the result stay in a core's cache.
 _CHUNK = 1 << 17
 # Planes have skewed bytes but hardly a repetition: a search that soon gives up leaves the work to
@@ -56,19 +44,8 @@ _ZSTD = zstandard.ZstdCompressionParameters(
 )
 _NEARLY = 0.9  # of the bytes of all tensors
 _MAX_GAP_BYTES = 5  # gaps below 2^40
-_MOST_SIZES = 16  # dimensions of a tensor; models have four at the most
 
-Bytes = NDArray[np.uint8]
 Places = NDArray[np.int64]
-Natural = Annotated[int, Meta(ge=0)]
-
-
-class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a tensor must be."""
-
-    dtype: str
-    shape: Annotated[list[Annotated[int, Meta(ge=0, le=1 << 48)]], Meta(max_length=_MOST_SIZES)]
-    digest: str  # of `tensor_digest`
 
 
 class Encoded(NamedTuple):
@@ -96,54 +73,9 @@ class _Change(NamedTuple):
     planes: list[Bytes]  # of the bits, each [count]
 
 
-def tensor_digest(tensor: Tensor) -> str:
-    """sha256, in hex, over dtype, shape and bits: equal on any device and of any strides."""
-    return _digest(_dtype_name(tensor), list(tensor.shape), _bits(tensor))
-
-
-def digest(parts: Mapping[str, str]) -> str:
-    """sha256, in hex, over names and tensor digests, in the order of the names."""
-    return hashlib.sha256(json.dumps(sorted(parts.items())).encode()).hexdigest()
-
-
-def specs(tensors: Mapping[str, Tensor]) -> dict[str, TensorSpec]:
-    """What each tensor is, by name. Raises SyncError on a dtype that cannot be published."""
-    return {
-        name: TensorSpec(_dtype_name(tensor), list(tensor.shape), tensor_digest(tensor))
-        for name, tensor in tensors.items()
-    }
-
-
-def root(specs: Mapping[str, TensorSpec]) -> str:
-    """The digest of a whole set of tensors."""
-    return digest({name: spec.digest for name, spec in specs.items()})
-
-
-def verify(tensors: Mapping[str, Tensor], expected: Mapping[str, TensorSpec]) -> None:
-    """Raises SyncError, naming the tensor, unless `tensors` are exactly as `expected`."""
-    _same_names(tensors.keys(), expected)
-    for name, tensor in tensors.items():
-        _same_layout(name, tensor, expected[name])
-        if tensor_digest(tensor) != expected[name].digest:
-            raise SyncError(f"tensor {name!r} does not have the digest it should have")
-
-
-def nbytes(specs: Mapping[str, TensorSpec]) -> int:
-    """Of the tensors themselves. Raises SyncError on an unknown dtype."""
-    return sum(_elements(spec) * _dtype(name, spec).itemsize for name, spec in specs.items())
-
-
 def payload_limit(specs: Mapping[str, TensorSpec]) -> int:
     """Bytes that no payload of such tensors exceeds. Raises SyncError on an unknown dtype."""
-    return nbytes(specs) + sum(len(name.encode()) + 128 for name in specs) + 64
-
-
-def same_layout(tensors: Mapping[str, Tensor], specs: Mapping[str, TensorSpec]) -> bool:
-    """Whether names, dtypes and shapes agree."""
-    return tensors.keys() == specs.keys() and all(
-        [_dtype_name(tensor), list(tensor.shape)] == [specs[name].dtype, specs[name].shape]
-        for name, tensor in tensors.items()
-    )
+    return identity.nbytes(specs) + sum(len(name.encode()) + 128 for name in specs) + 64
 
 
 def encode_anchor(tensors: Mapping[str, Tensor]) -> Encoded:
@@ -151,9 +83,9 @@ def encode_anchor(tensors: Mapping[str, Tensor]) -> Encoded:
     compress, expected = _compressor(), {}
     entries, planes = [], []
     for name, tensor in tensors.items():
-        data, dtype, shape = _bits(tensor), _dtype_name(tensor), list(tensor.shape)
-        expected[name] = TensorSpec(dtype, shape, _digest(dtype, shape, data))
-        entry, stored = _full(name, data, tensor.element_size(), compress)
+        here = tensor.cpu()
+        expected[name] = identity.spec_of(here)
+        entry, stored = _full(name, bits(here), tensor.element_size(), compress)
         entries.append(entry)
         planes += stored
     return Encoded(_join(entries, planes), expected, whole=True)
@@ -167,22 +99,22 @@ def encode_delta(
     A tensor is coded in full where that is smaller, and where more than half of it changed. Where
     nearly all would be, all are: what saves next to nothing shall not need a base.
     """
-    assert same_layout(tensors, base_specs) and base.keys() == base_specs.keys()
+    assert identity.same_layout(tensors, base_specs) and base.keys() == base_specs.keys()
     compress, expected = _compressor(), dict(base_specs)
     coded: dict[str, tuple[_Entry, list[bytes]]] = {}
     for name, tensor in tensors.items():
-        old, new, width = _bits(base[name]), _bits(tensor), tensor.element_size()
+        here, width = tensor.cpu(), tensor.element_size()
+        old, new = bits(base[name]), bits(here)
         places = _changed(old, new, width)
         if places is not None and not len(places):
             continue
-        spec = base_specs[name]
-        expected[name] = TensorSpec(spec.dtype, spec.shape, _digest(spec.dtype, spec.shape, new))
+        expected[name] = identity.spec_of(here)
         coded[name] = _smaller(name, places, new, width, compress)
     full = {n for n, (entry, _) in coded.items() if entry.count == tensors[n].numel()}
     whole = sum(tensors[n].nbytes for n in full) > _NEARLY * sum(t.nbytes for t in tensors.values())
     for name, tensor in tensors.items() if whole else ():
         if name not in full:
-            coded[name] = _full(name, _bits(tensor), tensor.element_size(), compress)
+            coded[name] = _full(name, bits(tensor), tensor.element_size(), compress)
     planes = [plane for _, stored in coded.values() for plane in stored]
     return Encoded(_join([entry for entry, _ in coded.values()], planes), expected, whole)
 
@@ -193,14 +125,14 @@ def decode_anchor(payload: bytes, expected: Mapping[str, TensorSpec]) -> dict[st
     Raises SyncError when the payload is damaged or holds anything else.
     """
     entries = list(_entries(payload, expected))
-    _same_names({entry.name for entry, _ in entries}, expected)
+    identity.same_names({entry.name for entry, _ in entries}, expected)
     for entry, _ in entries:
-        if entry.gap_bytes or entry.count != _elements(expected[entry.name]):
+        if entry.gap_bytes or entry.count != identity.elements(expected[entry.name]):
             raise SyncError(f"tensor {entry.name!r} is not whole, as it has to be in an anchor")
     tensors = {}
     for entry, stored in entries:
         spec = expected[entry.name]
-        change = _decode(entry, stored, _elements(spec))
+        change = _decode(entry, stored, identity.elements(spec))
         try:
             tensors[entry.name] = torch.empty(spec.shape, dtype=DTYPES[spec.dtype])
         except RuntimeError as error:
@@ -215,59 +147,13 @@ def apply_delta(payload: bytes, tensors: Mapping[str, Tensor]) -> None:
 
     Raises SyncError when the payload is damaged or does not fit them; nothing is then written.
     """
-    layout = {n: TensorSpec(_dtype_name(t), list(t.shape), "") for n, t in tensors.items()}
+    layout = {n: TensorSpec(identity.dtype_name(t), list(t.shape), "") for n, t in tensors.items()}
     changes = [
         _decode(entry, stored, tensors[entry.name].numel())
         for entry, stored in _entries(payload, layout)
     ]
     for change in changes:
         _write(change, tensors[change.name])
-
-
-def _dtype_name(tensor: Tensor) -> str:
-    name = str(tensor.dtype).removeprefix("torch.")
-    if name not in DTYPES:
-        raise SyncError(f"tensors of dtype {name} cannot be published; known: {', '.join(DTYPES)}")
-    return name
-
-
-def _dtype(name: str, spec: TensorSpec) -> torch.dtype:
-    if spec.dtype not in DTYPES:
-        raise SyncError(f"tensor {name!r} has the unknown dtype {spec.dtype!r:.40}")
-    return DTYPES[spec.dtype]
-
-
-def _elements(spec: TensorSpec) -> int:
-    elements = 1
-    for size in spec.shape:
-        elements *= size
-    return elements
-
-
-def _same_names(names: Any, expected: Mapping[str, TensorSpec]) -> None:
-    if odd := sorted(set(expected) ^ set(names)):
-        what = "missing" if odd[0] in expected else "unknown"
-        raise SyncError(f"tensor {odd[0]!r:.200} is {what} ({len(odd)} such names)")
-
-
-def _same_layout(name: str, tensor: Tensor, spec: TensorSpec) -> None:
-    dtype, shape = _dtype_name(tensor), list(tensor.shape)
-    if (dtype, shape) != (spec.dtype, spec.shape):
-        raise SyncError(f"tensor {name!r} is {dtype} {shape}, not {spec.dtype} {spec.shape}")
-
-
-def _bits(tensor: Tensor) -> Bytes:
-    """The bytes of a tensor; of a contiguous one on the CPU its own memory, not a copy."""
-    dense = tensor.detach().cpu().contiguous()
-    # Not flatten: it keeps odd strides of one element or none, of which torch makes no bytes.
-    return dense.as_strided((dense.numel(),), (1,)).view(torch.uint8).numpy()
-
-
-def _digest(dtype: str, shape: list[int], data: Bytes) -> str:
-    # No two tensors give one stream: JSON shows its own end, and then how much follows.
-    total = hashlib.sha256(json.dumps([dtype, shape]).encode())
-    total.update(data.data)
-    return total.hexdigest()
 
 
 def _changed(old: Bytes, new: Bytes, width: int) -> Places | None:
@@ -356,8 +242,8 @@ def _entries(
             raise SyncError(f"tensor {entry.name!r:.200} is {known}")
         seen.add(entry.name)
         spec = layout[entry.name]
-        planes = entry.gap_bytes + _dtype(entry.name, spec).itemsize
-        if entry.count > _elements(spec) or len(entry.stored) != planes:
+        planes = entry.gap_bytes + identity.dtype_of(entry.name, spec).itemsize
+        if entry.count > identity.elements(spec) or len(entry.stored) != planes:
             raise SyncError(f"tensor {entry.name!r}: the payload does not fit {spec.shape}")
         if any(size > entry.count for size in entry.stored):
             raise SyncError(f"tensor {entry.name!r}: a plane is longer than its elements")
@@ -378,9 +264,9 @@ def _sliced(entries: list[_Entry], planes: memoryview) -> Iterator[tuple[_Entry,
 
 def _decode(entry: _Entry, stored: list[memoryview], elements: int) -> _Change:
     planes = [_unpack(entry, plane) for plane in stored]
-    gaps, bits = planes[: entry.gap_bytes], planes[entry.gap_bytes :]
+    gaps, values = planes[: entry.gap_bytes], planes[entry.gap_bytes :]
     if not gaps or not entry.count:
-        return _Change(entry.name, None, bits)
+        return _Change(entry.name, None, values)
     steps = np.ones(entry.count, dtype=np.int64)
     for place, plane in enumerate(gaps):
         steps += plane.astype(np.int64) << (8 * place)
@@ -388,7 +274,7 @@ def _decode(entry: _Entry, stored: list[memoryview], elements: int) -> _Change:
     # Every step is from 1 to 2^40, so places rise; if the sum wrapped, one is negative.
     if places.min() < 0 or places.max() >= elements:
         raise SyncError(f"tensor {entry.name!r}: an index is beyond its {elements} elements")
-    return _Change(entry.name, places, bits)
+    return _Change(entry.name, places, values)
 
 
 def _unpack(entry: _Entry, stored: memoryview) -> Bytes:
@@ -409,7 +295,7 @@ def _unpack(entry: _Entry, stored: memoryview) -> Bytes:
 def _write(change: _Change, tensor: Tensor) -> None:
     assert tensor.is_contiguous() and tensor.device.type == "cpu"
     width, count = tensor.element_size(), len(change.planes[0])
-    data = _bits(tensor)
+    data = bits(tensor)
     if change.places is None:
         table = data.reshape(-1, width)
         for place, plane in enumerate(change.planes):

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from interlock.records.adapters import Adapted
 from interlock.records.rl import WeightVersion
-from interlock.sync import codec
-from interlock.sync.codec import Natural, TensorSpec
+from interlock.sync import codec, identity
+from interlock.sync.identity import Natural, TensorSpec
 
 BASE = "base"  # below the URL of a store: the weights that its adapters are of
 FORMAT = 1
@@ -52,8 +52,8 @@ class CompleteVersion(NamedTuple):
 def version_digest(parts: Mapping[str, str], adapter: Adapted | None) -> str:
     """Of a version whose tensors have these digests, by name."""
     if adapter is None:
-        return codec.digest(parts)
-    return codec.digest({**parts, "": msgspec.json.encode(adapter).decode()})
+        return identity.digest(parts)
+    return identity.digest({**parts, "": msgspec.json.encode(adapter).decode()})
 
 
 def below(url: str) -> str:

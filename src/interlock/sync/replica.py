@@ -14,7 +14,7 @@ from interlock.errors import SyncError
 from interlock.records.adapters import Adapted, AdapterForm
 from interlock.records.coding import from_json
 from interlock.records.rl import WeightVersion
-from interlock.sync import codec
+from interlock.sync import codec, identity
 from interlock.sync.manifest import (
     MANIFEST_BYTES,
     CompleteVersion,
@@ -92,7 +92,7 @@ class Replica:
                 assert tensors is not None
                 codec.apply_delta(payload, tensors)
         assert tensors is not None
-        codec.verify(tensors, chain[-1].tensors)
+        identity.verify(tensors, chain[-1].tensors)
         self._current = CompleteVersion(version, tensors, chain[-1].tensors, chain[-1].adapter)
 
     def _chain(self, version: WeightVersion, held: WeightVersion | None) -> list[VersionManifest]:

@@ -32,7 +32,7 @@ from torch import Tensor
 from interlock.errors import InterlockError, SyncError
 from interlock.records.adapters import Adapted
 from interlock.records.rl import WeightVersion
-from interlock.sync import codec
+from interlock.sync import codec, identity
 from interlock.sync.manifest import (
     FORMAT,
     CompleteVersion,
@@ -126,7 +126,7 @@ class Publisher:
             version=manifest.version,
             kind=kind,
             written_bytes=written,
-            full_bytes=codec.nbytes(manifest.tensors),
+            full_bytes=identity.nbytes(manifest.tensors),
             seconds=time.perf_counter() - start,
             uncollected=uncollected,
             dense=dense,
@@ -150,7 +150,7 @@ class Publisher:
             version=manifest.version,
             kind="anchor",
             written_bytes=written,
-            full_bytes=codec.nbytes(manifest.tensors),
+            full_bytes=identity.nbytes(manifest.tensors),
             seconds=time.perf_counter() - start,
             uncollected=self._collect(manifest),
         )
@@ -171,7 +171,7 @@ class Publisher:
         last = self._current
         if last is None or len(self._chain) >= self._anchor_every or last.adapter != adapter:
             return None
-        return last if codec.same_layout(tensors, last.specs) else None
+        return last if identity.same_layout(tensors, last.specs) else None
 
     def _manifest(
         self,

@@ -22,7 +22,7 @@ from interlock.errors import TrainingError
 from interlock.models.adapters import adapter_shapes, merged
 from interlock.records.adapters import Adapted
 from interlock.records.rl import Completion, Sampling, WeightVersion
-from interlock.sync.codec import tensor_digest
+from interlock.sync.identity import tensor_digest
 from interlock.sync.manifest import below, version_digest
 from interlock.sync.replica import Replica
 from interlock.workers.protocol import Canary, Load, Loaded

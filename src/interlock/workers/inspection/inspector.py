@@ -21,7 +21,7 @@ from interlock.engine.portable.engine import PortableEngine
 from interlock.errors import ConfigError, TrainingError
 from interlock.models.checkpoint import load_decoder
 from interlock.models.decoder import Decoder
-from interlock.sync.codec import tensor_digest
+from interlock.sync.identity import tensor_digest
 from interlock.text import error_headline
 from interlock.workers.inspection import operators, trace
 from interlock.workers.protocol import (
