@@ -43,6 +43,7 @@ from interlock.workers.handle import (
     backoff,
     why_gone,
 )
+from interlock.workers.looks import Looks
 from interlock.workers.outcomes import Outcomes
 from interlock.workers.placement import Placement
 from interlock.workers.protocol import (
@@ -65,8 +66,6 @@ from interlock.workers.words import REASON, quoted
 _NUMERICS = ("engine-parity",)  # the checks that would tell more of what was seen of a worker
 _PROOF = ("stale-weights",)
 _GARBAGE = ("forward",)
-_OWN_PAUSE_S = 5.0  # without a look at the workers: this process was stopped, or busy
-_MEASURE_S = 1.0  # between two looks at how long they waited for processors
 
 
 class WorkerPool:
@@ -97,7 +96,7 @@ class WorkerPool:
         self._placement = Placement(fleet, settings, self._queue)
         self._requalification = Requalification(fleet, settings, note)
         self._to_kill: list[str] = []
-        self._looked = self._measured = time.monotonic()
+        self._looks = Looks(time.monotonic())
         for worker in self._workers.values():
             self._start(worker)
 
@@ -380,18 +379,11 @@ class WorkerPool:
             self.outcomes.take_back(worker, worker.held.pop(number), struck)
 
     def _pass_time(self) -> None:
-        now = time.monotonic()
-        gap, self._looked = now - self._looked, now
-        paused, passed = gap > _OWN_PAUSE_S, now - self._measured
+        passed = self._looks.look(time.monotonic())
         for worker in self._workers.values():
-            worker.elapse(gap)
-            if paused:  # ours, not theirs: it does not count
-                worker.excuse(gap)
-        if paused or passed >= _MEASURE_S:
-            self._measured = now
-            for worker in self._workers.values():
-                pid = self._fleet.pid(worker.name)
-                worker.excuse_delay(0.0 if paused else passed, pid)
+            worker.elapse(passed.gap)
+            passed.excuse(worker)
+            passed.excuse_delay(worker, self._fleet.pid(worker.name))
 
     def _look_at_deadlines(self) -> None:
         now = time.monotonic()

@@ -27,6 +27,7 @@ from interlock.text import error_line, one_line
 from interlock.workers import protocol
 from interlock.workers.admission import admission
 from interlock.workers.handle import backoff
+from interlock.workers.looks import Looks
 from interlock.workers.protocol import (
     Alive,
     Brought,
@@ -48,8 +49,6 @@ from interlock.workers.replicas.replica import GONE, OFF, Note, ReplicaHandle
 from interlock.workers.replies import Target, doubt
 from interlock.workers.words import REASON, quoted
 
-_OWN_PAUSE_S = 5.0  # without a look at the replicas: this process was stopped, or busy
-_MEASURE_S = 1.0  # between two looks at how long they waited for processors
 _SHORTEST_STEP_S = 1e-4  # messages that were read together tell nothing of time
 
 
@@ -93,7 +92,7 @@ class Crew:
         for each in self.replicas:
             each.rank = rank(each.name, each.open.settings, terms.reference)
         self._proven: dict[str, Target] = {}  # what each showed last, of which version
-        self._looked = self._measured = clock()
+        self._looks = Looks(clock())
         for each in self.replicas:
             self._start(each)
 
@@ -377,18 +376,11 @@ class Crew:
                 examine(each, self._fleet, each.serves, now + self._settings.load_s)
 
     def _pass_time(self) -> None:
-        now = self._clock()
-        gap, self._looked = now - self._looked, now
-        paused, passed = gap > _OWN_PAUSE_S, now - self._measured
-        if paused:  # ours, not theirs: it does not count
-            for each in self.replicas:
-                each.excuse(gap)
-        if paused or passed >= _MEASURE_S:
-            self._measured = now
-            for each in self.replicas:
-                if each.state not in GONE:
-                    pid = self._fleet.pid(each.name)
-                    each.excuse_delay(0.0 if paused else passed, pid)
+        passed = self._looks.look(self._clock())
+        for each in self.replicas:
+            passed.excuse(each)
+            if each.state not in GONE:
+                passed.excuse_delay(each, self._fleet.pid(each.name))
 
     def _look_at_deadlines(self, now: float) -> None:
         for each in self.replicas:
