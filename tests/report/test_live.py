@@ -73,20 +73,58 @@ def test_many_points_become_buckets(length: int, at_once: int) -> None:
     points, width = series.after(-1), series.width
     assert width > 1 and len(points.x) < 2 * MOST
     whole = length // width
-    for bucket in range(whole):
-        own = values[bucket * width : (bucket + 1) * width]
+    assert len(points.x) == whole and series.newest == values[-1]
+    for bucket in range(whole):  # the last one takes in what fills none
+        own = values[bucket * width : (bucket + 1) * width if bucket < whole - 1 else length]
         assert points.x[bucket] == bucket * width
-        assert points.y[bucket] == pytest.approx(sum(own) / width)
+        assert points.y[bucket] == pytest.approx(sum(own) / len(own))
         assert (points.low[bucket], points.high[bucket]) == (min(own), max(own))
-    assert points.y[whole:] == pytest.approx(values[whole * width :])
+
+
+@pytest.mark.parametrize("every", [1, 10])
+def test_news_put_behind_what_was_told_is_the_whole(every: int) -> None:
+    """As the page puts it: what is told anew takes the place of its own bucket and what follows."""
+    series, told = Series(), Series().after(-1)
+    length, had, width = 5 * MOST, -1.0, 1
+    for at in range(length):
+        series.add([float(every * at)], [float((7919 * at) % 1013)])
+        if at % 37 and at < length - 1:
+            continue
+        if series.width > width:  # all is told again
+            told, had, width = series.after(-1), float(every * at), series.width
+        news, had = series.after(had), float(every * at)
+        kept = sum(x < news.x[0] for x in told.x) if news.x else len(told.x)
+        for column, fresh in zip(told, news, strict=True):
+            column[kept:] = fresh
+        assert len(news.x) <= 37 // width + 3
+        assert told == series.after(-1)
+    assert width == 8 and series.after(had).x == []
+
+
+def test_speed_is_told_of_a_long_run_that_began_with_an_evaluation(tmp_path: Path) -> None:
+    """Step 0 has seconds and no tokens: the buckets of the two do not begin at the same steps."""
+    (tmp_path / "run").mkdir()
+    rollout = RolloutMetrics(reward=1.0, tokens=500)
+    with open(tmp_path / "run" / "metrics.jsonl", "wb") as file:
+        file.write(msgspec.json.encode(step(0, 0)) + b"\n")
+        for number in range(1, 3 * MOST):
+            made = StepMetrics(stage=0, step=number, rollout=rollout, seconds=StepSeconds(step=2.0))
+            file.write(msgspec.json.encode(made) + b"\n")
+    following = Following(tmp_path / "run")
+    while following.poll():
+        pass
+    speed = following.after(-1)["speed"]
+    assert len(speed.x) > MOST / 2 and set(speed.y) == {250.0}
+    assert following.newest()["speed"] == 250.0
 
 
 def test_what_is_made_again_is_cut() -> None:
     series = Series()
     series.add([0.0, 1.0, 2.0, 3.0], [5.0, 6.0, 7.0, 8.0])
     series.cut(2)
+    assert series.newest == 6.0
     series.add([2.0], [70.0])
-    assert series.after(-1).y == [5.0, 6.0, 70.0]
+    assert series.after(-1).y == [5.0, 6.0, 70.0] and series.newest == 70.0
 
 
 def test_a_bucket_that_holds_what_is_cut_goes_whole() -> None:
@@ -96,6 +134,16 @@ def test_a_bucket_that_holds_what_is_cut_goes_whole() -> None:
     assert width > 1
     series.cut(width + 1)  # the second bucket's second point
     assert series.after(-1).x == [0.0] and whole > 2
+
+
+def test_a_bucket_of_points_far_apart_that_holds_what_is_cut_goes_whole() -> None:
+    series = Series()
+    series.add([100.0 * i for i in range(MOST)], [1.0] * MOST)  # an evaluation every 100 steps
+    series.cut(150.0)  # made again from here: the bucket of 0 and 100 stays, that of 200 goes
+    series.add([200.0], [5.0])
+    assert series.width == 2 and series.after(-1).high == [5.0]
+    series.cut(100.0)
+    assert series.after(-1).x == []
 
 
 # -- Following ------------------------------------------------------------------------------------

@@ -87,15 +87,17 @@ def _figures() -> Iterator[tuple[str, list[str]]]:
     """Of each part of a step, "" for the step itself, the names of the numbers in it."""
     for part, record in _RECORDS.items():
         fields = msgspec.structs.fields(record)
-        yield part, [field.name for field in fields if field.type in _NUMBERS]
+        names = [field.name for field in fields if field.type in _NUMBERS]
+        yield part, [name for name in names if (part, name) != _OF_SPEED]
 
 
 _NUMBERS = (float | None, int | None)
+_OF_SPEED = ("rollout", "tokens")  # drawn over the seconds of their step alone
 _PARTS = {
     part: [(f"{part}.{name}" if part else name, attrgetter(name)) for name in names]
     for part, names in _figures()
 }
-# By their paths; and update.mismatch.k3, of a part that may not be there.
+# By their paths; and update.mismatch.k3, of a part that may not be there, and speed.
 FIGURES = tuple(path for names in _PARTS.values() for path, _ in names)
 
 Steps = Sequence[DrawnStep | StepMetrics]
@@ -111,6 +113,7 @@ def columns(xs: Sequence[float], steps: Steps) -> Iterator[tuple[str, Column]]:
             yield from _there(path, xs, list(map(of_it, records)))
     gaps = [step.update.mismatch for step in steps]
     yield from _there("update.mismatch.k3", xs, [None if gap is None else gap.k3 for gap in gaps])
+    yield from _there("speed", xs, list(map(_speed, steps)))
     yield from _of_workers(xs, steps)
 
 
@@ -122,6 +125,12 @@ def _there(name: str, xs: Sequence[float], column: Sequence[Any]) -> Iterator[tu
             return
         xs, column = zip(*kept, strict=True)
     yield name, (xs, column)
+
+
+def _speed(step: DrawnStep | StepMetrics) -> float | None:
+    """Tokens a second of the whole step, which no metric tells."""
+    tokens, seconds = step.rollout.tokens, step.seconds.step
+    return tokens / seconds if tokens is not None and seconds else None
 
 
 def _of_workers(xs: Sequence[float], steps: Steps) -> Iterator[tuple[str, Column]]:

@@ -115,6 +115,12 @@ class Following:
         found = {name: series.after(x) for name, series in self.series.items()}
         return {name: points for name, points in found.items() if points.x}
 
+    def newest(self) -> dict[str, float]:
+        """The last point of every figure: of a long run a bucket tells the mean of many."""
+        return {
+            name: series.newest for name, series in self.series.items() if series.newest is not None
+        }
+
     @property
     def view(self) -> RunView | None:
         """For its ledger and its settings; None: it has not begun."""

@@ -2,8 +2,12 @@
 
 points ──add──> open points ──as many as a bucket is wide──> buckets (mean, least, most)
                                   MOST of them: neighbours are joined, twice as wide
+
+What is told of ends in a bucket that takes the open points in: a raw point beside means of many
+would stand out as if something had happened.
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -25,16 +29,20 @@ class Series:
     def __init__(self) -> None:
         self.width = 1  # points in a bucket
         self._buckets = Points([], [], [], [])
+        self._ends: list[float] = []  # of the buckets, the places of their last points
         self._open: tuple[list[float], list[float]] = ([], [])
+        self.newest: float | None = None
 
     def add(self, xs: Sequence[float], ys: Sequence[float]) -> None:
         """Points behind those that are there, in order."""
         open_x, open_y = self._open
         open_x.extend(xs)
         open_y.extend(ys)
+        self.newest = ys[-1] if ys else self.newest
         while len(open_x) >= (width := self.width):
             whole = min(MOST - len(self._buckets.x), len(open_x) // width) * width
             self._buckets.x.extend(open_x[:whole:width])
+            self._ends.extend(open_x[width - 1 : whole : width])
             self._close(open_y[:whole])
             del open_x[:whole], open_y[:whole]
             if len(self._buckets.x) == MOST:
@@ -42,27 +50,30 @@ class Series:
 
     def cut(self, x: float) -> None:
         """Forget all from `x` on; a bucket that holds it goes whole."""
-        if self._buckets.x and self._buckets.x[-1] >= x:
-            self._open = ([], [])
         open_x, open_y = self._open
         while open_x and open_x[-1] >= x:
             open_x.pop()
             open_y.pop()
-        # Of a bucket only its first point's place is known.
-        while self._buckets.x and self._buckets.x[-1] + self.width - 1 >= x:
+        while self._ends and self._ends[-1] >= x:
+            self._ends.pop()
             for column in self._buckets:
                 column.pop()
+        left = open_y or self._buckets.y
+        self.newest = left[-1] if left else None
 
     def after(self, x: float) -> Points:
-        """All points behind `x`, which may be -1 for all."""
-        first = len(self._buckets.x)
-        while first and self._buckets.x[first - 1] > x:
-            first -= 1
+        """Every bucket with a point behind `x`, which may be -1 for all, and the one before.
+
+        That one may have been told of with points that have a bucket of their own now.
+        """
+        open_x, open_y = self._open
+        behind = bisect_right(self._ends, x)
+        if behind == len(self._ends) and not (open_x and open_x[-1] > x):
+            return Points([], [], [], [])
+        first = max(0, behind - 1) if self.width > 1 else behind
         found = Points(*(column[first:] for column in self._buckets))
-        fresh = [(at, y) for at, y in zip(*self._open, strict=True) if at > x]
-        found.x.extend(at for at, _ in fresh)
-        for column in found[1:]:
-            column.extend(y for _, y in fresh)
+        if open_x:
+            _take_in(found, open_x, open_y, self.width)
         return found
 
     def _close(self, ys: Sequence[float]) -> None:
@@ -86,4 +97,16 @@ class Series:
             list(map(min, low[::2], low[1::2])),
             list(map(max, high[::2], high[1::2])),
         )
+        self._ends = self._ends[1::2]
         self.width *= 2
+
+
+def _take_in(points: Points, xs: Sequence[float], ys: Sequence[float], width: int) -> None:
+    """Into the last bucket, or one of their own where there is none."""
+    x, mean, low, high = points
+    if not x:
+        for column, value in zip(points, (xs[0], sum(ys) / len(ys), min(ys), max(ys)), strict=True):
+            column.append(value)
+        return
+    mean[-1] = (mean[-1] * width + sum(ys)) / (width + len(ys))
+    low[-1], high[-1] = min(low[-1], *ys), max(high[-1], *ys)

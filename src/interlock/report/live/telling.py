@@ -72,6 +72,7 @@ def _since(run: Following, had: Had) -> Json:
     fresh = run.event_count - had.events
     return {
         "series": {visible(name): told(points) for name, points in run.after(had.x).items()},
+        "newest": {visible(name): _short(value) for name, value in run.newest().items()},
         "workers": {visible(name): msgspec.to_builtins(each) for name, each in run.workers.items()},
         "events": [_event(event) for event in list(run.events)[-fresh:]] if fresh > 0 else [],
         "kinds": dict(run.kinds),

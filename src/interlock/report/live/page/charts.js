@@ -17,7 +17,6 @@ const CHARTS = [
   { title: "Chip-hours used", of: { "cost.chip_hours": "by all roles" } },
   { title: "Time of a step (s)", of: { "seconds.generate": "generate", "seconds.wait": "wait", "seconds.verify": "verify", "seconds.update": "update", "seconds.publish": "publish" } },
 ];
-const MOST_POINTS = 6000; // of a figure, beyond which the run is read anew, in buckets
 const sync = uPlot.sync("steps");
 const drawn = new Map(); // title: {plot, key, extent}
 const DASHES = [[], [6, 4], [2, 3], [8, 3, 2, 3], [1, 2]];
@@ -107,7 +106,7 @@ function draw(runs) {
     }
     const key = lines.map((line) => line.label).join("\n") + (lines.some((l) => l.points.x.length >= 60) ? "" : "·");
     const old = drawn.get(chart.title);
-    const extent = lines.map((line) => [line.points.x, line.points.x.length]); // figures only grow
+    const extent = lines.map((line) => line.points.x); // another one where there is news
     if (old?.key === key) {
       if (sameExtent(old.extent, extent)) continue;
       old.extent = extent;
@@ -135,7 +134,7 @@ function draw(runs) {
   }
 }
 
-const sameExtent = (a, b) => a.every(([x, length], place) => b[place][0] === x && b[place][1] === length);
+const sameExtent = (a, b) => a.every((x, place) => b[place] === x);
 const widthOf = (card) => Math.max(200, card.clientWidth - 30);
 
 function refit() {

@@ -13,20 +13,8 @@ async function ask(path) {
   return answer.json();
 }
 
-/** Tokens a second of a step, which no metric tells. */
-function addSpeed(series) {
-  const tokens = series["rollout.tokens"], seconds = series["seconds.step"];
-  if (!tokens || !seconds) return;
-  const at = new Map(seconds.x.map((x, place) => [x, seconds.y[place]]));
-  const x = tokens.x.filter((each) => at.get(each) > 0);
-  const of = new Map(tokens.x.map((each, place) => [each, tokens.y[place]]));
-  const y = x.map((each) => of.get(each) / at.get(each));
-  series.speed = { x, y, low: y, high: y };
-}
-
 async function load(number) {
   const told = await ask(`runs/${number}`);
-  addSpeed(told.series);
   const order = (events) => events.slice().reverse();
   runs[number] = { ...told, events: order(told.events), shown: runs[number]?.shown ?? true };
 }
@@ -37,19 +25,14 @@ function take(news) {
   const { series, events, ...rest } = news;
   const fresh = Math.max(0, news.event_count - run.event_count); // a stream that is opened anew repeats
   Object.assign(run, rest);
-  addSpeed(series);
-  let long = false;
   for (const [name, points] of Object.entries(series)) {
-    const own = run.series[name] ??= { x: [], y: [], low: [], high: [] };
-    const from = own.x.length ? own.x[own.x.length - 1] : -1;
-    points.x.forEach((x, place) => {
-      if (x <= from) return;
-      for (const column of ["x", "y", "low", "high"]) own[column].push(points[column][place]);
-    });
-    long ||= own.x.length > MOST_POINTS;
+    const own = run.series[name];
+    // The first bucket that is told of may be the last of those that are here, with more in it.
+    const kept = own?.x.findLastIndex((x) => x < points.x[0]) ?? -1;
+    run.series[name] = Object.fromEntries(["x", "y", "low", "high"].map(
+      (column) => [column, [...(own?.[column].slice(0, kept + 1) ?? []), ...points[column]]]));
   }
   run.events = [...(fresh ? events.slice(-fresh) : []).reverse(), ...run.events].slice(0, 200);
-  if (long) return load(news.run).then(show);
   show();
   if (news.run === chosen && step === null) later(showRollouts);
   if (news.run === chosen && series.accuracy) later(showHeldOut);
@@ -92,7 +75,7 @@ function showRuns() {
   $("trouble").textContent = said;
 }
 
-const last = (run, name) => run.series[name]?.y.at(-1);
+const last = (run, name) => run.newest[name];
 
 function showFacts() {
   const run = runs[chosen];
