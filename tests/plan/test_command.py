@@ -66,6 +66,9 @@ def test_a_search_says_what_it_learned_from_a_run(
     assert code == 0 and text.index("happened") < text.index("placements tried")
 
 
+EMPTY = ("--prices", "--profile", "--like", "--model", "--link", "--ran-on", "--validate")
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -76,6 +79,7 @@ def test_a_search_says_what_it_learned_from_a_run(
         (["--chips", "8xH100", "--mean-tokens", "-1"], "'-1' is no number above 0"),
         (["--chips", "8xH100", "--prices", "none.toml"], "--prices none.toml"),
         (["--chips", "8xH100", "--like", "none"], "no run in none"),
+        *((["--chips", "8xH100", each, ""], f"{each}: '' names nothing") for each in EMPTY),
         ([], "--chips"),
     ],
 )

@@ -32,6 +32,7 @@ def entry(chip: str = '"H800"', per_hour: str = "2.0", date: str = "2026-11-01")
         (entry(per_hour="9" * 5000), "limit"),
         (entry(per_hour="[2.0, 1.0]"), "high to low"),
         (entry(date="2026-11-01T10:00:00"), "datetime"),
+        (entry(date="2062-11-01"), "date of 'H800' is 2062-11-01, which is to come"),
         (entry(chip='""'), "length >= 1"),
         (entry() + entry(), "'H800' has a price already"),
         (entry() + entry(chip='"H800 SXM"'), "'H800 SXM' has a price already, by this or another"),

@@ -10,7 +10,7 @@ from interlock.cli import verbs
 from interlock.cli.judging import add_bench, add_doctor, add_parity, add_preflight, add_qualify
 from interlock.cli.labelling import add_label
 from interlock.cli.migrating import add_migrate
-from interlock.cli.numbers import at_least
+from interlock.cli.numbers import at_least, no_empty_path
 from interlock.cli.planning import add_plan
 from interlock.cli.reporting import add_evidence
 from interlock.cli.reviewing import add_review
@@ -43,6 +43,10 @@ def _unrecognized(rest: Sequence[str], given: argparse.Namespace) -> str:
 
 
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self.register("type", Path, no_empty_path)
+
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message} (see {self.prog} --help)")
 

@@ -1,8 +1,9 @@
-"""Numbers on the command line."""
+"""Numbers and names on the command line."""
 
 import argparse
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 
 def at_least(least: int) -> Callable[[str], int]:
@@ -14,3 +15,15 @@ def at_least(least: int) -> Callable[[str], int]:
         return int(text)
 
     return number
+
+
+def no_empty(text: str) -> str:
+    """What an option is given: nothing at all is as a rule a variable that was not set."""
+    if not text:
+        raise argparse.ArgumentTypeError("'' names nothing; leave it out, or name something")
+    return text
+
+
+def no_empty_path(text: str) -> Path:
+    """Path("") is the directory one is in."""
+    return Path(no_empty(text))

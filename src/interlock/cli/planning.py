@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interlock import __version__
+from interlock.cli.numbers import no_empty, no_empty_path
 from interlock.config.reading import load_recipe
 from interlock.errors import ConfigError
 from interlock.records.sealing import SealedDocument, sealed
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from interlock.plan.profile import Likeness
 
 _MOST_BYTES = 64 << 20
+_PUBLISHED = Path()  # --validate without a file
 _LINK = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT])(b|B)(?:it)?(?:/s|ps)?")
 _POWERS = {"K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 
@@ -42,9 +44,14 @@ def add_plan(choices: Any) -> None:
         metavar="NxCHIP:ROLE,…",
         help='"64xH800:learner,128x910B:generator"; a role is learner, generator or both',
     )
-    verb.add_argument("--model", metavar="MODEL", help="sizes of: a name or a config.json")
     verb.add_argument(
-        "--link", metavar="RATE", help="to each generator's node: 10Gb/s, 1.25GB/s (default: own)"
+        "--model", type=no_empty, metavar="MODEL", help="sizes of: a name or a config.json"
+    )
+    verb.add_argument(
+        "--link",
+        type=no_empty,
+        metavar="RATE",
+        help="to each generator's node: 10Gb/s, 1.25GB/s (default: own)",
     )
     for name, what in (
         ("--mean-tokens", "of an answer"),
@@ -58,12 +65,15 @@ def add_plan(choices: Any) -> None:
         "--profile", type=Path, metavar="FILE", help="interlock bench --json, or a TOML table"
     )
     verb.add_argument("--like", type=Path, metavar="RUN", help="learn from a run's seconds")
-    verb.add_argument("--ran-on", metavar="NxCHIP:ROLE,…", help="of --like (default: --chips)")
+    verb.add_argument(
+        "--ran-on", type=no_empty, metavar="NxCHIP:ROLE,…", help="of --like (default: --chips)"
+    )
     verb.add_argument("--find", action="store_true", help="search placements of --chips")
     verb.add_argument(
         "--validate",
         nargs="?",
-        const="",
+        type=no_empty_path,
+        const=_PUBLISHED,
         metavar="FILE.csv",
         help="recompute the published runs, or those of a table like plan/data/rl_runs.csv",
     )
@@ -243,7 +253,7 @@ def _validate(given: argparse.Namespace) -> None:
     from interlock.plan.validate import validate
     from interlock.plan.validation_told import lines_of, tree_of
 
-    found = validate(_rows(Path(given.validate)) if given.validate else None)
+    found = validate(None if given.validate is _PUBLISHED else _rows(given.validate))
     if given.picture:
         from interlock.plan.picture import picture
 

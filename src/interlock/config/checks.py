@@ -52,7 +52,11 @@ def _handed_on(recipe: Recipe) -> Iterator[str]:
     """What becomes a path, a URL or a variable of a process: none of them may hold a NUL."""
     texts = {"model.path": recipe.model.path, "model.chat_template": recipe.model.chat_template}
     texts |= {"sync.url": recipe.sync.url, "fleet.address": recipe.fleet.address}
-    texts |= {"prices": recipe.prices, "plan": recipe.plan}
+    files = {"prices": recipe.prices, "plan": recipe.plan}
+    for name, text in (files | {"model.chat_template": recipe.model.chat_template}).items():
+        if text == "":
+            yield f'{name} = "" names no file; remove it, or give one'
+    texts |= files
     for index, stage in enumerate(recipe.stage):
         texts[f"stage.{index}.data"] = getattr(stage, "data", None)
         texts[f"stage.{index}.from"] = stage.origin

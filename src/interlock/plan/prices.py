@@ -49,7 +49,9 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def read_prices(path: Path, named: str = "--prices") -> Prices:
     """A file of prices; `named` is what asked for it. Raises ConfigError."""
     try:
-        return _prices(read_regular(path, _MOST_BYTES).decode("utf-8-sig"), f"{path.name}, ")
+        tomorrow = datetime.date.today() + datetime.timedelta(days=1)  # it is that elsewhere
+        text = read_regular(path, _MOST_BYTES).decode("utf-8-sig")
+        return _prices(text, f"{path.name}, ", tomorrow)
     except (OSError, ValueError, RecursionError) as error:
         shown = f"{named} {one_line(str(path), 200)}"
         raise ConfigError(
@@ -65,7 +67,8 @@ def shipped_prices() -> Prices:
     return _prices(text, "")
 
 
-def _prices(text: str, where: str) -> Prices:
+def _prices(text: str, where: str, last: datetime.date = datetime.date.max) -> Prices:
+    """`last`: a price that nobody can have been told yet would never be said to be old."""
     found: dict[str, ChipPrice] = {}
     for entry in msgspec.convert(tomllib.loads(text), _File).price:
         given = entry.per_hour
@@ -75,6 +78,11 @@ def _prices(text: str, where: str) -> Prices:
             raise ValueError(f"{shown} has a price already, by this or another of its names")
         if low > high:
             raise ValueError(f"per_hour of {shown} is [{low}, {high}], high to low")
+        if entry.date > last:
+            raise ValueError(
+                f"date of {shown} is {entry.date}, which is to come; it is the day on which the "
+                "price was asked or agreed"
+            )
         source = f"{where}{entry.source}"
         found[key] = ChipPrice(low, high, entry.currency, entry.date, source)
     return found
