@@ -20,7 +20,7 @@ from sources_of_evidence import (
 
 from interlock.cli import main
 from interlock.errors import RunError
-from interlock.evidence.reading import passed_over, read
+from interlock.evidence.reading import passed_over, read, uncertified
 from interlock.evidence.record import PassedOver, SourceKind
 from interlock.records.sealing import SealedDocument, resealed, sealed
 from interlock.rundir import RunDir
@@ -59,6 +59,24 @@ def test_folders_in_a_folder_are_not_read_and_that_is_told(
     assert said in ReadBack(out.read_text()).words
     with pytest.raises(RunError, match=r"holds no evidence; name those of its 2 folders that do"):
         read([tmp_path])
+
+
+def test_devices_of_a_fleet_without_a_certificate_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = fleet(tmp_path / "fleet"), tmp_path / "out.html"
+    assert not uncertified(read([folder]))
+    (folder / "nodes" / "n1" / "0" / "certificate.json").unlink()
+    with pytest.raises(SystemExit) as end:
+        main(["evidence", str(folder), "--for", "refusal", "--out", str(out)])
+    said = (
+        f"Of 1 of the 2 devices of {folder / 'fleet.json'} there is no certificate among the "
+        "sources: n1 npu:0."
+    )
+    assert not end.value.code and f"not shown: {said}\n" in capsys.readouterr().err
+    assert said in ReadBack(out.read_text()).words
+    [found] = uncertified(read([folder / "fleet.json"]))  # the file alone
+    assert found.devices == ["n0 npu:0", "n1 npu:0"]
 
 
 def test_the_same_file_twice_is_one_source_with_two_names(tmp_path: Path) -> None:

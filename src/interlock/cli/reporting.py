@@ -53,18 +53,18 @@ def evidence(given: argparse.Namespace) -> None:
 
     from interlock.evidence.assembly import assemble
     from interlock.evidence.page import render
-    from interlock.evidence.reading import passed_over, read, refuse_to_replace
-    from interlock.evidence.record import Wanted
+    from interlock.evidence.reading import passed_over, read, refuse_to_replace, uncertified
+    from interlock.evidence.record import NotShown, Wanted
     from interlock.report import sheet
 
     sources = read(given.sources)
     refuse_to_replace(given.out, sources)
-    over = passed_over(given.sources)
-    report = assemble(Wanted(given.wanted), given.claim, date, sources, over)
+    not_shown: list[NotShown] = [*passed_over(given.sources), *uncertified(sources)]
+    report = assemble(Wanted(given.wanted), given.claim, date, sources, not_shown)
     written = sheet.write(given.out, render(report))
     if given.json:
         print(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
-    for each in over:
+    for each in not_shown:
         print(f"not shown: {each.words}", file=sys.stderr)
     print(f"report: {written.resolve()}", file=sys.stderr if given.json else sys.stdout)
 

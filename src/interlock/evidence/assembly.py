@@ -21,7 +21,7 @@ from interlock.evidence.record import (
     EvidenceSource,
     EvidenceTable,
     Footnote,
-    PassedOver,
+    NotShown,
     Piece,
     Sentence,
     Wanted,
@@ -47,7 +47,7 @@ def assemble(
     claim: str,
     date: str,
     sources: Sequence[EvidenceSource],
-    passed_over: Sequence[PassedOver] = (),
+    not_shown: Sequence[NotShown] = (),
 ) -> EvidenceReport:
     """All of the page. The same sources give the same, whenever that is."""
     notes = _Footnotes()
@@ -63,7 +63,7 @@ def assemble(
         brief=brief[:_BRIEF],
         more=len(brief) > _BRIEF,
         sections=sections,
-        missing=[notes.of_sentence(each) for each in lacking(sources, passed_over)],
+        missing=[notes.of_sentence(each) for each in lacking(sources, not_shown)],
         notes=notes.found,
         sources=[each.origin for each in sources],
     )

@@ -14,7 +14,7 @@ from interlock.evidence.planned import plans
 from interlock.evidence.ran import runs
 from interlock.evidence.record import (
     EvidenceSource,
-    PassedOver,
+    NotShown,
     Sentence,
     SourceKind,
     cite,
@@ -29,11 +29,11 @@ _HOW = "absent from the sources"
 
 
 def lacking(
-    sources: Sequence[EvidenceSource], passed_over: Sequence[PassedOver] = ()
+    sources: Sequence[EvidenceSource], not_shown: Sequence[NotShown] = ()
 ) -> list[Sentence]:
     """In sentences; those that name a chip say where its name stands."""
     return [
-        *(_plain(each.words) for each in passed_over),
+        *(_plain(each.words) for each in not_shown),
         *_kinds(sources),
         *_alternatives(sources),
         *_uncertified(sources),

@@ -23,6 +23,7 @@ from interlock.evidence.record import (
     SourceFile,
     SourceKind,
     SourceOrigin,
+    Uncertified,
 )
 from interlock.evidence.written import (
     BenchFile,
@@ -93,6 +94,25 @@ def passed_over(paths: Sequence[Path]) -> list[PassedOver]:
         if path.is_dir() and not any((path / name).exists() for name in _OF_FOLDERS):
             within = sorted(each.name for each in path.iterdir() if each.is_dir())
             found += [PassedOver(str(path), within)] if within else []
+    return found
+
+
+def uncertified(sources: Sequence[EvidenceSource]) -> list[Uncertified]:
+    """Fleets of some of whose devices no certificate was read."""
+    known = {Path(name) for each in sources for name in (each.origin.name, *each.origin.also)}
+    found = []
+    for source in sources:
+        if source.origin.kind is not SourceKind.FLEET:
+            continue
+        folder = Path(source.origin.name).parent
+        devices = [(node.name, each) for node in source.content.nodes for each in node.devices]
+        lacking = [
+            f"{node} {each.name}"
+            for node, each in devices
+            if not each.folder or folder / each.folder / "certificate.json" not in known
+        ]
+        if lacking:
+            found.append(Uncertified(source.origin.name, len(devices), lacking))
     return found
 
 

@@ -14,6 +14,7 @@ from interlock.plan.told import figure
 from interlock.text import one_line
 
 _MOST_TEXT = 600  # characters of a foreign text that are shown
+_MOST_NAMES = 8  # in one sentence
 Value = float | int | str | bool | None
 
 
@@ -87,11 +88,33 @@ class PassedOver(msgspec.Struct, frozen=True):
 
     @property
     def words(self) -> str:
-        count, most = len(self.within), 8
-        names = ", ".join(one_line(each, 60) for each in self.within[:most])
-        more = ", …" if count > most else ""
+        count = len(self.within)
         what = "a folder" if count == 1 else f"{count} folders"
-        return f"What is in {what} of {one_line(self.folder, 200)}, not looked into: {names}{more}."
+        names = _listed(self.within)
+        return f"What is in {what} of {one_line(self.folder, 200)}, not looked into: {names}."
+
+
+class Uncertified(msgspec.Struct, frozen=True):
+    """Devices of a fleet whose certificates were not read with it."""
+
+    fleet: str  # its file
+    of: int  # devices
+    devices: list[str]
+
+    @property
+    def words(self) -> str:
+        return (
+            f"Of {len(self.devices)} of the {self.of} devices of {one_line(self.fleet, 200)} there "
+            f"is no certificate among the sources: {_listed(self.devices)}."
+        )
+
+
+NotShown = PassedOver | Uncertified
+
+
+def _listed(names: list[str]) -> str:
+    shown = [one_line(each, 60) for each in names[:_MOST_NAMES]]
+    return ", ".join([*shown, "…"] if len(names) > _MOST_NAMES else shown)
 
 
 Piece = str | Cited
