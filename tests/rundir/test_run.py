@@ -167,6 +167,18 @@ def test_a_finished_run_can_be_made_longer(tmp_path: Path) -> None:
     assert "stage[1].steps = 2, not 5" in view.events()[-1].message
 
 
+def test_every_setting_that_is_another_is_told(tmp_path: Path) -> None:
+    create(tmp_path).finish()
+    longer = {"stage": [TREE["stage"][0] | {"steps": 5}], "prices": "p.toml"}
+    RunDir.open(tmp_path, TREE | longer | {"log": ["wandb"]}).finish()
+    told = RunDir.read(tmp_path).events()[-1].message.removeprefix("resumed with another setting: ")
+    assert sorted(told.split("; ")) == [
+        'log = null, not ["wandb"]',
+        'prices = null, not "p.toml"',
+        "stage[0].steps = 2, not 5",
+    ]
+
+
 def test_a_run_of_an_older_format_is_read_but_not_gone_on_with(tmp_path: Path) -> None:
     create(tmp_path).finish()
     with sqlite3.connect(tmp_path / "ledger.sqlite") as database:

@@ -5,7 +5,7 @@ finished can be made longer, by steps of its last stage and by stages after it.
 """
 
 import re
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import msgspec
@@ -77,25 +77,18 @@ def is_of_new_stage(name: str, recorded: Mapping[str, Any]) -> bool:
     return place is not None and int(place[1]) >= len(recorded.get("stage", []))
 
 
-def first_difference(recorded: Any, given: Any, key: str, free: Set[str]) -> str | None:
-    """ "key = old, not new" for the first leaf that differs, walking in the recorded order."""
+def differences(recorded: Any, given: Any, key: str, free: Set[str]) -> Iterator[str]:
+    """ "key = old, not new" for every leaf that differs, walking in the recorded order."""
     if isinstance(recorded, dict) and isinstance(given, dict):
-        names = [*recorded, *(name for name in given if name not in recorded)]
-        pairs = [(f"{key}.{name}" if key else name, name) for name in names]
-        for path, name in pairs:
-            if path in free:
-                continue
-            found = first_difference(recorded.get(name), given.get(name), path, free)
-            if found is not None:
-                return found
-        return None
-    if isinstance(recorded, list) and isinstance(given, list) and len(recorded) == len(given):
+        for name in [*recorded, *(name for name in given if name not in recorded)]:
+            path = f"{key}.{name}" if key else name
+            if path not in free:
+                yield from differences(recorded.get(name), given.get(name), path, free)
+    elif isinstance(recorded, list) and isinstance(given, list) and len(recorded) == len(given):
         for index, (old, new) in enumerate(zip(recorded, given, strict=True)):
-            found = first_difference(old, new, f"{key}[{index}]", free)
-            if found is not None:
-                return found
-        return None
-    if recorded == given:
-        return None
-    old, new = (one_line(msgspec.json.encode(value).decode(), 60) for value in (recorded, given))
-    return f"{key} = {old}, not {new}"
+            yield from differences(old, new, f"{key}[{index}]", free)
+    elif recorded != given:
+        old, new = (
+            one_line(msgspec.json.encode(value).decode(), 60) for value in (recorded, given)
+        )
+        yield f"{key} = {old}, not {new}"

@@ -61,6 +61,8 @@ from interlock.rundir.locking import locked
 from interlock.rundir.view import STOPPED_BY_BUDGET, Manifest, RunView, Session, as_on_disk
 from interlock.text import error_line, hide_credentials
 
+_TOLD = 8  # changed settings that one event names
+
 
 class RunDir(RunView):
     """A run being written. As a context manager it records how the run ended and lets go of it."""
@@ -191,11 +193,13 @@ class RunDir(RunView):
         """Remember what was changed: how long the run is to be, the next to resume it must ask for
         no less. What config.json held before is kept.
         """
-        change = self._change(config)
+        changes = list(self._changes(config))
         stages = as_on_disk(config).get("stage", [])
         new = stages[len(self.config.get("stage", [])) :]
-        if change:
-            self.event("settings_changed", f"resumed with another setting: {change}")
+        if changes:
+            more = f"; and {len(changes) - _TOLD} more" if len(changes) > _TOLD else ""
+            told = "; ".join(changes[:_TOLD]) + more
+            self.event("settings_changed", f"resumed with another setting: {told}")
         if new:
             names = ", ".join(stage.get("name") or stage["kind"] for stage in new)
             self.event("extended", f"resumed with more stages: {names}")

@@ -2,7 +2,7 @@
 
 import fcntl
 import re
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from interlock.records.trust import Stack
 from interlock.regular import read_regular
 from interlock.rundir.changes import (
     FREE_TO_CHANGE,
-    first_difference,
+    differences,
     is_of_new_stage,
     stages_taken_away,
     steps_ahead,
@@ -168,7 +168,7 @@ class RunView:
         """Raise RunError naming the first setting in which `tree` differs from the run's config."""
         reached = max(((line.stage, line.step) for line in self.metrics()), default=(0, 0))
         free = FREE_TO_CHANGE | steps_ahead(tree, reached)
-        difference = stages_taken_away(self.config, tree) or self._change(tree, free)
+        difference = stages_taken_away(self.config, tree) or next(self._changes(tree, free), None)
         if difference is not None:
             raise RunError(
                 f"{self.path} was run with {difference}; resume it with its own settings, or give "
@@ -203,10 +203,10 @@ class RunView:
             f"{self.path}/ledger.sqlite {what}; restore it from a copy, or start a new run"
         )
 
-    def _change(self, tree: dict[str, Any], free: Set[str] = frozenset()) -> str | None:
-        """ "key = old, not new" for the first setting that differs, those in `free` apart."""
+    def _changes(self, tree: dict[str, Any], free: Set[str] = frozenset()) -> Iterator[str]:
+        """ "key = old, not new" for every setting that differs, those in `free` apart."""
         given = without_new_stages(self.config, as_on_disk(tree))
-        return first_difference(self.config, given, "", free)
+        return differences(self.config, given, "", free)
 
     def close(self) -> None:
         self.ledger.close()
