@@ -10,9 +10,10 @@ from msgspec.structs import replace
 
 from interlock.cli.staging import own_recipe
 from interlock.config.reading import recipe_of_run, to_tree
-from interlock.config.schema import Recipe
+from interlock.config.schema import GeneratorSettings, Recipe
 from interlock.errors import ConfigError
 from interlock.recipes.placed import following
+from interlock.recipes.settling import settled
 from interlock.rundir import RunDir
 
 CONFIG = {
@@ -55,6 +56,36 @@ def test_a_run_is_its_own_recipe(tmp_path: Path) -> None:
     given.run = tmp_path / "other"
     with pytest.raises(ConfigError, match="and --run names another"):
         own_recipe(given)
+
+
+def test_a_generator_on_another_device_has_nothing_that_was_measured_on_the_first(
+    tmp_path: Path,
+) -> None:
+    """docs/migrate.md: train RUN --resume generator.0.device=…"""
+    measured = {"kernel": "mkl", "fused_attention_above": 512, "graphs": False, "dtype": "float32"}
+    run = moved(tmp_path / "run", generator=[measured | {"slots": 8}])
+
+    def asked(*settings: str) -> GeneratorSettings:
+        given = argparse.Namespace(recipe=str(run), run=None, settings=list(settings))
+        return own_recipe(given).generator[0]
+
+    recorded = GeneratorSettings(**measured, slots=8)  # type: ignore[arg-type]
+    assert asked() == asked("generator.0.device=cpu") == recorded
+    there = asked("generator.0.device=sim")
+    assert there == GeneratorSettings(device="sim", dtype="float32", slots=8)
+    assert asked("generator.device=sim", "generator.kernel=onednn") == replace(
+        there, kernel="onednn"
+    )
+
+
+@pytest.mark.parametrize("kind", ["inline", "local"])
+def test_nor_has_one_of_a_recipe(tmp_path: Path, kind: str) -> None:
+    measured = {"kernel": "mkl", "fused_attention_above": 512, "graphs": False, "dtype": "float32"}
+    run = moved(tmp_path / "run", generator=[measured], fleet={"kind": kind})
+    recipe = recipe_of_run(CONFIG | {"generator": [{"device": "sim"}], "fleet": {"kind": kind}})
+    [there] = settled(recipe, run).generator
+    expected = ("torch", "float32") if kind == "inline" else ("auto", "auto")  # it decides itself
+    assert (there.kernel, there.dtype) == expected
 
 
 def test_what_the_run_does_not_keep_is_asked_for(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ any other ── a run of those before it, finished ──> the same run, with o
 import argparse
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -18,6 +19,9 @@ from interlock.config.stages import StageSettings
 from interlock.errors import ConfigError
 from interlock.rundir import RunDir
 from interlock.text import one_line
+
+# Of a generator, what a run records as it was measured on its device (recipes/settling.py).
+_MEASURED = {"kernel": "auto", "fused_attention_above": 0, "graphs": "auto"}
 
 
 def only(recipe: Recipe, which: str, resumed: Path | None) -> Recipe:
@@ -70,7 +74,21 @@ def own_recipe(given: argparse.Namespace) -> Recipe:
             f"--run {path} --resume"
         )
     given.run = path
-    return recipe_of_run(config, given.settings, f"{path}/config.json")
+    source = f"{path}/config.json"
+    recipe = recipe_of_run(config, given.settings, source)
+    return recipe_of_run(_left_open(config, recipe), given.settings, source)
+
+
+def _left_open(config: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """`config` without what was measured on the devices that `recipe` takes generators from."""
+    known, asked = config.get("generator", []), recipe.generator
+    if len(known) != len(asked):
+        return config
+    generators = [
+        old if old.get("device") == new.device else {**old, **_MEASURED}
+        for old, new in zip(known, asked, strict=True)
+    ]
+    return {**config, "generator": generators}
 
 
 def _place(recipe: Recipe, which: str) -> int:

@@ -74,7 +74,10 @@ def _generators(recipe: Recipe, known: Recipe) -> list[GeneratorSettings]:
 
 
 def _measured(asked: Part, known: Part) -> Part:
-    kept = {name: getattr(known, name) for name in probe.left_open(asked)}
+    """As the run had it; on another device than it had, its dtype alone."""
+    open_names = probe.left_open(asked)
+    names = open_names if asked.device == known.device else {"dtype"} & set(open_names)
+    kept = {name: getattr(known, name) for name in names}
     return probe.settled(replace(asked, **kept), device.claim(asked.device))
 
 
