@@ -91,7 +91,21 @@ def test_the_run_goes_on_from_a_bundle_without_what_it_came_from(
     assert digest(into / weights) == digest(stopped / weights)
 
 
-@pytest.mark.parametrize("gone", ["problems.jsonl", "reward.py", "chat.jinja"])
+def test_prices_and_a_plan_go_along(stopped: Path, tmp_path: Path) -> None:
+    """A resumed run reads them."""
+    config = msgspec.json.decode((stopped / "config.json").read_bytes())
+    for name in ("prices", "plan"):
+        (tmp_path / f"own-{name}").write_text(name)
+        config[name] = str(tmp_path / f"own-{name}")
+    (stopped / "config.json").write_bytes(msgspec.json.encode(config))
+    bundle.write(stopped, tmp_path / "c.tar", told)
+    bundle.unpack(tmp_path / "c.tar", into := tmp_path / "there", told)
+    for name in ("prices", "plan"):
+        there = Path(RunDir.read(into).config[name])
+        assert there.is_relative_to(into) and there.read_text() == name
+
+
+@pytest.mark.parametrize("gone", ["problems.jsonl", "reward.py", "chat.jinja", "prices.toml"])
 def test_no_bundle_is_without_what_the_config_names(
     stopped: Path, tmp_path: Path, gone: str
 ) -> None:
@@ -100,6 +114,8 @@ def test_no_bundle_is_without_what_the_config_names(
     options = config["stage"][0]["task"][0]["options"]
     if gone == "chat.jinja":
         config["model"]["chat_template"] = gone
+    elif gone == "prices.toml":
+        config["prices"] = gone
     else:
         name = "path" if gone.endswith("l") else "verifier"
         options[name] = options[name].replace(f"/{gone}", f"/elsewhere/{gone}")

@@ -2,7 +2,7 @@
 
 run/    config, manifest, figures, cost, events, ledger, newest checkpoint, what stages made
 model/  the model directory, unless it is the hub's, which is named with its revision
-files/  data and verifiers that the config names, a folder for each setting
+files/  data, verifiers, prices and the plan that the config names, a folder for each setting
 """
 
 import os
@@ -32,6 +32,7 @@ _NAMES = (
     "task.*.reward.*.function",
     "teacher.*.model",
 )
+_OF_THE_RUN = ("prices", "plan")  # settings of the whole run that name a file
 _FUNCTIONS = ("verifier", "function")  # "file.py:function"
 
 
@@ -93,6 +94,8 @@ def _of_run(run: RunDir, ledger: Path) -> Iterator[tuple[str, Path]]:
 
 def _named(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """The settings that name files, with what they say."""
+    for name in _OF_THE_RUN:
+        yield from _matches(config, [name], "")
     for index, stage in enumerate(config.get("stage", [])):
         for pattern in _NAMES:
             yield from _matches(stage, pattern.split("."), f"stage.{index}")
@@ -107,7 +110,7 @@ def _matches(node: Any, parts: list[str], path: str) -> Iterator[tuple[str, str]
         for index, each in enumerate(node or []):
             yield from _matches(each, parts[1:], f"{path}.{index}")
     elif isinstance(node, dict) and parts[0] in node:
-        yield from _matches(node[parts[0]], parts[1:], f"{path}.{parts[0]}")
+        yield from _matches(node[parts[0]], parts[1:], f"{path}.{parts[0]}".lstrip("."))
 
 
 def _names_files(setting: str, value: str) -> bool:
