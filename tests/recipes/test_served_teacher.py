@@ -173,19 +173,19 @@ def test_no_connection_stays_open_behind_a_check_that_fails(
     student: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clients: list[Any] = []
-    opened = served_teacher._client
+    opened = served_teacher._service
 
     def kept(*given: Any) -> Any:
         clients.append(opened(*given))
         return clients[-1]
 
-    monkeypatch.setattr(served_teacher, "_client", kept)
+    monkeypatch.setattr(served_teacher, "_service", kept)
     words = Tokenizer.load(student)
     with scoring(teacher) as endpoint:
         there = TeacherSettings(url=endpoint.url)
         found = find_teachers([there], words, 64, 3)
-        assert found.places == ["the-teacher"] and [each.is_closed for each in clients] == [True]
+        assert found.places == ["the-teacher"] and [each.closed for each in clients] == [True]
         lost = TeacherSettings(url="http://127.0.0.1:9", patience_s=0.1, backoff_s=0.01)
         with pytest.raises(TrainingError, match="teacher-1"):
             find_teachers([there, lost], words, 64, 3)
-    assert [each.is_closed for each in clients] == [True] * 3
+    assert [each.closed for each in clients] == [True] * 3

@@ -118,9 +118,24 @@ def drip(request: Request) -> None:
     request.send_response(200)
     request.send_header("Content-Length", "100000")
     request.end_headers()
+    _again_and_again(request, b" ")
+
+
+def drip_headers(request: Request) -> None:
+    """The same before the answer begins."""
+    request.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+    _again_and_again(request, b"a")
+
+
+def progress(request: Request) -> None:
+    """Says that it is working on it, as proxies do."""
+    _again_and_again(request, b"HTTP/1.1 102 Processing\r\n\r\n")
+
+
+def _again_and_again(request: Request, data: bytes) -> None:
     while not request.server.over.wait(0.02):
         try:
-            request.wfile.write(b" ")
+            request.wfile.write(data)
         except OSError:
             return
 

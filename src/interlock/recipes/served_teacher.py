@@ -16,18 +16,15 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from interlock.config.distilling import TeacherSettings
 from interlock.errors import ConfigError, ModelError, TrainingError
 from interlock.models.tokenizer import Tokenizer
 from interlock.processes.deadline import Deadline
-from interlock.remote import OverlongAnswer, Passing, exchange
+from interlock.remote import OverlongAnswer, Passing, Service
 from interlock.text import error_line, hide_credentials, one_line
 from interlock.workers.handle import backoff
-
-if TYPE_CHECKING:
-    import httpx2
 
 _CHECK_S = 30.0  # that an endpoint is waited for before the run begins
 _LOOK_S = 0.5  # between two looks at what the requests had to say
@@ -71,7 +68,7 @@ class ScoringClient:
         self._base = settings.url.rstrip("/").removesuffix("/v1")
         self._shown = hide_credentials(self._base)
         self.model = model or settings.served  # None: found by `check`
-        self._client = _client(name, settings)
+        self._service = _service(name, settings)
         self._stop = threading.Event()
         self._notes: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -82,7 +79,7 @@ class ScoringClient:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._client.close()
+        self._service.close()
 
     def check(self, tokenizer: Tokenizer, k: int) -> int:
         """Find the endpoint's model, compare tokenizers, and have it score a token with k
@@ -182,7 +179,7 @@ class ScoringClient:
         seconds = min(self._settings.timeout_s, max(deadline.left, 0.001))
         most, url = self._settings.most_mb << 20, f"{self._base}{path}"
         try:
-            found = exchange(self._client, method, url, body, seconds, most, self._stop.is_set)
+            found = self._service.exchange(method, url, body, seconds, most, self._stop.is_set)
         except OverlongAnswer:
             raise TrainingError(
                 f"teacher {self.name!r} answers with more than {most >> 20} MB; raise most_mb, or "
@@ -229,7 +226,7 @@ def _place(told: Any, token: int, k: int) -> tuple[float, list[int], list[float]
     return found[token], [each for each, _ in ranked], [value for _, value in ranked]
 
 
-def _client(name: str, settings: TeacherSettings) -> "httpx2.Client":
+def _service(name: str, settings: TeacherSettings) -> Service:
     headers = {}
     if (variable := settings.key_variable) is not None:
         key = os.environ.get(variable, "")
@@ -239,10 +236,8 @@ def _client(name: str, settings: TeacherSettings) -> "httpx2.Client":
             )
         headers["Authorization"] = f"Bearer {key}"
     try:
-        import httpx2
+        return Service(settings.concurrent, headers)
     except ImportError:
         raise ConfigError(
             f"teacher {name!r} with url needs the package 'httpx2': pip install 'interlock[remote]'"
         ) from None
-    limits = httpx2.Limits(max_connections=settings.concurrent)
-    return httpx2.Client(headers=headers, limits=limits)

@@ -20,11 +20,10 @@ import msgspec
 from interlock.config.judging import JudgeSettings
 from interlock.errors import Unavailable
 from interlock.processes.deadline import Deadline
-from interlock.remote import Passing, exchange
+from interlock.remote import Passing, Service
 from interlock.text import one_line
 
 _MOST_BYTES = 1 << 20  # of an answer of the service
-_CONNECT_S = 10.0
 _PAUSE_S, _MOST_PAUSE_S = 0.5, 30.0
 _OF_WHAT_WAS_SENT = frozenset({400, 413, 422})
 _WORDS = 240
@@ -78,15 +77,11 @@ class JudgeClient:
         self._url = settings.url.rstrip("/") + "/chat/completions"
         self._cost = JudgeCost(money=None if _free(settings) else 0.0)
         self._counting = threading.Lock()
-        self._http = httpx2.Client(
-            headers={} if key is None else {"Authorization": f"Bearer {key}"},
-            timeout=httpx2.Timeout(settings.timeout_s, connect=min(_CONNECT_S, settings.timeout_s)),
-            limits=httpx2.Limits(max_connections=settings.concurrency),
-            follow_redirects=False,  # the key goes where the user sent it
-        )
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        self._service = Service(settings.concurrency, headers)
 
     def close(self) -> None:
-        self._http.close()
+        self._service.close()
 
     @property
     def cost(self) -> JudgeCost:
@@ -123,7 +118,7 @@ class JudgeClient:
     def _once(self, body: dict[str, Any], seconds: float) -> JudgeSaid:
         """One request. Raises Passing, Unavailable, JudgeRefusal."""
         try:
-            found = exchange(self._http, "POST", self._url, body, seconds, _MOST_BYTES)
+            found = self._service.exchange("POST", self._url, body, seconds, _MOST_BYTES)
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise Passing(f"{type(error).__name__}: {one_line(str(error), _WORDS)}") from None
         if found.status == 200:
