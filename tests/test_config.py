@@ -232,6 +232,11 @@ def test_a_lone_stage_needs_no_index(tmp_path: Path) -> None:
         ("generator.dtype=int4", "generator.0.dtype = 'int4'"),
         ("steps", "write section.key=value"),
         ("=3", "write section.key=value"),
+        ("stage.steps=\udcff", "stage.steps is given what is no UTF-8; write it in that"),
+        (
+            "stage.task.judge={url='http://[::1/v1',model='m'}",
+            "task.judge.url = 'http://[::1/v1' is no address; give one such as",
+        ),
         ("generator=[{device='cpu'},{device='npu'}]", "there are 2 generators"),
         ("generator.resources={GPU=1}", 'fleet.kind is "inline"'),
         ("fleet.address=head:6379", "is that of a Ray cluster"),

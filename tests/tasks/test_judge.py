@@ -31,6 +31,14 @@ from interlock.tasks.judge.panel import Judge, key_of
 KEY = "sk-very-secret-0123456789"
 TURNS = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 2+2?"}]
 PROBLEM = Problem("p", TURNS, "4")
+NO_ADDRESSES = (
+    "http://[::1/v1",
+    "http://host:99999/v1",
+    "http://host:x",
+    "http://\u2100/v1",
+    "http://host/v1\n",
+    f"http://{'a' * 64}/v1",
+)
 
 
 def settings_of(url: str, **more: Any) -> JudgeSettings:
@@ -308,11 +316,16 @@ def test_the_key_comes_from_the_environment_and_is_told_to_nobody(
     ("change", "complaint"),
     [
         ({"url": "localhost:80"}, "url = 'localhost:80' is no address"),
-        ({"url": "http://me:pw@host/v1"}, "url holds a user, a password or a query"),
+        ({"url": "http://me:pw@host/v1"}, "url holds a user or a password"),
+        *(({"url": url}, "is no address; give one such as") for url in NO_ADDRESSES),
+        ({"url": "http://host/v1?key=1"}, "url holds a query or a fragment"),
+        ({"url": "http://host/v1#v2"}, "url holds a query or a fragment"),
         ({"key_env": KEY}, "key_env is no name of a variable"),
         ({"lowest": 10}, "lowest = 10 is not below highest = 10"),
         ({"right_from": 11}, "right_from = 11 is not above lowest"),
         ({"body": {"model": "x"}}, "body.model is set by the judge itself"),
+        ({"body": {"seed": 3}}, "body.seed is said twice, here and as seed; set seed, outside"),
+        ({"body": {"max_tokens": 9}}, "body.max_tokens is said twice"),
     ],
 )
 def test_settings_that_cannot_be(change: dict, complaint: str) -> None:

@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from interlock.config.fields import Positive, Rate, SettingsTable
+from interlock.config.judging import address_conflicts
 
 DistillLoss = Literal["jsd", "policy_gradient", "topk"]
 # As many as a serving engine tells of a prompt's token.
@@ -99,5 +100,5 @@ def _unlike(each: TeacherSettings, loss: DistillLoss, temperature: float) -> Ite
         yield '.url tells no whole distribution, which loss = "jsd" needs; take "topk"'
     if temperature != 1:
         yield f".url scores at temperature 1, not at sampling.temperature = {temperature}; set 1"
-    if not each.url.startswith(("http://", "https://")):
-        yield ".url is no http:// or https:// URL"
+    for why in address_conflicts(each.url):
+        yield f".url {why}"

@@ -10,6 +10,7 @@ from msgspec import Meta
 from interlock.config.fields import NonNegative, Positive, Rate, SettingsTable, Weight
 
 _OWN = frozenset({"messages", "model", "n", "response_format", "stream", "temperature"})
+_SET_BESIDE = ("max_tokens", "seed")  # which a body would be overridden by
 
 
 class JudgeSettings(SettingsTable, frozen=True):
@@ -40,11 +41,10 @@ class JudgeSettings(SettingsTable, frozen=True):
 
     def conflicts(self) -> Iterator[str]:
         """Why these settings do not go together: what follows the table's name in a message."""
-        place = urlsplit(self.url)
-        if place.scheme not in ("http", "https") or not place.hostname:
-            yield f"url = {self.url!r} is no address; give one such as http://127.0.0.1:8000/v1"
-        if place.username or place.password or place.query:
-            yield "url holds a user, a password or a query; put the key into a variable (key_env)"
+        for why in address_conflicts(self.url):
+            yield f"url {why}"
+        if "@" in self.url:
+            yield "url holds a user or a password; put the key into a variable (key_env)"
         if self.key_env is not None and not re.fullmatch(r"[A-Za-z_]\w*", self.key_env):
             yield "key_env is no name of a variable; give its name, never the key itself"
         if self.lowest >= self.highest:
@@ -53,3 +53,21 @@ class JudgeSettings(SettingsTable, frozen=True):
             yield f"right_from = {self.right_from} is not above lowest and up to highest"
         if taken := sorted(_OWN & self.body.keys()):
             yield f"body.{taken[0]} is set by the judge itself; remove it"
+        for name in _SET_BESIDE:
+            if name in self.body:
+                yield f"body.{name} is said twice, here and as {name}; set {name}, outside of body"
+
+
+def address_conflicts(url: str) -> Iterator[str]:
+    """Why no request can be sent to what lies below it: what follows "url " in a message."""
+    try:
+        place = urlsplit(url)
+        host, sound = (place.hostname or "").encode("idna"), place.port != 0
+    except ValueError:  # a port that is no number or none that there is, half an IPv6 address, …
+        host, sound = b"", False
+    if not (host and sound and url.isprintable() and " " not in url) or not re.match(
+        "https?:", url
+    ):
+        yield f"= {url!r} is no address; give one such as http://127.0.0.1:8000/v1"
+    elif place.query or place.fragment:
+        yield "holds a query or a fragment, which what is asked would become part of; remove it"

@@ -179,6 +179,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     if not equals or not re.fullmatch(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*", key):
         shown = shown_override(override)
         raise ConfigError(f"cannot read the override {shown!r}; write section.key=value")
+    if _has_surrogates(text):  # what Python makes of bytes that are no UTF-8
+        raise ConfigError(f"{key} is given what is no UTF-8; write it in that")
     parts: list[str] = key.split(".")
     node: Any = tree
     for depth, part in enumerate(parts):
@@ -195,6 +197,14 @@ def _apply(tree: dict[str, Any], override: str) -> None:
             node[part] = _value(text)
         else:
             node = node.setdefault(part, {})
+
+
+def _has_surrogates(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _element(tables: list[Any], part: str, where: str) -> Any:
