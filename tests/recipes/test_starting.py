@@ -219,6 +219,15 @@ def test_a_missing_model_and_a_full_disk_are_told(
     assert check(asked, tmp_path / "run").mistakes == []
 
 
+def test_prices_and_a_plan_are_opened(tmp_path: Path, tiny_model: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    write(Wishes(model=str(tiny_model), task="arithmetic"), path)
+    recipe = load_recipe(path, ['prices="/no/prices"', f'plan="{path}"'])
+    prices, plan = check(recipe, tmp_path / "run").mistakes
+    assert prices.startswith("prices /no/prices: ") and "give [[price]] tables" in prices
+    assert plan.startswith(f"plan {path}: ") and "give what `interlock plan" in plan
+
+
 def _as_answered(monkeypatch: pytest.MonkeyPatch, answers: str, *arguments: str) -> int:
     """The exit code of the command on a terminal where these lines are typed."""
     typed = io.StringIO(answers)

@@ -25,6 +25,7 @@ from interlock.models.tokenizer import Tokenizer
 from interlock.recipes import (
     fleet,
     gate,
+    metering,
     pretrain,
     reject_sft,
     replays,
@@ -63,6 +64,8 @@ def check(recipe: Recipe, directory: Path) -> Checked:
     tried(lambda: _devices(recipe))
     tried(lambda: fleet.check(recipe))
     tried(lambda: trackers.check(recipe))
+    tried(lambda: metering.prices_of(recipe))
+    tried(lambda: metering.plan_of(recipe))
     model = tried(lambda: find_model(recipe.model.path))
     if model is None:
         return found

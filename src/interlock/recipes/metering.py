@@ -32,9 +32,7 @@ def of_recipe(recipe: Recipe, resumed: Path | None, learners: Sequence[HeldChip]
     Raises ConfigError when prices cannot be read, or a limit is reached or cannot be kept; RunError
     when there is no run to be resumed.
     """
-    prices: Prices = {}
-    if recipe.prices is not None:
-        prices = read_prices(Path(recipe.prices).expanduser(), "prices")
+    prices = prices_of(recipe)
 
     def price(chip: HeldChip) -> ChipPrice | None:
         return price_of_device(chip.chip, vendors.kind_of(chip.device), prices)
@@ -48,6 +46,13 @@ def of_recipe(recipe: Recipe, resumed: Path | None, learners: Sequence[HeldChip]
     meter = CostMeter(earlier, learners, price, of_workers(recipe), memory=watch.look)
     Budget(recipe.budget, lambda _: None).look(meter.entered())
     return meter
+
+
+def prices_of(recipe: Recipe) -> Prices:
+    """Those of a file, which go before those that are shipped. Raises ConfigError."""
+    if recipe.prices is None:
+        return {}
+    return read_prices(Path(recipe.prices).expanduser(), "prices")
 
 
 def plan_of(recipe: Recipe) -> dict[str, Any] | None:
