@@ -441,6 +441,27 @@ def test_no_stage_trains_on_what_another_holds_out(tmp_path: Path, setting: str)
         load(tmp_path, TWO, setting)
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        'path="./rows.jsonl"',
+        'path="data/../rows.jsonl"',
+        'path="rows.jsonl", question_field="question"',
+        'path="rows.jsonl", instruction="Think."',
+    ],
+)
+def test_rows_are_known_however_a_task_names_them(tmp_path: Path, other: str) -> None:
+    rows = ['stage.task={name="jsonl",label="a",options={path="rows.jsonl"}}']
+    more = f'{{name="jsonl",label="b",seed=1,options={{{other}}}}}'
+    both = [rows[0].replace("={", "=[{", 1) + f",{more}]"]
+    with pytest.raises(ConfigError, match=r"'a' and 'b' are of the same problems"):
+        load(tmp_path, BASE, *both)
+    assert len(load(tmp_path, BASE, both[0].replace("seed=1", "seed=0")).stage[0].task) == 2
+    apart = [f"stage.0.{rows[0][6:]}", f"stage.1.task={more}"]
+    with pytest.raises(ConfigError, match=r"stage\.1: task 'b' has the problems of stage 0"):
+        load(tmp_path, TWO, *apart)
+
+
 def test_rows_of_a_stage_find_room(tmp_path: Path) -> None:
     recipe = """
 [model]

@@ -17,7 +17,7 @@ from typing import Any
 from interlock.config.origins import MODEL, layers_apart, of_stage
 from interlock.config.rewards import JudgeReward
 from interlock.config.schema import BudgetSettings, GeneratorSettings, Recipe, by_name
-from interlock.config.tasks import TaskSettings, task_conflicts
+from interlock.config.tasks import TaskSettings, same_problems, task_conflicts
 from interlock.errors import ConfigError
 from interlock.text import hide_credentials, one_line
 
@@ -338,7 +338,7 @@ def _held_out(recipe: Recipe) -> Iterator[str]:
     """What one stage holds out another may not train on."""
     tasks = [(index, task) for index, stage in enumerate(recipe.stage) for task in stage.task]
     for (index, one), (later, other) in combinations(tasks, 2):
-        same = index != later and (one.name, one.options) == (other.name, other.options)
+        same = index != later and same_problems(one, other)
         if same and (one.seed, one.held_out) != (other.seed, other.held_out):
             yield (
                 f"stage.{later}: task {other.called!r} has the problems of stage {index} with "

@@ -3,6 +3,7 @@
 One table is one task; of several, `[[stage.task]]`, a step mixes problems by their `weight`.
 """
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import combinations
@@ -125,6 +126,14 @@ def task_conflicts(tasks: Sequence[TaskSettings], drawn: bool = False) -> Iterat
         yield f"task.weight = {tasks[0].weight} is against other tasks, and there is one; remove it"
 
 
+def same_problems(one: TaskSettings, other: TaskSettings) -> bool:
+    """Whether both are made of the same rows, or by the same procedure."""
+    here, there = one.options.get("path"), other.options.get("path")
+    if isinstance(here, str) and isinstance(there, str):
+        return os.path.abspath(here) == os.path.abspath(there)
+    return (one.name, one.options) == (other.name, other.options)
+
+
 def _mode_conflicts(tasks: Sequence[TaskSettings]) -> Iterator[str]:
     """Of problems that are asked with thinking and without."""
     for task in tasks:
@@ -135,8 +144,7 @@ def _mode_conflicts(tasks: Sequence[TaskSettings]) -> Iterator[str]:
                 "contradict each other; remove one"
             )
     for one, other in combinations(tasks, 2):
-        same = (one.name, one.options) == (other.name, other.options)
-        if same and (one.seed, one.held_out) != (other.seed, other.held_out):
+        if same_problems(one, other) and (one.seed, one.held_out) != (other.seed, other.held_out):
             yield (
                 f"task: {one.called!r} and {other.called!r} are of the same problems, and what the "
                 "one holds out the other may train on; give both one seed and one held_out"
