@@ -232,6 +232,7 @@ def test_a_lone_stage_needs_no_index(tmp_path: Path) -> None:
         ("generator.dtype=int4", "generator.0.dtype = 'int4'"),
         ("steps", "write section.key=value"),
         ("=3", "write section.key=value"),
+        ("stage.task.draw={column=''}", "task.draw.column = '': expected str of length >= 1"),
         ("stage.steps=\udcff", "stage.steps is given what is no UTF-8; write it in that"),
         (
             "stage.task.judge={url='http://[::1/v1',model='m'}",

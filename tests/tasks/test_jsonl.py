@@ -208,6 +208,14 @@ def test_bad_files_and_options_are_named(write_jsonl: WriteJsonl, tmp_path: Path
         open_task(TaskSettings("gsm8k"))
 
 
+@pytest.mark.parametrize("option", ["path", "question_field", "answer_field", "answer_after"])
+def test_an_option_that_says_nothing_is_refused(write_jsonl: WriteJsonl, option: str) -> None:
+    path = write_jsonl("a.jsonl", *map(_row, range(5)))
+    options = {"path": str(path), option: ""}
+    with pytest.raises(TaskError, match=f"^task 'jsonl': {option} = '': expected str of length"):
+        open_task(TaskSettings("jsonl", options, held_out=1))
+
+
 def test_a_dataset_of_the_hub_is_named_so_or_not_looked_for(
     write_jsonl: WriteJsonl, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from interlock.config.fields import NonNegative, SettingsTable, Share
+from interlock.config.fields import NonNegative, Said, SettingsTable, Share
 
 
 class DrawSettings(SettingsTable, frozen=True):
@@ -21,7 +21,7 @@ class DrawSettings(SettingsTable, frozen=True):
     retire: NonNegative = 3  # solved groups in a row, after which it is drawn no more; 0: never
     # Of the data: what a model made of each, as `interlock label` writes it. None: "pass_rate",
     # where rows have it.
-    column: str | None = None
+    column: Said | None = None
     # Of a task that makes its problems: as many are made, and drawn from.
     pool: Annotated[int, Meta(ge=0, le=10**6)] = 0
 

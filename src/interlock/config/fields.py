@@ -15,6 +15,7 @@ Concurrent = Annotated[int, Meta(ge=1, le=2**16)]  # of what takes memory at the
 Weight = Annotated[float, Meta(ge=0, le=1e9)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Decay = Annotated[float, Meta(ge=0, lt=1)]  # of a running mean, which 1 would never move
+Said = Annotated[str, Meta(min_length=1)]  # a name or a path: "" is none, and said by leaving out
 
 # How a row's model is told whether it thinks: recipes/texts.py.
 ThinkingSwitch = Literal["template", "tags"]

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from interlock.config.fields import NonNegative, Positive, SettingsTable, Share
+from interlock.config.fields import NonNegative, Positive, Said, SettingsTable, Share
 
 Script = Literal["", "arabic", "cyrillic", "devanagari", "greek", "han", "hangul", "latin", "thai"]
 
@@ -28,7 +28,7 @@ class ReadableSettings(SettingsTable, frozen=True):
 class MixSettings(SettingsTable, frozen=True):
     """`[[stage.mix]]`: general data, so that what is not trained for is kept."""
 
-    data: str  # JSONL, rows as of an sft stage
+    data: Said  # JSONL, rows as of an sft stage
     # Of all rows that are learned from; all its rows, where there are fewer.
     share: Annotated[float, Meta(gt=0, lt=1)]
 

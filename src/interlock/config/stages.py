@@ -20,6 +20,7 @@ from interlock.config.fields import (
     Overlong,
     Positive,
     Rate,
+    Said,
     SettingsTable,
     Share,
     ThinkingSwitch,
@@ -361,7 +362,7 @@ class Pretrain(StageSettings, frozen=True, kw_only=True, tag="pretrain"):
     Texts follow one another, each new epoch in another order, and are cut where a row is full.
     """
 
-    data: str
+    data: Said
     batch_size: Positive = 8  # rows per optimizer step
     row_tokens: NonNegative = 0  # 0: the model's context
     held_out: NonNegative = 0  # texts, the last of the file, that are measured and not learned

@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from interlock.config.fields import Said
 from interlock.config.rewards import CodeReward
 from interlock.config.tasks import TaskSettings
 from interlock.errors import TaskError
@@ -35,16 +36,16 @@ class Jsonl(msgspec.Struct, frozen=True):
     The fields are columns; None: the one of those usual that the rows have (columns.py).
     """
 
-    path: str
-    question_field: str | None = None
-    answer_field: str | None = None
-    answer_after: str | None = None
+    path: Said
+    question_field: Said | None = None
+    answer_field: Said | None = None
+    answer_after: Said | None = None
     instruction: str = ""  # put after every question
     verifier: str | None = None  # "path/to/file.py:function" instead of math-verify
 
 
 class Gsm8k(Jsonl, frozen=True):
-    answer_after: str | None = "####"
+    answer_after: Said | None = "####"
 
 
 def options_of(task: TaskSettings) -> Jsonl:
