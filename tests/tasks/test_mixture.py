@@ -11,8 +11,9 @@ from interlock.config.rewards import PythonReward
 from interlock.config.tasks import TaskSettings
 from interlock.errors import TaskError
 from interlock.records.rl import Problem
+from interlock.tasks import open_task
 from interlock.tasks.mixture import Mixture, Verifiers, open_tasks, shares
-from interlock.tasks.sources import ListSource
+from interlock.tasks.sources import ListSource, TaskSource
 
 WEIGHTS = st.lists(st.floats(0.01, 100), min_size=1, max_size=5)
 
@@ -127,6 +128,48 @@ def test_each_answer_is_judged_by_its_own_tasks_verifier(tmp_path: Path) -> None
         verdicts = verifiers.verify([(problem, "four") for problem in asked])
         assert [verdict.reward for verdict in verdicts] == [4.0, 1.0, 4.0, 1.0]
         assert (verifiers.errors, verifiers.retried) == (0, 0)
+
+
+def test_no_task_trains_on_what_one_with_other_options_holds_out() -> None:
+    tasks = [
+        TaskSettings("arithmetic", {"digits": 1}, label="sums", held_out=8),
+        TaskSettings(
+            "arithmetic", {"digits": 1, "operators": ["+", "-"]}, label="both", held_out=8
+        ),
+    ]
+
+    def operands(problem: Problem) -> str:
+        a, b = sorted((problem.meta["a"], problem.meta["b"]))
+        return f"{a}{problem.meta['op']}{b}"
+
+    def leaked(source: TaskSource) -> set[str]:
+        trained = {operands(each) for step in range(1, 80) for each in source.train(step, 8)}
+        assert len(trained) > 80  # of 110 families, nearly all that may be
+        return trained & {operands(each) for each in source.held_out(8)}
+
+    apart = Mixture(tasks, [open_task(task) for task in tasks])
+    assert leaked(apart)
+    assert leaked(open_tasks(tasks)) == set()
+
+
+def test_rows_of_a_copy_that_another_task_holds_out_are_dropped(tmp_path: Path) -> None:
+    rows = [f'{{"question": "{n}", "answer": "{n}"}}\n' for n in range(30)]
+    paths = [tmp_path / name for name in ("a.jsonl", "b.jsonl")]
+    paths[0].write_text("".join(rows))
+    paths[1].write_text("".join(rows[:20]))
+    tasks = [
+        TaskSettings("jsonl", {"path": str(path)}, label=path.stem, seed=seed, held_out=6)
+        for seed, path in enumerate(paths)
+    ]
+    source = open_tasks(tasks)
+    held_out = {each.id.partition(": ")[2] for each in source.held_out(6)}
+    apart = [open_task(task) for task in tasks]
+    kept = [
+        {each.id for each in one.train(1, 30 - 10 * place - 6)} for place, one in enumerate(apart)
+    ]
+    assert source.dropped == sum(len(each & held_out) for each in kept) > 0
+    trained = {each.id.partition(": ")[2] for step in range(1, 9) for each in source.train(step, 6)}
+    assert not trained & held_out
 
 
 def test_a_reward_of_the_users_is_among_the_files(tmp_path: Path) -> None:

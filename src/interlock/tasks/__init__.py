@@ -7,6 +7,8 @@ A task's module offers `open_source(task, unfit) -> PooledSource`. Its verifier 
 the worker processes of `verifier_pool`, so the caller never imports a verifier's libraries.
 """
 
+from collections.abc import Sequence
+
 from interlock.config.tasks import TaskSettings
 from interlock.tasks.drawing import DrawnSource
 from interlock.tasks.options import unknown
@@ -37,16 +39,33 @@ def known(name: str) -> str:
 
 
 def open_task(task: TaskSettings, unfit: Unfit = fits) -> TaskSource:
-    """Open the task's problems and set its held-out ones aside.
+    """Open the task's problems and set its held-out ones aside; see `open_beside`."""
+    (source,) = open_beside([task], [unfit])
+    return source
+
+
+def open_beside(tasks: Sequence[TaskSettings], unfit: Sequence[Unfit]) -> list[TaskSource]:
+    """Open the problems of tasks, none of which trains on what one of the same name holds out.
 
     Args:
-        unfit: why a problem does not fit the model; such ones are refused, or left out and
-            counted, as `task.overlong` says.
+        unfit: of each task, why a problem does not fit the model; such ones are refused, or left
+            out and counted, as `task.overlong` says.
 
     Raises TaskError for an unknown name or option, for data that cannot be read or does not fit,
     for too few problems, and for a missing package.
     """
-    kind = known(task.name)
-    module = module_of(_SOURCES[kind], f"task {task.name!r}")
+    sources = [_opened(*each) for each in zip(tasks, unfit, strict=True)]
+    for task, source in zip(tasks, sources, strict=True):
+        for other, beside in zip(tasks, sources, strict=True):
+            if other.name == task.name and beside is not source:
+                source.spare(beside.reserved)
+    return [
+        source if task.draw is None else DrawnSource(source, task.draw, task.seed)
+        for task, source in zip(tasks, sources, strict=True)
+    ]
+
+
+def _opened(task: TaskSettings, unfit: Unfit) -> PooledSource:
+    module = module_of(_SOURCES[known(task.name)], f"task {task.name!r}")
     source: PooledSource = module.open_source(task, unfit)
-    return source if task.draw is None else DrawnSource(source, task.draw, task.seed)
+    return source

@@ -29,7 +29,7 @@ from interlock.config.tasks import TaskSettings
 from interlock.errors import TaskError
 from interlock.records.metrics import PoolMetrics
 from interlock.records.rl import Attempt, Problem, Verdict
-from interlock.tasks import modes, open_task, user_verifier
+from interlock.tasks import modes, open_beside, user_verifier
 from interlock.tasks.drawing import DrawnSource, GroupOutcome
 from interlock.tasks.retries import Pair
 from interlock.tasks.sources import TaskSource, Unfit, fits
@@ -40,12 +40,12 @@ _WHOLE = 1 << 64
 
 
 def open_tasks(tasks: Sequence[TaskSettings], unfit: Unfit = fits) -> "Mixture":
-    """Open every task; see `open_task`."""
+    """Open every task; see `open_beside`."""
 
     def tried(task: TaskSettings) -> Unfit:
         return lambda problem: unfit(modes.asked(problem, task))
 
-    return Mixture(tasks, [open_task(task, tried(task)) for task in tasks])
+    return Mixture(tasks, open_beside(tasks, [tried(task) for task in tasks]))
 
 
 def _written(task: TaskSettings) -> Iterator[Path]:

@@ -61,6 +61,15 @@ class PooledSource(TaskSource, Protocol):
 
     rates: Mapping[str, float]  # by id: pass rates that the data tell
 
+    @property
+    def reserved(self) -> Collection[str]:
+        """What no source beside this one may train on: the keys of what it holds out."""
+        ...
+
+    def spare(self, reserved: Collection[str]) -> None:
+        """Train on none of these, which sources of the same kind hold out."""
+        ...
+
     def pool(self, size: int) -> list[Problem]:
         """All training problems; of a procedure, `size`. Raises TaskError for any other `size`."""
         ...
@@ -89,6 +98,15 @@ class ListSource:
         self._held_out = held_out
         self._seed = seed
         self._spaced: dict[int, _SpacedOrders] = {}  # by window
+
+    @property
+    def reserved(self) -> Collection[str]:
+        return [problem.id for problem in self._held_out]
+
+    def spare(self, reserved: Collection[str]) -> None:
+        left = [problem for problem in self._training if problem.id not in set(reserved)]
+        self.dropped += len(self._training) - len(left)
+        self._training = left
 
     def pool(self, size: int) -> list[Problem]:
         if size:
@@ -156,7 +174,15 @@ class ProceduralSource:
         self._families = families
         self._family = family
         self._aside = set(aside)
+        self._spared: set[str] = set()
         self._held_out = self._distinct(Random(f"{seed}/held-out"), held_out, taken=self._aside)
+
+    @property
+    def reserved(self) -> Collection[str]:
+        return self._held_out.keys()
+
+    def spare(self, reserved: Collection[str]) -> None:
+        self._spared |= set(reserved)
 
     def pool(self, size: int) -> list[Problem]:
         if not size:
@@ -168,7 +194,8 @@ class ProceduralSource:
 
     def train(self, step: int, count: int) -> list[Problem]:
         rng = Random(f"{self._seed}/train/{step}")
-        return list(self._distinct(rng, count, taken=self._aside | self._held_out.keys()).values())
+        taken = self._aside | self._held_out.keys()
+        return list(self._distinct(rng, count, taken, self._spared).values())
 
     def stretch(self, step: int, first: int, count: int, most: int) -> list[Problem]:
         return self.train(step, count) if count else []
@@ -180,8 +207,14 @@ class ProceduralSource:
     def held_out(self, count: int) -> list[Problem]:
         return _first(list(self._held_out.values()), count)
 
-    def _distinct(self, rng: Random, count: int, taken: Collection[str]) -> dict[str, Problem]:
-        """`count` problems by family, none of a family in `taken`."""
+    def _distinct(
+        self,
+        rng: Random,
+        count: int,
+        taken: Collection[str],
+        spared: Collection[str] = (),  # of which few may be this task's
+    ) -> dict[str, Problem]:
+        """`count` problems by family, none of a family in `taken` or `spared`."""
         if count + len(taken) > self._families:
             held = f"and {len(taken)} held out " if taken else ""
             raise TaskError(
@@ -205,7 +238,7 @@ class ProceduralSource:
                     raise TaskError(f"problem {problem.id}: {why}, {advice}")
                 continue
             family = self._family(problem)
-            if family not in found and family not in taken:
+            if family not in found and family not in taken and family not in spared:
                 found[family] = problem
         return found
 
