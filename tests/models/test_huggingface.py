@@ -1,6 +1,7 @@
 """What config.json may say, and what is refused rather than computed wrongly."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -262,6 +263,10 @@ def test_a_window_that_slides_is_the_context(
         (LLAMA | {"rope_scaling": "yarn"}, "rope"),
         (LLAMA | {"rope_scaling": {"type": "linear", "factor": 0}}, "factor"),
         (LLAMA | {"rope_theta": 0}, "rope_theta"),
+        (LLAMA | {"rope_theta": math.inf}, "rope_theta"),
+        (LLAMA | {"rms_norm_eps": math.inf}, "rms_norm_eps"),
+        (LLAMA | {"rope_scaling": {"type": "linear", "factor": 1e300}}, "factor"),
+        (V3 | {"routed_scaling_factor": math.nan}, "routed_scaling_factor"),
         (
             LLAMA
             | {

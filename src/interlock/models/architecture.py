@@ -9,14 +9,16 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-PositiveFloat = Annotated[float, Meta(gt=0)]
+LARGEST = 2.0**127  # of a setting: it is computed with in float32
+PositiveFloat = Annotated[float, Meta(gt=0, le=LARGEST)]
+FiniteFloat = Annotated[float, Meta(ge=-LARGEST, le=LARGEST)]
 ContextLength = Annotated[int, Meta(gt=0)]
 
 
 class _RopeBase(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="rope_type"):
     """Base of the variants. An unknown parameter is an error: it could change every position."""
 
-    rope_theta: Annotated[float, Meta(gt=1)] = 10_000.0
+    rope_theta: Annotated[float, Meta(gt=1, le=LARGEST)] = 10_000.0
 
 
 class DefaultRope(_RopeBase, frozen=True, tag="default"):
@@ -45,9 +47,9 @@ class YarnRope(_RopeBase, frozen=True, tag="yarn", kw_only=True):
     original_max_position_embeddings: ContextLength
     beta_fast: PositiveFloat = 32.0
     beta_slow: PositiveFloat = 1.0
-    attention_factor: float | None = None
-    mscale: float | None = None
-    mscale_all_dim: float | None = None
+    attention_factor: FiniteFloat | None = None
+    mscale: FiniteFloat | None = None
+    mscale_all_dim: FiniteFloat | None = None
     truncate: bool = True
 
 

@@ -10,6 +10,8 @@ from typing import Annotated, ClassVar, Literal
 import msgspec
 from msgspec import Meta
 
+from interlock.models.architecture import LARGEST, FiniteFloat
+
 # The upper bounds are far above any published model: a lying config must not keep us building.
 Size = Annotated[int, Meta(gt=0, le=2**24)]
 Count = Annotated[int, Meta(gt=0, le=2**12)]
@@ -28,7 +30,7 @@ class Config(msgspec.Struct, kw_only=True):
     intermediate_size: Size
     num_hidden_layers: LayerCount
     num_attention_heads: Count
-    rms_norm_eps: Annotated[float, Meta(ge=0)]
+    rms_norm_eps: Annotated[float, Meta(ge=0, le=LARGEST)]
     max_position_embeddings: Annotated[int, Meta(gt=0)]
     num_key_value_heads: Count | None = None
     head_dim: Count | None = None
@@ -137,7 +139,7 @@ class ExpertsConfig(Config, kw_only=True):
     num_experts_per_tok: Count
     moe_intermediate_size: Size
     first_k_dense_replace: CountOrZero
-    routed_scaling_factor: float
+    routed_scaling_factor: FiniteFloat
 
 
 class DeepSeekConfig(ExpertsConfig, kw_only=True):
