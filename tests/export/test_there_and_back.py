@@ -121,6 +121,23 @@ def test_what_is_refused_leaves_nothing(build: Build, known: Known, cache: Path)
     assert [each.name for each in (cache / "gguf").iterdir() if each.suffix != ".lock"] == []
 
 
+def test_weights_that_are_not_finite_or_cannot_be_dequantised(
+    build: Build, known: Known, cache: Path
+) -> None:
+    directory = known(build("llama"))
+    path, name = directory.with_suffix(".gguf"), "blk.1.ffn_down.weight"
+    write_gguf(find_source(str(directory)), path, "Q8_0", {})
+    sound, start = path.read_bytes(), read_gguf(path).tensors[name].start
+    path.write_bytes(sound[:start] + b"\xff\xff" + sound[start + 2 :])  # a scale: not a number
+    with pytest.raises(ModelError, match=f"tensor {name} holds values that are not finite"):
+        find_model(str(path))
+    place = sound.index(name.encode()) + len(name) + 4 + 2 * 8
+    path.write_bytes(sound[:place] + bytes([24]) + sound[place + 1 :])  # I8, a byte a weight
+    with pytest.raises(ModelError, match=f"tensor {name} is stored as I8, which is not read"):
+        find_model(str(path))
+    assert [each.name for each in (cache / "gguf").iterdir() if each.suffix != ".lock"] == []
+
+
 @given(st.data())
 @settings(
     max_examples=60,

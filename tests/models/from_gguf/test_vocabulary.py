@@ -115,7 +115,12 @@ def test_whether_a_text_begins_with_bos(rule: str, said: bool | None, begun: boo
         ({"tokenizer.ggml.merges": ["odd"]}, "merge 'odd' is no pair"),
         ({"tokenizer.ggml.merges": ["h zz"]}, "merges do not fit its tokens"),
         ({"tokenizer.ggml.eos_token_id": 10**6}, "eos_token_id is 1000000, no token"),
-        ({"tokenizer.ggml.bos_token_id": "x"}, "bos_token_id is 'x', no token"),
+        ({"tokenizer.ggml.eot_token_id": -1}, "eot_token_id is -1, no token"),
+        ({"tokenizer.ggml.bos_token_id": "x"}, "bos_token_id is 'x', which is not read here"),
+        ({"tokenizer.ggml.eos_token_id": True}, "eos_token_id is True, which is not read here"),
+        ({"tokenizer.ggml.model": np.array([1, 2])}, "is not read, only 'gpt2'"),
+        ({"tokenizer.ggml.add_bos_token": np.array([1, 2])}, "add_bos_token is a list, which"),
+        ({"tokenizer.chat_template": ["x"]}, "chat_template is a list, which is not read here"),
     ],
 )
 def test_refused(changed: dict[str, Any], message: str) -> None:

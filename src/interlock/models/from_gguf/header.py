@@ -188,6 +188,20 @@ def _shown(name: str) -> str:
     return one_line(name, 80)
 
 
+def told(file: GgufFile, key: str, kind: Any, default: Any = None) -> Any:
+    """What the metadata say under `key`; where it is not there, `default`.
+
+    Raises ModelError for what is not of the `kind`, a type or several: a list has no truth.
+    """
+    value = file.metadata.get(key)
+    if value is None:
+        return default
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        shown = "a list" if isinstance(value, list | np.ndarray) else one_line(repr(value), 40)
+        raise file.error(f"{key} is {shown}, which is not read here")
+    return value
+
+
 def read_gguf(path: Path) -> GgufFile:
     """A file of this disk. Raises ModelError when it cannot be read or is not sound."""
     try:

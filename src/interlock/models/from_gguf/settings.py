@@ -6,12 +6,13 @@ It is the way back of export/metadata.py. Whether the numbers fit together is hu
 business, which reads what is written here, and whether the tensors are of these sizes weights.py's.
 """
 
+from math import isfinite
 from typing import Any
 
 import numpy as np
 
 from interlock.errors import ModelError
-from interlock.models.from_gguf.header import GgufFile
+from interlock.models.from_gguf.header import GgufFile, told
 from interlock.text import one_line
 
 ROPE_FACTORS = "rope_freqs.weight"
@@ -40,20 +41,20 @@ class GgufKeys:
         return int(self._found(f"{self.architecture}.{key}", int, default))
 
     def number(self, key: str, default: float | None = None) -> float:
-        """As `whole`, any number."""
-        return shortest(self._found(f"{self.architecture}.{key}", (int, float), default))
+        """As `whole`, any number that is finite."""
+        value = self._found(f"{self.architecture}.{key}", (int, float), default)
+        if not isfinite(value):
+            raise self.file.error(f"{self.architecture}.{key} is {value}, which is not read here")
+        return shortest(value)
 
-    def said(self, key: str) -> Any:
-        """Whatever stands there; None: nothing."""
-        return self.file.metadata.get(f"{self.architecture}.{key}")
+    def said(self, key: str, kind: Any) -> Any:
+        """What stands there; None: nothing."""
+        return told(self.file, f"{self.architecture}.{key}", kind)
 
     def _found(self, key: str, kind: Any, default: Any = None) -> Any:
-        value = self.file.metadata.get(key, default)
+        value = told(self.file, key, kind, default)
         if value is None:
             raise self.file.error(f"it lacks the metadata key {key!r}")
-        if not isinstance(value, kind) or isinstance(value, bool):
-            shown = "a list" if isinstance(value, list | np.ndarray) else one_line(repr(value), 40)
-            raise self.file.error(f"{key} is {shown}, which is not read here")
         return value
 
 
@@ -65,7 +66,7 @@ def hugging_face_config(file: GgufFile) -> dict[str, Any]:
             f"{file.path}: GGUF architecture {one_line(keys.architecture, 40)!r} is not read, only "
             f"{', '.join(KNOWN)}; give its Hugging Face directory"
         )
-    if file.metadata.get("split.count", 1) not in (0, 1):
+    if told(file, "split.count", int, 1) not in (0, 1):
         raise ModelError(
             f"{file.path} is one of several files of a model; make one of them first "
             "(llama-gguf-split --merge)"
@@ -148,7 +149,7 @@ def _window(keys: GgufKeys) -> dict[str, Any]:
 
 def _scaling(keys: GgufKeys) -> dict[str, Any] | None:
     """`rope_scaling`: by metadata, or Llama 3's, which is a tensor of factors."""
-    kind = keys.said("rope.scaling.type") or "none"
+    kind = keys.said("rope.scaling.type", str) or "none"
     if kind not in _SCALINGS:
         raise keys.file.error(f"rope.scaling.type is {one_line(repr(kind), 40)}")
     if ROPE_FACTORS in keys.file.tensors:
@@ -162,7 +163,7 @@ def _scaling(keys: GgufKeys) -> dict[str, Any] | None:
         trained = "rope.scaling.original_context_length"
         found["original_max_position_embeddings"] = keys.whole(trained)
         for ours, theirs in (("beta_fast", "yarn_beta_fast"), ("beta_slow", "yarn_beta_slow")):
-            if keys.said(f"rope.scaling.{theirs}") is not None:
+            if keys.said(f"rope.scaling.{theirs}", (int, float)) is not None:
                 found[ours] = keys.number(f"rope.scaling.{theirs}")
     return found
 
@@ -179,7 +180,10 @@ def _llama3(keys: GgufKeys) -> dict[str, Any]:
         raise file.error(f"{ROPE_FACTORS} is stored as {tensor.type.name} {list(tensor.shape)}")
     stored = file.rows(tensor).view(np.float32)[0].astype(np.float64)
     theta = keys.number("rope.freq_base", 10000.0)
-    for trained in _contexts(stored, theta):
+    if theta <= 1:
+        raise file.error(f"{keys.architecture}.rope.freq_base is {theta:g}, and not above 1")
+    sound = bool(np.isfinite(stored).all()) and stored.min() > 0
+    for trained in _contexts(stored, theta) if sound else ():
         found = {
             "rope_type": "llama3",
             "factor": shortest(float(stored.max())),

@@ -25,7 +25,7 @@ from tokenizers import (
 
 from interlock.errors import ModelError
 from interlock.models.detokenizer import no_panic
-from interlock.models.from_gguf.header import GgufFile
+from interlock.models.from_gguf.header import GgufFile, told
 from interlock.text import error_line, one_line
 
 _ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
@@ -90,7 +90,8 @@ def tokenizer_of(file: GgufFile) -> tuple[Tokenizer, dict[str, Any], dict[str, A
     """
     found = file.metadata
     model, rule = found.get("tokenizer.ggml.model"), found.get("tokenizer.ggml.pre")
-    if model != "gpt2" or not isinstance(rule, str) or rule not in RULES:
+    known = isinstance(model, str) and model == "gpt2"
+    if not known or not isinstance(rule, str) or rule not in RULES:
         shown = one_line(repr((model, rule)), 60)
         raise ModelError(
             f"{file.path}: GGUF tokenizer {shown} is not read, only 'gpt2' with "
@@ -109,7 +110,8 @@ def tokenizer_of(file: GgufFile) -> tuple[Tokenizer, dict[str, Any], dict[str, A
     tokenizer.add_tokens([AddedToken(tokens[i], normalized=False) for i in own])
     ids = {ours: _role(file, theirs, tokens) for ours, theirs in _ROLES.items()}
     bos = ids["bos"]
-    if found.get("tokenizer.ggml.add_bos_token", rule in _BEGUN) and bos is not None:
+    begun = told(file, "tokenizer.ggml.add_bos_token", bool, rule in _BEGUN)
+    if begun and bos is not None:
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{tokens[bos]}:0 $A:0",
             pair=f"{tokens[bos]}:0 $A:0 {tokens[bos]}:1 $B:1",
@@ -154,11 +156,9 @@ def _bpe(file: GgufFile, vocabulary: dict[str, int], rule: str) -> Tokenizer:
 
 def _role(file: GgufFile, role: str, tokens: list[str]) -> int | None:
     """The id of a role; None: it has none."""
-    index = file.metadata.get(f"tokenizer.ggml.{role}_token_id")
-    if index is None:
-        return None
-    if not isinstance(index, int) or not 0 <= index < len(tokens):
-        raise file.error(f"tokenizer.ggml.{role}_token_id is {one_line(repr(index), 40)}, no token")
+    index: int | None = told(file, f"tokenizer.ggml.{role}_token_id", int)
+    if index is not None and not 0 <= index < len(tokens):
+        raise file.error(f"tokenizer.ggml.{role}_token_id is {index}, no token")
     return index
 
 
@@ -197,7 +197,7 @@ def _settings(
             f"{file.metadata.get('general.architecture')}.context_length"
         ),
     }
-    template = file.metadata.get("tokenizer.chat_template")
-    if isinstance(template, str):
+    template = told(file, "tokenizer.chat_template", str)
+    if template is not None:
         settings["chat_template"] = template
     return settings

@@ -10,11 +10,18 @@ Shapes: N heads (query or key/value), D head size, E experts of a layer
 """
 
 from collections.abc import Iterator
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, GGMLQuantizationType, get_tensor_name_map
+from gguf import (
+    GGML_QUANT_SIZES,
+    MODEL_ARCH,
+    MODEL_ARCH_NAMES,
+    GGMLQuantizationType,
+    get_tensor_name_map,
+)
 from gguf.quants import dequantize
 from torch import Tensor
 
@@ -77,7 +84,10 @@ def stored_dtype(found: dict[str, FoundTensor]) -> torch.dtype:
 def weights(
     file: GgufFile, found: dict[str, FoundTensor], dtype: torch.dtype
 ) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of the model in `dtype`; one is in memory at a time."""
+    """Every tensor of the model in `dtype`; one is in memory at a time.
+
+    Raises ModelError for one that holds values that are not finite.
+    """
     for name, place in found.items():
         rows = file.rows(place.tensor)
         if place.expert is not None:
@@ -85,8 +95,11 @@ def weights(
             rows = rows[place.expert * each : (place.expert + 1) * each]
         values = torch.empty(len(rows), place.tensor.shape[-1], dtype=dtype)
         for first in range(0, len(rows), _ROWS):
-            part = dequantize(rows[first : first + _ROWS], place.tensor.type)
+            with np.errstate(all="ignore"):  # what comes of it is looked at below
+                part = dequantize(rows[first : first + _ROWS], place.tensor.type)
             values[first : first + _ROWS].copy_(torch.from_numpy(np.array(part, np.float32)))
+        if not bool(values.isfinite().all()):
+            raise file.error(f"tensor {place.tensor.name} holds values that are not finite")
         shape = place.tensor.shape if place.expert is None else place.tensor.shape[1:]
         values = values.view(shape)
         yield name, _ordered(values, place.heads) if place.heads else values
@@ -109,11 +122,26 @@ def _place(
             f"tensor {tensor.name} has shape {list(tensor.shape)}, where its metadata ask for "
             f"{wanted}"
         )
+    if not _dequantised(tensor.type):
+        raise ModelError(
+            f"{file.path}: GGUF tensor {tensor.name} is stored as {tensor.type.name}, which is not "
+            "read; give a file of another type, or its Hugging Face directory"
+        )
     heads = 0
     if kind is MODEL_ARCH.LLAMA:
         of = {"q_proj": arch.heads, "k_proj": arch.kv_heads}
         heads = of.get(name.split(".")[-2], 0)
     return FoundTensor(tensor, expert, heads)
+
+
+@cache
+def _dequantised(type_: GGMLQuantizationType) -> bool:
+    """Whether the `gguf` package can: it knows the sizes of more types than it reads."""
+    try:
+        dequantize(np.zeros((1, GGML_QUANT_SIZES[type_][1]), np.uint8), type_)
+    except NotImplementedError:
+        return False
+    return True
 
 
 def _ordered(rows: Tensor, heads: int) -> Tensor:
