@@ -36,6 +36,22 @@ def file(factors: list[float] | None = None, **changed: Any) -> Any:
     )
 
 
+@pytest.mark.parametrize(
+    ("said", "scaling"),
+    [
+        ({}, None),
+        ({"llama__rope__scaling__factor": 1.0}, None),
+        ({"llama__rope__scaling__factor": 4.0}, {"rope_type": "linear", "factor": 4.0}),
+        ({"llama__rope__scale_linear": 2.5}, {"rope_type": "linear", "factor": 2.5}),
+        ({"llama__rope__scaling__type": "none", "llama__rope__scaling__factor": 4.0}, None),
+    ],
+)
+def test_a_factor_without_a_type_is_linear(
+    said: dict[str, Any], scaling: dict[str, Any] | None
+) -> None:
+    assert hugging_face_config(file(**said))["rope_scaling"] == scaling
+
+
 LIST = np.array([1, 2], np.int32)
 
 
@@ -44,6 +60,7 @@ LIST = np.array([1, 2], np.int32)
     [
         ({"split__count": LIST}, "split.count is a list, which is not read here"),
         ({"llama__rope__scaling__type": LIST}, "scaling.type is a list, which is not read here"),
+        ({"llama__rope__scaling__attn_factor": 2.0}, "attn_factor is 2, which is not read; give"),
         ({"llama__rope__freq_base": np.inf}, "rope.freq_base is inf, which is not read here"),
         ({"llama__rope__freq_base": np.nan}, "rope.freq_base is nan, which is not read here"),
     ],

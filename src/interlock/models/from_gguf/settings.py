@@ -24,6 +24,8 @@ KNOWN = {
     "qwen3moe": ("qwen3_moe", "Qwen3MoeForCausalLM"),
 }
 _SCALINGS = ("none", "linear", "yarn")
+# What else llama.cpp would have of a scaling, and the values under which it changes nothing.
+_PLAIN = {"attn_factor": 1, "yarn_attn_factor": 1, "yarn_ext_factor": 1, "yarn_log_multiplier": 0}
 
 
 class GgufKeys:
@@ -148,8 +150,21 @@ def _window(keys: GgufKeys) -> dict[str, Any]:
 
 
 def _scaling(keys: GgufKeys) -> dict[str, Any] | None:
-    """`rope_scaling`: by metadata, or Llama 3's, which is a tensor of factors."""
-    kind = keys.said("rope.scaling.type", str) or "none"
+    """`rope_scaling`: by metadata, or Llama 3's, which is a tensor of factors.
+
+    A factor without a type is linear, as llama.cpp reads it, under its older name too.
+    """
+    factor_key = "rope.scaling.factor"
+    if keys.said(factor_key, (int, float)) is None:
+        factor_key = "rope.scale_linear"
+    scaled = keys.number(factor_key, 0) not in (0, 1)
+    kind = keys.said("rope.scaling.type", str) or ("linear" if scaled else "none")
+    for name, plain in _PLAIN.items():
+        if (value := keys.number(f"rope.scaling.{name}", plain)) != plain:
+            raise ModelError(
+                f"{keys.file.path}: {keys.architecture}.rope.scaling.{name} is {value:g}, which is "
+                "not read; give its Hugging Face directory"
+            )
     if kind not in _SCALINGS:
         raise keys.file.error(f"rope.scaling.type is {one_line(repr(kind), 40)}")
     if ROPE_FACTORS in keys.file.tensors:
@@ -158,7 +173,7 @@ def _scaling(keys: GgufKeys) -> dict[str, Any] | None:
         return _llama3(keys)
     if kind == "none":
         return None
-    found = {"rope_type": kind, "factor": keys.number("rope.scaling.factor")}
+    found = {"rope_type": kind, "factor": keys.number(factor_key)}
     if kind == "yarn":
         trained = "rope.scaling.original_context_length"
         found["original_max_position_embeddings"] = keys.whole(trained)
