@@ -2,19 +2,21 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from running import DEADLINE, ENVIRONMENT
 
 from interlock.config.reading import parse_sampling, parse_task
 from interlock.config.schema import GeneratorSettings
-from interlock.errors import ConfigError, RunError
+from interlock.errors import ConfigError, RunError, UserError
 from interlock.label import measuring
 from interlock.label.measuring import Measuring, label_all
 from interlock.label.rows import held, read
@@ -129,6 +131,63 @@ def test_answers_that_leave_no_room_for_a_prompt_are_refused(
     with pytest.raises(ConfigError, match=f"--max-tokens {context}: prompt and answer have"):
         label_all(asked, str(tiny_model), out, generator, lambda _: None, lambda *_: None)
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"generator": GeneratorSettings(device="gpu:7")}, "device 'gpu:7' cannot be used here"),
+        ({"verifier": "odd"}, "has no function 'odd'"),
+        ({"model": "cut"}, "cannot be read"),
+    ],
+)
+def test_nothing_is_written_before_all_that_it_takes_is_there(
+    tiny_model: Path, data: Path, tmp_path: Path, changed: dict[str, Any], why: str
+) -> None:
+    shutil.copytree(tiny_model, tmp_path / "cut")
+    os.truncate(tmp_path / "cut" / "model.safetensors", 1000)
+    model = tmp_path / "cut" if "model" in changed else tiny_model
+    verifier = f"options.verifier={data.parent / 'judge.py'}:{changed.get('verifier', 'lengthy')}"
+    task = parse_task("jsonl", 1, [f"options.path={data}", verifier])
+    before, generator = sorted(tmp_path.iterdir()), changed.get("generator", GeneratorSettings())
+    out = tmp_path / "labels.jsonl"
+    with pytest.raises(UserError, match=why):
+        label_all(replace(how(data), task=task), str(model), out, generator, print, lambda *_: None)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_what_answers_were_judged_and_asked_by_is_not_mixed(
+    tiny_model: Path, data: Path, tmp_path: Path
+) -> None:
+    model, out, lines = tmp_path / "model", tmp_path / "labels.jsonl", data.read_text()
+    shutil.copytree(tiny_model, model)
+    data.write_text("".join(lines.splitlines(keepends=True)[:3]))
+    run(data, model, out)
+    data.write_text(lines)
+    (tmp_path / "judge.py").write_text(VERIFIER.replace("== 0", "== 1"))
+    with pytest.raises(RunError, match=r"measured with another verifier file judge\.py; give"):
+        run(data, model, out)
+    (tmp_path / "judge.py").write_text(VERIFIER)
+    (model / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    with pytest.raises(RunError, match="measured with another chat template; give another --out"):
+        run(data, model, out)
+    (model / "chat_template.jinja").unlink()
+    assert len(run(data, model, out)) == 6
+
+
+def test_the_time_that_a_template_tells_stays(
+    tiny_model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that are gone on with another day are those of one that was not cut off."""
+    model, out = tmp_path / "model", tmp_path / "labels.jsonl"
+    shutil.copytree(tiny_model, model)
+    template = "{{ strftime_now('%f') }} {{ messages[0]['content'] }}"
+    (model / "chat_template.jinja").write_text(template)
+    monkeypatch.setattr(measuring, "_PART", 2)
+    whole = run(data, model, out)
+    lines = out.read_bytes().splitlines(keepends=True)
+    out.write_bytes(b"".join(lines[:2]))
+    assert run(data, model, out) == whole
 
 
 def test_a_task_without_data(tiny_model: Path, tmp_path: Path) -> None:

@@ -6,8 +6,11 @@ A part that is done is in the file before the next begins. Answers hang on (seed
 alone, so a measurement that was cut off ends in the rows of one that was not.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -18,7 +21,7 @@ from interlock.config.schema import GeneratorSettings
 from interlock.config.tasks import TaskSettings
 from interlock.errors import ConfigError
 from interlock.label.marks import LabelAnswer, mark
-from interlock.label.rows import LabelRow, Labels, LabelSetting, held
+from interlock.label.rows import LabelRow, Labels, LabelSetting, begun, held
 from interlock.models.fetch import find_model
 from interlock.models.huggingface import read_architecture
 from interlock.models.identity import model_digest
@@ -32,8 +35,8 @@ from interlock.records.rl import (
     Verdict,
 )
 from interlock.tasks import answers as spellings
-from interlock.tasks import jsonl, modes
-from interlock.tasks.mixture import Verifiers
+from interlock.tasks import jsonl, modes, user_verifier
+from interlock.tasks.mixture import Verifiers, written
 from interlock.workers.generator import Generator, open_generator
 
 _PART = 32  # problems that are in the file or made again
@@ -65,8 +68,8 @@ def label_all(
         note: told what takes long.
         progress: told the problems done, all there are, and the tokens drawn so far.
 
-    Returns the rows, in the order of the data. Raises UserError when the model, the data or `out`
-    is not fit.
+    Returns the rows, in the order of the data. Raises UserError when the model, the data, the
+    device or `out` is not fit; then nothing is written that was not there.
     """
     directory = find_model(model, note)
     problems, repeated = problems_of(how.task)
@@ -78,10 +81,38 @@ def label_all(
         )
     if repeated:
         note(f"{repeated} rows repeat the question of another, and are left out")
-    setting = LabelSetting(
+    before = begun(out)
+    clock = datetime.now().astimezone() if before is None else before.clock
+    setting = _setting(how, model, directory, clock)
+    with ExitStack() as stack:
+
+        def opened() -> tuple[Generator, Verifiers]:
+            engine = open_generator(generator, directory, None, "label", clock)
+            return engine, stack.enter_context(Verifiers([how.task]))
+
+        tools = opened() if before is None else None  # before anything is written
+        stack.enter_context(held(out))
+        labels = Labels(out, setting)
+        left = [problem for problem in problems if not labels.has(problem)]
+        if left:
+            engine, verifier = tools or opened()
+            done, drawn = len(problems) - len(left), 0
+            for first in range(0, len(left), _PART):
+                part = left[first : first + _PART]
+                for row in _measure(part, how, engine, verifier, context):
+                    labels.add(row)
+                    drawn += sum(each.tokens for each in row.samples)
+                progress(done + first + len(part), len(problems), drawn)
+        return [labels.rows[problem.id] for problem in problems]
+
+
+def _setting(how: Measuring, model: str, directory: Path, clock: datetime | None) -> LabelSetting:
+    return LabelSetting(
         measured=to_tree(how.task),
         model=model,
         weights=model_digest(directory),
+        inputs=_inputs(directory, how.task),
+        clock=clock,
         samples=how.samples,
         temperature=how.sampling.temperature,
         top_p=how.sampling.top_p,
@@ -91,33 +122,18 @@ def label_all(
         easy=how.easy,
         hard=how.hard,
     )
-    with held(out):
-        labels = Labels(out, setting)
-        return _label(how, directory, problems, labels, generator, context, progress)
 
 
-def _label(
-    how: Measuring,
-    directory: Path,
-    problems: Sequence[Problem],
-    labels: Labels,
-    generator: GeneratorSettings,
-    context: int,
-    progress: Callable[[int, int, int], None],
-) -> list[LabelRow]:
-    left = [problem for problem in problems if not labels.has(problem)]
-    if left:
-        engine = open_generator(generator, directory, None, "label")
-        drawn = 0
-        with Verifiers([how.task]) as verifier:
-            for first in range(0, len(left), _PART):
-                part = left[first : first + _PART]
-                for row in _measure(part, how, engine, verifier, context):
-                    labels.add(row)
-                    drawn += sum(each.tokens for each in row.samples)
-                done = len(problems) - len(left) + first + len(part)
-                progress(done, len(problems), drawn)
-    return [labels.rows[problem.id] for problem in problems]
+def _inputs(directory: Path, task: TaskSettings) -> dict[str, str]:
+    """Digests of what pass rates hang on, beside the weights and what is set."""
+    tokenizer, options = Tokenizer.load(directory), jsonl.options_of(task)
+    found = {"chat template": (tokenizer.template or "").encode()}
+    found["tokenizer"] = (directory / "tokenizer.json").read_bytes()
+    files = [] if options.verifier is None else user_verifier.sources(options.verifier)
+    for path in [*files, *written(task)]:
+        name = f"verifier file {path.name}"
+        found[name] = found.get(name, b"") + path.read_bytes()
+    return {name: hashlib.sha256(content).hexdigest() for name, content in found.items()}
 
 
 def problems_of(task: TaskSettings) -> tuple[list[Problem], int]:

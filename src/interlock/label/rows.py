@@ -6,6 +6,7 @@ is not added to, and a row whose question has another answer now is told of: not
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,10 @@ class LabelSetting(msgspec.Struct, frozen=True, kw_only=True):
     measured: dict[str, Any]  # the task's settings
     model: str
     weights: str  # sha256 of what it is made of
+    inputs: dict[
+        str, str
+    ] = {}  # sha256 of what else: chat template, verifiers; {}: it was not told
+    clock: datetime | None = None  # what a chat template is told, however often it is gone on with
     samples: int
     temperature: float
     top_p: float
@@ -72,20 +77,16 @@ class Labels:
         """Begin a file, or go on with one. Raises RunError when it was measured otherwise."""
         self.path = path
         self._file = JsonLines(path)
-        if path.is_file() and path.stat().st_size:
-            _setting(path)  # what is no file of labels is not repaired
+        begun(path)  # what is no file of labels is not repaired
         self._file.repair()
         self.rows = {row.id: row for row in _rows(path)}
         if not self.rows:
             write_atomically(_beside(path), msgspec.json.encode(setting) + b"\n")
             return
-        before = _setting(path)
-        for name in LabelSetting.__struct_fields__:
-            if getattr(before, name) != getattr(setting, name):
-                raise RunError(
-                    f"{path} was measured with another {_SAID.get(name, name)}; give another "
-                    "--out, or the same again"
-                )
+        if other := _otherwise(_setting(path), setting):
+            raise RunError(
+                f"{path} was measured with another {other}; give another --out, or the same again"
+            )
 
     def has(self, problem: Problem) -> bool:
         """Raises RunError where it was measured with another answer: the data were edited."""
@@ -101,6 +102,24 @@ class Labels:
         """Durable on return."""
         self._file.append(row)
         self.rows[row.id] = row
+
+
+def _otherwise(before: LabelSetting, now: LabelSetting) -> str | None:
+    """What is not as it was, if anything."""
+    for name in LabelSetting.__struct_fields__:
+        if name not in ("inputs", "clock") and getattr(before, name) != getattr(now, name):
+            return _SAID.get(name, name)
+    names = sorted(before.inputs.keys() | now.inputs.keys()) if before.inputs else []
+    return next((each for each in names if before.inputs.get(each) != now.inputs.get(each)), None)
+
+
+def begun(path: Path) -> LabelSetting | None:
+    """How a file that is there was measured; None: nothing is. Raises RunError when it is no file
+    of labels.
+    """
+    with storage_errors(path.parent):
+        there = path.is_file() and path.stat().st_size
+    return _setting(path) if there else None
 
 
 @contextmanager

@@ -48,7 +48,7 @@ def open_tasks(tasks: Sequence[TaskSettings], unfit: Unfit = fits) -> "Mixture":
     return Mixture(tasks, open_beside(tasks, [tried(task) for task in tasks]))
 
 
-def _written(task: TaskSettings) -> Iterator[Path]:
+def written(task: TaskSettings) -> Iterator[Path]:
     """The files of its rewards that are functions of the user's. Raises TaskError."""
     for each in task.reward:
         if isinstance(each, PythonReward):
@@ -79,7 +79,7 @@ class Mixture:
         assert len(tasks) == len(sources) > 0
         self.dropped = sum(source.dropped for source in sources)
         self.left_out = sum(source.left_out for source in sources)
-        own = [path for task in tasks for path in _written(task)]
+        own = [path for task in tasks for path in written(task)]
         self.files: Sequence[Path] = list(
             dict.fromkeys([*(path for source in sources for path in source.files), *own])
         )
