@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from running import DEADLINE, ENVIRONMENT
 
@@ -19,8 +20,10 @@ from interlock.config.schema import GeneratorSettings
 from interlock.errors import ConfigError, RunError, UserError
 from interlock.label import measuring
 from interlock.label.measuring import Measuring, label_all
+from interlock.label.review.exchange import to_trl
 from interlock.label.rows import held, read
 from interlock.models.huggingface import read_architecture
+from interlock.records.rl import Problem
 from interlock.workers.generator import open_generator
 
 VERIFIER = """
@@ -119,6 +122,54 @@ def test_labels_are_a_data_set(tiny_model: Path, data: Path, tmp_path: Path) -> 
     rows = run(data, tiny_model, out)
     again, _ = measuring.problems_of(parse_task("jsonl", 1, [f"options.path={out}"]))
     assert [(each.id, each.answer) for each in again] == [(row.id, row.answer) for row in rows]
+
+
+TURNS = [
+    {"role": "system", "content": "Be short."},
+    {"role": "user", "content": "What is 2?"},
+    {"role": "assistant", "content": "two"},
+]
+
+
+def test_a_conversation_is_asked_again_as_it_was(
+    tiny_model: Path, data: Path, tmp_path: Path
+) -> None:
+    """By what comes of it as a data set, and by what is exported for TRL."""
+    rows = [
+        {"prompt": [{"role": "user", "content": "And 1?"}], "solution": "1"},
+        {
+            "prompt": [*TURNS, {"role": "user", "content": "And 3?"}],
+            "solution": "3",
+            "chat_template_kwargs": {"thinking_budget": 7},
+        },
+    ]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out, trl = tmp_path / "labels.jsonl", tmp_path / "trl.jsonl"
+    run(data, tiny_model, out, samples=1)
+    kept = read(out)[1]
+    assert kept[1].text == "\n\n".join(
+        ["system: Be short.", "user: What is 2?", "assistant: two", "user: And 3?"]
+    )
+    trl.write_text("".join(json.dumps(row) + "\n" for row in to_trl(kept)[0]))
+    asked, _ = measuring.problems_of(how(data).task)
+    assert asked[1].messages[:3] == TURNS and asked[1].template == {"thinking_budget": 7}
+    for path in (out, trl):
+        again, _ = measuring.problems_of(parse_task("jsonl", 1, [f"options.path={path}"]))
+        assert [replace_task(each) for each in again] == [replace_task(each) for each in asked]
+
+
+def replace_task(problem: Problem) -> Problem:
+    return msgspec.structs.replace(problem, task="")
+
+
+def test_what_a_task_sets_for_all_is_not_in_the_rows(
+    tiny_model: Path, data: Path, tmp_path: Path
+) -> None:
+    options = [f"options.path={data}", "system=Be short.", "template.a=1"]
+    task = replace(how(data), task=parse_task("jsonl", 1, options))
+    out, generator = tmp_path / "labels.jsonl", GeneratorSettings()
+    rows = label_all(task, str(tiny_model), out, generator, print, lambda *_: None)
+    assert (rows[0].question, rows[0].chat_template_kwargs) == ("Say 0", {})
 
 
 def test_answers_that_leave_no_room_for_a_prompt_are_refused(

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -96,10 +97,11 @@ def label_all(
         left = [problem for problem in problems if not labels.has(problem)]
         if left:
             engine, verifier = tools or opened()
+            asked = _AskedColumns(how.task, problems)
             done, drawn = len(problems) - len(left), 0
             for first in range(0, len(left), _PART):
                 part = left[first : first + _PART]
-                for row in _measure(part, how, engine, verifier, context):
+                for row in _measure(part, how, asked, engine, verifier, context):
                     labels.add(row)
                     drawn += sum(each.tokens for each in row.samples)
                 progress(done + first + len(part), len(problems), drawn)
@@ -152,6 +154,7 @@ def problems_of(task: TaskSettings) -> tuple[list[Problem], int]:
 def _measure(
     part: Sequence[Problem],
     how: Measuring,
+    asked: "_AskedColumns",
     engine: Generator,
     verifier: Verifiers,
     context: int,
@@ -172,16 +175,17 @@ def _measure(
             _answered(group, place, *pair)
             for place, pair in enumerate(zip(first, again, strict=True))
         ]
-        rows[group.problem.id] = _row(group.problem, answers, references[group.problem.id], how)
+        takes = references[group.problem.id]
+        rows[group.problem.id] = _row(group.problem, answers, takes, how, asked)
     for problem in part:
         if problem.id not in rows:
             why = f"its prompt has {lengths[problem.id]} tokens, of {context - room} there are"
             rows[problem.id] = LabelRow(
                 id=problem.id,
-                question=_question(problem),
                 answer=problem.answer,
                 mark="unfit",
                 why=why,
+                **asked.of(problem),
             )
     return [rows[problem.id] for problem in part]
 
@@ -221,13 +225,16 @@ def _answered(group: Group, place: int, first: Verdict, again: Verdict) -> Label
 
 
 def _row(
-    problem: Problem, answers: Sequence[LabelAnswer], takes: bool | None, how: Measuring
+    problem: Problem,
+    answers: Sequence[LabelAnswer],
+    takes: bool | None,
+    how: Measuring,
+    asked: "_AskedColumns",
 ) -> LabelRow:
     judged = [each.right for each in answers if each.right is not None]
     found = mark(answers, takes, how.easy, how.hard)
     return LabelRow(
         id=problem.id,
-        question=_question(problem),
         answer=problem.answer,
         mark=found.mark,
         why=found.why,
@@ -237,11 +244,33 @@ def _row(
         tokens=sum(each.tokens for each in answers) / len(answers),
         cut=sum(each.cut for each in answers) / len(answers),
         samples=list(answers),
+        **asked.of(problem),
     )
 
 
-def _question(problem: Problem) -> str:
-    return [turn["content"] for turn in problem.messages if turn["role"] == "user"][-1]
+class _AskedColumns:
+    """What rows have of what was asked, so that a task of them asks the same; what the task sets
+    for all, its system turn and what it tells the chat template, is set there again.
+    """
+
+    def __init__(self, task: TaskSettings, problems: Sequence[Problem]) -> None:
+        self._task = task
+        self._turns = any(len(self._own(each)) > 1 for each in problems)  # rows have one form
+
+    def of(self, problem: Problem) -> dict[str, Any]:
+        turns, common = self._own(problem), dict(self._task.template)
+        if self._task.thinking is not None:
+            common[modes.SWITCH] = self._task.thinking
+        told = {
+            name: value
+            for name, value in problem.template.items()
+            if name not in common or common[name] != value
+        }
+        question = turns if self._turns else turns[-1]["content"]
+        return {"question": question, "chat_template_kwargs": told}
+
+    def _own(self, problem: Problem) -> list[dict[str, str]]:
+        return problem.messages[0 if self._task.system is None else 1 :]
 
 
 def _final(turn: str) -> str | None:

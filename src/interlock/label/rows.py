@@ -54,7 +54,7 @@ class LabelRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One problem. The other columns are those of a data set: it can be trained on as it is."""
 
     id: str
-    question: str
+    question: str | list[dict[str, Any]]  # turns, where the data have more than the question
     answer: str
     mark: Mark
     why: str
@@ -63,8 +63,23 @@ class LabelRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     discarded: int = 0  # not judged, through no fault of theirs
     tokens: float | None = None  # mean of an answer
     cut: float | None = None  # share of the answers that max_tokens ended
+    chat_template_kwargs: dict[str, Any] = {}  # what its row tells the chat template
     samples: list[LabelAnswer] = []
     reviews: dict[str, Review] = {}  # by reviewer
+
+    @property
+    def turns(self) -> list[dict[str, Any]]:
+        """What is asked, as a conversation."""
+        if isinstance(self.question, list):
+            return self.question
+        return [{"role": "user", "content": self.question}]
+
+    @property
+    def text(self) -> str:
+        """What is asked, as people read it."""
+        if isinstance(self.question, str):
+            return self.question
+        return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in self.question)
 
 
 _SAID = {"measured": "task", "weights": "model (its weights are others now)"}

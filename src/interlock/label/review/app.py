@@ -88,7 +88,7 @@ def _shown(row: LabelRow, reviewer: str) -> dict[str, Any]:
     if reviewer not in row.reviews:
         row = replace(row, reviews={})
     told = msgspec.to_builtins(row)
-    told["question_shown"], told["answer_shown"] = visible(row.question), visible(row.answer)
+    told["question_shown"], told["answer_shown"] = visible(row.text), visible(row.answer)
     for sample in told.get("samples", []):
         sample["text"] = visible(sample["text"])
     return dict(told)

@@ -44,7 +44,7 @@ def to_label_studio(rows: Sequence[LabelRow]) -> list[dict[str, Any]]:
         {
             "data": {
                 "id": row.id,
-                "question": row.question,
+                "question": row.text,
                 "reference": row.answer,
                 "mark": row.mark,
                 "why": row.why,
@@ -95,8 +95,9 @@ def to_trl(rows: Sequence[LabelRow]) -> tuple[list[dict[str, Any]], int]:
             disputed += 1
             continue
         if as_it_is is not None:
-            turns = [{"role": "user", "content": as_it_is.question}]
-            told: dict[str, Any] = {"prompt": turns, "solution": as_it_is.answer, "id": as_it_is.id}
+            told: dict[str, Any] = {"prompt": row.turns, "solution": as_it_is.answer, "id": row.id}
+            if row.chat_template_kwargs:
+                told["chat_template_kwargs"] = row.chat_template_kwargs
             if row.pass_rate is not None and as_it_is.answer == row.answer:
                 told["pass_rate"] = row.pass_rate
             found.append(told)
