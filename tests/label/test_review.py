@@ -184,10 +184,38 @@ def test_what_label_studio_exports_is_read() -> None:
     }
 
 
+def studio(*decisions: str, reference: str = "0", **texts: str) -> bytes:
+    """An export of one task, with an annotation for each decision."""
+
+    def result(decision: str) -> list[dict[str, Any]]:
+        said = [{"from_name": name, "value": {"text": [text]}} for name, text in texts.items()]
+        return [{"from_name": "decision", "value": {"choices": [decision]}}, *said]
+
+    annotations = [{"result": result(each)} for each in decisions]
+    data = {"id": "jsonl:0", "reference": reference}
+    return json.dumps([{"data": data, "annotations": annotations}]).encode()
+
+
+def test_the_same_twice_is_one_decision() -> None:
+    accepted = {"jsonl:0": {"label studio": Review("accept")}}
+    assert from_label_studio(studio("accept", "accept", answer="0"), rows()) == accepted
+
+
 @pytest.mark.parametrize(
     ("content", "why"),
     [
         (b"{}", "no JSON export of Label Studio"),
+        (
+            studio("accept", answer="7"),
+            "its decision is 'accept', beside the answer '7'; make that a correction",
+        ),
+        (studio("reject", answer="7"), "its decision is 'reject', beside the answer '7'"),
+        (
+            studio("accept", reference="1"),
+            "it shows the reference '1', where jsonl:0 now has '0'",
+        ),
+        (studio("accept", "reject"), "label studio says two things of jsonl:0; keep one"),
+        (studio("accept", reviewer="a\nb"), "a reviewer has a name of at most 100"),
         (b'[{"data": {"id": "other"}}]', "task 1 of the export is not fit: it is of the row"),
         (b'[{"data": {"id": "jsonl:0"}, "annotations": [{"result": []}]}]', "task 1"),
         (
@@ -343,6 +371,18 @@ def test_exchange_by_command(file: Path, tmp_path: Path) -> None:
     for out in (file, file.with_name("labels.jsonl.setting.json"), tmp_path):
         refused = run("--to-trl", str(out))
         assert refused.returncode == 2 and "the labels themselves" in refused.stderr
+    tasks[2]["annotations"] *= 2  # the same again is one
+    studio.write_text(json.dumps(tasks))
+    assert run("--from-label-studio", str(studio)).stdout == taken.stdout
+    assert file.read_bytes() == before
+    choice["value"]["choices"] = ["accept"]
+    studio.write_text(json.dumps(tasks))
+    replaced = run("--from-label-studio", str(studio))
+    assert replaced.stdout == (
+        f"1 rows have decisions of {studio}: 1 accept; "
+        "1 in place of what its reviewer had decided\n"
+    )
+    before = file.read_bytes()
     choice["value"]["choices"] = ["correct"]
     studio.write_text(json.dumps(tasks))
     refused = run("--from-label-studio", str(studio))

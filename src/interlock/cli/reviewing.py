@@ -96,12 +96,19 @@ def _take(path: Path, decisions: Any) -> None:
                 raise ConfigError(
                     f"{path}: the correction of {row.id} says no other answer than the row has"
                 )
-    changed = {
-        place: replace(row, reviews={**row.reviews, **said[row.id]})
-        for place, row in enumerate(decisions.rows)
-        if row.id in said
-    }
+    changed, replaced = {}, 0
+    for place, row in enumerate(decisions.rows):
+        if row.id in said:
+            # The same again keeps its time, which Label Studio is not told.
+            kept = {
+                who: before
+                for who, before in row.reviews.items()
+                if who in said[row.id] and replace(before, time=0.0) == said[row.id][who]
+            }
+            replaced += len((row.reviews.keys() & said[row.id].keys()) - kept.keys())
+            changed[place] = replace(row, reviews={**row.reviews, **said[row.id], **kept})
     decisions.keep(changed)
     counts = Counter(each.decision for of_row in said.values() for each in of_row.values())
     told = ", ".join(f"{count} {decision}" for decision, count in counts.most_common())
-    print(f"{len(changed)} rows have decisions of {path}: {told or 'none'}")
+    others = f"; {replaced} in place of what its reviewer had decided" if replaced else ""
+    print(f"{len(changed)} rows have decisions of {path}: {told or 'none'}{others}")

@@ -61,9 +61,7 @@ class Decisions:
 
         Raises ConfigError for what is no decision, RunError when the disk does not take it.
         """
-        name = reviewer.strip()
-        if not name or len(name) > 100 or not name.isprintable():
-            raise ConfigError("a reviewer has a name of at most 100 characters that print")
+        name = checked_name(reviewer)
         if row not in self._places:
             raise ConfigError(f"there is no row {row[:60]!r}")
         place = self._places[row]
@@ -96,6 +94,14 @@ def _state(path: Path) -> tuple[int, int, int] | None:
         found = path.stat()
         return found.st_ino, found.st_size, found.st_mtime_ns
     return None
+
+
+def checked_name(reviewer: str) -> str:
+    """Raises ConfigError for what is no name."""
+    name = reviewer.strip()
+    if not name or len(name) > 100 or not name.isprintable():
+        raise ConfigError("a reviewer has a name of at most 100 characters that print")
+    return name
 
 
 def _checked(review: Review, row: LabelRow) -> Review:

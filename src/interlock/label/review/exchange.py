@@ -10,8 +10,8 @@ from typing import Any
 
 import msgspec
 
-from interlock.errors import RunError
-from interlock.label.review.decisions import settled
+from interlock.errors import ConfigError, RunError
+from interlock.label.review.decisions import checked_name, settled
 from interlock.label.rows import LabelRow, Review
 
 # Names of the controls in a labelling. The reviewer is one of them: as `completed_by` Label Studio
@@ -67,17 +67,26 @@ def from_label_studio(content: bytes, rows: Sequence[LabelRow]) -> dict[str, dic
         raise RunError(
             f"this is no JSON export of Label Studio ({error}); export the project as JSON"
         ) from None
-    known = {row.id for row in rows}
+    known = {row.id: row for row in rows}
     found: dict[str, dict[str, Review]] = {}
     for number, task in enumerate(tasks, start=1):
         try:
             row = task["data"]["id"]
             if row not in known:
                 raise ValueError(f"it is of the row {str(row)[:40]!r}, which is not there")
+            reference = task["data"].get("reference", known[row].answer)
+            if reference != known[row].answer:
+                raise ValueError(
+                    f"it shows the reference {str(reference)[:40]!r}, where {row} now has "
+                    f"{known[row].answer[:40]!r}"
+                )
             for annotation in task.get("annotations", []):
                 if not annotation.get("was_cancelled"):
-                    found.setdefault(row, {})[_who(annotation)] = _review(annotation["result"])
-        except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
+                    said = _review(annotation["result"], reference)
+                    who = checked_name(_who(annotation))
+                    if found.setdefault(row, {}).setdefault(who, said) != said:
+                        raise ValueError(f"{who} says two things of {row}; keep one annotation")
+        except (KeyError, TypeError, AttributeError, ValueError, IndexError, ConfigError) as error:
             raise RunError(f"task {number} of the export is not fit: {error}") from None
     return found
 
@@ -132,13 +141,19 @@ def _text(results: list[dict[str, Any]], name: str) -> str:
     return "\n".join(text) if isinstance(text, list) else str(text)
 
 
-def _review(results: list[dict[str, Any]]) -> Review:
+def _review(results: list[dict[str, Any]], reference: str) -> Review:
     said = {each["from_name"]: each["value"] for each in results}
+    decision, answer = said[_DECISION]["choices"][0], _text(results, _ANSWER).strip() or None
+    if decision != "correct" and answer not in (None, reference):
+        raise ValueError(
+            f"its decision is {decision!r}, beside the answer {str(answer)[:40]!r}; make that a "
+            "correction, or take the answer out"
+        )
     try:
         return msgspec.convert(
             {
-                "decision": said[_DECISION]["choices"][0],
-                "answer": _text(results, _ANSWER).strip() or None,
+                "decision": decision,
+                "answer": answer if decision == "correct" else None,
                 "note": _text(results, _NOTE),
             },
             Review,
