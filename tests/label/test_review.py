@@ -3,9 +3,11 @@
 import http.client
 import json
 import math
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -348,6 +350,33 @@ def test_what_it_refuses(server: Server, file: Path) -> None:
     assert server.ask("POST", path, {"reviewer": "", "review": {"decision": "accept"}})[0] == 400
     assert server.ask("POST", path, {"reviewer": "a" * 70_000})[0] == 413
     assert file.read_bytes() == before
+
+
+def test_what_has_no_end_is_not_read_and_what_breaks_off_is_no_noise(file: Path) -> None:
+    server, sent = Server(str(file)), 0
+
+    def most() -> int:
+        """kB that it ever had."""
+        status = Path(f"/proc/{server.process.pid}/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0])
+
+    assert server.ask("GET", "/rows")[0] == 200
+    before = most()
+    head = "POST /rows/jsonl%3A0/review HTTP/1.1\r\nHost: localhost\r\n"
+    head += "Content-Type: application/json\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=DEADLINE) as endless:
+        endless.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode())
+        with suppress(OSError):
+            while sent < 64:  # MB
+                endless.sendall(b"100000\r\n" + bytes(0x100000) + b"\r\n")
+                sent += 1
+    with socket.create_connection(("127.0.0.1", server.port), timeout=DEADLINE) as broken:
+        broken.sendall(f"{head}Content-Length: 100\r\n\r\n{{".encode())
+    assert server.ask("GET", "/rows")[0] == 200
+    after = most()
+    server.process.terminate()
+    assert server.process.communicate(timeout=DEADLINE)[1] == "interlock: stopped\n"
+    assert after - before < 20_000
 
 
 def test_exchange_by_command(file: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 from fastapi import FastAPI, HTTPException, Request, Response
 from msgspec.structs import replace
+from starlette.requests import ClientDisconnect
 
 from interlock.errors import ConfigError, InterlockError
 from interlock.label.review.decisions import Decisions, agreements
@@ -61,9 +62,7 @@ def make_app(
 
     @app.post("/rows/{row}/review")
     async def review(row: str, request: Request) -> Response:
-        content = await request.body()
-        if len(content) > _LONGEST:
-            raise HTTPException(413, "a review is no longer than 64 kB")
+        content = await _sent(request)
         try:
             said = msgspec.json.decode(content, type=SaidOfRow)
         except msgspec.MsgspecError as error:
@@ -81,6 +80,19 @@ def make_app(
             raise HTTPException(507, str(error)) from None
 
     return app
+
+
+async def _sent(request: Request) -> bytes:
+    """No more of it is kept than a review is long, whatever is sent."""
+    content = b""
+    try:
+        async for part in request.stream():
+            content += part
+            if len(content) > _LONGEST:
+                raise HTTPException(413, "a review is no longer than 64 kB")
+    except ClientDisconnect:  # nobody is told
+        raise HTTPException(400, "the request broke off") from None
+    return content
 
 
 def _shown(row: LabelRow, reviewer: str) -> dict[str, Any]:
