@@ -23,3 +23,11 @@ def test_what_teaches_nothing_or_is_not_there_is_said() -> None:
     for name in ("arithmetik", "reasoning-gym/chain_sun", "code/x"):
         with pytest.raises(TaskError, match="unknown"):
             example(name)
+
+
+def test_what_a_generator_prints_stands_in_no_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    """The compiler of `bf` prints a dot at every pass: `tasks --json` was no JSON for it."""
+    pytest.importorskip("reasoning_gym")
+    assert example("reasoning-gym/bf").reward == 1
+    told = capsys.readouterr()
+    assert (told.out, told.err.strip(".")) == ("", "") and told.err

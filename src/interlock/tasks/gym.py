@@ -14,6 +14,7 @@ import hashlib
 import random
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from typing import Any, NamedTuple
 
 import numpy
@@ -218,12 +219,16 @@ def _dataset(task: TaskSettings, **fixed: int) -> Any:
 
 
 def _entry(dataset: Any, index: int) -> dict[str, Any]:
-    """Problem `index`. A few generators also draw from the global generators, seeded here."""
+    """Problem `index`. A few generators also draw from the global generators, seeded here.
+
+    And a few print on their way, which is kept out of what a verb says on stdout.
+    """
     python_state, numpy_state = random.getstate(), numpy.random.get_state()
     random.seed(index)
     numpy.random.seed(index % 2**32)  # as far as it goes
     try:
-        entry: dict[str, Any] = dataset[index]
+        with redirect_stdout(sys.stderr):
+            entry: dict[str, Any] = dataset[index]
     finally:
         random.setstate(python_state)
         numpy.random.set_state(numpy_state)
