@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from interlock.errors import ModelError
+from interlock.errors import ModelError, RunError
 from interlock.plan.shapes import ModelShape, model_shape, named, of_config, of_counts
 from interlock.records.adapters import AdapterForm
 
@@ -113,6 +113,27 @@ def test_a_directory_is_read_and_its_slips_are_told(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(sizes))
     with pytest.raises(ModelError, match="num_hidden_layers"):
         model_shape(str(tmp_path))
+
+
+def test_a_run_is_what_it_left(tmp_path: Path) -> None:
+    """Its own config.json holds the run's settings."""
+    run, sizes = tmp_path / "mine", {"vocab_size": 10, "hidden_size": 4, "num_hidden_layers": 1}
+    run.mkdir()
+    for name in ("manifest.json", "ledger.sqlite"):
+        (run / name).touch()
+    (run / "config.json").write_text(json.dumps({"model": {"path": "smollm2-135m-instruct"}}))
+    with pytest.raises(RunError, match=r"has no weights yet; go on with it first"):
+        model_shape(str(run))
+    (run / "weights").mkdir()
+    sizes |= {"num_attention_heads": 1, "intermediate_size": 8}
+    (run / "weights" / "config.json").write_text(json.dumps(sizes))
+    shape = model_shape(str(run))
+    assert (shape.name, shape.params) == ("mine", 4 * 16 + 3 * 4 * 8 + 2 * 40)
+
+
+def test_a_gguf_file_is_refused_by_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"x\.gguf is a GGUF file.*; give --model, a name of"):
+        model_shape(str(tmp_path / "x.gguf"))
 
 
 def test_an_unknown_name_tells_the_nearest() -> None:

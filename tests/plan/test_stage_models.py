@@ -105,6 +105,8 @@ def _distilled(teachers: list[dict[str, Any]], tasks: list[dict[str, Any]]) -> S
 
 def test_each_teacher_reads_the_answers_of_its_tasks_with_its_own_weights(tmp_path: Path) -> None:
     (tmp_path / "run" / "weights").mkdir(parents=True)
+    for name in ("manifest.json", "ledger.sqlite"):
+        (tmp_path / "run" / name).touch()
     other = CONFIG | {"num_hidden_layers": 9}
     (tmp_path / "run" / "weights" / "config.json").write_text(json.dumps(other))
     tasks = [TASK | {"label": "a"}, TASK | {"label": "b", "weight": 3.0}]

@@ -49,11 +49,10 @@ def find_model(path: str, progress: Tell | None = None) -> Path:
     tell = progress or (lambda line: None)
     directory = Path(path).expanduser()
     if directory.is_dir():
-        if (directory / "manifest.json").is_file() and (directory / "ledger.sqlite").is_file():
-            return _weights_of(directory)
-        if not (directory / "config.json").is_file():
+        found = of_run(directory)
+        if not (found / "config.json").is_file():
             raise ModelError(f"{path!r} is no model directory: it has no config.json")
-        return directory
+        return found
     if directory.is_file():
         if _is_gguf(directory):
             return _from_gguf(directory, tell)
@@ -71,13 +70,19 @@ def find_model(path: str, progress: Tell | None = None) -> Path:
     )
 
 
-def _weights_of(run: Path) -> Path:
-    weights = run / "weights"
+def of_run(directory: Path) -> Path:
+    """The weights of a run's directory; any other directory as it is.
+
+    Raises RunError for a run that has no weights yet.
+    """
+    if not all((directory / name).is_file() for name in ("manifest.json", "ledger.sqlite")):
+        return directory
+    weights = directory / "weights"
     if weights.is_dir():
         return weights
     raise RunError(
-        f"{run} is a run that did not finish and has no weights yet; go on with it first: "
-        f"interlock train RECIPE.toml --run {run} --resume"
+        f"{directory} is a run that did not finish and has no weights yet; go on with it first: "
+        f"interlock train RECIPE.toml --run {directory} --resume"
     )
 
 

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from interlock.errors import ConfigError, ModelError
 from interlock.models.catalogue import ModelRecord, catalogue
+from interlock.models.fetch import of_run
 from interlock.records.adapters import ALL_LINEAR, AdapterForm
 from interlock.regular import read_regular
 from interlock.text import error_line, one_line
@@ -300,13 +302,19 @@ def _squeezed(name: str) -> str:
 
 
 def model_shape(path: str) -> ModelShape:
-    """The model of a recipe: a directory, a config.json, an address or a name of the catalogue.
+    """The model of a recipe: a directory, a run, a config.json, an address or a catalogue's name.
 
-    Nothing is fetched. Raises ModelError.
+    Nothing is fetched. Raises ModelError; RunError for a run that has no weights yet.
     """
-    here = Path(path)
+    here = Path(path).expanduser()
+    if here.suffix.lower() == ".gguf":
+        raise ModelError(
+            f"{one_line(path, 80)} is a GGUF file, whose sizes a plan does not read; give --model, "
+            "a name of the catalogue or a config.json"
+        )
     if not path.startswith("hf:") and here.exists():
-        return read_config(here)
+        found = read_config(of_run(here) if here.is_dir() else here)
+        return replace(found, name=here.resolve().name) if here.is_dir() else found
     found = named(path)
     if found is None:
         near = sorted(catalogue(), key=lambda each: _unlike(each.name, path))[:4]

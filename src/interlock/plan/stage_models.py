@@ -6,14 +6,13 @@
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from interlock.config.distilling import TeacherSettings, teacher_names, teacher_of
 from interlock.config.origins import layers_apart, of_stage
 from interlock.config.schema import Recipe
 from interlock.config.tasks import TaskSettings
-from interlock.errors import ConfigError, ModelError
+from interlock.errors import ConfigError, ModelError, RunError
 from interlock.plan.shapes import ModelShape, model_shape
 
 
@@ -79,8 +78,7 @@ def _elsewhere(teacher: TeacherSettings) -> ModelShape | None:
     """Of a run, a directory or a name of the catalogue; None: nothing tells it."""
     if teacher.model is None:
         return None
-    weights = Path(teacher.model).expanduser() / "weights"  # of a run
     try:
-        return model_shape(str(weights) if weights.is_dir() else teacher.model)
-    except ModelError:
+        return model_shape(teacher.model)
+    except (ModelError, RunError):
         return None
