@@ -396,6 +396,14 @@ def test_exchange_by_command(file: Path, tmp_path: Path) -> None:
     assert taken.stdout == f"1 rows have decisions of {studio}: 1 reject\n"
     done = run("--to-trl", str(tmp_path / "trl.jsonl"))
     assert "3 rows; 1 rejected, 0 disputed: left out" in done.stdout
+    assert run("--to-trl", str(tmp_path / "trl.jsonl")).stdout == done.stdout, "its own, once more"
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"question": "2 + 2?", "answer": "4"}\n')
+    for option in ("--to-trl", "--to-label-studio"):
+        kept = run(option, str(data))
+        told = f"interlock: {data} is there already and holds something else; give a new name\n"
+        assert kept.returncode == 2 and kept.stderr == told
+    assert data.read_text().startswith('{"question"') and not Path(f"{data}.xml").exists()
     before = file.read_bytes()
     for out in (file, file.with_name("labels.jsonl.setting.json"), tmp_path):
         refused = run("--to-trl", str(out))

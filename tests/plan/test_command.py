@@ -99,6 +99,24 @@ def test_a_table_without_its_columns_is_told(
     assert code == 2 and "no column 'org'" in err
 
 
+def test_a_picture_takes_the_place_of_a_picture_alone(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("interlock.plan.validate.validate", lambda rows: None)
+    monkeypatch.setattr("interlock.plan.validation_told.lines_of", lambda found: [])
+    monkeypatch.setattr("interlock.plan.picture.picture", lambda found: "<svg />")
+    recipe, drawn = tmp_path / "recipe.toml", tmp_path / "drawn.svg"
+    recipe.write_text('name = "mine"\n')
+    for _ in range(2):
+        assert _call(capsys, "--validate", "--picture", str(drawn))[0] == 0
+    assert drawn.read_text() == "<svg />"
+    code, _, err = _call(capsys, "--validate", "--picture", str(recipe))
+    assert (code, recipe.read_text()) == (2, 'name = "mine"\n')
+    assert (
+        err == f"interlock: {recipe} is there already and holds something else; give a new name\n"
+    )
+
+
 def test_rates_of_links() -> None:
     assert _rate("10Gb/s") == 1.25e9 and _rate("1.25 GB/s") == 1.25e9
     assert _rate("400Gbit/s") == 50e9

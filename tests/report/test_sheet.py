@@ -120,6 +120,21 @@ def test_writing(tmp_path: Path) -> None:
         sheet.write(tmp_path, "x")
 
 
+def test_a_page_takes_the_place_of_a_page_alone(tmp_path: Path) -> None:
+    """`--out RUN/ledger.sqlite` was a run lost."""
+    page, other = tmp_path / "page.html", tmp_path / "ledger.sqlite"
+    for body in ("<p>1</p>", "<p>2</p>"):
+        sheet.write(page, sheet.sheet("t", body, ""))
+    assert "<p>2</p>" in page.read_text()
+    other.write_bytes(b"SQLite format 3")
+    with pytest.raises(RunError, match=r"ledger\.sqlite is there already and holds something else"):
+        sheet.write(other, sheet.sheet("t", "", ""))
+    assert other.read_bytes() == b"SQLite format 3"
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["ledger.sqlite", "page.html"]
+    other.write_bytes(b"")
+    assert sheet.write(other, sheet.sheet("t", "", "")) == other
+
+
 def test_every_table_of_every_page_has_a_form_for_phones() -> None:
     """Beside those of two narrow columns: a wider one would be cut."""
     forms = {"stacked", "compare", "samples", "events", "counts", "figures", "sourced"}

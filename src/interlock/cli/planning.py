@@ -256,11 +256,9 @@ def _validate(given: argparse.Namespace) -> None:
     found = validate(None if given.validate is _PUBLISHED else _rows(given.validate))
     if given.picture:
         from interlock.plan.picture import picture
+        from interlock.rundir.files import write_atomically
 
-        try:
-            given.picture.write_text(picture(found), encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"cannot write {given.picture}: {error.strerror}") from None
+        write_atomically(given.picture, picture(found).encode(), over=b"<svg ")
     if given.json:
         print(json.dumps(tree_of(found), indent=2))
         return

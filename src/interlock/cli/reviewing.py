@@ -53,7 +53,7 @@ def _serve(given: argparse.Namespace, decisions: Any) -> None:
 def _export(given: argparse.Namespace, rows: Any) -> None:
     import msgspec
 
-    from interlock.label.review.exchange import INTERFACE, to_label_studio, to_trl
+    from interlock.label.review.exchange import INTERFACE, TASKS, TRL_ROW, to_label_studio, to_trl
     from interlock.rundir import write_atomically
 
     out = given.to_trl or given.to_label_studio
@@ -62,14 +62,14 @@ def _export(given: argparse.Namespace, rows: Any) -> None:
         raise ConfigError(f"{out} is a directory, or the labels themselves; give another file")
     if given.to_label_studio:
         data = msgspec.json.format(msgspec.json.encode(to_label_studio(rows)), indent=1)
-        write_atomically(given.to_label_studio, data + b"\n")
         interface = out.with_name(f"{out.name}.xml")
-        write_atomically(interface, INTERFACE.encode())
+        write_atomically(out, data + b"\n", over=TASKS)
+        write_atomically(interface, INTERFACE.encode(), over=b"<View>")
         print(f"{given.to_label_studio}: {len(rows)} tasks; their labelling interface: {interface}")
         return
     found, disputed = to_trl(rows)
     data = b"".join(msgspec.json.encode(row) + b"\n" for row in found)
-    write_atomically(given.to_trl, data)
+    write_atomically(given.to_trl, data, over=TRL_ROW)
     rejected = len(rows) - len(found) - disputed
     print(f"{given.to_trl}: {len(found)} rows; {rejected} rejected, {disputed} disputed: left out")
 

@@ -22,6 +22,7 @@ from interlock.errors import RunError
 from interlock.rundir import storage_errors, write_atomically
 from interlock.text import visible
 
+_BEGINS = b"<!DOCTYPE html>"
 _HERE = Path(__file__).parent
 _FIGURE = '<script type="application/json" class="figure">'  # what was escaped has no "<"
 
@@ -84,14 +85,15 @@ def json_in_script(content: Any) -> Markup:
 def write(path: Path, document: str) -> Path:
     """Write a document atomically, making the directories above it; returns `path`.
 
-    Raises RunError when `path` is a directory or the disk does not take the file.
+    Raises RunError when `path` is a directory, or a file that is no page, and when the disk does
+    not take the file.
     """
     if path.is_dir():
         raise RunError(f"{path} is a directory; give the name of a file to write the report to")
     with storage_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        write_atomically(path, document.encode())
+        write_atomically(path, document.encode(), over=_BEGINS)
     except FileNotFoundError:  # /proc has directories, and takes no files
         raise RunError(f"{path.parent} takes no files; give another name") from None
     return path

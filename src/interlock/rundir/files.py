@@ -99,15 +99,17 @@ def unlinked(path: str, flags: int) -> int:
     return descriptor
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes, over: bytes = b"") -> None:
     """Replace `path` by `data`; a reader or a kill sees the old content or the new, never a part.
 
     Raises RunError when the disk is full, read-only or out of bounds, and where `path` is a link, a
-    device or a pipe, such as /dev/stdout, which would be replaced too; it is then as before.
+    device or a pipe, such as /dev/stdout, which would be replaced too; it is then as before. So it
+    is where a file is there that does not begin as `over`, in any case: what somebody named by
+    mistake, and not what was written there before.
     """
     temporary = _temporary(path)
     with storage_errors(path.parent):
-        _refuse_to_replace(path)
+        _refuse_to_replace(path, over)
         try:
             temporary.unlink(missing_ok=True)
             with open(temporary, "xb", opener=unlinked) as file:
@@ -208,12 +210,20 @@ def recover(directory: Path) -> list[str]:
     return found
 
 
-def _refuse_to_replace(path: Path) -> None:
-    """What is there and is neither a file nor a directory, which rename(2) refuses by itself."""
+def _refuse_to_replace(path: Path, over: bytes) -> None:
+    """What is there and is neither a file nor a directory, which rename(2) refuses by itself.
+
+    And a file that holds anything else than what begins as `over`.
+    """
     with suppress(FileNotFoundError):
         mode = path.lstat().st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             raise RunError(f"{path} is a link, a device or a pipe; give the name of a file")
+        if over and stat.S_ISREG(mode):
+            with open(path, "rb") as file:
+                begins = file.read(len(over))
+            if begins and begins.lower() != over.lower():
+                raise RunError(f"{path} is there already and holds something else; give a new name")
 
 
 def _temporary(path: Path) -> Path:

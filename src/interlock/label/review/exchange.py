@@ -14,6 +14,7 @@ from interlock.errors import ConfigError, RunError
 from interlock.label.review.decisions import checked_name, settled
 from interlock.label.rows import LabelRow, Review
 
+TASKS, TRL_ROW = b'[\n {\n  "data": {', b'{"prompt":[{"role":'  # how what is written here begins
 # Names of the controls in a labelling. The reviewer is one of them: as `completed_by` Label Studio
 # takes its own accounts alone, and refuses a whole import for any other name.
 _DECISION, _ANSWER, _NOTE, _REVIEWER = "decision", "answer", "note", "reviewer"
