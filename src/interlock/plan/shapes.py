@@ -313,8 +313,9 @@ def model_shape(path: str) -> ModelShape:
             "a name of the catalogue or a config.json"
         )
     if not path.startswith("hf:") and here.exists():
-        found = read_config(of_run(here) if here.is_dir() else here)
-        return replace(found, name=here.resolve().name) if here.is_dir() else found
+        if here.is_file():
+            return read_config(here)
+        return replace(read_config(of_run(here)), name=here.resolve().name)
     found = named(path)
     if found is None:
         near = sorted(catalogue(), key=lambda each: _unlike(each.name, path))[:4]
