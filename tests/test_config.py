@@ -399,6 +399,7 @@ def test_a_lone_task_is_a_list_of_one_and_several_are_told_apart(tmp_path: Path)
 @pytest.mark.parametrize(
     ("override", "complaint"),
     [
+        ("stage.task.1.label=a\nb", r"task.label = 'a\nb' is no name: at most 80 characters"),
         ("stage.task.1.label=arithmetic", "task: 2 are called 'arithmetic'; give each a label"),
         ("stage.task.1.held_out=8", "is more than task.1.held_out = 8"),
         ("stage.task.0.weight=0", "stage.0.task.0.weight = 0: expected float > 0"),

@@ -86,7 +86,7 @@ def test_it_goes_on_behind_a_torn_line(
 def test_nothing_is_mixed(tiny_model: Path, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "labels.jsonl"
     run(data, tiny_model, out)
-    with pytest.raises(RunError, match="was measured with another samples; give another --out"):
+    with pytest.raises(RunError, match=r"was measured otherwise \(samples\); give another"):
         run(data, tiny_model, out, samples=2)
     data.write_text(data.read_text().replace('"answer": "3"', '"answer": "4"'))
     with pytest.raises(RunError, match=r"has the answer '3' for jsonl:.* and the data now '4'"):

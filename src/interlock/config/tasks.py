@@ -24,6 +24,7 @@ from interlock.config.fields import (
 )
 from interlock.config.judging import JudgeSettings
 from interlock.config.rewards import AnyReward, CodeReward, reward_conflicts, room_conflicts
+from interlock.text import one_line
 
 
 class TaskSettings(SettingsTable, frozen=True):
@@ -63,6 +64,7 @@ class TaskSettings(SettingsTable, frozen=True):
         return self.label or self.name
 
 
+_LABEL = 80  # characters
 _TESTED = ("code", "jsonl")  # tasks whose rows may have hidden tests
 # Settings of a task that a judge has no use for, each with its own of the kind.
 _OF_VERIFIERS = {
@@ -98,6 +100,9 @@ def task_conflicts(tasks: Sequence[TaskSettings], drawn: bool = False) -> Iterat
         if times > 1:
             yield f"task: {times} are called {called!r}; give each a label of its own"
     for task in tasks:
+        if not task.label.isprintable() or len(task.label) > _LABEL:
+            shown = one_line(repr(task.label), 60)
+            yield f"task.label = {shown} is no name: at most {_LABEL} characters of one line"
         for why in [] if task.draw is None else task.draw.conflicts():
             yield f"task.draw.{why}"
         if task.draw is not None and not drawn:
@@ -178,5 +183,5 @@ class EvaluationSettings(SettingsTable, frozen=True):
             if self.samples == 1 and getattr(self, name) != getattr(usual, name):
                 yield (
                     f"eval.{name} = {getattr(self, name)} is of answers that are drawn, and one is "
-                    "greedy; set eval.samples above 1, or remove it"
+                    "greedy; ask for more samples, or remove it"
                 )

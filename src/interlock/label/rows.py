@@ -100,7 +100,7 @@ class Labels:
             return
         if other := _otherwise(_setting(path), setting):
             raise RunError(
-                f"{path} was measured with another {other}; give another --out, or the same again"
+                f"{path} was measured otherwise ({other}); give another --out, or the same again"
             )
 
     def has(self, problem: Problem) -> bool:

@@ -55,6 +55,7 @@ from interlock.recipes.students import Learning
 from interlock.recipes.trackers import trackers_of
 from interlock.records.trust import Role
 from interlock.rundir import Checkpoint, RunDir, atomic_directory
+from interlock.rundir.run import vacant
 from interlock.workers.generators import no_forget, no_keep
 from interlock.workers.inline import Inline
 
@@ -121,6 +122,8 @@ def _run_rank0(
     ranks: Ranks, trains: Use, recipe: Recipe, directory: Path, resume: bool, sinks: Sinks
 ) -> None:
     """What `train` does in the first, and as a rule only, process of the learner."""
+    if not resume:
+        vacant(directory)  # before much is loaded
     meter = metering.of_recipe(recipe, directory if resume else None, trains.chips)
     plan = metering.plan_of(recipe)
     uses = _used(recipe, trains)

@@ -89,12 +89,7 @@ class RunDir(RunView):
         """
         with storage_errors(path):
             path.mkdir(0o700, parents=True, exist_ok=True)
-            ours = re.compile(r"lock|config\.json|manifest\.json|ledger\.sqlite.*|\.tmp-.*")
-            strangers = [name for name in os.listdir(path) if not ours.fullmatch(name)]
-        if (path / "manifest.json").exists():
-            raise RunError(f"{path} holds a run already; add --resume, or give another directory")
-        if strangers:
-            raise RunError(f"{path} is not empty and holds no run; give another directory")
+        vacant(path)
         with storage_errors(path):
             path.chmod(0o700)  # also one that was there
         now = time.time()
@@ -339,6 +334,19 @@ class RunDir(RunView):
                 self.finish("failed", hide_credentials(error_line(error)))
             else:
                 self.finish("interrupted")
+
+
+def vacant(path: Path) -> None:
+    """Raises RunError when a run cannot be begun there: it holds one, or anything else."""
+    if not path.is_dir():
+        return
+    with storage_errors(path):
+        ours = re.compile(r"lock|config\.json|manifest\.json|ledger\.sqlite.*|\.tmp-.*")
+        strangers = [name for name in os.listdir(path) if not ours.fullmatch(name)]
+    if (path / "manifest.json").exists():
+        raise RunError(f"{path} holds a run already; add --resume, or give another directory")
+    if strangers:
+        raise RunError(f"{path} is not empty and holds no run; give another directory")
 
 
 def _write_json(path: Path, content: Any) -> None:
