@@ -216,11 +216,11 @@ def test_what_answers_were_judged_and_asked_by_is_not_mixed(
     run(data, model, out)
     data.write_text(lines)
     (tmp_path / "judge.py").write_text(VERIFIER.replace("== 0", "== 1"))
-    with pytest.raises(RunError, match=r"measured with another verifier file judge\.py; give"):
+    with pytest.raises(RunError, match=r"measured otherwise \(verifier file judge\.py\); give"):
         run(data, model, out)
     (tmp_path / "judge.py").write_text(VERIFIER)
     (model / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
-    with pytest.raises(RunError, match="measured with another chat template; give another --out"):
+    with pytest.raises(RunError, match=r"measured otherwise \(chat template\); give another --out"):
         run(data, model, out)
     (model / "chat_template.jinja").unlink()
     assert len(run(data, model, out)) == 6
