@@ -136,6 +136,59 @@ def test_a_gguf_file_is_refused_by_the_remedy(tmp_path: Path) -> None:
         model_shape(str(tmp_path / "x.gguf"))
 
 
+DENSE = {
+    "vocab_size": 10,
+    "hidden_size": 4,
+    "intermediate_size": 8,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 2,
+}
+EXPERTS = DENSE | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 3}
+
+
+@pytest.mark.parametrize(
+    ("config", "layers"),  # those that have experts
+    [
+        (EXPERTS, 6),
+        (EXPERTS | {"decoder_sparse_step": 2}, 3),  # 1, 3, 5
+        (EXPERTS | {"decoder_sparse_step": 4, "mlp_only_layers": [3, 5]}, 0),
+        (EXPERTS | {"mlp_only_layers": [0, 0, 5]}, 4),
+        (EXPERTS | {"interleave_moe_layer_step": 2, "first_k_dense_replace": 2}, 2),
+        (EXPERTS | {"first_k_dense_replace": 7}, 0),
+    ],
+)
+def test_experts_are_in_some_layers(config: dict[str, object], layers: int) -> None:
+    shape = of_config(config, "tiny")
+    assert shape.routed == layers * 4 * 3 * 4 * 3
+    attention = 6 * 4 * 4 * 4
+    dense = (6 - layers) * 3 * 4 * 8
+    assert shape.params == attention + dense + shape.routed + layers * 4 * 4 + 2 * 40
+
+
+def test_a_family_ties_its_embeddings_where_it_does_not_say() -> None:
+    untied = of_config(DENSE, "tiny").params
+    for family, tied in (("smollm3", True), ("gemma2", True), ("llama", False)):
+        assert of_config(DENSE | {"model_type": family}, "tiny").params == untied - 40 * tied
+    said = DENSE | {"model_type": "gemma2", "tie_word_embeddings": False}
+    assert of_config(said, "tiny").params == untied
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"intermediate_size": None, "ffn_dim": 8}, "no intermediate_size"),
+        ({"moe_num_experts": 64}, "moe_num_experts = 64 beside no n_routed_experts"),
+        ({"num_experts": 4}, r"0 experts a token \(num_experts_per_tok\) of 4"),
+        ({"num_experts": 4, "num_experts_per_tok": 5}, "5 experts a token"),
+        ({"num_attention_heads": 5}, r"more heads \(5\) than hidden_size \(4\)"),
+        ({"kv_lora_rank": 4, "qk_rope_head_dim": 6}, "qk_rope_head_dim = 6 of heads of 2"),
+    ],
+)
+def test_sizes_that_would_be_miscounted_are_refused(changed: dict[str, object], told: str) -> None:
+    with pytest.raises(ModelError, match=f"tiny: {told}.* in its config.json; a plan cannot tell"):
+        of_config(DENSE | changed, "tiny")
+
+
 def test_an_unknown_name_tells_the_nearest() -> None:
     with pytest.raises(ModelError, match=r"Qwen3-32B.*give --model config\.json"):
         model_shape("Qwen3-33B")

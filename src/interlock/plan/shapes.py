@@ -11,6 +11,7 @@ needs is read leniently: a config.json of a family that the decoder does not kno
 import json
 import math
 import re
+from bisect import bisect_left
 from pathlib import Path
 from typing import Any
 
@@ -226,6 +227,7 @@ _KEYS: dict[str, tuple[str, ...]] = {
 }
 _NEEDED = ("vocab", "hidden", "layers", "heads")
 _MOST = 2**26
+_TIED = ("smollm3", "gemma", "cohere", "gpt2")  # where their config.json does not say
 
 
 def of_config(config: dict[str, Any], name: str) -> ModelShape:
@@ -246,8 +248,42 @@ def of_config(config: dict[str, Any], name: str) -> ModelShape:
     found["head_dim"] = found["head_dim"] or found["hidden"] // found["heads"]
     if not found["shared_inner"]:
         found["shared_inner"] = _number(tree, ("n_shared_experts",), name) * found["expert_inner"]
-    tied = bool(tree.get("tie_word_embeddings", config.get("tie_word_embeddings", False)))
-    return _shape(_Sizes(name=name, tied=tied, **found), "config.json")
+    if found["experts"]:
+        found["dense_layers"] = _dense_layers(tree, found, name)
+    tied = tree.get("tie_word_embeddings", config.get("tie_word_embeddings"))
+    if tied is None:
+        tied = str(tree.get("model_type", config.get("model_type"))).startswith(_TIED)
+    sizes = _Sizes(name=name, tied=bool(tied), **found)
+    if wrong := _wrong(sizes, tree):
+        raise ModelError(f"{name}: {wrong} in its config.json; a plan cannot tell its sizes")
+    return _shape(sizes, "config.json")
+
+
+def _dense_layers(tree: dict[str, Any], found: dict[str, int], name: str) -> int:
+    """Layers of a mixture that have no experts."""
+    layers, first = found["layers"], found["dense_layers"]
+    step = _number(tree, ("decoder_sparse_step", "interleave_moe_layer_step"), name) or 1
+    alone = tree.get("mlp_only_layers")
+    listed = {each for each in alone if type(each) is int} if isinstance(alone, list) else set()
+    routing = (every := range(step - 1, layers, step))[bisect_left(every, first) :]
+    return layers - len(routing) + sum(each in routing for each in listed)
+
+
+def _wrong(of: _Sizes, tree: dict[str, Any]) -> str | None:
+    """What would be counted otherwise than it is: sizes that are not there, or cannot be so."""
+    if not of.experts:
+        others = (key for key in tree if "experts" in key and type(tree[key]) is int)
+        if unread := next((key for key in others if tree[key] > 1), None):
+            return f"{one_line(unread, 60)} = {tree[unread]} beside no {_KEYS['experts'][0]}"
+    if not of.inner and (of.dense_layers or not (of.experts and of.expert_inner)):
+        return f"no {_KEYS['inner'][0]}"
+    if of.experts and not 0 < of.per_token <= of.experts:
+        return f"{of.per_token} experts a token (num_experts_per_tok) of {of.experts}"
+    if not of.head_dim:
+        return f"more heads ({of.heads:,}) than hidden_size ({of.hidden:,})"
+    if of.kv_rank and of.head_dim < (of.rope_dim or 64):
+        return f"qk_rope_head_dim = {of.rope_dim or 64:,} of heads of {of.head_dim:,}"
+    return None
 
 
 def _number(tree: dict[str, Any], keys: tuple[str, ...], name: str) -> int:
