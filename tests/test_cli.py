@@ -144,6 +144,30 @@ def test_a_mistake_is_one_line(arguments: list[str], expected: str, complaint: C
 @pytest.mark.parametrize(
     "arguments",
     [
+        ["init", "--model", ""],
+        ["tasks", ""],
+        ["train", "recipe.toml", "--stage", ""],
+        ["chat", "model", "--system", ""],
+        ["serve", "model", "--host", ""],
+        ["bench", "--device", ""],
+        ["qualify", "--fleet", ""],
+        ["parity", "model", "--b", "torch:cpu", "--b-model", ""],
+        ["export", "model", "--to", "hf", "--push", ""],
+        ["watch", "run", "--host", ""],  # would be every address of this machine
+        ["label", "rows.jsonl", "--model", ""],
+    ],
+)
+def test_what_is_given_empty_is_told_of_by_its_name(
+    arguments: list[str], complaint: Complaint
+) -> None:
+    name = arguments[-2] if arguments[-2].startswith("-") else "NAME"
+    told = f"argument {name}: '' names nothing; leave it out, or name something"
+    assert told in complaint(*arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
         ("qualify", "--device", "warp", "--only", "memory"),
         ("parity", "smollm2-135m-instruct", "--b", "torch:cpu", "--timeout", "0"),
     ],

@@ -106,7 +106,7 @@ def test_mistakes(stopped: Path, tmp_path: Path) -> None:
     [
         (["--back", "learner.kernel=torch"], "learner.kernel=torch is of a device that the"),
         (["--bundle", "b.tar", "learner.kernel=torch"], "learner.kernel=torch is of a device"),
-        (["--learner", ""], "--learner '' names no device"),
+        (["--learner", ""], "argument --learner: '' names nothing"),
     ],
 )
 def test_nothing_that_is_given_is_passed_over(

@@ -10,7 +10,7 @@ from interlock.cli import verbs
 from interlock.cli.judging import add_bench, add_doctor, add_parity, add_preflight, add_qualify
 from interlock.cli.labelling import add_label
 from interlock.cli.migrating import add_migrate
-from interlock.cli.numbers import at_least, no_empty_path
+from interlock.cli.numbers import at_least, no_empty, no_empty_path
 from interlock.cli.planning import add_plan
 from interlock.cli.reporting import add_evidence
 from interlock.cli.reviewing import add_review
@@ -46,6 +46,7 @@ class _Parser(argparse.ArgumentParser):
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
         self.register("type", Path, no_empty_path)
+        self.register("type", None, no_empty)  # of what names no type
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message} (see {self.prog} --help)")
@@ -58,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"interlock {__version__}")
     choices = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    choices.type = str  # it is given all that is behind the verb, too
 
     for add in (
         *(

@@ -80,8 +80,6 @@ def migrate(given: argparse.Namespace) -> None:
     if given.settings and given.learner is None:
         shown = one_line(given.settings[0], 60)
         raise ConfigError(f"{shown} is of a device that the learner moves to; give --learner, too")
-    if given.learner == "":
-        raise ConfigError("--learner '' names no device; give one, such as cpu, cuda:0 or npu:0")
     if not given.run.exists():
         raise ConfigError(f"there is no {given.run}; give a run directory, or a bundle of one")
     if given.bundle is not None:

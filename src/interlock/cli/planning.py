@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interlock import __version__
-from interlock.cli.numbers import no_empty, no_empty_path
+from interlock.cli.numbers import no_empty_path
 from interlock.config.reading import load_recipe
 from interlock.errors import ConfigError
 from interlock.records.sealing import SealedDocument, sealed
@@ -44,12 +44,9 @@ def add_plan(choices: Any) -> None:
         metavar="NxCHIP:ROLE,…",
         help='"64xH800:learner,128x910B:generator"; a role is learner, generator or both',
     )
-    verb.add_argument(
-        "--model", type=no_empty, metavar="MODEL", help="sizes of: a name or a config.json"
-    )
+    verb.add_argument("--model", metavar="MODEL", help="sizes of: a name or a config.json")
     verb.add_argument(
         "--link",
-        type=no_empty,
         metavar="RATE",
         help="to each generator's node: 10Gb/s, 1.25GB/s (default: own)",
     )
@@ -65,9 +62,7 @@ def add_plan(choices: Any) -> None:
         "--profile", type=Path, metavar="FILE", help="interlock bench --json, or a TOML table"
     )
     verb.add_argument("--like", type=Path, metavar="RUN", help="learn from a run's seconds")
-    verb.add_argument(
-        "--ran-on", type=no_empty, metavar="NxCHIP:ROLE,…", help="of --like (default: --chips)"
-    )
+    verb.add_argument("--ran-on", metavar="NxCHIP:ROLE,…", help="of --like (default: --chips)")
     verb.add_argument("--find", action="store_true", help="search placements of --chips")
     verb.add_argument(
         "--validate",

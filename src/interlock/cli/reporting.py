@@ -35,7 +35,7 @@ def add_evidence(choices: Any) -> None:
         choices=["purchase", "refusal"],
         help="why these chips, or why not",
     )
-    verb.add_argument("--claim", default="", metavar="TEXT", help="the question, in your words")
+    verb.add_argument("--claim", metavar="TEXT", help="the question, in your words")
     verb.add_argument("--date", metavar="YYYY-MM-DD", help="of the page (default: today)")
     verb.add_argument(
         "--out", type=Path, default=Path("evidence.html"), metavar="FILE", help="the page"
@@ -46,8 +46,9 @@ def add_evidence(choices: Any) -> None:
 
 def evidence(given: argparse.Namespace) -> None:
     """Read the sources, put the page together, and write it."""
-    if len(given.claim) > _MOST_CLAIM:
-        raise ConfigError(f"--claim has {len(given.claim):,} characters; give {_MOST_CLAIM:,}")
+    claim = given.claim or ""
+    if len(claim) > _MOST_CLAIM:
+        raise ConfigError(f"--claim has {len(claim):,} characters; give {_MOST_CLAIM:,}")
     date = _date(given.date)
     import msgspec
 
@@ -60,7 +61,7 @@ def evidence(given: argparse.Namespace) -> None:
     sources = read(given.sources)
     refuse_to_replace(given.out, sources)
     not_shown: list[NotShown] = [*passed_over(given.sources), *uncertified(sources)]
-    report = assemble(Wanted(given.wanted), given.claim, date, sources, not_shown)
+    report = assemble(Wanted(given.wanted), claim, date, sources, not_shown)
     written = sheet.write(given.out, render(report))
     if given.json:
         print(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
