@@ -13,13 +13,33 @@ async function ask(path) {
   return answer.json();
 }
 
+const behind = new Map(); // of runs that are being loaded: the news that came meanwhile
+
 async function load(number) {
-  const told = await ask(`runs/${number}`);
+  if (behind.has(number)) return behind.get(number).push({ run: number, again: true });
+  const news = [];
+  behind.set(number, news);
+  let told;
+  try {
+    told = await ask(`runs/${number}`);
+  } finally {
+    behind.delete(number);
+  }
   const order = (events) => events.slice().reverse();
   runs[number] = { ...told, events: order(told.events), shown: runs[number]?.shown ?? true };
+  const again = news.findLastIndex((each) => each.again);
+  const rest = news.slice(again + 1);
+  if (again >= 0) {
+    const loaded = load(number);
+    behind.get(number).push(...rest);
+    return loaded;
+  }
+  const newer = (each) => each.x >= told.x && each.event_count >= told.event_count;
+  rest.filter((each) => each.generation === told.generation && newer(each)).forEach(take);
 }
 
 function take(news) {
+  if (behind.has(news.run)) return behind.get(news.run).push(news);
   const run = runs[news.run];
   if (news.again || !run) return load(news.run).then(show);
   const { series, events, ...rest } = news;

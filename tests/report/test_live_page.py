@@ -1,0 +1,63 @@
+"""The live page's own code, in node where there is one: what comes while it loads a run."""
+
+import json
+import shutil
+import subprocess
+from importlib.resources import files
+
+import pytest
+
+NODE = shutil.which("node")
+AROUND = """
+let answers = [];
+const show = () => {}, later = show, showRollouts = show, chosen = 0, step = null;
+const fetch = () => new Promise((done) => answers.push((told) =>
+  done({ ok: true, json: async () => told })));
+const points = (...x) => ({ x, y: x, low: x, high: x });
+const told = (x, generation, ...more) => ({ run: 0, x, generation, event_count: 0, events: [],
+  status: "running", series: { a: points(...more) } });
+const settle = () => new Promise((done) => setTimeout(done, 5));
+(async () => {
+  take({ run: 0, again: true });
+  %s
+  console.log(JSON.stringify([answers.length, runs[0].status, runs[0].series.a.x]));
+})();
+"""
+
+
+def shown(what_comes: str) -> list[object]:
+    """-> answers that were asked for, the run's status, and what is drawn of it"""
+    assert NODE is not None
+    page = files("interlock.report.live").joinpath("page", "page.js").read_text(encoding="utf-8")
+    code = page[: page.index("// Answers are asked for")].replace("let chosen = 0;", "")
+    code = code.replace("let step = null;", "")
+    done = subprocess.run([NODE, "-e", code + AROUND % what_comes], capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr.decode()
+    found: list[object] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.skipif(NODE is None, reason="node is not installed")
+@pytest.mark.parametrize(
+    ("what_comes", "found"),
+    [
+        (  # of which the answer has the first
+            "take(told(2, 1, 1, 2)); take(told(4, 1, 2, 3, 4)); answers[0](told(3, 1, 1, 2, 3)); "
+            "await settle(); take(told(5, 1, 5));",
+            [1, "running", [1, 2, 3, 4, 5]],
+        ),
+        (  # nothing new but how it ended
+            "take({ ...told(2, 1), series: {}, status: 'finished' }); "
+            "answers[0](told(2, 1, 1, 2)); await settle();",
+            [1, "finished", [1, 2]],
+        ),
+        (  # cut again: what was told before does not hold, and is asked for once more
+            "take(told(4, 1, 3, 4)); take({ run: 0, again: true }); take(told(3, 2, 2, 3)); "
+            "answers[0](told(4, 1, 1, 2, 3, 4)); await settle(); "
+            "answers[1](told(2, 2, 1, 2)); await settle();",
+            [2, "running", [1, 2, 3]],
+        ),
+    ],
+)
+def test_what_comes_while_a_run_is_loaded_is_not_lost(what_comes: str, found: list[object]) -> None:
+    assert shown(what_comes) == found
