@@ -5,6 +5,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from a_move import a_move
 from certified import certify, simulated
 from running import ENVIRONMENT, kill_during, start, weights
 from stopping import train_until
@@ -115,6 +116,22 @@ def test_nothing_that_is_given_is_passed_over(
     with pytest.raises(SystemExit) as end:
         main(["migrate", str(tmp_path), *given])
     assert end.value.code == 2 and line in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("trust", "more"), [("train", ""), ("unqualified", " --unqualified")])
+def test_the_command_that_goes_on_is_one_that_does(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    trust: str,
+    more: str,
+) -> None:
+    monkeypatch.setattr(moving, "move", lambda *_: a_move(trust=trust))
+    with pytest.raises(SystemExit) as end:
+        main(["migrate", str(tmp_path), "--learner", "sim"])
+    assert end.value.code == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[-1] == f"to go on: interlock train {tmp_path} --resume{more}"
 
 
 def test_what_is_not_there_is_called_that(

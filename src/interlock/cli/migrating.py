@@ -136,11 +136,13 @@ def _tell(line: str) -> None:
 
 
 def _print(made: "Move", run: Path) -> None:
+    from interlock.chips.admission import UNQUALIFIED
+
     for finding in made.findings:
         print(f"{finding.check}: {finding.result}: {finding.summary}")
     print(
         f"{made.part}: {made.before.device} -> {made.after.device}, from stage {made.stage} step "
-        f"{made.step}\n{_to_go_on(run)}"
+        f"{made.step}\n{_to_go_on(run)}" + " --unqualified" * (made.trust == UNQUALIFIED)
     )
 
 
