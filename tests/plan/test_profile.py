@@ -48,6 +48,15 @@ def test_a_table_of_constants_is_one_too(tmp_path: Path) -> None:
     assert (rates.memory, chip.bandwidth, chip.flops) == (0.8, 3e12, 989e12)
 
 
+def bench(learn: str = "100", decode: str = "50", waited: str = "0") -> str:
+    """What `interlock bench --json` prints, of one kernel."""
+    speeds = f'{{"dtype": "float32", "kernel": "mkl", "learn": {learn}, "decode": {decode}}}'
+    return (
+        '{"taken": {"dtype": "float32", "learner": "mkl", "generator": "mkl"}, "measured": '
+        f'{{"chip": "cpu", "threads": 2, "waited": {waited}, "speeds": [{speeds}]}}}}'
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -57,6 +66,14 @@ def test_a_table_of_constants_is_one_too(tmp_path: Path) -> None:
         ("colour = 3\n", "colour"),
         ("{", "--profile"),
         ('{"taken": {}}', "measured"),
+        ("", "holds nothing that was measured"),
+        ('{"taken":' + "[" * 99_999, "recursion"),
+        ("flops = " + "[" * 99_999, "recursion"),
+        (bench(learn="1e999"), r"products = 0\.0; give a number above 0"),
+        (bench(learn="1" + "0" * 400), "too large"),
+        (bench(decode="1e30"), r"products = 1e\+28"),
+        (bench(learn="NaN"), "speeds of nan and 50"),
+        (bench(waited="NaN"), "waited nan"),
     ],
 )
 def test_slips_in_a_profile_are_told(tmp_path: Path, text: str, told: str) -> None:

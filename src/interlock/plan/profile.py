@@ -56,13 +56,24 @@ def read_profile(path: Path) -> Profile:
     try:
         raw = read_regular(path, _MOST_BYTES).decode("utf-8-sig")
         if raw.lstrip().startswith("{"):
-            return _of_bench(json.loads(raw), path)
-        found = msgspec.convert(tomllib.loads(raw), Profile)
-    except (OSError, ValueError, KeyError, TypeError, msgspec.ValidationError) as error:
-        raise ConfigError(
-            f"--profile {path}: {error_line(error)}; give what `interlock bench --json` prints, or "
-            "a TOML file with [constants], flops or bandwidth"
-        ) from None
+            found = _of_bench(json.loads(raw))
+        else:
+            found = msgspec.convert(tomllib.loads(raw), Profile)
+        if found.flops is None and found.bandwidth is None and not found.constants:
+            raise ValueError("it holds nothing that was measured")
+    except (OSError, ValueError, ArithmeticError, RecursionError) as error:
+        told = error_line(error, 200)
+    except (LookupError, TypeError, AttributeError) as error:
+        told = f"it has no such figures of products ({error_line(error, 100)})"
+    else:
+        return _checked(found, path)
+    raise ConfigError(
+        f"--profile {path}: {told}; give what `interlock bench --json` prints, or a TOML file with "
+        "[constants], flops or bandwidth"
+    )
+
+
+def _checked(found: Profile, path: Path) -> Profile:
     for name, value in found.constants.items():
         if name not in Rates._fields:
             raise ConfigError(
@@ -77,7 +88,7 @@ def read_profile(path: Path) -> Profile:
     return found
 
 
-def _of_bench(tree: dict[str, Any], path: Path) -> Profile:
+def _of_bench(tree: dict[str, Any]) -> Profile:
     """`interlock bench --json`: GFLOP/s of the products that a run there would take.
 
     Rates that were reached, so the shares of them are 1; the share of attention and what is moved
@@ -88,9 +99,10 @@ def _of_bench(tree: dict[str, Any], path: Path) -> Profile:
     learning = float(rates[taken["dtype"], taken["learner"]]["learn"])
     decoding = float(rates[taken["dtype"], taken["generator"]]["decode"])
     # While others had the processors it measured them, not the chip.
-    own = max(_LEAST_OWN, 1.0 - float(measured.get("waited", 0.0)))
-    if not (learning > 0 and decoding > 0):
-        raise ConfigError(f"--profile {path}: speeds of 0; measure again")
+    waited = float(measured.get("waited", 0.0))
+    if not (learning > 0 and decoding > 0 and waited >= 0):
+        raise ValueError(f"speeds of {learning:g} and {decoding:g}, waited {waited:g}")
+    own = max(_LEAST_OWN, 1.0 - waited)
     return Profile(
         chip=str(measured["chip"]),
         flops=learning * 1e9 / own,
