@@ -201,7 +201,7 @@ def test_doctor_needs_no_torch(tmp_path: Path) -> None:
 
 
 def test_mistakes_in_a_recipe_leave_no_run_behind(
-    complaint: Complaint, tiny_recipe: Path, tmp_path: Path
+    tiny_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
     for override, expected in (
@@ -213,9 +213,14 @@ def test_mistakes_in_a_recipe_leave_no_run_behind(
         ("learner.device=warp", "'warp'"),
         ("stage.eval.problems=9", "task.held_out = 8"),
         ("stage.problems_per_step=500", "problems_per_step"),
+        ("prices=.", "prices .: Is a directory: '.'; give [[price]] tables"),
+        ("plan=none.json", "plan none.json: No such file or directory: 'none.json'; give what"),
     ):
-        assert expected in complaint("train", tiny_recipe, "--run", run, override), override
-        assert not run.exists(), override
+        with pytest.raises(SystemExit):
+            main(["train", str(tiny_recipe), "--run", str(run), override])
+        told = capsys.readouterr()
+        assert expected in told.err and told.err.count("\n") == 1, override
+        assert "run directory" not in told.out and not run.exists(), override
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
@@ -248,6 +253,7 @@ def test_train_report_eval_chat_and_the_directory_rules(
     trained = interlock("train", tiny_recipe, "--run", run, "stage.steps=2", "checkpoint_every=1")
     assert trained.returncode == 0, trained.stderr
     assert "step 2/2" in trained.stdout and "after" in trained.stdout
+    assert f"run directory: {run}\n" in trained.stdout
     assert (run / "report.html").is_file()
     view = RunDir.read(run)
     assert (view.status, [line.step for line in view.metrics()]) == ("finished", [0, 1, 2])

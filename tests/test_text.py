@@ -74,6 +74,10 @@ def test_errors_in_words() -> None:
     assert described(long, 27) == "RuntimeError: CUDA error: …"
     for silent in (ValueError(), ValueError(" \n")):
         assert error_line(silent) == error_headline(silent) == described(silent) == "ValueError"
+    gone = FileNotFoundError(2, "No such file or directory", "x.toml")
+    assert error_line(gone) == "No such file or directory: 'x.toml'"
+    assert described(OSError(27, "File too large")) == "OSError: File too large"
+    assert error_line(ValueError("[Errno 2] is mine")) == "[Errno 2] is mine"
     assert error_line(Unspeakable()) == described(Unspeakable()) == "Unspeakable"
 
 

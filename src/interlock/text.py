@@ -21,6 +21,7 @@ import unicodedata
 
 _USERINFO = re.compile(r"(?<=://)[^/\s'\"@]*@")
 _QUERY = re.compile(r"(://[^\s'\"?]+)\?[^\s'\"]*[^\s'\".,:;)]")
+_NUMBER = re.compile(r"\A\[Errno -?\d+\] ")  # words follow it
 _UNPRINTED = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 _LOOKED_AT = 16  # characters per character shown: foreign text may be of any length
 
@@ -83,7 +84,8 @@ def hide_credentials(text: str) -> str:
 
 def _said(error: BaseException) -> str:
     try:
-        return str(error)
+        said = str(error)
+        return _NUMBER.sub("", said) if isinstance(error, OSError) else said
     except Exception:  # a foreign error may fail to describe itself
         return ""
 

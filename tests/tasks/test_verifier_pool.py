@@ -124,7 +124,7 @@ def _between_good_ones(pool: VerifierPool, fault: str) -> Verdict:
         ("killed", f"the verifier's process ended (signal {signal.SIGKILL:d})"),
         ("bombs", "MemoryError"),
         ("bombs_slowly", "MemoryError"),
-        ("fills_the_disk", "OSError: [Errno 27] File too large"),
+        ("fills_the_disk", "OSError: File too large"),
         ("recurses", "RecursionError"),
         ("none", "TypeError: the verifier returned a NoneType, not a number"),
         ("text", "TypeError: the verifier returned a str, not a number"),

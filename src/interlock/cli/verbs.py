@@ -59,7 +59,6 @@ def train(given: argparse.Namespace) -> None:
         run_recipe(recipe, directory, resume=given.resume)
         return
     console = terminal.Screen()
-    console.print(f"run directory: {directory}", soft_wrap=True)
     try:
         with ExitStack() as stack:
             if given.live:

@@ -143,6 +143,7 @@ def _run_rank0(
     hangs_on = inputs.identify(model, tokenizer, [each.data.files for each in prepared])
     hangs_on |= starts.digests(recipe, where, recorded)
     run = _directory(recipe, directory, hangs_on, resume, sinks)
+    sinks.note(f"run directory: {directory}")
     with run, sinks.of(run), ExitStack() as stack:
         run.computes_on(device.stack(now.decoder.embed.device))
         notes.trust(recipe, uses, sizes_of(arch), now.generators, run, sinks)

@@ -180,7 +180,7 @@ class LiveWatch(Sink):
         self.note(event.message)
 
     def note(self, message: str) -> None:
-        self._console.print(Text(visible(message), style="dim"))
+        self._console.print(Text(visible(message), style="dim"), soft_wrap=True)
 
     def render(self) -> RenderableType:
         parts: list[RenderableType] = [self._stage]
