@@ -105,6 +105,8 @@ def train(
     heap.keep_freed()
     if resume:
         recipe = placed.following(recipe, directory)
+    else:
+        vacant(directory)
     ranks = join(recipe.learner.device, recipe.learner.collective_s)
     trains = gate.learner(recipe.learner.device, ranks)  # on every rank
     with ranks:
@@ -122,8 +124,6 @@ def _run_rank0(
     ranks: Ranks, trains: Use, recipe: Recipe, directory: Path, resume: bool, sinks: Sinks
 ) -> None:
     """What `train` does in the first, and as a rule only, process of the learner."""
-    if not resume:
-        vacant(directory)  # before much is loaded
     meter = metering.of_recipe(recipe, directory if resume else None, trains.chips)
     plan = metering.plan_of(recipe)
     uses = _used(recipe, trains)
