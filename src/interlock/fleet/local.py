@@ -19,6 +19,7 @@ from interlock.errors import ConfigError
 from interlock.fleet.base import Event, Lost, Spec
 from interlock.processes.child import Child, inherited
 from interlock.processes.deadline import Deadline
+from interlock.text import error_line
 
 _LONGEST_WAIT_S = 3600.0  # at a time: epoll takes no more than some weeks
 _WAKES_BYTES = 1 << 16
@@ -46,7 +47,7 @@ class LocalFleet:
         except OSError as error:
             if error.errno == errno.ENOEXEC:
                 raise ConfigError(f"{_wrong_python(spec)}: not an executable file") from None
-            self._events.append((spec.name, Lost(f"cannot be started: {error}")))
+            self._events.append((spec.name, Lost(f"cannot be started: {error_line(error)}")))
             return
         self._children[spec.name] = child
         for watched in child.watched():
