@@ -20,7 +20,6 @@ resident set of each side's process, without Interlock's verifier process.
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -30,6 +29,7 @@ from statistics import median
 from typing import Any
 
 from environment import environment
+from interlock.chips.device import most_resident
 from workload import COMPLETIONS, PROBLEMS
 
 SIDES = {"ours": "ours_grpo.py", "trl": "trl_grpo.py"}
@@ -114,7 +114,7 @@ class Side:
 
 def peak_rss_mb() -> float:
     """Of the calling process, in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return most_resident() / 2**20
 
 
 def measure(sides: list[Side], rounds: int) -> dict[str, list[Step]]:

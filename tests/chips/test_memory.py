@@ -1,6 +1,8 @@
 """The most memory that this process had: pages that the test has touched and given back."""
 
 import mmap
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -68,3 +70,14 @@ def test_a_devices_own_figures_begin_anew(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(Told, "mem_get_info", lambda *_: (700, 1000), raising=False)
     assert device.peak(place) == 300
     assert device.peak(torch.device("cpu")) == 0
+
+
+def test_what_another_process_had_is_not_this_ones() -> None:
+    script = (
+        "import subprocess, sys\n"
+        "much = bytearray(600 << 20)\n"
+        "print(subprocess.check_output([sys.executable, '-c', "
+        "'from interlock.chips.device import most_resident as most; print(most())']).decode())\n"
+    )
+    most = int(subprocess.check_output([sys.executable, "-c", script]))
+    assert 10 << 20 < most < 550 << 20  # torch is imported, which takes a part of it

@@ -57,7 +57,8 @@ def attach(
         spans = [part.rows for part in parts if not part.expert]
         experts = None if parts[0].expert is None else len(weight)
         with torch.device("meta"):
-            added = LowRank(weight.shape[-1], spans, form.rank, form.scale, experts)
+            *_, outputs, inputs = weight.shape
+            added = LowRank(inputs, outputs, spans, form.rank, form.scale, experts)
         added.to(dtype).to_empty(device=weight.device)
         if noise is not None:
             added.begin(noise)
@@ -82,6 +83,9 @@ def set_adapter(decoder: Decoder, tensors: Mapping[str, Tensor]) -> None:
     """Give the adapter that is attached other values; `tensors` have its names and shapes."""
     for name, view in adapter_tensors(decoder).items():
         view.copy_(tensors[name])
+    for module in decoder.modules():
+        if isinstance(module, LowRank):
+            module.keep()
 
 
 def adapter_shapes(shapes: Mapping[str, Sequence[int]], form: AdapterForm) -> Shapes:
