@@ -206,7 +206,7 @@ def conflicts(teachers: Sequence[dict[str, Any]], **more: Any) -> list[str]:
         ([{}], {}, "teacher.0: give either model or url"),
         ([{"model": "a", "url": "http://b"}], {}, "teacher.0: give either model or url"),
         ([{"url": "http://b"}], {}, 'needs; take "topk"'),
-        ([{"url": "ftp://b"}], {"loss": "topk"}, "no http:// or https:// URL"),
+        ([{"url": "ftp://b"}], {"loss": "topk"}, "is no address; give one such as"),
         ([{"url": "http://b", "dtype": "float32"}], {"loss": "topk"}, "dtype says nothing of a te"),
         (
             [{"model": "a", "patience_s": 3.0}],
