@@ -55,7 +55,7 @@ def test_one_seed_of_a_model_that_knows_nothing(tmp_path: Path) -> None:
     lora = json.loads((tmp_path / "runs" / "lora-0" / "config.json").read_text())
     full = json.loads((tmp_path / "runs" / "full-0" / "config.json").read_text())
     rates = [each["stage"][0]["optimizer"]["lr"] for each in (lora, full)]
-    assert rates == [pytest.approx(3e-4), 3e-5]
+    assert rates == [pytest.approx(4.5e-4), 3e-5]
     assert (lora["learner"]["lora"]["rank"], full["learner"]["lora"]) == (16, None)
     again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert again.stdout.splitlines() == ran.stdout.splitlines()[-2:]  # it is not run again
