@@ -28,6 +28,7 @@ from interlock.sync.store import Publisher
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 VERSIONS, TOKENS, CLIENTS = 50, 60, 16
+COMPARED = 30  # answers, with what an engine without neighbours draws
 
 
 class Following:
@@ -128,6 +129,8 @@ def test_no_answer_is_of_two_versions_while_fifty_are_published(following: Follo
     assert [h.versions for h in heard.values() if len(set(h.versions)) != 1] == []
     answers = Counter(each.versions[0] for each in heard.values())
     assert len(answers) >= VERSIONS // 2 and max(answers) == VERSIONS
-    for version in (max(answers), sorted(answers)[len(answers) // 2]):
-        number = next(n for n, h in heard.items() if h.versions[0] == version)
-        assert heard[number].tokens == following.undisturbed(number, version)
+    spread = sorted(heard)[:: max(1, len(heard) // COMPARED)]
+    other = [n for n in spread if heard[n].tokens != following.undisturbed(n, heard[n].versions[0])]
+    # Torn weights would change them all. What else is in a batch changes last bits, and a draw
+    # that falls between them: measured, 2 of 2,153 answers.
+    assert len(other) <= 1, other

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from interlock.workers.replicas.opening import open_pool
 from interlock.workers.replicas.pool import Pool
 
 DEADLINE_S = 200.0  # of every wait of a test
+_LOOK_S = 0.02
 # Nothing is left to a measurement: replicas of a test are to have the same bits.
 EXACT = GeneratorSettings(
     dtype="float32",
@@ -82,9 +84,12 @@ class LivePool:
             self.watch.notify_all()
 
     def until(self, met: Callable[[], object]) -> None:
-        """Wait until something told or noted makes it so."""
+        """Wait until something that was told or noted, or the state of a replica, makes it so."""
+        end = time.monotonic() + DEADLINE_S
         with self.watch:
-            assert self.watch.wait_for(met, DEADLINE_S), (self.notes, self.pool.facts())
+            while not met():
+                assert time.monotonic() < end, (self.notes, self.pool.facts())
+                self.watch.wait(_LOOK_S)  # of a state nothing is told
 
     def facts(self, name: str) -> ReplicaFacts:
         return next(each for each in self.pool.facts() if each.name == name)
