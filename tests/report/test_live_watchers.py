@@ -3,6 +3,7 @@
 import asyncio
 import random
 import re
+from collections.abc import Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from interlock.report import live
 from interlock.report.live import following, telling, watchers
 from interlock.report.live.drawn import FIGURES
 from interlock.report.live.following import Following
+from interlock.report.live.pace import RECENT
 from interlock.report.live.series import Series
 from interlock.report.live.watchers import FollowedRuns
 from interlock.rundir import RunDir
@@ -104,6 +106,32 @@ def test_all_of_a_run_is_told_once_it_is_read(
         task.cancel()
 
     asyncio.run(come())
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_a_long_run_s_newest_lines_alone_are_read_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: int
+) -> None:
+    """Also where the last read ends with the file, and nothing tells that nothing follows."""
+    run = logged(tmp_path / "run", 200)
+    size = (run / "metrics.jsonl").stat().st_size
+    monkeypatch.setattr(following, "_AT_ONCE", -(-size // parts))
+    whole: list[int] = []
+    plain_way = following.steps_of
+
+    def counted(lines: Sequence[bytes], path: Path, *decoder: Any) -> list[Any]:
+        if not decoder:
+            whole.extend(found.step for found in plain_way(lines, path))
+        return plain_way(lines, path, *decoder)
+
+    monkeypatch.setattr(following, "steps_of", counted)
+    followed = Following(run)
+    while followed.poll():
+        pass
+    assert followed.x == 199
+    assert whole == list(range(199 - RECENT, 200))
+    followed.poll()
+    assert len(whole) == RECENT + 1  # and once
 
 
 def test_what_is_told_is_of_one_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,6 +88,7 @@ class Following:
         self._damaged = ""  # the last line that is none
         self._before: dict[int, int] = {}  # steps of the run before each stage
         self._pace = Pace()
+        self._recent: deque[bytes] = deque(maxlen=RECENT + 1)  # lines that no pace was told of
         self._metrics, self._events = (
             Tail(path / f"{name}.jsonl") for name in ("metrics", "events")
         )
@@ -167,8 +168,9 @@ class Following:
     def _take_steps(self, lines: Sequence[bytes], another: bool) -> None:
         if another:
             self._damaged = ""
+            self._recent.clear()
         steps: list[DrawnStep | StepMetrics] = self._readable(lines, _DRAWN)
-        newest: list[StepMetrics] = self._readable(lines[-RECENT - 1 :])
+        newest = self._newest(lines)
         with self.held:
             if another:
                 self._forget()
@@ -187,7 +189,16 @@ class Following:
             self._pace.add(newest)
             if newest:
                 self.cost, self.workers = newest[-1].cost, newest[-1].workers or self.workers
-            self.version += another or bool(lines)
+            self.version += another or bool(lines or newest)
+
+    def _newest(self, lines: Sequence[bytes]) -> list[StepMetrics]:
+        """The last lines whole, once nothing more is there to be read at once."""
+        self._recent.extend(lines)
+        if self._metrics.more:
+            return []
+        found = self._readable(list(self._recent))
+        self._recent.clear()
+        return found
 
     def _readable(self, lines: Sequence[bytes], *decoder: msgspec.json.Decoder[Any]) -> list[Any]:
         """All but the damaged ones, which are told of."""
