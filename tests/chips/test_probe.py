@@ -15,6 +15,7 @@ from interlock.chips import probe, products, speeds
 from interlock.chips.speeds import Speed, StepSpeed, Table
 from interlock.config.schema import GeneratorSettings, LearnerSettings
 from interlock.errors import ConfigError
+from interlock.records.adapters import AdapterForm
 
 CPU = torch.device("cpu")
 
@@ -97,6 +98,38 @@ def test_bfloat16_has_to_pay() -> None:
     # Learning is three passes, generating one.
     lopsided = Speed("bfloat16", "torch", 200, 85, 1.1e-3)
     assert probe.choose(table(exact, lopsided)).dtype == "float32"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "whole", "adapter"),
+    [
+        ({512: 1.0, 256: 1.05, 1024: 0.95}, 512, 1024),
+        ({512: 1.0, 256: 1.05, 1024: 1.11}, 512, 512),
+        ({512: 1.2, 256: 1.3, 1024: 1.0}, 1024, 1024),
+        ({512: 1.2, 256: 1.0, 1024: 1.05}, 256, 1024),
+        ({}, 512, 512),
+    ],
+)
+def test_an_adapter_learns_from_as_many_tokens_at_a_time_as_cost_no_time(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: dict[int, float],
+    whole: int,
+    adapter: int,
+) -> None:
+    given = tmp_path / "bench.json"
+    measured = msgspec.structs.replace(ZEN5, micro_batch=seconds)
+    given.write_bytes(msgspec.json.encode({"measured": measured}))
+    monkeypatch.setenv(probe.GIVEN, str(given))
+    probe._table.cache_clear()
+    try:
+        for lora, tokens in ((None, whole), (AdapterForm(4), adapter)):
+            settled = probe.settled(LearnerSettings(lora=lora), CPU)
+            assert settled.micro_batch_tokens == tokens
+        kept = LearnerSettings(lora=AdapterForm(4), micro_batch_tokens=64)
+        assert probe.settled(kept, CPU).micro_batch_tokens == 64
+    finally:
+        probe._table.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,8 @@ class Choice(msgspec.Struct, frozen=True):
     generator: str  # kernels
     learner: str
     fused_above: int
-    micro_batch: int
+    micro_batch: int  # tokens
+    adapter_micro_batch: int  # where an adapter learns
     graphs: bool  # of decoding steps
 
 
@@ -89,11 +90,13 @@ def settled(part: Part, place: torch.device) -> Part:
             ours = [speed for speed in measured.speeds if speed.kernel == part.kernel]
             measured = replace(measured, speeds=ours)
         taken = choose(measured, None if part.dtype == "auto" else part.dtype)
+        learns = isinstance(part, LearnerSettings)
+        adapted = isinstance(part, LearnerSettings) and part.lora is not None
         found: dict[str, Any] = {
             "dtype": taken.dtype,
-            "kernel": taken.learner if isinstance(part, LearnerSettings) else taken.generator,
+            "kernel": taken.learner if learns else taken.generator,
             "fused_attention_above": taken.fused_above,
-            "micro_batch_tokens": taken.micro_batch,
+            "micro_batch_tokens": taken.adapter_micro_batch if adapted else taken.micro_batch,
             "graphs": taken.graphs,
         }
         part = replace(part, **{name: found[name] for name in left})
@@ -137,7 +140,7 @@ def choose(found: Table, dtype: str | None = None) -> Choice:
         _fastest({each.kernel: each.decode for each in ours}),
         _fastest({each.kernel: each.learn for each in ours if each.kernel != "mkl"}),
         _switch(found.attention),
-        _micro_batch(found.micro_batch),
+        *_micro_batches(found.micro_batch),
         _recorded(found.steps, dtype),
     )
 
@@ -278,8 +281,10 @@ def _recorded(steps: Mapping[str, StepSpeed], dtype: str) -> bool:
     )
 
 
-def _micro_batch(seconds: Mapping[int, float]) -> int:
-    """The first that no other beats by GAIN."""
+def _micro_batches(seconds: Mapping[int, float]) -> tuple[int, int]:
+    """Of those that no other beats by GAIN the usual one; and the largest, for an adapter: it has
+    no moments of the weights to make room for, and many small products to begin.
+    """
     best = min(seconds.values(), default=0.0)
-    fast = (each for each, took in seconds.items() if took <= best * GAIN)
-    return next(fast, MICRO_BATCHES[0])
+    fast = [each for each, took in seconds.items() if took <= best * GAIN] or [MICRO_BATCHES[0]]
+    return fast[0], max(fast)

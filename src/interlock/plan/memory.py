@@ -33,7 +33,8 @@ _LOGIT_BYTES = {
 # as a product; or, on a CPU, the vocabulary in float32.
 _WORD_BYTES = {True: 8.0, False: 6.0}
 _FUSED_ABOVE = 512.0  # keys, from which on the weights of attention are not kept
-MICRO_BATCH = 512.0  # tokens, where the learner has it measured (chips/probe.py)
+# Tokens, where the learner has it measured (chips/probe.py), and where an adapter learns.
+MICRO_BATCH, ADAPTER_MICRO_BATCH = 512.0, 1024.0
 MOST_CHIPS = 2**20
 # Of a process on a CPU, all measured (bench/RESULTS.md): bytes before the first weight; 1,024
 # products that oneDNN keeps compiled, one for each number of rows, 0.63 MB each; and what is held

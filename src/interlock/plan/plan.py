@@ -18,7 +18,7 @@ from interlock.config.schema import Recipe
 from interlock.plan.constants import Rates, values
 from interlock.plan.doubt import DOUBT, uncertainty
 from interlock.plan.estimate import Factors, Parts, stage_hours, stage_seconds
-from interlock.plan.memory import MICRO_BATCH, LearnerLoad
+from interlock.plan.memory import ADAPTER_MICRO_BATCH, MICRO_BATCH, LearnerLoad
 from interlock.plan.prices import Prices, common_currency, price_of
 from interlock.plan.roles import MemoryDemand, Roles, Settled, settle
 from interlock.plan.shapes import ModelShape
@@ -157,8 +157,9 @@ def _learner_load(given: PlanInputs, work: StageWork, longest: float, tokens: fl
     adapter = work.shape.adapter(settings.lora)
     frozen = (adapter or work.shape.params) if work.reference else 0.0
     frozen += sum(each.shape.params for each in work.teachers if each.held)
+    measured = ADAPTER_MICRO_BATCH if settings.lora else MICRO_BATCH
     return LearnerLoad(
-        tokens=max(longest, min(tokens, settings.micro_batch_tokens or MICRO_BATCH)),
+        tokens=max(longest, min(tokens, settings.micro_batch_tokens or measured)),
         longest=longest,
         adapter=adapter,
         recompute=work.recompute,
