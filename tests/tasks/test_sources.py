@@ -144,3 +144,12 @@ def test_unknown_tasks_are_named(name: str, complaint: str) -> None:
     with pytest.raises(TaskError) as caught:
         open_task(TaskSettings(name))
     assert complaint in str(caught.value)
+
+
+def test_the_bare_name_of_a_generator_is_told_in_full() -> None:
+    pytest.importorskip("reasoning_gym")
+    with pytest.raises(TaskError) as caught:
+        open_task(TaskSettings("chain_sum"))
+    meant = "reasoning-gym/chain_sum"
+    assert str(caught.value) == f"unknown task: 'chain_sum'; did you mean {meant}?"
+    assert open_task(TaskSettings(meant, held_out=1)).train(0, 1)[0].id.startswith(meant)

@@ -10,6 +10,7 @@ the worker processes of `verifier_pool`, so the caller never imports a verifier'
 from collections.abc import Sequence
 
 from interlock.config.tasks import TaskSettings
+from interlock.errors import TaskError
 from interlock.tasks.drawing import DrawnSource
 from interlock.tasks.options import unknown
 from interlock.tasks.packages import module_of
@@ -29,10 +30,21 @@ def kinds() -> set[str]:
     return set(_SOURCES)
 
 
+def generators() -> list[str]:
+    """The generators of reasoning-gym by their own names; none where it is not installed."""
+    try:
+        from reasoning_gym.factory import DATASETS
+    except ImportError:
+        return []
+    return sorted(DATASETS)
+
+
 def known(name: str) -> str:
     """The kind of a task, by its name. Raises TaskError where there is none such."""
     kind, slash, _ = name.partition("/")
     if kind not in _SOURCES or bool(slash) != (kind == "reasoning-gym"):
+        if name in generators():
+            raise TaskError(f"unknown task: {name!r}; did you mean reasoning-gym/{name}?")
         names = {*_SOURCES, "reasoning-gym/<generator>"} - {"reasoning-gym"}
         raise unknown("task", name, names)
     return kind

@@ -17,7 +17,7 @@ from interlock.config.tasks import TaskSettings
 from interlock.errors import InterlockError, TaskError
 from interlock.processes.scratch import Scratch
 from interlock.records.rl import Problem
-from interlock.tasks import degenerate, kinds, open_task
+from interlock.tasks import degenerate, generators, kinds, open_task
 from interlock.tasks.returned import verdict_of
 from interlock.tasks.verifier_pool import VerifierPool
 from interlock.text import error_headline
@@ -52,11 +52,7 @@ class TaskExample(msgspec.Struct, frozen=True):
 def names() -> list[str]:
     """Every task that can be opened here; reasoning-gym's generators if it is installed."""
     found = sorted(kinds() - {"reasoning-gym"})
-    try:
-        from reasoning_gym.factory import DATASETS
-    except ImportError:
-        return [*found, f"{_GYM}<generator>"]
-    return [*found, *(f"{_GYM}{each}" for each in sorted(DATASETS))]
+    return [*found, *(f"{_GYM}{each}" for each in generators() or ["<generator>"])]
 
 
 def example(name: str) -> TaskExample:
