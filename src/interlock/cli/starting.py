@@ -123,8 +123,9 @@ def tasks(given: argparse.Namespace) -> None:
         judged = found.why or f"a right answer earns {found.reward:g}"
         if given.name:
             print(visible(f"{found.name}: {found.needs}".rstrip(": ")))
-            print("\n".join(map(visible, found.problem.splitlines())))
-            print(visible(f"answer: {one_line(found.answer, 400)}\n"[:-1]))
+            if found.problem:
+                print("\n".join(map(visible, found.problem.splitlines())))
+                print(visible(f"answer: {one_line(found.answer, 400)}"))
             print(visible(judged))
         else:
             told = f"{one_line(found.problem, 60)} -> {one_line(found.answer, 20)}"

