@@ -147,7 +147,7 @@ def test_every_block_takes_its_own_scale(
     stored = torch.randn(rows, columns, generator=noise).to(torch.float8_e4m3fn)
     scale = torch.rand(-(-rows // r), -(-columns // c), generator=noise)
     out = torch.full((rows, columns), torch.nan, dtype=dtype)
-    dequantise(stored, scale, ScaledBlocks("fp8", (r, c)), out)
+    assert dequantise(stored, scale, ScaledBlocks("fp8", (r, c)), out)
     assert torch.equal(out, by_hand(stored, scale, r, c).to(dtype))
 
 
@@ -189,6 +189,14 @@ def _put(name: str, tensor: Tensor) -> Callable[[dict[str, Tensor]], Any]:
         (_put(f"{EXPERT}_scale_inv", torch.ones(2, 2).long()), "has scales stored as I64"),
         (_put(f"{EXPERT}_scale_inv", torch.full((2, 2), torch.nan)), "not finite"),
         (_put(f"{EXPERT}_scale_inv", torch.full((2, 2), -1.0)), "negative"),
+        (
+            lambda tensors: tensors[EXPERT].view(torch.uint8)[-1, -1].fill_(0xFF),  # its one NaN
+            f"{EXPERT} holds values that are not finite",
+        ),
+        (
+            lambda tensors: tensors["model.norm.weight"][-1].fill_(torch.nan),
+            "model.norm.weight holds values that are not finite",
+        ),
         (
             _put("model.norm.weight", torch.ones(32).to(torch.float8_e4m3fn)),
             "model.norm.weight is stored as F8_E4M3 and has no scales",

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from interlock.errors import ModelError
 from interlock.models import checkpoint
-from interlock.models.checkpoint import load_decoder, save_model, stored_dtype
+from interlock.models.checkpoint import StoredWeights, load_decoder, save_model, stored_dtype
 from interlock.sync import digest, tensor_digest
 
 CPU = torch.device("cpu")
@@ -104,6 +104,32 @@ def test_every_parameter_is_filled(saved: tuple[PreTrainedModel, Path]) -> None:
         tensor.zero_()
     for name, parameter in decoder.named_parameters():
         assert (parameter == 0).all(), name
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_that_are_not_finite_are_refused(
+    llama: Path, value: float, dtype: torch.dtype
+) -> None:
+    name = "model.layers.1.mlp.up_proj.weight"
+
+    def spoil(tensors: dict[str, Tensor]) -> None:
+        tensors.update({each: tensor.to(dtype) for each, tensor in tensors.items()})
+        tensors[name][-1, -1] = value
+
+    rewrite(llama, spoil)
+    wanted = f"{llama / WHOLE}: {name} holds values that are not finite; take an earlier checkpoint"
+    assert refusal(llama).startswith(wanted)
+    with pytest.raises(ModelError, match="not finite"):
+        StoredWeights(llama).read(name)
+
+
+def test_a_shard_that_is_not_finite_is_named(sharded: Path) -> None:
+    tensors = load_file(sharded / SHARD)
+    name = min(tensors)
+    tensors[name].view(-1)[0] = torch.nan
+    save_file(tensors, sharded / SHARD)
+    assert refusal(sharded).startswith(f"{sharded / SHARD}: {name} holds values that are not")
 
 
 def test_parameters_are_cast_while_they_are_read(llama: Path) -> None:

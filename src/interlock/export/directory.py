@@ -16,6 +16,7 @@ from interlock.export.source import Source
 from interlock.export.target import new_directory
 from interlock.models.checkpoint import StoredWeights, save_model
 from interlock.models.files import inside
+from interlock.models.finite import finite
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -41,7 +42,7 @@ def _cast(weights: StoredWeights, dtype: torch.dtype) -> Iterator[tuple[str, tor
     for name in weights.shapes:
         given = weights.read(name)
         cast = given.to(torch.float32 if name in weights.exact else dtype)
-        if not bool(cast.isfinite().all()):
+        if not finite(cast):
             raise ModelError(
                 f"{name} holds {given.abs().max().item():.3g}, which "
                 f"{str(dtype).removeprefix('torch.')} cannot; take --dtype bfloat16 or float32"

@@ -20,6 +20,7 @@ from interlock import hub
 from interlock.errors import ModelError
 from interlock.models.adapters import adapter_shapes, targets_of
 from interlock.models.files import inside, read_object
+from interlock.models.finite import finite
 from interlock.models.stored import opened
 from interlock.records.adapters import ALL_LINEAR, AdapterForm
 from interlock.text import one_line
@@ -97,7 +98,7 @@ def load_adapter(directory: Path, shapes: Mapping[str, Sequence[int]]) -> Adapte
             f"{path} is an adapter of another model: {one_line(odd, 120)} is {found.get(odd)}, "
             f"where this one asks for {expected.get(odd)}; give the adapter of this base"
         )
-    if bad := [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]:
+    if bad := [name for name, tensor in tensors.items() if not finite(tensor)]:
         raise ModelError(f"{path}: {bad[0]} holds values that are not finite; take another")
     return AdapterFile(form, tensors, base)
 

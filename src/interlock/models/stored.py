@@ -24,6 +24,7 @@ from interlock.models import blocks
 from interlock.models.architecture import Architecture
 from interlock.models.blocks import ScaledBlocks
 from interlock.models.files import inside, read_object
+from interlock.models.finite import finite
 from interlock.text import error_line
 
 WHOLE = "model.safetensors"
@@ -49,7 +50,7 @@ class StoredTensors(msgspec.Struct, frozen=True):
         """Write every tensor into its view, in the view's dtype and on its device.
 
         Besides the views one tensor is in memory at a time; of one in fp8, a row of blocks more.
-        Raises ModelError.
+        Raises ModelError, also for one that is not finite.
         """
         for path, names in self.used.items():
             with opened(path) as file:
@@ -57,18 +58,17 @@ class StoredTensors(msgspec.Struct, frozen=True):
                     if name in self.scales:
                         self._dequantise(name, file, path, views[name])
                     else:
-                        views[name].copy_(file.get_tensor(name))
+                        views[name].copy_(_whole(file, name, path))
 
     def read(self, name: str, path: Path) -> Tensor:
         """One tensor of the file, in its dtype; one that is in fp8, in float32.
 
-        Raises ModelError.
+        Raises ModelError, also if it is not finite.
         """
         with opened(path) as file:
-            tensor: Tensor = file.get_tensor(name)
             if name not in self.scales:
-                return tensor
-            found = torch.empty(tensor.shape)
+                return _whole(file, name, path)
+            found = torch.empty(file.get_slice(name).get_shape())
             self._dequantise(name, file, path, found)
             return found
 
@@ -82,7 +82,23 @@ class StoredTensors(msgspec.Struct, frozen=True):
                 f"{place}: {scale_name} holds scales that are negative or not finite; fetch the "
                 "model again"
             )
-        blocks.dequantise(file.get_tensor(name), scale, self.blocks, out)
+        if not blocks.dequantise(file.get_tensor(name), scale, self.blocks, out):
+            raise _not_finite(name, path)
+
+
+def _whole(file: Any, name: str, path: Path) -> Tensor:
+    """The tensor as the file, which is at `path`, has it. Raises ModelError."""
+    tensor: Tensor = file.get_tensor(name)
+    if not finite(tensor):
+        raise _not_finite(name, path)
+    return tensor
+
+
+def _not_finite(name: str, path: Path) -> ModelError:
+    return ModelError(
+        f"{path}: {name} holds values that are not finite; take an earlier checkpoint, or fetch "
+        "the model again"
+    )
 
 
 def weight_files(directory: Path) -> Files:

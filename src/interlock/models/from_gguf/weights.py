@@ -27,6 +27,7 @@ from torch import Tensor
 
 from interlock.errors import ModelError
 from interlock.models.architecture import Architecture
+from interlock.models.finite import finite
 from interlock.models.from_gguf.header import GgufFile, GgufTensor
 from interlock.models.from_gguf.settings import ROPE_FACTORS
 
@@ -98,7 +99,7 @@ def weights(
             with np.errstate(all="ignore"):  # what comes of it is looked at below
                 part = dequantize(rows[first : first + _ROWS], place.tensor.type)
             values[first : first + _ROWS].copy_(torch.from_numpy(np.array(part, np.float32)))
-        if not bool(values.isfinite().all()):
+        if not finite(values):
             raise file.error(f"tensor {place.tensor.name} holds values that are not finite")
         shape = place.tensor.shape if place.expert is None else place.tensor.shape[1:]
         values = values.view(shape)
