@@ -115,7 +115,10 @@ class RepetitionReward(RewardSettings, frozen=True, kw_only=True, tag="repetitio
 
 
 class LanguageReward(RewardSettings, frozen=True, kw_only=True, tag="language"):
-    """The share of an answer's words that are of one language."""
+    """The share of an answer's words that are of one language.
+
+    1 where there is no sentence of three words or more: nothing there is of another language.
+    """
 
     language: Language = "en"
     among: list[Language] = []  # what else it may be taken for; []: any that is known

@@ -44,6 +44,10 @@ def test_words_count_by_the_sentence_that_they_are_in() -> None:
         (f"{ENGLISH} {GERMAN}\n46", 13 / 23, 10 / 23),
         (f"{ENGLISH}\n{CHINESE}", 13 / 33, 0.0),
         ("12 + 34 = 46", 1.0, 1.0),
+        ("46", 1.0, 1.0),
+        ("", 1.0, 1.0),
+        ("Danke sehr.", 1.0, 1.0),
+        (f"46\n{GERMAN}", 0.0, 1.0),
     ],
 )
 def test_the_share_of_real_sentences(text: str, english: float, german: float) -> None:

@@ -5,7 +5,7 @@
 R1 (arXiv 2501.12948, section 2.3.2) counts the words of the target language in the thinking. One
 word tells little of its language, so all words of a sentence are of the one that it is found to be.
 A sentence of fewer than three words, as formulas are, counts neither way; an answer without any
-other is worth 1.
+other (digits alone, nothing at all) is worth 1: none of it is of another language.
 """
 
 import re
@@ -40,7 +40,10 @@ def open_reward(settings: LanguageReward, task: TaskSettings) -> Reward:
 
 
 def share(text: str, language: str, identify: Callable[[str], str]) -> float:
-    """The share of words in sentences that `identify` finds to be of the language."""
+    """The share of words in sentences that `identify` finds to be of the language.
+
+    0 to 1; 1 for a text without a sentence of _FEWEST words, of which nothing tells a language.
+    """
     of_it = total = 0
     for sentence in _SENTENCE.split(text):
         words = len(_WORD.findall(sentence))
