@@ -65,6 +65,11 @@ def one(): return 1
 def prints():
     print("junk" * 10_000, flush=True); os.write(1, b"junk"); sys.stderr.write("junk" * 10_000)
     return 1.0
+def floods():
+    for stream in (sys.stdout, sys.stderr):
+        print("junk" * 2_500_000, file=stream, flush=True)
+    subprocess.run(["sh", "-c", "head -c 10000000 /dev/zero >&2"], check=True)
+    return 1.0
 def writes_into_the_pipe():
     for fd in range(3, 20):
         try: os.write(fd, b"\\xff" * 64)
@@ -165,6 +170,7 @@ def test_a_fault_scores_zero_and_spares_its_neighbours(
         ("true", Verdict(1.0, True)),
         ("false", Verdict(0.0, False)),
         ("prints", Verdict(1.0)),
+        ("floods", Verdict(1.0)),  # 10 MB thrice, none of which is kept or counted as a file's
         ("forks_and_returns", Verdict(1.0)),
         ("numpys", Verdict(1.0, True)),
         ("in_parts", Verdict(0.7, False, {"answer": 1.0, "length": -0.3})),

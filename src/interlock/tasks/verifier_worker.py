@@ -82,7 +82,7 @@ class VerifierReply(msgspec.Struct, frozen=True):
 
 def serve(channel: Channel) -> None:
     """Load the verifier, and answer until the pool is gone or the verifier cannot go on."""
-    _silence()
+    _silence(1)
     data = channel.receive()
     if data is None:
         return
@@ -92,6 +92,7 @@ def serve(channel: Channel) -> None:
     except BaseException as error:
         channel.send(msgspec.msgpack.encode(VerifierReply(0, _failure(error), last=True)))
         return
+    _silence(2)
     channel.send(msgspec.msgpack.encode(VerifierReply(0, Verdict(0.0))))
     owner = os.getpid()
     judge = functools.partial(verified_apart, setup.task.timeout_s) if setup.sandboxed else verified
@@ -185,8 +186,10 @@ def _limit_resources(memory_mb: int) -> None:
         resource.setrlimit(kind, (value, value))
 
 
-def _silence() -> None:
-    """What a verifier prints is of no use, and would fill the file of its last words."""
+def _silence(file: int) -> None:
+    """What a verifier prints is of no use. In the file of its last words, where what it says while
+    it is loaded goes, it would come to MAX_FILE_BYTES with time, and then fail good answers.
+    """
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
+    os.dup2(nowhere, file)
     os.close(nowhere)
