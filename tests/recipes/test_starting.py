@@ -228,6 +228,17 @@ def test_prices_and_a_plan_are_opened(tmp_path: Path, tiny_model: Path) -> None:
     assert plan.startswith(f"plan {path}: ") and "give what `interlock plan" in plan
 
 
+def test_limits_and_targets_that_a_run_would_refuse_are_told(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    path = tmp_path / "recipe.toml"
+    write(Wishes(model=str(tiny_model), task="arithmetic"), path)
+    settings = ["budget.money=3", 'learner.lora.targets=["q_prj"]']
+    budget, targets = check(load_recipe(path, settings), tmp_path / "run").mistakes
+    assert budget.startswith("budget.money = 3 USD cannot be kept: no price of ")
+    assert targets.startswith("learner.lora.targets names 'q_prj', which is no linear layer")
+
+
 def _as_answered(monkeypatch: pytest.MonkeyPatch, answers: str, *arguments: str) -> int:
     """The exit code of the command on a terminal where these lines are typed."""
     typed = io.StringIO(answers)

@@ -18,6 +18,7 @@ from interlock.config.stages import Sampled, StageSettings
 from interlock.engine.budget import budget_of
 from interlock.errors import InterlockError, UserError
 from interlock.learner.distributed.ranks import join
+from interlock.models import adapters
 from interlock.models.checkpoint import StoredWeights
 from interlock.models.fetch import find_model
 from interlock.models.huggingface import read_architecture
@@ -35,6 +36,7 @@ from interlock.recipes import (
     trackers,
 )
 from interlock.recipes.train import recipe_of
+from interlock.records.cost import HeldChip
 from interlock.text import hide_credentials
 
 Found = TypeVar("Found")
@@ -61,10 +63,12 @@ def check(recipe: Recipe, directory: Path) -> Checked:
                 found.mistakes.append(line)
             return None
 
-    tried(lambda: _devices(recipe))
+    learners = tried(lambda: _devices(recipe))
     tried(lambda: fleet.check(recipe))
     tried(lambda: trackers.check(recipe))
     tried(lambda: metering.prices_of(recipe))
+    if learners is not None:
+        tried(lambda: metering.of_recipe(recipe, None, learners))
     tried(lambda: metering.plan_of(recipe))
     model = tried(lambda: find_model(recipe.model.path))
     if model is None:
@@ -72,10 +76,13 @@ def check(recipe: Recipe, directory: Path) -> Checked:
     settings = recipe.model
     tokenizer = tried(lambda: Tokenizer.load(model, settings.chat_template, settings.clock))
     arch = tried(lambda: read_architecture(model))
-    weights = tried(lambda: _weights(model))
-    if weights is not None:
+    shapes = tried(lambda: StoredWeights(model).shapes)
+    if shapes is not None:
+        weights = sum(map(prod, shapes.values()))
         found.plan.append(_size(recipe, weights))
         tried(lambda: _room(recipe, weights, directory))
+        if (form := recipe.learner.lora) is not None:
+            tried(lambda: adapters.check_targets(shapes, form))
     if tokenizer is None or arch is None:
         return found
     tried(lambda: starts.find(recipe, model, -1, {}, lambda _: None))
@@ -94,18 +101,14 @@ def check(recipe: Recipe, directory: Path) -> Checked:
     return found
 
 
-def _devices(recipe: Recipe) -> None:
-    """Whether they are here, and may be used. Raises UserError."""
+def _devices(recipe: Recipe) -> tuple[HeldChip, ...]:
+    """Whether they are here, and may be used; those that learn. Raises UserError."""
     with join(recipe.learner.device) as ranks:
         uses = [gate.learner(recipe.learner.device, ranks)]
     if recipe.fleet.kind == "inline" and any(stage.generates for stage in recipe.stage):
         uses.append(gate.inline(recipe.generator[0].device))
     gate.check(uses, recipe.unqualified)
-
-
-def _weights(model: Path) -> int:
-    """How many there are, by the headers of the files."""
-    return sum(map(prod, StoredWeights(model).shapes.values()))
+    return uses[0].chips
 
 
 def _size(recipe: Recipe, weights: int) -> str:
