@@ -229,7 +229,9 @@ def test_stage_after_stage_by_name_is_the_whole_recipe(recipe: Path, tmp_path: P
     train(only(whole, "one", None), run)
     train(only(whole, "1", run), run, resume=True)
     assert weights(run) == weights(tmp_path / "whole")
-    with pytest.raises(ConfigError, match="there is no stage 'three'; there are one, two"):
+    with pytest.raises(
+        ConfigError, match="there is no stage 'three'; give a name or a place: one, two"
+    ):
         only(whole, "three", None)
     longer = replace(whole, stage=[replace(whole.stage[0], steps=9), whole.stage[1]])
     train(only(whole, "one", None), tmp_path / "begun")

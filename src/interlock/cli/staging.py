@@ -98,7 +98,9 @@ def _place(recipe: Recipe, which: str) -> int:
     if which.isdecimal() and int(which) < len(names):
         return int(which)
     known = ", ".join(name or str(index) for index, name in enumerate(names))
-    raise ConfigError(f"there is no stage {one_line(repr(which), 40)}; there are {known}")
+    raise ConfigError(
+        f"there is no stage {one_line(repr(which), 40)}; give a name or a place: {known}"
+    )
 
 
 def _says_where(stage: StageSettings) -> bool:
