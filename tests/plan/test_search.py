@@ -64,6 +64,11 @@ def test_nothing_fits_is_told(inputs: Callable[..., PlanInputs]) -> None:
         find_placements(inputs(model="DeepSeek-V3"), parse_stock("8xH100"))
 
 
+def test_generators_alone_are_told_what_they_lack(inputs: Callable[..., PlanInputs]) -> None:
+    with pytest.raises(ConfigError, match="no chips learn; give one entry :learner or :both"):
+        find_placements(inputs(), parse_stock("4xH100:generator,4xH20:generator"))
+
+
 @pytest.mark.slow
 def test_ten_thousand_placements_in_ten_seconds_of_processor(
     inputs: Callable[..., Any],

@@ -23,6 +23,7 @@ from interlock.plan.seconds import GeneratorReplica, Learners
 from interlock.plan.shapes import ModelShape
 from interlock.plan.sharding import learner_layout, least_learners, must_recompute
 
+NONE_LEARN = "--chips: no chips learn; give one entry :learner or :both"
 _ROUNDING = 1.0 + 1e-9
 _ROOMY = 64.0  # answers that a replica should hold at a time; assumed
 
@@ -90,7 +91,7 @@ def roles_of(stocks: Sequence[Stock], generates: bool) -> Roles:
     learners = [each for each in stocks if each.duty in ("learner", "both")]
     makers = [each for each in stocks if each.duty == "generator"]
     if not learners:
-        raise ConfigError("--chips: no chips learn; give one entry :learner or :both")
+        raise ConfigError(NONE_LEARN)
     explicit = [each for each in learners if each.duty == "learner"]
     if len(explicit) > 1 or (len(learners) > 1 and not explicit):
         kinds = ", ".join(each.chip.name for each in learners)

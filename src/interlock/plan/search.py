@@ -20,7 +20,7 @@ from interlock.plan.constants import Rates, values
 from interlock.plan.estimate import stage_hours, stage_seconds
 from interlock.plan.plan import PlanInputs, settled_for, works_of
 from interlock.plan.prices import common_currency, price_of
-from interlock.plan.roles import Roles
+from interlock.plan.roles import NONE_LEARN, Roles
 from interlock.plan.workload import StageWork
 
 MOST = 10_000
@@ -49,6 +49,8 @@ def find_placements(given: PlanInputs, stocks: Sequence[Stock], most: int = MOST
 
     Raises ConfigError when none of the placements fits.
     """
+    if all(stock.duty == "generator" for stock in stocks):
+        raise ConfigError(NONE_LEARN)
     rates = given.rates or values()
     options: list[Option] = []
     why = ""
