@@ -16,6 +16,7 @@ from interlock.plan.plan import PlanInputs, plan_of
 from interlock.plan.profile import applied, like, read_profile
 from interlock.plan.roles import roles_of
 from interlock.plan.workload import GivenFigures
+from interlock.records.cost import ChipUse, RunCost, SessionCost
 from interlock.records.metrics import RolloutMetrics, StepMetrics, StepSeconds
 from interlock.rundir import RunDir
 
@@ -117,6 +118,20 @@ def test_a_run_corrects_its_own_plan(inputs: Callable[..., PlanInputs], tmp_path
     assert parts.generation == pytest.approx(8.0)
     assert parts.scoring + parts.update == pytest.approx(3.0)
     assert parts.synchronous == pytest.approx(11.5)
+
+
+def test_a_run_is_not_compared_with_chips_that_it_did_not_run_on(
+    inputs: Callable[..., PlanInputs], tmp_path: Path
+) -> None:
+    """The factors of a CPU would be those of an H200."""
+    given = inputs(model="Qwen3-0.6B")
+    run = _ran(tmp_path / "run", given, 3)
+    used = ChipUse(0, "learner", "AMD EPYC", chip_s=36.0)
+    cost = RunCost([SessionCost(1.8e9, 36.0, True, [used])])
+    (run / "cost.json").write_bytes(msgspec.json.encode(cost))
+    with pytest.raises(ConfigError, match=r"learned on AMD EPYC, .* of H200 .* in --ran-on"):
+        like(run, roles_of(parse_stock("1xH200:both"), True), given)
+    assert like(run, roles_of(parse_stock("2xcpu:both"), True), given).steps == 3
 
 
 def test_a_run_of_one_step_is_no_measure(inputs: Callable[..., Any], tmp_path: Path) -> None:

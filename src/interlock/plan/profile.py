@@ -19,7 +19,7 @@ import msgspec
 from interlock.config.reading import parse_recipe
 from interlock.config.schema import Recipe
 from interlock.errors import ConfigError, RunError
-from interlock.plan.chips import ChipSpec
+from interlock.plan.chips import ChipSpec, called_by_driver
 from interlock.plan.constants import Rates, values
 from interlock.plan.estimate import Factors, stage_seconds
 from interlock.plan.plan import PlanInputs, settled_for, works_of
@@ -28,8 +28,8 @@ from interlock.plan.shapes import model_shape
 from interlock.plan.workload import GivenFigures
 from interlock.records.metrics import StepMetrics
 from interlock.regular import read_regular
-from interlock.rundir import RunDir
-from interlock.text import error_line
+from interlock.rundir import RunDir, RunView
+from interlock.text import error_line, one_line
 
 _MOST_BYTES = 1 << 22
 _LEAST_STEPS = 2
@@ -150,12 +150,13 @@ class Likeness(NamedTuple):
 def like(run: Path, roles: Roles, given: PlanInputs) -> Likeness:
     """A run's seconds against its own plan on `roles`, the chips that it ran on.
 
-    Raises RunError where it has no steps to compare.
+    Raises RunError where it has no steps to compare, ConfigError where those are other chips.
     """
     view = RunDir.read(run)
     try:
         lines = [each for each in view.metrics() if each.step > 0]
         recipe = parse_recipe(view.config, str(run / "config.json"))
+        _check_vendor(run, view, recipe.learner.device, roles.learner.chip)
     finally:
         view.close()
     if len(lines) < _LEAST_STEPS:
@@ -174,6 +175,19 @@ def like(run: Path, roles: Roles, given: PlanInputs) -> Likeness:
     )
     parts = _compared(own, roles, stage, usual)
     return Likeness(run, parts, _factors(parts), mean, prompt, len(lines))
+
+
+def _check_vendor(run: Path, view: RunView, device: str, chip: ChipSpec) -> None:
+    """Raise ConfigError where the run counted other chips than it is compared with a plan of."""
+    held = {use.chip for use in view.cost().rows() if use.role == "learner" and use.chip}
+    for name in held:
+        known = called_by_driver(name)
+        vendor = "CPU" if device == "cpu" else known.vendor if known is not None else chip.vendor
+        if vendor != chip.vendor:
+            raise ConfigError(
+                f"--like {run} learned on {one_line(name, 60)}, and would be compared with a plan "
+                f"of {chip.name}; give the chips that it ran on in --ran-on"
+            )
 
 
 def _shape_of(recipe: Recipe, given: PlanInputs) -> Any:
