@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from interlock.errors import ConfigError
-from interlock.plan.prices import read_prices
+from interlock.plan.chips import find
+from interlock.plan.prices import of_no_chip, price_of, read_prices
 
 ENTRY = """
 [[price]]
@@ -57,3 +58,12 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"^--prices .*give \[\[price\]\]") as caught:
             read_prices(path)
         assert str(caught.value).isprintable() and len(str(caught.value)) < 500
+
+
+def test_a_plan_takes_a_price_by_the_name_that_a_driver_gives(tmp_path: Path) -> None:
+    file = tmp_path / "prices.toml"
+    file.write_text(entry(chip='"NVIDIA H100 80GB HBM3"', per_hour="77.0") + entry(chip='"H8OO"'))
+    given = read_prices(file)
+    price = price_of(find("H100"), given)
+    assert price is not None and price.low == price.high == 77.0
+    assert of_no_chip(given) == ["h8oo"]

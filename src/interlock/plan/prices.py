@@ -12,7 +12,7 @@ No currency is changed into another: nobody has told at what rate.
 
 import datetime
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -96,8 +96,21 @@ def _key(name: str) -> str:
 
 
 def price_of(chip: ChipSpec, given: Prices) -> ChipPrice | None:
-    """None: nobody knows."""
-    return given.get(chip.name) or shipped_prices().get(chip.name)
+    """By the catalogue's name, else by a driver's; None: nobody knows."""
+    named = given.get(chip.name) or next(_of_drivers(chip, given), None)
+    return named or shipped_prices().get(chip.name)
+
+
+def _of_drivers(chip: ChipSpec, given: Prices) -> Iterator[ChipPrice]:
+    for name, price in given.items():
+        known = called_by_driver(name)
+        if known is not None and known.name == chip.name:
+            yield price
+
+
+def of_no_chip(given: Prices) -> list[str]:
+    """Names in it that mean no chip of the catalogue: a slip, or what only a driver knows."""
+    return [name for name in given if called_by_driver(name) is None]
 
 
 def price_of_device(chip: str, kind: str, given: Prices) -> ChipPrice | None:
