@@ -80,6 +80,8 @@ EMPTY = ("--prices", "--profile", "--like", "--model", "--link", "--ran-on", "--
         (["--chips", "8xH100", "--prices", "none.toml"], "--prices none.toml"),
         (["--chips", "8xH100", "--like", "none"], "no run in none"),
         *((["--chips", "8xH100", each, ""], f"{each}: '' names nothing") for each in EMPTY),
+        (["--chips", "8xH100", "--ran-on", "8xH20"], "--ran-on says where the run of --like ran"),
+        (["--validate"], "without "),
         ([], "--chips"),
     ],
 )
@@ -97,6 +99,27 @@ def test_a_table_without_its_columns_is_told(
     file.write_text("run,model\nx,y\n")
     code, _, err = _call(capsys, "--validate", str(file))
     assert code == 2 and "no column 'org'" in err
+
+
+def test_a_table_is_recomputed_without_what_a_plan_is_made_of(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, out, err = _call(capsys, "--validate", "--chips", "4xH800")
+    assert code == 2 and not out and "without --chips; leave one of them out" in err
+
+
+def test_what_a_plan_does_not_use_is_told(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "prices.toml"
+    file.write_text(
+        '[[price]]\nchip = "H8OO"\nper_hour = 2.0\ncurrency = "USD"\n'
+        'date = 2026-11-01\nsource = "an offer"\n'
+    )
+    asked = [str(RECIPE), "--chips", "8xH800", "--model", "Qwen3-0.6B", "--link", "10Gb/s"]
+    code, out, err = _call(capsys, *asked, "--prices", str(file), "--mean-tokens", "99999999")
+    assert code == 0 and "its max_tokens allows no 99,999,999" in out
+    assert "the catalogue has no chip 'h8oo'; not used" in err and "--link is not used" in err
 
 
 def test_a_picture_takes_the_place_of_a_picture_alone(

@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import re
+import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from interlock.plan.profile import Likeness
 
 _MOST_BYTES = 64 << 20
+_OF_PLANS = (
+    *("--chips", "--model", "--link", "--mean-tokens", "--prompt-tokens", "--verify-s"),
+    *("--weight-bytes", "--prices", "--profile", "--like", "--find"),
+)
 _PUBLISHED = Path()  # --validate without a file
 _LINK = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT])(b|B)(?:it)?(?:/s|ps)?")
 _POWERS = {"K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
@@ -89,11 +94,10 @@ def _positive(text: str) -> float:
 
 def plan(given: argparse.Namespace) -> None:
     """Plan, search, or recompute what others have published."""
+    _check_together(given)
     if given.validate is not None:
         _validate(given)
         return
-    if given.picture is not None:
-        raise ConfigError("--picture draws what --validate finds; give that, too")
     if not given.recipe or not given.chips:
         raise ConfigError("give RECIPE.toml and --chips COUNTxCHIP:ROLE,… (or --validate)")
     from interlock.plan import told
@@ -111,9 +115,26 @@ def plan(given: argparse.Namespace) -> None:
         _tell(given, likeness, kind, told.tree_of_search(found), told.lines_of_search(found))
         return
     generates = any(stage.generates for stage in recipe.stage)
-    planned = plan_of(inputs, roles_of(stocks, generates))
+    roles = roles_of(stocks, generates)
+    if given.link and (roles.turns or not generates):
+        print("--link is not used: no chips generate for others", file=sys.stderr)
+    planned = plan_of(inputs, roles)
     tree, lines = told.tree_of(planned, inputs), told.lines_of(planned, inputs)
     _tell(given, likeness, SealedDocument.PLAN, tree, lines)
+
+
+def _check_together(given: argparse.Namespace) -> None:
+    """Raise ConfigError where one option makes another mean nothing."""
+    if given.validate is None and given.picture is not None:
+        raise ConfigError("--picture draws what --validate finds; give that, too")
+    if given.ran_on and not given.like:
+        raise ConfigError("--ran-on says where the run of --like ran; give that, too")
+    idle = [name for name in _OF_PLANS if getattr(given, name.lstrip("-").replace("-", "_"))]
+    if given.validate is not None and (given.recipe or idle):
+        raise ConfigError(
+            f"--validate recomputes published runs, without {idle[0] if idle else given.recipe}; "
+            "leave one of them out"
+        )
 
 
 def _tell(
@@ -181,11 +202,16 @@ def _inputs(
 
 def _prices(given: Path | None, of_recipe: str | None) -> Any:
     """Those of --prices, else the recipe's own; beside the shipped ones."""
-    from interlock.plan.prices import read_prices
+    from interlock.plan.prices import of_no_chip, read_prices
 
-    if given is not None:
-        return read_prices(given)
-    return {} if of_recipe is None else read_prices(Path(of_recipe).expanduser(), "prices")
+    if given is None and of_recipe is None:
+        return {}
+    file, named = (given, "--prices") if given else (Path(of_recipe or "").expanduser(), "prices")
+    found = read_prices(file, named)
+    for each in of_no_chip(found):
+        line = f"{named} {file}: the catalogue has no chip {one_line(repr(each), 40)}; not used"
+        print(visible(line), file=sys.stderr)
+    return found
 
 
 def _profiled(

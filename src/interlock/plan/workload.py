@@ -143,6 +143,8 @@ def _sampled(asked: _Asked, place: int, stage: Sampled) -> StageWork:
     if known.mean_tokens is None:
         kind = "thinks" if thinks(base.model) else "does not think"
         assumed.append(f"answers as long as of a model that {kind} (--mean-tokens)")
+    elif known.mean_tokens > base.evaluated_most:
+        assumed.append(_shortened(base.name, "answers", known.mean_tokens, base.evaluated_most))
     if isinstance(stage, Grpo):
         assumed.append("every group teaches; those of equal rewards would be skipped")
     teachers: tuple[TeacherWork, ...] = ()
@@ -182,6 +184,8 @@ def _rows(asked: _Asked, place: int, stage: StageSettings) -> StageWork:
         mean = known.mean_tokens or min(longest * _ROW_SHARE, _LONG_ROW)
         if known.mean_tokens is None:
             assumed.append(f"rows of {mean:,g} tokens on average (--mean-tokens)")
+        elif mean > longest:
+            assumed.append(_shortened(f"stage {place}", "rows", mean, longest))
     if isinstance(stage, Pretrain) and not stage.row_tokens:
         assumed.append(f"rows of {longest} tokens (row_tokens)")
     base = _base(asked, place, stage, evaluated=True)
@@ -194,6 +198,10 @@ def _rows(asked: _Asked, place: int, stage: StageSettings) -> StageWork:
         verify_s=_verification(stage, known, [])[0],
         assumed=tuple(assumed),
     )
+
+
+def _shortened(stage: str, what: str, given: float, most: float) -> str:
+    return f"{what} of {most:,.10g} tokens in {stage}: its max_tokens allows no {given:,.10g}"
 
 
 def _row_sizes(stage: StageSettings) -> tuple[int, int, float | None]:
