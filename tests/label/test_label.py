@@ -301,3 +301,15 @@ def test_killed_and_begun_again_it_ends_in_the_same_rows(
     )
     assert cut.read_bytes() == whole.read_bytes()
     assert "200 problems" in done.stdout
+
+
+def test_another_answer_to_the_same_question_is_told(tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    rows = [("a", "1"), ("b", "2"), ("a", "1"), ("b", "3")]
+    data.write_text("".join(json.dumps({"question": q, "answer": a}) + "\n" for q, a in rows))
+    problems, told = measuring.problems_of(how(data).task)
+    assert [each.answer for each in problems] == ["1", "2"]
+    assert told == [
+        f"{data}:4 has the answer '3' to a question of which '2' is kept: one of them is wrong",
+        "2 rows repeat the question of another, and are left out",
+    ]

@@ -73,15 +73,15 @@ def label_all(
     device or `out` is not fit; then nothing is written that was not there.
     """
     directory = find_model(model, note)
-    problems, repeated = problems_of(how.task)
+    problems, left_out = problems_of(how.task)
     context = read_architecture(directory).context
     if how.sampling.max_tokens >= context:
         raise ConfigError(
             f"--max-tokens {how.sampling.max_tokens}: prompt and answer have {context} tokens in "
             f"the context of {model}; give less"
         )
-    if repeated:
-        note(f"{repeated} rows repeat the question of another, and are left out")
+    for line in left_out:
+        note(line)
     before = begun(out)
     clock = datetime.now().astimezone() if before is None else before.clock
     setting = _setting(how, model, directory, clock)
@@ -138,8 +138,8 @@ def _inputs(directory: Path, task: TaskSettings) -> dict[str, str]:
     return {name: hashlib.sha256(content).hexdigest() for name, content in found.items()}
 
 
-def problems_of(task: TaskSettings) -> tuple[list[Problem], int]:
-    """-> all of its data's different training problems, how many rows repeat one
+def problems_of(task: TaskSettings) -> tuple[list[Problem], list[str]]:
+    """-> all of its data's different training problems, and what was left out, in words
 
     Raises TaskError, and ConfigError for a task that is no data of questions and answers.
     """
@@ -147,8 +147,8 @@ def problems_of(task: TaskSettings) -> tuple[list[Problem], int]:
         raise ConfigError(
             f"task {task.name!r} has no data to label; give --task jsonl or gsm8k, or leave it out"
         )
-    found, repeated = jsonl.training_rows(task)
-    return [replace(modes.asked(each, task), task=task.called) for each in found], repeated
+    found, left_out = jsonl.training_rows(task)
+    return [replace(modes.asked(each, task), task=task.called) for each in found], left_out
 
 
 def _measure(

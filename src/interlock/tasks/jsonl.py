@@ -28,6 +28,9 @@ from interlock.tasks.drawing import RatesTold
 from interlock.tasks.options import read_options
 from interlock.tasks.rows import Row, row_errors
 from interlock.tasks.sources import ListSource, Unfit, fits, prompt
+from interlock.text import one_line
+
+_SHOWN = 3  # rows that are told of
 
 
 class Jsonl(msgspec.Struct, frozen=True):
@@ -84,14 +87,19 @@ def open_source(task: TaskSettings, unfit: Unfit = fits) -> ListSource:
     return ListSource(list(training.values()), held_out, task.seed, dropped, left_out, files, rates)
 
 
-def training_rows(task: TaskSettings) -> tuple[list[Problem], int]:
-    """-> all different problems of the data's training part, as they come; rows that repeat one
+def training_rows(task: TaskSettings) -> tuple[list[Problem], list[str]]:
+    """-> all different problems of the data's training part, as they come; what was left out
 
     Nothing is held out. Raises TaskError as `open_source` does.
     """
     options = options_of(task)
     rows = _Rows(find(options.path).train, task, options, fits)
-    return list(rows.problems.values()), rows.repeated
+    told = rows.at_odds[:_SHOWN]
+    if len(rows.at_odds) > _SHOWN:
+        told.append(f"{len(rows.at_odds) - _SHOWN} more rows have another answer, too")
+    if rows.repeated:
+        told.append(f"{rows.repeated} rows repeat the question of another, and are left out")
+    return list(rows.problems.values()), told
 
 
 class _Rows:
@@ -102,6 +110,7 @@ class _Rows:
     ) -> None:
         self.problems: dict[str, Problem] = {}
         self.repeated = self.left_out = 0
+        self.at_odds: list[str] = []  # rows that repeat a question and have another answer to it
         self.told = RatesTold(task)
         first: AskedRow | None = None
         for path, number, row in rows_of(files):
@@ -118,6 +127,12 @@ class _Rows:
                 self.left_out += 1
             elif problem.id in self.problems:
                 self.repeated += 1
+                if (kept := self.problems[problem.id].answer) != problem.answer:
+                    here, first_said = (one_line(repr(x), 40) for x in (problem.answer, kept))
+                    self.at_odds.append(
+                        f"{path}:{number} has the answer {here} to a question of which "
+                        f"{first_said} is kept: one of them is wrong"
+                    )
             else:
                 self.problems[problem.id] = problem
 
