@@ -9,10 +9,11 @@ import pytest
 from chat_templates import PLAIN
 
 from interlock.config.reading import load_recipe
-from interlock.errors import RunError, TaskError
+from interlock.errors import ConfigError, RunError, TaskError
 from interlock.models.tokenizer import Tokenizer
-from interlock.recipes.evaluate import practised
+from interlock.recipes.evaluate import measure, practised
 from interlock.recipes.inputs import identify
+from interlock.recipes.sinks import Sink
 from interlock.recipes.train import train
 from interlock.rundir import RunDir
 
@@ -45,6 +46,23 @@ def test_a_changed_input_is_refused_on_resume_and_named(tiny_recipe: Path, tmp_p
             train(load_recipe(tiny_recipe, asked), tmp_path / "run", resume=True)
         (tmp_path / file).write_text(before)
     train(load_recipe(tiny_recipe, asked), tmp_path / "run", resume=True)
+
+
+def test_a_run_is_not_measured_on_data_that_it_did_not_begin_with(
+    tiny_recipe: Path, tmp_path: Path
+) -> None:
+    """Other problems would be held out, and some that are asked were learned."""
+    train(load_recipe(tiny_recipe, ["stage.steps=2", "stage.eval.every=0"]), tmp_path / "run")
+    run, settings = str(tmp_path / "run"), load_recipe(tiny_recipe).generator[0]
+    exam = practised(tmp_path / "run")
+    asked = [each.group.problem.id for each in measure(run, exam, settings, Sink())]
+    data = tmp_path / "problems.jsonl"
+    before = data.read_text()
+    data.write_text(before[before.index("\n") + 1 :])
+    with pytest.raises(ConfigError, match=r"problems.jsonl is not as .*run began with it"):
+        measure(run, exam, settings, Sink())
+    other = exam._replace(files={})  # as a task that is named
+    assert [each.group.problem.id for each in measure(run, other, settings, Sink())] != asked
 
 
 def test_the_time_that_a_template_is_told_is_that_of_the_run(

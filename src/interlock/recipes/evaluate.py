@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from msgspec.structs import replace
@@ -16,6 +17,7 @@ from interlock.errors import ConfigError, TaskError, TrainingError
 from interlock.models.fetch import find_model
 from interlock.models.huggingface import read_architecture
 from interlock.models.tokenizer import Tokenizer
+from interlock.recipes import inputs
 from interlock.recipes.sinks import Sink
 from interlock.recipes.stage import Stage
 from interlock.records.passes import passes
@@ -141,6 +143,7 @@ class Exam(NamedTuple):
     room: int  # tokens of an answer, for which a problem that is held out must leave room
     clock: datetime | None = None  # what a chat template is told; None: the present
     how: EvaluationSettings = EvaluationSettings()  # but for `problems`
+    files: Mapping[str, str] = MappingProxyType({})  # digests of a run's own, by name
 
 
 def practised(directory: Path) -> Exam:
@@ -150,23 +153,35 @@ def practised(directory: Path) -> Exam:
     """
     with closing(RunDir.read(directory)) as run:
         recipe = parse_recipe(run.config, source=f"{directory}/config.json")
-    for stage in reversed(recipe.stage):
+        recorded = run.manifest.inputs
+    for index, stage in reversed(list(enumerate(recipe.stage))):
         if stage.task:
             limit = stage.sampling.max_tokens
             clock, how = recipe.model.clock, stage.eval
-            return Exam(stage.task, how.problems, stage.sampling, limit, clock, how)
+            own = f"stage {index}: "
+            files = {
+                name.removeprefix(own): digest
+                for name, digest in recorded.items()
+                if name.startswith(own)
+            }
+            return Exam(stage.task, how.problems, stage.sampling, limit, clock, how, files)
     raise ConfigError(f"{directory} is a run without a task; say which with --task")
 
 
 def measure(model: str, exam: Exam, settings: GeneratorSettings, sink: Sink) -> list[ScoredGroup]:
     """Answers of a model to the first held-out problems of each task.
 
-    Raises UserError when the model, the task or the device is not fit.
+    Raises UserError when the model, the task or the device is not fit, or a run's data are others.
     """
     directory = find_model(model, sink.note)
     context = read_architecture(directory).context
     tokenizer = Tokenizer.load(directory, clock=exam.clock)
     source = open_tasks(exam.task, room(exam.room, tokenizer, context))
+    if (other := inputs.changed(source.files, exam.files)) is not None:
+        raise ConfigError(
+            f"{other} is not as {one_line(model, 200)} began with it, so that problems it learned "
+            "may be asked; put it back, or say what to measure with --task"
+        )
     generator = open_generator(settings, directory, None, "eval", exam.clock)
     generators = Inline(generator)
     generators.progress = sink.advance

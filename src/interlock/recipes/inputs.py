@@ -8,7 +8,7 @@ files are a teacher's; those of the model are not read for this: a resumed run t
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from interlock.models.identity import weights_digest
@@ -34,6 +34,21 @@ def identify(model: Path, tokenizer: Tokenizer, stages: Sequence[Sequence[Path]]
             )
             found |= _revision(path)
     return found
+
+
+def changed(files: Iterable[Path], of_stage: Mapping[str, str]) -> Path | None:
+    """The first that is none of those by its name that a stage began with; None: all are, or
+    nothing is known of them.
+    """
+    for path in files:
+        known = {
+            digest
+            for name, digest in of_stage.items()
+            if name == path.name or name.startswith(f"{path.name} (another)")
+        }
+        if known and _sha256(path.read_bytes()) not in known:
+            return path
+    return None
 
 
 def _sha256(content: bytes) -> str:
