@@ -171,6 +171,14 @@ def test_nothing_to_learn_from_is_said_with_the_reasons(recipe: Path, tmp_path: 
         train(load_recipe(recipe), tmp_path / "run")
 
 
+def test_answers_that_are_cut_are_told_how_to_end(recipe: Path, tmp_path: Path) -> None:
+    """More rounds, or other demands of what can be read, would change nothing."""
+    (tmp_path / "reward.py").write_text("def reward(problem, answer):\n    return 1.0\n")
+    told = r"\(48 cut\); in a new run, raise sampling.max_tokens, or end .* by sampling.stop$"
+    with pytest.raises(TrainingError, match=told):
+        train(load_recipe(recipe), tmp_path / "run")
+
+
 def test_what_the_stages_before_have_learned_is_not_lost_where_nothing_is_kept(
     recipe: Path, tmp_path: Path
 ) -> None:

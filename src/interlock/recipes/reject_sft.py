@@ -131,6 +131,17 @@ def _sample(stage: Stage[RejectSft], data: RejectData, verifier: Verifiers) -> N
         )
 
 
+# What makes answers fit, by why they do not.
+_READABLE = "ask for less in [stage.readable], or train the model more before"
+_WAYS = {
+    "wrong": "raise rounds or completions, or train the model more before",
+    "cut": "raise sampling.max_tokens, or end answers sooner by sampling.stop",
+    "too long": "raise max_tokens of the stage",
+    "ended by the thinking budget": "raise sampling.thinking_budget",
+    "not judged": "mend its verifier, whose failures are among the events",
+}
+
+
 def _made(stage: Stage[RejectSft], data: RejectData) -> bytes:
     """The data set, an object a line; what it is made of is an event."""
     rounds = range(1, stage.settings.rounds + 1)
@@ -139,10 +150,10 @@ def _made(stage: Stage[RejectSft], data: RejectData) -> bytes:
     answers = sum(len(group.verdicts) for group in drawn)
     reasons = ", ".join(f"{number} {reason}" for reason, number in chosen.refused.most_common())
     if not chosen.rows:
+        ways = dict.fromkeys(_WAYS.get(why, _READABLE) for why, _ in chosen.refused.most_common())
         raise TrainingError(
             f"none of {answers} answers can be learned from ({reasons}); in a new run"
-            f"{_begun(stage)}, raise rounds or completions, ask for less in [stage.readable], or "
-            "train the model more before"
+            f"{_begun(stage)}, {'; '.join(ways)}"
         )
     shares = [each.share for each in stage.settings.mix]
     mixed = mix(len(chosen.rows), data.mixed, shares, stage.seed(0))
