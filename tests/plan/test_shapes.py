@@ -165,6 +165,24 @@ def test_experts_are_in_some_layers(config: dict[str, object], layers: int) -> N
     assert shape.params == attention + dense + shape.routed + layers * 4 * 4 + 2 * 40
 
 
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({}, False),
+        ({"layer_types": ["full_attention"] * 4}, False),
+        ({"layer_types": ["sliding_attention", "full_attention"] * 2}, True),
+        ({"layer_types": ["linear_attention"] * 3 + ["full_attention"]}, True),
+        ({"full_attention_interval": 4}, True),
+        ({"mamba_d_state": 16, "attn_layer_period": 8}, True),
+    ],
+)
+def test_layers_that_are_counted_as_others_are_told(changed: dict[str, object], told: bool) -> None:
+    sizes = {"vocab_size": 100, "hidden_size": 64, "intermediate_size": 128}
+    sizes |= {"num_hidden_layers": 4, "num_attention_heads": 4}
+    source = of_config({**sizes, **changed}, "a").source
+    assert source.startswith("config.json") and ("counted as if" in source) == told
+
+
 def test_a_family_ties_its_embeddings_where_it_does_not_say() -> None:
     untied = of_config(DENSE, "tiny").params
     for family, tied in (("smollm3", True), ("gemma2", True), ("llama", False)):

@@ -21,13 +21,13 @@ from msgspec.structs import replace
 from interlock.errors import ConfigError, ModelError
 from interlock.models.catalogue import ModelRecord, catalogue
 from interlock.models.fetch import of_run
+from interlock.plan.layer_kinds import counted_whole
 from interlock.records.adapters import ALL_LINEAR, AdapterForm
 from interlock.regular import read_regular
 from interlock.text import error_line, one_line
 
 _MOST_BYTES = 4 << 20  # of a config.json
-# What follows a name without changing a size.
-_VARIANT = re.compile(
+_VARIANT = re.compile(  # what follows a name without changing a size
     r"[-_ ]?(base|instruct|chat|it|zero|thinking|bf16|fp8|\d{4}|v0\.\d|[0-9a-f]{40})$", re.I
 )
 
@@ -256,7 +256,7 @@ def of_config(config: dict[str, Any], name: str) -> ModelShape:
     sizes = _Sizes(name=name, tied=bool(tied), **found)
     if wrong := _wrong(sizes, tree):
         raise ModelError(f"{name}: {wrong} in its config.json; a plan cannot tell its sizes")
-    return _shape(sizes, "config.json")
+    return _shape(sizes, f"config.json{counted_whole(tree)}")
 
 
 def _dense_layers(tree: dict[str, Any], found: dict[str, int], name: str) -> int:
