@@ -46,6 +46,21 @@ def digest(path: Path) -> str:
     return sha256(path.read_bytes()).hexdigest()
 
 
+def test_a_folder_that_holds_more_than_its_list_is_refused(stopped: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    bundle.write(stopped, folder, told)
+    for name in ("extra", "run/extra"):
+        (folder / name).write_text("x")
+        with pytest.raises(RunError, match=f"holds '{name}', which its list does not"):
+            bundle.unpack(folder, tmp_path / "there", told)
+        (folder / name).unlink()
+    (folder / "run").rename(tmp_path / "elsewhere")
+    (folder / "run").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RunError, match="holds 'run', which its list does not"):
+        bundle.unpack(folder, tmp_path / "there", told)
+    assert not (tmp_path / "there").exists()
+
+
 @pytest.mark.parametrize("name", ["b.tar", "folder"])
 def test_a_round_trip_loses_no_bit(
     stopped: Path, recipe: Recipe, tmp_path: Path, name: str

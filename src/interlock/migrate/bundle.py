@@ -238,6 +238,7 @@ def _folder(bundle: Path) -> Iterator[tuple[BundleList, Iterator[_Member]]]:
         made = _read_list(bundle, file)
 
     def members() -> Iterator[_Member]:
+        _check_listed(bundle, made)
         for name in made.files:
             try:
                 with open_regular(bundle / name) as content:
@@ -246,6 +247,20 @@ def _folder(bundle: Path) -> Iterator[tuple[BundleList, Iterator[_Member]]]:
                 raise RunError(f"{bundle} lacks {name} ({error.strerror}); copy it again") from None
 
     yield made, members()
+
+
+def _check_listed(bundle: Path, made: BundleList) -> None:
+    """Raise RunError where a folder has more in it than its list, be it a link to a folder."""
+    listed = {_LIST, *made.files}
+    for path in bundle.rglob("*"):
+        name = path.relative_to(bundle).as_posix()
+        if (path.is_symlink() or not path.is_dir()) and name not in listed:
+            raise _unlisted(bundle, name)
+
+
+def _unlisted(bundle: Path, name: str) -> RunError:
+    shown = one_line(repr(name), 80)
+    return RunError(f"{bundle} holds {shown}, which its list does not; do not trust it")
 
 
 def _read_list(bundle: Path, content: IO[bytes]) -> BundleList:
@@ -274,8 +289,7 @@ def _take(bundle: Path, made: BundleList, members: Iterator[_Member], directory:
     for name, content in members:
         facts = missing.pop(name, None)
         if facts is None:
-            shown = one_line(repr(name), 80)
-            raise RunError(f"{bundle} holds {shown}, which its list does not; do not trust it")
+            raise _unlisted(bundle, name)
         checked = _Checked(content)
         _fill(directory / name.removeprefix("run/"), checked, facts.bytes)
         if checked.facts != facts:
