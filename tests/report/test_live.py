@@ -204,6 +204,23 @@ def test_damage_is_told_and_what_was_read_stays(tmp_path: Path, damage: bytes) -
         following.close()
 
 
+@pytest.mark.parametrize("content", ["", "{", '{"status": 3}'])
+def test_a_manifest_that_is_none_is_told(tmp_path: Path, content: str) -> None:
+    with RunDir.create(tmp_path / "run", {}, {}) as run:
+        run.log(step(0, 1, 0.5))
+    manifest = tmp_path / "run" / "manifest.json"
+    whole = manifest.read_text()
+    manifest.write_text(content)
+    following = Following(tmp_path / "run")
+    following.poll()
+    assert "manifest.json" in following.trouble and "\n" not in following.trouble
+    assert following.after(-1)["rollout.reward"].y == [0.5]
+    manifest.write_text(whole)
+    following.poll()
+    assert (following.trouble, following.status) == ("", "finished")
+    following.close()
+
+
 def test_memory_is_flat(tmp_path: Path) -> None:
     """Kept are buckets, not steps: twice as many steps are no more points."""
     (tmp_path / "run").mkdir()

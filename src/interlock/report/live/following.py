@@ -86,6 +86,7 @@ class Following:
         self.generation = 0  # grows where something that was told does not hold any more
         self.trouble = ""  # why it cannot be read on
         self._damaged = ""  # the last line that is none
+        self._unread = ""  # why its manifest is none
         self._before: dict[int, int] = {}  # steps of the run before each stage
         self._pace = Pace()
         self._recent: deque[bytes] = deque(maxlen=RECENT + 1)  # lines that no pace was told of
@@ -103,7 +104,7 @@ class Following:
             self._look_at_manifest()
             self._take_steps(*self._metrics.lines())
             self._take_events(*self._events.lines())
-            more, trouble = self._metrics.more or self._events.more, self._damaged
+            more, trouble = self._metrics.more or self._events.more, self._unread or self._damaged
         except RunError as error:
             more, trouble = False, str(error)
         if trouble != self.trouble:
@@ -155,8 +156,12 @@ class Following:
             return
         seen = (stat.st_mtime_ns, stat.st_ino)
         if seen != self._manifest:
-            with suppress(RunError):  # it may be on its way
+            self._unread = ""
+            try:
                 view = RunDir.read(self.path)
+            except RunError as error:
+                self._unread = str(error)
+            else:
                 self.close()
                 self._view, self._manifest = view, seen
                 self.steps = _length(view)
