@@ -32,6 +32,7 @@ from interlock.regular import open_regular, read_regular
 
 _FORMAT = 1
 _MOMENTS: tuple[StateKind, ...] = ("exp_avg", "exp_avg_sq")
+_REMEDY = "put it back from a copy, or delete the checkpoint to go on from the one before"
 
 
 class _SavedState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -120,9 +121,7 @@ def _state(directory: Path) -> _SavedState:
     try:
         return from_json(read_regular(directory / "state.json"), _SavedState)
     except (OSError, ValueError) as error:
-        raise RunError(
-            f"{directory}/state.json is unreadable ({error}); resume from an older one"
-        ) from None
+        raise RunError(f"{directory}/state.json is unreadable ({error}); {_REMEDY}") from None
 
 
 def begin_with(learner: Learner, masters: dict[str, Tensor]) -> None:
@@ -171,11 +170,11 @@ def _read(path: Path, digests: dict[str, str], like: dict[str, Tensor]) -> dict[
     """The tensors of a file, on the CPU. Raises RunError unless they are what was saved."""
     try:
         if _sha256(path) != digests[path.name]:
-            raise RunError(f"{path} is not what was saved; resume from an older checkpoint")
+            raise RunError(f"{path} is not what was saved; {_REMEDY}")
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise RunError(f"{path} is unreadable ({error}); resume from an older one") from None
+        raise RunError(f"{path} is unreadable ({error}); {_REMEDY}") from None
     saved, wanted = (
         {name: (tensor.dtype, tensor.shape) for name, tensor in some.items()}
         for some in (tensors, like)
