@@ -254,6 +254,7 @@ def test_a_damaged_run_is_refused(tmp_path: Path) -> None:
         (["x.json"], "--for"),
         (["x.json", "--for", "sale"], "invalid choice: 'sale'"),
         (["x.json", "--for", "refusal", "--date", "tomorrow"], "--date 'tomorrow' is no date"),
+        (["x.json", "--for", "refusal", "--date", "9999-01-01"], "--date 9999-01-01 is to come"),
         (["x.json", "--for", "refusal", "--claim", "a" * 1001], "--claim has 1,001 characters"),
         (["x.json", "--for", "refusal"], "there is no x.json"),
         ([str(RECIPE), "--for", "refusal"], "is no whole JSON"),

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,23 @@ def test_what_a_plan_does_not_use_is_told(
     code, out, err = _call(capsys, *asked, "--prices", str(file), "--mean-tokens", "99999999")
     assert code == 0 and "its max_tokens allows no 99,999,999" in out
     assert "the catalogue has no chip 'h8oo'; not used" in err and "--link is not used" in err
+
+
+@pytest.mark.parametrize(("days", "old"), [(180, False), (200, True)])
+def test_an_old_price_is_said_to_be(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, days: int, old: bool
+) -> None:
+    """As the meter of costs says it. In days before the present."""
+    date = datetime.now(UTC).date() - timedelta(days=days)
+    file = tmp_path / "prices.toml"
+    file.write_text(
+        '[[price]]\nchip = "H800"\nper_hour = 2.0\ncurrency = "USD"\n'
+        f'date = {date}\nsource = "an offer"\n'
+    )
+    asked = [str(RECIPE), "--chips", "8xH800", "--model", "Qwen3-0.6B", "--prices", str(file)]
+    code, out, _ = _call(capsys, *asked)
+    assert code == 0 and (f"{date}, 200 days ago: look it up; prices.toml, an offer" in out) is old
+    assert (f"{date}; prices.toml, an offer" in out) is not old
 
 
 def test_a_picture_takes_the_place_of_a_picture_alone(

@@ -71,10 +71,14 @@ def evidence(given: argparse.Namespace) -> None:
 
 
 def _date(text: str | None) -> str:
+    today = datetime.datetime.now(datetime.UTC).date()
     if text is None:
-        return datetime.datetime.now(datetime.UTC).date().isoformat()
+        return today.isoformat()
     try:
-        return datetime.date.fromisoformat(text).isoformat()
+        date = datetime.date.fromisoformat(text)
     except ValueError:
         shown = one_line(repr(text), 40)
         raise ConfigError(f"--date {shown} is no date; write one as 2026-11-29") from None
+    if date > today + datetime.timedelta(days=1):  # it may be tomorrow elsewhere
+        raise ConfigError(f"--date {date} is to come; the page tells what was found until {today}")
+    return date.isoformat()

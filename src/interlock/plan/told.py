@@ -5,6 +5,7 @@ Plan ──lines_of──> text          Plan ──tree_of──> JSON
 
 import math
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -166,11 +167,13 @@ def _money(plan: Plan) -> str:
 
 
 def _sources(plan: Plan, given: PlanInputs) -> Iterator[str]:
+    today = datetime.now(UTC).date()
     for name, price in plan.prices:
         if price is not None:
+            old = f", {(today - price.date).days} days ago: look it up"
             yield (
                 f"price of {name}: {figure(price.low)} to {figure(price.high)} {price.currency} an "
-                f"hour, {price.date}; {price.source}"
+                f"hour, {price.date}{old if price.stale(today) else ''}; {price.source}"
             )
     for each in plan.assumed:
         yield f"assumed: {each}"
