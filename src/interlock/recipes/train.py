@@ -166,7 +166,6 @@ def _run_rank0(
             generates()
 
         generates()
-        keep = partial(learned.keep, tokenizer, _predicts(recipe), {model: recipe.model.path})
         provided = Provided(
             recipe=recipe,
             run=run,
@@ -174,7 +173,7 @@ def _run_rank0(
             sinks=sinks,
             stages=prepared,
             origins=where,
-            keep=keep,
+            keep=partial(learned.keep, tokenizer, _predicts(recipe), {model: recipe.model.path}),
             smaller=smaller,
             decode=tokenizer.decode,
             meter=meter,
