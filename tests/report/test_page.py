@@ -265,6 +265,20 @@ def test_a_run_killed_early_gives_a_page(
     assert len(page.figures) == (0 if steps == 0 else 8)
 
 
+def test_a_file_that_ends_within_a_line_is_told_of(
+    make_run: MakeRun, grpo_step: Callable[..., Any]
+) -> None:
+    run, text = make_run(), "ends within a line"
+    run.log(grpo_step(0, 1))
+    run.close()
+    assert text not in Page(write_report(run.path)).text
+    metrics = run.path / "metrics.jsonl"
+    metrics.write_bytes(metrics.read_bytes()[:-40])
+    assert f"metrics.jsonl {text}" in Page(write_report(run.path)).text
+    metrics.write_bytes(b"")
+    assert text not in Page(write_report(run.path)).text
+
+
 def test_an_sft_run_has_no_reward_plots(make_run: MakeRun) -> None:
     update = UpdateMetrics(loss=2.0, grad_norm=1.0, lr=1e-5, tokens=100)
     seconds = StepSeconds(update=1.5, step=2.0)

@@ -69,7 +69,7 @@ def _render(run: RunView) -> str:
             name=name,
             model=(run.config.get("model") or {}).get("path", ""),
             status=run.status,
-            alerts=_alerts(events),
+            alerts=[*_torn(run), *_alerts(events)],
             reasons=[*filter(None, [run.manifest.reason]), *_void(run)],
             stages=len(run.config.get("stage", [])),
             facts=_facts(run, metrics, events),
@@ -108,6 +108,10 @@ def _alerts(events: list[Event]) -> list[str]:
     found = [event.message for event in events if event.kind in _ALERTS]
     more = len(found) - _FIRST
     return found[:_FIRST] + ([f"and {more} more of the like: see Events"] if more > 0 else [])
+
+
+def _torn(run: RunView) -> list[str]:
+    return [f"{name} ends within a line: what it says there is not shown" for name in run.torn]
 
 
 def _void(run: RunView) -> list[str]:

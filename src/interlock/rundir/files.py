@@ -293,6 +293,11 @@ class JsonLines:
                 os.fsync(file.fileno())
         return len(data) - whole
 
+    @property
+    def torn(self) -> bool:
+        """Whether it ends within a line, which is read as none."""
+        return self.path.exists() and self._content()[-1:] not in (b"", b"\n")
+
     def read(self) -> list[dict[str, Any]]:
         """All finished lines, oldest first; [] when there is no file.
 

@@ -149,6 +149,12 @@ class RunView:
         """All events, oldest first."""
         return read_events(self._events)
 
+    @property
+    def torn(self) -> list[str]:
+        """Names of the files that end within a line, of a run that nobody goes on with."""
+        files = [] if self.status == "running" else [self._metrics, self._events]
+        return [each.path.name for each in files if each.torn]
+
     def checkpoints(self) -> list[Checkpoint]:
         """The finished checkpoints, oldest first."""
         found = []
