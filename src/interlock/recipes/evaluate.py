@@ -158,12 +158,7 @@ def practised(directory: Path) -> Exam:
         if stage.task:
             limit = stage.sampling.max_tokens
             clock, how = recipe.model.clock, stage.eval
-            own = f"stage {index}: "
-            files = {
-                name.removeprefix(own): digest
-                for name, digest in recorded.items()
-                if name.startswith(own)
-            }
+            files = inputs.of_stage(recorded, index)
             return Exam(stage.task, how.problems, stage.sampling, limit, clock, how, files)
     raise ConfigError(f"{directory} is a run without a task; say which with --task")
 

@@ -24,7 +24,7 @@ def identify(model: Path, tokenizer: Tokenizer, stages: Sequence[Sequence[Path]]
     found |= _revision(model)
     for index, files in enumerate(stages):
         for path in files:
-            name = f"stage {index}: {path.name}"
+            name = f"{_stage(index)}{path.name}"
             while name in found:
                 name += " (another)"
             found[name] = (
@@ -36,19 +36,31 @@ def identify(model: Path, tokenizer: Tokenizer, stages: Sequence[Sequence[Path]]
     return found
 
 
-def changed(files: Iterable[Path], of_stage: Mapping[str, str]) -> Path | None:
-    """The first that is none of those by its name that a stage began with; None: all are, or
-    nothing is known of them.
+def of_stage(recorded: Mapping[str, str], index: int) -> dict[str, str]:
+    """Of what `identify` told, the files of one stage, by their names."""
+    own = _stage(index)
+    return {
+        name.removeprefix(own): digest for name, digest in recorded.items() if name.startswith(own)
+    }
+
+
+def changed(files: Iterable[Path], known_files: Mapping[str, str]) -> Path | None:
+    """The first of `files` that is none of those by its name which `of_stage` gave; None: all are,
+    or nothing is known of them.
     """
     for path in files:
         known = {
             digest
-            for name, digest in of_stage.items()
+            for name, digest in known_files.items()
             if name == path.name or name.startswith(f"{path.name} (another)")
         }
         if known and _sha256(path.read_bytes()) not in known:
             return path
     return None
+
+
+def _stage(index: int) -> str:
+    return f"stage {index}: "
 
 
 def _sha256(content: bytes) -> str:
