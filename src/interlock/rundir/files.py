@@ -25,7 +25,7 @@ import msgspec
 
 from interlock.errors import RunError
 from interlock.records.coding import from_json
-from interlock.regular import read_regular
+from interlock.regular import open_regular, read_regular
 
 _TEMPORARY = ".tmp-"  # not finished: of no use once its writer is gone
 _ASIDE = ".old-"  # finished, moved aside for the moment in which its successor takes the name
@@ -296,7 +296,14 @@ class JsonLines:
     @property
     def torn(self) -> bool:
         """Whether it ends within a line, which is read as none."""
-        return self.path.exists() and self._content()[-1:] not in (b"", b"\n")
+        try:
+            with open_regular(self.path) as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+                return file.read(1) not in (b"", b"\n")
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise RunError(f"cannot read {self.path}: {error.strerror}") from None
 
     def read(self) -> list[dict[str, Any]]:
         """All finished lines, oldest first; [] when there is no file.
