@@ -131,17 +131,6 @@ def _sample(stage: Stage[RejectSft], data: RejectData, verifier: Verifiers) -> N
         )
 
 
-# What makes answers fit, by why they do not.
-_READABLE = "ask for less in [stage.readable], or train the model more before"
-_WAYS = {
-    "wrong": "raise rounds or completions, or train the model more before",
-    "cut": "raise sampling.max_tokens, or end answers sooner by sampling.stop",
-    "too long": "raise max_tokens of the stage",
-    "ended by the thinking budget": "raise sampling.thinking_budget",
-    "not judged": "mend its verifier, whose failures are among the events",
-}
-
-
 def _made(stage: Stage[RejectSft], data: RejectData) -> bytes:
     """The data set, an object a line; what it is made of is an event."""
     rounds = range(1, stage.settings.rounds + 1)
@@ -214,6 +203,17 @@ def select(
             about = {"problem": problem.id, "task": problem.task, "reward": verdict.reward}
             rows.append({**row, **about, "source": "sampled"})
     return Selection(rows, refused)
+
+
+# What to do where all answers are refused, by what the two below say; else it is their form.
+_WAYS = {
+    "wrong": "raise rounds or completions, or train the model more before",
+    "cut": "raise sampling.max_tokens, or end answers sooner by sampling.stop",
+    "too long": "raise max_tokens of the stage",
+    "ended by the thinking budget": "raise sampling.thinking_budget",
+    "not judged": "mend its verifier, whose failures are among the events",
+}
+_READABLE = "ask for less in [stage.readable], or train the model more before"
 
 
 def _why_not(
