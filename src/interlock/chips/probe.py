@@ -90,11 +90,11 @@ def settled(part: Part, place: torch.device) -> Part:
             ours = [speed for speed in measured.speeds if speed.kernel == part.kernel]
             measured = replace(measured, speeds=ours)
         taken = choose(measured, None if part.dtype == "auto" else part.dtype)
-        learns = isinstance(part, LearnerSettings)
-        adapted = isinstance(part, LearnerSettings) and part.lora is not None
+        learner = part if isinstance(part, LearnerSettings) else None
+        adapted = learner is not None and learner.lora is not None
         found: dict[str, Any] = {
             "dtype": taken.dtype,
-            "kernel": taken.learner if learns else taken.generator,
+            "kernel": taken.generator if learner is None else taken.learner,
             "fused_attention_above": taken.fused_above,
             "micro_batch_tokens": taken.adapter_micro_batch if adapted else taken.micro_batch,
             "graphs": taken.graphs,

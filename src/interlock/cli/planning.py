@@ -204,9 +204,12 @@ def _prices(given: Path | None, of_recipe: str | None) -> Any:
     """Those of --prices, else the recipe's own; beside the shipped ones."""
     from interlock.plan.prices import of_no_chip, read_prices
 
-    if given is None and of_recipe is None:
+    if given is not None:
+        file, named = given, "--prices"
+    elif of_recipe is not None:
+        file, named = Path(of_recipe).expanduser(), "prices"
+    else:
         return {}
-    file, named = (given, "--prices") if given else (Path(of_recipe or "").expanduser(), "prices")
     found = read_prices(file, named)
     for each in of_no_chip(found):
         line = f"{named} {file}: the catalogue has no chip {one_line(repr(each), 40)}; not used"
