@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 WAITS = """
+import signal
 import time
 from argparse import Namespace
 from contextlib import ExitStack
@@ -20,6 +21,10 @@ def wait(given):
         print("waits", flush=True)
         time.sleep(1000)
 
+# A shell gives what it starts in the background an ear deaf to some signals.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 cli.parse = lambda arguments: Namespace(verb=wait)
 cli.main()
 """
@@ -67,8 +72,6 @@ def test_a_signal_puts_away_what_there_is(number: int) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # A shell gives what it starts in the background an ear deaf to some signals.
-        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
     )
     assert told.stdout is not None and told.stdout.readline() == "waits\n"
     told.send_signal(number)

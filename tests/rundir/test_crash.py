@@ -1,9 +1,7 @@
 """Kills at random moments, full disks and read-only disks: what was confirmed stays readable."""
 
 import random
-import resource
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +43,9 @@ while True:
             (directory / name).write_text(f"{step} " * 5_000)
     print("checkpoint", step, flush=True)
 """
+LIMITED = (
+    "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))\n" + WRITER
+)
 
 
 def check(path: Path, confirmed: dict[str, int]) -> None:
@@ -122,17 +123,13 @@ def test_after_making_room_a_full_run_goes_on(
     check(disk / "run", confirmations(first) | confirmations(second))
 
 
-def test_a_file_size_limit_is_one_clear_line(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", WRITER, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000)),
-    )
-    last = done.stderr.strip().splitlines()[-1]
+def test_a_file_size_limit_is_one_clear_line(
+    tmp_path: Path, child: Callable[..., subprocess.Popen[str]]
+) -> None:
+    output, errors = child(LIMITED, tmp_path).communicate(timeout=30)
+    last = errors.strip().splitlines()[-1]
     assert f"RunError: {tmp_path}: the disk failed or refused a write" in last
-    confirmed = confirmations(done.stdout)
+    confirmed = confirmations(output)
     assert confirmed["ledger"] > 3
     check(tmp_path, confirmed)
 
