@@ -9,6 +9,7 @@ For tensors learner/losses/mismatches.py computes the same; a test holds the two
 
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import msgspec
 
@@ -21,10 +22,12 @@ class Mismatch(msgspec.Struct, frozen=True):
     Example: `sum(parts, Mismatch())` is the mismatch of a step out of those of its micro-batches.
     """
 
-    tokens: int = 0
+    tokens: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
     k3: float = 0.0  # mean, nats per token
     max: float = 0.0  # largest |log pi - log mu|, nats
-    share_above_2: float = 0.0  # of the tokens, those with pi / mu > 2
+    share_above_2: Annotated[float, msgspec.Meta(ge=0, le=1)] = (
+        0.0  # of the tokens, those with pi / mu > 2
+    )
 
     def __add__(self, other: "Mismatch") -> "Mismatch":
         tokens = self.tokens + other.tokens

@@ -227,8 +227,24 @@ def test_the_numbers_of_a_step_by_their_paths() -> None:
     assert StepMetrics(stage=0, step=1).scalars() == {}
 
 
+NO_SHARE = {"tokens": 5, "k3": None, "max": None, "share_above_2": None}
+
+
 @pytest.mark.parametrize(
-    "wrong", [{"step": 10**30}, {"step": -1}, {"stage": 2**63}, {"time": 1e300}]
+    "wrong",
+    [
+        {"step": 10**30},
+        {"step": -1},
+        {"stage": 2**63},
+        {"time": 1e300},
+        {"generated_tokens": 10**400},
+        {"workers": {"w": {"tokens": 10**400}}},
+        {"workers": {"w": {"mismatch": {str(10**400): {"tokens": 1}}}}},
+        {"update": {"mismatch": {"tokens": 10**400}}, "mismatch_k3": None},
+        {"update": {"mismatch": NO_SHARE}, "mismatch_k3": None},
+        {"workers": {"w": {"mismatch": {"0": NO_SHARE}}}},
+        {"workers": {"w": {"mismatch": {"0": {"tokens": 5, "share_above_2": 1e308}}}}},
+    ],
 )
 def test_numbers_that_no_run_writes_are_damage(wrong: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"

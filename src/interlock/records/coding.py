@@ -12,6 +12,8 @@ from msgspec import Meta
 Record = TypeVar("Record", bound=msgspec.Struct)
 # What may come from a file that somebody made: SQLite, and dates, take no more.
 Whole = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+# Of a file that somebody made, likewise: one of 400 digits is no float, and ends what draws it.
+Count = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Time = Annotated[float, Meta(ge=0, lt=253402300800)]  # unix seconds, before the year 10000
 Kind = TypeVar("Kind")
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import msgspec
 
 from interlock.mismatch import Mismatch
-from interlock.records.coding import Time, Whole
+from interlock.records.coding import Count, Time, Whole
 
 
 class WorkerState(StrEnum):
@@ -43,24 +43,24 @@ class WorkerMetrics(msgspec.Struct, gc=False):
     device: str | None = None
     dtype: str | None = None
     trust: str | None = None  # of its certificate; "cpu", which needs none; or "unqualified"
-    weight_version: int | None = None
+    weight_version: Count | None = None
     chip: str | None = None  # the name that the device's driver gives
     serial: str | None = None  # of the device; "": it has none, or does not tell
-    groups: int = 0  # given
-    tokens: int = 0  # sampled
+    groups: Count = 0  # given
+    tokens: Count = 0  # sampled
     seconds_generating: float = 0.0  # while it held units
     seconds_loading: float = 0.0  # while weights were fetched, loaded and proven, perhaps beside
     seconds_busy: float = 0.0  # either
-    fetched_bytes: int = 0
-    dropped: int = 0  # groups too old, or of a worker in quarantine
-    redispatched: int = 0  # units taken from it and given out again
-    refused: int = 0  # answers that were garbage
-    restarts: int = 0
-    requalified: int = 0  # times that its device was qualified anew
-    threads: int | None = None  # the fewest of its last unit; of an inline generator on a CPU
+    fetched_bytes: Count = 0
+    dropped: Count = 0  # groups too old, or of a worker in quarantine
+    redispatched: Count = 0  # units taken from it and given out again
+    refused: Count = 0  # answers that were garbage
+    restarts: Count = 0
+    requalified: Count = 0  # times that its device was qualified anew
+    threads: Count | None = None  # the fewest of its last unit; of an inline generator on a CPU
     canary_k3: float | None = None  # nats per token; learner against prefill, text and weights same
     # Of the learner against what it sampled, by staleness in versions; of the logged step only.
-    mismatch: dict[int, Mismatch] = {}
+    mismatch: dict[Count, Mismatch] = {}
 
 
 class TaskMetrics(msgspec.Struct, gc=False, frozen=True, omit_defaults=True, kw_only=True):
@@ -69,18 +69,18 @@ class TaskMetrics(msgspec.Struct, gc=False, frozen=True, omit_defaults=True, kw_
     reward: float | None = None  # mean
     correct: float | None = None  # share of right answers
     length: float | None = None  # mean, tokens; of what was sampled to learn from
-    thinking_cut: int | None = None  # completions whose thinking its budget ended
-    groups: int | None = None  # used
-    completions: int | None = None
+    thinking_cut: Count | None = None  # completions whose thinking its budget ended
+    groups: Count | None = None  # used
+    completions: Count | None = None
 
 
 class PoolMetrics(msgspec.Struct, gc=False, frozen=True, omit_defaults=True, kw_only=True):
     """How the problems of a task stand that is drawn by pass rate, after a step."""
 
-    problems: int | None = None  # all that there are
-    retired: int | None = None  # of these, solved and drawn no more
-    untried: int | None = None  # of the others, without a pass rate
-    rates: dict[str, int] = {}  # the rest, by ranges of their pass rates
+    problems: Count | None = None  # all that there are
+    retired: Count | None = None  # of these, solved and drawn no more
+    untried: Count | None = None  # of the others, without a pass rate
+    rates: dict[str, Count] = {}  # the rest, by ranges of their pass rates
 
 
 class RewardMetrics(msgspec.Struct, gc=False, frozen=True, omit_defaults=True, kw_only=True):
@@ -124,20 +124,20 @@ class RolloutMetrics(msgspec.Struct, gc=False, frozen=True, omit_defaults=True, 
     length_tie: float | None = None
     length_tie_error: float | None = None
     truncated: float | None = None  # share that ended by max_tokens
-    tokens: int | None = None  # sampled, of all completions
-    thinking_cut: int | None = None  # completions whose thinking its budget ended
-    groups: int | None = None  # used
-    completions: int | None = None  # in these
-    groups_skipped: int | None = None  # of these, the ones that teach nothing: all rewards equal
-    groups_extra: int | None = None  # of `groups`, made in place of such ones
-    groups_stale: int | None = None  # dropped while the step waited: of too old a version
-    groups_set_aside: int | None = None  # problems that the workers failed on
+    tokens: Count | None = None  # sampled, of all completions
+    thinking_cut: Count | None = None  # completions whose thinking its budget ended
+    groups: Count | None = None  # used
+    completions: Count | None = None  # in these
+    groups_skipped: Count | None = None  # of these, the ones that teach nothing: all rewards equal
+    groups_extra: Count | None = None  # of `groups`, made in place of such ones
+    groups_stale: Count | None = None  # dropped while the step waited: of too old a version
+    groups_set_aside: Count | None = None  # problems that the workers failed on
     staleness_mean: float | None = None  # versions, over the groups used
-    staleness_max: int | None = None  # versions
-    verifier_errors: int | None = None  # completions that the verifier failed on, and score 0
+    staleness_max: Count | None = None  # versions
+    verifier_errors: Count | None = None  # completions that the verifier failed on, and score 0
     # Completions that what judges was not there for: in none of the means of rewards.
-    discarded: int | None = None
-    retried: int | None = None  # times that one of them was tried again; of this session
+    discarded: Count | None = None
+    retried: Count | None = None  # times that one of them was tried again; of this session
     # What a model as the judge cost since the step before, evaluations included, by name: requests,
     # retries, prompt_tokens, completion_tokens, seconds, money; unasked. Of this session.
     judge: dict[str, float] = {}
@@ -151,7 +151,7 @@ class ReplayMetrics(msgspec.Struct, gc=False, frozen=True, omit_defaults=True, k
     groups, pi is the policy before the first.
     """
 
-    tokens: int | None = None
+    tokens: Count | None = None
     kept_mass: float | None = None  # mean; what the learner gives the sets
     far_share: float | None = None  # of the tokens, those whose r is outside 0.9 to 1.1
     whole_far_share: float | None = None  # the same, with pi over the whole vocabulary
@@ -175,10 +175,10 @@ class UpdateMetrics(msgspec.Struct, gc=False, frozen=True, omit_defaults=True, k
     off_policy_share: float | None = None  # of the answers, left out for being off-policy
     off_policy_threshold: float | None = None  # for that; nats per token
     corrected_share: float | None = None  # mean; of the tokens: factor truncated or masked
-    vetoed: int | None = None  # tokens: pi / mu is below tis_veto
-    tokens: int | None = None  # trained on
+    vetoed: Count | None = None  # tokens: pi / mu is below tis_veto
+    tokens: Count | None = None  # trained on
     tokens_per_s: float | None = None  # of these, by the seconds of the update; where it is all
-    bad_steps: int | None = None  # optimizer steps that were not finite, and changed nothing
+    bad_steps: Count | None = None  # optimizer steps that were not finite, and changed nothing
     # Of a mixture, means: the busiest expert's tokens over the mean of its layer, in the layer that
     # is worst (1 is even); and the share of the experts that no token chose.
     expert_load: float | None = None
@@ -190,7 +190,7 @@ class UpdateMetrics(msgspec.Struct, gc=False, frozen=True, omit_defaults=True, k
 class TeacherMetrics(msgspec.Struct, gc=False, frozen=True, omit_defaults=True, kw_only=True):
     """What one teacher said of a step. Means are over the sampled tokens that it scored."""
 
-    tokens: int | None = None
+    tokens: Count | None = None
     # Mean, nats per token, of the student against it: over the whole vocabulary where the loss has
     # that ("jsd"), else estimated on the sampled tokens.
     reverse_kl: float | None = None
@@ -200,8 +200,8 @@ class TeacherMetrics(msgspec.Struct, gc=False, frozen=True, omit_defaults=True, 
     # weighted by the student's probabilities among them.
     overlap_advantage: float | None = None
     seconds: float | None = None  # that it took to score
-    asked_tokens: int | None = None  # that an endpoint was given to read, prompts included
-    retries: int | None = None  # requests that an endpoint was sent again
+    asked_tokens: Count | None = None  # that an endpoint was given to read, prompts included
+    retries: Count | None = None  # requests that an endpoint was sent again
 
 
 class StepSeconds(msgspec.Struct, gc=False, frozen=True, omit_defaults=True, kw_only=True):
@@ -218,9 +218,9 @@ class StepSeconds(msgspec.Struct, gc=False, frozen=True, omit_defaults=True, kw_
 class PublishMetrics(msgspec.Struct, gc=False, frozen=True, omit_defaults=True):
     """The weight versions that were written for the workers since the last step."""
 
-    bytes: int | None = None
-    anchors: int = 0  # versions written whole
-    deltas: int = 0
+    bytes: Count | None = None
+    anchors: Count = 0  # versions written whole
+    deltas: Count = 0
 
 
 class CostMetrics(msgspec.Struct, gc=False, frozen=True, omit_defaults=True, kw_only=True):
@@ -249,9 +249,9 @@ class StepMetrics(msgspec.Struct, gc=False, frozen=True, omit_defaults=True, kw_
     accuracy: float | None = None  # share of right answers to held-out problems after the step
     held_out_reward: float | None = None  # mean reward of the same answers
     held_out_loss: float | None = None  # nats per token of held-out texts, where there are some
-    pass_at: dict[int, float] = {}  # by k: the chance that one of k such answers is right
+    pass_at: dict[Count, float] = {}  # by k: the chance that one of k such answers is right
     held_out: dict[str, TaskMetrics] = {}  # of these answers by task, where there are several
-    weight_version: int | None = None  # of the weights after the step
+    weight_version: Count | None = None  # of the weights after the step
     rollout: RolloutMetrics = RolloutMetrics()
     update: UpdateMetrics = UpdateMetrics()
     seconds: StepSeconds = StepSeconds()

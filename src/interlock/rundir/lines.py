@@ -123,7 +123,7 @@ def _step(line: Line) -> Line:
         part, own = _MOVED[name]
         kept[part] = _table(kept, part) | {own: line[name]}
     if line.get("mismatch_k3") is not None:
-        gap = {own: line.get(name) for name, own in _MISMATCH.items()}
+        gap = {own: line[name] for name, own in _MISMATCH.items() if name in line}
         gap["tokens"] = line.get("trained_tokens") or 0
         kept["update"] = _table(kept, "update") | {"mismatch": gap}
     published = _table(kept, "published")
@@ -157,7 +157,11 @@ def _table(tree: Line, name: str) -> Line:
 
 
 def _finite(gap: Any) -> Any:
-    """A mismatch is of numbers; null stands for one that JSON does not have."""
+    """A mismatch is of numbers; null stands for one that JSON does not have.
+
+    A share and a count are always finite: with null for these the line is damaged.
+    """
     if not isinstance(gap, dict):
         return gap
-    return {name: math.inf if value is None else value for name, value in gap.items()}
+    unbounded = {name: math.inf for name in ("k3", "max") if gap.get(name, 0.0) is None}
+    return gap | unbounded

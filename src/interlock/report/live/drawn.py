@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from interlock.mismatch import Mismatch
-from interlock.records.coding import Whole
+from interlock.records.coding import Count, Whole
 from interlock.records.metrics import StepMetrics, WorkerMetrics
 
 
@@ -23,13 +23,13 @@ class DrawnRollout(msgspec.Struct, gc=False, frozen=True):
     correct: float | None = None
     length: float | None = None
     truncated: float | None = None
-    tokens: int | None = None
-    groups_skipped: int | None = None
+    tokens: Count | None = None
+    groups_skipped: Count | None = None
     staleness_mean: float | None = None
 
 
 class DrawnMismatch(msgspec.Struct, gc=False, frozen=True):
-    tokens: int = 0
+    tokens: Count = 0
     k3: float = 0.0
 
 
@@ -56,9 +56,9 @@ class DrawnCost(msgspec.Struct, gc=False, frozen=True):
 
 
 class DrawnWorker(msgspec.Struct, gc=False, frozen=True):
-    tokens: int = 0
+    tokens: Count = 0
     seconds_generating: float = 0.0
-    mismatch: dict[int, DrawnMismatch] = {}
+    mismatch: dict[Count, DrawnMismatch] = {}
 
 
 class DrawnStep(msgspec.Struct, gc=False, frozen=True, kw_only=True):
@@ -91,7 +91,7 @@ def _figures() -> Iterator[tuple[str, list[str]]]:
         yield part, [name for name in names if (part, name) != _OF_SPEED]
 
 
-_NUMBERS = (float | None, int | None)
+_NUMBERS = (float | None, Count | None)
 _OF_SPEED = ("rollout", "tokens")  # drawn over the seconds of their step alone
 _PARTS = {
     part: [(f"{part}.{name}" if part else name, attrgetter(name)) for name in names]
