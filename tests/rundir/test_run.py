@@ -347,3 +347,30 @@ def test_a_stage_that_is_added_may_read_from_the_hub(tmp_path: Path) -> None:
         RunDir.open(tmp_path / "run", tree, first | added | {"org/name": "revision 12"})
     with pytest.raises(RunError, match="began with another o/n"):
         RunDir.open(tmp_path / "run", tree, first | added | {"o/n": "revision 23"})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "where"),
+    [
+        ({"stage": 5}, "$.stage"),
+        ({"stage": {"a": 1}}, "$.stage"),
+        ({"stage": [3]}, "$.stage["),
+        ({"generator": 5}, "$.generator"),
+        ({"generator": ["x"]}, "$.generator["),
+        ({"generator": [{"env": [1]}]}, "$.generator["),
+        ({"model": "x"}, "$.model"),
+        ({"fleet": 3}, "$.fleet"),
+        ({"learner": "x"}, "$.learner"),
+    ],
+)
+def test_a_config_of_another_shape_is_one_line(
+    tmp_path: Path, wrong: dict[str, Any], where: str
+) -> None:
+    with RunDir.create(tmp_path / "run", {}, {}):
+        pass
+    (tmp_path / "run" / "config.json").write_bytes(msgspec.json.encode(wrong))
+    with pytest.raises(RunError) as told:
+        RunDir.read(tmp_path / "run")
+    said = str(told.value)
+    assert "config.json: Expected" in said and f"`{where}" in said and "\n" not in said
+    assert said.endswith("put it back from a copy of the run")

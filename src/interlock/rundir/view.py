@@ -65,6 +65,24 @@ class Checkpoint(NamedTuple):
     path: Path
 
 
+Table = dict[str, Any]
+
+
+class _Generator(msgspec.Struct):
+    env: Table | None = None
+    options: Table | None = None
+
+
+class _Config(msgspec.Struct):
+    """The shape of config.json: what every reader goes into without asking what it is."""
+
+    generator: list[_Generator] | None = None
+    stage: list[Table] = []
+    model: Table | None = None
+    learner: Table = {}
+    fleet: Table | None = None
+
+
 class RunView:
     """What a run wrote, for reading only: changes no file, and works on a run that is going on.
 
@@ -75,7 +93,8 @@ class RunView:
         """Raises RunError when `path` holds no run, or one that cannot be read."""
         self.path = path
         self.manifest = self._read_json("manifest.json", Manifest)
-        begun = redacted(self._read_json("config.json", dict[str, Any]))
+        self._read_json("config.json", _Config)
+        begun = redacted(self._read_json("config.json", Table))
         self.config = with_moves(begun, self.manifest.moves)
         self.ledger = self._open_ledger()
         self._metrics = JsonLines(path / "metrics.jsonl")
