@@ -17,6 +17,7 @@ from running import DEADLINE, ENVIRONMENT
 
 from interlock.records.metrics import RolloutMetrics, StepMetrics, StepSeconds
 from interlock.records.rl import Completion, FinishReason, Group, Problem, ScoredGroup, Verdict
+from interlock.report.live import following
 from interlock.report.live.answers import changes, held_out, rollouts
 from interlock.report.live.following import Following, Tail
 from interlock.report.live.series import MOST, Series
@@ -159,6 +160,103 @@ def test_a_line_counts_when_it_is_whole_and_a_repaired_file_is_read_anew(tmp_pat
     assert tail.lines() == ([b"two"], False)
     path.write_bytes(b"one\n")
     assert tail.lines() == ([b"one"], True)
+
+
+def test_a_file_in_the_place_of_another_is_read_anew_whatever_its_length(tmp_path: Path) -> None:
+    path = tmp_path / "lines"
+    path.write_bytes(b"one\ntwo\nthr")  # torn, then repaired and gone on with
+    tail = Tail(path)
+    assert tail.lines() == ([b"one", b"two"], False)
+    path.write_bytes(b"one\ntwo\nfour\nfive\n")
+    assert tail.lines() == ([b"one", b"two", b"four", b"five"], True)
+    path.write_bytes(b"six\nsix\nseven\nsevn\n")  # another run's, of the same length
+    assert tail.lines() == ([b"six", b"six", b"seven", b"sevn"], True)
+    assert tail.lines() == ([], False)
+
+
+def test_of_a_line_without_an_end_little_is_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(following, "_AT_ONCE", 1000)
+    monkeypatch.setattr(following, "_LONGEST", 3000)
+    (tmp_path / "run").mkdir()
+    path = tmp_path / "run" / "metrics.jsonl"
+    path.write_bytes(
+        msgspec.json.encode(step(0, 1, 0.5)) + b"\n" + b"x" * 20_000 + b"\n"
+        + msgspec.json.encode(step(0, 2, 0.75)) + b"\n"
+    )  # fmt: skip
+    run = Following(tmp_path / "run")
+    while run.poll():
+        assert len(run._metrics._rest) <= 3000
+    assert run.after(-1)["rollout.reward"].y == [0.5, 0.75]
+    assert run.trouble.count("metrics.jsonl has a damaged line") == 1
+    assert "lines of it are" not in run.trouble
+
+
+def test_every_damage_is_told_and_counted(tmp_path: Path) -> None:
+    with RunDir.create(tmp_path / "run", CONFIG, {}) as run:
+        run.log(step(0, 1, 0.5))
+        run.event("resumed", "resumed")
+    for name, bad in (("metrics", 3), ("events", 1)):
+        with open(tmp_path / "run" / f"{name}.jsonl", "ab") as file:
+            file.write(b"\xff\xfe\n" * bad + b'{"torn')
+    (tmp_path / "run" / "config.json").write_text('{"stage": 5}')
+    following = Following(tmp_path / "run")
+    following.poll()
+    config, metrics, events = following.trouble.split(" · ")
+    assert "config.json: Expected `array`, got `int`" in config
+    assert "metrics.jsonl has a damaged line" in metrics
+    assert metrics.endswith("(3 lines of it are)")
+    assert "events.jsonl has a damaged line" in events and "lines of it" not in events
+    assert following.status == "unreadable" and following.event_count == 1
+    (tmp_path / "run" / "config.json").write_bytes(msgspec.json.encode(CONFIG))
+    following.poll()
+    assert following.status == "finished"
+    assert following.trouble.split(" · ") == [
+        metrics,
+        events,
+        "metrics.jsonl ends within a line, which is not shown",
+        "events.jsonl ends within a line, which is not shown",
+    ]
+    following.close()
+
+
+def test_a_run_that_is_gone_is_told_and_found_again(tmp_path: Path) -> None:
+    with RunDir.create(tmp_path / "run", CONFIG, {}) as run:
+        run.log(step(0, 1, 0.5))
+    following = Following(tmp_path / "run")
+    following.poll()
+    (tmp_path / "run").rename(tmp_path / "elsewhere")
+    before = following.version
+    following.poll()
+    assert following.status == "gone" and following.version > before
+    assert following.trouble == (
+        f"cannot read {tmp_path / 'run'} any more: No such file or directory; put it back, or "
+        "watch it where it is now"
+    )
+    assert following.after(-1)["rollout.reward"].y == [0.5]
+    (tmp_path / "elsewhere").rename(tmp_path / "run")
+    following.poll()
+    assert (following.status, following.trouble) == ("finished", "")
+    following.close()
+
+
+def test_what_goes_wrong_with_one_run_is_told_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mistake of ours, too: whoever watches several goes on with the others."""
+
+    def broken(view: object) -> int:
+        raise ZeroDivisionError("as it happens")
+
+    monkeypatch.setattr(following, "_length", broken)
+    with RunDir.create(tmp_path / "run", CONFIG, {}) as run:
+        run.log(step(0, 1, 0.5))
+    followed = Following(tmp_path / "run")
+    followed.poll()
+    assert "cannot be followed (ZeroDivisionError: as it happens)" in followed.trouble
+    assert followed.after(-1)["rollout.reward"].y == [0.5]
+    followed.close()
 
 
 def test_a_run_is_followed_over_stages_and_a_resume(tmp_path: Path) -> None:

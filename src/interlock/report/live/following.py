@@ -26,9 +26,11 @@ from interlock.report.live.pace import RECENT, Pace
 from interlock.report.live.series import Points, Series
 from interlock.rundir import RunDir, RunView
 from interlock.rundir.lines import event_of, steps_of
+from interlock.text import described
 
 _AT_ONCE = 2**19  # bytes that are read at a time: they stay in the processor's cache
 _LONGEST = 64 * 2**20  # bytes of a line: beyond, it is none
+_KNOWN_BY = 64  # bytes before where it was read to, by which a file is known to be the same
 _EVENTS = 200  # kept; the others are counted
 
 _DRAWN = msgspec.json.Decoder(DrawnStep)
@@ -42,30 +44,43 @@ class Tail:
         self.more = False  # behind the lines that were given last
         self._at = 0
         self._rest = b""
+        self._known_by = b""
+        self._endless = False  # what comes is still of a line that is too long
 
     def lines(self) -> tuple[list[bytes], bool]:
         """-> new lines, as many as are read at once; whether the file is another than it was.
 
-        One that is shorter than what was read of it, as after a repair, is read from its start.
+        One that does not go on as it was read, as after a repair, is read from its start, whatever
+        its length.
         """
         self.more = False
         try:
             with open_regular(self.path) as file:
-                shrunk = file.seek(0, 2) < self._at
-                if shrunk:
-                    self._at, self._rest = 0, b""
-                file.seek(self._at)
+                file.seek(self._at - len(self._known_by))
+                another = file.read(len(self._known_by)) != self._known_by
+                if another:
+                    self._at, self._rest, self._known_by, self._endless = 0, b"", b"", False
+                    file.seek(0)
                 data = file.read(_AT_ONCE)
         except FileNotFoundError:
             return [], False
         except OSError as error:
             raise RunError(f"cannot read {self.path}: {error.strerror}") from None
         self._at += len(data)
+        self._known_by = (self._known_by + data)[-_KNOWN_BY:]
         self.more = len(data) == _AT_ONCE
+        return self._split(data), another
+
+    def _split(self, data: bytes) -> list[bytes]:
+        """Of a line without an end its beginning is given, which is damage, and no more is held."""
         *lines, self._rest = (self._rest + data).split(b"\n")
+        if self._endless and lines:
+            self._endless = False
+            del lines[0]
         if len(self._rest) > _LONGEST:
-            raise RunError(f"{self.path} has a line without an end; it is no run's")
-        return lines, shrunk
+            lines += [] if self._endless else [self._rest[:_KNOWN_BY]]
+            self._rest, self._endless = b"", True
+        return lines
 
 
 class Following:
@@ -85,8 +100,8 @@ class Following:
         self.version = 0  # grows with everything that is new
         self.generation = 0  # grows where something that was told does not hold any more
         self.trouble = ""  # why it cannot be read on
-        self._damaged = ""  # the last line that is none
-        self._unread = ""  # why its manifest is none
+        # By file: how many of its lines are none, and why the last is.
+        self._damaged: dict[Path, tuple[int, str]] = {}
         self._before: dict[int, int] = {}  # steps of the run before each stage
         self._pace = Pace()
         self._recent: deque[bytes] = deque(maxlen=RECENT + 1)  # lines that no pace was told of
@@ -100,17 +115,23 @@ class Following:
 
     def poll(self) -> bool:
         """Read what is new. -> whether there is more to read at once"""
-        try:
-            self._look_at_manifest()
-            self._take_steps(*self._metrics.lines())
-            self._take_events(*self._events.lines())
-            more, trouble = self._metrics.more or self._events.more, self._unread or self._damaged
-        except RunError as error:
-            more, trouble = False, str(error)
+        told = []
+        for read in (self._look_at_manifest, self._read_metrics, self._read_events):
+            try:
+                read()
+            except RunError as error:
+                told.append(str(error))
+            except Exception as error:  # ours: it shall not end the page of the other runs
+                told.append(f"{self.path} cannot be followed ({described(error)}); report this")
+        told += [
+            said if count == 1 else f"{said} ({count:,} lines of it are)"
+            for count, said in self._damaged.values()
+        ]
+        trouble = " · ".join(told + self._torn())
         if trouble != self.trouble:
             self.trouble = trouble
             self.version += 1
-        return more
+        return self._metrics.more or self._events.more
 
     def after(self, x: float) -> dict[str, Points]:
         """The points of every figure that has some behind `x`."""
@@ -149,33 +170,55 @@ class Following:
             self._view.close()
 
     def _look_at_manifest(self) -> None:
-        file = self.path / "manifest.json"
+        """Raises RunError where there is none any more, or it is none."""
         try:
-            stat = file.stat()
-        except OSError:
-            return
+            stat = (self.path / "manifest.json").stat()
+        except OSError as error:
+            if self._view is None and isinstance(error, FileNotFoundError):
+                return  # not begun
+            self._is("gone")
+            raise RunError(
+                f"cannot read {self.path} any more: {error.strerror}; put it back, or watch it "
+                "where it is now"
+            ) from None
         seen = (stat.st_mtime_ns, stat.st_ino)
         if seen != self._manifest:
-            self._unread = ""
             try:
                 view = RunDir.read(self.path)
-            except RunError as error:
-                self._unread = str(error)
-            else:
-                self.close()
-                self._view, self._manifest = view, seen
-                self.steps = _length(view)
-        status = self._view.status if self._view else "not begun"
-        if status != self.status:
-            self.status = status
-            self.version += 1
+            except RunError:
+                if self._view is None:
+                    self._is("unreadable")
+                raise
+            self.close()
+            self._view, self._manifest = view, seen
+            self.steps = _length(view)
+        self._is(self._view.status if self._view else "not begun")
+
+    def _is(self, status: str) -> None:
+        self.version += status != self.status
+        self.status = status
+
+    def _torn(self) -> list[str]:
+        if self._view is None or self.status == "gone":
+            return []
+        return [f"{name} ends within a line, which is not shown" for name in self._view.torn]
+
+    def _read_metrics(self) -> None:
+        self._take_steps(*self._metrics.lines())
+
+    def _read_events(self) -> None:
+        self._take_events(*self._events.lines())
+
+    def _note_damage(self, path: Path, error: RunError) -> None:
+        count, _ = self._damaged.get(path, (0, ""))
+        self._damaged[path] = (count + 1, str(error))
 
     def _take_steps(self, lines: Sequence[bytes], another: bool) -> None:
         if another:
-            self._damaged = ""
+            self._damaged.pop(self._metrics.path, None)
             self._recent.clear()
-        steps: list[DrawnStep | StepMetrics] = self._readable(lines, _DRAWN)
-        newest = self._newest(lines)
+        steps, readable = self._readable(lines, _DRAWN)
+        newest = self._newest(readable)
         with self.held:
             if another:
                 self._forget()
@@ -201,22 +244,25 @@ class Following:
         self._recent.extend(lines)
         if self._metrics.more:
             return []
-        found = self._readable(list(self._recent))
+        found, _ = self._readable(list(self._recent))
         self._recent.clear()
         return found
 
-    def _readable(self, lines: Sequence[bytes], *decoder: msgspec.json.Decoder[Any]) -> list[Any]:
-        """All but the damaged ones, which are told of."""
+    def _readable(
+        self, lines: Sequence[bytes], *decoder: msgspec.json.Decoder[Any]
+    ) -> tuple[list[Any], Sequence[bytes]]:
+        """-> what the lines say, and these; but the damaged ones, which are told of"""
         path = self._metrics.path
-        try:
-            return steps_of(lines, path, *decoder)
-        except RunError as error:
-            self._damaged = str(error)
-        found = []
+        with suppress(RunError):
+            return steps_of(lines, path, *decoder), lines
+        found, whole = [], []
         for line in lines:
-            with suppress(RunError):
+            try:
                 found += steps_of([line], path, *decoder)
-        return found
+                whole.append(line)
+            except RunError as error:
+                self._note_damage(path, error)
+        return found, whole
 
     def _place(self, step: DrawnStep | StepMetrics) -> int:
         """Step 0 of a stage, the evaluation before it, is behind the last of the stage before."""
@@ -247,6 +293,7 @@ class Following:
     def _take_events(self, lines: Sequence[bytes], another: bool) -> None:
         with self.held:
             if another:
+                self._damaged.pop(self._events.path, None)
                 self.events.clear()
                 self.kinds.clear()
                 self.event_count = 0
@@ -255,7 +302,7 @@ class Following:
                 try:
                     event = event_of(line, self._events.path)
                 except RunError as error:
-                    self._damaged = str(error)
+                    self._note_damage(self._events.path, error)
                     continue
                 self.events.append(event)
                 self.kinds[event.name] += 1
