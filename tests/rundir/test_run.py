@@ -374,3 +374,12 @@ def test_a_config_of_another_shape_is_one_line(
     said = str(told.value)
     assert "config.json: Expected" in said and f"`{where}" in said and "\n" not in said
     assert said.endswith("put it back from a copy of the run")
+
+
+@pytest.mark.timeout(30)
+def test_a_lock_that_is_a_pipe_is_waited_for_by_nobody(tmp_path: Path) -> None:
+    run = RunDir.create(tmp_path / "run", {}, {})
+    (tmp_path / "run" / "lock").unlink()
+    os.mkfifo(tmp_path / "run" / "lock")
+    assert RunDir.read(tmp_path / "run").status == "interrupted"
+    run.close()

@@ -16,7 +16,7 @@ from interlock.records.metrics import Event, StepMetrics
 from interlock.records.moves import Move
 from interlock.records.planned import PlannedRun, planned_run
 from interlock.records.trust import Stack
-from interlock.regular import read_regular
+from interlock.regular import open_regular, read_regular
 from interlock.rundir.changes import (
     FREE_TO_CHANGE,
     differences,
@@ -129,7 +129,7 @@ class RunView:
 
     def _is_locked(self) -> bool:
         try:
-            with open(self.path / "lock") as file:
+            with open_regular(self.path / "lock") as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
