@@ -81,6 +81,10 @@ EMPTY = ("--prices", "--profile", "--like", "--model", "--link", "--ran-on", "--
         (["--chips", "8xH100", "--prices", "none.toml"], "--prices none.toml"),
         (["--chips", "8xH100", "--like", "none"], "no run in none"),
         *((["--chips", "8xH100", each, ""], f"{each}: '' names nothing") for each in EMPTY),
+        *(
+            (["--chips", "8xH100", each, "a", each, "b"], f"{each} is given twice; give one")
+            for each in ("--prices", "--profile", "--like")
+        ),
         (["--chips", "8xH100", "--ran-on", "8xH20"], "--ran-on says where the run of --like ran"),
         (["--validate"], "without "),
         ([], "--chips"),
@@ -202,7 +206,10 @@ def test_a_profile_is_of_one_of_several_kinds_of_chips(
     two = [*asked, "--chips", "8xH800:learner,16xH20:generator"]
     code, _, error = _call(capsys, *two)
     assert code == 2 and told in error and error.count("\n") == 1
-    code, text, _ = _call(capsys, *asked, "--chips", "8xH800:both")  # of one kind it is taken for
+    code, text, error = _call(capsys, *asked, "--chips", "8xH800:both")  # of one kind: taken for it
+    name = profile.removeprefix("chip = ").strip('"')
+    said = f"--profile {file} is of {name}, taken for H800 SXM\n" if name else ""
+    assert error == said
     assert code == 0 and json.loads(text)["chips"][0]["bandwidth"] == 3e12
     file.write_text('chip = "H20"\nbandwidth = 3e12\n')
     chips = {each["name"]: each for each in json.loads(_call(capsys, *two)[1])["chips"]}

@@ -62,11 +62,12 @@ def add_plan(choices: Any) -> None:
     ):
         verb.add_argument(name, type=_positive, metavar="N", help=f"{what} (default: assumed)")
     verb.add_argument("--weight-bytes", type=_positive, metavar="N", help="of generators: 1 is fp8")
-    verb.add_argument("--prices", type=Path, metavar="FILE", help="[[price]] tables, with dates")
-    verb.add_argument(
-        "--profile", type=Path, metavar="FILE", help="interlock bench --json, or a TOML table"
-    )
-    verb.add_argument("--like", type=Path, metavar="RUN", help="learn from a run's seconds")
+    for name, metavar, what in (
+        ("--prices", "FILE", "[[price]] tables, with dates"),
+        ("--profile", "FILE", "interlock bench --json, or a TOML table"),
+        ("--like", "RUN", "learn from a run's seconds"),
+    ):
+        verb.add_argument(name, action=_Once, type=Path, metavar=metavar, help=what)
     verb.add_argument("--ran-on", metavar="NxCHIP:ROLE,…", help="of --like (default: --chips)")
     verb.add_argument("--find", action="store_true", help="search placements of --chips")
     verb.add_argument(
@@ -239,22 +240,32 @@ def _profiled(
 
 def _measured(path: Path, chip: str, kinds: list[str]) -> str:
     """Which of several kinds of chips a profile is of. Raises ConfigError where it does not say."""
-    from interlock.plan.chips import find
+    from interlock.plan.chips import called_by_driver, find
 
-    if len(kinds) == 1:
-        return kinds[0]
     among = f"--chips has {' and '.join(kinds)}"
+    known = called_by_driver(chip) if chip else None
+    found = one_line(chip, 60) if known is None else known.name
+    if len(kinds) == 1:  # a CPU is in no catalogue by its name
+        named = chip and not (known is None and kinds[0] == find("cpu").name)
+        if named and found != kinds[0]:
+            print(visible(f"--profile {path} is of {found}, taken for {kinds[0]}"), file=sys.stderr)
+        return kinds[0]
     if not chip:
         raise ConfigError(
             f'--profile {path} does not say of which chip it is; {among}: add chip = "…"'
         )
-    try:
-        found = find(chip).name
-    except ConfigError:
-        found = one_line(chip, 60)
     if found not in kinds:
         raise ConfigError(f"--profile {path} is of {found}, and {among}; give one of these")
     return found
+
+
+class _Once(argparse.Action):
+    """Of two the first would be dropped unsaid."""
+
+    def __call__(self, parser: Any, namespace: Any, value: Any, option: str | None = None) -> None:
+        if getattr(namespace, self.dest) is not None:
+            raise ConfigError(f"{option} is given twice; give one")
+        setattr(namespace, self.dest, value)
 
 
 def _rate(text: str) -> float:

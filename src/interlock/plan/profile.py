@@ -34,6 +34,8 @@ from interlock.text import error_line, one_line
 _MOST_BYTES = 1 << 22
 _LEAST_STEPS = 2
 _LEAST_OWN = 0.1  # share of a measurement's time that must have been its own
+_LEAST = 1e-12  # of a constant: seconds, and shares
+_LEAST_RATE = 1e6  # a second, of FLOP and of bytes: with less than any chip has, plans divide by 0
 _SMALLEST, _LARGEST = 1e-2, 1e4  # of a factor: beyond it another machine is meant
 
 
@@ -79,12 +81,17 @@ def _checked(found: Profile, path: Path) -> Profile:
             raise ConfigError(
                 f"--profile {path}: no constant {name!r}; there are {', '.join(Rates._fields)}"
             )
-        if not 0 < value < 1e6:
-            raise ConfigError(f"--profile {path}: {name} = {value}; give a number above 0")
+        if not _LEAST < value < 1e6:
+            raise ConfigError(
+                f"--profile {path}: {name} = {value:g}; give a number above {_LEAST:g}, below 1e6"
+            )
     for name in ("flops", "bandwidth"):
         rate = getattr(found, name)
-        if rate is not None and not 0 < rate < 1e20:
-            raise ConfigError(f"--profile {path}: {name} = {rate}; give a rate above 0")
+        if rate is not None and not _LEAST_RATE <= rate < 1e20:
+            raise ConfigError(
+                f"--profile {path}: {name} = {rate:g} a second; give one above {_LEAST_RATE:g}, "
+                "below 1e20"
+            )
     return found
 
 
@@ -96,19 +103,25 @@ def _of_bench(tree: dict[str, Any]) -> Profile:
     """
     taken, measured = tree["taken"], tree["measured"]
     rates = {(each["dtype"], each["kernel"]): each for each in measured["speeds"]}
-    learning = float(rates[taken["dtype"], taken["learner"]]["learn"])
-    decoding = float(rates[taken["dtype"], taken["generator"]]["decode"])
+    learning = _number(rates[taken["dtype"], taken["learner"]]["learn"])
+    decoding = _number(rates[taken["dtype"], taken["generator"]]["decode"])
     # While others had the processors it measured them, not the chip.
-    waited = float(measured.get("waited", 0.0))
-    if not (learning > 0 and decoding > 0 and waited >= 0):
+    waited = _number(measured.get("waited", 0.0))
+    if not (learning > 0 and decoding > 0 and 0 <= waited <= 1):
         raise ValueError(f"speeds of {learning:g} and {decoding:g}, waited {waited:g}")
     own = max(_LEAST_OWN, 1.0 - waited)
     return Profile(
-        chip=str(measured["chip"]),
+        chip=msgspec.convert(measured["chip"], str),
         flops=learning * 1e9 / own,
         constants={"learning": 1.0, "products": decoding / learning},
         source=f"interlock bench on {measured['chip']}, {measured['threads']} threads",
     )
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{one_line(repr(value), 40)} is no speed")
+    return float(value)
 
 
 def applied(profile: Profile, chip: ChipSpec) -> tuple[Rates, ChipSpec]:
