@@ -61,3 +61,33 @@ def shown(what_comes: str) -> list[object]:
 )
 def test_what_comes_while_a_run_is_loaded_is_not_lost(what_comes: str, found: list[object]) -> None:
     assert shown(what_comes) == found
+
+
+NAMED = """
+const element = (tag, given, ...inside) => ({ text: given.text, title: given.title,
+  class: given.class, style: {}, inside });
+const places = {};
+const $ = (name) => places[name] ??= { replaceChildren(...all) { this.all = all; } };
+const document = {}, colour = () => "red", choose = () => {}, chosen = 0;
+const runs = [{ name: "a", status: "running", trouble: "", reason: "" },
+  { name: "b", status: "finished", trouble: "a damaged line", reason: "" },
+  { name: "c", status: "gone", trouble: "cannot read c any more", reason: "" }];
+showRuns();
+console.log(JSON.stringify(places.runs.all.map((each) =>
+  [each.title, ...each.inside.slice(2).map((chip) => [chip.class, chip.text])])));
+"""
+
+
+@pytest.mark.skipif(NODE is None, reason="node is not installed")
+def test_the_trouble_of_a_run_that_is_not_chosen_is_marked() -> None:
+    assert NODE is not None
+    page = files("interlock.report.live").joinpath("page", "page.js").read_text(encoding="utf-8")
+    good = next(line for line in page.splitlines() if line.startswith("const GOOD"))
+    code = page[page.index("function showRuns") : page.index("const last =")]
+    done = subprocess.run([NODE, "-e", good + code + NAMED], capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr.decode()
+    assert json.loads(done.stdout) == [
+        ["a: running", ["chip good", "running"]],
+        ["b: finished · a damaged line", ["chip good", "finished"], ["chip bad", "!"]],
+        ["c: gone · cannot read c any more", ["chip bad", "gone"], ["chip bad", "!"]],
+    ]

@@ -5,7 +5,7 @@ let chosen = 0; // whose figures, workers, answers and events are shown
 let step = null; // [stage, step] of the rollouts; null: the newest, and it moves on
 let neighbours = {};
 let problem = 0;
-const GOOD = { running: "good", finished: "good", failed: "bad" };
+const GOOD = { running: "good", finished: "good", failed: "bad", gone: "bad", unreadable: "bad" };
 
 async function ask(path) {
   const answer = await fetch(path);
@@ -84,9 +84,12 @@ function showRuns() {
     dot.style.background = colour(number);
     return element("button", {
       class: "quiet", "aria-pressed": String(run.shown), "aria-current": String(number === chosen),
-      title: `${run.name}: ${run.status}`, on: () => choose(number),
+      title: [`${run.name}: ${run.status}`, run.trouble].filter(Boolean).join(" · "),
+      on: () => choose(number),
     }, dot, element("span", { class: "name", text: run.name }),
-      element("span", { class: `chip ${GOOD[run.status] ?? ""}`, text: run.status }));
+      element("span", { class: `chip ${GOOD[run.status] ?? ""}`, text: run.status }),
+      // Said in full of the chosen run alone.
+      ...(run.trouble ? [element("span", { class: "chip bad", text: "!" })] : []));
   }));
   const run = runs[chosen];
   document.title = `${run.name} · Interlock`;
