@@ -3,6 +3,7 @@
 import sqlite3
 import threading
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import msgspec
@@ -109,6 +110,26 @@ def test_what_a_tracker_raises_is_told_and_the_next_point_is_tried() -> None:
     assert [place for place, _ in backend.said] == [2] and backend.closed
 
 
+@pytest.mark.parametrize("end", [SystemExit(3), KeyboardInterrupt()])
+def test_one_that_would_end_its_thread_is_told_of_and_goes_on(end: BaseException) -> None:
+    backend, both = Kept(), threading.Event()
+
+    def leave() -> None:
+        assert both.wait(60)
+        backend.before = lambda: None
+        raise end
+
+    backend.before = leave
+    tracker = Tracker("rude", [9], lambda first: backend)
+    tracker.stage(0, "grpo", 0, 9)
+    tracker.step(step(0, 1))
+    tracker.step(step(0, 2))
+    both.set()
+    with pytest.raises(RuntimeError, match=f"^rude: {type(end).__name__}"):
+        tracker.done()
+    assert [place for place, _ in backend.said] == [2] and backend.closed
+
+
 def test_one_that_cannot_be_opened_costs_a_run_nothing(
     tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,7 +137,7 @@ def test_one_that_cannot_be_opened_costs_a_run_nothing(
         raise PermissionError("not yours")
 
     monkeypatch.setitem(trackers.BACKENDS, "tensorboard", broken)
-    monkeypatch.setattr(trackers, "find_spec", lambda name: object())
+    monkeypatch.setattr(trackers, "find_spec", lambda name: find_spec("json"))
     train(load_recipe(tiny_recipe, [*SHORT, 'log=["tensorboard"]']), tmp_path / "run")
     view = RunDir.read(tmp_path / "run")
     assert view.status == "finished"
@@ -182,3 +203,15 @@ def test_a_tracker_that_is_not_installed(
     with pytest.raises(ConfigError, match=r'pip install "interlock\[wandb\]"'):
         train(load_recipe(tiny_recipe, ['log=["wandb"]']), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_of_its_name_is_no_tracker(
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As wandb leaves one where it ran, which Python takes for a package."""
+    if getattr(find_spec("wandb"), "origin", None):
+        pytest.skip("wandb is installed")
+    (tmp_path / "here" / "wandb").mkdir(parents=True)
+    monkeypatch.syspath_prepend(tmp_path / "here")
+    with pytest.raises(ConfigError, match=r'log names "wandb", which is not installed'):
+        trackers.check(load_recipe(tiny_recipe, ['log=["wandb"]']))

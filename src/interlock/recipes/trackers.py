@@ -160,7 +160,7 @@ class Tracker(Sink):
         self._waiting: queue.Queue[Callable[[TrackerBackend], None] | None] = queue.Queue(_ROOM)
         self._thread: threading.Thread | None = None
         self._now = 0  # step of the run
-        self._failure: Exception | None = None  # not told yet
+        self._failure: BaseException | None = None  # not told yet
         self.dropped = 0
 
     def stage(self, index: int, kind: str, done: int, steps: int) -> None:
@@ -216,19 +216,20 @@ class Tracker(Sink):
                 if backend is None:
                     backend = self._opening(first)
                 tell(backend)
-            except Exception as error:
+            except BaseException as error:  # SystemExit would end the thread, and nobody hear of it
                 self._failure = error
         if backend is not None:
             try:
                 backend.close()
-            except Exception as error:
+            except BaseException as error:
                 self._failure = error
 
 
 def check(recipe: Recipe) -> None:
     """Raise ConfigError where the package of one of its `log` is not installed."""
     for name in recipe.log:
-        if find_spec(name) is None:
+        # A folder of this name where Python looks, as wandb leaves one, is found, from nowhere.
+        if getattr(find_spec(name), "origin", None) is None:
             raise ConfigError(
                 f'log names "{name}", which is not installed; pip install "interlock[{name}]", or '
                 "take it out"
