@@ -190,7 +190,7 @@ def test_of_a_line_without_an_end_little_is_held(
         assert len(run._metrics._rest) <= 3000
     assert run.after(-1)["rollout.reward"].y == [0.5, 0.75]
     assert run.trouble.count("metrics.jsonl has a damaged line") == 1
-    assert "lines of it are" not in run.trouble
+    assert "the last of" not in run.trouble
 
 
 def test_every_damage_is_told_and_counted(tmp_path: Path) -> None:
@@ -206,8 +206,8 @@ def test_every_damage_is_told_and_counted(tmp_path: Path) -> None:
     config, metrics, events = following.trouble.split(" · ")
     assert "config.json: Expected `array`, got `int`" in config
     assert "metrics.jsonl has a damaged line" in metrics
-    assert metrics.endswith("(3 lines of it are)")
-    assert "events.jsonl has a damaged line" in events and "lines of it" not in events
+    assert metrics.endswith("; delete that line, the last of 3")
+    assert "events.jsonl has a damaged line" in events and "the last of" not in events
     assert following.status == "unreadable" and following.event_count == 1
     (tmp_path / "run" / "config.json").write_bytes(msgspec.json.encode(CONFIG))
     following.poll()

@@ -124,7 +124,7 @@ class Following:
             except Exception as error:  # ours: it shall not end the page of the other runs
                 told.append(f"{self.path} cannot be followed ({described(error)}); report this")
         told += [
-            said if count == 1 else f"{said} ({count:,} lines of it are)"
+            said if count == 1 else f"{said}, the last of {count:,}"
             for count, said in self._damaged.values()
         ]
         trouble = " · ".join(told + self._torn())
