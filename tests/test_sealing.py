@@ -65,3 +65,11 @@ def test_what_is_not_finite_is_null_and_sealed_as_that() -> None:
 @pytest.mark.parametrize("tree", [None, [], {}, {"document": "a plan"}, {"document": ["x"]}])
 def test_what_is_not_sealed_says_nothing(tree: Any) -> None:
     assert document_of(tree) is None
+
+
+def test_a_file_s_name_that_is_no_utf8_is_told_by_its_bytes() -> None:
+    content = {"source": "by\udcff.toml", "2": [{"\udcfe": (1.5, "é\n")}], "é": None}
+    whole = sealed(SealedDocument.PLAN, content)
+    read = json.loads(json.dumps(whole))
+    assert read["source"] == r"by\udcff.toml" and read["2"] == [{r"\udcfe": [1.5, "é\n"]}]
+    assert is_whole(read) and read["é"] is None

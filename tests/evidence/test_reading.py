@@ -1,6 +1,7 @@
 """What is read, and what is refused in one line that names the file."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -267,3 +268,17 @@ def test_slips_are_one_line(
         main(["evidence", *arguments])
     error = capsys.readouterr().err
     assert end.value.code == 2 and told in error and error.count("\n") == 1
+
+
+def test_a_source_whose_name_is_no_utf8_is_told_as_json_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = certificate(tmp_path / "certificate.json")
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/by\xff.json"))
+    file.rename(odd)
+    out = tmp_path / "page.html"
+    with pytest.raises(SystemExit) as end:
+        main(["evidence", str(odd), "--for", "refusal", "--json", "--out", str(out)])
+    assert end.value.code == 0 and "by⟨U+DCFF⟩.json" in out.read_text()
+    (source,) = json.loads(capsys.readouterr().out)["sources"]
+    assert source["name"].endswith(r"/by\udcff.json")

@@ -56,6 +56,7 @@ def evidence(given: argparse.Namespace) -> None:
     from interlock.evidence.page import render
     from interlock.evidence.reading import passed_over, read, refuse_to_replace, uncertified
     from interlock.evidence.record import NotShown, Wanted
+    from interlock.records.coding import to_json
     from interlock.report import sheet
 
     sources = read(given.sources)
@@ -64,7 +65,7 @@ def evidence(given: argparse.Namespace) -> None:
     report = assemble(Wanted(given.wanted), claim, date, sources, not_shown)
     written = sheet.write(given.out, render(report))
     if given.json:
-        print(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
+        print(msgspec.json.format(to_json(report), indent=2).decode())
     for each in not_shown:
         print(f"not shown: {each.words}", file=sys.stderr)
     print(f"report: {written.resolve()}", file=sys.stderr if given.json else sys.stdout)

@@ -34,6 +34,22 @@ def from_bytes(data: bytes | memoryview, kind: Any) -> Any:
         raise ValueError("nested too deep") from None
 
 
+def to_json(content: Any) -> bytes:
+    """Records or trees as JSON. Bytes of a file's name that are no UTF-8 are told as \\udcff."""
+    try:
+        return msgspec.json.encode(content)
+    except UnicodeEncodeError:
+        return msgspec.json.encode(_in_utf8(msgspec.to_builtins(content, str_keys=True)))
+
+
+def _in_utf8(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {_in_utf8(name): _in_utf8(each) for name, each in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_in_utf8(each) for each in tree]
+    return tree.encode(errors="backslashreplace").decode() if isinstance(tree, str) else tree
+
+
 @overload
 def from_json(data: bytes, kind: type[Kind]) -> Kind: ...
 @overload

@@ -12,6 +12,8 @@ from typing import Any
 
 import msgspec
 
+from interlock.records.coding import to_json
+
 _NAME, _CHECKSUM = "document", "checksum"
 
 
@@ -28,7 +30,7 @@ class SealedDocument(StrEnum):
 
 def sealed(document: SealedDocument, content: Any) -> dict[str, Any]:
     """`content`, a record or a tree, as what JSON will hold, with its name and its seal."""
-    tree = msgspec.json.decode(msgspec.json.encode(content))
+    tree = msgspec.json.decode(to_json(content))
     assert not {_NAME, _CHECKSUM} & tree.keys()
     whole = {_NAME: document.value} | tree
     return whole | {_CHECKSUM: _checksum(whole)}
