@@ -1,6 +1,8 @@
 """Trackers have what metrics.jsonl has, and cost a run nothing, whatever they do."""
 
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -8,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from running import ENVIRONMENT
 
 from interlock.config.reading import load_recipe
 from interlock.errors import ConfigError
@@ -215,3 +218,30 @@ def test_a_folder_of_its_name_is_no_tracker(
     monkeypatch.syspath_prepend(tmp_path / "here")
     with pytest.raises(ConfigError, match=r'log names "wandb", which is not installed'):
         trackers.check(load_recipe(tiny_recipe, ['log=["wandb"]']))
+
+
+HANGS = """
+import atexit, time
+from interlock.cli import main
+from interlock.recipes import trackers
+
+def hang(place):
+    atexit.register(time.sleep, 600)  # as wandb waits for its process, which waits for a network
+    time.sleep(600)
+
+trackers.BACKENDS["tensorboard"] = hang
+trackers.find_spec = lambda name: __import__("importlib.util").util.find_spec("json")
+trackers._DONE_S = 0.5
+main()
+"""
+
+
+@pytest.mark.timeout(200)
+def test_one_that_hangs_does_not_keep_the_process(tiny_recipe: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HANGS, "train", str(tiny_recipe), "--run", str(tmp_path / "r")]
+    command += [*SHORT, 'log=["tensorboard"]']
+    done = subprocess.run(command, capture_output=True, text=True, timeout=150, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+    assert "tensorboard was not done after 0.5 s" in done.stdout
+    assert RunDir.read(tmp_path / "r").status == "finished"
+    assert done.stdout.rstrip().endswith("report.html")

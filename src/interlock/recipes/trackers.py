@@ -189,6 +189,7 @@ class Tracker(Sink):
             self._waiting.put(None, timeout=deadline.left)
         self._thread.join(deadline.left)
         if self._thread.is_alive():
+            self._thread.name = f"left behind: {self._thread.name}"  # see cli.main
             raise TimeoutError(
                 f"{self._name} was not done after {_DONE_S:g} s: it lacks up to "
                 f"{self._waiting.qsize() + 1} points more, which are in metrics.jsonl"
