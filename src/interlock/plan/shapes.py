@@ -11,7 +11,6 @@ needs is read leniently: a config.json of a family that the decoder does not kno
 import json
 import math
 import re
-from bisect import bisect_left
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from interlock.errors import ConfigError, ModelError
 from interlock.models.catalogue import ModelRecord, catalogue
 from interlock.models.fetch import of_run
 from interlock.plan.layer_kinds import counted_whole
+from interlock.plan.sizes import Sizes, of_text, sizes_of
 from interlock.records.adapters import ALL_LINEAR, AdapterForm
 from interlock.regular import read_regular
 from interlock.text import error_line, one_line
@@ -100,30 +100,7 @@ class ModelShape(msgspec.Struct, frozen=True):
         return self.routed * (1.0 - (1.0 - self.per_token / self.experts) ** tokens)
 
 
-class _Sizes(msgspec.Struct, frozen=True):
-    """A config.json in our words; 0: it has no such thing."""
-
-    name: str
-    vocab: int
-    hidden: int
-    inner: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    experts: int = 0
-    per_token: int = 0
-    expert_inner: int = 0
-    shared_inner: int = 0
-    dense_layers: int = 0
-    q_rank: int = 0
-    kv_rank: int = 0
-    rope_dim: int = 0
-    value_dim: int = 0
-    tied: bool = False
-
-
-def _attention(of: _Sizes) -> tuple[float, float, float, float]:
+def _attention(of: Sizes) -> tuple[float, float, float, float]:
     """Of one layer: weights, elements of the cache per token, elements of queries and values, the
     same of a decoding step.
     """
@@ -144,7 +121,7 @@ def _attention(of: _Sizes) -> tuple[float, float, float, float]:
     return around + keys, 2 * of.kv_heads * of.head_dim, attention, attention
 
 
-def _linear(of: _Sizes) -> dict[str, float]:
+def _linear(of: Sizes) -> dict[str, float]:
     """Of ModelShape.linear."""
     with_experts = of.layers - of.dense_layers if of.experts else 0
     values = of.heads * (of.value_dim or of.head_dim)
@@ -171,7 +148,7 @@ def _linear(of: _Sizes) -> dict[str, float]:
     return found | dict.fromkeys(("gate_proj", "up_proj", "down_proj"), float(inner))
 
 
-def _shape(of: _Sizes, source: str) -> ModelShape:
+def _shape(of: Sizes, source: str) -> ModelShape:
     weights, cache, attention, decoding = _attention(of)
     with_experts = of.layers - of.dense_layers if of.experts else 0
     dense = of.layers - with_experts
@@ -203,101 +180,12 @@ def _shape(of: _Sizes, source: str) -> ModelShape:
 
 def of_record(record: ModelRecord) -> ModelShape:
     """A model of the catalogue."""
-    return _shape(msgspec.convert(record, _Sizes, from_attributes=True), "models/catalogue.toml")
-
-
-# In our words -> the keys that families use, the usual one first.
-_KEYS: dict[str, tuple[str, ...]] = {
-    "vocab": ("vocab_size",),
-    "hidden": ("hidden_size", "n_embd"),
-    "inner": ("intermediate_size", "n_inner"),
-    "layers": ("num_hidden_layers", "n_layer"),
-    "heads": ("num_attention_heads", "n_head"),
-    "kv_heads": ("num_key_value_heads",),
-    "head_dim": ("head_dim",),
-    "experts": ("n_routed_experts", "num_experts", "num_local_experts"),
-    "per_token": ("num_experts_per_tok", "top_k_experts"),
-    "expert_inner": ("moe_intermediate_size",),
-    "shared_inner": ("shared_expert_intermediate_size",),
-    "dense_layers": ("first_k_dense_replace",),
-    "q_rank": ("q_lora_rank",),
-    "kv_rank": ("kv_lora_rank",),
-    "rope_dim": ("qk_rope_head_dim",),
-    "value_dim": ("v_head_dim",),
-}
-_NEEDED = ("vocab", "hidden", "layers", "heads")
-_MOST = 2**26
-_TIED = ("smollm3", "gemma", "cohere", "gpt2")  # where their config.json does not say
+    return _shape(msgspec.convert(record, Sizes, from_attributes=True), "models/catalogue.toml")
 
 
 def of_config(config: dict[str, Any], name: str) -> ModelShape:
     """A model of which the config.json was read. Raises ModelError where a size is missing."""
-    tree = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
-    assert isinstance(tree, dict)
-    found = {ours: _number(tree, theirs, name) for ours, theirs in _KEYS.items()}
-    for each in _NEEDED:
-        if not found[each]:
-            raise ModelError(f"{name}: its config.json has no {_KEYS[each][0]}; give a whole one")
-    found["kv_heads"] = found["kv_heads"] or found["heads"]
-    found["expert_inner"] = found["expert_inner"] or found["inner"]
-    if not found["kv_rank"]:
-        found["q_rank"] = 0
-    nope = _number(tree, ("qk_nope_head_dim",), name)
-    if found["kv_rank"] and nope:
-        found["head_dim"] = nope + found["rope_dim"]
-    found["head_dim"] = found["head_dim"] or found["hidden"] // found["heads"]
-    if not found["shared_inner"]:
-        found["shared_inner"] = _number(tree, ("n_shared_experts",), name) * found["expert_inner"]
-    if found["experts"]:
-        found["dense_layers"] = _dense_layers(tree, found, name)
-    tied = tree.get("tie_word_embeddings", config.get("tie_word_embeddings"))
-    if tied is None:
-        tied = str(tree.get("model_type", config.get("model_type"))).startswith(_TIED)
-    sizes = _Sizes(name=name, tied=bool(tied), **found)
-    if wrong := _wrong(sizes, tree):
-        raise ModelError(f"{name}: {wrong} in its config.json; a plan cannot tell its sizes")
-    return _shape(sizes, f"config.json{counted_whole(tree)}")
-
-
-def _dense_layers(tree: dict[str, Any], found: dict[str, int], name: str) -> int:
-    """Layers of a mixture that have no experts."""
-    layers, first = found["layers"], found["dense_layers"]
-    step = _number(tree, ("decoder_sparse_step", "interleave_moe_layer_step"), name) or 1
-    alone = tree.get("mlp_only_layers")
-    listed = {each for each in alone if type(each) is int} if isinstance(alone, list) else set()
-    routing = (every := range(step - 1, layers, step))[bisect_left(every, first) :]
-    return layers - len(routing) + sum(each in routing for each in listed)
-
-
-def _wrong(of: _Sizes, tree: dict[str, Any]) -> str | None:
-    """What would be counted otherwise than it is: sizes that are not there, or cannot be so."""
-    if not of.experts:
-        others = (key for key in tree if "experts" in key and type(tree[key]) is int)
-        if unread := next((key for key in others if tree[key] > 1), None):
-            return f"{one_line(unread, 60)} = {tree[unread]} beside no {_KEYS['experts'][0]}"
-    if not of.inner and (of.dense_layers or not (of.experts and of.expert_inner)):
-        return f"no {_KEYS['inner'][0]}"
-    if of.experts and not 0 < of.per_token <= of.experts:
-        return f"{of.per_token} experts a token (num_experts_per_tok) of {of.experts}"
-    if not of.head_dim:
-        return f"more heads ({of.heads:,}) than hidden_size ({of.hidden:,})"
-    if of.kv_rank and of.head_dim < (of.rope_dim or 64):
-        return f"qk_rope_head_dim = {of.rope_dim or 64:,} of heads of {of.head_dim:,}"
-    return None
-
-
-def _number(tree: dict[str, Any], keys: tuple[str, ...], name: str) -> int:
-    for key in keys:
-        value = tree.get(key)
-        if value is None:
-            continue
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MOST:
-            raise ModelError(
-                f"{name}: {key} = {one_line(repr(value), 40)} in its config.json is "
-                f"no size; give 0 to {_MOST:,}"
-            )
-        return value
-    return 0
+    return _shape(sizes_of(config, name), f"config.json{counted_whole(of_text(config))}")
 
 
 def read_config(path: Path) -> ModelShape:
