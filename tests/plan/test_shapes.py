@@ -200,11 +200,27 @@ def test_a_family_ties_its_embeddings_where_it_does_not_say() -> None:
         ({"num_experts": 4, "num_experts_per_tok": 5}, "5 experts a token"),
         ({"num_attention_heads": 5}, r"more heads \(5\) than hidden_size \(4\)"),
         ({"kv_lora_rank": 4, "qk_rope_head_dim": 6}, "qk_rope_head_dim = 6 of heads of 2"),
+        ({"hidden_size": 5}, "no head_dim, and hidden_size = 5 is no multiple of 2 heads"),
+        (
+            {"num_attention_heads": 4, "num_key_value_heads": 3},
+            "num_attention_heads = 4 is no multiple of num_key_value_heads = 3",
+        ),
+        (
+            {"num_key_value_heads": 4},
+            "num_attention_heads = 2 is no multiple of num_key_value_heads = 4",
+        ),
     ],
 )
 def test_sizes_that_would_be_miscounted_are_refused(changed: dict[str, object], told: str) -> None:
-    with pytest.raises(ModelError, match=f"tiny: {told}.* in its config.json; a plan cannot tell"):
+    with pytest.raises(ModelError, match=f"tiny: {told}.* in its config.json; .* mend the file"):
         of_config(DENSE | changed, "tiny")
+
+
+def test_latent_attention_has_no_heads_to_share() -> None:
+    latent = DENSE | {"kv_lora_rank": 4, "qk_rope_head_dim": 1}
+    odd = of_config(latent | {"num_key_value_heads": 3}, "tiny")
+    assert odd.params == of_config(latent, "tiny").params
+    assert odd.kv_elements == of_config(latent, "tiny").kv_elements
 
 
 def test_an_unknown_name_tells_the_nearest() -> None:

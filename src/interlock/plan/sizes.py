@@ -82,7 +82,9 @@ def sizes_of(config: dict[str, Any], name: str) -> Sizes:
     nope = _number(tree, ("qk_nope_head_dim",), name)
     if found["kv_rank"] and nope:
         found["head_dim"] = nope + found["rope_dim"]
-    found["head_dim"] = found["head_dim"] or found["hidden"] // found["heads"]
+    # 0, which _wrong refuses, where heads do not share the width evenly.
+    even = found["hidden"] % found["heads"] == 0
+    found["head_dim"] = found["head_dim"] or even * found["hidden"] // found["heads"]
     if not found["shared_inner"]:
         found["shared_inner"] = _number(tree, ("n_shared_experts",), name) * found["expert_inner"]
     if found["experts"]:
@@ -92,7 +94,10 @@ def sizes_of(config: dict[str, Any], name: str) -> Sizes:
         tied = str(tree.get("model_type", config.get("model_type"))).startswith(_TIED)
     sizes = Sizes(name=name, tied=bool(tied), **found)
     if wrong := _wrong(sizes, tree):
-        raise ModelError(f"{name}: {wrong} in its config.json; a plan cannot tell its sizes")
+        raise ModelError(
+            f"{name}: {wrong} in its config.json; a plan cannot tell its sizes: mend the file, or "
+            "give --model another"
+        )
     return sizes
 
 
@@ -116,8 +121,16 @@ def _wrong(of: Sizes, tree: dict[str, Any]) -> str | None:
         return f"no {_KEYS['inner'][0]}"
     if of.experts and not 0 < of.per_token <= of.experts:
         return f"{of.per_token} experts a token (num_experts_per_tok) of {of.experts}"
-    if not of.head_dim:
+    if of.heads > of.hidden and not of.head_dim:
         return f"more heads ({of.heads:,}) than hidden_size ({of.hidden:,})"
+    if not of.head_dim:
+        return f"no head_dim, and hidden_size = {of.hidden:,} is no multiple of {of.heads:,} heads"
+    # Latent attention has no key/value heads, whatever their number says.
+    if not of.kv_rank and of.heads % of.kv_heads:
+        return (
+            f"num_attention_heads = {of.heads:,} is no multiple of num_key_value_heads = "
+            f"{of.kv_heads:,}"
+        )
     if of.kv_rank and of.head_dim < (of.rope_dim or 64):
         return f"qk_rope_head_dim = {of.rope_dim or 64:,} of heads of {of.head_dim:,}"
     return None
