@@ -21,7 +21,7 @@ from interlock.errors import ConfigError, ModelError
 from interlock.models.catalogue import ModelRecord, catalogue
 from interlock.models.fetch import of_run
 from interlock.plan.layer_kinds import counted_whole
-from interlock.plan.sizes import Sizes, of_text, sizes_of
+from interlock.plan.sizes import StatedSizes, of_text, sizes_of
 from interlock.records.adapters import ALL_LINEAR, AdapterForm
 from interlock.regular import read_regular
 from interlock.text import error_line, one_line
@@ -100,7 +100,7 @@ class ModelShape(msgspec.Struct, frozen=True):
         return self.routed * (1.0 - (1.0 - self.per_token / self.experts) ** tokens)
 
 
-def _attention(of: Sizes) -> tuple[float, float, float, float]:
+def _attention(of: StatedSizes) -> tuple[float, float, float, float]:
     """Of one layer: weights, elements of the cache per token, elements of queries and values, the
     same of a decoding step.
     """
@@ -121,7 +121,7 @@ def _attention(of: Sizes) -> tuple[float, float, float, float]:
     return around + keys, 2 * of.kv_heads * of.head_dim, attention, attention
 
 
-def _linear(of: Sizes) -> dict[str, float]:
+def _linear(of: StatedSizes) -> dict[str, float]:
     """Of ModelShape.linear."""
     with_experts = of.layers - of.dense_layers if of.experts else 0
     values = of.heads * (of.value_dim or of.head_dim)
@@ -148,7 +148,7 @@ def _linear(of: Sizes) -> dict[str, float]:
     return found | dict.fromkeys(("gate_proj", "up_proj", "down_proj"), float(inner))
 
 
-def _shape(of: Sizes, source: str) -> ModelShape:
+def _shape(of: StatedSizes, source: str) -> ModelShape:
     weights, cache, attention, decoding = _attention(of)
     with_experts = of.layers - of.dense_layers if of.experts else 0
     dense = of.layers - with_experts
@@ -180,7 +180,9 @@ def _shape(of: Sizes, source: str) -> ModelShape:
 
 def of_record(record: ModelRecord) -> ModelShape:
     """A model of the catalogue."""
-    return _shape(msgspec.convert(record, Sizes, from_attributes=True), "models/catalogue.toml")
+    return _shape(
+        msgspec.convert(record, StatedSizes, from_attributes=True), "models/catalogue.toml"
+    )
 
 
 def of_config(config: dict[str, Any], name: str) -> ModelShape:

@@ -1,6 +1,6 @@
 """The sizes that a config.json states, in one set of words whatever its family.
 
-    config.json ──> the keys that families use ──> Sizes ──(shapes.py)──> ModelShape
+    config.json ──> the keys that families use ──> StatedSizes ──(shapes.py)──> ModelShape
 
 A size that is missing, or that goes with no other, is refused: a plan would count it otherwise than
 it is, and nobody would see that.
@@ -15,7 +15,7 @@ from interlock.errors import ModelError
 from interlock.text import one_line
 
 
-class Sizes(msgspec.Struct, frozen=True):
+class StatedSizes(msgspec.Struct, frozen=True):
     """A config.json in our words; 0: it has no such thing."""
 
     name: str
@@ -68,7 +68,7 @@ def of_text(config: dict[str, Any]) -> dict[str, Any]:
     return tree if isinstance(tree, dict) else config
 
 
-def sizes_of(config: dict[str, Any], name: str) -> Sizes:
+def sizes_of(config: dict[str, Any], name: str) -> StatedSizes:
     """Of a config.json that was read. Raises ModelError where a size is missing, or cannot be."""
     tree = of_text(config)
     found = {ours: _number(tree, theirs, name) for ours, theirs in _KEYS.items()}
@@ -92,7 +92,7 @@ def sizes_of(config: dict[str, Any], name: str) -> Sizes:
     tied = tree.get("tie_word_embeddings", config.get("tie_word_embeddings"))
     if tied is None:
         tied = str(tree.get("model_type", config.get("model_type"))).startswith(_TIED)
-    sizes = Sizes(name=name, tied=bool(tied), **found)
+    sizes = StatedSizes(name=name, tied=bool(tied), **found)
     if wrong := _wrong(sizes, tree):
         raise ModelError(
             f"{name}: {wrong} in its config.json; a plan cannot tell its sizes: mend the file, or "
@@ -111,7 +111,7 @@ def _dense_layers(tree: dict[str, Any], found: dict[str, int], name: str) -> int
     return layers - len(routing) + sum(each in routing for each in listed)
 
 
-def _wrong(of: Sizes, tree: dict[str, Any]) -> str | None:
+def _wrong(of: StatedSizes, tree: dict[str, Any]) -> str | None:
     """What would be counted otherwise than it is: sizes that are not there, or cannot be so."""
     if not of.experts:
         others = (key for key in tree if "experts" in key and type(tree[key]) is int)
