@@ -281,7 +281,7 @@ def test_train_report_eval_chat_and_the_directory_rules(
     last = view.metrics()[-1]
     assert own["accuracy"] == pytest.approx(last.accuracy)
     assert own["reward"] == pytest.approx(last.held_out_reward)
-    assert "the run held out 8" in complaint("eval", run, "--problems", 9)
+    assert "held out 8; give --problems 8 or" in complaint("eval", run, "--problems", 9)
     assert "give --task too" in complaint("eval", run, "options.digits=1")
     measured = interlock("eval", run, *options, "--json", "options.digits=1")
     figures = json.loads(measured.stdout)

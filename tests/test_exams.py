@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,10 +10,12 @@ import pytest
 from msgspec.structs import replace
 from scored import group
 
-from interlock.cli.exams import figures, what_to_measure
+from interlock.cli.exams import asking_for, figures, what_to_measure
+from interlock.config.schema import GeneratorSettings
 from interlock.config.tasks import EvaluationSettings
 from interlock.errors import ConfigError
-from interlock.recipes.evaluate import Exam, asking
+from interlock.recipes.evaluate import Exam, asking, measure
+from interlock.recipes.sinks import Sink
 from interlock.records.rl import Sampling, ScoredGroup
 
 
@@ -65,11 +68,89 @@ def test_both_modes_of_thinking_are_asked_apart_within_a_budget() -> None:
         ([], {"temperature": 0.5}, "eval.temperature = 0.5 is of answers that are drawn"),
         ([], {"samples": 9999}, "expected int <= 1024"),
         ([], {"samples": 2, "temperature": 0.0}, "expected float > 0"),
+        (
+            [],
+            {"problems": 1_000_001},
+            "--problems 1000001: that is too many; give 1,000,000 or fewer",
+        ),
     ],
 )
 def test_mistakes(settings: list[str], more: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(complaint)):
         asked(*settings, **more)
+
+
+@pytest.mark.parametrize(
+    ("names", "settings", "complaint"),
+    [
+        (["jsonl"], ["options.path={rows}"], "{rows} has 5 different problems, *give 4"),
+        (["jsonl"], ["options.path={folder}"], "test.jsonl has 2 different problems, *give 2"),
+        (["jsonl"], ["options.path={one}"], "has 1 different problems, *give data with more rows"),
+        # 1 + 1 to 9 + 9 where the order does not count, and 0 beside each: 10 * 11 / 2
+        (["arithmetic"], ["options.digits=1", 'options.operators=["+"]'], "than the 55 *give 55"),
+        (["arithmetic"], ["held_out=7"], "the task holds out 7; give 7"),
+        (["reasoning-gym/chain_sum"], ["options.size=12"], "than the 12 that *give 12"),
+        (
+            ["arithmetic", "jsonl"],
+            ["1.options.path={rows}"],
+            "jsonl: {rows} has 5 different problems, *give 4",
+        ),
+        (
+            ["arithmetic", "arithmetic"],
+            ["1.label=few", "1.held_out=7", "1.options.digits=1"],
+            "few: 60 held-out problems asked for, but the task holds out 7; give 7",
+        ),
+    ],
+)
+def test_more_problems_than_there_are(
+    names: list[str], settings: list[str], complaint: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    rows = [json.dumps({"question": f"{n}+1?", "answer": f"{n + 1}"}) + "\n" for n in range(7)]
+    places = {name: tmp_path / f"{name}.jsonl" for name in ("rows", "one")}
+    places |= {"folder": tmp_path / "both"}
+    places["folder"].mkdir()
+    for path, part in (
+        (places["rows"], rows[:5]),
+        (places["one"], rows[:1]),
+        (places["folder"] / "train.jsonl", rows[:5]),
+        (places["folder"] / "test.jsonl", rows[5:]),
+    ):
+        path.write_text("".join(part))
+    exam = asked(
+        *(each.format(**places) if "{" in each else each for each in settings),
+        task=names,
+        problems=60,
+        max_tokens=4,
+    )
+    with pytest.raises(ConfigError) as caught, asking_for(60):
+        measure(str(tiny_model), exam, GeneratorSettings(), Sink())
+    told = str(caught.value)
+    assert told.startswith("--problems 60: ") and "\n" not in told and "stage." not in told
+    fact, _, remedy = complaint.format(**places).partition("give ")
+    for part in fact.rstrip("; ").split("*"):
+        assert part.strip() in told
+    remedy = f"--problems {remedy} or fewer" if remedy.isdecimal() else remedy
+    assert told.endswith(f"; give {remedy}")
+
+
+def test_the_number_that_nobody_gave_is_named_as_such(tiny_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(f'{{"question": "{n}?", "answer": "{n}"}}\n' for n in range(9)))
+    exam = asked(f"options.path={path}", task=["jsonl"], max_tokens=4)
+    with pytest.raises(ConfigError) as caught, asking_for(exam.problems, default=True):
+        measure(str(tiny_model), exam, GeneratorSettings(), Sink())
+    assert str(caught.value).startswith("--problems 128, as it is where nothing is said: ")
+    assert str(caught.value).endswith("; give --problems 8 or fewer")
+
+
+def test_a_run_whose_data_lost_rows_is_told_of_them(tiny_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"question": "1?", "answer": "1"}\n')
+    exam = asked(f"options.path={path}", task=["jsonl"], problems=3, max_tokens=4)
+    began = exam._replace(files={"rows.jsonl": "sha256 0"})
+    with pytest.raises(ConfigError, match="its data are others now; put them back") as caught:
+        measure(str(tiny_model), began, GeneratorSettings(), Sink())
+    assert "has 1 different problems" in str(caught.value)
 
 
 def of_task(name: str, scored: ScoredGroup) -> ScoredGroup:

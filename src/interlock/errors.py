@@ -5,6 +5,7 @@
     │   ├── ConfigError     a recipe, a setting or a command-line value
     │   ├── ModelError      a model that is missing, unsafe, damaged or of an unknown family
     │   ├── TaskError       a task, its data or its verifier cannot be set up
+    │   │   └── TooFewProblems  to hold out as many as asked
     │   ├── SandboxError    nothing here isolates what a model wrote
     │   └── RunError        a run directory: locked, not empty, unreadable, read-only, disk full
     ├── VoidResult          it ran to its end, and nothing was learned or judged; exit code 3
@@ -38,6 +39,21 @@ class ModelError(UserError):
 
 class TaskError(UserError):
     """A task, its data or its verifier cannot be set up."""
+
+
+class TooFewProblems(TaskError):
+    """A task has fewer problems than are to be held out; at most `most` can be.
+
+    The remedy is that of a recipe; a verb that was told the number has its own.
+    """
+
+    def __init__(self, what: str, most: int, remedy: str) -> None:
+        super().__init__(f"{what}; {remedy}")
+        self.what, self.most, self.remedy = what, most, remedy
+
+    def of(self, task: str) -> "TooFewProblems":
+        """The same of one of several tasks."""
+        return TooFewProblems(f"{task}: {self.what}", self.most, self.remedy)
 
 
 class RunError(UserError):

@@ -185,6 +185,10 @@ def test_bad_rows_are_named_by_file_and_line(
 def test_bad_files_and_options_are_named(write_jsonl: WriteJsonl, tmp_path: Path) -> None:
     good = write_jsonl("good.jsonl", *map(_row, range(3)))
     empty = write_jsonl("empty.jsonl", "")
+    same = tmp_path / "same"
+    same.mkdir()
+    for name in ("train.jsonl", "test.jsonl"):
+        (same / name).write_bytes(good.read_bytes())
     latin = tmp_path / "latin.jsonl"
     latin.write_bytes('{"question": "é"}'.encode("latin-1"))
     unmarked = {"answer_after": "####"}
@@ -195,6 +199,7 @@ def test_bad_files_and_options_are_named(write_jsonl: WriteJsonl, tmp_path: Path
         ({"path": latin}, "latin.jsonl:1: byte 14 is not UTF-8"),
         ({"path": good, "held_out": 3}, "has 3 different problems, too few to hold out 3"),
         ({"path": good, "held_out": 4}, "lower stage.task.held_out and stage.eval.problems"),
+        ({"path": same}, "train.jsonl asks nothing that "),
         ({"path": good, **unmarked}, "good.jsonl:1: the answer has no '####'"),
         ({"path": good, "question": "q"}, "did you mean question_field?"),
         ({"path": good, "verifier": "x"}, "write path/to/file.py:function"),

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from interlock.config.tasks import TaskSettings
-from interlock.errors import TaskError
+from interlock.errors import TaskError, TooFewProblems
 from interlock.records.rl import Problem
 from interlock.tasks import open_task
 from interlock.tasks.sources import ListSource, ProceduralSource, prompt
@@ -109,6 +109,19 @@ def test_a_procedure_with_too_few_problems_says_so() -> None:
         source.train(0, 9)
     with pytest.raises(TaskError, match="found 12 of 13"):
         ProceduralSource(_draw, seed=7, held_out=13, families=20)
+
+
+def test_what_does_not_fit_is_counted_where_too_few_are_found() -> None:
+    def small(problem: Problem) -> str | None:
+        return None if problem.id in ("p1", "p2") else "too long"
+
+    with pytest.raises(TooFewProblems) as caught:
+        ProceduralSource(_draw, 7, 3, families=20, unfit=small, overlong="leave_out")
+    rng = Random("7/held-out")
+    drawn = [_draw(rng).id for _ in range(1000 + 100 * 3)]
+    unfit = sum(each not in ("p1", "p2") for each in drawn)
+    assert f"found 2 of 3, and drew {unfit} that do not fit the model;" in str(caught.value)
+    assert caught.value.most == 2
 
 
 def test_more_problems_than_there_are_cost_no_drawing() -> None:

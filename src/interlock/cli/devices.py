@@ -221,6 +221,7 @@ def preflight(given: argparse.Namespace) -> None:
 
 def parity(given: argparse.Namespace) -> None:
     """Compare two sides; write the figures and the page."""
+    from interlock.cli.exams import asking_for
     from interlock.models.fetch import find_model
     from interlock.parity import outcome, page
     from interlock.parity.compare import Question, compare
@@ -234,6 +235,8 @@ def parity(given: argparse.Namespace) -> None:
     def note(line: str) -> None:
         console.print(line, soft_wrap=True)
 
+    with asking_for(given.problems):
+        task = parse_task(given.task, given.problems, given.settings) if given.task else None
     a = parse("a", given.a, given.a_dtype, given.a_python)
     b = parse("b", given.b, given.b_dtype, given.b_python)
     question = Question(
@@ -241,7 +244,7 @@ def parity(given: argparse.Namespace) -> None:
         a=a,
         b=b,
         b_model=find_model(given.b_model, note) if given.b_model else None,
-        task=parse_task(given.task, given.problems, given.settings) if given.task else None,
+        task=task,
         problems=given.problems,
         samples=given.samples,
         sampling=parse_sampling(0.0, given.max_tokens, given.stop or []),
@@ -250,7 +253,7 @@ def parity(given: argparse.Namespace) -> None:
         answer_s=given.timeout,
     )
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(given.model).name)
-    with _folder(given.out or Path("parity") / name) as out:
+    with _folder(given.out or Path("parity") / name) as out, asking_for(given.problems):
         found = compare(question, out, note)
     written = page.write(found, out)
     if given.json:

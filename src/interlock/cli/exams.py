@@ -6,13 +6,14 @@ the run's own stage ──┴─what_to_measure─> Exam ──recipes.evaluate.
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from interlock.config.reading import parse_evaluation, parse_sampling, parse_task, to_tree
-from interlock.config.tasks import TaskSettings, task_conflicts
-from interlock.errors import ConfigError
+from interlock.config.tasks import MOST_HELD_OUT, TaskSettings, task_conflicts
+from interlock.errors import ConfigError, TooFewProblems
 from interlock.recipes.evaluate import Exam, practised
 from interlock.records.passes import Share, accuracy, passes
 from interlock.records.rl import Score, ScoredGroup, of_tasks
@@ -33,7 +34,8 @@ def what_to_measure(given: argparse.Namespace) -> Exam:
     asked = {name: value for name, value in asked.items() if value is not None}
     if given.task:
         limit, count = given.max_tokens or _LIMIT, given.problems or _PROBLEMS
-        tasks = _tasks(given.task, count, given.settings)
+        with asking_for(count):
+            tasks = _tasks(given.task, count, given.settings)
         sampling = parse_sampling(0.0, limit, given.stop or [], given.thinking_budget)
         return Exam(tasks, count, sampling, limit, how=parse_evaluation(asked))
     if not (Path(given.model) / "manifest.json").is_file():
@@ -48,7 +50,9 @@ def what_to_measure(given: argparse.Namespace) -> Exam:
     own = practised(Path(given.model))
     count = given.problems or own.problems
     if count > (most := min(task.held_out for task in own.task)):
-        raise ConfigError(f"--problems {count}: the run held out {most}; choose from those")
+        raise ConfigError(
+            f"--problems {count}: the run held out {most}; give --problems {most} or fewer"
+        )
     limit = given.max_tokens or own.sampling.max_tokens
     budget = given.thinking_budget
     budget = own.sampling.thinking_budget if budget is None else budget
@@ -78,6 +82,24 @@ def _tasks(names: Sequence[str], count: int, settings: Sequence[str]) -> list[Ta
     for conflict in task_conflicts(tasks):
         raise ConfigError(conflict)
     return tasks
+
+
+@contextmanager
+def asking_for(count: int, default: bool = False) -> Iterator[None]:
+    """Where a task has fewer problems than `--problems`, that is what has to be lowered.
+
+    Raises ConfigError.
+    """
+    said = f"--problems {count}" + ", as it is where nothing is said" * default
+    if count > MOST_HELD_OUT:
+        raise ConfigError(f"{said}: that is too many; give {MOST_HELD_OUT:,} or fewer")
+    try:
+        yield
+    except TooFewProblems as error:
+        remedy = "give data with more rows"
+        if error.most:
+            remedy = f"give --problems {error.most} or fewer"
+        raise ConfigError(f"{said}: {error.what}; {remedy}") from None
 
 
 def figures(model: str, exam: Exam, scored: Sequence[ScoredGroup]) -> dict[str, Any]:

@@ -90,14 +90,15 @@ def train(given: argparse.Namespace) -> None:
 def evaluate(given: argparse.Namespace) -> None:
     """Accuracy on held-out problems, with its 95 % interval; and pass@k, where it is asked for."""
     from interlock import terminal
-    from interlock.cli.exams import figures, what_to_measure
+    from interlock.cli.exams import asking_for, figures, what_to_measure
     from interlock.recipes.evaluate import measure
     from interlock.report.summary import not_judged
 
     exam = what_to_measure(given)
     generator = GeneratorSettings(device=given.device)
     console = terminal.Screen(stderr=given.json)
-    with terminal.watching(console) as screen:
+    default = given.problems is None
+    with asking_for(exam.problems, default), terminal.watching(console) as screen:
         scored = measure(given.model, exam, generator, screen)
     if given.json:
         print(json.dumps(figures(given.model, exam, scored)))

@@ -26,6 +26,8 @@ from interlock.config.judging import JudgeSettings
 from interlock.config.rewards import AnyReward, CodeReward, reward_conflicts, room_conflicts
 from interlock.text import one_line
 
+MOST_HELD_OUT = 1_000_000
+
 
 class TaskSettings(SettingsTable, frozen=True):
     """`[stage.task]`, or one of several `[[stage.task]]`: a source of problems and its verifier."""
@@ -36,7 +38,7 @@ class TaskSettings(SettingsTable, frozen=True):
     weight: Rate = 1.0  # of several: its share of a step's problems, against the others' weights
     seed: Seed = 0  # of the problems and their order
     # Problems kept away from training.
-    held_out: Annotated[int, Meta(gt=0, le=1_000_000)] = 128
+    held_out: Annotated[int, Meta(gt=0, le=MOST_HELD_OUT)] = 128
     overlong: Overlong = "refuse"  # a prompt that leaves no room for sampling.max_tokens
     system: str | None = None  # a system turn put before every problem
     # What the chat template is told with every problem; what a row says itself goes before it.

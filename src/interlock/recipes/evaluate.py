@@ -13,7 +13,7 @@ from interlock.config.reading import parse_recipe
 from interlock.config.schema import GeneratorSettings
 from interlock.config.stages import StageSettings
 from interlock.config.tasks import EvaluationSettings, TaskSettings
-from interlock.errors import ConfigError, TaskError, TrainingError
+from interlock.errors import ConfigError, TaskError, TooFewProblems, TrainingError
 from interlock.models.fetch import find_model
 from interlock.models.huggingface import read_architecture
 from interlock.models.tokenizer import Tokenizer
@@ -171,7 +171,16 @@ def measure(model: str, exam: Exam, settings: GeneratorSettings, sink: Sink) -> 
     directory = find_model(model, sink.note)
     context = read_architecture(directory).context
     tokenizer = Tokenizer.load(directory, clock=exam.clock)
-    source = open_tasks(exam.task, room(exam.room, tokenizer, context))
+    try:
+        source = open_tasks(exam.task, room(exam.room, tokenizer, context))
+    except TooFewProblems as error:
+        if not exam.files:
+            raise
+        # Of a run, which found as many: not the number is wrong.
+        raise ConfigError(
+            f"{error.what}, as {one_line(model, 200)} did: its data are others now; put them back, "
+            "or say what to measure with --task"
+        ) from None
     if (other := inputs.changed(source.files, exam.files)) is not None:
         raise ConfigError(
             f"{other} is not as {one_line(model, 200)} began with it, so that problems it learned "

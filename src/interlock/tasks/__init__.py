@@ -10,7 +10,7 @@ the worker processes of `verifier_pool`, so the caller never imports a verifier'
 from collections.abc import Sequence
 
 from interlock.config.tasks import TaskSettings
-from interlock.errors import TaskError
+from interlock.errors import TaskError, TooFewProblems
 from interlock.tasks.drawing import DrawnSource
 from interlock.tasks.options import unknown
 from interlock.tasks.packages import module_of
@@ -66,7 +66,7 @@ def open_beside(tasks: Sequence[TaskSettings], unfit: Sequence[Unfit]) -> list[T
     Raises TaskError for an unknown name or option, for data that cannot be read or does not fit,
     for too few problems, and for a missing package.
     """
-    sources = [_opened(*each) for each in zip(tasks, unfit, strict=True)]
+    sources = [_opened(*each, alone=len(tasks) == 1) for each in zip(tasks, unfit, strict=True)]
     for task, source in zip(tasks, sources, strict=True):
         for other, beside in zip(tasks, sources, strict=True):
             if other.name == task.name and beside is not source:
@@ -77,7 +77,10 @@ def open_beside(tasks: Sequence[TaskSettings], unfit: Sequence[Unfit]) -> list[T
     ]
 
 
-def _opened(task: TaskSettings, unfit: Unfit) -> PooledSource:
+def _opened(task: TaskSettings, unfit: Unfit, alone: bool) -> PooledSource:
     module = module_of(_SOURCES[known(task.name)], f"task {task.name!r}")
-    source: PooledSource = module.open_source(task, unfit)
+    try:
+        source: PooledSource = module.open_source(task, unfit)
+    except TooFewProblems as error:
+        raise (error if alone else error.of(task.called)) from None
     return source

@@ -18,7 +18,7 @@ import msgspec
 from interlock.config.fields import Said
 from interlock.config.rewards import CodeReward
 from interlock.config.tasks import TaskSettings
-from interlock.errors import TaskError
+from interlock.errors import TaskError, TooFewProblems
 from interlock.records.rl import Problem
 from interlock.tasks import user_verifier
 from interlock.tasks.code.problems import CodeOptions, hidden_tests
@@ -27,7 +27,7 @@ from interlock.tasks.data import find, rows_of
 from interlock.tasks.drawing import RatesTold
 from interlock.tasks.options import read_options
 from interlock.tasks.rows import Row, row_errors
-from interlock.tasks.sources import ListSource, Unfit, fits, prompt
+from interlock.tasks.sources import ListSource, Unfit, counted, fits, prompt
 from interlock.text import one_line
 
 _SHOWN = 3  # rows that are told of
@@ -75,12 +75,19 @@ def open_source(task: TaskSettings, unfit: Unfit = fits) -> ListSource:
         dropped += test_rows.repeated + len(shared)
         left_out += test_rows.left_out
         training = {id: problem for id, problem in training.items() if id not in shared}
+    if found.test and not training:
+        raise TaskError(
+            f"{found.train[0]} asks nothing that {found.test[0]}, which is held out, does not ask; "
+            "give other rows to train on"
+        )
     if len(held_out) < task.held_out or not training:
         there = len(held_out) + (0 if found.test else len(training))
-        raise TaskError(
-            f"{(found.test or found.train)[0]} has {there} different problems, too few to hold out "
-            f"{task.held_out}{'' if found.test else ' and train on others'}; lower "
-            "stage.task.held_out and stage.eval.problems"
+        long = test_rows.left_out if found.test else left_out
+        raise TooFewProblems(
+            f"{(found.test or found.train)[0]} has {counted(there, long)}, too few to hold out "
+            f"{task.held_out}{'' if found.test else ' and train on others'}",
+            there if found.test else max(0, there - 1),
+            "lower stage.task.held_out and stage.eval.problems",
         )
     files = [*found.train, *found.test, *verifier]
     rates = train_rows.told.of(training)

@@ -26,7 +26,7 @@ from msgspec.structs import replace
 
 from interlock.config.rewards import PythonReward
 from interlock.config.tasks import TaskSettings
-from interlock.errors import TaskError
+from interlock.errors import TaskError, TooFewProblems
 from interlock.records.metrics import PoolMetrics
 from interlock.records.rl import Attempt, Problem, Verdict
 from interlock.tasks import modes, open_beside, user_verifier
@@ -119,11 +119,13 @@ class Mixture:
 
     def held_out(self, count: int) -> list[Problem]:
         """The first `count` of each task."""
-        return [
-            problem
-            for place, source in enumerate(self._sources)
-            for problem in self._of(place, source.held_out(count))
-        ]
+        problems = []
+        for place, source in enumerate(self._sources):
+            try:
+                problems += self._of(place, source.held_out(count))
+            except TooFewProblems as error:
+                raise (error if len(self._sources) == 1 else error.of(self.names[place])) from None
+        return problems
 
     def learn(self, outcomes: Iterable[GroupOutcome]) -> list[str]:
         """What groups say of problems that are drawn by pass rate. -> those that are retired"""

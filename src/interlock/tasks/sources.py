@@ -14,10 +14,11 @@ from random import Random
 from typing import Protocol
 
 from interlock.config.tasks import TaskSettings
-from interlock.errors import TaskError
+from interlock.errors import TaskError, TooFewProblems
 from interlock.records.rl import Problem
 
 _CHECKED = 2000  # problems of a procedure, drawn before the first step to see whether they fit
+_FEWER = "lower held_out, problems_per_step or draw.pool, or widen the task's options"
 
 # Why a problem does not fit the model, and what to do about it; None: it fits.
 Unfit = Callable[[Problem], str | None]
@@ -217,18 +218,21 @@ class ProceduralSource:
         """`count` problems by family, none of a family in `taken` or `spared`."""
         if count + len(taken) > self._families:
             held = f"and {len(taken)} held out " if taken else ""
-            raise TaskError(
+            raise TooFewProblems(
                 f"{count} different problems {held}are more than the {self._families} that the "
-                "task has; lower held_out, problems_per_step or draw.pool, or widen the task's "
-                "options"
+                "task has",
+                self._families - len(taken),
+                _FEWER,
             )
         found: dict[str, Problem] = {}
-        draws_left = 1000 + 100 * count
+        draws_left, unfit = 1000 + 100 * count, 0
         while len(found) < count:
             if draws_left == 0:
-                raise TaskError(
-                    f"the task has too few different problems: found {len(found)} of {count}; "
-                    "lower held_out, problems_per_step or draw.pool, or widen the task's options"
+                raise TooFewProblems(
+                    f"the task has too few different problems: found {len(found)} of {count}"
+                    + f", and drew {unfit} that do not fit the model" * bool(unfit),
+                    len(found),
+                    _FEWER,
                 )
             draws_left -= 1
             problem = self._draw(rng)
@@ -236,6 +240,7 @@ class ProceduralSource:
                 if self._overlong == "refuse":
                     advice = 'or have others drawn: overlong = "leave_out"'
                     raise TaskError(f"problem {problem.id}: {why}, {advice}")
+                unfit += 1
                 continue
             family = self._family(problem)
             if family not in found and family not in taken and family not in spared:
@@ -253,11 +258,17 @@ def prompt(
     return [*system, *before, {"role": "user", "content": question}]
 
 
+def counted(there: int, left_out: int) -> str:
+    """How many problems some rows are, for who did not find enough."""
+    return f"{there} different problems" + f" beside {left_out} too long rows" * bool(left_out)
+
+
 def _first(held_out: list[Problem], count: int) -> list[Problem]:
     if count > len(held_out):
-        raise TaskError(
-            f"{count} held-out problems asked for, but the task holds out {len(held_out)}; "
-            f"set held_out = {count} or evaluate on fewer"
+        raise TooFewProblems(
+            f"{count} held-out problems asked for, but the task holds out {len(held_out)}",
+            len(held_out),
+            f"set held_out = {count} or evaluate on fewer",
         )
     return held_out[:count]
 

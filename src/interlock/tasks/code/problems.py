@@ -20,13 +20,13 @@ from typing import Any
 import msgspec
 
 from interlock.config.tasks import TaskSettings
-from interlock.errors import TaskError
+from interlock.errors import TaskError, TooFewProblems
 from interlock.records.rl import Problem
 from interlock.sandbox.canary import open_sandbox
 from interlock.tasks.drawing import RatesTold
 from interlock.tasks.options import read_options
 from interlock.tasks.rows import Row, read_rows, row_errors
-from interlock.tasks.sources import ListSource, Unfit, fits, prompt
+from interlock.tasks.sources import ListSource, Unfit, counted, fits, prompt
 from interlock.text import one_line
 
 HUMAN_EVAL = "human-eval"
@@ -79,9 +79,11 @@ def open_source(task: TaskSettings, unfit: Unfit = fits) -> ListSource:
         else:
             training[problem.id] = problem
     if len(training) <= task.held_out:
-        raise TaskError(
-            f"{path} has {len(training)} different problems, too few to hold out {task.held_out} "
-            "and train on others; lower stage.task.held_out and stage.eval.problems"
+        raise TooFewProblems(
+            f"{path} has {counted(len(training), left_out)}, too few to hold out {task.held_out} "
+            "and train on others",
+            max(0, len(training) - 1),
+            "lower stage.task.held_out and stage.eval.problems",
         )
     chosen = Random(f"{task.seed}/held-out").sample(list(training), task.held_out)
     held_out = [training.pop(id) for id in chosen]
