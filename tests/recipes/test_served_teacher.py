@@ -19,6 +19,7 @@ from interlock.models.attention import causal
 from interlock.models.checkpoint import load_decoder
 from interlock.models.tokenizer import Tokenizer
 from interlock.recipes import served_teacher
+from interlock.recipes.check import check
 from interlock.recipes.served_teacher import Read, ScoringClient
 from interlock.recipes.teachers import find_teachers
 from interlock.recipes.train import train
@@ -114,6 +115,49 @@ def test_a_teacher_that_is_not_there_is_one_error_after_its_patience(
     with pytest.raises(TrainingError, match=r"'teacher-0' at http://127\.0\.0\.1:9: .*within 3 s"):
         train(load_recipe(recipe, []), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("where", "answer", "told"),
+    [
+        ("", None, "not answered within 3 s: start it, or mend the teacher's url"),
+        ("/v1/models", (404, b"none here"), "HTTP 404: none here; see that url and served are"),
+        ("/v1/models", (200, b'{"data": []}'), "; name one of its models with served, or mend url"),
+        ("/v1/models", (307, b""), "; give the url that it leads to, which no request follows"),
+        ("/v1/models", (401, b"who?"), "HTTP 401: who?; name the environment variable that holds"),
+        ("/tokenize", (404, b"{}"), "refuses /tokenize, HTTP 404: {}; see that url and served"),
+        ("/v1/completions", (400, b"5 at most"), "400: 5 at most; mend what it names; alternati"),
+        ("/v1/completions", (200, b'{"choices": [{}]}'), "must have /tokenize, and /v1/completi"),
+    ],
+)
+def test_an_endpoint_that_is_none_is_one_line_of_a_check(
+    where: str,
+    answer: tuple[int, bytes] | None,
+    told: str,
+    student: Path,
+    teacher: Path,
+    tmp_path: Path,
+) -> None:
+    with scoring(teacher, lambda path, number: answer if path == where else None) as endpoint:
+        url = endpoint.url if where else "http://127.0.0.1:9"
+        recipe = a_recipe(tmp_path, student, f'url = "{url}"\n{SOON}', 'loss = "topk"')
+        (mistake,) = check(load_recipe(recipe, []), tmp_path / "run").mistakes
+    assert mistake.startswith("stage 0 (distill): teacher 'teacher-0' ")
+    assert told in mistake and "\n" not in mistake and "--resume" not in mistake
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_key_that_is_not_taken_is_looked_for_where_it_is(
+    teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("A_TEACHERS_KEY", "very-secret-key")
+    with (
+        scoring(teacher, lambda path, number: (403, b"no")) as endpoint,
+        the_client(endpoint, key_variable="A_TEACHERS_KEY") as client,
+        pytest.raises(TrainingError, match="no; see that A_TEACHERS_KEY, the key_variable") as told,
+    ):
+        client.check(endpoint.tokenizer, 3)
+    assert "very-secret-key" not in str(told.value)
 
 
 def test_an_endpoint_that_tells_too_few_alternatives_is_met_before_the_run(

@@ -38,6 +38,10 @@ _PROBE = (
 )
 
 
+_LATER = "see to it, and go on with --resume"
+_NEEDS = "have /tokenize, and /v1/completions with prompt_logprobs, as interlock serve and vLLM do"
+
+
 class Read(NamedTuple):
     """A text: what was given, and the completion whose tokens are to be scored."""
 
@@ -69,6 +73,7 @@ class ScoringClient:
         self._shown = hide_credentials(self._base)
         self.model = model or settings.served  # None: found by `check`
         self._service = _service(name, settings)
+        self._checking = False
         self._stop = threading.Event()
         self._notes: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -87,10 +92,10 @@ class ScoringClient:
 
         Raises ModelError when it has another tokenizer, and as `score` does.
         """
-        allowed = min(self._settings.patience_s, _CHECK_S)
+        self._checking, allowed = True, min(self._settings.patience_s, _CHECK_S)
         if self.model is None:
             told = self._ask("GET", "/v1/models", None, allowed)
-            with _told(self, "no model"):
+            with _told(self, "no model", "name one of its models with served, or mend url"):
                 self.model = str(told["data"][0]["id"])
         probe = _PROBE + "".join(dict.fromkeys(tokenizer.roles.values()))
         body = {"model": self.model, "prompt": probe, "add_special_tokens": False}
@@ -103,6 +108,7 @@ class ScoringClient:
                 "take a teacher of the student's family, or train on its answers (sft)"
             )
         self._score(Read(theirs[:1], theirs[1:2]), k, allowed)
+        self._checking = False
         return longest - 1  # a token is drawn behind each text
 
     def score(self, texts: Sequence[Read], k: int, note: Callable[[str], None]) -> list[Said]:
@@ -164,9 +170,9 @@ class ScoringClient:
                 pause = max(backoff(self._settings.backoff_s, failures), asked)
                 why = f"teacher {self.name!r} at {self._shown}: {one_line(str(error), 200)}"
             if pause >= deadline.left:
-                raise TrainingError(
-                    f"{why}; not answered within {allowed:g} s: see to it, and go on with --resume"
-                )
+                # Before a run there is nothing to go on with.
+                remedy = "start it, or mend the teacher's url" if self._checking else _LATER
+                raise TrainingError(f"{why}; not answered within {allowed:g} s: {remedy}")
             with self._lock:
                 self.retries += 1
             self._notes.put(f"{why}; asked again")
@@ -186,30 +192,47 @@ class ScoringClient:
                 "lower top_k"
             ) from None
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-            raise TrainingError(f"teacher {self.name!r}: {one_line(error_line(error))}") from None
+            raise TrainingError(
+                f"teacher {self.name!r} at {self._shown}: {one_line(error_line(error), 200)}; mend "
+                "its url"
+            ) from None
         if found.status != 200:
             raise TrainingError(
                 f"teacher {self.name!r} at {self._shown} refuses {path}, HTTP {found.status}: "
-                f"{one_line(found.words, 200)}"
+                f"{one_line(found.words, 200)}; {self._remedy(found.status)}"
             )
         with _told(self, "no JSON"):
             return json.loads(found.content)
+
+    def _remedy(self, status: int) -> str:
+        """Of a refusal, which no other time mends."""
+        variable = self._settings.key_variable
+        if status in (401, 403) and variable is None:
+            return "name the environment variable that holds its key with key_variable"
+        if status in (401, 403):
+            return f"see that {variable}, the key_variable, holds a key that it takes"
+        if 300 <= status < 400:
+            return "give the url that it leads to, which no request follows"
+        if status in (404, 405, 501):
+            return f"see that url and served are what it has, which must {_NEEDS}"
+        return "mend what it names; alternatives are as many as top_k (vLLM: --max-logprobs)"
 
 
 class _told:
     """Whatever an answer lacks inside of it becomes one error that says who gave it."""
 
-    def __init__(self, client: ScoringClient, what: str) -> None:
-        self._name, self._what = client.name, what
+    def __init__(
+        self, client: ScoringClient, what: str, remedy: str = f"its endpoint must {_NEEDS}"
+    ) -> None:
+        self._name, self._what, self._remedy = client.name, what, remedy
 
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
         if isinstance(error, LookupError | TypeError | ValueError | AttributeError):
             raise TrainingError(
-                f"teacher {self._name!r} tells {self._what} ({one_line(str(error), 80)}); its "
-                "endpoint must have /tokenize, and /v1/completions with prompt_logprobs, as "
-                "interlock serve and vLLM do"
+                f"teacher {self._name!r} tells {self._what} ({one_line(str(error), 80)}); "
+                f"{self._remedy}"
             ) from None
 
 
