@@ -14,6 +14,7 @@ from interlock.errors import ConfigError, RunError
 from interlock.records.metrics import StepMetrics, UpdateMetrics
 from interlock.records.rl import ScoredGroup
 from interlock.rundir import RunDir
+from interlock.rundir.run import vacant
 
 TREE: dict[str, Any] = {
     "name": "test",
@@ -137,6 +138,45 @@ def test_resuming_with_another_config_is_refused_and_changes_nothing(
     with pytest.raises(RunError, match=message):
         RunDir.open(tmp_path, TREE | change)
     assert contents(tmp_path) == before
+
+
+def test_a_run_inside_a_run_is_refused_before_there_is_anything_of_it(tmp_path: Path) -> None:
+    outer = tmp_path / "outer"
+    create(outer).finish()
+    (outer / "data").mkdir()
+    (tmp_path / "link").symlink_to(outer / "data")
+    before = sorted(outer.rglob("*"))
+    for path in (outer / "sub", outer / "data" / "a" / "b", tmp_path / "link" / "x"):
+        for begin in (create, vacant):
+            with pytest.raises(RunError) as caught:
+                begin(path)
+            assert str(caught.value) == (
+                f"{path} is inside the run {outer}, which it would become a part of; give a "
+                "directory outside of it"
+            )
+    assert sorted(outer.rglob("*")) == before
+
+
+def test_what_only_looks_like_a_run_above_is_none(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"name": "a web page"}')
+    create(tmp_path / "runs" / "a").finish()
+    create(tmp_path / "runs" / "b").finish()  # beside one, not inside
+    (tmp_path / "runs" / "a" / "away").symlink_to(tmp_path)
+    create(tmp_path / "runs" / "a" / "away" / "c").finish()  # which is elsewhere
+    assert (tmp_path / "c" / "manifest.json").is_file()
+    for loop, other in (("x", "y"), ("y", "x")):
+        (tmp_path / loop).symlink_to(tmp_path / other)
+    vacant(tmp_path / "x" / "z")
+
+
+def test_a_run_that_is_inside_another_already_goes_on(tmp_path: Path) -> None:
+    inner = tmp_path / "outer" / "inner"
+    create(inner).finish()
+    create(tmp_path / "later").finish()
+    for path in (tmp_path / "later").iterdir():  # as one that an older version let begin there
+        path.rename(tmp_path / "outer" / path.name)
+    RunDir.open(inner, TREE).finish()
+    assert [event.kind for event in RunDir.read(inner).events()][:1] == ["resumed"]
 
 
 def test_the_last_checkpoint_goes_only_with_the_run(tmp_path: Path) -> None:

@@ -85,8 +85,10 @@ class RunDir(RunView):
     ) -> "RunDir":
         """Start a run in a new or empty directory.
 
-        Raises RunError when it holds a run or anything else, is in use, or cannot be written to.
+        Raises RunError when it holds a run or anything else, is in use, is inside a run, or cannot
+        be written to.
         """
+        _apart(path)  # before there is anything of it
         with storage_errors(path):
             path.mkdir(0o700, parents=True, exist_ok=True)
         vacant(path)
@@ -337,7 +339,10 @@ class RunDir(RunView):
 
 
 def vacant(path: Path) -> None:
-    """Raises RunError when a run cannot be begun there: it holds one, or anything else."""
+    """Raises RunError when a run cannot be begun there: it holds one, or anything else, or is
+    inside one.
+    """
+    _apart(path)
     if not path.is_dir():
         return
     with storage_errors(path):
@@ -347,6 +352,21 @@ def vacant(path: Path) -> None:
         raise RunError(f"{path} holds a run already; add --resume, or give another directory")
     if strangers:
         raise RunError(f"{path} is not empty and holds no run; give another directory")
+
+
+def _apart(path: Path) -> None:
+    """Raises RunError inside a run: what removes, bundles or moves that would take this one along.
+
+    A manifest.json alone is of no run: others have files of that name in the folders they work in.
+    """
+    place = Path(os.path.realpath(path))  # as resolve(), but for a circle of links
+    for above in place.parents:
+        # Not by Path: what may not be looked into raises there.
+        if all(os.path.isfile(above / name) for name in ("manifest.json", "ledger.sqlite")):
+            raise RunError(
+                f"{path} is inside the run {above}, which it would become a part of; give a "
+                "directory outside of it"
+            )
 
 
 def _write_json(path: Path, content: Any) -> None:
