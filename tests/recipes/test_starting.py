@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from interlock.cli.arguments import parse
-from interlock.config.reading import load_recipe
+from interlock.config.reading import load_recipe, to_tree
 from interlock.errors import ConfigError, RunError, TaskError, UserError
 from interlock.models.checkpoint import StoredWeights
 from interlock.models.tokenizer import Tokenizer
 from interlock.recipes.check import check
 from interlock.recipes.starting import Wishes, place, write
+from interlock.rundir import RunDir
 
 ASK = {"role": "user", "content": "Hi"}
 ROWS: dict[str, list[dict[str, Any]]] = {
@@ -193,7 +194,7 @@ def test_a_missing_model_and_a_full_disk_are_told(
 ) -> None:
     path = tmp_path / "recipe.toml"
     write(Wishes(model=str(tmp_path / "none"), task="arithmetic"), path)
-    assert "no model and no run at" in check(load_recipe(path, []), tmp_path).mistakes[0]
+    assert "no model and no run at" in check(load_recipe(path, []), tmp_path / "run").mistakes[0]
     usage = SimpleNamespace(free=1000)
     monkeypatch.setattr("interlock.recipes.check.shutil.disk_usage", lambda _: usage)
     recipe = load_recipe(path, [f'model.path="{tiny_model}"'])
@@ -217,6 +218,29 @@ def test_a_missing_model_and_a_full_disk_are_told(
     usage.free = needed
     asked = load_recipe(path, [*two, "keep_stages=false"])
     assert check(asked, tmp_path / "run").mistakes == []
+
+
+def test_a_place_where_no_run_can_begin_is_told(tmp_path: Path, tiny_model: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    write(Wishes(model=str(tiny_model), task="arithmetic"), path)
+    recipe, run = load_recipe(path, []), tmp_path / "run"
+    RunDir.create(run, to_tree(recipe), {}).finish()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").touch()
+    for where, resume, told in (
+        (run, False, "holds a run already; add --resume, or give another directory"),
+        (
+            run / "sub",
+            False,
+            f"{run / 'sub'} is inside the run {run}, which it would become a part",
+        ),
+        (tmp_path / "full", False, "is not empty and holds no run; give another directory"),
+        (tmp_path / "none", True, str(tmp_path / "none")),
+    ):
+        [mistake] = check(recipe, where, resume).mistakes
+        assert told in mistake
+    assert check(recipe, run, resume=True).mistakes == []
+    assert not (run / "sub").exists() and not (tmp_path / "none").exists()
 
 
 def test_prices_and_a_plan_are_opened(tmp_path: Path, tiny_model: Path) -> None:

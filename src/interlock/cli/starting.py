@@ -132,11 +132,11 @@ def tasks(given: argparse.Namespace) -> None:
             print(visible(f"{found.name}: {told if found.problem else ''} ({judged})"), flush=True)
 
 
-def check(recipe: Recipe, directory: Path) -> None:
+def check(recipe: Recipe, directory: Path, resume: bool) -> None:
     """Print what a run would do; all that is wrong goes to stderr, and ends with exit code 2."""
     from interlock.recipes.check import check as tried
 
-    found = tried(recipe, directory)
+    found = tried(recipe, directory, resume)
     for line in found.plan:
         print(visible(line))
     if found.mistakes:

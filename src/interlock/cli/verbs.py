@@ -46,7 +46,7 @@ def train(given: argparse.Namespace) -> None:
     if given.stage is not None:
         recipe = only(recipe, given.stage, given.run if given.resume else None)
     if given.check:
-        starting.check(recipe, given.run or _free_directory(recipe.name))
+        starting.check(recipe, given.run or _free_directory(recipe.name), given.resume)
         return
 
     from interlock import terminal

@@ -37,6 +37,8 @@ from interlock.recipes import (
 )
 from interlock.recipes.train import recipe_of
 from interlock.records.cost import HeldChip
+from interlock.rundir import RunDir
+from interlock.rundir.run import vacant
 from interlock.text import hide_credentials
 
 Found = TypeVar("Found")
@@ -50,8 +52,8 @@ class Checked(NamedTuple):
     mistakes: list[str]  # why it would not, a line each
 
 
-def check(recipe: Recipe, directory: Path) -> Checked:
-    """Try all that a run in `directory` would need."""
+def check(recipe: Recipe, directory: Path, resume: bool = False) -> Checked:
+    """Try all that a run in `directory`, begun or gone on with, would need."""
     found = Checked([], [])
 
     def tried(work: Callable[[], Found], where: str = "") -> Found | None:
@@ -63,6 +65,7 @@ def check(recipe: Recipe, directory: Path) -> Checked:
                 found.mistakes.append(line)
             return None
 
+    tried(lambda: RunDir.read(directory).close() if resume else vacant(directory))
     learners = tried(lambda: _devices(recipe))
     tried(lambda: fleet.check(recipe))
     tried(lambda: trackers.check(recipe))
