@@ -223,6 +223,14 @@ def test_latent_attention_has_no_heads_to_share() -> None:
     assert odd.kv_elements == of_config(latent, "tiny").kv_elements
 
 
+def test_a_config_without_a_bottom_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "deep.json"
+    path.write_text("[" * 100_000)
+    with pytest.raises(ModelError) as caught:
+        model_shape(str(path))
+    assert str(caught.value) == f"cannot read {path}: nested too deeply; give a config.json"
+
+
 def test_an_unknown_name_tells_the_nearest() -> None:
     with pytest.raises(ModelError, match=r"Qwen3-32B.*give --model config\.json"):
         model_shape("Qwen3-33B")

@@ -195,7 +195,9 @@ def read_config(path: Path) -> ModelShape:
     file = path / "config.json" if path.is_dir() else path
     try:
         tree = json.loads(read_regular(file, _MOST_BYTES))
-    except (OSError, ValueError, RecursionError) as error:
+    except RecursionError:
+        raise ModelError(f"cannot read {file}: nested too deeply; give a config.json") from None
+    except (OSError, ValueError) as error:
         raise ModelError(f"cannot read {file}: {error_line(error)}; give a config.json") from None
     if not isinstance(tree, dict):
         raise ModelError(f"{file} holds no JSON object; give a model's config.json")
