@@ -209,7 +209,7 @@ def test_bad_files_and_options_are_named(write_jsonl: WriteJsonl, tmp_path: Path
         with pytest.raises(TaskError) as caught:
             _open(**options)
         assert complaint in str(caught.value)
-    with pytest.raises(TaskError, match=r"setting .path. is missing"):
+    with pytest.raises(TaskError, match=r"setting .path. is missing; give it as options\.path$"):
         open_task(TaskSettings("gsm8k"))
 
 

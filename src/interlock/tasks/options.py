@@ -1,6 +1,7 @@
 """The options of a task, read into a typed struct. Unknown names and wrong types are errors."""
 
 import difflib
+import re
 from collections.abc import Collection
 from typing import TypeVar
 
@@ -10,6 +11,7 @@ from interlock.config.reading import explain
 from interlock.config.tasks import TaskSettings
 from interlock.errors import TaskError
 
+_MISSING = re.compile(r"the setting '(\w+)' is missing$")
 Options = TypeVar("Options", bound=msgspec.Struct)
 
 
@@ -23,6 +25,8 @@ def read_options(task: TaskSettings, kind: type[Options]) -> Options:
         return msgspec.convert(task.options, kind, strict=True)
     except msgspec.ValidationError as error:
         why = explain(str(error), task.options, kind)
+        if lacking := _MISSING.search(why):
+            why += f"; give it as options.{lacking[1]}"
         raise TaskError(f"task {task.name!r}: {why}") from None
 
 
