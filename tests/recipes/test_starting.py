@@ -4,6 +4,8 @@ import errno
 import io
 import itertools
 import json
+import re
+from importlib.util import find_spec
 from math import prod
 from pathlib import Path
 from types import SimpleNamespace
@@ -218,6 +220,20 @@ def test_a_missing_model_and_a_full_disk_are_told(
     usage.free = needed
     asked = load_recipe(path, [*two, "keep_stages=false"])
     assert check(asked, tmp_path / "run").mistakes == []
+
+
+@pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray: pip install 'interlock[ray]'")
+def test_a_cluster_that_is_not_there_is_told(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, told = tmp_path / "recipe.toml", "no Ray cluster at '127.0.0.1:{}' .* give host:port"
+    write(Wishes(model=str(tiny_model), task="arithmetic"), path)
+    recipe = load_recipe(path, ["fleet.kind=ray", "fleet.address=127.0.0.1:1"])
+    [mistake] = check(recipe, tmp_path / "run").mistakes
+    assert re.fullmatch(told.format(1), mistake)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:2")
+    [mistake] = check(load_recipe(path, ["fleet.kind=ray"]), tmp_path / "run").mistakes
+    assert re.fullmatch(told.format(2), mistake)
 
 
 def test_a_place_where_no_run_can_begin_is_told(tmp_path: Path, tiny_model: Path) -> None:

@@ -71,7 +71,7 @@ class RayFleet:
     def __init__(self, address: str | None = None, start_s: float = 300.0) -> None:
         address = address or os.environ.get("RAY_ADDRESS")
         if address is not None:
-            _reach(address)
+            reach(address)
         self._starts_cluster = address is None
         self._start_s = start_s
         self._directory: Scratch | None = None
@@ -310,8 +310,11 @@ class RayWorker:
         self._outbox.put(end)
 
 
-def _reach(address: str) -> None:
-    """Ray itself would try for many minutes, and takes a name for an address of its client."""
+def reach(address: str) -> None:
+    """Raises ConfigError where nobody listens there.
+
+    Ray itself would try for many minutes, and takes a name for an address of its client.
+    """
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), _REACH_S).close()

@@ -49,14 +49,19 @@ _CONTINUED = 16  # tokens drawn after each question
 
 
 def check(recipe: Recipe) -> None:
-    """Raise ConfigError when a worker's interpreter or engine or the store's kind is not there."""
+    """Raise ConfigError when a worker's interpreter or engine, a cluster that is named or the
+    store's kind is not there.
+    """
     if recipe.sync.url is not None:
         Storage(recipe.sync.url).check_writable()
-    elsewhere = recipe.fleet.address is not None or "RAY_ADDRESS" in os.environ
+    address = recipe.fleet.address or os.environ.get("RAY_ADDRESS")
     if recipe.fleet.kind == "ray":
         if importlib.util.find_spec("ray") is None:
             raise ConfigError('fleet.kind = "ray" needs Ray; pip install "interlock[ray]"')
-        if elsewhere:
+        if address is not None:
+            from interlock.fleet.ray import reach
+
+            reach(address)
             return  # the interpreters are on the cluster's machines
     for name, settings in worker_settings(recipe).items():
         python, lacking = settings.python, missing_package(settings.engine)
