@@ -45,6 +45,11 @@ def test_a_changed_input_is_refused_on_resume_and_named(tiny_recipe: Path, tmp_p
         with pytest.raises(RunError, match=f"began with another {name} "):
             train(load_recipe(tiny_recipe, asked), tmp_path / "run", resume=True)
         (tmp_path / file).write_text(before)
+    before = (tmp_path / "problems.jsonl").read_text()
+    (tmp_path / "problems.jsonl").write_text(before[: before.index("\n") + 1])
+    with pytest.raises(RunError, match=r"has 1 different.* did: its data are others now; put them"):
+        train(load_recipe(tiny_recipe, asked), tmp_path / "run", resume=True)
+    (tmp_path / "problems.jsonl").write_text(before)
     train(load_recipe(tiny_recipe, asked), tmp_path / "run", resume=True)
 
 

@@ -176,10 +176,8 @@ def measure(model: str, exam: Exam, settings: GeneratorSettings, sink: Sink) -> 
     except TooFewProblems as error:
         if not exam.files:
             raise
-        # Of a run, which found as many: not the number is wrong.
         raise ConfigError(
-            f"{error.what}, as {one_line(model, 200)} did: its data are others now; put them back, "
-            "or say what to measure with --task"
+            f"{inputs.lost(error, model)}, or say what to measure with --task"
         ) from None
     if (other := inputs.changed(source.files, exam.files)) is not None:
         raise ConfigError(

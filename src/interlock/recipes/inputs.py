@@ -11,8 +11,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from interlock.errors import RunError, TooFewProblems
 from interlock.models.identity import weights_digest
 from interlock.models.tokenizer import Tokenizer
+from interlock.text import one_line
 
 _REVISION = re.compile(r"/(models|datasets)--([^/]+)/snapshots/([0-9a-f]{40})(?:/|$)")
 
@@ -57,6 +59,13 @@ def changed(files: Iterable[Path], known_files: Mapping[str, str]) -> Path | Non
         if known and _sha256(path.read_bytes()) not in known:
             return path
     return None
+
+
+def lost(error: TooFewProblems, run: str | Path) -> RunError:
+    """Of a run that found as many when it began: its settings are right, and its data are not."""
+    return RunError(
+        f"{error.what}, as {one_line(str(run), 200)} did: its data are others now; put them back"
+    )
 
 
 def _stage(index: int) -> str:

@@ -23,7 +23,7 @@ from interlock.config.reading import to_tree
 from interlock.config.schema import Recipe
 from interlock.config.stages import OptimizerSettings, StageSettings
 from interlock.engine.budget import budget_of
-from interlock.errors import ConfigError, InterlockError, RunError
+from interlock.errors import ConfigError, InterlockError, RunError, TooFewProblems
 from interlock.learner import checkpoint
 from interlock.learner.distributed.rank_loop import run_rank
 from interlock.learner.distributed.ranks import Ranks, join
@@ -136,7 +136,7 @@ def _run_rank0(
     replays.check(recipe, arch)
     begun, recorded = _progress(directory if resume else None)
     where = starts.find(recipe, model, begun, recorded, sinks.note)
-    prepared = _prepare(recipe, tokenizer, arch.context)
+    prepared = _prepare(recipe, tokenizer, arch.context, directory, recorded)
     fleet.check(recipe)
     now = _opened(recipe, students.reached(directory, recipe, begun) or model, ranks, uses)
     notes.learns(recipe, model, now.decoder, sinks)
@@ -242,14 +242,27 @@ def check_processes(recipe: Recipe, size: int) -> None:
             )
 
 
-def _prepare(recipe: Recipe, tokenizer: Tokenizer, context: int) -> list[Prepared]:
-    """The recipe and the data of every stage, tried before anything is written."""
+def _prepare(
+    recipe: Recipe,
+    tokenizer: Tokenizer,
+    context: int,
+    directory: Path,
+    recorded: Mapping[str, str],
+) -> list[Prepared]:
+    """The recipe and the data of every stage, tried before anything is written.
+
+    `recorded`: the inputs of the run in `directory` that is resumed; those of a new one are none.
+    """
     found = []
-    for settings in recipe.stage:
+    for index, settings in enumerate(recipe.stage):
         if settings.generates:
             budget_of(settings.sampling, tokenizer)
         module = recipe_of(settings.kind)
-        found.append(Prepared(module, module.prepare(settings, tokenizer, context)))
+        try:
+            found.append(Prepared(module, module.prepare(settings, tokenizer, context)))
+        except TooFewProblems as error:
+            began = inputs.of_stage(recorded, index)  # none of a stage that is new to a run
+            raise (inputs.lost(error, directory) if began else error) from None
     return found
 
 
