@@ -252,6 +252,8 @@ def test_a_place_where_no_run_can_begin_is_told(tmp_path: Path, tiny_model: Path
         ),
         (tmp_path / "full", False, "is not empty and holds no run; give another directory"),
         (tmp_path / "none", True, str(tmp_path / "none")),
+        (path / "sub", False, f"{path} is no directory; give another --run"),
+        (tmp_path / ("x" * 300), False, "too long"),
     ):
         [mistake] = check(recipe, where, resume).mistakes
         assert told in mistake

@@ -126,8 +126,10 @@ def _size(recipe: Recipe, weights: int) -> str:
 def _room(recipe: Recipe, weights: int, directory: Path) -> None:
     """Raise UserError where the disk has no room for checkpoints and the result."""
     place = directory.absolute()
-    while not place.exists():
+    while not os.path.exists(place):  # False, too, where a name is longer than there are any
         place = place.parent
+    if not place.is_dir():
+        raise UserError(f"cannot make {directory}: {place} is no directory; give another --run")
     # A new checkpoint is whole before an old one goes.
     kept = _CHECKPOINT + _REFERENCE * any(stage.keeps_reference for stage in recipe.stage)
     left = recipe.stage[:-1] if recipe.keep_stages else starts.referred(recipe)

@@ -343,9 +343,9 @@ def vacant(path: Path) -> None:
     inside one.
     """
     _apart(path)
-    if not path.is_dir():
-        return
-    with storage_errors(path):
+    with storage_errors(path):  # a name may be longer than there are any
+        if not path.is_dir():
+            return
         ours = re.compile(r"lock|config\.json|manifest\.json|ledger\.sqlite.*|\.tmp-.*")
         strangers = [name for name in os.listdir(path) if not ours.fullmatch(name)]
     if (path / "manifest.json").exists():
