@@ -291,6 +291,28 @@ WRONG = [
 ]
 
 
+# To a comparison by shares of the larger, infinity is as good as any number.
+BOUNDLESS = [
+    *(r"\infty", r"-\infty", "1/0", r"\frac{1}{0}", r"\tan(\pi/2)", r"\log 0", r"\{\infty\}"),
+    *(r"\infty\%", r"e^{\infty}", "inf", "nan", r"(-\infty,\infty)", r"\mathbb{R}"),
+]
+
+
+@pytest.mark.parametrize("answer", BOUNDLESS)
+@pytest.mark.parametrize(
+    "reference", ["5", "0", r"\sqrt{2}", r"\pi", "50%", "10^{-20}", "(1,2)", r"(1,\infty)", "x>3"]
+)
+def test_infinity_is_no_number(reference: str, answer: str) -> None:
+    assert not verify_unmarked(_problem(reference), rf"\boxed{{{answer}}}")
+
+
+@pytest.mark.parametrize("other", [r"-\infty", "0", "10^{30}", "1/0"])
+def test_infinity_is_itself_alone(other: str) -> None:
+    assert verify_unmarked(_problem(r"\infty"), r"\boxed{\infty}")
+    assert verify_unmarked(_problem(r"(-\infty,3]"), r"\boxed{(-\infty, 3]}")
+    assert not verify_unmarked(_problem(r"\infty"), rf"\boxed{{{other}}}")
+
+
 @pytest.mark.parametrize(("reference", "text"), RIGHT)
 def test_the_right_value_is_right_in_any_form(reference: str, text: str) -> None:
     assert verify_unmarked(_problem(reference), text)

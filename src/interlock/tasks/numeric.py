@@ -6,7 +6,7 @@ math-verify rounds both to six decimals, which makes all tiny numbers one.
 from typing import Any
 
 from math_verify import grader
-from sympy import Float, Integer, MatrixBase, Rational
+from sympy import Float, Integer, MatrixBase, Rational, nan
 
 _ROUNDED = Rational(1, 10**6)  # of a number that is written with as many digits as one cares to
 _DIGITS = 30
@@ -44,6 +44,8 @@ def _same(a: Any, b: Any) -> bool:
         return bool(a == b)
     if not (isinstance(a, Rational) and isinstance(b, Rational)):
         a, b = a.evalf(_DIGITS), b.evalf(_DIGITS)
+        if not (a.is_finite and b.is_finite):  # within any share of infinity lies every number
+            return bool(a == b and a is not nan)
     return bool(abs(a - b) <= max(abs(a), abs(b)) * (_ROUNDED if decimal else 1e-12))
 
 
