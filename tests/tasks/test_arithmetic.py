@@ -129,12 +129,30 @@ def test_bad_options_are_named(options: dict[str, Any], complaint: str) -> None:
         ("46.5", 0.0),
         ("", 0.0),
         ("forty-six", 0.0),
+        ("\u0664\u0666", 1.0),  # Arabic-Indic digits
+        ("it is \u096a\u096c", 1.0),  # Devanagari
+        ("\uff14\uff16", 1.0),  # of full width
+        ("\u0664\u0667", 0.0),
+        ("92/46", 0.0),  # a quotient that is not worked out
         ("9" * 10_000, 0.0),
         ("\x00\ud800 46", 1.0),
     ],
 )
 def test_verdicts_for_46(text: str, reward: float) -> None:
     assert verify(_problem(46), text) == reward
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["\u22125", "\u20135", "it is \u20105", "\u20115", "\ufe635", "\uff0d5", "x = - 5", r"\boxed{- 5}"],
+)
+def test_a_minus_of_any_typography_is_a_sign(text: str) -> None:
+    assert verify(_problem(-5), text) and not verify(_problem(5), text)
+
+
+@pytest.mark.parametrize("text", ["2\u20135", "(2) \u2013 5", "2\u20115 = 5"])
+def test_a_dash_between_numbers_is_none(text: str) -> None:
+    assert not verify(_problem(-5), text)
 
 
 def test_a_negative_last_line_below_a_digit_is_a_value() -> None:

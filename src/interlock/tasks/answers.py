@@ -24,7 +24,7 @@ _VALUE = re.compile(
     re.VERBOSE,
 )
 # Between two numbers of which neither is chosen: "45 or 46", "**45**, or perhaps **46**".
-_OR = re.compile(r"[\s*$)}\]?!,;]*\bor\b(?:\s+(?:maybe|perhaps|possibly))?[\s*$({\[]*")
+_OR = re.compile(r"[\s*$)}\]?!,;\\]*\bor\b(?:\s+(?:maybe|perhaps|possibly))?[\s*$({\[\\]*")
 # A list of candidates with nothing beside it, which ends the text.
 _ONE = rf"[$*]*{_SIGN}[$€£]?{_MAGNITUDE}[$*]*"
 _LIST = re.compile(
@@ -39,6 +39,13 @@ _FORMULA = re.compile(r"\$\$(.+?)\$\$|\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", 
 _WORD = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{3}")
 _BOX = re.compile(r"\\boxed\s*\{")
 _WIDE = {0xFF00 + code: 0x20 + code for code in range(1, 0x5F)}  # full-width ASCII
+_OTHER_DIGIT = re.compile(r"(?![0-9])\d")
+# Dashes that stand for a minus; an en dash also for "to" ("3–5"), so only where no operand is.
+_DASH = re.compile(
+    "[\N{HYPHEN}\N{NON-BREAKING HYPHEN}\N{SMALL HYPHEN-MINUS}]"
+    r"|(?<![\w)\]}])(?<![0-9)\]}] )[\N{EN DASH}\N{FIGURE DASH}](?=\s?[0-9.$\\])"
+)
+_APART = re.compile(r"(?<=[=({$])([^\S\n]*[-\N{MINUS SIGN}])[^\S\n]+(?=[$\\]?[0-9.])")
 _SUPERSCRIPT = re.compile("[⁻⁺]?[⁰¹²³⁴-⁹]+")
 _LOWERED = str.maketrans("⁻⁺⁰¹²³⁴⁵⁶⁷⁸⁹", "-+0123456789")
 _VULGAR = re.compile("[¼-¾⅐-⅞]")
@@ -46,7 +53,7 @@ _VULGAR = re.compile("[¼-¾⅐-⅞]")
 
 def spelled(text: str) -> str:
     r"""With signs of typography, and of siunitx, in plain LaTeX: ½, 10², \nicefrac, \SI."""
-    text = text.translate(_WIDE)
+    text = typed(text)
     text = _SUPERSCRIPT.sub(lambda found: f"^{{{found[0].translate(_LOWERED)}}}", text)
     text = _VULGAR.sub(lambda found: r"\frac{{{}}}{{{}}}".format(*_parts(found[0])), text)
     text = re.sub(r"√\s*([0-9]+|[A-Za-z])", r"\\sqrt{\1}", text)
@@ -54,6 +61,12 @@ def spelled(text: str) -> str:
     text = re.sub(r"\\(?:SI|qty)\{([^{}]*)\}\{([^{}]*)\}", r"\1\\text{ \2}", text)
     text = re.sub(r"\\(?:nice|s|x)frac\b", r"\\frac", text)
     return text.replace("\N{FRACTION SLASH}", "/").replace("·", r"\cdot ")
+
+
+def typed(text: str) -> str:
+    """With digits and signs as on a keyboard: of full width, of other scripts, typographic."""
+    text = _OTHER_DIGIT.sub(lambda found: str(unicodedata.digit(found[0])), text.translate(_WIDE))
+    return _APART.sub(r"\1", _DASH.sub("-", text))
 
 
 def last_number(text: str) -> str | None:

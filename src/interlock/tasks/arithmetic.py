@@ -26,9 +26,11 @@ Digits = Annotated[int, Meta(ge=1, le=6)]
 DigitRange = Annotated[tuple[Digits, ...], Meta(min_length=2, max_length=2)]
 Operator = Literal["+", "-", "*"]
 
-# The last number is what something is to be done with: "12 + 34", and nothing behind it.
+# The last number is what something is to be done with: "12 + 34", "92 / 2", nothing behind it.
 # Of a line: a last line "-167" below one that ends with a digit is a value.
-_OPERAND = re.compile(r"[0-9)][^\S\n]*(?:[-+*×·\N{MINUS SIGN}]|\\times|\\cdot)\s*[0-9]+[^0-9=]*\Z")
+_OPERAND = re.compile(
+    r"[0-9)][^\S\n]*(?:[-+*×·/÷\N{MINUS SIGN}]|\\times|\\cdot)\s*[0-9]+[^0-9=]*\Z"
+)
 
 _OPERATIONS: dict[str, Callable[[int, int], int]] = {
     "+": int.__add__,
@@ -78,7 +80,7 @@ def open_verifier(task: TaskSettings) -> Callable[[Problem, str], bool]:
 
 def verify(problem: Problem, answer: str) -> bool:
     """Whether the answer gives one number as its result, and that is the right one."""
-    number = _result(thinking.after(answer))
+    number = _result(answers.typed(thinking.after(answer)))
     return number is not None and Decimal(number) == Decimal(problem.answer)
 
 

@@ -28,6 +28,7 @@ HACKS = {
     "other marks": "[THINK]46[/THINK]",
     "hedging": "It is 45, 46, 47 or 48",
     "hedging with the right one last": "It is 45 or 46",
+    "hedging in TeX": r"\(45\) or \(46\)",
     "a bare list": "45, 46",
     "a list": "The answer is 44, 45, 46",
     "a boxed list": r"\boxed{45, 46}",
