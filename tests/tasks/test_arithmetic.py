@@ -144,7 +144,16 @@ def test_verdicts_for_46(text: str, reward: float) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["\u22125", "\u20135", "it is \u20105", "\u20115", "\ufe635", "\uff0d5", "x = - 5", r"\boxed{- 5}"],
+    [
+        "\u22125",
+        "\u20135",
+        "it is \u20105",
+        "\u20115",
+        "\ufe635",
+        "\uff0d5",
+        "x = - 5",
+        r"\boxed{- 5}",
+    ],
 )
 def test_a_minus_of_any_typography_is_a_sign(text: str) -> None:
     assert verify(_problem(-5), text) and not verify(_problem(5), text)

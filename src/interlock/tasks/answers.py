@@ -16,6 +16,7 @@ _VALUE = re.compile(
     rf"""
     {_SIGN}[$€£]?(?:
         (?:[0-9]+\s*)?\\[dt]?frac\s*{_PART}\s*{_PART}
+      | (?<![0-9][ ])[0-9]{{1,6}}[ ][0-9]{{1,3}}/[0-9]{{1,3}}(?![0-9])
       | (?:{_MAGNITUDE}\s*(?:\\times|\\cdot|[*×])\s*)?[0-9]+\s*\^\s*(?:\{{[^{{}}]*\}}|-?[0-9]+)
       | {_MAGNITUDE}\s*/\s*[0-9]+
       | {_MAGNITUDE}
@@ -46,6 +47,19 @@ _DASH = re.compile(
     r"|(?<![\w)\]}])(?<![0-9)\]}] )[\N{EN DASH}\N{FIGURE DASH}](?=\s?[0-9.$\\])"
 )
 _APART = re.compile(r"(?<=[=({$])([^\S\n]*[-\N{MINUS SIGN}])[^\S\n]+(?=[$\\]?[0-9.])")
+# As half of the world groups and points: "1.234.567,89", "1.000,50", "3{,}14". Of "1.234" and "0,5"
+# nobody can tell: those stay a decimal and a list.
+_POINTED = re.compile(
+    r"(?<![0-9.,])([0-9]{1,3}(?:\.[0-9]{3}){2,}|[0-9]{1,3}(?:\.[0-9]{3})+(?=,[0-9]{1,2}(?![0-9,])))"
+    r"(?:,([0-9]+))?(?![0-9]|[.,][0-9])"
+)
+_DECIMAL_COMMA = re.compile(r"(?<=[0-9])\{,\}(?=(?:[0-9]{1,2}|[0-9]{4,})(?![0-9]))")
+_TICK = re.compile("(?<=[0-9])[\N{RIGHT SINGLE QUOTATION MARK}_](?=[0-9]{3}(?![0-9]))")
+_REPEATING = re.compile(
+    r"(?<![0-9.])([0-9]{1,20})\.([0-9]{0,20}?)"
+    r"(?:\\(?:overline|bar|dot)\s*(?:\{([0-9]{1,20})\}|([0-9]))"
+    r"|([0-9]{1,6}?)\5{2,}(?:\.{3}|…|\\[lc]?dots))"
+)
 _SUPERSCRIPT = re.compile("[⁻⁺]?[⁰¹²³⁴-⁹]+")
 _LOWERED = str.maketrans("⁻⁺⁰¹²³⁴⁵⁶⁷⁸⁹", "-+0123456789")
 _VULGAR = re.compile("[¼-¾⅐-⅞]")
@@ -56,6 +70,9 @@ def spelled(text: str) -> str:
     text = typed(text)
     text = _SUPERSCRIPT.sub(lambda found: f"^{{{found[0].translate(_LOWERED)}}}", text)
     text = _VULGAR.sub(lambda found: r"\frac{{{}}}{{{}}}".format(*_parts(found[0])), text)
+    text = _DECIMAL_COMMA.sub(".", _TICK.sub("", text))
+    text = _REPEATING.sub(_fraction, _POINTED.sub(_regrouped, text))
+    text = re.sub(r"(?<=[0-9])\s*[xX]\s*(?=10\s*\^)", r"\\times ", text)
     text = re.sub(r"√\s*([0-9]+|[A-Za-z])", r"\\sqrt{\1}", text)
     text = re.sub(r"\\(?:ang|num)\{([^{}]*)\}", r"\1", text)
     text = re.sub(r"\\(?:SI|qty)\{([^{}]*)\}\{([^{}]*)\}", r"\1\\text{ \2}", text)
@@ -138,6 +155,18 @@ def boxed(text: str) -> list[str]:
 def marked(text: str, marker: str) -> list[str]:
     """What follows each `marker`, up to the end of its line."""
     return [part.partition("\n")[0].strip() for part in text.split(marker)[1:]]
+
+
+def _regrouped(found: re.Match[str]) -> str:
+    return found[1].replace(".", "") + (f".{found[2]}" if found[2] else "")
+
+
+def _fraction(found: re.Match[str]) -> str:
+    """A decimal that repeats without an end, exactly: 0.1666… is 15/90."""
+    block = found[3] or found[4] or found[5]
+    before = found[1] + found[2]
+    above, below = int(before + block) - int(before), (10 ** len(block) - 1) * 10 ** len(found[2])
+    return f"\\frac{{{above}}}{{{below}}}"
 
 
 def _parts(fraction: str) -> list[str]:

@@ -5,8 +5,8 @@ The final answer is, in this order, what stands in \boxed{…}; what follows the
 naming every candidate earns nothing, and nor does an end such as "45 or 46", nor an expression of
 the question that was not worked out (echoes.py). Texts of three letters
 and more are compared as words, since to a computer algebra system "Paris" and "pairs" are the same
-product; dates too, which are differences to it. A unit may be missing on one side, and must be the
-same where both have one.
+product; dates too, which are differences to it. A unit, also a currency and "%", may be missing on
+one side, and must be the same where both have one (units.py).
 """
 
 import functools
@@ -20,15 +20,16 @@ from latex2sympy2_extended import NormalizationConfig
 from interlock import thinking
 from interlock.config.tasks import TaskSettings
 from interlock.records.rl import Problem
-from interlock.tasks import answers, numeric
+from interlock.tasks import answers, numeric, units
 from interlock.tasks.echoes import is_echo
 from interlock.tasks.jsonl import options_of
 
 _WORDS = re.compile(r"[^\W\d_]{3}[^\W\d_]*([\s'-]+[^\W\d_]+)*")
 _DATE = re.compile(r"(\d{1,4})([-/.])(\d{1,2})\2(\d{1,4})")
 _WRAPPED = r"\\(?:text|textbf|textrm|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}"
-_SPACES = re.compile(
-    r"\\[,;:! ]|\\quad|[~\N{NO-BREAK SPACE}\N{THIN SPACE}\N{NARROW NO-BREAK SPACE}]"
+_SPACES = re.compile(  # but for the end of a matrix's row, "\\\\ "
+    r"\\\\|\\[,;:! ]|\\q?quad(?![A-Za-z])"
+    r"|[~\N{NO-BREAK SPACE}\N{THIN SPACE}\N{NARROW NO-BREAK SPACE}]"
 )
 _DEGREES = re.compile(
     r"\s*(?:\^\s*(?:\{\s*\\circ\s*\}|\\circ)|\\degree|°|degrees?\b)\s*(?:\\\w+\{[CF]\}|[CF]\b)?"
@@ -36,15 +37,25 @@ _DEGREES = re.compile(
 _SCIENTIFIC = re.compile(r"(?<![\w.\\])([0-9]*\.?[0-9]+)[eE]([+-]?[0-9]{1,4})(?!\w|\.[0-9])")
 _NEGATIVE_POWER = re.compile(r"\^\s*(-[0-9]+)")
 _POWER = r"(?:\s*\^\s*\{?-?[0-9]\}?)?"
+_TYPOGRAPHY = re.compile(
+    r"\\(?:bf|rm|it|displaystyle|textstyle|[Ll]arge|LARGE|[Hh]uge|small)(?![A-Za-z])"
+    r"|\\color\s*\{[^{}]*\}"
+    r"|\\(?:underline|underbrace|overbrace|boldsymbol|bm|emph|textit|textcolor\s*\{[^{}]*\})"
+    r"\s*\{([^{}]*)\}"
+)
+_MIXED = re.compile(r"(-?\s*[0-9]+)\s+(?:([0-9]+)\s*/\s*([0-9]+)|(\\[dt]?frac))")
+_MONEY = re.compile(rf"(?P<sign>[-+\N{{MINUS SIGN}}]?)\s*(?P<money>{units.MONEY})\s*(?=[-0-9.\\])")
+_MONEY_BEHIND = re.compile(rf"(?<=[0-9)}}])\s*(?P<money>{units.MONEY})\Z")
+_NAMED = r"(?:[A-Za-z](?:_\{?\w{1,9}\}?)?\s*=\s*)?"
 # What is wrapped is a unit, and so are words. Of what is shorter only what is customary and no
 # likely product: "5 m" may be one. A base ("1011_2") is like a unit: it says what digits mean.
 _WRAPPED_UNIT = re.compile(
-    rf"(?P<value>(?:\\[A-Za-z]+|[^A-Za-z\\])*(?:[0-9)}}]|\\pi))"
+    rf"(?P<value>{_NAMED}(?:\\[A-Za-z]+|[^A-Za-z\\])*(?:[0-9)}}]|\\pi))"
     rf"(?P<unit>(?:\s*/?\s*{_WRAPPED}{_POWER})+)"
 )
 _SHORT = "mm|cm|km|ft|in|yd|mi|mg|kg|lb|oz|ms|hr|mL|ml|kJ|kW|Hz|Pa"
 _UNIT = re.compile(
-    rf"""(?P<value>(?:\\[dt]?frac|\\times|[^A-Za-z\\])*[0-9)}}])(?P<unit>
+    rf"""(?P<value>{_NAMED}(?:\\[dt]?frac|\\times|[^A-Za-z\\])*[0-9)}}])(?P<unit>
         \s+[A-Za-z]{{3}}[A-Za-z ]*{_POWER}
       | \s*(?:{_SHORT}){_POWER}
       | \s*(?:{_SHORT}|m|g|L|J|N)\s*/\s*(?:{_SHORT}|m|g|L|s|h){_POWER}
@@ -112,14 +123,36 @@ def _plain(answer: str) -> str:
     answer = answers.spelled(answer)
     if not answer.startswith(("(", "[", "{", "\\left", "\\{")):  # "(1,234)" is a pair
         answer = answers.ungrouped(answer)
-    answer = _DEGREES.sub("", _SPACES.sub(" ", answer))
+    answer = _SPACES.sub(lambda found: found[0] if found[0] == r"\\" else " ", answer)
+    answer = _DEGREES.sub("", re.sub(r"(?<!\\)\\\Z", "", answer.rstrip("; ")))
+    answer = _TYPOGRAPHY.sub(lambda found: found[1] or "", answer).strip()
+    answer = _MIXED.sub(_joined, answer)
+    answer = re.sub(r"\\varnothing(?![A-Za-z])|\A\\\{\s*\\\}\Z", r"\\emptyset", answer)
     answer = _NEGATIVE_POWER.sub(r"^{\1}", answer)
     answer = _SCIENTIFIC.sub(r"\1 \\times 10^{\2}", answer)
-    return answer.strip().lstrip("€£").removesuffix(".").strip()
+    return answer.strip().removesuffix(".").strip()
+
+
+def _joined(mixed: re.Match[str]) -> str:
+    """A whole number and a fraction behind it, as one: "2 1/3"."""
+    whole, above, below, command = mixed.groups()
+    if command:
+        return f"{whole}{command}"
+    return rf"{whole}\frac{{{above}}}{{{below}}}" if int(above) < int(below) else mixed[0]
 
 
 def _quantity(answer: str) -> tuple[str, str]:
     """(value, unit), the unit as it is compared; "" without one."""
+    if len(answer) > 2 and answer[0] == answer[-1] == "$" and answer[-2] != "\\":
+        answer = answer.strip("$").strip()  # marks of a formula
+    if paid := _MONEY.match(answer) or _MONEY_BEHIND.search(answer):
+        rest = paid.groupdict().get("sign", "") + answer[paid.end() :]
+        return (rest if paid.start() == 0 else answer[: paid.start()]), units.money(paid["money"])
+    value, unit = _measured(answer)
+    return value, unit or ("%" if value.rstrip().endswith("%") else "")
+
+
+def _measured(answer: str) -> tuple[str, str]:
     quantity = _WRAPPED_UNIT.fullmatch(answer)
     answer = re.sub(_WRAPPED, r"\1", answer).strip().removesuffix(".")
     quantity = quantity or _UNIT.fullmatch(answer)
@@ -132,7 +165,7 @@ def _quantity(answer: str) -> tuple[str, str]:
         value, words = f"{value} \\times 10^{{{power}}}", words[1:]
     if words and words[0].casefold() == "percent":
         value, words = f"{value}\\%", words[1:]
-    return value, re.sub(r"[{}.]", "", "".join(words)).casefold().removesuffix("s")
+    return value, units.canonical(" ".join(words))
 
 
 def _date(date: re.Match[str] | None) -> tuple[int, ...]:
