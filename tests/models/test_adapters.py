@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -216,12 +217,36 @@ def not_finite(directory: Path) -> None:
     save_file(tensors | {name: tensors[name] / 0}, directory / WEIGHTS)
 
 
+def stored_as(directory: Path, dtype: torch.dtype) -> None:
+    tensors = load_file(directory / WEIGHTS)
+    name = min(tensors)
+    save_file(tensors | {name: tensors[name].to(dtype)}, directory / WEIGHTS)
+
+
 @pytest.mark.parametrize(
     ("spoil", "told"),
     [
         (other_shape, "an adapter of another model: base_model.model.model.layers.0.mlp.down_proj"),
         (not_finite, "values that are not finite"),
-        (lambda d: spoilt(d, r=8), "is [4, 48], where this one asks for [8, 48]"),
+        (
+            lambda d: spoilt(d, r=8),
+            "an adapter of rank 4, and adapter_config.json beside it says r 8",
+        ),
+        (
+            lambda d: stored_as(d, torch.float8_e4m3fn),
+            "down_proj.lora_A.weight is stored as F8_E4M3",
+        ),
+        (lambda d: stored_as(d, torch.int32), "is stored as I32, and only BF16, F16, F32 are read"),
+        (lambda d: stored_as(d, torch.float64), "is stored as F64"),
+        (lambda d: stored_as(d, torch.complex64), "is stored as C64"),
+        (lambda d: spoilt(d, lora_alpha=math.nan), "expected `float` > 0.0 - at `alpha`"),
+        (
+            lambda d: spoilt(d, init_lora_weights="pissa"),
+            'init_lora_weights "pissa" is not supported',
+        ),
+        (lambda d: spoilt(d, alora_invocation_tokens=[1]), "alora_invocation_tokens [1] is not"),
+        (lambda d: spoilt(d, lora_bias=True), "lora_bias true is not supported"),
+        (lambda d: spoilt(d, use_rslora=True), "use_rslora true is not supported"),
         (lambda d: spoilt(d, r="x"), "expected `int`"),
         (lambda d: spoilt(d, use_dora=True), "use_dora true is not supported"),
         (lambda d: spoilt(d, modules_to_save=["lm_head"]), "modules_to_save"),

@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 from safetensors.torch import save_file
 from torch import Tensor
 
 from interlock import hub
 from interlock.errors import ModelError
-from interlock.models.adapters import adapter_shapes, targets_of
+from interlock.models import adapters
 from interlock.models.files import inside, read_object
 from interlock.models.finite import finite
-from interlock.models.stored import opened
+from interlock.models.stored import DTYPES, opened
 from interlock.records.adapters import ALL_LINEAR, AdapterForm
 from interlock.text import one_line
 
@@ -40,6 +41,17 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
     "fan_in_fan_out": (False, None),
     "target_parameters": (None, []),
     "trainable_token_indices": (None, []),
+    "lora_bias": (False, None),
+    "layer_replication": (None, []),
+    "alora_invocation_tokens": (None, []),  # an adapter only behind these tokens
+    "use_qalora": (False, None),
+    "use_bdlora": (None, False),
+    "monteclora_config": (None, {}),
+    "kasa_config": (None, {}),
+    "velora_config": (None, {}),
+    "loftq_config": (None, {}),
+    # The others (pissa, olora, corda, …) take from the base what they give the adapter.
+    "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva"),
 }
 
 
@@ -68,7 +80,7 @@ def save_adapter(
         "r": form.rank,
         "lora_alpha": int(form.alpha) if form.alpha.is_integer() else form.alpha,
         "lora_dropout": 0.0,
-        "target_modules": targets_of(tensors),
+        "target_modules": adapters.targets_of(tensors),
         "bias": "none",
         "inference_mode": True,
     }
@@ -89,18 +101,44 @@ def load_adapter(directory: Path, shapes: Mapping[str, Sequence[int]]) -> Adapte
         raise ModelError(f"{directory} has no {WEIGHTS}; give a directory that PEFT has written")
     with opened(path) as file:
         base = (file.metadata() or {}).get(_BASE)
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    expected = adapter_shapes(shapes, form)
+        tensors = {name: file.get_tensor(name) for name in _plain_names(path, file)}
     found = {name: list(tensor.shape) for name, tensor in tensors.items()}
-    if found != expected:
-        odd = min(n for n in found.keys() | expected if found.get(n) != expected.get(n))
-        raise ModelError(
-            f"{path} is an adapter of another model: {one_line(odd, 120)} is {found.get(odd)}, "
-            f"where this one asks for {expected.get(odd)}; give the adapter of this base"
-        )
+    _check_shapes(path, found, shapes, form)
     if bad := [name for name, tensor in tensors.items() if not finite(tensor)]:
         raise ModelError(f"{path}: {bad[0]} holds values that are not finite; take another")
     return AdapterFile(form, tensors, base)
+
+
+def _plain_names(path: Path, file: Any) -> list[str]:
+    """Of all tensors. Raises ModelError where one is stored as what no adapter learns in."""
+    names = list(file.keys())
+    for name in names:
+        if (dtype := file.get_slice(name).get_dtype()) not in DTYPES:
+            raise ModelError(
+                f"{path}: {one_line(name, 120)} is stored as {dtype}, and only "
+                f"{', '.join(sorted(DTYPES))} are read; save the adapter in one of these"
+            )
+    return names
+
+
+def _check_shapes(
+    path: Path, found: adapters.Shapes, shapes: Mapping[str, Sequence[int]], form: AdapterForm
+) -> None:
+    expected = adapters.adapter_shapes(shapes, form)
+    if found == expected:
+        return
+    ranks = {shape[0] for name, shape in found.items() if ".lora_A." in name and shape}
+    for rank in ranks:  # the same adapter but for what its config says
+        if found == adapters.adapter_shapes(shapes, replace(form, rank=max(rank, 1))):
+            raise ModelError(
+                f"{path} holds an adapter of rank {rank}, and {CONFIG} beside it says "
+                f"r {form.rank}; take both files from one adapter"
+            )
+    odd = min(n for n in found.keys() | expected if found.get(n) != expected.get(n))
+    raise ModelError(
+        f"{path} is an adapter of another model: {one_line(odd, 120)} is {found.get(odd)}, "
+        f"where this one asks for {expected.get(odd)}; give the adapter of this base"
+    )
 
 
 def _form(directory: Path) -> AdapterForm:

@@ -30,7 +30,7 @@ from interlock.text import error_line
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _PICKLED = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
-_DTYPES = {"F32", "F16", "BF16"}
+DTYPES = {"F32", "F16", "BF16"}
 _ROTARY_TABLE = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 # The layer behind the last one is their head for multi-token prediction.
 _PREDICTING = {"deepseek_v3", "glm4_moe", "glm4_moe_lite"}
@@ -208,8 +208,8 @@ def _problem(
         stored.scales[name] = places[scale]
         with _also(file, path, places[scale]) as beside:
             return blocks.problem(stored.blocks, shape, beside.get_slice(scale))
-    if kept.get_dtype() not in _DTYPES:
-        known = ", ".join([*sorted(_DTYPES), blocks.STORED])
+    if kept.get_dtype() not in DTYPES:
+        known = ", ".join([*sorted(DTYPES), blocks.STORED])
         return f"is stored as {kept.get_dtype()}, and only {known} are read"
     return None
 
