@@ -6,7 +6,7 @@ import math
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,61 @@ def test_a_decision_is_on_the_disk_and_can_be_taken_back(file: Path) -> None:
     assert file.stat().st_mode & 0o777 == 0o600
     untouched = [row for row in read(file)[1] if row.id != "jsonl:1"]
     assert untouched == [row for row in rows() if row.id != "jsonl:1"]
+
+
+EDITED = {
+    "as it was": lambda data: data,
+    "BOM": lambda data: b"\xef\xbb\xbf" + data,
+    "CRLF": lambda data: data.replace(b"\n", b"\r\n"),
+    "blank lines": lambda data: b"\n" + data.replace(b"\n", b"\n \n"),
+    "no end of the last line": lambda data: data.removesuffix(b"\n"),
+    "zeros behind it": lambda data: data + bytes(9),
+}
+
+
+@pytest.mark.parametrize("edited", EDITED)
+def test_no_row_of_an_edited_file_is_lost(file: Path, edited: str) -> None:
+    changed = EDITED[edited](file.read_bytes())
+    file.write_bytes(changed)
+    setting, found = read(file)
+    assert found == rows()
+    with Decisions(file) as decisions:
+        decisions.decide("jsonl:3", "ann", Review("reject"))
+    assert [row.id for row in read(file)[1]] == [row.id for row in rows()]
+    file.write_bytes(changed)
+    more = replace(rows()[0], id="jsonl:9")
+    Labels(file, setting).add(more)
+    assert read(file)[1] == [*rows(), more]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (
+            lambda data: data + data.splitlines(keepends=True)[1],
+            "line 5 repeats the row jsonl:1 of",
+        ),
+        (lambda data: b"[" + data.replace(b"\n", b",")[:-1] + b"]", "ends in what is no row"),
+        (lambda data: data + b"and so on", "ends in what is no row of labels"),
+        (
+            lambda data: data.decode().encode("utf-16"),
+            "line 1 is not UTF-8; save the file as UTF-8",
+        ),
+        (lambda data: data.replace(b"because", b"\xe9"), "line 1 is not UTF-8"),
+        (lambda data: data.replace(b"because", b'"', 1), "line 1 is damaged"),
+    ],
+)
+def test_a_spoilt_file_is_refused_and_stays(
+    file: Path, spoil: Callable[[bytes], bytes], why: str
+) -> None:
+    setting, _ = read(file)
+    file.write_bytes(spoil(file.read_bytes()))
+    before = file.read_bytes()
+    for reader in (Decisions, lambda path: Labels(path, setting)):
+        with pytest.raises(RunError, match=why) as refused:
+            reader(file)
+        assert "\n" not in str(refused.value)
+    assert file.read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -198,6 +253,27 @@ def studio(*decisions: str, reference: str = "0", **texts: str) -> bytes:
     return json.dumps([{"data": data, "annotations": annotations}]).encode()
 
 
+def result_of(*values: dict[str, Any]) -> bytes:
+    """An export of one task, whose decision has these values."""
+    result = [{"from_name": "decision", "value": value} for value in values]
+    annotations = [{"result": result}]
+    return json.dumps([{"data": {"id": "jsonl:0"}, "annotations": annotations}]).encode()
+
+
+def test_what_says_nothing_in_an_export_is_passed_over() -> None:
+    """A byte order mark, a relation between regions, a note that is null."""
+    [task] = json.loads(studio("accept"))
+    [annotation] = task["annotations"]
+    annotation["result"] += [
+        {"type": "relation", "from_id": "a", "to_id": "b"},
+        {"from_name": "note", "value": {"text": None}},
+    ]
+    exported = b"\xef\xbb\xbf" + json.dumps([task]).encode()
+    assert from_label_studio(exported, rows()) == {
+        "jsonl:0": {"label studio": Review("accept", note="")}
+    }
+
+
 def test_the_same_twice_is_one_decision() -> None:
     accepted = {"jsonl:0": {"label studio": Review("accept")}}
     assert from_label_studio(studio("accept", "accept", answer="0"), rows()) == accepted
@@ -225,6 +301,17 @@ def test_the_same_twice_is_one_decision() -> None:
             b' "value": {"choices": ["maybe"]}}]}]}]',
             "its decision",
         ),
+        (b'[{"id": 1, "question": "q", "decision": "accept"}]', "export the project as JSON .not"),
+        (b"id,question,decision", "export the project as JSON .not JSON-MIN"),
+        (b'[{"data": {"id": "jsonl:0"}, "annotations": {}}]', "Expected `array`, got `object`"),
+        (result_of({"choices": ["accept", "reject"]}), "has 2 decisions; choose one of accept"),
+        (result_of({"choices": []}), "has 0 decisions; choose one"),
+        (result_of({"text": ["accept"]}), "has no decisions; choose one"),
+        (
+            result_of({"choices": ["accept"]}, {"choices": ["reject"]}),
+            "has two different decisions; keep one",
+        ),
+        (studio("correct", answer=7), r"its answer is .7., no text"),  # type: ignore[arg-type]
     ],
 )
 def test_an_export_that_is_not_fit(content: bytes, why: str) -> None:

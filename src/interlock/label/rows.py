@@ -5,7 +5,7 @@ is not added to, and a row whose question has another answer now is told of: not
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -92,9 +92,10 @@ class Labels:
         """Begin a file, or go on with one. Raises RunError when it was measured otherwise."""
         self.path = path
         self._file = JsonLines(path)
-        begun(path)  # what is no file of labels is not repaired
-        self._file.repair()
+        there = begun(path)  # what is no file of labels is not repaired
         self.rows = {row.id: row for row in _rows(path)}
+        if there:
+            _mend(path, self._file)
         if not self.rows:
             write_atomically(_beside(path), msgspec.json.encode(setting) + b"\n")
             return
@@ -177,11 +178,74 @@ def _setting(path: Path) -> LabelSetting:
 
 
 def _rows(path: Path) -> Iterator[LabelRow]:
-    for number, row in enumerate(JsonLines(path).read(), start=1):
-        try:
-            yield msgspec.convert(row, LabelRow)
-        except msgspec.ValidationError as error:
+    """People edit such a file: a byte order mark, blank lines and a last line without its end are
+    no part of it, as in data (tasks/rows.py).
+    """
+    lines = _content(path).removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    if _is_torn(path, lines[-1]):  # by a kill: it is measured again
+        del lines[-1]
+    places: dict[str, int] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        row = _row(path, number, line)
+        if (before := places.setdefault(row.id, number)) != number:
             raise RunError(
-                f"{path} line {number} is no row of labels ({error}); give a file that interlock "
-                "label wrote, or another --out"
-            ) from None
+                f"{path} line {number} repeats the row {row.id} of line {before}; delete one of "
+                "them"
+            )
+        yield row
+
+
+def _row(path: Path, number: int, line: bytes) -> LabelRow:
+    try:
+        return msgspec.convert(from_json(line.decode().encode(), dict[str, Any]), LabelRow)
+    except UnicodeDecodeError:
+        raise RunError(f"{path} line {number} is not UTF-8; save the file as UTF-8") from None
+    except msgspec.ValidationError as error:
+        raise RunError(
+            f"{path} line {number} is no row of labels ({error}); give a file that interlock "
+            "label wrote, or another --out"
+        ) from None
+    except ValueError as error:
+        raise RunError(
+            f"{path} line {number} is damaged ({error}); delete that line and try again"
+        ) from None
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return read_regular(path)
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _is_torn(path: Path, tail: bytes) -> bool:
+    """Whether what stands behind the last line's end is a row that was cut off as it was written.
+
+    Raises RunError where it is something else: no row of ours, which would be lost.
+    """
+    tail = tail.rstrip(b"\0 \t\r")  # a file system may leave zeros of what it did not write
+    if not tail:
+        return True
+    with suppress(ValueError):
+        from_json(tail.removeprefix(b"\xef\xbb\xbf"), dict[str, Any])
+        return False
+    if not (tail.startswith(b'{"id":') or b'{"id":'.startswith(tail)):
+        raise RunError(
+            f"{path} ends in what is no row of labels; take that out, or put the file back from a "
+            "copy"
+        )
+    return True
+
+
+def _mend(path: Path, file: JsonLines) -> None:
+    """Let the next row begin a line of its own."""
+    tail = _content(path).rpartition(b"\n")[2]
+    if _is_torn(path, tail):
+        file.repair()
+        return
+    with storage_errors(path.parent), open(path, "ab") as out:
+        out.write(b"\n")
