@@ -39,6 +39,24 @@ INTERFACE = """<View>
 """
 
 
+class _Result(msgspec.Struct):
+    from_name: str = ""  # a relation has none
+    value: dict[str, Any] = {}
+
+
+class _Annotation(msgspec.Struct):
+    result: list[_Result]
+    was_cancelled: bool | None = False
+    completed_by: int | str | dict[str, Any] | None = None
+
+
+class _Task(msgspec.Struct):
+    """Of an export, what is read here."""
+
+    data: dict[str, Any]
+    annotations: list[_Annotation] = []
+
+
 def to_label_studio(rows: Sequence[LabelRow]) -> list[dict[str, Any]]:
     """Tasks; what reviewers said is an annotation each. For its labelling interface: INTERFACE."""
     return [
@@ -63,33 +81,42 @@ def to_label_studio(rows: Sequence[LabelRow]) -> list[dict[str, Any]]:
 def from_label_studio(content: bytes, rows: Sequence[LabelRow]) -> dict[str, dict[str, Review]]:
     """-> by row, by reviewer, what was said. Raises RunError naming the task that is not fit."""
     try:
-        tasks = msgspec.json.decode(content, type=list[dict[str, Any]])
-    except (msgspec.MsgspecError, RecursionError) as error:
+        tasks = msgspec.json.decode(content.removeprefix(b"\xef\xbb\xbf"), type=list[_Task])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise RunError(
-            f"this is no JSON export of Label Studio ({error}); export the project as JSON"
+            f"this is no JSON export of Label Studio ({error}); export the project as JSON (not "
+            "JSON-MIN or CSV)"
         ) from None
     known = {row.id: row for row in rows}
     found: dict[str, dict[str, Review]] = {}
     for number, task in enumerate(tasks, start=1):
         try:
-            row = task["data"]["id"]
-            if row not in known:
-                raise ValueError(f"it is of the row {str(row)[:40]!r}, which is not there")
-            reference = task["data"].get("reference", known[row].answer)
-            if reference != known[row].answer:
-                raise ValueError(
-                    f"it shows the reference {str(reference)[:40]!r}, where {row} now has "
-                    f"{known[row].answer[:40]!r}"
-                )
-            for annotation in task.get("annotations", []):
-                if not annotation.get("was_cancelled"):
-                    said = _review(annotation["result"], reference)
-                    who = checked_name(_who(annotation))
-                    if found.setdefault(row, {}).setdefault(who, said) != said:
-                        raise ValueError(f"{who} says two things of {row}; keep one annotation")
-        except (KeyError, TypeError, AttributeError, ValueError, IndexError, ConfigError) as error:
+            row = _row_of(task, known)
+            for annotation in task.annotations:
+                if annotation.was_cancelled:
+                    continue
+                said = _review(annotation.result, row.answer)
+                who = checked_name(_who(annotation))
+                if found.setdefault(row.id, {}).setdefault(who, said) != said:
+                    raise ValueError(f"{who} says two things of {row.id}; keep one annotation")
+        except (ValueError, ConfigError) as error:
             raise RunError(f"task {number} of the export is not fit: {error}") from None
     return found
+
+
+def _row_of(task: "_Task", known: dict[str, LabelRow]) -> LabelRow:
+    """Raises ValueError where there is no such row, or it has another reference now."""
+    id = task.data.get("id")
+    row = known.get(id) if isinstance(id, str) else None
+    if row is None:
+        raise ValueError(f"it is of the row {str(id)[:40]!r}, which is not there")
+    reference = task.data.get("reference", row.answer)
+    if reference != row.answer:
+        raise ValueError(
+            f"it shows the reference {str(reference)[:40]!r}, where {row.id} now has "
+            f"{row.answer[:40]!r}"
+        )
+    return row
 
 
 def to_trl(rows: Sequence[LabelRow]) -> tuple[list[dict[str, Any]], int]:
@@ -125,26 +152,41 @@ def _results(reviewer: str, review: Review) -> Iterator[dict[str, Any]]:
             yield result(name, "textarea", {"text": [text]})
 
 
-def _who(annotation: dict[str, Any]) -> str:
+def _who(annotation: "_Annotation") -> str:
     """The reviewer it names, else the account that made it."""
-    if name := _text(annotation["result"], _REVIEWER).strip():
+    if name := _text(annotation.result, _REVIEWER).strip():
         return name
-    who = annotation.get("completed_by")
+    who = annotation.completed_by
     if isinstance(who, dict):
         who = who.get("email") or who.get("id")
     return f"{who}" if who is not None else "label studio"
 
 
-def _text(results: list[dict[str, Any]], name: str) -> str:
+def _said(results: "Sequence[_Result]", name: str) -> dict[str, Any]:
+    """What stands in a control; {} where nothing does. Raises ValueError where it stands twice."""
+    values = [each.value for each in results if each.from_name == name]
+    if any(value != values[0] for value in values):
+        raise ValueError(f"its annotation has two different {name}s; keep one")
+    return values[0] if values else {}
+
+
+def _text(results: "Sequence[_Result]", name: str) -> str:
     """What stands in a control for text; "" where nothing does."""
-    said = {each["from_name"]: each["value"] for each in results}
-    text = said.get(name, {}).get("text", "")
-    return "\n".join(text) if isinstance(text, list) else str(text)
+    text = _said(results, name).get("text") or []
+    lines = text if isinstance(text, list) else [text]
+    if not all(isinstance(line, str) for line in lines):
+        raise ValueError(f"its {name} is {str(text)[:40]}, no text")
+    return "\n".join(lines)
 
 
-def _review(results: list[dict[str, Any]], reference: str) -> Review:
-    said = {each["from_name"]: each["value"] for each in results}
-    decision, answer = said[_DECISION]["choices"][0], _text(results, _ANSWER).strip() or None
+def _review(results: "Sequence[_Result]", reference: str) -> Review:
+    chosen = _said(results, _DECISION).get("choices")
+    if not isinstance(chosen, list) or len(chosen) != 1:
+        raise ValueError(
+            f"an annotation of it has {len(chosen) if isinstance(chosen, list) else 'no'} "
+            "decisions; choose one of accept, correct and reject, or take the annotation out"
+        )
+    decision, answer = chosen[0], _text(results, _ANSWER).strip() or None
     if decision != "correct" and answer not in (None, reference):
         raise ValueError(
             f"its decision is {decision!r}, beside the answer {str(answer)[:40]!r}; make that a "
