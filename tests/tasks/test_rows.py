@@ -1,8 +1,12 @@
 """The reader of JSONL against lines of any kind: rows, or file and line of what is wrong."""
 
+import bz2
+import gzip
 import json
+import lzma
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -39,3 +43,33 @@ def test_any_line_is_an_object_or_named(tmp_path: Path, lines: list[bytes]) -> N
         for _, row in rows:
             assert isinstance(row, dict)
             json.dumps(row, ensure_ascii=False).encode()
+
+
+ROWS = [{"question": "a", "answer": "1"}, {"question": "b", "answer": "2"}]
+PLAIN = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (json.dumps(ROWS).encode(), "is one JSON array; write its objects one a line"),
+        (b"\xef\xbb\xbf\n" + json.dumps(ROWS, indent=1).encode(), "is one JSON array"),
+        (gzip.compress(PLAIN), "is compressed; unpack it"),
+        (bz2.compress(PLAIN), "is compressed; unpack it"),
+        (lzma.compress(PLAIN), "is compressed; unpack it"),
+        (b"PAR1" + bytes(8) + b"PAR1", "give it a name that ends in .parquet"),
+        (json.dumps(ROWS[0], indent=1).encode(), "column 2; a line is one JSON object"),
+        (b"question,answer\na,1\n", "column 1; a line is one JSON object"),
+        (b"3\n" + PLAIN, "expected a JSON object, not 3"),
+    ],
+)
+def test_what_is_no_jsonl_is_told_with_what_to_do(
+    tmp_path: Path, content: bytes, told: str
+) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(TaskError) as refused:
+        list(read_rows(path))
+    assert told in str(refused.value) and "\n" not in str(refused.value)
+    path.write_bytes(PLAIN)
+    assert [row for _, row in read_rows(path)] == ROWS

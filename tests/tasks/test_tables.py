@@ -188,3 +188,11 @@ def test_a_folder_of_a_data_set_of_the_hub(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(UserError, match=r"there is no org/name; .*write hf:org/name"):
         find("org/name")
     assert find(str(write_lines(tmp_path / "rows.txt", ROWS))) == DataFiles([tmp_path / "rows.txt"])
+
+
+def test_a_time_of_a_zone_that_nobody_knows_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    times = pa.array([10**18], pa.timestamp("ns", tz="Mars/Olympus"))
+    parquet.write_table(pa.table({"question": ["a"], "asked": times}), path)
+    with pytest.raises(TaskError, match=r"the column 'asked' cannot be read: .*Mars/Olympus"):
+        read(path)

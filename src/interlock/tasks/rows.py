@@ -5,6 +5,7 @@ only a newline ends a line. What is wrong is told with file and line.
 """
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from decimal import Decimal
@@ -16,6 +17,8 @@ from interlock.regular import read_regular
 from interlock.text import one_line
 
 Row = dict[str, Any]
+_COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ", b"PK\x03\x04")
+_ARRAY = re.compile(rb"\s*\[\s*\{")
 _MOST_DIGITS = 400  # a float ends at 309
 
 
@@ -33,11 +36,14 @@ class WrittenFloat(float):
 def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
     """(line number from 1, object) of every line. Raises TaskError, also when there is none."""
     try:
-        lines = read_regular(path).removeprefix(b"\xef\xbb\xbf").split(b"\n")
+        content = read_regular(path).removeprefix(b"\xef\xbb\xbf")
     except FileNotFoundError:
         raise TaskError(f"no data at {path}; give the path of a JSONL file") from None
     except OSError as error:
         raise TaskError(f"cannot read {path}: {error.strerror}") from None
+    if other := _other_form(content):
+        raise TaskError(f"{path} {other}")
+    lines = content.split(b"\n")
     if not any(line.strip() for line in lines):
         raise TaskError(f"{path}: the file is empty")
     for number, line in enumerate(lines, start=1):
@@ -45,6 +51,17 @@ def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
             with row_errors(path, number):
                 row = _row(line)
             yield number, row
+
+
+def _other_form(content: bytes) -> str | None:
+    """What a file is that is no JSONL, and what to do about it, where its first bytes tell."""
+    if content.startswith(_COMPRESSED):
+        return "is compressed; unpack it, and give the path of what comes out"
+    if content.startswith(b"PAR1"):
+        return "is a Parquet file; give it a name that ends in .parquet"
+    if _ARRAY.match(content):
+        return "is one JSON array; write its objects one a line, as jq -c '.[]' does"
+    return None
 
 
 @contextmanager
@@ -81,11 +98,13 @@ def _row(line: bytes) -> Row:
     except UnicodeDecodeError as error:
         raise ValueError(f"byte {error.start} is not UTF-8; save the file as UTF-8") from None
     except json.JSONDecodeError as error:
-        raise ValueError(f"not valid JSON: {error.msg}, column {error.colno}") from None
+        raise ValueError(
+            f"not valid JSON: {error.msg}, column {error.colno}; a line is one JSON object"
+        ) from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
     if not isinstance(row, dict):
-        raise ValueError("expected a JSON object")
+        raise ValueError(f"expected a JSON object, not {one_line(text, 40)}")
     if "\\u" in text and _has_half_a_character(row):
         raise ValueError("half of a surrogate pair is no text")
     return row

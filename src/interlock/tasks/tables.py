@@ -80,7 +80,8 @@ def _values(path: Path, name: str, column: Any) -> list[Any]:
     """A column [rows] as Python's values."""
     try:
         values: list[Any] = column.to_pylist()
-    except ValueError as error:  # text that is no UTF-8, a time out of Python's range
+    except (ValueError, LookupError, ArithmeticError, NotImplementedError) as error:
+        # Text that is no UTF-8, a time out of Python's range or of a zone that nobody knows.
         why = error_headline(error, 120)
         raise TaskError(f"{path}: the column {name!r} cannot be read: {why}") from None
     match str(column.type):
