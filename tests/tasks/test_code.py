@@ -46,6 +46,12 @@ def fenced(code: str, language: str = "python") -> str:
         ("<think>" + fenced("def add(): 1") + "</think>None.", "None."),
         ("<think>" + fenced("def add(): 1"), ""),
         (fenced("def addition(): 1") + fenced("z = 3"), "z = 3\n"),
+        (fenced("add = max") + fenced("print(add(1, 2))"), "add = max\n"),
+        (fenced("add: object = max") + fenced("z = add"), "add: object = max\n"),
+        (fenced("x = 1") + fenced("print(add == max)"), "print(add == max)\n"),
+        ("~~~python\ndef add(): 1\n~~~\nSo.", "def add(): 1\n"),
+        ("````\nadd = 1\n```\n````\nSo.", "add = 1\n```\n"),
+        ("```python\r\ndef add(): 1\r\n```\r\nSo.", "def add(): 1\r\n"),
     ],
 )  # fmt: skip
 def test_the_program_of_an_answer(answer: str, program: str) -> None:

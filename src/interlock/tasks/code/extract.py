@@ -8,7 +8,10 @@ import textwrap
 
 from interlock import thinking
 
-_FENCE = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)(?:^[ \t]*```[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
+_FENCE = re.compile(
+    r"^[ \t]*(?P<fence>`{3,}|~{3,})[^\n`]*\n(?P<code>.*?)(?:^[ \t]*(?P=fence)[ \t\r]*$|\Z)",
+    re.DOTALL | re.MULTILINE,
+)
 
 
 def program(answer: str, entry: str) -> str:
@@ -16,7 +19,7 @@ def program(answer: str, entry: str) -> str:
     the last block; without any, the whole answer. Thinking is none of it.
     """
     text = thinking.after(answer)
-    blocks: list[str] = [found[1] for found in _FENCE.finditer(text)]
+    blocks: list[str] = [found["code"] for found in _FENCE.finditer(text)]
     if not blocks:
         return text
     return next((block for block in reversed(blocks) if _defines(block, entry)), blocks[-1])
@@ -38,5 +41,6 @@ def variants(code: str, preamble: str, entry: str) -> list[str]:
 
 
 def _defines(code: str, entry: str) -> bool:
-    pattern = rf"^[ \t]*(?:(?:async[ ]+)?def|class)[ ]+{re.escape(entry)}\b"
+    name = re.escape(entry)
+    pattern = rf"^[ \t]*(?:(?:async[ ]+)?def|class)[ ]+{name}\b|^{name}[ ]*(?::[^=\n]+)?=(?!=)"
     return re.search(pattern, code, re.MULTILINE) is not None
