@@ -267,6 +267,18 @@ def test_nothing_is_overwritten(made: Path, stopped: Path, tmp_path: Path) -> No
         bundle.write(stopped, tmp_path / "c.tar.gz", told)
     with pytest.raises(RunError, match="is not empty"):
         bundle.unpack(made, stopped, told)
+    with pytest.raises(RunError, match=r"in\.tar lies in the run .* itself; give a place outside"):
+        bundle.write(stopped, stopped / "stages" / ".." / "in.tar", told)
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(RunError, match="link is a link; give a new directory"):
+        bundle.unpack(made, tmp_path / "link", told)
+    with pytest.raises(RunError, match="is a file; give a new directory"):
+        bundle.unpack(made, made, told)
+    bundle.write(stopped, tmp_path / "folder", told)
+    held = sorted(tmp_path.rglob("*"))
+    with pytest.raises(RunError, match=r"inside lies in the bundle .*folder itself"):
+        bundle.unpack(tmp_path / "folder", tmp_path / "folder" / "inside", told)
+    assert sorted(tmp_path.rglob("*")) == held
     noise = tmp_path / "noise"
     noise.write_bytes(os.urandom(4096))
     with pytest.raises(RunError, match="is no bundle"):

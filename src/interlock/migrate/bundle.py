@@ -49,6 +49,8 @@ def write(path: Path, target: Path, tell: Tell) -> BundleList:
         raise RunError(f"{target}: a bundle is not compressed; end its name in .tar")
     if target.exists():
         raise RunError(f"{target} is there already, and is not overwritten; give another name")
+    if target.resolve().is_relative_to(path.resolve()):
+        raise RunError(f"{target} lies in the run {path} itself; give a place outside of it")
     with (
         RunDir.held(path) as run,
         storage_errors(target.parent),
@@ -74,7 +76,12 @@ def write(path: Path, target: Path, tell: Tell) -> BundleList:
 
 def unpack(bundle: Path, into: Path, tell: Tell) -> BundleList:
     """Make a run directory of a bundle. Raises RunError; then there is none."""
-    if into.exists() and (not into.is_dir() or any(into.iterdir())):
+    if into.is_symlink() or (into.exists() and not into.is_dir()):
+        kind = "a link" if into.is_symlink() else "a file"
+        raise RunError(f"{into} is {kind}; give a new directory")
+    if into.resolve().is_relative_to(bundle.resolve()):
+        raise RunError(f"{into} lies in the bundle {bundle} itself; give a place outside of it")
+    if into.exists() and any(into.iterdir()):
         raise RunError(f"{into} is not empty; give a new directory")
     reader = _tar if bundle.is_file() else _folder
     with storage_errors(into.absolute().parent), atomic_directory(into.absolute()) as directory:
