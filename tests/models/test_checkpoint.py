@@ -260,6 +260,13 @@ def entry(start: int, end: int, shape: list[int], dtype: str = "F32") -> dict[st
     return {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
 
 
+def test_a_pointer_of_git_lfs_is_told_with_its_remedy(llama: Path) -> None:
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 9\n"
+    (llama / WHOLE).write_text(pointer)
+    with pytest.raises(ModelError, match=r"is a pointer of Git LFS.*; run git lfs pull there"):
+        load_decoder(llama, torch.float32, torch.device("cpu"))
+
+
 @pytest.mark.parametrize(
     "header",
     [

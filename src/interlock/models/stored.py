@@ -10,7 +10,7 @@ unpickled. The `safetensors` library checks lengths and offsets.
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,10 @@ from interlock.models.architecture import Architecture
 from interlock.models.blocks import ScaledBlocks
 from interlock.models.files import inside, read_object
 from interlock.models.finite import finite
+from interlock.regular import open_regular
 from interlock.text import error_line
 
+_LFS = b"version https://git-lfs.github.com/spec/"
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _PICKLED = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
@@ -153,9 +155,20 @@ def opened(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as file:
             yield file
     except (SafetensorError, OSError) as error:
+        if _is_pointer(path):
+            raise ModelError(
+                f"{path} is a pointer of Git LFS, and not the weights; run git lfs pull there"
+            ) from None
         raise ModelError(
             f"{path} cannot be read ({error_line(error)}); fetch the model again"
         ) from None
+
+
+def _is_pointer(path: Path) -> bool:
+    """What a clone has without git-lfs: fetched again in the same way it would be no other."""
+    with suppress(OSError), open_regular(path) as file:
+        return file.read(len(_LFS)) == _LFS
+    return False
 
 
 def sort_tensors(
