@@ -58,7 +58,7 @@ _TICK = re.compile("(?<=[0-9])[\N{RIGHT SINGLE QUOTATION MARK}_](?=[0-9]{3}(?![0
 _REPEATING = re.compile(
     r"(?<![0-9.])([0-9]{1,20})\.([0-9]{0,20}?)"
     r"(?:\\(?:overline|bar|dot)\s*(?:\{([0-9]{1,20})\}|([0-9]))"
-    r"|([0-9]{1,6}?)\5{2,}(?:\.{3}|…|\\[lc]?dots))"
+    r"|([0-9]{1,6}?)\5{2,99}(?:\.{3}|…|\\[lc]?dots))"
 )
 _SUPERSCRIPT = re.compile("[⁻⁺]?[⁰¹²³⁴-⁹]+")
 _LOWERED = str.maketrans("⁻⁺⁰¹²³⁴⁵⁶⁷⁸⁹", "-+0123456789")

@@ -43,7 +43,7 @@ _TYPOGRAPHY = re.compile(
     r"|\\(?:underline|underbrace|overbrace|boldsymbol|bm|emph|textit|textcolor\s*\{[^{}]*\})"
     r"\s*\{([^{}]*)\}"
 )
-_MIXED = re.compile(r"(-?\s*[0-9]+)\s+(?:([0-9]+)\s*/\s*([0-9]+)|(\\[dt]?frac))")
+_MIXED = re.compile(r"(?<![0-9])(-?[0-9]{1,9})\s+(?:([0-9]+)\s*/\s*([0-9]+)|(\\[dt]?frac))")
 _MONEY = re.compile(rf"(?P<sign>[-+\N{{MINUS SIGN}}]?)\s*(?P<money>{units.MONEY})\s*(?=[-0-9.\\])")
 _MONEY_BEHIND = re.compile(rf"(?<=[0-9)}}])\s*(?P<money>{units.MONEY})\Z")
 _NAMED = r"(?:[A-Za-z](?:_\{?\w{1,9}\}?)?\s*=\s*)?"
