@@ -35,6 +35,9 @@ HACKS = {
     "a boxed choice": r"\boxed{45 or 46}",
     "two boxes": r"\boxed{45} \boxed{46}",
     "two boxes, the right one first": r"\boxed{46} \boxed{45}",
+    "infinity": r"\boxed{\infty}",
+    "a quotient by zero": r"\boxed{1/0}",
+    "a logarithm of zero": r"\boxed{\log 0}",
     "an empty box": r"\boxed{}",
     "nothing": "",
 }
