@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy
 import pytest
+import sympy
 import torch
 
 from interlock.records.rl import Verdict
@@ -49,6 +50,9 @@ class Judged:
         (False, Verdict(0.0, False)),
         (numpy.bool_(True), Verdict(1.0, True)),
         (numpy.array(False), Verdict(0.0, False)),
+        (sympy.Eq(sympy.Integer(2), sympy.sqrt(4)), Verdict(1.0, True)),
+        (sympy.false, Verdict(0.0, False)),
+        ({"reward": sympy.Rational(1, 4), "correct": sympy.true}, Verdict(0.25, True)),
         (torch.tensor(3) > 2, Verdict(1.0, True)),
         ({"reward": 0.5}, Verdict(0.5)),
         ({"correct": True}, Verdict(1.0, True)),
@@ -84,13 +88,13 @@ def test_what_a_verdict_may_be(value: Any, verdict: Verdict) -> None:
         (10**400, "the verifier returned inf"),
         (Fraction(10**400), "the verifier returned inf"),
         (Decimal("nan"), "the verifier returned nan"),
-        (numpy.array([]), "size 1"),
+        (numpy.array([]), "an array of shape [0], not one value"),
         (numpy.ma.masked, "a masked value"),
         (numpy.ma.array([1.0], mask=[True]), "a masked value"),
         (numpy.longdouble("1e4000"), "the verifier returned inf"),
         ([1.0], "the verifier returned a list, not a number"),
         (1j, "the verifier returned a complex, not a number"),
-        (numpy.array([1.0, 2.0]), "size 1"),
+        (numpy.array([1.0, 2.0]), "an array of shape [2], not one value"),
         (math.nan, "the verifier returned nan"),
         (numpy.float64("inf"), "the verifier returned inf"),
         ({}, "neither reward nor correct"),
@@ -104,6 +108,9 @@ def test_what_a_verdict_may_be(value: Any, verdict: Verdict) -> None:
         ({"reward": 1, "parts": {"a": math.nan}}, "part 'a' is nan"),
         ({"reward": 1, "parts": {"a": None}}, "part 'a' is a NoneType, not a number"),
         ({"reward": 1, "parts": {1: 1.0}}, "a part named '1'"),
+        ({"reward": 1, "parts": {"a\n": 1.0}}, "a part named 'a"),
+        (torch.tensor([1.0, 2.0]), "an array of shape [2], not one value"),
+        (sympy.Symbol("x") > 1, "a StrictGreaterThan, not a number"),
         ({"reward": 1, "parts": {"x" * 101: 1.0}}, "a part named 'xxx"),
         ({"reward": 1, "parts": {str(i): 1.0 for i in range(65)}}, "65 parts, more than 64"),
     ],

@@ -25,7 +25,8 @@ def verdict_of(value: Any) -> Verdict:
         value: a finite number, the reward; a bool, that the answer is right (reward 1) or not (0);
             or a dict or object with `reward`, `correct` and `parts`, of which all but one of the
             first two may be missing. Without a reward it is 1 or 0, as `correct` says. Scalars and
-            arrays of one element of numpy and torch are what they hold. Or a Verdict that failed.
+            arrays of one element of numpy and torch, and sympy's true, are what they hold. Or a
+            Verdict that failed.
 
     Raises:
         TypeError, ValueError: it is none of these.
@@ -81,19 +82,27 @@ def _parts(fields: dict[Any, Any]) -> dict[str, float]:
     if len(parts) > _MOST_PARTS:
         raise ValueError(f"the verifier returned {len(parts)} parts, more than {_MOST_PARTS}")
     for name in parts:
-        if not isinstance(name, str) or not 0 < len(name) <= _LONGEST_NAME:
+        if not isinstance(name, str) or not (0 < len(name) <= _LONGEST_NAME and name.isprintable()):
             raise ValueError(f"the verifier returned a part named {str(name)[:_LONGEST_NAME]!r}")
     return {name: _finite(_held(part), f"part {name!r} is") for name, part in parts.items()}
 
 
 def _held(value: Any) -> Any:
     """What a scalar of numpy or torch, or an array of one element, holds."""
+    if getattr(value, "is_Boolean", False) and hasattr(value, "__bool__"):
+        return bool(value)  # of sympy: what Eq(a, b) is where it can be told
     item = getattr(value, "item", None)
     if not callable(item):
         return value
     if bool(getattr(value, "mask", False)):  # of numpy: what was masked holds a number all the same
         raise ValueError("the verifier returned a masked value")
-    return item()
+    try:
+        return item()
+    except (RuntimeError, ValueError):  # of torch, of numpy
+        shape = list(getattr(value, "shape", ()))
+        raise ValueError(
+            f"the verifier returned an array of shape {shape}, not one value"
+        ) from None
 
 
 def _finite(value: Any, what: str) -> float:
