@@ -4,7 +4,7 @@ r"""Whether an answer only repeats the question: an arithmetic expression that n
 
 An expression of plain numbers is no value where every number in it stands in the question, unless
 the reference is written just so. What is the customary way to write a value is one: a fraction in
-lowest terms, a mixed number, m * 10^n. Of an equation one side that is a value is enough.
+lowest terms, a mixed number, m * 10^n. Of an equation one side that is such a value is enough.
 """
 
 import math
@@ -18,7 +18,7 @@ _SIGNS = (
     (r"\\sqrt\s*(?:\{([^{}]*)\}|([0-9]))", r"√(\1\2)"),
     (r"\\(?:times|cdot|ast)(?![A-Za-z])|[×·⋅]", "*"),
     (r"\\div(?![A-Za-z])|[÷:]", "/"),
-    (r"\\(?:left|right)(?![A-Za-z])|\\[,;:! ]|[\s$]", ""),
+    (r"\\(?:left|right)(?![A-Za-z])|\\[,;:! ]|\\?[$€£¥₹]|\s", ""),
     (r"\*\*", "^"),
     ("[\N{MINUS SIGN}\N{EN DASH}]", "-"),
     (r"[\[{]", "("),
@@ -37,13 +37,18 @@ def is_echo(answer: str, question: str, reference: str) -> bool:
     plain = _plain(answer)
     if plain == _plain(reference):
         return False
-    known = {_digits(found[0]) for found in _NUMBER.finditer(answers.ungrouped(question))}
-    return all(_is_expression(side, known) for side in plain.split("="))
+    asked = answers.ungrouped(answers.spelled(question))
+    known = {_digits(found[0]) for found in _NUMBER.finditer(asked)}
+    # What has letters beside it, "x = 12 + 34", is no value of its own that would make up for it.
+    sides = [side for side in plain.split("=") if _ARITHMETIC.fullmatch(side)]
+    return bool(sides) and all(_is_expression(side, known) for side in sides)
 
 
 def _is_expression(plain: str, known: set[str]) -> bool:
     numbers = [_digits(found[0]) for found in _NUMBER.finditer(plain)]
-    if not numbers or not _ARITHMETIC.fullmatch(plain) or not known.issuperset(numbers):
+    if "√" not in plain:
+        known = known | {"0", "1"}  # "12 + 34 + 0" works nothing out; 1 + √5 is as short as can be
+    if not numbers or not known.issuperset(numbers):
         return False
     inner = plain.strip("()").lstrip("+-")
     if fraction := _FRACTION.fullmatch(plain):
@@ -65,4 +70,5 @@ def _plain(text: str) -> str:
 
 
 def _digits(number: str) -> str:
-    return number.rstrip("0").rstrip(".") if "." in number else number
+    number = number.rstrip("0").rstrip(".") if "." in number else number
+    return number.lstrip("0") or "0"

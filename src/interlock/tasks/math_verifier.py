@@ -87,7 +87,8 @@ def open_verifier(task: TaskSettings) -> Callable[[Problem, str], bool]:
     def verify(problem: Problem, answer: str) -> bool:
         found = set(final_answers(answers.spelled(thinking.after(answer)), marker))
         question = problem.messages[-1].get("content", "") if problem.messages else ""
-        if any(is_echo(each, question, problem.answer) for each in found):
+        forms = [form for each in found for form in (each, _quantity(_plain(each))[0])]
+        if any(is_echo(form, question, problem.answer) for form in forms):
             return False
         return bool(found) and all(same(problem.answer, each) for each in found)
 

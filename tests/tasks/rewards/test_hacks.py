@@ -92,6 +92,30 @@ def test_an_answer_is_right(right: Right, answer: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "echo",
+    [
+        *(r"12+34\text{ cm}", "12+34 dollars", "(12+34) km", r"\$12 + \$34", r"\$(12+34)"),
+        *("x=12+34", "x_1 = 12 + 34", r"\text{sum}=12+34", "12+34=x", "?=12+34"),
+        *(r"\text{12+34}", r"12\text{ + }34", r"\mathbf{12+34}", r"\underline{12+34}"),
+        *(r"\textcolor{red}{12}+34", r"\bf 12+34", r"\displaystyle 12+34", "12+34;"),
+        *("12+34+0", "12+34^1", r"\frac{12}{1}+34", "0012+34", r"12+34^\circ", "12 + 34 degrees"),
+    ],
+)
+@pytest.mark.parametrize(
+    "asked", [ASKED, "\u0661\u0662 + \u0663\u0664?", "\uff11\uff12\uff0b\uff13\uff14"]
+)
+def test_an_echo_in_any_dress_earns_nothing(echo: str, asked: str) -> None:
+    """With a unit, a currency, a name before it, in another type, with what changes nothing, and to
+    a question in Arabic digits or of full width.
+    """
+    verify = math_verifier.open_verifier(TaskSettings("jsonl", {"path": "x.jsonl"}))
+    problem = Problem("p", [{"role": "user", "content": asked}], "46")
+    assert not verify(problem, rf"\boxed{{{echo}}}")
+    for right in ("46", "x = 46", "12 + 34 = 46", r"46\text{ cm}", r"\$46", r"\bf 46"):
+        assert verify(problem, rf"\boxed{{{right}}}")
+
+
+@pytest.mark.parametrize(
     ("answer", "question", "reference", "echo"),
     [
         ("12+34", "What is 12 + 34?", "46", True),
@@ -116,6 +140,11 @@ def test_an_answer_is_right(right: Right, answer: str) -> None:
         (r"3\sqrt{4}", "Sides 3 and 4: how long?", "6", True),
         ("11+35", "What is 12 + 34?", "46", False),  # not the question's: left to the verifier
         ("2024-01-02", "Which day?", "2024-01-02", False),
+        ("2^3*5", "Compute 2\u00b3\u00b75", "40", True),
+        ("1+\\sqrt{5}", "Solve x^2 - 2x = 4, where 5 is prime", "1+\\sqrt{5}", False),
+        (r"1+\sqrt{5}", "The root of 5?", "3.236068", False),
+        ("y=2x+1", "Which line has slope 2 through (0, 1)?", "2x+1=y", False),
+        ("x=3/4", "Solve 4x = 3.", "0.75", False),
     ],
 )
 def test_what_is_an_echo(answer: str, question: str, reference: str, echo: bool) -> None:
