@@ -359,6 +359,7 @@ WRONG = [
     ("2/3", "It is 2 1/3."),
     ("$5", r"\boxed{5 cents}"),
     ("$5", "\\boxed{\u20ac5}"),
+    ("5 yuan", r"\boxed{5 yen}"),
     ("\xa35", r"\boxed{\$5}"),
     ("5%", r"\boxed{5\text{ kg}}"),
     ("5 cm", r"\boxed{5\%}"),

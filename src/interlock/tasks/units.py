@@ -39,7 +39,8 @@ _SAME = {
     "euro": "eur €",
     "£": "gbp",
     "cent": "¢",
-    "¥": "yen yuan jpy cny",
+    "¥": "yen jpy",  # the sign of yuan, too: with it they are yen
+    "yuan": "cny rmb renminbi",
     "₹": "rupee inr",
     "%": "percent",
 }
