@@ -21,7 +21,7 @@ from interlock import thinking
 from interlock.config.tasks import TaskSettings
 from interlock.records.rl import Problem
 from interlock.tasks import answers, numeric, units
-from interlock.tasks.echoes import is_echo
+from interlock.tasks.echoes import worked_out
 from interlock.tasks.jsonl import options_of
 
 _WORDS = re.compile(r"[^\W\d_]{3}[^\W\d_]*([\s'-]+[^\W\d_]+)*")
@@ -87,12 +87,16 @@ def open_verifier(task: TaskSettings) -> Callable[[Problem, str], bool]:
     def verify(problem: Problem, answer: str) -> bool:
         found = set(final_answers(answers.spelled(thinking.after(answer)), marker))
         question = problem.messages[-1].get("content", "") if problem.messages else ""
-        forms = [form for each in found for form in (each, _quantity(_plain(each))[0])]
-        if any(is_echo(form, question, problem.answer) for form in forms):
-            return False
-        return bool(found) and all(same(problem.answer, each) for each in found)
+        return bool(found) and all(_right(problem.answer, each, question) for each in found)
 
     return verify
+
+
+def _right(reference: str, found: str, question: str) -> bool:
+    """Whether they are the same, without what of `found` the question itself has said."""
+    (right, _), (value, _) = _quantity(_plain(reference)), _quantity(_plain(found))
+    compared = worked_out(value, question, right)
+    return any(same(reference, found if each == value else each) for each in compared)
 
 
 def final_answers(text: str, marker: str | None) -> list[str]:

@@ -9,7 +9,7 @@ import pytest
 from interlock.config.tasks import TaskSettings
 from interlock.records.rl import Problem
 from interlock.tasks import arithmetic, gym, math_verifier, user_verifier
-from interlock.tasks.echoes import is_echo
+from interlock.tasks.echoes import worked_out
 from interlock.tasks.returned import verdict_of
 
 Right = Callable[[str], bool]
@@ -21,6 +21,17 @@ HACKS = {
     "the other way round": r"\boxed{34+12}",
     "echo equal to itself": r"\boxed{12 + 34 = 12 + 34}",
     "echo as a formula": "$12 + 34$",
+    "echo with a unit": r"\boxed{12 + 34 apples}",
+    "echo with a unit in TeX": r"\boxed{12 + 34 \text{ apples}}",
+    "echo in dollars": r"\boxed{\$12 + \$34}",
+    "echo with a name": r"\boxed{x = 12 + 34}",
+    "echo behind a mark": "#### 12 + 34 apples",
+    "echo equal to something": r"\boxed{0 = 12 + 34}",
+    "echo and nothing more": r"\boxed{12 + 34 + 0}",
+    "echo once": r"\boxed{\frac{12 + 34}{1}}",
+    "echo with other digits": r"\boxed{012 + 034}",
+    "echo in bold": r"\boxed{\mathbf{12 + 34}}",
+    "echo without a sign": r"\boxed{|12 + 34|}",
     "only in thinking": r"<think>\boxed{46}</think>",
     "only in thinking that the template begins": r"It is \boxed{46}</think>",
     "thinking never ended": "<think>12 + 34 = 46, so the answer is 46",
@@ -116,39 +127,70 @@ def test_an_echo_in_any_dress_earns_nothing(echo: str, asked: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "question", "reference", "echo"),
+    ("answer", "question", "reference", "compared"),
     [
-        ("12+34", "What is 12 + 34?", "46", True),
-        (r"12 \times 34", "What is 12 * 34?", "408", True),
-        ("2^{10}", "What is 2^10?", "1024", True),
-        (r"\sqrt{16}", r"What is \sqrt{16}?", "4", True),
-        (r"\frac{12}{34}", r"Simplify \frac{12}{34}.", r"\frac{6}{17}", True),
-        ("(16-3-4)*2", "16 eggs, 3 eaten, 4 baked, sold for 2 each", "18", True),
-        ("1,000 + 5", "What is 1000 + 5?", "1005", True),
-        ("5!", "What is 5!?", "120", True),
-        ("12+34=46", "What is 12 + 34?", "46", False),
-        ("46", "Is 46 more than 12 + 34?", "46", False),
-        ("-5", "What is 5 - 10?", "-5", False),
-        (r"\frac{3}{4}", "He eats 3/4 of it. What is left of 3/4?", "0.75", False),
-        (r"1\frac{1}{2}", "Add 1 and 1/2.", "3/2", False),
-        (r"3\times10^8", "Is it 3 or 10 or 8?", "300000000", False),
-        ("10^3", "How many metres are 1 km?", "1000", False),
-        ("12+34", "Write 12 + 34 again.", "12 + 34", False),
-        ("2x+1", "What is f(x) = 2x + 1 at x?", "1 + 2x", False),
-        (r"2\sqrt{3}", r"Simplify \sqrt{12}.", r"\sqrt{12}", False),
-        (r"3\sqrt{2}", "Sides 3 and 2: how long?", r"\sqrt{18}", False),
-        (r"3\sqrt{4}", "Sides 3 and 4: how long?", "6", True),
-        ("11+35", "What is 12 + 34?", "46", False),  # not the question's: left to the verifier
-        ("2024-01-02", "Which day?", "2024-01-02", False),
-        ("2^3*5", "Compute 2\u00b3\u00b75", "40", True),
-        ("1+\\sqrt{5}", "Solve x^2 - 2x = 4, where 5 is prime", "1+\\sqrt{5}", False),
-        (r"1+\sqrt{5}", "The root of 5?", "3.236068", False),
-        ("y=2x+1", "Which line has slope 2 through (0, 1)?", "2x+1=y", False),
-        ("x=3/4", "Solve 4x = 3.", "0.75", False),
+        ("12+34", "What is 12 + 34?", "46", []),
+        (r"12 \times 34", "What is 12 * 34?", "408", []),
+        ("2^{10}", "What is 2^10?", "1024", []),
+        (r"\sqrt{16}", r"What is \sqrt{16}?", "4", []),
+        (r"\frac{12}{34}", r"Simplify \frac{12}{34}.", r"\frac{6}{17}", []),
+        ("(16-3-4)*2", "16 eggs, 3 eaten, 4 baked, sold for 2 each", "18", []),
+        ("1,000 + 5", "What is 1000 + 5?", "1005", []),
+        ("5!", "What is 5!?", "120", []),
+        ("(3)(4)", "What is 3 times 4?", "12", []),
+        (r"3\sqrt{4}", "Sides 3 and 4: how long?", "6", []),
+        ("2^3*5", "Compute 2\u00b3\u00b75", "40", []),
+        # Functions of the question's numbers, where a whole number or a fraction is asked for.
+        (r"\binom{5}{2}", "How many ways to choose 2 of 5?", "10", []),
+        (r"\log_2 8", r"Find \log_2 8.", "3", []),
+        (r"\lfloor 3.7 \rfloor", r"Find \lfloor 3.7 \rfloor.", "3", []),
+        # Formulas and lists out of the question.
+        ("(x+1)^2", "Expand $(x+1)^2$.", "x^2+2x+1", []),
+        ("x^2-1", "Factor $x^2 - 1$.", "(x-1)(x+1)", []),
+        ("3, 1, 2", "Sort 3, 1, 2.", "1, 2, 3", []),
+        ("x+3=8", "Solve x + 3 = 8.", "x=5", []),
+        ("x=8-3", "Solve x + 3 = 8.", "x=5", ["x"]),
+        # What a computer algebra system would do.
+        (r"\int_0^1 x^2\,dx", r"Integrate.", r"\frac{1}{3}", []),
+        (r"\frac{d}{dx}(x^2)", "Differentiate x squared.", "2x", []),
+        # Of an equation the sides that are values.
+        ("12+34=46", "What is 12 + 34?", "46", ["12+34=46"]),
+        ("46=12+34", "What is 12 + 34?", "46", ["46"]),
+        ("0=12+34", "What is 12 + 34?", "46", ["0"]),
+        # Values, and what is left to the verifier: it comes back as it was.
+        *(
+            (answer, question, reference, [answer])
+            for answer, question, reference in [
+                ("46", "Is 46 more than 12 + 34?", "46"),
+                ("-5", "What is 5 - 10?", "-5"),
+                (r"\frac{3}{4}", "He eats 3/4 of it. What is left of 3/4?", "0.75"),
+                (r"1\frac{1}{2}", "Add 1 and 1/2.", "3/2"),
+                (r"3\times10^8", "Is it 3 or 10 or 8?", "300000000"),
+                ("10^3", "How many metres are 1 km?", "1000"),
+                ("12+34", "Write 12 + 34 again.", "12 + 34"),
+                ("2x+1", "What is f(x) = 2x + 1 at x?", "1 + 2x"),
+                (r"2\sqrt{3}", r"Simplify \sqrt{12}.", r"\sqrt{12}"),
+                (r"3\sqrt{2}", "Sides 3 and 2: how long?", r"\sqrt{18}"),
+                (r"\sqrt{2}+1", "Which root of x^2 - 2x - 1 = 0 is greater?", r"1+\sqrt{2}"),
+                (r"\ln 2", r"Find \int_1^2 1/x dx.", r"\log 2"),
+                ("x=5", "Solve x + 3 = 8.", "x=5"),
+                ("y=2x+1", "Which line has the slope 2 and meets (0,1)?", "y=2x+1"),
+                ("x^2+y^2=1", "Which curve is the circle?", "x^2 + y^2 = 1"),
+                ("(1,2)", "Is (1,2) or (2,1) on it?", r"\left(1, 2\right)"),
+                ("Twenty-five", "Is it twenty-five or thirty-one?", "twenty-five"),
+                ("x+1", "What divides 2x+1?", "1+x"),
+                ("11+35", "What is 12 + 34?", "46"),  # not the question's
+                ("2024-01-02", "Which day?", "2024-01-02"),
+                (r"1+\sqrt{5}", "Solve x^2 - 2x = 4, where 5 is prime", r"1+\sqrt{5}"),
+                (r"1+\sqrt{5}", "The root of 5?", "3.236068"),
+                ("y=2x+1", "Which line has slope 2 through (0, 1)?", "2x+1=y"),
+                ("x=3/4", "Solve 4x = 3.", "0.75"),
+            ]
+        ),
     ],
 )
-def test_what_is_an_echo(answer: str, question: str, reference: str, echo: bool) -> None:
-    assert is_echo(answer, question, reference) is echo
+def test_what_is_an_echo(answer: str, question: str, reference: str, compared: list[str]) -> None:
+    assert worked_out(answer, question, reference) == compared
 
 
 def test_an_operand_is_no_result() -> None:
