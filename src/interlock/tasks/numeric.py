@@ -1,20 +1,23 @@
 """When two numbers of sympy are the same: exactly where both are exact, else relatively.
 
-math-verify rounds both to six decimals, which makes all tiny numbers one.
+math-verify rounds both to six decimals, which makes all tiny numbers one; and then it simplifies
+their difference, which makes all infinite ones nothing.
 """
 
 from typing import Any
 
 from math_verify import grader
-from sympy import Float, Integer, MatrixBase, Rational, nan
+from sympy import Float, Integer, MatrixBase, Rational, nan, oo, zoo
 
 _ROUNDED = Rational(1, 10**6)  # of a number that is written with as many digits as one cares to
 _DIGITS = 30
+_same_formula = grader.sympy_symbolic_eq
 
 
 def compare_relatively() -> None:
     """Let math-verify compare numbers by `same_number`, also inside tuples, sets and matrices."""
     grader.sympy_numeric_eq = same_number
+    grader.sympy_symbolic_eq = same_formula
 
 
 def same_number(a: Any, b: Any, *_: int) -> bool:
@@ -33,6 +36,15 @@ def same_number(a: Any, b: Any, *_: int) -> bool:
     ):
         return True
     return _same(grader.safe_sympy_doit(a), grader.safe_sympy_doit(b))
+
+
+def same_formula(a: Any, b: Any) -> bool:
+    """Whether two formulas are the same by algebra, which has no rules for infinity: |oo| - 5 is
+    zero to it.
+    """
+    a, b = grader.safe_sympy_doit(a), grader.safe_sympy_doit(b)
+    endless = any(each.has(oo, -oo, zoo, nan) for each in (a, b))
+    return not endless and bool(_same_formula(a, b))
 
 
 def _same(a: Any, b: Any) -> bool:
