@@ -20,7 +20,7 @@ from latex2sympy2_extended import NormalizationConfig
 from interlock import thinking
 from interlock.config.tasks import TaskSettings
 from interlock.records.rl import Problem
-from interlock.tasks import answers, numeric, units
+from interlock.tasks import answers, equations, numeric, units
 from interlock.tasks.echoes import worked_out
 from interlock.tasks.jsonl import options_of
 
@@ -83,6 +83,7 @@ _NO_UNITS = frozenset(
 def open_verifier(task: TaskSettings) -> Callable[[Problem, str], bool]:
     marker = options_of(task).answer_after
     numeric.compare_relatively()
+    equations.compare_solutions()
 
     def verify(problem: Problem, answer: str) -> bool:
         found = set(final_answers(answers.spelled(thinking.after(answer)), marker))
