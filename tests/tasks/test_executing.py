@@ -332,6 +332,7 @@ def test_a_verifier_reads_what_lies_beside_it_whoever_else_may(
         ("complex_arithmetic", "'nan' in 8 of 8"),
         ("puzzle24", "the answer to another problem in 8 of 8"),
         ("coin_flip", "'0' in 7 of 8"),
+        ("string_insertion", "the prompt's last word is the answer in 7 of 8"),
     ],
 )
 def test_a_scorer_that_can_be_had_for_nothing_is_refused(generator: str, evidence: str) -> None:
@@ -348,6 +349,12 @@ def test_what_is_right_by_accident_is_no_evidence() -> None:
         degenerate.paid(problems, lambda problem, answer: float(answer == problem.answer)) is None
     )
     assert degenerate.paid(problems, lambda problem, answer: 0.9) is None
+    asked = [{"role": "user", "content": "Is it? Say yes or no"}]
+    problems = [Problem(str(i), asked, ["yes", "no"][i % 7 == 0]) for i in range(8)]
+    assert (
+        degenerate.paid(problems, lambda problem, answer: float(answer == problem.answer)) is None
+    )
+    problems = [Problem(str(i), [{"role": "user", "content": "?"}], str(i)) for i in range(8)]
     found = degenerate.paid(problems, lambda problem, answer: 1.0)
     assert found == "its scorer pays in full for '' in 8 of 8 problems"
 

@@ -14,6 +14,7 @@ from interlock.records.rl import Problem
 PROBLEMS = 8  # that are tried
 _FIXED = ("", "nan", "inf", "0", "None", "[]", "I do not know.")
 _FULL = 1 - 1e-9
+_COPIED = 0.8  # of a whole trial: a prompt ends with its answer now and then
 
 
 def paid(problems: Sequence[Problem], verify: Callable[[Problem, str], float]) -> str | None:
@@ -36,7 +37,23 @@ def paid(problems: Sequence[Problem], verify: Callable[[Problem, str], float]) -
         )
         if count > len(problems) / 2:
             return f"its scorer pays in full for {name} in {count} of {len(problems)} problems"
-    return None
+    return _copied(problems, verify)
+
+
+def _copied(problems: Sequence[Problem], verify: Callable[[Problem, str], float]) -> str | None:
+    """Whether the last word of the prompt is the answer, of answers that differ, nearly always: as
+    where strings are to be edited, and few of them need it.
+    """
+    if len(problems) < PROBLEMS or len({problem.answer for problem in problems}) < PROBLEMS / 2:
+        return None
+    words = [problem.messages[-1]["content"].split()[-1:] for problem in problems]
+    count = sum(
+        bool(word) and _score(verify, problem, word[0]) >= _FULL
+        for problem, word in zip(problems, words, strict=True)
+    )
+    if count < _COPIED * len(problems):
+        return None
+    return f"the prompt's last word is the answer in {count} of {len(problems)} problems"
 
 
 def _score(verify: Callable[[Problem, str], float], problem: Problem, answer: str) -> float:
