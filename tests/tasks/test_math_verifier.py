@@ -220,7 +220,7 @@ RIGHT = [
     (r"\sqrt{2}", "\\boxed{\u221a2}"),
     ("7", "\\boxed{\uff17}"),
     ("1/3", "\\boxed{1\u20443}"),
-    ("6", "\\boxed{2\xb73}"),
+    ("6x", "\\boxed{2\xb73x}"),
     ("60", r"\boxed{\ang{60}}"),
     ("5 cm", r"\boxed{\SI{5}{cm}}"),
     (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\boxed{\begin{pmatrix}1\\2\end{pmatrix}}"),

@@ -3,6 +3,7 @@ r"""Whether an answer only repeats the question: a formula that nobody worked ou
     "\boxed{12 + 34}" to "What is 12 + 34?"     a computer algebra system finds it equal to 46
 
 No value is
+- a sum or product of any plain numbers, where the reference is one number: 12 + 33 + 1;
 - an expression of plain numbers that all stand in the question, or are 0 and 1, which add nothing;
 - a formula or list that stands in the question as it is: "(x+1)^2" to "Expand (x+1)^2";
 - an integral, sum, product, limit or derivative left standing;
@@ -42,7 +43,8 @@ _STANDING = re.compile(
     r"\\(?:i*int|oint|sum|prod|lim)(?![A-Za-z])|\(d(?:\^[^()]{1,3})?\)/\(d[A-Za-z]|\\partial"
 )
 _OPERATION = re.compile(rf"(?<=.)[-+*/^!√,=<>|]|[√|]|{_FUNCTION}|{_STANDING.pattern}|\)\(")
-_RATIONAL = re.compile(r"[-0-9./()]+")
+_RATIONAL = re.compile(r"\(*-?\(*[0-9.]+(?:\)*/\(*[0-9.]+)?\)*")
+_SUM = re.compile(r"[0-9.+\-*/()]+")
 _SURD = re.compile(r"-?[0-9]*\*?√([0-9]{1,9})")
 _FRACTION = re.compile(r"-?\(*-?([0-9]+)\)*/\(*([0-9]+)\)*")
 _MIXED = re.compile(r"-?[0-9]+\(\(*[0-9]+\)*/\(*[0-9]+\)*\)")
@@ -92,9 +94,14 @@ def _is_value(plain: str) -> bool:
 
 
 def _is_expression(plain: str, reference: str, known: set[str]) -> bool:
-    """Whether it is made of numbers of the question alone."""
+    """Whether it is made of numbers of the question alone, or is a sum or product of any where a
+    number is asked for.
+    """
     numbers = [_digits(found[0]) for found in _NUMBER.finditer(plain)]
-    of_it = _WITH_FUNCTIONS if _RATIONAL.fullmatch(reference) else _ARITHMETIC
+    to_number = _RATIONAL.fullmatch(reference) is not None
+    if to_number and _SUM.fullmatch(plain) and not _FRACTION.fullmatch(plain):
+        return True
+    of_it = _WITH_FUNCTIONS if to_number else _ARITHMETIC
     if "√" not in plain:  # 1 + √5 is as short as it can be
         known = known | {"0", "1"}
     return bool(numbers) and of_it.fullmatch(plain) is not None and known.issuperset(numbers)

@@ -31,6 +31,7 @@ HACKS = {
     "echo once": r"\boxed{\frac{12 + 34}{1}}",
     "echo with other digits": r"\boxed{012 + 034}",
     "echo in bold": r"\boxed{\mathbf{12 + 34}}",
+    "echo of other numbers": r"\boxed{12 + 33 + 1}",
     "echo without a sign": r"\boxed{|12 + 34|}",
     "only in thinking": r"<think>\boxed{46}</think>",
     "only in thinking that the template begins": r"It is \boxed{46}</think>",
@@ -140,6 +141,10 @@ def test_an_echo_in_any_dress_earns_nothing(echo: str, asked: str) -> None:
         ("(3)(4)", "What is 3 times 4?", "12", []),
         (r"3\sqrt{4}", "Sides 3 and 4: how long?", "6", []),
         ("2^3*5", "Compute 2\u00b3\u00b75", "40", []),
+        # Sums and products of other numbers, where a number is asked for.
+        ("11+35", "What is 12 + 34?", "46", []),
+        ("12+33+1", "What is 12 + 34?", "46", []),
+        (r"20 \times 0.5", "Half of a score?", "10", []),
         # Functions of the question's numbers, where a whole number or a fraction is asked for.
         (r"\binom{5}{2}", "How many ways to choose 2 of 5?", "10", []),
         (r"\log_2 8", r"Find \log_2 8.", "3", []),
@@ -179,12 +184,13 @@ def test_an_echo_in_any_dress_earns_nothing(echo: str, asked: str) -> None:
                 ("(1,2)", "Is (1,2) or (2,1) on it?", r"\left(1, 2\right)"),
                 ("Twenty-five", "Is it twenty-five or thirty-one?", "twenty-five"),
                 ("x+1", "What divides 2x+1?", "1+x"),
-                ("11+35", "What is 12 + 34?", "46"),  # not the question's
-                ("2024-01-02", "Which day?", "2024-01-02"),
                 (r"1+\sqrt{5}", "Solve x^2 - 2x = 4, where 5 is prime", r"1+\sqrt{5}"),
                 (r"1+\sqrt{5}", "The root of 5?", "3.236068"),
                 ("y=2x+1", "Which line has slope 2 through (0, 1)?", "2x+1=y"),
                 ("x=3/4", "Solve 4x = 3.", "0.75"),
+                ("2^{10} - 1", "What is the tenth Mersenne number?", "1023"),
+                (r"5 \cdot 7", "Into which primes does 35 fall?", r"7 \times 5"),
+                ("2024-01-02", "Which day?", "2024-1-2"),
             ]
         ),
     ],
