@@ -222,7 +222,7 @@ def test_a_folder_of_its_name_is_no_tracker(
 
 HANGS = """
 import atexit, time
-from interlock.cli import main
+from interlock.cli import command
 from interlock.recipes import trackers
 
 def hang(place):
@@ -232,7 +232,7 @@ def hang(place):
 trackers.BACKENDS["tensorboard"] = hang
 trackers.find_spec = lambda name: __import__("importlib.util").util.find_spec("json")
 trackers._DONE_S = 0.5
-main()
+command()
 """
 
 

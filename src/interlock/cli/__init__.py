@@ -24,6 +24,20 @@ _OF_A_NAME = (errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errn
 _UNHEARD = 128 + signal.SIGPIPE
 
 
+def command() -> NoReturn:
+    """`main` of a process that is there for nothing else, and ends with it.
+
+    A tracker that hangs was left behind (recipes/trackers.py): its exit handlers would wait for as
+    long as it does.
+    """
+    try:
+        main()
+    except SystemExit as end:
+        if any(each.name.startswith("tracker ") for each in threading.enumerate()):
+            os._exit(int(end.code or 0))
+        raise
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one verb and exit.
 
@@ -43,8 +57,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         code = code or _of_output(error)
     for stream in (sys.stdout, sys.stderr):
         _let_go(stream)
-    if any(each.name.startswith("left behind") for each in threading.enumerate()):
-        os._exit(code)  # the exit handlers of a tracker that hangs wait for as long as it does
     sys.exit(code)
 
 

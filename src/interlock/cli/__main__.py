@@ -1,5 +1,5 @@
 """`python -m interlock.cli`: the command in any environment."""
 
-from interlock.cli import main
+from interlock.cli import command
 
-main()
+command()

@@ -167,7 +167,11 @@ class Tracker(Sink):
         self._now = self._before[index] + done
         if self._thread is None:
             self._thread = threading.Thread(
-                target=self._work, args=(self._now,), name=f"tracker {self._name}", daemon=True
+                # By its name cli.command knows one that is left behind.
+                target=self._work,
+                args=(self._now,),
+                name=f"tracker {self._name}",
+                daemon=True,
             )
             self._thread.start()
 
@@ -189,7 +193,6 @@ class Tracker(Sink):
             self._waiting.put(None, timeout=deadline.left)
         self._thread.join(deadline.left)
         if self._thread.is_alive():
-            self._thread.name = f"left behind: {self._thread.name}"  # see cli.main
             raise TimeoutError(
                 f"{self._name} was not done after {_DONE_S:g} s: it lacks up to "
                 f"{self._waiting.qsize() + 1} points more, which are in metrics.jsonl"
