@@ -111,15 +111,15 @@ def _stands_in(plain: str, question: str) -> bool:
     return re.search(rf"(?<![0-9.^/]){re.escape(plain)}(?![0-9^!])", question) is not None
 
 
-class _Asked(NamedTuple):
+class _Asking(NamedTuple):
     plain: str
     numbers: set[str]
 
 
 @functools.lru_cache(maxsize=16)
-def _asked(question: str) -> _Asked:
+def _asked(question: str) -> _Asking:
     asked = answers.ungrouped(answers.spelled(question))
-    return _Asked(_plain(question), {_digits(found[0]) for found in _NUMBER.finditer(asked)})
+    return _Asking(_plain(question), {_digits(found[0]) for found in _NUMBER.finditer(asked)})
 
 
 def _plain(text: str) -> str:
