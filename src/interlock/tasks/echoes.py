@@ -122,6 +122,7 @@ def _asked(question: str) -> _Asking:
     return _Asking(_plain(question), {_digits(found[0]) for found in _NUMBER.finditer(asked)})
 
 
+@functools.lru_cache(maxsize=64)
 def _plain(text: str) -> str:
     """In one way of writing, without spaces."""
     text = answers.ungrouped(answers.spelled(text))

@@ -95,7 +95,7 @@ def open_verifier(task: TaskSettings) -> Callable[[Problem, str], bool]:
 
 def _right(reference: str, found: str, question: str) -> bool:
     """Whether they are the same, without what of `found` the question itself has said."""
-    (right, _), (value, _) = _quantity(_plain(reference)), _quantity(_plain(found))
+    (right, _), (value, _) = _read(reference), _read(found)
     compared = worked_out(value, question, right)
     return any(same(reference, found if each == value else each) for each in compared)
 
@@ -112,7 +112,7 @@ def final_answers(text: str, marker: str | None) -> list[str]:
 
 def same(reference: str, found: str) -> bool:
     """Whether two answers mean the same; what math-verify cannot read is compared as text."""
-    (reference, unit), (found, other) = _quantity(_plain(reference)), _quantity(_plain(found))
+    (reference, unit), (found, other) = _read(reference), _read(found)
     if _WORDS.fullmatch(reference):
         return reference.casefold() == found.casefold()
     dates = _DATE.fullmatch(reference), _DATE.fullmatch(found)
@@ -122,6 +122,12 @@ def same(reference: str, found: str) -> bool:
         return False
     # The deadline is the pool's: math-verify's own alarm cannot stop a computation inside C code.
     return bool(math_verify.verify(_parse(reference), _parse(found), timeout_seconds=0))
+
+
+@functools.lru_cache(maxsize=256)
+def _read(answer: str) -> tuple[str, str]:
+    """(value, unit) of an answer as it was written."""
+    return _quantity(_plain(answer))
 
 
 def _plain(answer: str) -> str:
