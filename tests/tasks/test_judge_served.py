@@ -70,7 +70,9 @@ def test_random_weights_give_grades_in_the_form(
                 VerdictStatus.ERROR,
                 True,
             )
-    assert spent.completion_tokens > 0 and spent.prompt_tokens > 2000
+    assert spent.completion_tokens > 0
+    # Each asks once, and once more where the reason did not end.
+    assert 2 <= spent.requests <= 4 and spent.prompt_tokens > 800 * spent.requests
     assert spent.money == pytest.approx(spent.completion_tokens / 1e6)
     monkeypatch.setenv("JUDGE_KEY", "wrong-" * 4)
     with Judge(settings) as judge:
