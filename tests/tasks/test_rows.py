@@ -62,6 +62,17 @@ PLAIN = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
         (b"question,answer\na,1\n", "column 1; a line is one JSON object"),
         (b"3\n" + PLAIN, "expected a JSON object, not 3"),
     ],
+    ids=[
+        "array",
+        "indented-array",
+        "gzip",
+        "bz2",
+        "xz",
+        "parquet",
+        "indented-object",
+        "csv",
+        "number",
+    ],
 )
 def test_what_is_no_jsonl_is_told_with_what_to_do(
     tmp_path: Path, content: bytes, told: str
