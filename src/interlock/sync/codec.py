@@ -5,13 +5,14 @@
 
 A payload is MAGIC, the length of the header (4 bytes, little-endian), the header (msgpack, a list
 of entries), and the entries' planes one after another. An entry gives some elements of one tensor
-their new bits, so applying it twice does no harm. Their places are coded as gaps. Gaps and bits are
+their new bits: as they are, or as steps from the base's, taken as integers. What an optimizer moves
+goes a few such steps, up or down, however large it is. Places are coded as gaps. Gaps and bits are
 split into planes (the lowest bytes of all, then the next, …), which zstd's entropy coder packs
 well; a plane that does not shrink is stored as it is. Tensors that did not change have no entry.
 Bits are compared, never values; digests are identity.py's.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
@@ -43,9 +44,11 @@ _ZSTD = zstandard.ZstdCompressionParameters(
     write_content_size=True,
 )
 _NEARLY = 0.9  # of the bytes of all tensors
+_SAMPLE = 1 << 16  # elements by which it is seen how the others pack
 _MAX_GAP_BYTES = 5  # gaps below 2^40
 
 Places = NDArray[np.int64]
+Words = NDArray[Any]  # the bits of an element each, unsigned
 
 
 class Encoded(NamedTuple):
@@ -63,6 +66,7 @@ class _Entry(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     count: Natural
     gap_bytes: Annotated[int, Meta(ge=0, le=_MAX_GAP_BYTES)]  # 0: the first `count`, without gaps
     stored: list[Natural]  # bytes of each plane as stored: those of the gaps, then of the bits
+    steps: bool = False  # the bits are `_steps` from the base's
 
 
 class _Change(NamedTuple):
@@ -71,6 +75,7 @@ class _Change(NamedTuple):
     name: str
     places: Places | None  # None: the first elements
     planes: list[Bytes]  # of the bits, each [count]
+    steps: bool
 
 
 def payload_limit(specs: Mapping[str, TensorSpec]) -> int:
@@ -85,7 +90,7 @@ def encode_anchor(tensors: Mapping[str, Tensor]) -> Encoded:
     for name, tensor in tensors.items():
         here = tensor.cpu()
         expected[name] = identity.spec_of(here)
-        entry, stored = _full(name, bits(here), tensor.element_size(), compress)
+        entry, stored = _coded(name, _words(here), compress)
         entries.append(entry)
         planes += stored
     return Encoded(_join(entries, planes), expected, whole=True)
@@ -96,25 +101,25 @@ def encode_delta(
 ) -> Encoded:
     """What leads from `base`, whose specs are `base_specs`, to `tensors`, of the same layout.
 
-    A tensor is coded in full where that is smaller, and where more than half of it changed. Where
-    nearly all would be, all are: what saves next to nothing shall not need a base.
+    All elements of a tensor are coded where that is smaller, and where more than half changed.
+    Where nearly all would be as they are, all are: what saves next to nothing needs no base.
     """
     assert identity.same_layout(tensors, base_specs) and base.keys() == base_specs.keys()
     compress, expected = _compressor(), dict(base_specs)
     coded: dict[str, tuple[_Entry, list[bytes]]] = {}
     for name, tensor in tensors.items():
-        here, width = tensor.cpu(), tensor.element_size()
-        old, new = bits(base[name]), bits(here)
-        places = _changed(old, new, width)
+        here = tensor.cpu()
+        old, new = _words(base[name]), _words(here)
+        places = _changed(old, new)
         if places is not None and not len(places):
             continue
         expected[name] = identity.spec_of(here)
-        coded[name] = _smaller(name, places, new, width, compress)
-    full = {n for n, (entry, _) in coded.items() if entry.count == tensors[n].numel()}
+        coded[name] = _smaller(name, places, old, new, compress)
+    full = {n for n, (e, _) in coded.items() if e.count == tensors[n].numel() and not e.steps}
     whole = sum(tensors[n].nbytes for n in full) > _NEARLY * sum(t.nbytes for t in tensors.values())
     for name, tensor in tensors.items() if whole else ():
         if name not in full:
-            coded[name] = _full(name, bits(tensor), tensor.element_size(), compress)
+            coded[name] = _coded(name, _words(tensor), compress)
     planes = [plane for _, stored in coded.values() for plane in stored]
     return Encoded(_join([entry for entry, _ in coded.values()], planes), expected, whole)
 
@@ -127,7 +132,8 @@ def decode_anchor(payload: bytes, expected: Mapping[str, TensorSpec]) -> dict[st
     entries = list(_entries(payload, expected))
     identity.same_names({entry.name for entry, _ in entries}, expected)
     for entry, _ in entries:
-        if entry.gap_bytes or entry.count != identity.elements(expected[entry.name]):
+        elements = identity.elements(expected[entry.name])
+        if entry.gap_bytes or entry.steps or entry.count != elements:
             raise SyncError(f"tensor {entry.name!r} is not whole, as it has to be in an anchor")
     tensors = {}
     for entry, stored in entries:
@@ -143,7 +149,8 @@ def decode_anchor(payload: bytes, expected: Mapping[str, TensorSpec]) -> dict[st
 
 
 def apply_delta(payload: bytes, tensors: Mapping[str, Tensor]) -> None:
-    """Write a delta into contiguous CPU `tensors`; digests are not checked.
+    """Write a delta into contiguous CPU `tensors`, which must be its base's and are not it any
+    more afterwards; digests are not checked.
 
     Raises SyncError when the payload is damaged or does not fit them; nothing is then written.
     """
@@ -156,9 +163,23 @@ def apply_delta(payload: bytes, tensors: Mapping[str, Tensor]) -> None:
         _write(change, tensors[change.name])
 
 
-def _changed(old: Bytes, new: Bytes, width: int) -> Places | None:
-    """Places of the elements (of `width` bytes) that differ; None when more than half do."""
-    before, after = old.view(f"u{width}"), new.view(f"u{width}")
+def _words(tensor: Tensor) -> Words:
+    return bits(tensor).view(f"u{tensor.element_size()}")
+
+
+def _steps(old: Words, new: Words) -> Words:
+    """From `old` to `new`, around the end if need be: 0, -1, 1, -2, … are told as 0, 1, 2, 3, …"""
+    far = new - old
+    return (far << 1) ^ -(far >> (8 * far.itemsize - 1))
+
+
+def _stepped(old: Words, steps: Words) -> Words:
+    """Undoes `_steps`."""
+    return old + ((steps >> 1) ^ -(steps & 1))
+
+
+def _changed(before: Words, after: Words) -> Places | None:
+    """Places of the elements that differ; None when more than half do."""
     differs = np.empty(_CHUNK, dtype=bool)
     found: list[Places] = [np.empty(0, dtype=np.int64)]
     left = len(before) // 2
@@ -194,28 +215,41 @@ def _planes(values: NDArray[Any], count: int) -> list[Bytes]:
     return [np.ascontiguousarray(table[:, place]) for place in range(count)]
 
 
-def _full(name: str, data: Bytes, width: int, compress: Compress) -> tuple[_Entry, list[bytes]]:
-    stored = [compress(plane) for plane in _planes(data.view(f"u{width}"), width)]
-    return _Entry(name, len(data) // width, 0, [len(plane) for plane in stored]), stored
+def _packed(words: Words, compress: Compress) -> list[bytes]:
+    return [compress(plane) for plane in _planes(words, words.itemsize)]
+
+
+def _coded(
+    name: str, new: Words, compress: Compress, old: Words | None = None, gaps: Sequence[bytes] = ()
+) -> tuple[_Entry, list[bytes]]:
+    """`new` as it is, or as steps from `old` where these pack better; behind the planes of gaps."""
+    words, steps = new, False
+    if old is not None:
+        some = slice(None, None, len(new) // _SAMPLE + 1)
+        few = np.ascontiguousarray(new[some])
+        plain, stepped = (_packed(each, compress) for each in (few, _steps(old[some], few)))
+        if steps := sum(map(len, stepped)) < sum(map(len, plain)):
+            words = _steps(old, new)
+    stored = [*gaps, *_packed(words, compress)]
+    return _Entry(name, len(new), len(gaps), [len(plane) for plane in stored], steps), stored
 
 
 def _smaller(
-    name: str, places: Places | None, new: Bytes, width: int, compress: Compress
+    name: str, places: Places | None, old: Words, new: Words, compress: Compress
 ) -> tuple[_Entry, list[bytes]]:
     """The changed elements, or all of them when that takes fewer bytes."""
     if places is None:
-        return _full(name, new, width, compress)
+        return _coded(name, new, compress, old)
     gaps = np.diff(places, prepend=-1) - 1
     gap_bytes = (int(gaps.max()).bit_length() + 7) // 8
     assert gap_bytes <= _MAX_GAP_BYTES
-    planes = _planes(gaps, gap_bytes) + _planes(new.view(f"u{width}")[places], width)
-    stored = [compress(plane) for plane in planes]
-    sizes = [len(plane) for plane in stored]
-    if sum(sizes) > len(new) // 2:
-        full = _full(name, new, width, compress)
-        if sum(full[0].stored) < sum(sizes):
+    packed = [compress(plane) for plane in _planes(gaps, gap_bytes)]
+    few = _coded(name, new[places], compress, old[places], packed)
+    if sum(few[0].stored) > new.nbytes // 2:
+        full = _coded(name, new, compress, old)
+        if sum(full[0].stored) < sum(few[0].stored):
             return full
-    return _Entry(name, len(places), gap_bytes, sizes), stored
+    return few
 
 
 def _join(entries: list[_Entry], planes: list[bytes]) -> bytes:
@@ -266,7 +300,7 @@ def _decode(entry: _Entry, stored: list[memoryview], elements: int) -> _Change:
     planes = [_unpack(entry, plane) for plane in stored]
     gaps, values = planes[: entry.gap_bytes], planes[entry.gap_bytes :]
     if not gaps or not entry.count:
-        return _Change(entry.name, None, values)
+        return _Change(entry.name, None, values, entry.steps)
     steps = np.ones(entry.count, dtype=np.int64)
     for place, plane in enumerate(gaps):
         steps += plane.astype(np.int64) << (8 * place)
@@ -274,7 +308,7 @@ def _decode(entry: _Entry, stored: list[memoryview], elements: int) -> _Change:
     # Every step is from 1 to 2^40, so places rise; if the sum wrapped, one is negative.
     if places.min() < 0 or places.max() >= elements:
         raise SyncError(f"tensor {entry.name!r}: an index is beyond its {elements} elements")
-    return _Change(entry.name, places, values)
+    return _Change(entry.name, places, values, entry.steps)
 
 
 def _unpack(entry: _Entry, stored: memoryview) -> Bytes:
@@ -294,12 +328,7 @@ def _unpack(entry: _Entry, stored: memoryview) -> Bytes:
 
 def _write(change: _Change, tensor: Tensor) -> None:
     assert tensor.is_contiguous() and tensor.device.type == "cpu"
-    width, count = tensor.element_size(), len(change.planes[0])
-    data = bits(tensor)
-    if change.places is None:
-        table = data.reshape(-1, width)
-        for place, plane in enumerate(change.planes):
-            table[:count, place] = plane
-    else:
-        table = np.stack(change.planes, axis=1)
-        data.view(f"u{width}")[change.places] = table.view(f"u{width}")[:, 0]
+    here = _words(tensor)
+    places = slice(len(change.planes[0])) if change.places is None else change.places
+    words = np.stack(change.planes, axis=1).view(here.dtype)[:, 0]
+    here[places] = _stepped(here[places], words) if change.steps else words

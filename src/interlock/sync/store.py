@@ -60,7 +60,8 @@ class PublishedVersion(msgspec.Struct, frozen=True):
 
 class Publisher:
     """Publishes versions of growing number; every `anchor_every`th is an anchor, and so is one in
-    which nearly everything changed.
+    which nearly everything changed, and the next when the deltas since the last one have come to
+    its bytes: who joins, or has fallen behind, reads no more than two anchors and a delta.
 
     One at a time per URL. It keeps a copy of the last version's tensors, which the next delta is
     made against, so the first publication, also of a resumed run, is an anchor. Versions of higher
@@ -168,8 +169,10 @@ class Publisher:
         self, tensors: Mapping[str, Tensor], adapter: Adapted | None
     ) -> CompleteVersion | None:
         """What the next version is a delta against; None: it has to be an anchor."""
-        last = self._current
-        if last is None or len(self._chain) >= self._anchor_every or last.adapter != adapter:
+        last, chain = self._current, self._chain
+        if last is None or len(chain) >= self._anchor_every or last.adapter != adapter:
+            return None
+        if sum(delta.size for delta in chain[1:]) >= chain[0].size:
             return None
         return last if identity.same_layout(tensors, last.specs) else None
 
