@@ -49,7 +49,8 @@ class TaskSettings(SettingsTable, frozen=True):
     workers: Processes = 1  # verifier processes
     timeout_s: Rate = 5.0  # to judge one answer
     # Times that it is tried again to judge answers when it failed through no fault of theirs (what
-    # judges did not start, had no processor, could not be reached); then they are left out.
+    # judges did not start, could not be reached, had no processor with no other answer beside it);
+    # then they are left out.
     retries: Annotated[int, Meta(ge=0, le=100)] = 3
     retry_s: Rate = 60.0  # within which a new attempt at the answers of a step may begin
     memory_mb: Positive = 1024  # address space that judging may add to the process's own

@@ -202,8 +202,10 @@ class VerdictStatus(StrEnum):
     TIMEOUT = "timeout"  # no verdict in time
     CRASHED = "crashed"  # the verifier's process ended
     ERROR = "error"  # the verifier raised, or returned what is no verdict
-    # What judges did not start, had no processor, could not be reached: nobody's fault.
+    # What judges did not start, or could not be reached: nobody's fault.
     UNAVAILABLE = "unavailable"
+    # It had no processor. Of one that was judged alone: others than answers held them.
+    STARVED = "starved"
 
     @property
     def judged(self) -> bool:
@@ -212,7 +214,7 @@ class VerdictStatus(StrEnum):
     @property
     def counts(self) -> bool:
         """Whether the answer may have caused it; else it says nothing of the policy."""
-        return self is not VerdictStatus.UNAVAILABLE
+        return self not in (VerdictStatus.UNAVAILABLE, VerdictStatus.STARVED)
 
 
 class Verdict(msgspec.Struct, frozen=True, omit_defaults=True):

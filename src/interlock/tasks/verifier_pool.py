@@ -4,6 +4,9 @@
                                 │ no reply in time, a broken reply, or the process is gone
                                 └──> kill the process group, a failed Verdict, start a new one
 
+Heavy answers side by side take the processors from each other. So one that had none is judged
+again while no other is: what is starved then was starved by others than answers, and is left out.
+
 Each worker is a fresh interpreter in a session of its own, with a bare environment, and works in an
 empty directory or in that of the user's verifier. This contains faults, not hostile code: a child
 process that opens a session of its own outlives the worker. So a verifier that executes what the
@@ -32,6 +35,7 @@ from interlock.sandbox.canary import open_sandbox
 from interlock.sandbox.limits import ResourceLimits
 from interlock.sandbox.slots import Slot
 from interlock.sandbox.ways import Way
+from interlock.tasks.alone import alone, beside
 from interlock.tasks.executing import executes, judges_outside
 from interlock.tasks.retries import Pair, judged_again
 from interlock.tasks.user_verifier import split_verifier
@@ -99,7 +103,8 @@ class VerifierPool:
 
         An answer has `task.timeout_s` seconds of its verifier's own time. One whose verifier hangs,
         crashes, raises or returns what is no verdict (returned.py) gets reward 0, and its status
-        and cause tell. One whose verifier is not there is judged again, and at last does not count.
+        and cause tell. One whose verifier is not there, or has no processor though no other answer
+        is judged, is judged again, and at last does not count.
         """
         task = self._task
         judged, again = judged_again(self._once, pairs, task.retries, task.retry_s)
@@ -116,7 +121,8 @@ class VerifierPool:
 
         def work(worker: VerifierProcess) -> None:
             while (index := _pop(waiting)) is not None:
-                verdicts[index] = worker.verify(Attempt(*pairs[index]))
+                with beside():
+                    verdicts[index] = worker.verify(Attempt(*pairs[index]))
 
         try:
             list(self._threads.map(work, self._workers))
@@ -124,6 +130,12 @@ class VerifierPool:
             waiting.clear()  # after an interrupt the threads end with the answer in hand
         judged = [verdict for verdict in verdicts if verdict is not None]
         assert len(judged) == len(pairs)
+        for index, verdict in enumerate(judged):
+            if verdict.status is VerdictStatus.STARVED:
+                with alone():
+                    judged[index] = self._workers[0].verify(Attempt(*pairs[index]))
+                if judged[index].status is VerdictStatus.STARVED:
+                    break  # the machine is too busy for any
         return judged
 
 
@@ -150,7 +162,7 @@ class VerifierProcess:
                 break
             except _NoVerdict as error:
                 failure = str(error)
-                if error.status in (VerdictStatus.TIMEOUT, VerdictStatus.UNAVAILABLE):
+                if error.status in (VerdictStatus.TIMEOUT, VerdictStatus.STARVED):
                     break
             except OSError as error:
                 failure = str(error)

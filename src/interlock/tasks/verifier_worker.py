@@ -146,8 +146,8 @@ def verified_apart(timeout_s: float, judge: Judge, request: VerifierRequest) -> 
 
 
 def late(deadline: ProcessDeadline) -> tuple[str, VerdictStatus]:
-    """Why there is no verdict in time. No answer is to blame where others held the processors."""
-    status = VerdictStatus.UNAVAILABLE if deadline.starved else VerdictStatus.TIMEOUT
+    """Why there is no verdict in time; whether others held the processors."""
+    status = VerdictStatus.STARVED if deadline.starved else VerdictStatus.TIMEOUT
     return f"no verdict within {deadline}", status
 
 

@@ -35,6 +35,7 @@ class ProgramEnd(StrEnum):
     PASSED = "passed"
     WRONG = "wrong"  # a test failed, or it raised, or there is no such function
     LATE = "late"
+    STARVED = "starved"  # late, for others held the processors
     ENDED = "ended"  # itself, or by a limit of memory or processor time
     BROKEN = "broken"  # the tests are at fault
 
@@ -70,7 +71,7 @@ class Grader:
         self._grader.close()
 
     def grade(self, exam: ProgramTrial) -> Graded:
-        """Raises Unavailable when a sandbox does not start, or others hold the processors."""
+        """Raises Unavailable when a sandbox does not start."""
         limits = ResourceLimits(memory_mb=exam.memory_mb, cpu_s=int(exam.seconds) + 2)
         try:
             with (
@@ -101,9 +102,8 @@ class _Sitting:
         try:
             return self._loaded() or self._examined()
         except DialogueLate:
-            if self._deadline.starved:
-                raise Unavailable(f"no verdict within {self._deadline}") from None
-            return Graded(ProgramEnd.LATE, f"the program was not done within {self._deadline}")
+            end = ProgramEnd.STARVED if self._deadline.starved else ProgramEnd.LATE
+            return Graded(end, f"the program was not done within {self._deadline}")
 
     def _loaded(self) -> Graded | None:
         """What is wrong with it before any test."""

@@ -16,6 +16,7 @@ _WORDS = 400
 # What says that a program is wrong is a verdict; what only says that it has none has a name.
 _FAILED = {
     ProgramEnd.LATE: VerdictStatus.TIMEOUT,
+    ProgramEnd.STARVED: VerdictStatus.STARVED,
     ProgramEnd.ENDED: VerdictStatus.CRASHED,
     ProgramEnd.BROKEN: VerdictStatus.ERROR,
 }
