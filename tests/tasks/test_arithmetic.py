@@ -8,8 +8,9 @@ from interlock.config.tasks import TaskSettings
 from interlock.errors import TaskError
 from interlock.records.coding import from_bytes, to_bytes
 from interlock.records.rl import Problem
-from interlock.tasks import open_task
+from interlock.tasks import math_verifier, open_task
 from interlock.tasks.arithmetic import verify
+from interlock.tasks.claims import claimed, wordings
 
 
 def _open(seed: int = 0, held_out: int = 128, **options: Any) -> Any:
@@ -129,6 +130,13 @@ def test_bad_options_are_named(options: dict[str, Any], complaint: str) -> None:
         ("46.5", 0.0),
         ("", 0.0),
         ("forty-six", 0.0),
+        ("twelve plus thirty-four", 0.0),
+        (r"\boxed{twelve plus thirty-four}", 0.0),
+        ("0 plus 46", 0.0),
+        ("2 times 46", 0.0),
+        ("92 divided by 46", 0.0),
+        ("100 minus 46", 0.0),
+        ("12 plus 34 is 46", 1.0),
         ("\u0664\u0666", 1.0),  # Arabic-Indic digits
         ("it is \u096a\u096c", 1.0),  # Devanagari
         ("\uff14\uff16", 1.0),  # of full width
@@ -157,6 +165,42 @@ def test_verdicts_for_46(text: str, reward: float) -> None:
 )
 def test_a_minus_of_any_typography_is_a_sign(text: str) -> None:
     assert verify(_problem(-5), text) and not verify(_problem(5), text)
+
+
+IN_WORDS = [
+    "negative 5",
+    "Minus 5.",
+    "7 - 12 = minus 5",
+    "7 minus 12 is negative 5",
+    "7 - 12 is 3 - 8, so\nminus 5",
+    "it is negative **5**",
+    "minus $5$",
+    r"negative \(5\)",
+    r"\boxed{negative 5}",
+    r"\boxed{\text{negative }5}",
+    r"\boxed{\text{minus 5}}",
+    r"\boxed{\text{minus}~5}",
+    r"negative \boxed{5}",
+]
+
+
+@pytest.mark.parametrize("text", IN_WORDS)
+def test_a_sign_in_words_is_one(text: str) -> None:
+    """For math-verify's verifier and for reasoning-gym's reading, too."""
+    mathematics = math_verifier.open_verifier(TaskSettings("jsonl", {"path": "unused"}))
+    for judge in (verify, mathematics):
+        assert judge(_problem(-5), text) and not judge(_problem(5), text)
+
+
+def test_a_claim_has_its_sign_in_words() -> None:
+    claim = claimed("<answer>negative 5</answer>", "number")
+    assert claim is not None and "5" not in wordings(claim, "number")
+    assert "-5" in wordings(claim, "number")
+
+
+@pytest.mark.parametrize("text", ["12 minus 5", "(12) minus 5", "x minus 5", "surplus 5"])
+def test_a_difference_in_words_is_no_negative_number(text: str) -> None:
+    assert not verify(_problem(-5), text)
 
 
 @pytest.mark.parametrize("text", ["2\u20135", "(2) \u2013 5", "2\u20115 = 5"])

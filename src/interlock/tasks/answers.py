@@ -46,6 +46,14 @@ _DASH = re.compile(
     "[\N{HYPHEN}\N{NON-BREAKING HYPHEN}\N{SMALL HYPHEN-MINUS}]"
     r"|(?<![\w)\]}])(?<![0-9)\]}] )[\N{EN DASH}\N{FIGURE DASH}](?=\s?[0-9.$\\])"
 )
+# Signs in words: "negative 4", "minus $4$". Of "12 minus 5" and "x minus 5" it is no sign.
+_SIGN_IN_WORDS = re.compile(
+    r"(?P<operand>(?:[0-9)\]}]|\b[A-Za-z])[^\S\n]*)?(?<!\\)\b(?<!plus or )(?<!positive or )"
+    r"(?P<sign>negative|minus)(?:[^\S\n]|~|\\[ ,;:])+(?P<open>\$|\\\$|[€£]|\\\(|\*\*|\\boxed\s*\{)?"
+    r"(?=[0-9.]|\\[dt]?frac)",
+    re.I,
+)
+_SIGN_AS_TEXT = re.compile(r"\\(?:text|mathrm)\s*\{\s*(negative|minus)\s*\}", re.I)
 _APART = re.compile(r"(?<=[=({$])([^\S\n]*[-\N{MINUS SIGN}])[^\S\n]+(?=[$\\]?[0-9.])")
 # As half of the world groups and points: "1.234.567,89", "1.000,50", "3{,}14". Of "1.234" and "0,5"
 # nobody can tell: those stay a decimal and a list.
@@ -81,9 +89,11 @@ def spelled(text: str) -> str:
 
 
 def typed(text: str) -> str:
-    """With digits and signs as on a keyboard: of full width, of other scripts, typographic."""
+    """With digits and signs as on a keyboard: of full width, of other scripts, typographic, and
+    "minus" and "negative" before a number.
+    """
     text = _OTHER_DIGIT.sub(lambda found: str(unicodedata.digit(found[0])), text.translate(_WIDE))
-    return _APART.sub(r"\1", _DASH.sub("-", text))
+    return _APART.sub(r"\1", _signed(_DASH.sub("-", text)))
 
 
 def last_number(text: str) -> str | None:
@@ -155,6 +165,18 @@ def boxed(text: str) -> list[str]:
 def marked(text: str, marker: str) -> list[str]:
     """What follows each `marker`, up to the end of its line."""
     return [part.partition("\n")[0].strip() for part in text.split(marker)[1:]]
+
+
+def _signed(text: str) -> str:
+    """With signs for words."""
+
+    def sign(found: re.Match[str]) -> str:
+        operand, begun = found["operand"] or "", found["open"] or ""
+        if operand and found["sign"].lower() == "minus":
+            return f"{operand.rstrip()} - {begun}"
+        return f"{operand}{begun}-"
+
+    return _SIGN_IN_WORDS.sub(sign, _SIGN_AS_TEXT.sub(r" \1 ", text))
 
 
 def _regrouped(found: re.Match[str]) -> str:

@@ -29,7 +29,8 @@ Operator = Literal["+", "-", "*"]
 # The last number is what something is to be done with: "12 + 34", "92 / 2", nothing behind it.
 # Of a line: a last line "-167" below one that ends with a digit is a value.
 _OPERAND = re.compile(
-    r"[0-9)][^\S\n]*(?:[-+*×·/÷\N{MINUS SIGN}]|\\times|\\cdot)\s*[0-9]+[^0-9=]*\Z"
+    r"[0-9)][^\S\n]*(?:[-+*×·/÷\N{MINUS SIGN}]|\\times|\\cdot|plus|times|(?:multiplied|divided) by)"
+    r"\s*[0-9]+[^0-9=]*\Z"
 )
 
 _OPERATIONS: dict[str, Callable[[int, int], int]] = {

@@ -111,6 +111,6 @@ def _behind_lead(line: str) -> str | None:
 
 def _only_number(text: str) -> Iterator[str]:
     """The number of a text that has one alone."""
-    numbers = set(answers.numbers(text))
+    numbers = set(answers.numbers(answers.typed(text)))
     if len(numbers) == 1:
         yield numbers.pop()
