@@ -8,6 +8,7 @@ from interlock.config.tasks import TaskSettings
 from interlock.records.rl import Problem
 from interlock.tasks import open_task
 from interlock.tasks.math_verifier import open_verifier
+from interlock.tasks.sides import agree
 
 GSM8K = Path(os.environ.get("INTERLOCK_GSM8K", "../shared/data/gsm8k"))
 verify = open_verifier(TaskSettings("gsm8k", {"path": "unused"}))
@@ -368,9 +369,47 @@ WRONG = [
     ("5 pounds", r"\boxed{5 ounces}"),
     ("60 km/h", r"\boxed{60 miles per hour}"),
     (r"\emptyset", r"\boxed{0}"),
+    # An order that is not said.
+    ("(1,2)", r"\boxed{\{1,2\}}"),
+    (r"\left(1,2\right)", r"\boxed{\left\{1, 2\right\}}"),
+    ("(x,y)=(1,2)", r"\boxed{\lbrace 1,2\rbrace}"),
+    ("(1,2,3)", r"\boxed{S=\{1,2,3\}}"),
+    # Equations whose sides differ.
+    ("5", r"\boxed{6=5}"),
+    ("5", r"\boxed{7=6=5}"),
+    ("5", r"\boxed{x=6=5}"),
+    ("x=5", r"\boxed{x=6=5}"),
+    ("5", r"\boxed{2+4=5}"),
+    ("5", r"\boxed{5=2+4}"),
+    ("5", r"\boxed{\frac{12}{2}=5}"),
+    ("5", "so $6=5$"),
+    ("2,4", r"\boxed{1+1=2, 2+3=4}"),
+    ("0.5", r"\boxed{2/3=0.5}"),
     ("5", r"\boxed{\(6\) or \(5\)}"),
     ("5", r"\(6\) or \(5\)"),
 ]
+
+
+# Equations whose sides agree, or of which not both can be told.
+EQUATIONS = [
+    *(("5", each) for each in ("x=5", "2+3=5", "5 = 2+3", "5.0=5", "x=5.00", "a=b=5", "5=5")),
+    *(("5", each) for each in (r"x=\frac{10}{2}=5", r"\sqrt{25}=5", "|-5|=5", "f(2)=5", "x+1=5")),
+    *(("0.67", "2/3=0.67"), ("0.66", "2/3=0.66"), ("33.3", "100/3 = 33.3"), ("3.14", r"\pi=3.14")),
+    *(("2.5", "2 1/2 = 2.5"), ("1200", "1,000 + 200 = 1,200"), ("13", "1101_2 = 13")),
+    *(("0.5", r"50\% = 0.5"), ("1200", r"\$1000 + \$200 = \$1200"), ("2,4", "1+1=2, 2+2=4")),
+    *(("(1,2)", "x=1, y=2"), ("(1,2)", "(x,y)=(1,2)"), (r"\{1,2\}", "x=1, x=2"), ("1=2", "1=2")),
+    *(("(1,2)", "1,2"), (r"\{1,2\}", "1,2"), (r"\{1,2\}", "(1,2)"), ("1,2", r"\{2,1\}")),
+]
+
+
+@pytest.mark.parametrize(("reference", "said"), EQUATIONS)
+def test_what_agrees_with_itself_is_right(reference: str, said: str) -> None:
+    assert verify_unmarked(_problem(reference), rf"\boxed{{{said}}}")
+
+
+@pytest.mark.parametrize("side", ["-" * 150, "(" * 90, "1/0+", "9" * 300 + "+", "2(3)", "..."])
+def test_a_side_that_is_no_arithmetic_is_left_alone(side: str) -> None:
+    assert agree(f"{side}5=5")
 
 
 # To a comparison by shares of the larger, infinity is as good as any number.

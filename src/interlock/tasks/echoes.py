@@ -62,7 +62,7 @@ def worked_out(answer: str, question: str, reference: str) -> list[str]:
 
 
 def _is_echo(formula: str, question: str, reference: str) -> bool:
-    plain, right = _plain(formula), _plain(reference)
+    plain, right = one_way(formula), one_way(reference)
     if _signs(plain) == _signs(right.rpartition("=")[2]) or _signs(plain) == _signs(right):
         return False
     if _is_value(plain):
@@ -119,11 +119,11 @@ class _Asking(NamedTuple):
 @functools.lru_cache(maxsize=16)
 def _asked(question: str) -> _Asking:
     asked = answers.ungrouped(answers.spelled(question))
-    return _Asking(_plain(question), {_digits(found[0]) for found in _NUMBER.finditer(asked)})
+    return _Asking(one_way(question), {_digits(found[0]) for found in _NUMBER.finditer(asked)})
 
 
 @functools.lru_cache(maxsize=64)
-def _plain(text: str) -> str:
+def one_way(text: str) -> str:
     """In one way of writing, without spaces."""
     text = answers.ungrouped(answers.spelled(text))
     for pattern, instead in _SIGNS:

@@ -3,10 +3,11 @@ r"""Judges the final answer of a completion against the reference, by math-verif
 The final answer is, in this order, what stands in \boxed{…}; what follows the task's own mark
 ("####"); the last number, fraction or formula. Several boxed or marked answers must all be right:
 naming every candidate earns nothing, and nor does an end such as "45 or 46", nor an expression of
-the question that was not worked out (echoes.py). Texts of three letters
-and more are compared as words, since to a computer algebra system "Paris" and "pairs" are the same
-product; dates too, which are differences to it. A unit, also a currency and "%", may be missing on
-one side, and must be the same where both have one (units.py).
+the question that was not worked out (echoes.py), nor an equation whose sides differ (sides.py). A
+set says no order, and so is no pair. Texts of three letters and more are compared as words, since
+to a computer algebra system "Paris" and "pairs" are the same product; dates too, which are
+differences to it. A unit, also a currency and "%", may be missing on one side, and must be the same
+where both have one (units.py).
 """
 
 import functools
@@ -23,6 +24,7 @@ from interlock.records.rl import Problem
 from interlock.tasks import answers, equations, numeric, units
 from interlock.tasks.echoes import worked_out
 from interlock.tasks.jsonl import options_of
+from interlock.tasks.sides import agree
 
 _WORDS = re.compile(r"[^\W\d_]{3}[^\W\d_]*([\s'-]+[^\W\d_]+)*")
 _DATE = re.compile(r"(\d{1,4})([-/.])(\d{1,2})\2(\d{1,4})")
@@ -31,6 +33,9 @@ _SPACES = re.compile(  # but for the end of a matrix's row, "\\\\ "
     r"\\\\|\\[,;:! ]|\\q?quad(?![A-Za-z])"
     r"|[~\N{NO-BREAK SPACE}\N{THIN SPACE}\N{NARROW NO-BREAK SPACE}]"
 )
+_SIZED = re.compile(r"\\(?:left|right)(?![A-Za-z])\s*")
+_ORDERED = re.compile(r"(?:[^=]*=\s*)?\([^()]*,[^()]*\)")
+_SET = re.compile(r"(?:[^=]*(?:=|\\in(?![A-Za-z]))\s*)?\\(?:\{|lbrace(?![A-Za-z]))[^()]*")
 _DEGREES = re.compile(
     r"\s*(?:\^\s*(?:\{\s*\\circ\s*\}|\\circ)|\\degree|°|degrees?\b)\s*(?:\\\w+\{[CF]\}|[CF]\b)?"
 )
@@ -96,6 +101,8 @@ def open_verifier(task: TaskSettings) -> Callable[[Problem, str], bool]:
 def _right(reference: str, found: str, question: str) -> bool:
     """Whether they are the same, without what of `found` the question itself has said."""
     (right, _), (value, _) = _read(reference), _read(found)
+    if agree(right) and not agree(value):
+        return False
     compared = worked_out(value, question, right)
     return any(same(reference, found if each == value else each) for each in compared)
 
@@ -119,6 +126,8 @@ def same(reference: str, found: str) -> bool:
     if any(dates):
         return all(dates) and _date(dates[0]) == _date(dates[1])
     if unit and other and unit != other:
+        return False
+    if _ORDERED.fullmatch(_SIZED.sub("", reference)) and _SET.fullmatch(_SIZED.sub("", found)):
         return False
     # The deadline is the pool's: math-verify's own alarm cannot stop a computation inside C code.
     return bool(math_verify.verify(_parse(reference), _parse(found), timeout_seconds=0))
