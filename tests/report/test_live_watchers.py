@@ -3,7 +3,6 @@
 import asyncio
 import random
 import re
-from collections.abc import Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from interlock.report.live.pace import RECENT
 from interlock.report.live.series import Series
 from interlock.report.live.watchers import FollowedRuns
 from interlock.rundir import RunDir
+from interlock.rundir.lines import Lines
 
 
 def logged(path: Path, steps: int) -> Path:
@@ -119,7 +119,7 @@ def test_a_long_run_s_newest_lines_alone_are_read_whole(
     whole: list[int] = []
     plain_way = following.steps_of
 
-    def counted(lines: Sequence[bytes], path: Path, *decoder: Any) -> list[Any]:
+    def counted(lines: Lines, path: Path, *decoder: Any) -> list[Any]:
         if not decoder:
             whole.extend(found.step for found in plain_way(lines, path))
         return plain_way(lines, path, *decoder)
@@ -163,9 +163,9 @@ def test_there_is_no_more_of_a_file_that_is_gone(
     path = tmp_path / "lines"
     path.write_bytes(b"one\ntwo\n")
     tail = following.Tail(path)
-    assert tail.lines() == ([b"one"], False) and tail.more
+    assert tail.lines()[0].each() == [b"one"] and tail.more
     path.unlink()
-    assert tail.lines() == ([], False) and not tail.more
+    assert tail.lines()[0].each() == [] and not tail.more
 
 
 # -- Figures --------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ moved to where it stands now.
 
 import math
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -55,6 +56,7 @@ _PUBLISHED = {"anchor": "anchors", "delta": "deltas"}
 # What only a line of an older version has, if it has anything to be moved.
 _OLDER = (b'"seconds_step":', b'"generated_tokens":', b'"mismatch_k3":', b'"anchor":')
 _STEP = msgspec.json.Decoder(StepMetrics)
+_STEP_SECONDS = attrgetter("seconds.step")
 
 
 def read_metrics(file: JsonLines) -> list[StepMetrics]:
@@ -73,22 +75,53 @@ def read_events(file: JsonLines) -> list[Event]:
     ]
 
 
-def steps_of(
-    lines: Sequence[bytes], path: Path, decoder: msgspec.json.Decoder[Any] = _STEP
-) -> list[Any]:
+class Lines(msgspec.Struct, frozen=True):
+    """Whole lines: the first `size` bytes of what may be a buffer that is used again."""
+
+    buffer: bytes | bytearray
+    size: int
+
+    def each(self) -> list[bytes]:
+        return bytes(self.buffer[: self.size]).split(b"\n")[:-1]
+
+    def last(self, most: int) -> list[bytes]:
+        begin = self.size - 1
+        for _ in range(most):
+            begin = self.buffer.rfind(b"\n", 0, max(0, begin))
+        return bytes(self.buffer[begin + 1 : self.size]).split(b"\n")[:-1]
+
+
+def whole_lines(lines: Sequence[bytes]) -> Lines:
+    joined = b"".join(line + b"\n" for line in lines)
+    return Lines(joined, len(joined))
+
+
+def steps_of(lines: Lines, path: Path, decoder: msgspec.json.Decoder[Any] = _STEP) -> list[Any]:
     """Some lines of a file that is followed while it grows, as StepMetrics or, for a decoder of
     something else, as records that have some of its names; of a line that needs care it is always
     a StepMetrics. Raises RunError when one is none.
     """
     try:
-        steps = [decoder.decode(line) for line in lines]
+        steps = decoder.decode_lines(memoryview(lines.buffer)[: lines.size])
+    except (msgspec.MsgspecError, RecursionError):
+        steps = []
+    # As many as lines: a blank one, or a record over several, is JSON, but damage here.
+    if len(steps) == lines.buffer.count(b"\n", 0, lines.size) and not _lack_seconds(steps):
+        return steps
+    return [_step_of(line, path, decoder) for line in lines.each()]
+
+
+def _lack_seconds(steps: Sequence[Any]) -> bool:
+    return None in map(_STEP_SECONDS, steps)
+
+
+def _step_of(line: bytes, path: Path, decoder: msgspec.json.Decoder[Any]) -> Any:
+    try:
+        step = decoder.decode(line)
     except (msgspec.MsgspecError, RecursionError):
         # A null for what was not finite, or damage: the careful way tells.
-        return [_followed(line, path, _step, StepMetrics) for line in lines]
-    return [
-        _followed(line, path, _step, StepMetrics) if _older(step, line) else step
-        for step, line in zip(steps, lines, strict=True)
-    ]
+        return _followed(line, path, _step, StepMetrics)
+    return _followed(line, path, _step, StepMetrics) if _older(step, line) else step
 
 
 def _older(step: Any, line: bytes) -> bool:

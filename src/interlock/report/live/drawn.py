@@ -6,8 +6,8 @@ The rest of a line, which is most of it, is passed over and becomes no object. A
 of records/metrics.py, so that a whole StepMetrics serves as well.
 """
 
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from operator import attrgetter
 from typing import Any
 
@@ -15,7 +15,7 @@ import msgspec
 
 from interlock.mismatch import Mismatch
 from interlock.records.coding import Count, Whole
-from interlock.records.metrics import StepMetrics, WorkerMetrics
+from interlock.records.metrics import StepMetrics
 
 
 class DrawnRollout(msgspec.Struct, gc=False, frozen=True):
@@ -117,7 +117,9 @@ def columns(xs: Sequence[float], steps: Steps) -> Iterator[tuple[str, Column]]:
     yield from _of_workers(xs, steps)
 
 
-def _there(name: str, xs: Sequence[float], column: Sequence[Any]) -> Iterator[tuple[str, Column]]:
+def _there(
+    name: str, xs: Sequence[float], column: Sequence[Any]
+) -> Iterator[tuple[str, tuple[Sequence[float], Sequence[Any]]]]:
     """Without the places where there is none; nothing where there is none at all."""
     if None in column:
         kept = [(x, y) for x, y in zip(xs, column, strict=True) if y is not None]
@@ -135,19 +137,17 @@ def _speed(step: DrawnStep | StepMetrics) -> float | None:
 
 def _of_workers(xs: Sequence[float], steps: Steps) -> Iterator[tuple[str, Column]]:
     """Mismatch, staleness and speed of every worker."""
-    found: defaultdict[str, list[tuple[float, DrawnWorker | WorkerMetrics]]] = defaultdict(list)
-    for x, step in zip(xs, steps, strict=True):
-        for name, facts in step.workers.items():
-            found[name].append((x, facts))
-    for name, rows in found.items():
-        at = [x for x, _ in rows]
-        k3, ages = zip(*[_means(facts.mismatch) for _, facts in rows], strict=True)
-        speeds = [
-            facts.tokens / facts.seconds_generating if facts.seconds_generating > 0 else None
-            for _, facts in rows
-        ]
-        for figure, column in (("k3", k3), ("staleness", ages), ("tokens_per_second", speeds)):
-            yield from _there(f"workers/{name}/{figure}", at, column)
+    workers = [step.workers for step in steps]
+    for name in dict.fromkeys(chain.from_iterable(workers)):
+        its_own: list[Any] = [each.get(name) for each in workers]
+        for _, (at, rows) in _there(name, xs, its_own):
+            k3, ages = zip(*[_means(facts.mismatch) for facts in rows], strict=True)
+            speeds = [
+                facts.tokens / facts.seconds_generating if facts.seconds_generating > 0 else None
+                for facts in rows
+            ]
+            for figure, column in (("k3", k3), ("staleness", ages), ("tokens_per_second", speeds)):
+                yield from _there(f"workers/{name}/{figure}", at, column)
 
 
 def _means(gaps: Gaps) -> tuple[float, float] | tuple[None, None]:

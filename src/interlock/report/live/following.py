@@ -11,6 +11,9 @@ Nothing is written, nothing is kept but what is drawn: memory does not grow with
 from collections import Counter, deque
 from collections.abc import Sequence
 from contextlib import suppress
+from io import BufferedReader
+from itertools import compress, count, groupby, pairwise
+from operator import attrgetter, le
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -25,7 +28,7 @@ from interlock.report.live.drawn import DrawnStep, Steps, columns
 from interlock.report.live.pace import RECENT, Pace
 from interlock.report.live.series import Points, Series
 from interlock.rundir import RunDir, RunView
-from interlock.rundir.lines import event_of, steps_of
+from interlock.rundir.lines import Lines, event_of, steps_of, whole_lines
 from interlock.text import described
 
 _AT_ONCE = 2**19  # bytes that are read at a time: they stay in the processor's cache
@@ -43,12 +46,15 @@ class Tail:
         self.path = path
         self.more = False  # behind the lines that were given last
         self._at = 0
+        # Used again and again: to be given fresh memory takes longer than to read into it.
+        self._buffer = bytearray()
         self._rest = b""
         self._known_by = b""
         self._endless = False  # what comes is still of a line that is too long
 
-    def lines(self) -> tuple[list[bytes], bool]:
-        """-> new lines, as many as are read at once; whether the file is another than it was.
+    def lines(self) -> tuple[Lines, bool]:
+        """-> new lines, as many as are read at once, good until the next call; whether the file is
+        another than it was.
 
         One that does not go on as it was read, as after a repair, is read from its start, whatever
         its length.
@@ -61,25 +67,38 @@ class Tail:
                 if another:
                     self._at, self._rest, self._known_by, self._endless = 0, b"", b"", False
                     file.seek(0)
-                data = file.read(_AT_ONCE)
+                size = self._read(file)
         except FileNotFoundError:
-            return [], False
+            return whole_lines([]), False
         except OSError as error:
             raise RunError(f"cannot read {self.path}: {error.strerror}") from None
-        self._at += len(data)
-        self._known_by = (self._known_by + data)[-_KNOWN_BY:]
-        self.more = len(data) == _AT_ONCE
-        return self._split(data), another
+        self._at += size
+        self.more = size == _AT_ONCE
+        return self._whole(len(self._rest) + size), another
 
-    def _split(self, data: bytes) -> list[bytes]:
+    def _read(self, file: BufferedReader) -> int:
+        """Behind the beginning of a line that was read before. -> how many bytes"""
+        held = len(self._rest)
+        if len(self._buffer) < held + _AT_ONCE:
+            self._buffer = bytearray(2 * held + _AT_ONCE)
+        self._buffer[:held] = self._rest
+        size = file.readinto(memoryview(self._buffer)[held : held + _AT_ONCE])
+        fresh = self._buffer[max(held, held + size - _KNOWN_BY) : held + size]
+        self._known_by = (self._known_by + fresh)[-_KNOWN_BY:]
+        return size
+
+    def _whole(self, size: int) -> Lines:
         """Of a line without an end its beginning is given, which is damage, and no more is held."""
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        if self._endless and lines:
+        end = self._buffer.rfind(b"\n", len(self._rest), size) + 1
+        self._rest = bytes(self._buffer[end:size])
+        lines = Lines(self._buffer, end)
+        if self._endless and end:
             self._endless = False
-            del lines[0]
+            lines = whole_lines(lines.each()[1:])
         if len(self._rest) > _LONGEST:
-            lines += [] if self._endless else [self._rest[:_KNOWN_BY]]
-            self._rest, self._endless = b"", True
+            if not self._endless:
+                lines = whole_lines([*lines.each(), self._rest[:_KNOWN_BY]])
+            self._buffer, self._rest, self._endless = bytearray(), b"", True
         return lines
 
 
@@ -213,7 +232,7 @@ class Following:
         count, _ = self._damaged.get(path, (0, ""))
         self._damaged[path] = (count + 1, str(error))
 
-    def _take_steps(self, lines: Sequence[bytes], another: bool) -> None:
+    def _take_steps(self, lines: Lines, another: bool) -> None:
         if another:
             self._damaged.pop(self._metrics.path, None)
             self._recent.clear()
@@ -222,53 +241,48 @@ class Following:
         with self.held:
             if another:
                 self._forget()
-            xs: list[float] = []
-            batch: list[DrawnStep | StepMetrics] = []
-            for step in steps:
-                x = self._place(step)
-                if x <= self.x:  # made again, by a resumed run
-                    self._draw(xs, batch)
-                    xs, batch = [], []
-                    self._cut(x)
-                self.x, self.last = x, step
-                xs.append(float(x))
-                batch.append(step)
-            self._draw(xs, batch)
+            for stage, its_own in groupby(steps, key=attrgetter("stage")):
+                self._take_stage(stage, list(its_own))
             self._pace.add(newest)
             if newest:
                 self.cost, self.workers = newest[-1].cost, newest[-1].workers or self.workers
-            self.version += another or bool(lines or newest)
+            self.version += another or bool(lines.size or newest)
 
-    def _newest(self, lines: Sequence[bytes]) -> list[StepMetrics]:
+    def _take_stage(self, stage: int, steps: Steps) -> None:
+        """Step 0 of a stage, the evaluation before it, is behind the last of the stage before."""
+        before = self._before.setdefault(stage, self.x + 1)
+        xs = [before + step.step for step in steps]
+        again = compress(count(), map(le, xs, [self.x, *xs]))  # made again, by a resumed run
+        for first, last in pairwise([0, *again, len(xs)]):
+            self._draw(list(map(float, xs[first:last])), steps[first:last])
+            if last < len(xs):
+                self._cut(xs[last])
+        self.x, self.last = xs[-1], steps[-1]
+
+    def _newest(self, lines: Lines) -> list[StepMetrics]:
         """The last lines whole, once nothing more is there to be read at once."""
-        self._recent.extend(lines)
+        self._recent.extend(lines.last(RECENT + 1))
         if self._metrics.more:
             return []
-        found, _ = self._readable(list(self._recent))
+        found, _ = self._readable(whole_lines(self._recent))
         self._recent.clear()
         return found
 
     def _readable(
-        self, lines: Sequence[bytes], *decoder: msgspec.json.Decoder[Any]
-    ) -> tuple[list[Any], Sequence[bytes]]:
+        self, lines: Lines, *decoder: msgspec.json.Decoder[Any]
+    ) -> tuple[list[Any], Lines]:
         """-> what the lines say, and these; but the damaged ones, which are told of"""
         path = self._metrics.path
         with suppress(RunError):
             return steps_of(lines, path, *decoder), lines
         found, whole = [], []
-        for line in lines:
+        for line in lines.each():
             try:
-                found += steps_of([line], path, *decoder)
+                found += steps_of(whole_lines([line]), path, *decoder)
                 whole.append(line)
             except RunError as error:
                 self._note_damage(path, error)
-        return found, whole
-
-    def _place(self, step: DrawnStep | StepMetrics) -> int:
-        """Step 0 of a stage, the evaluation before it, is behind the last of the stage before."""
-        if step.stage not in self._before:
-            self._before[step.stage] = self.x + 1
-        return self._before[step.stage] + step.step
+        return found, whole_lines(whole)
 
     def _draw(self, xs: Sequence[float], steps: Steps) -> None:
         for name, (at, values) in columns(xs, steps):
@@ -290,7 +304,7 @@ class Following:
         self._pace = Pace()
         self.generation += 1
 
-    def _take_events(self, lines: Sequence[bytes], another: bool) -> None:
+    def _take_events(self, lines: Lines, another: bool) -> None:
         with self.held:
             if another:
                 self._damaged.pop(self._events.path, None)
@@ -298,7 +312,7 @@ class Following:
                 self.kinds.clear()
                 self.event_count = 0
                 self.generation += 1
-            for line in lines:
+            for line in lines.each():
                 try:
                     event = event_of(line, self._events.path)
                 except RunError as error:
@@ -307,7 +321,7 @@ class Following:
                 self.events.append(event)
                 self.kinds[event.name] += 1
                 self.event_count += 1
-            self.version += another or bool(lines)
+            self.version += another or bool(lines.size)
 
 
 def _length(view: RunView) -> int | None:
