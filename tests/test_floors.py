@@ -35,7 +35,7 @@ FLOORS = [
     {"terminal"},
     {"cli"},
 ]
-ONLY = {"fastapi": {"serve", "report", "label"}, "ray": {"fleet"}, "vllm": {"engine"}}
+ONLY = {"fastapi": {"serve", "label"}, "ray": {"fleet"}, "vllm": {"engine"}}
 
 
 def room_of(module: str) -> str:
@@ -129,3 +129,9 @@ def loaded_after(statement: str) -> set[str]:
 def test_light_imports_bring_no_heavy_package(statement: str) -> None:
     heavy = {"torch", "transformers", "numpy", "tokenizers", "plotly", "rich"}
     assert loaded_after(statement) & heavy == set()
+
+
+def test_the_live_page_is_served_without_what_takes_long_to_import() -> None:
+    loaded = loaded_after("import interlock.report.live.app, interlock.report.live.server")
+    assert "starlette" in loaded
+    assert loaded & {"fastapi", "pydantic", "torch", "numpy"} == set()

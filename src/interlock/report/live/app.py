@@ -4,7 +4,8 @@
     GET /runs/N          all of one              GET /stream          what is new, as it comes
     GET /runs/N/rollouts?stage=&step=            GET /runs/N/held-out?problem=
 
-Read only. Who may ask is in shell.py.
+Read only. Who may ask is in shell.py. Starlette answers by itself: to import FastAPI, which is made
+of it, takes longer than to read a thousand steps.
 """
 
 import asyncio
@@ -15,8 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from fastapi import FastAPI, HTTPException, Response
-from fastapi.responses import StreamingResponse
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
 
 from interlock.errors import InterlockError
 from interlock.report.live.answers import held_out, rollouts
@@ -29,51 +33,57 @@ from interlock.rundir import RunView
 _PAGE = Path(__file__).parent / "page"
 
 
-def make_app(runs: Sequence[Path], hosts: Sequence[str], key: str | None = None) -> FastAPI:
+def make_app(runs: Sequence[Path], hosts: Sequence[str], key: str | None = None) -> Starlette:
     """`hosts`: the names that it answers to. `key`: None asks for none."""
     watched = FollowedRuns(runs)
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
         task = asyncio.create_task(watched.follow())
         yield
         task.cancel()
         watched.close()
 
-    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    guarded(app, hosts, key)
-
-    @app.get("/")
-    async def page() -> Response:
+    async def page(request: Request) -> Response:
         return _page().response()
 
-    @app.get("/runs")
-    async def all_runs() -> Response:
+    async def all_runs(request: Request) -> Response:
         return _json([line(watched, number) for number in range(len(watched.runs))])
 
-    @app.get("/runs/{number}")
-    async def one_run(number: int) -> Response:
-        _run(watched, number)
+    async def one_run(request: Request) -> Response:
+        number, _ = _run(watched, request)
         await watched.begun(number)
         return _json(await asyncio.to_thread(whole, watched, number))
 
-    @app.get("/runs/{number}/rollouts")
-    async def of_step(number: int, stage: int = 2**31, step: int = 2**31) -> Response:
-        return await _from_ledger(_run(watched, number), partial(rollouts, stage=stage, step=step))
+    async def of_step(request: Request) -> Response:
+        stage, step = _asked(request, "stage", 2**31), _asked(request, "step", 2**31)
+        _, run = _run(watched, request)
+        return await _from_ledger(run, partial(rollouts, stage=stage, step=step))
 
-    @app.get("/runs/{number}/held-out")
-    async def of_problem(number: int, problem: int = 0) -> Response:
-        return await _from_ledger(_run(watched, number), partial(held_out, problem=problem))
+    async def of_problem(request: Request) -> Response:
+        problem = _asked(request, "problem", 0)
+        return await _from_ledger(_run(watched, request)[1], partial(held_out, problem=problem))
 
-    @app.get("/stream")
-    async def stream(had: str = "[]") -> Response:
+    async def stream(request: Request) -> Response:
         try:
-            known = msgspec.json.decode(had, type=list[Had])
+            known = msgspec.json.decode(request.query_params.get("had", "[]"), type=list[Had])
         except msgspec.MsgspecError as error:
             raise HTTPException(400, f"had: {error}") from None
         known = known[: len(watched.runs)] + [Had()] * (len(watched.runs) - len(known))
         return StreamingResponse(_news(watched, known), media_type="text/event-stream")
 
+    routes = {
+        "/": page,
+        "/runs": all_runs,
+        "/runs/{number:int}": one_run,
+        "/runs/{number:int}/rollouts": of_step,
+        "/runs/{number:int}/held-out": of_problem,
+        "/stream": stream,
+    }
+    app = Starlette(
+        routes=[Route(path, answer) for path, answer in routes.items()], lifespan=lifespan
+    )
+    guarded(app, hosts, key)
     return app
 
 
@@ -92,10 +102,18 @@ async def _news(watched: FollowedRuns, had: list[Had]) -> AsyncIterator[bytes]:
                 yield b": still here\n\n"
 
 
-def _run(watched: FollowedRuns, number: int) -> Following:
+def _run(watched: FollowedRuns, request: Request) -> tuple[int, Following]:
+    number = request.path_params["number"]
     if not 0 <= number < len(watched.runs):
         raise HTTPException(404, f"there are {len(watched.runs)} runs, from 0 on")
-    return watched.runs[number]
+    return number, watched.runs[number]
+
+
+def _asked(request: Request, name: str, default: int) -> int:
+    try:
+        return int(request.query_params.get(name, default))
+    except ValueError:
+        raise HTTPException(400, f"{name} is no whole number") from None
 
 
 async def _from_ledger(run: Following, read: Callable[[RunView], dict[str, Any]]) -> Response:

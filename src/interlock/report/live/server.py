@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.applications import Starlette
 
 from interlock.listening import bound
 
@@ -36,7 +36,7 @@ def names_of(host: str, key: str | None) -> list[str]:
     return ["localhost", "127.0.0.1", "[::1]", host, f"[{host}]"] if key is None else ["*"]
 
 
-def run_server(app: FastAPI, listener: socket.socket, *, beside: bool = False) -> None:
+def run_server(app: Starlette, listener: socket.socket, *, beside: bool = False) -> None:
     """Until a signal, or, `beside` a process that trains, until its end of our standard input is
     closed, however it ended.
     """

@@ -14,10 +14,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
-from fastapi import FastAPI, Request, Response
-from fastapi.responses import RedirectResponse
-from starlette.middleware.base import RequestResponseEndpoint
+from starlette.applications import Starlette
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
 
 COMMON_STYLE = Path(__file__).parent / "page" / "common.css"  # colours, buttons, what all have
 _GUARDS = {
@@ -63,14 +64,12 @@ def document(html: Path, styles: Sequence[Path], scripts: Sequence[Path]) -> Doc
     return Document(text.encode(), "; ".join(policy))
 
 
-def guarded(app: FastAPI, hosts: Sequence[str], key: str | None) -> None:
+def guarded(app: Starlette, hosts: Sequence[str], key: str | None) -> None:
     """Let in who asks under one of these names, and, where there is a key, has that.
 
     What changes something comes as JSON, which no form of another site can send.
     """
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
 
-    @app.middleware("http")
     async def guard(request: Request, following: RequestResponseEndpoint) -> Response:
         kind = request.headers.get("content-type", "").partition(";")[0]
         if key is not None and not _holds(request.cookies.get(_cookie(key)), key):
@@ -81,6 +80,9 @@ def guarded(app: FastAPI, hosts: Sequence[str], key: str | None) -> None:
             response = await following(request)
         response.headers.update(_GUARDS)
         return response
+
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
+    app.add_middleware(BaseHTTPMiddleware, dispatch=guard)
 
 
 def _cookie(key: str) -> str:

@@ -4,6 +4,7 @@ line    a run in a few words             whole   all that is drawn of it
 news    a line, and what is drawn behind what a page had; or that it is to take all again
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -105,12 +106,10 @@ def _event(event: Event) -> Json:
     }
 
 
-def told(points: Points) -> dict[str, list[float | None]]:
-    """Five digits, and null for what is not finite."""
-    return {
-        name: [_short(value) for value in column]
-        for name, column in zip(points._fields, points, strict=True)
-    }
+def told(points: Points) -> dict[str, Sequence[float | None]]:
+    """Five digits, and null for what is not finite; places are whole."""
+    figures = zip(points._fields[1:], points[1:], strict=True)
+    return {"x": points.x} | {name: list(map(_short, column)) for name, column in figures}
 
 
 def _short(value: float) -> float | None:
