@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from running import ENVIRONMENT
 
 from interlock.config.reading import load_recipe
 from interlock.errors import ConfigError
+from interlock.processes.deadline import Deadline
 from interlock.recipes import trackers
 from interlock.recipes.sinks import Sinks
 from interlock.recipes.trackers import Tracker, TrackerBackend
@@ -111,6 +113,58 @@ def test_what_a_tracker_raises_is_told_and_the_next_point_is_tried() -> None:
     with pytest.raises(RuntimeError, match=r"^far: ConnectionError: no route$"):
         tracker.done()
     assert [place for place, _ in backend.said] == [2] and backend.closed
+
+
+def test_several_that_hang_are_waited_for_by_one_deadline(
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And one that does not is done, though its turn comes when the time is over."""
+    hanging = {name: threading.Event() for name in ("trackio", "tensorboard")}
+    free, closed, begun = threading.Event(), threading.Event(), list[float]()
+
+    class Hanging(Kept):
+        def __init__(self, name: str, place: trackers.TrackedRun) -> None:
+            super().__init__()
+            self.name = name
+
+        def log(self, step: int, scalars: dict[str, float]) -> None:
+            if self.name in hanging:
+                hanging[self.name].set()
+                free.wait()
+
+        def close(self) -> None:
+            if self.name not in hanging:
+                closed.set()
+
+    class Over(Deadline):
+        def __init__(self, seconds: float) -> None:
+            begun.append(seconds)
+
+        @property
+        def left(self) -> float:
+            assert closed.wait(60)
+            return 0.0
+
+    for name in ("trackio", "tensorboard", "wandb"):
+        monkeypatch.setitem(trackers.BACKENDS, name, partial(Hanging, name))
+    monkeypatch.setattr(trackers, "find_spec", lambda name: find_spec("json"))
+    monkeypatch.setattr(trackers, "Deadline", Over)
+    recipe = load_recipe(tiny_recipe, ['log=["trackio", "tensorboard", "wandb"]'])
+    told: list[str] = []
+    made = trackers.trackers_of(recipe, tmp_path)
+    for tracker in made:
+        tracker.stage(0, "grpo", 0, 1)
+        tracker.step(step(0, 1))
+    assert all(taken.wait(60) for taken in hanging.values())
+    for tracker in made[:2]:
+        with pytest.raises(TimeoutError, match="lacks up to 1 points more") as error:
+            tracker.done()
+        told.append(str(error.value).partition(" ")[0])
+    assert made[2]._thread is not None
+    made[2]._thread.join(60)  # closed, it is about to end
+    made[2].done()
+    free.set()
+    assert begun == [30.0] and told == ["trackio", "tensorboard"]
 
 
 @pytest.mark.parametrize("end", [SystemExit(3), KeyboardInterrupt()])

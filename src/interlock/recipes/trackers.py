@@ -12,7 +12,6 @@ import secrets
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from importlib.util import find_spec
 from itertools import accumulate
 from pathlib import Path
@@ -28,7 +27,7 @@ from interlock.records.metrics import Event, StepMetrics
 from interlock.text import described
 
 _ROOM = 1024  # points that may wait
-_DONE_S = 30.0  # for what waits when the run ends; an upload is then left behind
+_DONE_S = 30.0  # for all that waits when the run ends, of every tracker; then it is left behind
 
 
 class TrackedRun(NamedTuple):
@@ -157,7 +156,10 @@ class Tracker(Sink):
         self._name = name
         self._before = [0, *accumulate(lengths)]  # steps of the run before each stage
         self._opening = opening
-        self._waiting: queue.Queue[Callable[[TrackerBackend], None] | None] = queue.Queue(_ROOM)
+        # Without a bound of its own: the word that the run has ended always finds room.
+        self._waiting: queue.Queue[Callable[[TrackerBackend], None] | None] = queue.Queue()
+        self.together: Sequence[Tracker] = (self,)  # of one run: they end by one deadline
+        self._deadline: Deadline | None = None
         self._thread: threading.Thread | None = None
         self._now = 0  # step of the run
         self._failure: BaseException | None = None  # not told yet
@@ -188,25 +190,30 @@ class Tracker(Sink):
     def done(self) -> None:
         if self._thread is None:
             return
-        deadline = Deadline(_DONE_S)
-        with suppress(queue.Full):
-            self._waiting.put(None, timeout=deadline.left)
-        self._thread.join(deadline.left)
+        if self._deadline is None:
+            deadline = Deadline(_DONE_S)
+            for each in self.together:
+                each._end_by(deadline)
+        assert self._deadline is not None
+        self._thread.join(self._deadline.left)
         if self._thread.is_alive():
             raise TimeoutError(
                 f"{self._name} was not done after {_DONE_S:g} s: it lacks up to "
-                f"{self._waiting.qsize() + 1} points more, which are in metrics.jsonl"
+                f"{max(1, self._waiting.qsize())} points more, which are in metrics.jsonl"
             )
         self._complain()
 
     def _put(self, tell: Callable[[TrackerBackend], None]) -> None:
         """Raises what went wrong before, for sinks.py to note."""
-        try:
-            self._waiting.put_nowait(tell)
-        except queue.Full:
+        if self._waiting.qsize() >= _ROOM:
             self.dropped += 1
-            raise BufferError(f"{self._name} is slower than the run: points are dropped") from None
+            raise BufferError(f"{self._name} is slower than the run: points are dropped")
+        self._waiting.put(tell)
         self._complain()
+
+    def _end_by(self, deadline: Deadline) -> None:
+        self._deadline = deadline
+        self._waiting.put(None)
 
     def _complain(self) -> None:
         if self._failure is not None:
@@ -249,4 +256,7 @@ def trackers_of(recipe: Recipe, directory: Path) -> list[Tracker]:
     def opening(name: TrackerName) -> Opening:
         return lambda first: BACKENDS[name](TrackedRun(directory, recipe.name, config, first))
 
-    return [Tracker(name, lengths, opening(name)) for name in recipe.log]
+    made = [Tracker(name, lengths, opening(name)) for name in recipe.log]
+    for each in made:
+        each.together = made
+    return made
