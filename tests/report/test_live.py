@@ -328,6 +328,54 @@ def test_answers_come_from_the_ledger(tmp_path: Path) -> None:
         assert ("new", "42") in told["evaluations"][1]["words"]
 
 
+@pytest.mark.parametrize("damage", ["garbage", "cut"])
+def test_of_a_run_whose_ledger_is_damaged_all_else_is_shown(tmp_path: Path, damage: str) -> None:
+    with RunDir.create(tmp_path / "run", CONFIG, {}) as run:
+        for number in (1, 2):
+            run.ledger.record(1, number, [answered("p", f"t{number}", True)], [number])
+            run.log(step(1, number, number / 4))
+    ledger = tmp_path / "run" / "ledger.sqlite"
+    whole = ledger.read_bytes()
+    ledger.write_bytes(b"no database" * 500 if damage == "garbage" else whole[: len(whole) // 2])
+    following = Following(tmp_path / "run")
+    for _ in range(3):  # and it is not read again and again
+        following.poll()
+        view = following.view
+    assert following.poll() is False and following.view is view
+    assert (following.status, following.steps) == ("finished", 6)
+    assert following.after(-1)["rollout.reward"].y == [0.25, 0.5]
+    assert following.trouble.startswith("no answers are shown: ") and "\n" not in following.trouble
+    assert str(tmp_path / "run") in following.trouble and "ledger" in following.trouble
+    assert view is not None and rollouts(view, 1, 1)["groups"] == []
+    ledger.unlink()
+    ledger.write_bytes(whole)  # put back
+    following.poll()
+    assert following.trouble == "" and following.view is not None
+    assert rollouts(following.view, 1, 1)["groups"][0]["answers"][0]["text"] == "t1"
+    following.close()
+
+
+def test_a_damaged_answer_is_told_of_and_the_others_are_shown(tmp_path: Path) -> None:
+    with RunDir.create(tmp_path / "run", CONFIG, {}) as run:
+        groups = [answered(f"p{number}", f"t{number}", True) for number in range(3)]
+        run.ledger.record(1, 1, groups, [0, 1, 2])
+        for number in (0, 1):
+            run.ledger.record_evaluation(1, number, [answered("held", f"h{number}", True)])
+        with run.ledger.transaction() as database:
+            for row in (
+                "groups SET payload = x'00' WHERE position = 1",
+                "evaluations SET sha256 = 'x' WHERE step = 0",
+            ):
+                database.execute(f"UPDATE {row}")
+        told = rollouts(run, 1, 1)
+        assert [group["answers"][0]["text"] for group in told["groups"]] == ["t0", "t2"]
+        where = f"{run.path}/ledger.sqlite: groups, stage 1 step 1 position 1 is damaged"
+        assert told["damage"].startswith(where)
+        told = held_out(run, 0)
+        assert [each["words"] for each in told["evaluations"]] == [[("same", "h1")]]
+        assert "evaluations, stage 1 step 0 position 0 is damaged" in told["damage"]
+
+
 # -- Over HTTP ------------------------------------------------------------------------------------
 
 

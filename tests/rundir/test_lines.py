@@ -21,7 +21,7 @@ from interlock.records.metrics import (
     WorkerState,
 )
 from interlock.rundir.files import JsonLines
-from interlock.rundir.lines import read_events, read_metrics, steps_of
+from interlock.rundir.lines import read_events, read_metrics, steps_of, whole_lines
 
 # A line as it was written before metrics had parts.
 OLD: dict[str, Any] = {
@@ -119,7 +119,7 @@ def test_lines_of_older_versions_are_read_wherever_they_stand(
     file = JsonLines(tmp_path / "metrics.jsonl")
     for place in range(3):
         file.append(OLD if place in places else NEW)
-    assert steps_of(file.path.read_bytes().splitlines(), file.path) == [NEW] * 3
+    assert steps_of(whole_lines(file.path.read_bytes().splitlines()), file.path) == [NEW] * 3
     assert read_metrics(file) == [NEW] * 3
 
 

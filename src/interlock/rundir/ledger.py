@@ -14,8 +14,9 @@ import errno
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -98,11 +99,20 @@ class Ledger:
             there = path.exists()
             with kept(open_existing(path) if there else connect(":memory:")) as ledger._database:
                 ledger.format = format_of(ledger._database, path)
-            ledger.missing = not ledger.format
-            if ledger.missing:  # or a kill came before the first table
-                ledger._database.close()
-                ledger._database = connect(":memory:")
-                ledger.format = create_tables(ledger._database)
+        if ledger.format:
+            return ledger
+        ledger.close()  # no file, or a kill came before the first table
+        return cls.empty(path)
+
+    @classmethod
+    def empty(cls, path: Path) -> "Ledger":
+        """In memory, for readers of a file that is not there."""
+        ledger = cls.__new__(cls)
+        ledger.path, ledger.missing = path, True
+        ledger._lock = threading.RLock()
+        with ledger_errors(path):
+            ledger._database = connect(":memory:")
+            ledger.format = create_tables(ledger._database)
         return ledger
 
     @property
@@ -199,6 +209,16 @@ class Ledger:
     def read(self, stage: int, step: int) -> list[ScoredGroup]:
         """The groups of one step; [] when none were recorded. RunError when one is damaged."""
         return self._read("groups", stage, step, ScoredGroup)
+
+    def whole(self, stage: int, step: int) -> tuple[list[ScoredGroup], str]:
+        """As `read`, without what is damaged; and the first of that, in a line."""
+        found, damage = [], ""
+        for read in self._each("groups", stage, step, ScoredGroup):
+            try:
+                found.append(read())
+            except RunError as error:
+                damage = damage or str(error)
+        return found, damage
 
     def judged(self, stage: int, step: int) -> list[JudgedGroup]:
         """As `read`, of each group only what was asked and how it was judged."""
@@ -311,11 +331,14 @@ class Ledger:
         )
 
     def _read(self, table: str, stage: int, step: int, kind: type[Record]) -> list[Record]:
-        found = []
+        return [read() for read in self._each(table, stage, step, kind)]
+
+    def _each(
+        self, table: str, stage: int, step: int, kind: type[Record]
+    ) -> Iterator[Callable[[], Record]]:
         for *key, payload, digest in self._rows(table, "*", stage, step):
             where = f"{self.path}: {table}, stage {stage} step {step} position {key[2]}"
-            found.append(self.unsealed(where, kind, (table, *key), payload, digest))
-        return found
+            yield partial(self.unsealed, where, kind, (table, *key), payload, digest)
 
     def unsealed(
         self, where: str, kind: type[Record], key: tuple[Any, ...], payload: bytes, digest: str

@@ -89,14 +89,22 @@ class RunView:
     (SQLite may leave its own empty -wal and -shm files beside the ledger.)
     """
 
-    def __init__(self, path: Path) -> None:
-        """Raises RunError when `path` holds no run, or one that cannot be read."""
+    def __init__(self, path: Path, *, needs_ledger: bool = True) -> None:
+        """Raises RunError when `path` holds no run, or one that cannot be read; a ledger that
+        cannot is as an empty one for whom that is enough, and `damage` tells of it.
+        """
         self.path = path
+        self.damage = ""
         self.manifest = self._read_json("manifest.json", Manifest)
         self._read_json("config.json", _Config)
         begun = redacted(self._read_json("config.json", Table))
         self.config = with_moves(begun, self.manifest.moves)
-        self.ledger = self._open_ledger()
+        try:
+            self.ledger = self._open_ledger()
+        except RunError as error:
+            if needs_ledger:
+                raise
+            self.ledger, self.damage = Ledger.empty(path / "ledger.sqlite"), str(error)
         self._metrics = JsonLines(path / "metrics.jsonl")
         self._events = JsonLines(path / "events.jsonl")
 

@@ -7,6 +7,7 @@ import re
 from difflib import SequenceMatcher
 from typing import Any
 
+from interlock.errors import RunError
 from interlock.records.rl import ScoredGroup
 from interlock.report.summary import ShownAnswer, answers_of, question_of
 from interlock.rundir import RunView
@@ -26,8 +27,9 @@ def rollouts(view: RunView, stage: int, step: int) -> Json:
     if not steps:
         return {"steps": 0, "groups": []}
     place = min(range(len(steps)), key=lambda i: _distance(steps[i], (stage, step)))
-    groups = view.ledger.read(*steps[place])
+    groups, damage = view.ledger.whole(*steps[place])
     return {
+        "damage": visible(damage),
         "steps": len(steps),
         "at": steps[place],
         "before": steps[place - 1] if place else None,
@@ -44,9 +46,13 @@ def held_out(view: RunView, problem: int) -> Json:
     chosen = sorted({round(i * (len(steps) - 1) / max(1, most - 1)) for i in range(most)})
     found: list[Json] = []
     text: str | None = None
-    count = 0
+    count, damage = 0, ""
     for place in (steps[index] for index in chosen):
-        scored = view.ledger.read_evaluation(*place)
+        try:
+            scored = view.ledger.read_evaluation(*place)
+        except RunError as error:  # the other evaluations are shown
+            damage = damage or str(error)
+            continue
         count = len(scored)
         if not scored:
             continue
@@ -57,7 +63,7 @@ def held_out(view: RunView, problem: int) -> Json:
         told = {"at": place, "id": group.group.problem.id, "words": changes(text, shown.text)}
         found.append(told | _problem(group) | _answer(shown))
         text = shown.text
-    return {"problems": count, "evaluations": found}
+    return {"problems": count, "evaluations": found, "damage": visible(damage)}
 
 
 def changes(old: str | None, new: str) -> list[tuple[str, str]]:

@@ -29,6 +29,7 @@ from interlock.report.live.shell import COMMON_STYLE, Document, document, guarde
 from interlock.report.live.telling import Had, line, news, whole
 from interlock.report.live.watchers import FollowedRuns
 from interlock.rundir import RunView
+from interlock.text import visible
 
 _PAGE = Path(__file__).parent / "page"
 
@@ -117,12 +118,13 @@ def _asked(request: Request, name: str, default: int) -> int:
 
 
 async def _from_ledger(run: Following, read: Callable[[RunView], dict[str, Any]]) -> Response:
+    nothing = {"steps": 0, "problems": 0, "groups": [], "evaluations": []}
     if run.view is None:
-        return _json({"steps": 0, "problems": 0, "groups": [], "evaluations": []})
+        return _json(nothing)
     try:
         return _json(await asyncio.to_thread(read, run.view))
     except InterlockError as error:
-        raise HTTPException(503, str(error)) from None
+        return _json(nothing | {"damage": visible(str(error))})
 
 
 def _json(content: Any) -> Response:

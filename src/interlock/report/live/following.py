@@ -27,7 +27,7 @@ from interlock.regular import open_regular
 from interlock.report.live.drawn import DrawnStep, Steps, columns
 from interlock.report.live.pace import RECENT, Pace
 from interlock.report.live.series import Points, Series
-from interlock.rundir import RunDir, RunView
+from interlock.rundir import RunView
 from interlock.rundir.lines import Lines, event_of, steps_of, whole_lines
 from interlock.text import described
 
@@ -129,7 +129,7 @@ class Following:
         )
         self.steps: int | None = None  # of all stages, as the recipe has them
         self._view: RunView | None = None
-        self._manifest: tuple[int, int] | None = None  # mtime and inode of the one that was read
+        self._seen: list[tuple[int, int]] = []  # stamps of what the view was made from
         self.status = "not begun"
 
     def poll(self) -> bool:
@@ -191,7 +191,7 @@ class Following:
     def _look_at_manifest(self) -> None:
         """Raises RunError where there is none any more, or it is none."""
         try:
-            stat = (self.path / "manifest.json").stat()
+            seen = [_stamp(self.path / "manifest.json")]
         except OSError as error:
             if self._view is None and isinstance(error, FileNotFoundError):
                 return  # not begun
@@ -200,16 +200,18 @@ class Following:
                 f"cannot read {self.path} any more: {error.strerror}; put it back, or watch it "
                 "where it is now"
             ) from None
-        seen = (stat.st_mtime_ns, stat.st_ino)
-        if seen != self._manifest:
+        if self._view is not None and self._view.damage:  # it may be put back
+            with suppress(OSError):
+                seen.append(_stamp(self._view.ledger.path))
+        if seen != self._seen:
             try:
-                view = RunDir.read(self.path)
+                view = RunView(self.path, needs_ledger=False)
             except RunError:
                 if self._view is None:
                     self._is("unreadable")
                 raise
             self.close()
-            self._view, self._manifest = view, seen
+            self._view, self._seen = view, seen
             self.steps = _length(view)
         self._is(self._view.status if self._view else "not begun")
 
@@ -220,7 +222,9 @@ class Following:
     def _torn(self) -> list[str]:
         if self._view is None or self.status == "gone":
             return []
-        return [f"{name} ends within a line, which is not shown" for name in self._view.torn]
+        told = [f"{name} ends within a line, which is not shown" for name in self._view.torn]
+        damage = self._view.damage
+        return [f"no answers are shown: {damage}", *told] if damage else told
 
     def _read_metrics(self) -> None:
         self._take_steps(*self._metrics.lines())
@@ -322,6 +326,11 @@ class Following:
                 self.kinds[event.name] += 1
                 self.event_count += 1
             self.version += another or bool(lines.size)
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    stat = path.stat()
+    return stat.st_mtime_ns, stat.st_ino
 
 
 def _length(view: RunView) -> int | None:

@@ -158,6 +158,9 @@ function answerOf(answer, children) {
     element("small", { text: facts.filter(Boolean).join(" · ") }));
 }
 
+/** Of answers: what of them is damaged, and so not shown. */
+const damaged = (told) => told.damage ? [element("p", { class: "note", text: told.damage })] : [];
+
 async function showRollouts() {
   const where = step ? `?stage=${step[0]}&step=${step[1]}` : "";
   const told = await ask(`runs/${chosen}/rollouts${where}`);
@@ -165,7 +168,7 @@ async function showRollouts() {
   $("place").textContent = told.at ? `stage ${told.at[0]}, step ${told.at[1]}` : "none yet";
   $("older").disabled = !told.before;
   $("newer").disabled = !told.next;
-  $("rollouts").replaceChildren(...told.groups.map((group) => element("article", {},
+  $("rollouts").replaceChildren(...damaged(told), ...told.groups.map((group) => element("article", {},
     element("p", { class: "question", text: group.question }),
     element("p", { class: "soft", text: `answer: ${group.reference}` + (group.left_out ? ` · ${group.left_out} more` : "") }),
     element("div", { class: "answers" }, ...group.answers.map((each) => answerOf(each, [each.text]))))));
@@ -177,7 +180,7 @@ async function showHeldOut() {
   $("problem").textContent = told.problems ? `${problem + 1} of ${told.problems}` : "none yet";
   const [first] = told.evaluations;
   const tags = { gone: "del", new: "ins", same: "span" };
-  $("held-out").replaceChildren(
+  $("held-out").replaceChildren(...damaged(told),
     ...(first ? [element("p", { class: "question", text: first.question }),
       element("p", { class: "soft", text: `answer: ${first.reference}` })] : []),
     element("div", { class: "answers" }, ...told.evaluations.map((each) => {
