@@ -91,3 +91,33 @@ def test_the_trouble_of_a_run_that_is_not_chosen_is_marked() -> None:
         ["b: finished · a damaged line", ["chip good", "finished"], ["chip bad", "!"]],
         ["c: gone · cannot read c any more", ["chip bad", "gone"], ["chip bad", "!"]],
     ]
+
+
+@pytest.mark.skipif(NODE is None, reason="node is not installed")
+def test_times_axes_and_legends_of_small_and_equal_figures() -> None:
+    """Steps of a tiny model take no "0 s", zeros stand on an axis to 1, dashes are told apart."""
+    assert NODE is not None
+    page = files("interlock.report.live").joinpath("page")
+    basics, charts = (
+        page.joinpath(f"{name}.js").read_text("utf-8") for name in ("basics", "charts")
+    )
+    asked = """
+const uPlot = { sync: () => ({}), rangeNum: (low, high) => ["own", low, high] };
+const addEventListener = () => {}, matchMedia = () => ({ addEventListener() {} });
+const told = () => console.log(JSON.stringify([
+  [0, 0.004, 0.288, 9.94, 9.96, 59.6, null].map(duration),
+  [roomy(null, 0, 0), roomy(null, 0, 2), ofShares(null, 0, 0.5)],
+  strokeOf({ colour: "red", dash: [] }), strokeOf({ colour: "red", dash: [6, 4] }),
+  CHARTS.filter((each) => ["Entropy", "Reward", "Staleness"].includes(each.title)).map(unitOf)]));
+"""
+    done = subprocess.run(
+        [NODE, "-e", basics + asked + charts + "told();"], capture_output=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert json.loads(done.stdout) == [
+        ["0 s", "0.004 s", "0.29 s", "9.9 s", "10 s", "1 min 0 s", "–"],
+        [[0, 1], ["own", 0, 2], [0, 0.525]],
+        "red",
+        "repeating-linear-gradient(90deg, red 0px 6px, transparent 6px 10px)",
+        ["", "nats per token", ""],
+    ]

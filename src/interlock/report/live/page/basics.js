@@ -27,6 +27,7 @@ function short(value) {
 function duration(seconds) {
   if (seconds == null) return "–";
   const whole = Math.max(0, Math.round(seconds));
+  if (seconds > 0 && seconds < 9.95) return `${+seconds.toPrecision(2)} s`;
   if (whole < 60) return `${whole} s`;
   const minutes = Math.floor(whole / 60);
   if (minutes < 60) return `${minutes} min ${whole % 60} s`;

@@ -60,6 +60,24 @@ function columns(lines) {
   return data;
 }
 
+/** Where a figure is 0 throughout, an axis to 1: uPlot's own goes to 100. */
+const roomy = (_, low, high) => low === 0 && high === 0 ? [0, 1] : uPlot.rangeNum(low, high, 0.1, true);
+const ofShares = (_, low, high) => [Math.min(0, low ?? 0), Math.max(high ?? 1, 0.05) * 1.05];
+
+/** A line as the legend shows it, dashed as it is drawn: several of one run have its colour. */
+function strokeOf({ colour, dash }) {
+  if (!dash.length) return colour;
+  let at = 0;
+  const stops = dash.map((length, place) => `${place % 2 ? "transparent" : colour} ${at}px ${at += length}px`);
+  return `repeating-linear-gradient(90deg, ${stops.join(", ")})`;
+}
+
+/** What it is measured in, where that is said once for all lines. */
+function unitOf(chart) {
+  const labels = Object.values(chart.of);
+  return labels.length === 1 && labels[0] !== "all" ? labels[0] : "";
+}
+
 function options(chart, lines, width) {
   const axis = () => ({
     stroke: () => themed("--soft"), grid: { stroke: () => themed("--grid"), width: 1 },
@@ -71,12 +89,12 @@ function options(chart, lines, width) {
   return {
     width, height: 210, cursor: { sync: { key: "steps" }, drag: { x: true, y: false } },
     legend: { live: true },
-    scales: { x: { time: false }, y: chart.log ? { distr: 3 } : chart.share ? { range: (_, low, high) => [Math.min(0, low ?? 0), Math.max(high ?? 1, 0.05) * 1.05] } : {} },
+    scales: { x: { time: false }, y: chart.log ? { distr: 3 } : { range: chart.share ? ofShares : roomy } },
     axes: [axis(), { ...axis(), size: 58, ...(chart.log ? { splits: decades } : {}), values: (_, ticks) => ticks.map((tick) => tick == null ? "" : chart.share ? Math.round(100 * tick) + " %" : short(tick)) }],
     series: [
       { label: "step", value: (_, v) => v == null ? "–" : String(v) },
       ...lines.flatMap((line) => [
-        { label: line.label, stroke: line.colour, width: 1.8, dash: line.dash, spanGaps: true, value, points: { show: alone(line), size: 4 } },
+        { label: line.label, stroke: line.colour, width: 1.8, dash: line.dash, spanGaps: true, value, points: { show: alone(line), size: 4, fill: line.colour } },
         { ...hidden, spanGaps: true, show: true, width: 0 },
         { ...hidden, spanGaps: true, show: true, width: 0 },
       ]),
@@ -117,13 +135,15 @@ function draw(runs) {
     old?.card.remove();
     drawn.delete(chart.title);
     if (!lines.length) continue;
-    const card = element("div", { class: "chart" }, element("h2", { text: chart.title }));
+    const card = element("div", { class: "chart", role: "figure", "aria-label": chart.title },
+      element("h2", {}, chart.title, element("span", { text: unitOf(chart) })));
     const later = CHARTS.slice(CHARTS.indexOf(chart) + 1).map((each) => drawn.get(each.title)?.card).find(Boolean);
     $("charts").insertBefore(card, later ?? null);
     const plot = new uPlot(options(chart, lines, widthOf(card)), columns(lines), card);
     sync.sub(plot);
     plot.root.querySelectorAll(".u-legend .u-series").forEach((row, place) => {
       row.hidden = place > 0 && (place - 1) % 3 > 0; // the bounds of a line
+      if (place > 0 && !row.hidden) row.querySelector(".u-marker").style.background = strokeOf(lines[(place - 1) / 3]);
     });
     const whole = () => {
       const [from, to] = [plot.scales.x.min, plot.scales.x.max];
