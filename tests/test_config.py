@@ -146,6 +146,8 @@ def test_a_lone_stage_needs_no_index(tmp_path: Path) -> None:
         ("learner.activation_checkpointing=yes", "got str; write true or false"),
         ("learner.activation_checkpointing=1", "got int; write true or false"),
         ("stage.sampling.stop=END", 'expected array, got str; write stop = ["END"]'),
+        ("log=[wandb]", """got str; a shell takes quotes away, so write 'log=["wandb"]'"""),
+        ("learner.lora.targets=[q_proj,v_proj]", """'learner.lora.targets=["q_proj", "v_proj"]'"""),
         ("stage.task.operators=['+']", "did you mean 'stage.task.options.operators'?"),
         ("stage.optimizer.weight_decay=1e9", "takes all of every weight away at a step"),
         ("zzz=1", "unknown setting 'zzz'; there are model, stage, name"),

@@ -287,6 +287,10 @@ def _unknown(setting: str, kind: type[msgspec.Struct]) -> str:
 def _remedy(complaint: str, where: str, value: Any) -> str:
     """How a value of the wrong type is to be written."""
     leaf = where.rpartition(".")[2]
+    listed = "expected array" in complaint or "list of" in complaint
+    if listed and isinstance(value, str) and re.fullmatch(r"\[.+\]", value):
+        items = ", ".join(json.dumps(item.strip(" '")) for item in value[1:-1].split(","))
+        return f"; a shell takes quotes away, so write '{where}=[{items}]'"
     match complaint, value:
         case "expected str, got bool" | "expected str, got int" | "expected str, got float", _:
             text = str(value).lower() if isinstance(value, bool) else str(value)
