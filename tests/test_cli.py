@@ -123,6 +123,9 @@ def test_waiting_threads_leave_the_cores_to_others(
         (["qualify", "--device", "warp"], "'warp' cannot be used here: torch knows no"),
         (["qualify", "--device", "sim:rust"], "defect 'rust' is not offered"),
         (["qualify", "--only", "fast"], "there is no check 'fast'"),
+        (["bench", "--threads", "99999"], "--threads 99999: give at most "),
+        (["migrate", "x", "--updates", "0"], "--updates: '0' is no whole number from 1 on"),
+        (["migrate", "x", "--timeout", "nan"], "--timeout nan: give a number of seconds above 0"),
         (["qualify", "--soak", "0"], "--soak 0"),
         (
             ["qualify", "--device", "cpu", "--model", "/nowhere"],

@@ -201,6 +201,7 @@ def test_a_missing_model_and_a_full_disk_are_told(
     monkeypatch.setattr("interlock.recipes.check.shutil.disk_usage", lambda _: usage)
     recipe = load_recipe(path, [f'model.path="{tiny_model}"'])
     [mistake] = check(recipe, tmp_path / "run").mistakes
+    assert "has 9e-07 GB, and the run takes 0.0" in mistake and "takes 0.0 " not in mistake
     assert "lower keep_checkpoints" in mistake
     # Room for all of it, but for the KL's reference, which is in every checkpoint.
     headers = StoredWeights(tiny_model).shapes.values()

@@ -1,6 +1,7 @@
 import errno
 import os
 import sqlite3
+import sys
 from pathlib import Path
 
 import pytest
@@ -129,7 +130,7 @@ def test_a_failed_append_is_cut_off_again(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("error", "remedy"),
     [
-        (OSError(errno.ENOSPC, ""), "no space left"),
+        (OSError(errno.ENOSPC, ""), "free some, and do it again (train: with --resume)"),
         (OSError(errno.EROFS, ""), "read-only"),
         (PermissionError(errno.EACCES, ""), "no permission"),
         (NotADirectoryError(errno.ENOTDIR, ""), "is a file"),
@@ -141,6 +142,17 @@ def test_storage_errors_name_the_directory_and_the_remedy(error: Exception, reme
         raise error
     message = str(caught.value)
     assert message.startswith("runs/x: ") and remedy in message and "\n" not in message
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_a_file_system_that_makes_nothing_is_told_of() -> None:
+    told = "^/proc: the directory is gone, or none can be made there; choose another directory$"
+    with pytest.raises(RunError, match=told), atomic_directory(Path("/proc/interlock")):
+        pass
+    with pytest.raises(RunError, match=told), storage_errors(Path("/proc")):
+        open("/proc/interlock.lock", "a")
+    with pytest.raises(FileNotFoundError), storage_errors(Path("/proc")):  # what is read
+        open("/proc/interlock")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ What a verb needs is imported inside it, so that help is instant.
 
 import argparse
 import json
+import os
 import re
 import sys
 import time
@@ -171,6 +172,8 @@ def bench(given: argparse.Namespace) -> None:
     from interlock.terminal import devices as shown
 
     if given.threads is not None:
+        if given.threads > (here := os.cpu_count() or 1):  # of 100,000, libgomp dies
+            raise ConfigError(f"--threads {given.threads}: give at most {here}, a processor each")
         torch.set_num_threads(given.threads)
     place = device.claim(given.device)
     found = speeds.measure(place)

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from interlock.cli.numbers import at_least
 from interlock.errors import ConfigError
 from interlock.text import one_line
 
@@ -45,11 +46,11 @@ def add_migrate(choices: Any) -> None:
         help="with --back: from the checkpoint of that move; what came since is put aside",
     )
     verb.add_argument(
-        "--updates", type=int, default=3, metavar="N", help="repeated, at most (default: 3)"
+        "--updates", type=at_least(1), default=3, metavar="N", help="repeated, at most (default: 3)"
     )
     verb.add_argument(
         "--tokens",
-        type=int,
+        type=at_least(1),
         default=8192,
         metavar="N",
         help="of an update, at most: of a longer one its first groups (default: 8192)",
@@ -73,8 +74,8 @@ def migrate(given: argparse.Namespace) -> None:
     """Prove the device, record the move, and say how to go on."""
     from interlock.migrate import moving
 
-    if given.updates < 1 or given.tokens < 1 or not 0 < given.timeout < 1e9:
-        raise ConfigError("--updates, --tokens and --timeout are numbers above 0")
+    if not 0 < given.timeout < 1e9:
+        raise ConfigError(f"--timeout {given.timeout:g}: give a number of seconds above 0")
     if given.discard and not given.back:
         raise ConfigError("--discard is of --back: it puts aside what came since the last move")
     if given.settings and given.learner is None:

@@ -116,9 +116,9 @@ def _devices(recipe: Recipe) -> tuple[HeldChip, ...]:
 
 def _size(recipe: Recipe, weights: int) -> str:
     reference = _REFERENCE * any(stage.keeps_reference for stage in recipe.stage)
-    memory = weights * (_MASTERS + reference) / 2**30
+    memory = _gigabytes(weights * (_MASTERS + reference))
     return (
-        f"model {recipe.model.path}: {weights:,} weights; learning takes {memory:.1f} GB for them "
+        f"model {recipe.model.path}: {weights:,} weights; learning takes {memory} GB for them "
         "and what is kept of each, and more for activations"
     )
 
@@ -137,12 +137,18 @@ def _room(recipe: Recipe, weights: int, directory: Path) -> None:
     free = shutil.disk_usage(place).free
     if wanted > free:
         raise UserError(
-            f"the disk of {directory} has {free / 2**30:.1f} GB, and the run takes "
-            f"{wanted / 2**30:.1f} for checkpoints and weights; give another --run, lower "
+            f"the disk of {directory} has {_gigabytes(free)} GB, and the run takes "
+            f"{_gigabytes(wanted)} for checkpoints and weights; give another --run, lower "
             "keep_checkpoints, or set keep_stages = false"
         )
     if not os.access(place, os.W_OK):
         raise UserError(f"cannot write to {place}; give another --run")
+
+
+def _gigabytes(count: int) -> str:
+    """With one decimal, or as many as tell it from nothing."""
+    amount = count / 2**30
+    return f"{amount:,.1f}" if amount >= 0.1 else f"{amount:.1g}"
 
 
 def _stage(settings: StageSettings, data: object) -> str:

@@ -30,10 +30,10 @@ from interlock.regular import open_regular, read_regular
 _TEMPORARY = ".tmp-"  # not finished: of no use once its writer is gone
 _ASIDE = ".old-"  # finished, moved aside for the moment in which its successor takes the name
 
-_FULL = "no space left on the disk; free some, then go on with --resume"
+_FULL = "no space left on the disk; free some, and do it again (train: with --resume)"
 _READ_ONLY = "the file system is read-only; remount it, or choose another directory"
 _NO_PERMISSION = "no permission to write; change its owner or mode, or choose another directory"
-_DISK_ERROR = "the disk failed or refused a write; check it and `ulimit -f`, then use --resume"
+_DISK_ERROR = "the disk failed or refused a write; check it and `ulimit -f`, and do it again"
 
 _ERRNO_REMEDIES = {
     errno.ENOSPC: _FULL,
@@ -71,11 +71,17 @@ def storage_errors(directory: Path) -> Iterator[None]:
         yield
     except Exception as error:
         remedy = _remedy(error)
-        if isinstance(error, FileNotFoundError) and not directory.exists():
+        if isinstance(error, FileNotFoundError) and not (directory.exists() and _was(error)):
             remedy = "the directory is gone, or none can be made there; choose another directory"
         if remedy is None:
             raise
         raise RunError(f"{directory}: {remedy}") from error
+
+
+def _was(error: FileNotFoundError) -> bool:
+    """Whether what is missing was to be read: some file systems say so of what is to be made."""
+    name = Path(error.filename or "").name
+    return not name.startswith(_TEMPORARY) and not name.endswith(".lock")
 
 
 def _remedy(error: Exception) -> str | None:
