@@ -93,6 +93,23 @@ def test_nothing_is_mixed(tiny_model: Path, data: Path, tmp_path: Path) -> None:
         run(data, tiny_model, out)
 
 
+def test_data_and_model_may_lie_elsewhere_and_lose_problems(
+    tiny_model: Path, data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "labels.jsonl"
+    whole = run(data, tiny_model, out)
+    copied = Path(shutil.copytree(tiny_model, tmp_path / "copied"))
+    lines = data.read_text().splitlines(keepends=True)
+    data.write_text("".join(lines[1:4]))
+    roundabout = data.parent / ".." / data.parent.name / data.name
+    notes: list[str] = []
+    assert run(roundabout, copied, out, notes) == whole[1:4]
+    assert notes == [f"3 rows of {out} are of no problem of {roundabout}; they stay"]
+    assert len(read(out)[1]) == 6
+    with pytest.raises(RunError, match=r"was measured otherwise \(its data were data\.jsonl\)"):
+        run(data.rename(tmp_path / "others.jsonl"), tiny_model, out)
+
+
 def test_a_file_that_is_no_labels_stays_as_it_is(
     tiny_model: Path, data: Path, tmp_path: Path
 ) -> None:

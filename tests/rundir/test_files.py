@@ -150,9 +150,9 @@ def test_a_file_system_that_makes_nothing_is_told_of() -> None:
     with pytest.raises(RunError, match=told), atomic_directory(Path("/proc/interlock")):
         pass
     with pytest.raises(RunError, match=told), storage_errors(Path("/proc")):
-        open("/proc/interlock.lock", "a")
+        Path("/proc/interlock.lock").touch()
     with pytest.raises(FileNotFoundError), storage_errors(Path("/proc")):  # what is read
-        open("/proc/interlock")
+        Path("/proc/interlock").read_bytes()
 
 
 @pytest.mark.parametrize(

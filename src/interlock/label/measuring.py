@@ -95,6 +95,10 @@ def label_all(
         stack.enter_context(held(out))
         labels = Labels(out, setting)
         left = [problem for problem in problems if not labels.has(problem)]
+        if gone := len(labels.rows.keys() - {problem.id for problem in problems}):
+            note(
+                f"{gone:,} rows of {out} are of no problem of {how.task.options['path']}; they stay"
+            )
         if left:
             engine, verifier = tools or opened()
             asked = _AskedColumns(how.task, problems)

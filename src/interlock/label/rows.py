@@ -82,7 +82,7 @@ class LabelRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in self.question)
 
 
-_SAID = {"measured": "task", "weights": "model (its weights are others now)"}
+_SAID = {"weights": "model (its weights are others now)"}
 
 
 class Labels:
@@ -121,12 +121,26 @@ class Labels:
 
 
 def _otherwise(before: LabelSetting, now: LabelSetting) -> str | None:
-    """What is not as it was, if anything."""
+    """What is not as it was, if anything. Data and model may lie elsewhere than they did."""
+    (old, tasks_before), (new, tasks_now) = map(_data_apart, (before.measured, now.measured))
+    if old != new:
+        return f"its data were {old}"
+    if tasks_before != tasks_now:
+        return "task"
     for name in LabelSetting.__struct_fields__:
-        if name not in ("inputs", "clock") and getattr(before, name) != getattr(now, name):
+        looked_at = name not in ("measured", "model", "inputs", "clock")
+        if looked_at and getattr(before, name) != getattr(now, name):
             return _SAID.get(name, name)
     names = sorted(before.inputs.keys() | now.inputs.keys()) if before.inputs else []
     return next((each for each in names if before.inputs.get(each) != now.inputs.get(each)), None)
+
+
+def _data_apart(measured: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The last name of a task's data, and its settings without where they and its verifier lie."""
+    options = dict(measured.get("options", {}))
+    if "verifier" in options:
+        options["verifier"] = Path(str(options["verifier"])).name
+    return Path(str(options.pop("path", ""))).name, measured | {"options": options}
 
 
 def begun(path: Path) -> LabelSetting | None:
