@@ -151,6 +151,13 @@ def test_every_block_takes_its_own_scale(
     assert torch.equal(out, by_hand(stored, scale, r, c).to(dtype))
 
 
+def test_a_product_that_the_dtype_cannot_hold_is_told() -> None:
+    stored, scale = torch.full((1, 1), 448.0).to(torch.float8_e4m3fn), torch.tensor([[146.25]])
+    form = ScaledBlocks("fp8", (1, 1))  # 448 x 146.25 = 65520, which float16 has not
+    assert not dequantise(stored, scale, form, torch.empty(1, 1, dtype=torch.float16))
+    assert dequantise(stored, scale, form, torch.empty(1, 1, dtype=torch.bfloat16))
+
+
 def test_reading_and_saving_give_plain_weights(v3: Path, tmp_path: Path) -> None:
     stored = publish(v3, (16, 16))
     weights = StoredWeights(v3)

@@ -124,6 +124,29 @@ def test_weights_that_are_not_finite_are_refused(
         StoredWeights(llama).read(name)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "most", "beyond"),
+    [
+        (torch.float16, 65519.0, 65520.0),  # the first that rounds to infinity
+        (torch.bfloat16, 3.3961e38, 3.3963e38),
+    ],
+)
+def test_weights_that_a_narrow_dtype_cannot_hold_are_refused(
+    llama: Path, dtype: torch.dtype, most: float, beyond: float
+) -> None:
+    name = "model.layers.1.mlp.up_proj.weight"
+    rewrite(llama, lambda tensors: tensors[name][-1, -1].fill_(-most))
+    found = load_decoder(llama, dtype, CPU).tensors()[name][-1, -1]
+    assert found == -torch.finfo(dtype).max
+    rewrite(llama, lambda tensors: tensors[name][-1, -1].fill_(-beyond))
+    load_decoder(llama, torch.float32, CPU)
+    with pytest.raises(
+        ModelError,
+        match=f"{name} holds values that are not finite in {str(dtype)[6:]}; take another",
+    ):
+        load_decoder(llama, dtype, CPU)
+
+
 def test_a_shard_that_is_not_finite_is_named(sharded: Path) -> None:
     tensors = load_file(sharded / SHARD)
     name = min(tensors)
@@ -363,7 +386,29 @@ def test_index_and_shards_must_agree(sharded: Path) -> None:
     reindex(sharded, lambda index: index.update({"model.more": SHARD}))
     assert f"{SHARD} lacks model.more" in refusal(sharded)
     (sharded / SHARD).unlink()
-    assert f"{SHARD} cannot be read" in refusal(sharded)
+    assert f"has no file {SHARD}, which {INDEX} names" in refusal(sharded)
+    os.mkfifo(sharded / SHARD)  # to open it would be to wait for ever
+    assert f"has no file {SHARD}, which {INDEX} names" in refusal(sharded)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("a\0b", "embedded null byte"),
+        ("a\ud800", "surrogates not allowed"),
+        ("a\nb", "no file a b"),
+    ],
+)
+def test_names_that_no_file_has(sharded: Path, name: str, told: str) -> None:
+    reindex(sharded, lambda index: index.update({"more": f"{name}.safetensors"}))
+    assert told in refusal(sharded)
+
+
+@pytest.mark.parametrize("name", ["a\nb", "\x1b[31m", "a" * 100_000])
+def test_names_of_tensors_are_told_in_one_short_line(llama: Path, name: str) -> None:
+    rewrite(llama, lambda tensors: tensors.update({name: torch.ones(1)}))
+    told = refusal(llama)
+    assert len(told) < len(str(llama)) + 400 and "\x1b" not in told
 
 
 @pytest.mark.parametrize(

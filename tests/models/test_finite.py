@@ -19,6 +19,20 @@ def test_it_says_what_isfinite_says(values: list[float], dtype: torch.dtype) -> 
     assert finite(tensor) is bool(tensor.isfinite().all())
 
 
+NEAR = [65504.0, 65519.0, 65520.0, 3.3895e38, 3.3961e38, 3.3963e38, 3.4028e38]
+
+
+@given(
+    st.lists(st.floats(width=32) | st.sampled_from([*NEAR, *(-x for x in NEAR)]), max_size=9),
+    st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+)
+def test_in_a_narrower_dtype_it_says_what_the_cast_would(
+    values: list[float], dtype: torch.dtype
+) -> None:
+    tensor = torch.tensor(values, dtype=torch.float32)
+    assert finite(tensor, dtype) is bool(tensor.to(dtype).isfinite().all())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_one_value_of_many_is_found(dtype: torch.dtype, bad: float) -> None:

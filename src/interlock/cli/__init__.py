@@ -17,7 +17,7 @@ from interlock.cli.arguments import parse
 from interlock.errors import BudgetSpent, InterlockError, UserError, VoidResult
 from interlock.processes.spins import few_spins
 from interlock.processes.torchrun import end_with_torchrun
-from interlock.text import hide_credentials, one_line, visible
+from interlock.text import hide_credentials, one_line
 
 # What is wrong with a name that was given, wherever it is first looked at.
 _OF_A_NAME = (errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EPERM)
@@ -120,5 +120,5 @@ def _of_output(error: OSError) -> int:
 
 def _fail(error: object, code: int) -> int:
     with suppress(OSError):
-        print(visible(hide_credentials(f"interlock: {error}")), file=sys.stderr)
+        print(one_line(hide_credentials(f"interlock: {error}"), 4000), file=sys.stderr)
     return code

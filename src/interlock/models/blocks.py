@@ -84,7 +84,7 @@ def problem(blocks: ScaledBlocks | None, shape: list[int], scale: Any) -> str | 
 def dequantise(stored: Tensor, scale: Tensor, blocks: ScaledBlocks, out: Tensor) -> bool:
     """Write the weight [R, C] into `out`, of any float dtype, a row of blocks at a time.
 
-    False, and it is not written to its end, where the weight is not finite.
+    False, and it is not written to its end, where the weight is not finite in out's dtype.
 
     stored [R, C] float8_e4m3fn, scale [ceil(R/r), ceil(C/c)]. Products are rounded once, in fp32,
     and then to out's dtype; besides `out` there is memory for a row of blocks only.
@@ -93,7 +93,7 @@ def dequantise(stored: Tensor, scale: Tensor, blocks: ScaledBlocks, out: Tensor)
     for first, factors in zip(range(0, len(stored), rows), scale.float(), strict=True):
         part = stored[first : first + rows].to(torch.float32)
         part *= factors.repeat_interleave(columns)[: stored.shape[1]]
-        if not finite(part):
+        if not finite(part, out.dtype):
             return False
         out[first : first + rows].copy_(part)
     return True

@@ -15,7 +15,7 @@ from typing import Any
 
 from interlock.errors import ModelError
 from interlock.regular import read_regular
-from interlock.text import error_line
+from interlock.text import error_line, one_line
 
 _COMPANIONS = (
     "added_tokens.json",
@@ -45,8 +45,12 @@ def inside(directory: Path, name: str) -> Path | None:
         if not any(path.resolve().is_relative_to(home) for home in homes):
             raise ModelError(f"{path} leads out of the model directory; put the file itself there")
         return path if path.is_file() else None
-    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
-        raise ModelError(f"cannot read {path}: {error}") from None
+    # RuntimeError: links in a circle; ValueError: a name that no file can have.
+    except (OSError, RuntimeError, ValueError) as error:
+        shown = one_line(str(path), 200)
+        raise ModelError(
+            f"cannot read {shown}: {error_line(error, 200)}; fetch the model again"
+        ) from None
 
 
 def read_text(path: Path, remedy: str = "fetch the model again") -> str:

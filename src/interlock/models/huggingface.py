@@ -36,7 +36,8 @@ def read_architecture(directory: Path) -> Architecture:
     family = config.get("model_type")
     if not isinstance(family, str) or family not in FAMILIES:
         known = ", ".join(FAMILIES)
-        raise ModelError(f"{path}: model_type {family!r} is not supported; choose one of {known}")
+        shown = one_line(repr(family), 60)
+        raise ModelError(f"{path}: model_type {shown} is not supported; choose one of {known}")
     known_as = FAMILIES[family]
     _refuse_unsupported(config, family, path)
     try:
@@ -50,6 +51,7 @@ def read_architecture(directory: Path) -> Architecture:
         check_made(arch)
     except msgspec.ValidationError as error:
         problem = str(error).replace("Object missing", "missing").replace("$.", "")
+        problem = one_line(problem, 200)
         raise ModelError(
             f"{path}: {problem}; use the config.json that came with the weights"
         ) from None
@@ -94,8 +96,9 @@ def _refuse_unsupported(config: dict[str, Any], family: str, path: Path) -> None
     modules = {str(name).partition(".")[0] for name in names}
     if foreign := modules - (_REPLACED_CODE if family.startswith("deepseek_") else set()):
         raise ModelError(
-            f"{path}: auto_map asks to run code of the model ({', '.join(sorted(foreign))}), which "
-            "is never done; choose a model that needs none"
+            f"{path}: auto_map asks to run code of the model "
+            f"({one_line(', '.join(sorted(foreign)), 80)}), which is never done; choose a model "
+            "that needs none"
         )
 
 
@@ -103,7 +106,8 @@ def _rope(config: dict[str, Any], theta: float) -> Rope:
     """Both spellings: `rope_theta` with `rope_scaling`, and transformers 5's `rope_parameters`."""
     given = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if not isinstance(given, dict):
-        raise msgspec.ValidationError(f"rope parameters {given!r} are not an object")
+        shown = one_line(repr(given), 60)
+        raise msgspec.ValidationError(f"rope parameters {shown} are not an object")
     rope = {key: value for key, value in given.items() if key != "type"}
     rope.setdefault("rope_type", given.get("type", "default"))
     given_theta = config.get("rope_theta")

@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal
 import msgspec
 from msgspec import Meta
 
-from interlock.models.architecture import LARGEST, FiniteFloat
+from interlock.models.architecture import LARGEST, ContextLength, FiniteFloat
 
 # The upper bounds are far above any published model: a lying config must not keep us building.
 Size = Annotated[int, Meta(gt=0, le=2**24)]
@@ -31,7 +31,7 @@ class Config(msgspec.Struct, kw_only=True):
     num_hidden_layers: LayerCount
     num_attention_heads: Count
     rms_norm_eps: Annotated[float, Meta(ge=0, le=LARGEST)]
-    max_position_embeddings: Annotated[int, Meta(gt=0)]
+    max_position_embeddings: ContextLength
     num_key_value_heads: Count | None = None
     head_dim: Count | None = None
     attention_bias: bool = False

@@ -26,7 +26,7 @@ from interlock.models.blocks import ScaledBlocks
 from interlock.models.files import inside, read_object
 from interlock.models.finite import finite
 from interlock.regular import open_regular
-from interlock.text import error_line
+from interlock.text import error_line, one_line
 
 _LFS = b"version https://git-lfs.github.com/spec/"
 WHOLE = "model.safetensors"
@@ -60,7 +60,7 @@ class StoredTensors(msgspec.Struct, frozen=True):
                     if name in self.scales:
                         self._dequantise(name, file, path, views[name])
                     else:
-                        views[name].copy_(_whole(file, name, path))
+                        views[name].copy_(_whole(file, name, path, views[name].dtype))
 
     def read(self, name: str, path: Path) -> Tensor:
         """One tensor of the file, in its dtype; one that is in fp8, in float32.
@@ -85,21 +85,26 @@ class StoredTensors(msgspec.Struct, frozen=True):
                 "model again"
             )
         if not blocks.dequantise(file.get_tensor(name), scale, self.blocks, out):
-            raise _not_finite(name, path)
+            raise _not_finite(name, path, out.dtype)
 
 
-def _whole(file: Any, name: str, path: Path) -> Tensor:
-    """The tensor as the file, which is at `path`, has it. Raises ModelError."""
+def _whole(file: Any, name: str, path: Path, dtype: torch.dtype | None = None) -> Tensor:
+    """The tensor as the file, which is at `path`, has it, for a place of `dtype`.
+
+    Raises ModelError.
+    """
     tensor: Tensor = file.get_tensor(name)
-    if not finite(tensor):
-        raise _not_finite(name, path)
+    if not finite(tensor, dtype):
+        raise _not_finite(name, path, dtype or tensor.dtype)
     return tensor
 
 
-def _not_finite(name: str, path: Path) -> ModelError:
+def _not_finite(name: str, path: Path, dtype: torch.dtype) -> ModelError:
+    narrow = dtype in (torch.float16, torch.bfloat16)
+    where, other = (f" in {str(dtype)[6:]}", "another dtype, ") if narrow else ("", "")
     return ModelError(
-        f"{path}: {name} holds values that are not finite; take an earlier checkpoint, or fetch "
-        "the model again"
+        f"{path}: {name} holds values that are not finite{where}; take {other}an earlier "
+        "checkpoint, or fetch the model again"
     )
 
 
@@ -121,19 +126,29 @@ def weight_files(directory: Path) -> Files:
     for shard in sorted(set(index.values())):
         if Path(shard).name != shard or not shard.endswith(".safetensors"):
             raise ModelError(
-                f"{directory}: {shard!r} is not the name of a safetensors file beside it"
+                f"{directory}: {_shown(repr(shard))} is not the name of a safetensors file beside "
+                f"it; fetch {INDEX} again"
             )
-        path = inside(directory, shard) or directory / shard
+        path = inside(directory, shard)
+        if path is None:  # or it is a pipe or a directory
+            raise ModelError(
+                f"{directory} has no file {_shown(shard)}, which {INDEX} names; fetch the model "
+                "again"
+            )
         with opened(path) as file:
             files[path] = list(file.keys())
         for name in files[path]:
             if index.pop(name, None) != shard:
                 raise ModelError(
-                    f"{path} holds {name}, but {INDEX} does not place it there; fetch both again"
+                    f"{path} holds {_shown(name)}, but {INDEX} does not place it there; fetch both "
+                    "again"
                 )
     if index:
         name, shard = min(index.items())
-        raise ModelError(f"{directory / shard} lacks {name}, which {INDEX} places there")
+        raise ModelError(
+            f"{directory / shard} lacks {_shown(name)}, which {INDEX} places there; fetch both "
+            "again"
+        )
     return files
 
 
@@ -144,8 +159,15 @@ def _read_index(directory: Path) -> dict[str, str] | None:
         return None
     index = tree.get("weight_map")
     if not isinstance(index, dict) or not all(isinstance(file, str) for file in index.values()):
-        raise ModelError(f"the weight_map of {directory / INDEX} is no table of file names")
+        raise ModelError(
+            f"the weight_map of {directory / INDEX} is no table of file names; fetch the model "
+            "again"
+        )
     return index
+
+
+def _shown(name: str) -> str:
+    return one_line(name, 120)
 
 
 @contextmanager
@@ -160,7 +182,7 @@ def opened(path: Path) -> Iterator[Any]:
                 f"{path} is a pointer of Git LFS, and not the weights; run git lfs pull there"
             ) from None
         raise ModelError(
-            f"{path} cannot be read ({error_line(error)}); fetch the model again"
+            f"{path} cannot be read ({error_line(error, 300)}); fetch the model again"
         ) from None
 
 
@@ -189,8 +211,8 @@ def sort_tensors(
                 elif owner == name or owner not in shapes:
                     if problem := _problem(file, name, shapes.get(name), path, places, stored):
                         raise ModelError(
-                            f"{path}: {name} {problem}; fetch the model again, with the "
-                            "config.json that came with it"
+                            f"{path}: {_shown(name)} {one_line(problem, 200)}; fetch the model "
+                            "again, with the config.json that came with it"
                         )
                     stored.used.setdefault(path, []).append(name)
     _check_owners(places, shapes, stored)
