@@ -69,6 +69,7 @@ def test_a_slip_in_a_recipe_is_told_before_torch_is_imported() -> None:
 
 def test_nothing_in_a_message_acts_on_the_terminal(complaint: Complaint) -> None:
     assert "no recipe at ␛[2J⟨U+202E⟩.toml" in complaint("train", "\x1b[2J\u202e.toml")
+    assert "no recipe at two lines.toml" in complaint("train", "two\nlines.toml")
 
 
 @pytest.mark.parametrize(

@@ -404,7 +404,9 @@ def test_names_that_no_file_has(sharded: Path, name: str, told: str) -> None:
     assert told in refusal(sharded)
 
 
-@pytest.mark.parametrize("name", ["a\nb", "\x1b[31m", "a" * 100_000])
+@pytest.mark.parametrize(
+    "name", ["a\nb", "\x1b[31m", "a" * 100_000], ids=["two lines", "escape", "long"]
+)
 def test_names_of_tensors_are_told_in_one_short_line(llama: Path, name: str) -> None:
     rewrite(llama, lambda tensors: tensors.update({name: torch.ones(1)}))
     told = refusal(llama)

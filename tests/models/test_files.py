@@ -89,11 +89,33 @@ def test_json_without_end_is_refused(model: Path, name: str) -> None:
         opened(model)
 
 
-def test_a_file_far_too_long_is_not_read_whole(model: Path) -> None:
-    with open(model / "config.json", "r+b") as file:
+@pytest.mark.parametrize("name", JSON_FILES)
+def test_a_file_far_too_long_is_not_read_whole(model: Path, name: str) -> None:
+    with open(model / name, "ab") as file:
         file.truncate(1 << 40)  # of zeros, which take no room on the disk
-    with pytest.raises(ModelError, match="longer than 64 MB"):
-        read_architecture(model)
+    with pytest.raises(ModelError, match=f"cannot read .*{name}: it is longer than 64 MB"):
+        opened(model)
+
+
+@pytest.mark.parametrize("key", ["eos_token", "chat_template", "added_tokens_decoder"])
+def test_half_a_surrogate_pair_is_no_text(model: Path, key: str) -> None:
+    pair = json.dumps({key: "\U0001f600"})  # two halves, which together are an emoji
+    (model / "tokenizer_config.json").write_text(pair)
+    assert files.read_object(model, "tokenizer_config.json") == {key: "\U0001f600"}
+    (model / "tokenizer_config.json").write_text(pair.replace("\\ud83d", ""))
+    with pytest.raises(
+        ModelError, match=r"tokenizer_config\.json: .* surrogates not allowed; fetch"
+    ):
+        Tokenizer.load(model)
+
+
+def test_a_name_that_no_file_has_is_told(model: Path) -> None:
+    with pytest.raises(ModelError, match="embedded null byte; give"):
+        Tokenizer.load(model, chat_template="a\0b")
+    change(model / "tokenizer_config.json", eos_token="x\n" * 9999)
+    with pytest.raises(ModelError, match="is not in the vocabulary") as refused:
+        Tokenizer.load(model)
+    assert len(str(refused.value)) < len(str(model)) + 300
 
 
 def test_a_pipe_is_no_file(model: Path) -> None:

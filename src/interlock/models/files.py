@@ -5,7 +5,7 @@
     read_object  the JSON object in it
     copy         the files beside the weights, which go into another directory
 
-Weights are read by checkpoint.py, tokenizer.json by its library.
+Weights are read by stored.py.
 """
 
 import json
@@ -57,8 +57,9 @@ def read_text(path: Path, remedy: str = "fetch the model again") -> str:
     """Raises ModelError when the file cannot be read, is no UTF-8 or is far too long."""
     try:
         return read_regular(path, _MOST_BYTES).decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"cannot read {path}: {error_line(error)}; {remedy}") from None
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a name that no file can have
+        shown = one_line(str(path), 200)
+        raise ModelError(f"cannot read {shown}: {error_line(error, 300)}; {remedy}") from None
 
 
 def read_object(directory: Path, name: str) -> dict[str, Any] | None:
@@ -67,7 +68,10 @@ def read_object(directory: Path, name: str) -> dict[str, Any] | None:
     if path is None:
         return None
     try:
-        tree = json.loads(read_text(path))
+        text = read_text(path)
+        tree = json.loads(text)
+        if "\\ud" in text.lower():  # half a surrogate pair is no text to any library
+            json.dumps(tree, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise ModelError(f"cannot read {path}: {error}; fetch the model again") from None
     if not isinstance(tree, dict):

@@ -32,7 +32,7 @@ from interlock.models.tokenizer_files import (
     template_text,
     tokenizer_settings,
 )
-from interlock.text import error_line
+from interlock.text import error_line, one_line
 
 
 class Tokenizer:
@@ -95,8 +95,8 @@ class Tokenizer:
             eos_id = backend.token_to_id(eos)
             if eos_id is None:
                 raise ModelError(
-                    f"eos_token {eos!r} is not in the vocabulary of {directory}; use the "
-                    "tokenizer.json and tokenizer_config.json of one model"
+                    f"eos_token {one_line(repr(eos), 60)} is not in the vocabulary of {directory}; "
+                    "use the tokenizer.json and tokenizer_config.json of one model"
                 )
             eos_ids = {eos_id}
         model = read_object(directory, "config.json") or {}

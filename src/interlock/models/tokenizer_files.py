@@ -18,6 +18,7 @@ from tokenizers import AddedToken
 from interlock.errors import ModelError
 from interlock.models.detokenizer import no_panic
 from interlock.models.files import inside, read_object, read_text
+from interlock.text import error_line, one_line
 
 
 def tokenizer_settings(directory: Path) -> dict[str, Any]:
@@ -44,24 +45,29 @@ def open_backend(
         raise ModelError(
             f"{directory} has no tokenizer.json; save its tokenizer again with transformers"
         )
+    text = read_text(path)
     try:
         with no_panic():
-            backend = tokenizers.Tokenizer.from_file(str(path))
+            backend = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the library raises nothing narrower
-        raise ModelError(f"cannot read {path}: {error}; fetch the model again") from None
+        problem = error_line(error, 200)
+        raise ModelError(f"cannot read {path}: {problem}; fetch the model again") from None
     backend.no_truncation()
     backend.no_padding()
     try:
         tokens = config.get("added_tokens_decoder") or {}
         added = sorted((int(index), AddedToken(**token)) for index, token in tokens.items())
     except (AttributeError, TypeError, ValueError) as error:
-        raise ModelError(f"{directory} has damaged added_tokens_decoder entries: {error}") from None
+        raise ModelError(
+            f"{directory} has damaged added_tokens_decoder entries ({error_line(error, 90)}); "
+            "fetch the model again"
+        ) from None
     for index, token in added:
         backend.add_tokens([token])
         if (found := backend.token_to_id(token.content)) != index:
             raise ModelError(
-                f"{directory} gives the token {token.content!r} the id {index} in "
-                f"tokenizer_config.json and {found} in tokenizer.json; use those of one model"
+                f"{directory} gives the token {one_line(repr(token.content), 60)} the id {index} "
+                f"in tokenizer_config.json and {found} in tokenizer.json; use those of one model"
             )
     known = [token for token in roles.values() if backend.token_to_id(token) is not None]
     backend.add_special_tokens(known)
@@ -80,12 +86,15 @@ def template_text(directory: Path, config: dict[str, Any], replacement: str | No
         named = {str(e.get("name")): e.get("template") for e in text if isinstance(e, dict)}
         if "default" not in named:
             raise ModelError(
-                f"{directory} has the chat templates {sorted(named)} and no default; put the one "
-                "you want in a file and set [model] chat_template to it"
+                f"{directory} has the chat templates {one_line(str(sorted(named)), 100)} and no "
+                "default; put the one you want in a file and set [model] chat_template to it"
             )
         text = named["default"]
     if text is not None and not isinstance(text, str):
-        raise ModelError(f"the chat_template in {directory}/tokenizer_config.json is no text")
+        raise ModelError(
+            f"the chat_template in {directory}/tokenizer_config.json is no text; set [model] "
+            "chat_template to a Jinja file"
+        )
     return text
 
 
@@ -95,7 +104,7 @@ def end_ids(config: dict[str, Any], directory: Path) -> set[int]:
     ids = [] if value is None else value if isinstance(value, list) else [value]
     if not all(type(token) is int and token >= 0 for token in ids):
         raise ModelError(
-            f"eos_token_id {value!r} in {directory} is no list of token ids; use the config.json "
-            "and generation_config.json that came with the model"
+            f"eos_token_id {one_line(repr(value), 60)} in {directory} is no list of token ids; use "
+            "the config.json and generation_config.json that came with the model"
         )
     return set(ids)
