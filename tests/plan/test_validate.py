@@ -46,7 +46,9 @@ def test_what_is_asked_of_rows_that_were_not_fitted() -> None:
 
 @pytest.mark.slow
 def test_every_row_beyond_is_explained_and_every_row_left_out_named() -> None:
-    assert all("no reason" not in why for _, why in beyond(validated()))
+    assert all(
+        "no reason" not in why for _, why in beyond([*validated().rows, *validated().unseen])
+    )
     assert all(each.why for each in validated().excluded)
     text = "\n".join(lines_of(validated()))
     assert "DeepSWE-Preview: agentic" in text and "$294,672" in text

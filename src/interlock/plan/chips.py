@@ -42,6 +42,7 @@ class Names(NamedTuple):
     ambiguous: dict[str, str]  # what a name that is read as one row may mean, too
     makers: list[str]
     alone: list[str]  # words that alone name no chip
+    proven: list[str]  # rows, of which published runs tell
     drivers: dict[str, str]  # what drivers call them, plainly: the row
 
 
@@ -61,6 +62,11 @@ class ChipSpec(msgspec.Struct, frozen=True):
     source: str
     confidence: str  # "seen", "memory": where the row's figures come from
     assumed: tuple[str, ...]  # figures that the table does not have
+
+    @property
+    def proven(self) -> bool:
+        """Published runs on it were recomputed, and met."""
+        return self.name in names().proven
 
     @property
     def host(self) -> bool:

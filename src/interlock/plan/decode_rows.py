@@ -41,7 +41,10 @@ _DECODED = {
     "DeepSeek": ("DeepSeek-V3", 0.0, 0.0),
     "72BA16B": ("", 72e9, 16e9),
     "32B dense": ("Qwen3-32B", 0.0, 0.0),
+    "Hunyuan-A13B": ("", 80e9, 13e9),
+    "Kimi-K2-Thinking": ("", 1040e9, 32e9),
 }
+_WEIGHT_BYTES = {"BF16": 2.0, "W4A16": 0.5}  # of others 1: fp8 or int8
 
 
 def chip_of(hardware: str) -> ChipSpec:
@@ -62,11 +65,12 @@ def _decode(row: Row, run: str, tpot: float, chips: int, rate: float) -> Publish
     chips = int(spread[1]) if spread else chips
     wide = spread is not None or chips > 32
     rows = rate * chips * tpot
+    weight_bytes = _WEIGHT_BYTES.get(row["precision"], 1.0)
 
     def predict(rates: Rates) -> float:
-        of = GeneratorReplica(shape, chip, chips, rows, 1.0, expert=wide)
+        of = GeneratorReplica(shape, chip, chips, rows, weight_bytes, expert=wide)
         return decode_s(of, rows, context or 4096.0, rates)
 
     return PublishedFigure(
-        run, f"decode, {row['hardware']}", "decode", "s", tpot, predict, tuple(assumed)
+        run, f"decode, {row['hardware']}", "decode", "s", tpot, predict, tuple(assumed), chip
     )

@@ -200,7 +200,8 @@ def _stage(given: PlanInputs, roles: Roles, work: StageWork, rates: Rates) -> St
 
     parts = stage_seconds(work, settled, rates, given.link, given.factors)
     middle = stage_hours(work, parts, synchronous)
-    doubt = _doubt(hours, work, rates, middle, given.measured)
+    proven = all(each.chip.proven for each in (roles.learner, *roles.generators))
+    doubt = _doubt(hours, work, rates, middle, (given.measured, proven))
     step = parts.synchronous if synchronous else parts.asynchronous
     span = Span(math.exp(-doubt), 1.0, math.exp(doubt))
     return StagePlan(work, parts, settled, synchronous, span.times(step), span.times(middle))
@@ -211,10 +212,10 @@ def _doubt(
     work: StageWork,
     rates: Rates,
     middle: float,
-    measured: bool,
+    known: tuple[bool, bool],
 ) -> float:
-    """Half of the range, as a logarithm."""
-    total = uncertainty(lambda moved: hours(moved, work), rates, middle, measured)
+    """Half of the range, as a logarithm; `known`: whether measured, and whether proven."""
+    total = uncertainty(lambda moved: hours(moved, work), rates, middle, *known)
     if work.mean_tokens is None and work.samples:
         mean = work.lengths(rates).mean
         longer = min(mean * (1 + _LENGTHS_SPREAD), 0.98 * work.max_tokens)

@@ -13,9 +13,10 @@ from typing import NamedTuple
 
 from interlock.errors import ConfigError
 from interlock.plan.chips import ChipSpec, find
-from interlock.plan.constants import Rates
+from interlock.plan.constants import Rates, values
 from interlock.plan.lengths import AnswerLengths
 from interlock.plan.memory import generator_chips, room_for
+from interlock.plan.row_notes import told
 from interlock.plan.seconds import (
     GeneratorReplica,
     Learners,
@@ -32,9 +33,10 @@ from interlock.plan.typical import typical_lengths
 Row = dict[str, str]
 _PROMPT = 115.0  # tokens, as most rows of NeMo-RL have (the identity below); assumed elsewhere
 _GROUP = 16  # completions of a problem where the row does not tell; assumed
-_BUCKET = 512  # sequences per optimizer step, as NeMo-RL's rows state
+_BUCKET = 512.0  # sequences per optimizer step where the row does not tell; assumed
 _ROLLOUTS = 16  # R1-Zero's steps per rollout of 8,192 completions (Nature 2025, supplement)
 _ADAPTER_SHARE = 0.01  # of the weights, that an adapter has; assumed
+_TIMES = ("step_s", "gen_s", "update_s")
 _DYNAMIC = 2.0  # batches drawn per step with DAPO's dynamic sampling; assumed
 
 
@@ -48,6 +50,7 @@ class PublishedFigure(NamedTuple):
     seconds: float  # as published
     predict: Callable[[Rates], float]
     assumed: tuple[str, ...]  # inputs that the row does not give
+    chip: ChipSpec
 
 
 class Excluded(NamedTuple):
@@ -87,6 +90,8 @@ class _RowInputs(NamedTuple):
     scored: float  # passes for log-probabilities: old ones, a reference's
     drawn: float  # batches that are generated for one that is learned from
     steps_per_rollout: float
+    bucket: float  # sequences per optimizer step
+    ahead: float  # steps whose completions are under way at the same time
 
     def lengths(self, rates: Rates) -> AnswerLengths:
         if self.mean is not None:
@@ -111,12 +116,12 @@ class _RowInputs(NamedTuple):
             context,
             self.weight_bytes,
             self.recompute,
-            bucket=min(_BUCKET, self.completions),
+            bucket=min(self.bucket, self.completions),
         )
 
     def generation(self, rates: Rates) -> float:
         load = self.load(rates)
-        more = self.steps_per_rollout * self.drawn
+        more = self.steps_per_rollout * self.drawn * self.ahead
         load = load._replace(prompts=load.prompts * more, completions=load.completions * more)
         replicas = max(1.0, self.generating / self.tensor)
         chips = min(self.tensor, int(self.generating))
@@ -125,13 +130,13 @@ class _RowInputs(NamedTuple):
         )
         of = GeneratorReplica(self.shape, self.chip, chips, slots, self.weight_bytes)
         whole = (refilled_s if self.asynchronous else generation_s)(of, replicas, load, rates)
-        return whole / self.steps_per_rollout
+        return whole / (self.steps_per_rollout * self.ahead)
 
     def log_probabilities(self, rates: Rates) -> float:
         return forward_s(self.learners(), self.load(rates), rates)
 
     def update(self, rates: Rates) -> float:
-        updates = max(1.0, self.completions / _BUCKET)
+        updates = max(1.0, self.completions / self.bucket)
         return update_s(self.learners(), self.load(rates), updates, rates)
 
     def overhead(self, rates: Rates) -> float:
@@ -151,11 +156,11 @@ def of_runs(rows: Iterable[Row]) -> tuple[list[PublishedFigure], list[Excluded]]
     found: list[PublishedFigure] = []
     left: list[Excluded] = []
     for row in rows:
-        told = row.get("run", "")
-        if not any(number(row, each) for each in ("step_s", "gen_s", "update_s")):
-            left.append(Excluded(told, "states no time of a step", False))
+        name = row.get("run", "")
+        if not any(number(row, each) for each in (*_TIMES, "tokens_s_per_chip")):
+            left.append(Excluded(name, "states no time of a step", False))
         elif (why := _unfit(row)) is not None:
-            left.append(Excluded(told, why, True))
+            left.append(Excluded(name, why, True))
         else:
             found += _published(row)
     return found, left
@@ -212,28 +217,35 @@ def _published(row: Row) -> list[PublishedFigure]:
         ("log-probabilities", "logprob_s", run.log_probabilities),
         ("update", "update_s", run.update),
     )
-    found = []
-    for part, column, predict in parts:
-        published = number(row, column)
-        waits = run.asynchronous and part == "generation"  # then it is what is left to wait for
-        if published and not waits:
-            found.append(
-                PublishedFigure(row["run"], family, part, "s", published, predict, tuple(assumed))
-            )
-    return found
+    stated = {part: number(row, column) for part, column, _ in parts}
+    if run.asynchronous:
+        del stated["generation"]  # it is what is left to wait for
+    if not any(number(row, each) for each in _TIMES):
+        assumed.append("seconds, from tokens a second")
+        rate = float(row["tokens_s_per_chip"]) * run.chips
+        stated["step"] = run.load(values()).tokens / rate
+    return [
+        PublishedFigure(row["run"], family, part, "s", seconds, predict, tuple(assumed), run.chip)
+        for part, _, predict in parts
+        if (seconds := stated.get(part))
+    ]
+
+
+def _runs_ahead(mode: str) -> bool:
+    return ("off" in mode and "on policy" not in mode) or "async" in mode
 
 
 def family_of(row: Row) -> str:
     """Framework, mode and chip."""
     mode = row["mode"].lower()
     if "update only" in row["algorithm"]:
-        kind = "learner, LoRA" if "lora" in mode else "learner, full"
-    elif "off" in mode and "on policy" not in mode:
-        kind = "one step off"
-    elif "async" in mode:
-        kind = "asynchronous"
-    else:
+        learner = "LoRA" if "lora" in mode else "SFT" if "sft" in mode else "full"
+        kind = f"learner, {learner}"
+    elif not _runs_ahead(mode):
         kind = "synchronous"
+    else:
+        one = "off" in mode and told(row["notes"], mode).ahead == 1.0
+        kind = "one step off" if one else "asynchronous"
     first = row["run"].split(" ")[0]
     framework = {"DeepSeek-R1-Zero": "DeepSeek", "Interlock": "own CPU", "TRL": "own CPU"}
     return f"{framework.get(first, first)} {kind}, {chip_name(row)}"
@@ -260,19 +272,16 @@ def _update_alone(row: Row) -> PublishedFigure:
     published = number(row, "update_s") or number(row, "step_s")
     assert published is not None
     assumed = ("two sequences a chip and step, as tokens/s times seconds says",)
-    return PublishedFigure(row["run"], family_of(row), "update", "s", published, predict, assumed)
-
-
-def _listed(notes: str, what: str) -> list[int]:
-    match = re.search(re.escape(what) + r" \[([^\]]*)\]", notes)
-    return [int(x) if x.strip().isdigit() else 1 for x in match[1].split(",")] if match else []
+    family = family_of(row)
+    return PublishedFigure(row["run"], family, "update", "s", published, predict, assumed, chip)
 
 
 def _run(row: Row) -> tuple[_RowInputs, list[str]]:
     """A row's inputs, and what it does not tell."""
     assumed: list[str] = []
     notes, mode = row["notes"], row["mode"].lower()
-    asynchronous = ("off" in mode and "on policy" not in mode) or "async" in mode
+    stated = told(notes, mode)
+    asynchronous = _runs_ahead(mode)
     shape, chip, chips = shape_of(row), find(chip_name(row)), _chips(row, assumed)
     generating, learning = _split(row, chips, asynchronous, assumed)
     # DeepSeek-V3 is trained and served in fp8 by those who made it (arXiv:2412.19437).
@@ -281,16 +290,14 @@ def _run(row: Row) -> tuple[_RowInputs, list[str]]:
     longest = _longest(row)
     if number(row, "mean_seq_tokens") is None:
         assumed.append("mean length")
-    given = _listed(notes, "generation TP,PP")
-    if not given:
+    if stated.tensor is None:
         assumed.append("parallelism")
-    tensor = given[0] if given else generator_chips(shape, chip, weight_bytes)
-    train = _listed(notes, "train TP,CP,EP,PP,VPP")
-    layout = (train[0], train[1], train[2], train[3]) if len(train) == 5 else None
-    layout = layout or learner_layout(shape, chip, int(learning))
+    tensor = stated.tensor or generator_chips(shape, chip, weight_bytes)
+    layout = stated.layout or learner_layout(shape, chip, int(learning))
     split = layout[0] * layout[1] * layout[3]
     # NeMo-RL's recipes keep activations where they fit; the others recompute them always.
     kept = "NeMo" in row["run"] and not must_recompute(shape, chip, int(learning), longest, split)
+    recompute = not kept if stated.recompute is None else stated.recompute
     return _RowInputs(
         named=f"{row['run']} {row['model']}",
         shape=shape,
@@ -307,10 +314,12 @@ def _run(row: Row) -> tuple[_RowInputs, list[str]]:
         tensor=tensor,
         layout=layout,
         weight_bytes=weight_bytes,
-        recompute=not kept,
-        scored=_scored(row),
+        recompute=recompute,
+        scored=_scored(row) if stated.scored is None else stated.scored,
         drawn=_DYNAMIC if "DAPO" in row["algorithm"] and "NeMo" in row["run"] else 1.0,
         steps_per_rollout=_ROLLOUTS if "R1-Zero" in row["run"] else 1.0,
+        bucket=stated.bucket or _BUCKET,
+        ahead=stated.ahead if asynchronous else 1.0,
     ), assumed
 
 
@@ -363,8 +372,11 @@ def _completions(row: Row, assumed: list[str]) -> tuple[float, float]:
 
 
 def _prompt(row: Row) -> float:
-    """Prompt tokens by the identity, where they are plausible."""
+    """Prompt tokens by the identity, or by the tokens of a step, where they are plausible."""
     found = identity(row)
+    sequences, mean = number(row, "sequences_per_step"), number(row, "mean_seq_tokens")
+    if found is None and sequences and mean and (tokens := number(row, "tokens_per_step")):
+        found = tokens / sequences - mean
     return found if found is not None and 50 <= found <= 200 else _PROMPT
 
 

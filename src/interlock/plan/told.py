@@ -74,6 +74,11 @@ def _notes(plan: Plan) -> Iterator[str]:
             yield stock.note
         if stock.chip.confidence != "seen":
             yield f"{stock.chip.name}: its figures are from memory, no page was found"
+        if not stock.chip.proven:
+            yield (
+                f"{stock.chip.name}: no run on it was fitted; on such chips most published runs "
+                "took 1.5 to 4 times as long as planned, and the range is wider"
+            )
         if stock.chip.assumed:
             yield f"{stock.chip.name}: assumed are its {', '.join(stock.chip.assumed)}"
 

@@ -13,6 +13,7 @@ import statistics
 import tomllib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
 from importlib.resources import files
 from typing import NamedTuple
 
@@ -58,6 +59,8 @@ class Validation(NamedTuple):
     excluded: list[Excluded]
     identities: list["RowIdentity"]
     totals: list["Total"]
+    unseen: list[Recomputed]  # rows that nothing was ever fitted on, by the constants as shipped
+    unseen_excluded: list[Excluded]
 
     @property
     def coverage(self) -> float:
@@ -124,10 +127,10 @@ def fitted(rows: Sequence[PublishedFigure]) -> Rates:
     return fit(learns_from(rows), start, widths, steps=12)
 
 
-def published() -> tuple[list[PublishedFigure], list[Excluded]]:
-    """All rows of the shipped tables that state a time."""
-    runs, left = of_runs(data_file("rl_runs.csv"))
-    decoding, not_decoding = of_decode(data_file("inference.csv"))
+def published(before: str = "") -> tuple[list[PublishedFigure], list[Excluded]]:
+    """All rows of the shipped tables that state a time; with "unseen_", of those kept apart."""
+    runs, left = of_runs(data_file(f"{before}rl_runs.csv"))
+    decoding, not_decoding = of_decode(data_file(f"{before}inference.csv"))
     return runs + decoding, left + not_decoding
 
 
@@ -137,7 +140,7 @@ def validate(given: Sequence[Row] | None = None) -> Validation:
     if given is not None:
         rows, left = of_runs(given)
         found = [_recomputed(row, usual, usual) for row in rows]
-        return Validation(found, left, identities(given), [])
+        return Validation(found, left, identities(given), [], [], [])
     rows, left = published()
     start, widths = priors()
     found = []
@@ -145,12 +148,15 @@ def validate(given: Sequence[Row] | None = None) -> Validation:
         others = learns_from(row for row in rows if row.family != family)
         without = fit(others, start, widths, usual, _HELD_OUT_STEPS)
         found += [_recomputed(row, without, usual) for row in rows if row.family == family]
-    return Validation(found, left, identities(data_file("rl_runs.csv")), totals())
+    unseen, unseen_left = published("unseen_")
+    apart = [_recomputed(row, usual, usual) for row in unseen]
+    said = identities(data_file("rl_runs.csv"))
+    return Validation(found, left, said, totals(), apart, unseen_left)
 
 
 def _recomputed(row: PublishedFigure, without: Rates, usual: Rates) -> Recomputed:
     seconds = row.predict(without)
-    doubt = uncertainty(row.predict, without, seconds)
+    doubt = uncertainty(row.predict, without, seconds, proven=row.chip.proven)
     if _ASSUMED_LENGTH in row.assumed:
         doubt = math.hypot(doubt, DOUBT * _LENGTH_DOUBT)
     return Recomputed(row, seconds, row.predict(usual), doubt)
@@ -235,6 +241,14 @@ def explained() -> dict[str, str]:
     """Why a row is beyond what is asked, or is not fitted with."""
     text = files("interlock.plan").joinpath("data", "explained.toml").read_text(encoding="utf-8")
     return dict(tomllib.loads(text))
+
+
+def reason(row: PublishedFigure) -> str | None:
+    """Why a row is beyond; a name in the table may have `*` for what differs between rows."""
+    known, names = explained(), (f"{row.run}: {row.part}", row.run)
+    exact = (known[name] for name in names if name in known)
+    alike = (why for each, why in known.items() if any(fnmatchcase(name, each) for name in names))
+    return next(exact, None) or next(alike, None)
 
 
 class Errors(NamedTuple):
