@@ -146,7 +146,8 @@ def test_a_chip_with_both_roles_has_room_for_what_is_left() -> None:
     plan = plan_of(inputs, roles_of(parse_stock("1xH200:both"), True))
     use, (group,) = plan.settled.learner_memory, plan.settled.groups
     left = use.usable - use.total - group.memory.weights
-    assert group.memory.cache == pytest.approx(left) and not plan.unfit
+    taken = group.memory.cache + group.memory.activations
+    assert taken == pytest.approx(left) and not plan.unfit
     assert plan.stages[0].memory == {"learner": in_turns(use, group.memory)}
     apart = plan_of(inputs, roles_of(parse_stock("1xH200:learner,1xH200:generator"), True))
     assert apart.settled.groups[0].replica.slots > group.replica.slots

@@ -57,7 +57,10 @@ def test_memory_by_hand(planned: Callable[..., Plan]) -> None:
     assert (group.replica.chips, group.replicas) == (1, 8)
     # 1,024 answers over 8 replicas, each of 1,115 tokens at 2 * 8 * 128 * 36 elements of 2 bytes
     assert group.memory.cache == pytest.approx(128 * 1115 * 73_728 * 2)
-    assert group.replica.slots == pytest.approx((72e9 - 2 * shape.params) / (1115 * 147_456))
+    # Beside its cache each has 34 bytes of each of 4,096 hidden elements, and its logits.
+    row = 1115 * 147_456 + 34 * 4096 + 4 * shape.vocab
+    assert group.replica.slots == pytest.approx((72e9 - 2 * shape.params) / row)
+    assert group.memory.total < group.memory.usable
 
 
 def test_an_adapter_by_hand(planned: Callable[..., Plan]) -> None:
@@ -90,7 +93,7 @@ def test_deepseek_needs_what_it_needs() -> None:
     # 12,078 GB over 72 GB each are 168.
     assert least_learners(shape, h800, LearnerLoad(4096, 8192)) == 256
     assert room_for(shape, h800, 32, 2.0, 8000) == pytest.approx(
-        (32 * 72e9 - 1.34205e12) / (8000 * 70_272), rel=1e-3
+        (32 * 72e9 - 1.34205e12) / (8000 * 70_272 + 34 * 7168 + 4 * 129_280), rel=1e-4
     )
 
 

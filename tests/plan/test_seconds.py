@@ -114,6 +114,35 @@ def test_of_an_adapter_an_update_is_two_thirds_without_gradients_of_the_weights(
     assert again - wanted == pytest.approx(products / 2 + scores / 3.5, rel=1e-2)
 
 
+def test_more_chips_than_sequences_have_tokens_are_idle() -> None:
+    load = StepLoad(1, 8, 0, AnswerLengths(1000, 1000, 0.8))
+    attended = 2 * 32 * 8192 * 8 * 1000**2 / 2
+    forward = 2 * LLAMA.active * 8000 + attended
+    # 8 sequences, of which each is split over 16 chips at the most: 128 of 1,024 have work.
+    for chips, working in ((64, 64), (128, 128), (1024, 128)):
+        seconds = forward_s(Learners(LLAMA, H100, chips), load, IDEAL)
+        assert seconds == pytest.approx(forward / (working * 989e12)), chips
+    # Of two optimizer steps each has 4 of them; a copy that is cut over 32 chips has all of these.
+    of = Learners(LLAMA, H100, 1024, tensor=8, context=4, recompute=False)
+    without = update_s(of, load, 2.0, IDEAL) - 2.0 * _beside_passes(of)
+    learned = 3 * 2 * LLAMA.active * 8000 + 3.5 * attended
+    assert without == pytest.approx(learned / (4 * 32 * 989e12), rel=1e-6)
+
+
+def _beside_passes(of: Learners) -> float:
+    """Of one optimizer step: 34 bytes of a weight moved; 6 sent, beyond a node."""
+    sent = 6 * LLAMA.params / 8 / 50e9
+    return 34 * LLAMA.params / (of.chips * 3.35e12) + sent
+
+
+def test_answers_that_queue_read_as_much_cache_as_refilled_ones() -> None:
+    # 64 slots for 6,400 answers: but for the last of them the same rows run, over the same tokens.
+    of = GeneratorReplica(LLAMA, H100, 1, 64)
+    load = StepLoad(64, 6400, 0, AnswerLengths(1000, 8000, 0.8, 0.01))
+    in_step, refilled = generation_s(of, 1, load, IDEAL), refilled_s(of, 1, load, IDEAL)
+    assert refilled < in_step < 1.05 * refilled
+
+
 def test_a_pipeline_waits_to_fill() -> None:
     load = StepLoad(32, 512, 0, AnswerLengths(100, 100, 0.8))
     of = Learners(V3, H100, 256, stages=16, expert=16, bucket=512)

@@ -1,20 +1,23 @@
 """Rows that nothing was fitted on: what their notes say, and what is made of it."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 
 from interlock.plan.chips import catalogue, data_file, find, names
 from interlock.plan.constants import values
 from interlock.plan.decode_rows import of_decode
-from interlock.plan.doubt import DOUBT, uncertainty
+from interlock.plan.doubt import DOUBT, slower
 from interlock.plan.lengths import AnswerLengths
 from interlock.plan.memory import room_for
+from interlock.plan.plan import Plan
 from interlock.plan.row_notes import told
 from interlock.plan.rows import Row, of_runs
 from interlock.plan.seconds import GeneratorReplica, StepLoad, decode_s, refilled_s
 from interlock.plan.shapes import named
 from interlock.plan.validate import percentile, published, reason
+from interlock.plan.workload import GivenFigures
 
 
 def _row(**figures: str) -> Row:
@@ -82,20 +85,19 @@ def test_weights_of_decoding_are_as_wide_as_the_row_says() -> None:
     assert figure.predict(values()) == pytest.approx(decode_s(of, rows, 270.0, values()))
 
 
-def test_a_chip_without_a_run_has_a_wider_range() -> None:
-    rates = values()
-
-    def predict(at: object) -> float:
-        return 1.0
-
-    plain = uncertainty(predict, rates, 1.0)
-    assert plain == pytest.approx(DOUBT * 0.17)
-    assert uncertainty(predict, rates, 1.0, proven=False) == pytest.approx(
-        DOUBT * math.hypot(0.17, 0.6)
+def test_on_a_chip_without_a_run_it_may_take_longer(planned: Callable[..., Plan]) -> None:
+    assert slower(0.3, proven=True) == 0.3
+    assert slower(0.3, proven=False) == pytest.approx(math.hypot(0.3, DOUBT))
+    known, other = (
+        planned(f"8xH100:learner,8x{chip}:generator", given=GivenFigures(mean_tokens=1000))
+        for chip in ("H20", "910B")
     )
-    # Where the machine itself was measured, it is known what it reaches.
-    measured = uncertainty(predict, rates, 1.0, measured=True, proven=False)
-    assert measured == pytest.approx(DOUBT * 0.17 / 2)
+    below, above = (
+        [math.log(each.hours.middle / each.hours.low) for each in (known, other)],
+        [math.log(each.hours.high / each.hours.middle) for each in (known, other)],
+    )
+    assert above[0] == pytest.approx(below[0])
+    assert above[1] == pytest.approx(math.hypot(below[1], DOUBT))
     assert set(names().proven) <= set(catalogue())
     assert find("H200").proven and not find("910B").proven and not find("C550").proven
 

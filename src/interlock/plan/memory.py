@@ -161,12 +161,17 @@ def room_for(
     tokens: float,
     taken: float = 0.0,
 ) -> float:
-    """Completions of so many tokens each that a replica's cache holds at the same time.
+    """Completions of so many tokens each that a replica holds at the same time, as they decode.
 
     `taken`: bytes that another role has of these chips.
     """
     free = chips * chip.memory * USABLE - shape.params * weight_bytes - taken
-    return max(1.0, free / (tokens * shape.kv_elements * _CACHE_BYTES))
+    return max(1.0, free / (tokens * shape.kv_elements * _CACHE_BYTES + _row_bytes(shape)))
+
+
+def _row_bytes(shape: ModelShape) -> float:
+    """Of one row at work: what its layers pass on, and its logits in float32."""
+    return shape.hidden * _DECODED + shape.vocab * 4.0
 
 
 def generator_memory(
@@ -189,7 +194,7 @@ def generator_memory(
             weights=0.0 if shared else shape.params * weight_bytes / chips,
             copies=packed / chips,
             cache=rows * tokens * shape.kv_elements * _CACHE_BYTES / chips,
-            activations=rows * (shape.hidden * _DECODED + shape.vocab * 4.0) / chips,
+            activations=rows * _row_bytes(shape) / chips,
         ),
         weight_bytes,
     )

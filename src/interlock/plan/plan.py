@@ -16,7 +16,7 @@ import msgspec
 
 from interlock.config.schema import Recipe
 from interlock.plan.constants import Rates, values
-from interlock.plan.doubt import DOUBT, uncertainty
+from interlock.plan.doubt import DOUBT, slower, uncertainty
 from interlock.plan.estimate import Factors, Parts, stage_hours, stage_seconds
 from interlock.plan.memory import ADAPTER_MICRO_BATCH, MICRO_BATCH, LearnerLoad
 from interlock.plan.prices import Prices, common_currency, price_of
@@ -200,10 +200,11 @@ def _stage(given: PlanInputs, roles: Roles, work: StageWork, rates: Rates) -> St
 
     parts = stage_seconds(work, settled, rates, given.link, given.factors)
     middle = stage_hours(work, parts, synchronous)
+    doubt = _doubt(hours, work, rates, middle, given.measured)
     proven = all(each.chip.proven for each in (roles.learner, *roles.generators))
-    doubt = _doubt(hours, work, rates, middle, (given.measured, proven))
     step = parts.synchronous if synchronous else parts.asynchronous
-    span = Span(math.exp(-doubt), 1.0, math.exp(doubt))
+    longer = slower(doubt, given.measured or proven)
+    span = Span(math.exp(-doubt), 1.0, math.exp(longer))
     return StagePlan(work, parts, settled, synchronous, span.times(step), span.times(middle))
 
 
@@ -212,10 +213,10 @@ def _doubt(
     work: StageWork,
     rates: Rates,
     middle: float,
-    known: tuple[bool, bool],
+    measured: bool,
 ) -> float:
-    """Half of the range, as a logarithm; `known`: whether measured, and whether proven."""
-    total = uncertainty(lambda moved: hours(moved, work), rates, middle, *known)
+    """Half of the range, as a logarithm."""
+    total = uncertainty(lambda moved: hours(moved, work), rates, middle, measured)
     if work.mean_tokens is None and work.samples:
         mean = work.lengths(rates).mean
         longer = min(mean * (1 + _LENGTHS_SPREAD), 0.98 * work.max_tokens)

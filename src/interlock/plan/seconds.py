@@ -20,6 +20,7 @@ _CACHE_BYTES = 2.0  # of an element of keys and values
 _SENT_BYTES = 2.0  # of an element that chips of one replica pass on
 _NODES_PER_TOKEN = 4  # that DeepSeek-V3's router lets a token go to; of others assumed
 _OPTIMIZER_BYTES = 34.0  # moved per weight: masters and two moments read and written, 24; gradient
+_MOST_SPLIT = 16  # chips that share a sequence's tokens, at the most; as roles.py cuts it
 _GRADIENT_BYTES = 6.0  # sent per weight: gradients reduced in float32, weights gathered in bfloat16
 
 
@@ -175,7 +176,9 @@ def generation_s(of: GeneratorReplica, replicas: float, load: StepLoad, rates: R
     total = prefill_s(of, load.prompts / replicas * load.prompt_tokens, rates)
     step_s = decoding(of, rates)
     if queued:
-        total += queued * step_s(together, load.prompt_tokens + mean / 2)
+        # As many tokens have long answers behind them as long answers have tokens.
+        before = second_moment(load.lengths) / (2 * mean)
+        total += queued * step_s(together, load.prompt_tokens + before)
     for stretch in depths(load.lengths):
         going = unfinished(stretch.alive, together)
         if going < 1e-4:
@@ -195,9 +198,18 @@ def refilled_s(of: GeneratorReplica, replicas: float, load: StepLoad, rates: Rat
     return total + each / together * load.lengths.mean * step
 
 
-def _passes_s(of: Learners, load: StepLoad, linear: float, attending: float, rates: Rates) -> float:
-    """So many times the products of a forward pass, of weights and of attention."""
-    shape, peak = of.shape, of.chips * _peak(of.chip, of.weight_bytes)
+def busy(of: Learners, sequences: float) -> float:
+    """Chips that have something to do: a copy of the model has one sequence at the least."""
+    copy = max(of.tensor * of.context, _MOST_SPLIT) * of.stages
+    return min(float(of.chips), max(1.0, sequences) * copy)
+
+
+def _passes_s(
+    of: Learners, load: StepLoad, times: tuple[float, float], chips: float, rates: Rates
+) -> float:
+    """So many times the products of a forward pass, of weights and of attention, on `chips`."""
+    linear, attending = times
+    shape, peak = of.shape, chips * _peak(of.chip, of.weight_bytes)
     products = 2.0 * linear * shape.active * load.tokens / (peak * rates.learning)
     scores = 2.0 * attending * shape.layers * shape.attention * load.context
     # What is read and written between the products: its share grows as a model gets narrower.
@@ -205,7 +217,7 @@ def _passes_s(of: Learners, load: StepLoad, linear: float, attending: float, rat
     spread = shape.per_token * shape.hidden * rates.dispatch if shape.experts else 0.0
     layers = shape.layers * (inner * rates.elements + spread)
     moved = linear * (layers + shape.vocab * rates.elements) * load.tokens
-    between = moved / (of.chips * moving(of.chip, rates))
+    between = moved / (chips * moving(of.chip, rates))
     return products + scores / (peak * rates.attention) + between
 
 
@@ -220,7 +232,8 @@ def bubble(of: Learners, load: StepLoad) -> float:
 
 def forward_s(of: Learners, load: StepLoad, rates: Rates) -> float:
     """Log-probabilities of a step's tokens by the learner's own weights."""
-    return rates.scoring * _passes_s(of, load, 1.0, 1.0, rates) * bubble(of, load)
+    passes = _passes_s(of, load, (1.0, 1.0), busy(of, load.completions), rates)
+    return rates.scoring * passes * bubble(of, load)
 
 
 def update_s(of: Learners, load: StepLoad, updates: float, rates: Rates) -> float:
@@ -231,7 +244,8 @@ def update_s(of: Learners, load: StepLoad, updates: float, rates: Rates) -> floa
     """
     again = 1.0 if of.recompute else 0.0
     linear = (2.0 if of.adapter else 3.0) + again
-    passes = _passes_s(of, load, linear, 3.5 + again, rates) * bubble(of, load)
+    chips = busy(of, of.bucket or load.completions / max(1.0, updates))
+    passes = _passes_s(of, load, (linear, 3.5 + again), chips, rates) * bubble(of, load)
     trained = of.adapter or of.shape.params
     optimizer = trained * _OPTIMIZER_BYTES / (of.chips * moving(of.chip, rates))
     return passes + updates * (optimizer + _gradients_s(of, trained, rates) + rates.update_s)

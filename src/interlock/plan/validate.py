@@ -20,7 +20,7 @@ from typing import NamedTuple
 from interlock.plan.chips import data_file
 from interlock.plan.constants import Rates, constants, values
 from interlock.plan.decode_rows import of_decode
-from interlock.plan.doubt import DOUBT, uncertainty
+from interlock.plan.doubt import DOUBT, slower, uncertainty
 from interlock.plan.fit import Predict, fit
 from interlock.plan.rows import Excluded, PublishedFigure, Row, identity, number, of_runs
 
@@ -38,7 +38,7 @@ class Recomputed(NamedTuple):
     row: PublishedFigure
     held_out: float  # seconds, by constants fitted without its family
     within: float  # seconds, by the constants as shipped
-    doubt: float  # half of the range about `held_out`, as a logarithm
+    doubt: float  # ln(held_out / low) of the range
 
     @property
     def error(self) -> float:
@@ -47,7 +47,8 @@ class Recomputed(NamedTuple):
     @property
     def inside(self) -> bool:
         """Whether what was published lies in the range."""
-        return abs(math.log(self.held_out / self.row.seconds)) <= self.doubt
+        took = math.log(self.row.seconds / self.held_out)
+        return -self.doubt <= took <= slower(self.doubt, self.row.chip.proven)
 
     @property
     def lengths_known(self) -> bool:
@@ -156,7 +157,7 @@ def validate(given: Sequence[Row] | None = None) -> Validation:
 
 def _recomputed(row: PublishedFigure, without: Rates, usual: Rates) -> Recomputed:
     seconds = row.predict(without)
-    doubt = uncertainty(row.predict, without, seconds, proven=row.chip.proven)
+    doubt = uncertainty(row.predict, without, seconds)
     if _ASSUMED_LENGTH in row.assumed:
         doubt = math.hypot(doubt, DOUBT * _LENGTH_DOUBT)
     return Recomputed(row, seconds, row.predict(usual), doubt)
