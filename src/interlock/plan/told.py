@@ -76,8 +76,8 @@ def _notes(plan: Plan) -> Iterator[str]:
             yield f"{stock.chip.name}: its figures are from memory, no page was found"
         if not stock.chip.proven:
             yield (
-                f"{stock.chip.name}: no run on it was fitted; on such chips most published runs "
-                "took 1.5 to 4 times as long as planned, and the range is wider"
+                f"{stock.chip.name}: no run on it was fitted; on such chips half of what was "
+                "published took 1.6 to 4 times as long as planned, so the range goes further up"
             )
         if stock.chip.assumed:
             yield f"{stock.chip.name}: assumed are its {', '.join(stock.chip.assumed)}"
