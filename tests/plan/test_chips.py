@@ -47,3 +47,12 @@ def test_a_stock() -> None:
 def test_what_cannot_be_read_is_told(text: str) -> None:
     with pytest.raises(ConfigError, match="--chips"):
         parse_stock(text)
+
+
+def test_a_placement_can_be_given_back_as_it_is_told() -> None:
+    for name, chip in catalogue().items():
+        told = f"3x{name}:learner,16x{name}:generator"
+        assert [(each.count, each.chip, each.duty) for each in parse_stock(told)] == [
+            (3, chip, "learner"),
+            (16, chip, "generator"),
+        ]

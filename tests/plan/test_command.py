@@ -77,7 +77,7 @@ EMPTY = ("--prices", "--profile", "--like", "--model", "--link", "--ran-on", "--
         (["--chips", "8xH100:teacher"], "--chips: cannot read"),
         (["--chips", "8xH100", "--model", "Qwen9"], "no sizes of 'Qwen9'"),
         (["--chips", "8xH100", "--link", "10"], "--link '10'"),
-        (["--chips", "8xH100", "--mean-tokens", "-1"], "'-1' is no number above 0"),
+        (["--chips", "8xH100", "--mean-tokens", "-1"], "'-1' is no number above 0 and below 1e9"),
         (["--chips", "8xH100", "--prices", "none.toml"], "--prices none.toml"),
         (["--chips", "8xH100", "--like", "none"], "no run in none"),
         *((["--chips", "8xH100", each, ""], f"{each}: '' names nothing") for each in EMPTY),

@@ -3,19 +3,23 @@
 import math
 from collections.abc import Callable
 
+import msgspec
 import pytest
 
-from interlock.plan.chips import catalogue, data_file, find, names
+from interlock.plan.chips import catalogue, data_file, find, names, parse_stock
 from interlock.plan.constants import values
 from interlock.plan.decode_rows import of_decode
 from interlock.plan.doubt import DOUBT, slower
 from interlock.plan.lengths import AnswerLengths
 from interlock.plan.memory import room_for
-from interlock.plan.plan import Plan
+from interlock.plan.plan import Plan, PlanInputs, plan_of
+from interlock.plan.roles import roles_of
 from interlock.plan.row_notes import told
 from interlock.plan.rows import Row, of_runs
+from interlock.plan.search import find_placements
 from interlock.plan.seconds import GeneratorReplica, StepLoad, decode_s, refilled_s
 from interlock.plan.shapes import named
+from interlock.plan.told import lines_of, lines_of_search, tree_of
 from interlock.plan.validate import percentile, published, reason
 from interlock.plan.workload import GivenFigures
 
@@ -100,6 +104,24 @@ def test_on_a_chip_without_a_run_it_may_take_longer(planned: Callable[..., Plan]
     assert above[1] == pytest.approx(math.hypot(below[1], DOUBT))
     assert set(names().proven) <= set(catalogue())
     assert find("H200").proven and not find("910B").proven and not find("C550").proven
+
+
+def test_plan_and_search_say_which_chips_no_run_was_fitted_on(
+    inputs: Callable[..., PlanInputs],
+) -> None:
+    stocks, given = parse_stock("8xH100,64x910C"), inputs()
+    plan = plan_of(given, roles_of(parse_stock("8xH100:learner,8x910C:generator"), True))
+    told = [each for each in lines_of(plan, given) if "no run on it" in each]
+    assert len(told) == 1 and "Ascend 910C" in told[0] and "goes further up" in told[0]
+    assert [each["proven"] for each in tree_of(plan, given)["chips"]] == [True, False]
+    found = find_placements(given, stocks)
+    assert any("910C" in each.roles.told for each in found.front)
+    last = list(lines_of_search(found))[-1]
+    assert "Ascend 910C" in last and "may not be among the best" in last
+    measured = msgspec.structs.replace(given, measured=True)
+    assert not any("no run on it" in each for each in lines_of(plan, measured))
+    said = list(lines_of_search(find_placements(measured, stocks)))
+    assert not any("no run on it" in each for each in said)
 
 
 def test_unseen_rows_are_others_and_explained() -> None:

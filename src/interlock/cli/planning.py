@@ -89,7 +89,8 @@ def _positive(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0 < value < 1e9:
-        raise argparse.ArgumentTypeError(f"{one_line(repr(text), 40)} is no number above 0")
+        shown = one_line(repr(text), 40)
+        raise argparse.ArgumentTypeError(f"{shown} is no number above 0 and below 1e9")
     return value
 
 

@@ -28,7 +28,8 @@ _DUTIES: dict[str, Duty] = {
     "both": "both",
     "": "both",
 }
-_ENTRY = re.compile(r"\s*(\d{1,7})\s*[x*×]\s*([^:,]+?)\s*(?::\s*([a-z]*)\s*)?")
+_ENTRY = re.compile(r"\s*(\d{1,7})\s*[x*×]\s*([^:]+?)\s*(?::\s*([a-z]*)\s*)?")
+_BETWEEN = re.compile(r",(?![^()]*\))")  # commas, but those within a name's parentheses
 _MOST_CHIPS = 1_000_000
 _SCALE_OUT = 12.5e9  # bytes/s of a chip where the table is silent: 100 Gb/s; assumed
 _SCALE_UP = 32e9  # bytes/s where the table is silent: a PCIe 4.0 slot; assumed
@@ -191,7 +192,7 @@ def _near(said: str) -> list[str]:
 def parse_stock(text: str) -> list[Stock]:
     """'64xH800:learner,128x910B:generator' -> what there is. Raises ConfigError."""
     found = []
-    for entry in text.split(","):
+    for entry in _BETWEEN.split(text):
         match = _ENTRY.fullmatch(entry)
         if match is None or (match[3] or "") not in _DUTIES:
             raise ConfigError(

@@ -42,6 +42,7 @@ class Found(NamedTuple):
     tried: int  # placements
     fitting: int  # of these, in step and running ahead
     currency: str = ""  # of all money; "": prices are in several, or one is not known
+    measured: bool = False  # by rates or factors of this very machine
 
 
 def find_placements(given: PlanInputs, stocks: Sequence[Stock], most: int = MOST) -> Found:
@@ -66,7 +67,7 @@ def find_placements(given: PlanInputs, stocks: Sequence[Stock], most: int = MOST
         why = why or reason
     if not options:
         raise ConfigError(f"no placement of these chips fits: {why or 'none was tried'}")
-    return Found(front(options), len(candidates), len(options), currency)
+    return Found(front(options), len(candidates), len(options), currency, given.measured)
 
 
 def _tried(

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from interlock.plan.chips import Stock
+from interlock.plan.chips import ChipSpec, Stock
 from interlock.plan.constants import Rates, constants
 from interlock.plan.memory import MemoryUse
 from interlock.plan.plan import Plan, PlanInputs, Span, StagePlan
@@ -45,7 +45,7 @@ def lines_of(plan: Plan, given: PlanInputs) -> Iterator[str]:
         f"{figure(shape.active / 1e9)} B a token, {kind} ({shape.source})"
     )
     yield f"on {plan.roles.told}"
-    for each in _notes(plan):
+    for each in _notes(plan, given.measured):
         yield f"  {each}"
     yield ""
     yield "memory, GB a chip"
@@ -68,17 +68,21 @@ def lines_of(plan: Plan, given: PlanInputs) -> Iterator[str]:
     yield from _sources(plan, given)
 
 
-def _notes(plan: Plan) -> Iterator[str]:
+def _unproven(chip: ChipSpec) -> str:
+    return (
+        f"{chip.name}: no run on it was fitted; on such chips half of what was published took 1.6 "
+        "to 4 times as long as planned"
+    )
+
+
+def _notes(plan: Plan, measured: bool) -> Iterator[str]:
     for stock in _stocks(plan):
         if stock.note:
             yield stock.note
         if stock.chip.confidence != "seen":
             yield f"{stock.chip.name}: its figures are from memory, no page was found"
-        if not stock.chip.proven:
-            yield (
-                f"{stock.chip.name}: no run on it was fitted; on such chips half of what was "
-                "published took 1.6 to 4 times as long as planned, so the range goes further up"
-            )
+        if not (measured or stock.chip.proven):
+            yield f"{_unproven(stock.chip)}, so the range goes further up"
         if stock.chip.assumed:
             yield f"{stock.chip.name}: assumed are its {', '.join(stock.chip.assumed)}"
 
@@ -208,6 +212,14 @@ def lines_of_search(found: Found) -> Iterator[str]:
         )
     if len(found.front) > _SHOWN_OPTIONS:
         yield f"and {len(found.front) - _SHOWN_OPTIONS} more; --json has them all"
+    shown = [
+        stock.chip
+        for option in found.front[:_SHOWN_OPTIONS]
+        for stock in (option.roles.learner, *option.roles.generators)
+    ]
+    for chip in {chip.name: chip for chip in shown}.values():
+        if not (found.measured or chip.proven):
+            yield f"{_unproven(chip)}, so it may not be among the best"
 
 
 def _mode(option: Option) -> str:
@@ -289,7 +301,8 @@ def _stocks(plan: Plan) -> list[Stock]:
 
 def _stock_tree(stock: Stock) -> dict[str, Any]:
     tree: dict[str, Any] = msgspec.to_builtins(stock.chip)
-    return tree | {"count": stock.count, "duty": stock.duty, "note": stock.note}
+    known = {"proven": stock.chip.proven, "note": stock.note}
+    return tree | {"count": stock.count, "duty": stock.duty} | known
 
 
 def _kind(given: PlanInputs, name: str) -> str:
