@@ -4,6 +4,7 @@ StageWork, Settled, Rates ──stage_seconds──> Parts ─┬─ synchronous
                                                └─ asynchronous: the longer of the two roles
 """
 
+import math
 from typing import NamedTuple
 
 from interlock.plan.constants import Rates
@@ -23,8 +24,9 @@ from interlock.plan.workload import StageWork
 _ENCODED = 0.73e9  # bytes/s of the model that one thread makes a delta of; measured (bench/RESULTS)
 _APPLIED = 1.0e9  # bytes/s of the model, per node, that are put in place; measured there
 _THREADS = 8.0  # that encode or apply at a time on a node; assumed
-_INDEXED = 3.0  # bytes of a delta per byte that changed: its place and its value
-_ADAPTER_DELTA = 0.65  # of an adapter's bytes, in a delta; measured (bench/RESULTS.md, Adapters)
+# Of what a delta is of; measured (bench/RESULTS.md, Weight versions and Adapters).
+_INDEXED = 1.1  # bytes per byte that changed: its place, and how far it went
+_ADAPTER_DELTA = 0.45  # bytes per byte of an adapter, all of which changes
 _STORED = 2e9  # bytes/s to a checkpoint's disk; assumed
 _KEPT_BYTES = 12.0  # of a weight in a checkpoint
 _LATENCY_S = 0.2  # before a version is noticed; assumed
@@ -165,8 +167,11 @@ def _publication(
     size = (adapter or at.learners.shape.params) * 2.0
     if at.roles.turns or not work.learns:
         return 0.0, 0.0, 0.0, 0.0
-    delta = min(size, size * (_ADAPTER_DELTA if adapter else work.changed * _INDEXED))
-    sent = (delta * (work.whole_every - 1) + size) / work.whole_every
+    delta = size * (_ADAPTER_DELTA if adapter else work.changed * _INDEXED)
+    deltas = work.whole_every - 1
+    if deltas * delta > size:  # they end once they have come to a whole one
+        deltas = math.ceil(size / delta)
+    sent = (delta * deltas + size) / (deltas + 1)
     slowest = min([at.learners.chip.scale_out, *(each.stock.chip.scale_out for each in at.groups)])
     over = link or slowest
     nodes = max(1.0, at.learners.chips / at.learners.chip.domain)
