@@ -152,3 +152,14 @@ def test_missing_numbers_are_gaps(grpo_step: Step) -> None:
 def test_nothing_logged_gives_no_plots() -> None:
     assert traces([]) == {}
     assert traces([StepMetrics(stage=0, step=1)]) == {}
+
+
+def test_points_on_an_axis_are_whole_and_small_losses_are_numbers(grpo_step: Step) -> None:
+    metrics = [grpo_step(0, step) for step in range(1, 4)]
+    timeline = Timeline(metrics, [])
+    figures = {plot.id: plot.figure(timeline) for plot in plots(metrics, [], timeline)}
+    drawn = [trace for figure in figures.values() for trace in figure["data"]]
+    assert {trace.get("cliponaxis", True) for trace in drawn if trace["type"] == "scatter"} == {
+        False
+    }
+    assert figures["loss"]["layout"]["yaxis"]["exponentformat"] == "e"

@@ -63,6 +63,8 @@ def test_every_line_shows_what_was_logged(grpo_step: Step) -> None:
         ],
         "slope": [("slope", [0.1, 0.2, 0.1 * 3]), ("explained", [0.25] * 3)],
     }
+    # A reward that is what the verifier says is drawn under it, and seen between its dots.
+    assert [line["line"].get("dash") for line in plots["proxy"]["data"]] == [None, "dot", None]
 
 
 def test_a_run_without_these_figures_has_no_section(grpo_step: Step) -> None:

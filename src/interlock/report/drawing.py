@@ -251,8 +251,13 @@ def _figure(plot: Plot, timeline: Timeline) -> dict[str, Any]:
             **row.axis,
         }
         alone = {"showlegend": False} if len(row.traces) == 1 else {}  # the axis says what it is
-        data += [{**trace, **alone, "yaxis": f"y{suffix}"} for trace in row.traces]
+        data += [_whole(trace) | alone | {"yaxis": f"y{suffix}"} for trace in row.traces]
     return {"data": data, "layout": layout}
+
+
+def _whole(trace: Trace) -> Trace:
+    """A point that lies on an axis is not cut in half."""
+    return trace | ({"cliponaxis": False} if trace["type"] == "scatter" else {})
 
 
 def _steps_axis(timeline: Timeline) -> dict[str, Any]:

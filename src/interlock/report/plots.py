@@ -74,7 +74,9 @@ def _learning(draw: Drawing) -> list[Plot]:
             "pretrain stage does not learn.",
             [
                 Panel(
-                    "loss", [*loss, *draw.points("held out", GREEN, lambda m: m.held_out_loss)], {}
+                    "loss",
+                    [*loss, *draw.points("held out", GREEN, lambda m: m.held_out_loss)],
+                    {"exponentformat": "e"},  # of GRPO a few 1e-8, which else are "50n"
                 )
             ],
         ),

@@ -147,6 +147,8 @@ def _proxy(draw: Drawing, evaluations: Sequence[Evaluation], timeline: Timeline)
             }
         )
     reward = draw.line("reward", BLUE, lambda m: m.rollout.reward)
+    for trace in verdict:  # where the two are the same, both are to be seen
+        trace["line"] |= {"dash": "dot"}
     return [*reward, *verdict, *held_out] if reward else []
 
 
