@@ -146,11 +146,12 @@ class Following:
             said if count == 1 else f"{said}, the last of {count:,}"
             for count, said in self._damaged.values()
         ]
-        trouble = " · ".join(told + self._torn())
+        more = self._metrics.more or self._events.more
+        trouble = " · ".join(told + ([] if more else self._torn()))
         if trouble != self.trouble:
             self.trouble = trouble
             self.version += 1
-        return self._metrics.more or self._events.more
+        return more
 
     def after(self, x: float) -> dict[str, Points]:
         """The points of every figure that has some behind `x`."""
