@@ -9,8 +9,10 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from a_move import a_move
 from stopping import train_until
 
+from interlock.cli import main
 from interlock.config.reading import parse_recipe
 from interlock.config.schema import Recipe
 from interlock.errors import RunError
@@ -104,6 +106,20 @@ def test_the_run_goes_on_from_a_bundle_without_what_it_came_from(
         file.with_suffix(".gone").rename(file)
     weights = "weights/model.safetensors"
     assert digest(into / weights) == digest(stopped / weights)
+
+
+def test_the_command_that_goes_on_from_a_bundle_is_one_that_does(
+    stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunDir.read(stopped)
+    run.manifest.moves.append(a_move(trust="unqualified"))
+    (stopped / "manifest.json").write_bytes(msgspec.json.encode(run.manifest))
+    bundle.write(stopped, tmp_path / "b", told)
+    with pytest.raises(SystemExit) as end:
+        main(["migrate", str(tmp_path / "b"), "--into", str(into := tmp_path / "there")])
+    assert end.value.code == 0
+    expected = f"to go on: interlock train {into} --resume --unqualified\n"
+    assert capsys.readouterr().out == expected
 
 
 def test_prices_and_a_plan_go_along(stopped: Path, tmp_path: Path) -> None:

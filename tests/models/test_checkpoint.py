@@ -1,5 +1,6 @@
 """Loading, refusing and saving model directories; transformers is the other reader and writer."""
 
+import errno
 import json
 import os
 import shutil
@@ -281,6 +282,21 @@ def test_header_longer_than_the_file(llama: Path, length: int) -> None:
 
 def entry(start: int, end: int, shape: list[int], dtype: str = "F32") -> dict[str, Any]:
     return {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+
+
+def test_weights_that_may_not_be_read_are_not_fetched_again(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    def absent(*_: object, **__: object) -> None:  # as safetensors has it
+        raise FileNotFoundError(f"No such file or directory: {llama / WHOLE}")
+
+    monkeypatch.setattr("interlock.models.stored.safe_open", absent)
+    monkeypatch.setattr("interlock.models.stored.open_regular", refused)
+    told = f"{llama / WHOLE} cannot be read (Permission denied); let this user read it"
+    assert refusal(llama) == told
 
 
 def test_a_pointer_of_git_lfs_is_told_with_its_remedy(llama: Path) -> None:

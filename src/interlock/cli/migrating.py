@@ -3,6 +3,7 @@
 import argparse
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +74,7 @@ def add_migrate(choices: Any) -> None:
 def migrate(given: argparse.Namespace) -> None:
     """Prove the device, record the move, and say how to go on."""
     from interlock.migrate import moving
+    from interlock.rundir import RunDir
 
     if not 0 < given.timeout < 1e9:
         raise ConfigError(f"--timeout {given.timeout:g}: give a number of seconds above 0")
@@ -90,7 +92,7 @@ def migrate(given: argparse.Namespace) -> None:
     if not given.back and given.learner is None:
         if given.into is None:
             raise ConfigError("say where to: --learner DEVICE, --bundle PATH, or --back")
-        print(_to_go_on(run))
+        print(_to_go_on(run, RunDir.read(run).manifest.moves))
         return
     wish = moving.MoveWish(
         given.learner or "",
@@ -137,15 +139,19 @@ def _tell(line: str) -> None:
 
 
 def _print(made: "Move", run: Path) -> None:
-    from interlock.chips.admission import UNQUALIFIED
-
     for finding in made.findings:
         print(f"{finding.check}: {finding.result}: {finding.summary}")
     print(
         f"{made.part}: {made.before.device} -> {made.after.device}, from stage {made.stage} step "
-        f"{made.step}\n{_to_go_on(run)}" + " --unqualified" * (made.trust == UNQUALIFIED)
+        f"{made.step}\n{_to_go_on(run, [made])}"
     )
 
 
-def _to_go_on(run: Path) -> str:
-    return f"to go on: interlock train {shlex.quote(str(run))} --resume"
+def _to_go_on(run: Path, moves: Sequence["Move"]) -> str:
+    from interlock.chips.admission import UNQUALIFIED
+
+    unqualified = bool(moves) and moves[-1].trust == UNQUALIFIED
+    return (
+        f"to go on: interlock train {shlex.quote(str(run))} --resume"
+        + " --unqualified" * unqualified
+    )

@@ -57,6 +57,8 @@ def read_text(path: Path, remedy: str = "fetch the model again") -> str:
     """Raises ModelError when the file cannot be read, is no UTF-8 or is far too long."""
     try:
         return read_regular(path, _MOST_BYTES).decode("utf-8")
+    except PermissionError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror}; let this user read it") from None
     except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a name that no file can have
         shown = one_line(str(path), 200)
         raise ModelError(f"cannot read {shown}: {error_line(error, 300)}; {remedy}") from None

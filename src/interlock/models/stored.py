@@ -10,7 +10,7 @@ unpickled. The `safetensors` library checks lengths and offsets.
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -177,20 +177,23 @@ def opened(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as file:
             yield file
     except (SafetensorError, OSError) as error:
-        if _is_pointer(path):
-            raise ModelError(
-                f"{path} is a pointer of Git LFS, and not the weights; run git lfs pull there"
-            ) from None
-        raise ModelError(
-            f"{path} cannot be read ({error_line(error, 300)}); fetch the model again"
-        ) from None
+        raise ModelError(f"{path} {_told(path, error)}") from None
 
 
-def _is_pointer(path: Path) -> bool:
-    """What a clone has without git-lfs: fetched again in the same way it would be no other."""
-    with suppress(OSError), open_regular(path) as file:
-        return file.read(len(_LFS)) == _LFS
-    return False
+def _told(path: Path, error: Exception) -> str:
+    """What is wrong with a file. safetensors says of all that it may not open that there is none.
+
+    A pointer is what a clone has without git-lfs: fetched in the same way again, it is no other.
+    """
+    try:
+        with open_regular(path) as file:
+            if file.read(len(_LFS)) == _LFS:
+                return "is a pointer of Git LFS, and not the weights; run git lfs pull there"
+    except PermissionError as refused:
+        return f"cannot be read ({refused.strerror}); let this user read it"
+    except OSError as refused:
+        error = refused
+    return f"cannot be read ({error_line(error, 300)}); fetch the model again"
 
 
 def sort_tensors(
