@@ -241,6 +241,7 @@ def test_a_lone_stage_needs_no_index(tmp_path: Path) -> None:
             "fused_attention_above = 64 is of the torch engine",
         ),
         ("learner.kernel=mkl", "choose one of auto, onednn, torch"),
+        ('stage=[{kind="reject-sft",readable={script="latn"}}]', 'choose one of "", arabic, '),
         ("fleet.kind=slurm", "choose one of inline, local, ray"),
     ],
 )

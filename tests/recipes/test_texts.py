@@ -1,6 +1,7 @@
 """What rows become under the templates of Qwen3, of DeepSeek-R1 and of neither."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -258,3 +259,28 @@ def test_a_share_of_the_rows_with_thoughts_keeps_them(share: float, tmp_path: Pa
     assert [row.tokens for row in read(data, tokenizer, 1000, switch="tags", share=share)[0]] == [
         row.tokens for row in found
     ]
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"messages": [ASK, PLAIN | {"role": "asistant"}, ASK, PLAIN]}, "2 is of the role 'asist"),
+        ({"messages": [ASK, PLAIN | {"role": "Assistant"}]}, "'Assistant'; did you mean 'assist"),
+        ({"messages": [ASK | {"role": "usr"}, PLAIN]}, "turn 1 is of the role 'usr'; did you mean"),
+        ({"prompt": [ASK], "completion": [PLAIN | {"role": "gpt"}]}, "did you mean 'assistant'?"),
+        (
+            {"conversations": [{"from": "humn", "value": "1"}]},
+            "the role 'humn'; did you mean 'user'",
+        ),
+    ],
+)
+def test_a_misspelt_role_is_no_turn_of_somebody_else(
+    tmp_path: Path, row: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(UserError, match=re.escape(told)):
+        texts(row, opened(tmp_path, "chatml"), "template")
+    for role in ("tool", "developer", "ipython", "observation", "environment"):
+        [(_, learned)] = texts(
+            {"messages": [ASK | {"role": role}, PLAIN]}, opened(tmp_path, "chatml"), "template"
+        )
+        assert sum(learned) == 2  # "2" and the end

@@ -354,7 +354,8 @@ def _choices(setting: str, kind: type[msgspec.Struct]) -> str:
         for each in several if path == _plain(setting) else ():
             if isinstance(each, msgspec.inspect.LiteralType):
                 lists = any(isinstance(other, msgspec.inspect.ListType) for other in several)
-                return ", ".join(map(str, each.values)) + ", or a list of names" * lists
+                values = (str(value) or '""' for value in each.values)
+                return ", ".join(values) + ", or a list of names" * lists
     return ""
 
 

@@ -18,8 +18,9 @@ A row may say whether it thinks (`thinking`). There are two ways to tell the mod
                 2505.09388, section 4.3, table 9). Any template will do
 """
 
+import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from interlock import thinking
@@ -35,6 +36,8 @@ _SWITCHES = {
     "enable_thinking": re.compile(r"\benable_thinking\b"),
     "thinking": re.compile(r"\b(?:if|elif|not|and|or|set)\s+thinking\b"),
 }
+# Not all that there are: a template may know others.
+_ROLES = ("system", "developer", "user", "assistant", "tool", "human", "gpt")
 _APART = ("reasoning_content", "reasoning")  # where a turn has its thoughts beside its answer
 
 
@@ -71,6 +74,7 @@ def texts(
         case PlainRow(prompt, text):
             return [_plain(prompt, text, tokenizer)]
         case ChatRow():
+            _refuse_misspelt(found.turns)
             if not any(turn["role"] == "assistant" for turn in found.turns[found.since :]):
                 raise TaskError("no assistant turn to learn from")
             calls = any(turn.get("tool_calls") for turn in found.turns[found.since :])
@@ -81,6 +85,16 @@ def texts(
             if calls or (found.thinking is None and not any(map(_thinks, found.turns))):
                 return [_whole(found, tokenizer)]
             return list(_turn_by_turn(found, tokenizer, switch))
+
+
+def _refuse_misspelt(turns: Sequence[Mapping[str, Any]]) -> None:
+    """An "asistant" is rendered as whoever else, and what it says is not learned."""
+    for number, turn in enumerate(turns, 1):
+        if (role := turn["role"]) in _ROLES[:-2]:
+            continue
+        if near := difflib.get_close_matches(role.strip().lower(), _ROLES, 1, cutoff=0.8):
+            meant = {"human": "user", "gpt": "assistant"}.get(near[0], near[0])
+            raise TaskError(f"turn {number} is of the role {role!r}; did you mean {meant!r}?")
 
 
 def _plain(prompt: str, text: str, tokenizer: Tokenizer) -> Row:
