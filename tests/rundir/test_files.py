@@ -134,6 +134,12 @@ def test_a_failed_append_is_cut_off_again(tmp_path: Path, monkeypatch: pytest.Mo
         (OSError(errno.EROFS, ""), "read-only"),
         (PermissionError(errno.EACCES, ""), "no permission"),
         (NotADirectoryError(errno.ENOTDIR, ""), "is a file"),
+        (IsADirectoryError(errno.EISDIR, ""), "a directory has the name of one of its files"),
+        (
+            OSError(errno.ENOSYS, ""),
+            "keeps no locks (flock); mount it with them",
+        ),  # as Lustre has it
+        (OSError(errno.ENOLCK, ""), "keeps no locks (flock); mount it with them"),
         (RuntimeError("I/O error: No space left on device (os error 28)"), "no space left"),
     ],
 )

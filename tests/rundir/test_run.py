@@ -1,3 +1,4 @@
+import errno
 import os
 import re
 import signal
@@ -423,3 +424,15 @@ def test_a_lock_that_is_a_pipe_is_waited_for_by_nobody(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "run" / "lock")
     assert RunDir.read(tmp_path / "run").status == "interrupted"
     run.close()
+
+
+def test_a_file_system_without_locks_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(*_: object) -> None:  # as Lustre has it where it was mounted without flock
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", unknown)
+    told = f"{tmp_path / 'run'}: the file system keeps no locks (flock); mount it with them, or "
+    with pytest.raises(RunError, match=re.escape(told)):
+        create(tmp_path / "run")

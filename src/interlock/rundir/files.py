@@ -35,6 +35,10 @@ _READ_ONLY = "the file system is read-only; remount it, or choose another direct
 _NO_PERMISSION = "no permission to write; change its owner or mode, or choose another directory"
 _DISK_ERROR = "the disk failed or refused a write; check it and `ulimit -f`, and do it again"
 
+_NO_LOCKS = (
+    "the file system keeps no locks (flock); mount it with them, or choose another directory"
+)
+
 _ERRNO_REMEDIES = {
     errno.ENOSPC: _FULL,
     errno.EDQUOT: _FULL,
@@ -46,6 +50,10 @@ _ERRNO_REMEDIES = {
     errno.ELOOP: "a file of it is a symbolic link, which is not followed; remove the link",
     errno.ENXIO: "a file of it is a pipe or a device; remove that",
     errno.ENOTDIR: "a part of this path is a file; choose another directory",
+    errno.EISDIR: "a directory has the name of one of its files; move that away",
+    errno.ENOLCK: _NO_LOCKS,
+    errno.ENOSYS: _NO_LOCKS,
+    errno.EOPNOTSUPP: _NO_LOCKS,
     errno.EEXIST: "a file of this name is in the way; choose another directory",
     errno.ENAMETOOLONG: "the name is too long; choose another directory",
 }

@@ -378,7 +378,8 @@ def _acquire(directory: Path) -> TextIO:
     with storage_errors(directory):
         # The open file is the lock.
         file = open(directory / "lock", "a+", opener=unlinked)  # noqa: SIM115
-    if not locked(file):
+        ours = locked(file)
+    if not ours:
         file.seek(0)
         holder = file.read().strip() or "unknown"
         file.close()
