@@ -120,6 +120,12 @@ def test_data_that_is_neither_is_told_as_both(tmp_path: Path) -> None:
     data = write_rows(tmp_path / "a.jsonl", [{"q": "1+1?", "a": "2"}])
     with pytest.raises(ConfigError, match=r"no field 'question'.*text to learn from: a row is"):
         write(Wishes(data=data), tmp_path / "recipe.toml")
+    problems = write_rows(tmp_path / "p.jsonl", ROWS["problems"])
+    with pytest.raises(
+        ConfigError, match=r"p\.jsonl: as text to learn from: the column 'prompt' needs a"
+    ):
+        write(Wishes(data=problems, stage="sft"), tmp_path / "recipe.toml")
+    assert not (tmp_path / "recipe.toml").exists()
     with pytest.raises(TaskError, match="the file is empty"):
         write(Wishes(data=write_rows(tmp_path / "b.jsonl", [])), tmp_path / "recipe.toml")
 

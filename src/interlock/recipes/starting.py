@@ -109,20 +109,19 @@ def _looked_at(path: str, stage: StageKind | None) -> _Data:
     """What the first rows are for. Raises TaskError."""
     found = find(path)
     _, _, first = next(iter(rows_of(found.train)))
-    if stage is None:
+    either = ""
+    if stage != "grpo":
         try:
             example(first)
             return _Data("sft", 0, False)
         except ValueError as error:
-            learned = str(error)
-    else:
-        learned = ""
-    if stage == "sft":
-        return _Data("sft", 0, False)
+            learned = f"as text to learn from: {error}"
+            if stage == "sft":
+                raise ConfigError(f"{path}: {learned}") from None
+            either = f"; and {learned}"
     try:
         asked(first)
     except ValueError as error:
-        either = f"; and as text to learn from: {learned}" if learned else ""
         raise ConfigError(f"{path}: as a problem: {error}{either}") from None
     files = found.test or found.train
     rows = (row for _, _, row in islice(rows_of(files), _LOOKED_AT))
