@@ -10,8 +10,8 @@ import msgspec
 from msgspec import Meta
 
 LARGEST = 2.0**127  # of a setting: it is computed with in float32
-# By less than this no published model divides; what comes of it stays far within float32.
-PositiveFloat = Annotated[float, Meta(ge=2.0**-24, le=LARGEST)]
+# By less than this no model divides; what comes of it stays within float32.
+PositiveFloat = Annotated[float, Meta(ge=2.0**-64, le=LARGEST)]
 FiniteFloat = Annotated[float, Meta(ge=-LARGEST, le=LARGEST)]
 ContextLength = Annotated[int, Meta(gt=0, le=2**40)]
 
