@@ -64,6 +64,18 @@ def test_no_row_of_an_edited_file_is_lost(file: Path, edited: str) -> None:
     assert read(file)[1] == [*rows(), more]
 
 
+def with_entry(entry: str) -> Callable[[bytes], bytes]:
+    """A change of a file: its first row says this, too."""
+    return lambda data: data.replace(b'"mark"', entry.encode() + b',"mark"', 1)
+
+
+def test_turns_without_words_are_shown(file: Path) -> None:
+    """As of a call of a tool, whose turn has no content."""
+    turns = b'[{"role":"user","content":"a"},{"role":"assistant"},{"content":"b"}]'
+    file.write_bytes(file.read_bytes().replace(b'"What is 0? \\u001b[31m"', turns))
+    assert read(file)[1][0].text == "user: a\n\nassistant: \n\n: b"
+
+
 @pytest.mark.parametrize(
     ("spoil", "why"),
     [
@@ -79,6 +91,13 @@ def test_no_row_of_an_edited_file_is_lost(file: Path, edited: str) -> None:
         ),
         (lambda data: data.replace(b"because", b"\xe9"), "line 1 is not UTF-8"),
         (lambda data: data.replace(b"because", b'"', 1), "line 1 is damaged"),
+        (with_entry('"pass_rate":1.5'), "line 1 is no row of labels .* `float` <= 1.0"),
+        (with_entry('"answers":-1'), "line 1 is no row of labels .* `int` >= 0"),
+        (with_entry('"reviews":{"ann":{"decision":"correct"}}'), "'correct' with the answer None"),
+        (
+            with_entry('"reviews":{"ann":{"decision":"accept","answer":"7"}}'),
+            "ann says 'accept' with the answer '7': a correction has one",
+        ),
     ],
 )
 def test_a_spoilt_file_is_refused_and_stays(

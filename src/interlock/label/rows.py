@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
 
 from interlock.errors import RunError
 from interlock.label.marks import LabelAnswer, Mark
@@ -19,6 +20,7 @@ from interlock.records.rl import Problem
 from interlock.regular import read_regular
 from interlock.rundir import JsonLines, storage_errors, write_atomically
 from interlock.rundir.locking import locked
+from interlock.text import one_line
 
 
 class LabelSetting(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,8 +60,9 @@ class LabelRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     answer: str
     mark: Mark
     why: str
-    pass_rate: float | None = None  # share of right answers among those that were judged
-    answers: int = 0  # judged
+    # Share of right answers among those that were judged.
+    pass_rate: Annotated[float, Meta(ge=0, le=1)] | None = None
+    answers: Annotated[int, Meta(ge=0)] = 0  # judged
     discarded: int = 0  # not judged, through no fault of theirs
     tokens: float | None = None  # mean of an answer
     cut: float | None = None  # share of the answers that max_tokens ended
@@ -79,7 +82,8 @@ class LabelRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         """What is asked, as people read it."""
         if isinstance(self.question, str):
             return self.question
-        return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in self.question)
+        said = ((turn.get("role", ""), turn.get("content") or "") for turn in self.question)
+        return "\n\n".join(f"{role}: {content}" for role, content in said)
 
 
 _SAID = {"weights": "model (its weights are others now)"}
@@ -213,7 +217,14 @@ def _rows(path: Path) -> Iterator[LabelRow]:
 
 def _row(path: Path, number: int, line: bytes) -> LabelRow:
     try:
-        return msgspec.convert(from_json(line.decode().encode(), dict[str, Any]), LabelRow)
+        row = msgspec.convert(from_json(line.decode().encode(), dict[str, Any]), LabelRow)
+        for who, said in row.reviews.items():
+            if (said.decision == "correct") is (said.answer is None):
+                raise msgspec.ValidationError(
+                    f"{one_line(who, 100)} says {said.decision!r} with the answer "
+                    f"{one_line(repr(said.answer), 40)}: a correction has one, and nothing else"
+                )
+        return row
     except UnicodeDecodeError:
         raise RunError(f"{path} line {number} is not UTF-8; save the file as UTF-8") from None
     except msgspec.ValidationError as error:
