@@ -63,6 +63,20 @@ def test_no_more_is_drawn_from_than_travels_and_of_equals_the_first() -> None:
     assert tokens.tolist() == [MOST_KEPT - 1, 1500]
 
 
+def test_top_p_is_a_share_of_what_the_likeliest_have_together() -> None:
+    """As of an engine that has a top-k of as many: of 2,000 falling weights, half of 512's."""
+    falling = [math.exp(-place / 1000) for place in range(2000)]
+    wanted, reached = 0, 0.0
+    while reached < 0.5 * sum(falling[:MOST_KEPT]):
+        reached, wanted = reached + falling[wanted], wanted + 1
+    rule = Sampling(top_p=0.5)
+    logits = torch.arange(2000)[None] / -1000
+    (kept,) = told(draw(logits, [rule], [(0.5, 0.5)], [0], [rule.most_kept]).kept)
+    assert kept == tuple(range(wanted)) and wanted == 224
+    of_all = draw(logits, [Sampling(top_p=0.5, top_k=MOST_KEPT)], [(0.5, 0.5)], [0], [MOST_KEPT])
+    assert told(of_all.kept) == [kept]
+
+
 @pytest.mark.parametrize("slots", [2, 8])
 def test_sets_ride_on_the_segments_through_new_weights_and_a_new_start(
     tiny: Callable[..., Decoder], letters: type, prompt: Callable[[int], list[int]], slots: int

@@ -141,6 +141,11 @@ def _check_shapes(
     )
 
 
+def _are_last_words(targets: str | list[Any]) -> bool:
+    """PEFT takes a regular expression, or longer ends of names, too."""
+    return isinstance(targets, list) and not any("." in str(each) for each in targets)
+
+
 def _form(directory: Path) -> AdapterForm:
     config = read_object(directory, CONFIG)
     if config is None:
@@ -153,10 +158,15 @@ def _form(directory: Path) -> AdapterForm:
                 "B alone"
             )
     targets = config.get("target_modules")
+    if isinstance(targets, str | list) and targets != ALL_LINEAR and not _are_last_words(targets):
+        raise ModelError(
+            f"{directory / CONFIG}: target_modules {one_line(json.dumps(targets), 60)} is not "
+            "supported; choose an adapter whose targets are the last words of modules, as q_proj"
+        )
     tree = {"rank": config.get("r"), "alpha": config.get("lora_alpha")}
     tree["targets"] = ALL_LINEAR if targets == ALL_LINEAR else targets
     try:
-        return msgspec.convert(tree, AdapterForm, strict=False)
+        return msgspec.convert(tree, AdapterForm)
     except msgspec.ValidationError as error:
         problem = one_line(str(error).replace("$.", ""), 100)
         raise ModelError(
