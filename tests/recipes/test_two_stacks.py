@@ -43,8 +43,9 @@ def test_two_stacks_train_one_model(smollm2: Path, tiny_recipe: Path, tmp_path: 
     fresh = lines[0].workers["generator-0"].mismatch[0]
     assert fresh.tokens > 0 and fresh.k3 < 1e-6 and fresh.share_above_2 == 0
     assert sorted(view.ledger.used(0)) == list(range(4 * 3))
-    kinds = [event.kind for event in view.events()]
-    assert kinds == ["worker_started", "weights_whole"], view.events()
+    # All of its float32 weights move, by few of their steps: deltas are worth it.
+    assert sum(line.published.deltas for line in lines) >= 2
+    assert [event.kind for event in view.events()] == ["worker_started"], view.events()
 
 
 def test_an_adapter_learns_and_is_served_from_a_slot(tiny_recipe: Path, tmp_path: Path) -> None:
