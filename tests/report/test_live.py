@@ -19,7 +19,7 @@ from interlock.records.metrics import RolloutMetrics, StepMetrics, StepSeconds
 from interlock.records.rl import Completion, FinishReason, Group, Problem, ScoredGroup, Verdict
 from interlock.report.live import following
 from interlock.report.live.answers import changes, held_out, rollouts
-from interlock.report.live.following import Following, Tail
+from interlock.report.live.following import Following
 from interlock.report.live.series import MOST
 from interlock.rundir import RunDir
 
@@ -65,35 +65,6 @@ def test_speed_is_told_of_a_long_run_that_began_with_an_evaluation(tmp_path: Pat
     speed = following.after(-1)["speed"]
     assert len(speed.x) > MOST / 2 and set(speed.y) == {250.0}
     assert following.newest()["speed"] == 250.0
-
-
-def new_lines(tail: Tail) -> tuple[list[bytes], bool]:
-    lines, another = tail.lines()
-    return lines.each(), another
-
-
-def test_a_line_counts_when_it_is_whole_and_a_repaired_file_is_read_anew(tmp_path: Path) -> None:
-    path = tmp_path / "lines"
-    tail = Tail(path)
-    assert new_lines(tail) == ([], False)
-    path.write_bytes(b"one\ntw")
-    assert new_lines(tail) == ([b"one"], False)
-    path.write_bytes(b"one\ntwo\n")
-    assert new_lines(tail) == ([b"two"], False)
-    path.write_bytes(b"one\n")
-    assert new_lines(tail) == ([b"one"], True)
-
-
-def test_a_file_in_the_place_of_another_is_read_anew_whatever_its_length(tmp_path: Path) -> None:
-    path = tmp_path / "lines"
-    path.write_bytes(b"one\ntwo\nthr")  # torn, then repaired and gone on with
-    tail = Tail(path)
-    assert new_lines(tail) == ([b"one", b"two"], False)
-    path.write_bytes(b"one\ntwo\nfour\nfive\n")
-    assert new_lines(tail) == ([b"one", b"two", b"four", b"five"], True)
-    path.write_bytes(b"six\nsix\nseven\nsevn\n")  # another run's, of the same length
-    assert new_lines(tail) == ([b"six", b"six", b"seven", b"sevn"], True)
-    assert new_lines(tail) == ([], False)
 
 
 def test_of_a_line_without_an_end_little_is_held(
@@ -253,28 +224,6 @@ def test_memory_is_flat(tmp_path: Path) -> None:
             pass
         kept.append(sum(len(points.x) for points in following.after(-1).values()))
     assert following.x == 19_999 and all(number < 2 * 2 * MOST for number in kept)
-
-
-@pytest.mark.parametrize("at_once", [1, 7, 100, 2**12])
-def test_lines_are_those_of_the_file_however_it_is_cut(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
-) -> None:
-    """Against a plain split; and the buffer that they are in is no longer than needed."""
-    monkeypatch.setattr(following, "_AT_ONCE", at_once)
-    path, found = tmp_path / "lines", list[bytes]()
-    parts = [b"a\n\nbc", b"", b"d\n" + b"x" * 300, b"y" * 50 + b"\nz\r\n", b"end"]
-    tail = Tail(path)
-    for part in parts:
-        with path.open("ab") as file:
-            file.write(part)
-        while True:
-            lines, another = tail.lines()
-            found += lines.each()
-            assert not another and lines.last(2) == lines.each()[-2:]
-            assert len(tail._buffer) <= 2 * 350 + at_once
-            if not tail.more:
-                break
-    assert found == b"".join(parts).split(b"\n")[:-1]
 
 
 @pytest.mark.parametrize("blank", [b"\n", b"{\n}\n", b'{"stage":0,\n"step":2}\n'])
