@@ -19,7 +19,7 @@ from interlock.plan.memory import (
     learner_memory,
     room_for,
 )
-from interlock.plan.seconds import GeneratorReplica, Learners
+from interlock.plan.seconds import MOST_SPLIT, GeneratorReplica, Learners
 from interlock.plan.shapes import ModelShape
 from interlock.plan.sharding import learner_layout, least_learners, must_recompute
 
@@ -165,11 +165,11 @@ def _learners(
     load = load._replace(recompute=again or not _fits(shape, chip, count, load))
     # A sequence is split over as many chips as it must be to fit (context parallelism).
     parts = 1
-    while parts * 2 <= min(count, 16) and not _fits(shape, chip, count, _cut(load, parts)):
+    while parts * 2 <= min(count, MOST_SPLIT) and not _fits(shape, chip, count, _cut(load, parts)):
         parts *= 2
     memory = learner_memory(shape, chip, count, _cut(load, parts))
     if not memory.fits:
-        least = None if load.adapter else least_learners(shape, chip, _cut(load, 16))
+        least = None if load.adapter else least_learners(shape, chip, _cut(load, MOST_SPLIT))
         unfit.append(
             f"{count} x {chip.name} do not hold the learner of {shape.name} "
             f"({memory.total / 1e9:.0f} of {memory.usable / 1e9:.0f} GB a chip); "

@@ -20,7 +20,7 @@ _CACHE_BYTES = 2.0  # of an element of keys and values
 _SENT_BYTES = 2.0  # of an element that chips of one replica pass on
 _NODES_PER_TOKEN = 4  # that DeepSeek-V3's router lets a token go to; of others assumed
 _OPTIMIZER_BYTES = 34.0  # moved per weight: masters and two moments read and written, 24; gradient
-_MOST_SPLIT = 16  # chips that share a sequence's tokens, at the most; as roles.py cuts it
+MOST_SPLIT = 16  # chips that share a sequence's tokens, at the most
 _GRADIENT_BYTES = 6.0  # sent per weight: gradients reduced in float32, weights gathered in bfloat16
 
 
@@ -200,7 +200,7 @@ def refilled_s(of: GeneratorReplica, replicas: float, load: StepLoad, rates: Rat
 
 def busy(of: Learners, sequences: float) -> float:
     """Chips that have something to do: a copy of the model has one sequence at the least."""
-    copy = max(of.tensor * of.context, _MOST_SPLIT) * of.stages
+    copy = max(of.tensor * of.context, MOST_SPLIT) * of.stages
     return min(float(of.chips), max(1.0, sequences) * copy)
 
 
